@@ -1,0 +1,57 @@
+# One definition of each thing that is done to the project. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-gpu lint format protos lock bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Make .venv with everything, from the package index, every hash checked
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV): torch, ONNX Runtime, OpenVINO and the rest; a minute or two, about 6 GB"
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON); name a Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup ## Train on real digits, export, serve, classify, and print one table
+	$(BIN)/python examples/demo.py
+
+test: setup ## Run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-all: setup ## Run the tests and the slow ones
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: setup ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup ## Check style, types, import directions and that generated code is up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory protos PROTO_OUT=build/protos
+	@for file in $(PROTO_FILES); do cmp protos/$$file build/protos/$$file || { echo "error: protos/$$file is stale; run make protos" >&2; exit 1; }; done
+	@echo "generated protos are up to date"
+
+format: setup ## Let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the service, in one run
+	$(BIN)/fuseline bench spine
+
+lock: setup ## Renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade \
+		--extra cpu --extra rtx --extra export --extra bench --extra dev pyproject.toml -o requirements.lock
+
+clean: ## Remove everything that was made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

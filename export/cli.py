@@ -1,0 +1,98 @@
+"""`export CHECKPOINT`, which is also `fuseline export` and `python -m export`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.errors import FuselineError, InputError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A trained ResNet: .pt, .pth, .th, .ckpt or .safetensors.", show_default=False)
+    ],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 graph, and build engines from it.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Verify on these images instead of generated ones.")
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="Verify on at most so many images of --images.")] = 1000,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Pixels; default 32 for a 3x3 stem, else 224.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; default: the folder's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The package's folder; default: the checkpoint's name.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing package.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="smNN", help="Build a TensorRT engine for this compute capability, without a GPU."),
+    ] = None,
+) -> None:
+    """Turn a trained ResNet checkpoint into a model package that `fuseline serve` serves.
+
+    BatchNorm is folded into the convolutions, the network is written as ONNX, and every artifact is run and held
+    against eager PyTorch FP32. Nothing is written unless it is equal.
+    """
+    # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
+    from export.pipeline import ExportOptions, export_checkpoint
+    from export.progress import ConsoleNarrator
+
+    options = ExportOptions(
+        checkpoint=checkpoint,
+        out=out,
+        name=name,
+        force=force,
+        fp16=fp16,
+        engine=engine,
+        images=images,
+        max_images=max_images,
+        labels=labels,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        input_size=_size(input_size),
+    )
+    result = export_checkpoint(options, ConsoleNarrator())
+    worst = min(v.top1_agreement for v in result.manifest.verification)
+    typer.echo(
+        f"{result.folder}/ is complete: {len(result.manifest.artifacts)} artifacts, top-1 agreement with PyTorch at "
+        f"least {worst:.2%}; see {result.folder}/report.html, serve it with: fuseline serve {result.folder}"
+    )
+
+
+def main() -> None:
+    """Run the command; errors are one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except FuselineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was written\n")
+        sys.exit(130)
+
+
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} {text!r}: numbers separated by commas were expected, such as 0.485,0.456,0.406") from error
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(f"--input-size {text!r}: a number such as 224, or height x width such as 224x160, was expected")
+    return int(parts[0]), int(parts[-1])

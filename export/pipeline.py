@@ -1,0 +1,258 @@
+"""A checkpoint becomes a model package: the steps, top to bottom."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.architectures import Recognised, conv_bn_pairs, recognise
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.engine import build_engine
+from export.fold import FoldedNetwork, fold_network
+from export.model_facts import ModelFacts, facts_from
+from export.onnx_graph import onnx_from_network
+from export.precision import PrecisionShare, check_fp16, fp16_from_fp32, precision_share
+from export.progress import Narrator
+from export.report import Report, write_report
+from export.verify import (
+    Sample,
+    Skipped,
+    check_passed,
+    eager_logits,
+    generated_sample,
+    normalised,
+    sample_from_folder,
+    verify_artifact,
+)
+from serve.errors import BackendUnavailableError, PackageError
+from serve.model_package import (
+    Artifact,
+    Manifest,
+    ModelPackage,
+    Verification,
+    artifact_from_file,
+    check_destination,
+    new_package_folder,
+    save_manifest,
+)
+
+_PROBE_ROWS = 2
+_VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the user asked for."""
+
+    checkpoint: Path
+    out: Path | None = None
+    name: str | None = None
+    force: bool = False
+    fp16: bool = False
+    engine: str | None = None
+    """A compute capability such as `sm89`, to build a TensorRT engine ahead of time; None: for the GPU at hand."""
+    images: Path | None = None
+    max_images: int = 1000
+    generated_images: int = 64
+    labels: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: tuple[int, int] | None = None
+    """(height, width) in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made."""
+
+    folder: Path
+    manifest: Manifest
+    report: Report
+
+
+def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResult:
+    """Write the model package of `options.checkpoint`: all of it, or nothing.
+
+    Raises:
+        InputError: the checkpoint, an option or the destination is wrong.
+        VerificationError: an artifact differs from eager PyTorch FP32 beyond its bar.
+        BackendUnavailableError: an engine was asked for and can't be built here.
+    """
+    destination = destination_of(options)
+    check_destination(destination, replace=options.force)
+
+    with narrator.step(f"Reading {options.checkpoint.name}") as step:
+        checkpoint = read_checkpoint(options.checkpoint)
+        step.done("; ".join((f"{len(checkpoint.tensors)} tensors", *checkpoint.notes)))
+    with narrator.step("Recognising the architecture") as step:
+        recognised = recognise(checkpoint.tensors)
+        facts = facts_from(
+            checkpoint,
+            recognised.spec,
+            labels=options.labels,
+            mean=options.mean,
+            std=options.std,
+            input_size=options.input_size,
+        )
+        step.done(f"{recognised.spec.name}, {len(facts.labels)} classes, input {facts.described_input}")
+    with narrator.step("Collecting images to verify on") as step:
+        sample, doubts = _sample(options, facts)
+        step.done(sample.source)
+    for warning in (*facts.assumptions, *doubts):
+        narrator.warn(warning)
+    with narrator.step("Folding BatchNorm and input scaling") as step:
+        network = _fold(recognised, facts, sample)
+        step.done(f"{len(network.folds)} BatchNorms folded, none left")
+
+    try:
+        with new_package_folder(destination, replace=options.force) as folder:
+            written = _write_artifacts(folder, network, facts, options, narrator)
+            manifest = Manifest(
+                name=options.name or destination.name,
+                architecture=recognised.spec.name,
+                input=facts.input,
+                normalization=facts.normalization,
+                labels=facts.labels,
+                artifacts=written.artifacts,
+                provenance=_provenance(checkpoint, options),
+            )
+            package = ModelPackage(folder=folder, manifest=manifest)
+            verifications, skipped = _verify(package, recognised, sample, narrator)
+            manifest = manifest.model_copy(update={"verification": verifications})
+            report = Report(
+                manifest=manifest,
+                parameters=sum(parameter.numel() for parameter in recognised.module.parameters()),
+                folds=network.folds,
+                precision=written.precision,
+                engine_note=written.engine_note,
+                skipped=skipped,
+                warnings=(*facts.assumptions, *doubts),
+            )
+            check_passed(verifications)
+            write_report(folder, report)
+            save_manifest(folder, manifest)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PackageError(f"{destination} could not be written, and nothing of it was left behind: {reason}") from error
+    return ExportResult(destination, manifest, report)
+
+
+def destination_of(options: ExportOptions) -> Path:
+    """The package's folder: `--out`, or the checkpoint's path without its suffix."""
+    destination = options.out or options.checkpoint.with_suffix("")
+    if destination == options.checkpoint:
+        raise PackageError(f"{destination} is the checkpoint itself; name the package's folder with --out")
+    return destination
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    artifacts: tuple[Artifact, ...]
+    precision: dict[str, PrecisionShare]
+    engine_note: str
+
+
+def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
+    if options.images is not None:
+        return sample_from_folder(options.images, facts.input, options.max_images), ()
+    doubt = (
+        "verified on generated images only; --images DIR with a few hundred of the network's own kind proves more"
+    )
+    return generated_sample(facts.input, options.generated_images), (doubt,)
+
+
+def _fold(recognised: Recognised, facts: ModelFacts, sample: Sample) -> FoldedNetwork:
+    return fold_network(
+        recognised.module,
+        conv_bn_pairs(recognised.module),
+        first_convolution="conv1",
+        mean=facts.normalization.mean,
+        std=facts.normalization.std,
+        probe=normalised(sample.pixels[:_PROBE_ROWS], facts.normalization),
+    )
+
+
+def _write_artifacts(
+    folder: Path, network: FoldedNetwork, facts: ModelFacts, options: ExportOptions, narrator: Narrator
+) -> _Written:
+    metadata = {
+        "labels": facts.labels,
+        "input": facts.input.model_dump(mode="json"),
+        "normalization": facts.normalization.model_dump(mode="json"),
+    }
+    artifacts: list[Artifact] = []
+    shares: dict[str, PrecisionShare] = {}
+
+    def write(model: onnx.ModelProto, path: str, precision: str, share: PrecisionShare) -> bytes:
+        data = model.SerializeToString(deterministic=True)
+        (folder / path).write_bytes(data)
+        artifacts.append(artifact_from_file(folder, path, "onnx", precision))
+        shares[path] = share
+        return data
+
+    with narrator.step("Writing the ONNX graph") as step:
+        fp32 = onnx_from_network(network, facts.input, metadata)
+        graph = write(fp32, "model.onnx", "fp32", precision_share(fp32))
+        step.done(f"model.onnx, {len(graph) / 2**20:.1f} MiB")
+    if options.fp16:
+        with narrator.step("Writing the FP16 graph") as step:
+            fp16 = fp16_from_fp32(fp32)
+            share = check_fp16(fp16)
+            graph = write(fp16, "model.fp16.onnx", "fp16", share)
+            step.done(f"model.fp16.onnx, {len(graph) / 2**20:.1f} MiB, {share.fp16_layers} of {share.layers} layers FP16")
+    with narrator.step("Building the TensorRT engine") as step:
+        try:
+            built = build_engine(graph, capability=options.engine, on_progress=lambda _, done: step.advance_to(done))
+        except BackendUnavailableError as error:
+            if options.engine is not None:
+                raise
+            step.done(note := f"no engine: {error}")
+        else:
+            (folder / "engines").mkdir()
+            path = f"engines/{built.key}.plan"
+            (folder / path).write_bytes(built.plan)
+            details = built.details()
+            artifacts.append(
+                artifact_from_file(folder, path, built.library, "fp16" if options.fp16 else "fp32", details)
+            )
+            step.done(note := f"{path}, {len(built.plan) / 2**20:.1f} MiB, {built.library} {built.library_version}")
+    return _Written(tuple(artifacts), shares, note)
+
+
+def _verify(
+    package: ModelPackage, recognised: Recognised, sample: Sample, narrator: Narrator
+) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
+    with narrator.step("Running eager PyTorch FP32") as step:
+        eager = eager_logits(recognised.module, sample.pixels, package.manifest.normalization, step.advance_to)
+        step.done(f"{len(eager)} images")
+    verifications: list[Verification] = []
+    skipped: list[Skipped] = []
+    for artifact in package.manifest.artifacts:
+        with narrator.step(f"Verifying {artifact.path}") as step:
+            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to)
+            verifications += done
+            skipped += left
+            results = [f"{v.backend} top-1 {v.top1_agreement:.2%}, off by {v.max_abs_difference:.2g}" for v in done]
+            step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in left))))
+    if not verifications:
+        reasons = "; ".join(s.reason for s in skipped)
+        raise BackendUnavailableError(f"no backend could run the export, so it can't be verified: {reasons}")
+    return tuple(verifications), tuple(skipped)
+
+
+def _provenance(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
+    return {
+        "checkpoint": options.checkpoint.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "reading": list(checkpoint.notes),
+        "versions": {name: found for name in _VERSIONS_OF if (found := _version(name)) is not None},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

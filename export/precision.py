@@ -1,0 +1,119 @@
+"""The FP16 graph: strongly typed, still uint8 in and float32 out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serve.errors import VerificationError
+from serve.model_package import INPUT_NAME, OUTPUT_NAME
+
+# Pixels minus their mean reach 255; the weights that meet them were divided by 255 * std and would sink towards FP16's
+# subnormal range. A power of two moves the scale from one to the other without any rounding.
+_PIXEL_SCALE_LOG2 = 6
+_COMPUTE_OPS = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionShare:
+    """How much of a graph is FP16, read back from the graph itself."""
+
+    fp16_layers: int
+    layers: int
+    """Convolutions and matrix products."""
+    fp16_weights: int
+    weights: int
+    """Elements of floating-point initialisers that those layers use."""
+    fp32_layer_names: tuple[str, ...]
+
+
+def fp16_from_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` (as `onnx_from_network` makes it) that computes in FP16 from the first convolution on.
+
+    The mean is subtracted in FP32, where it is exact to 2**-16, and only then cast; the logits are cast back.
+
+    Raises:
+        VerificationError: a weight is beyond FP16's largest finite number, 65504; the layer is named.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    subtraction = _mean_subtraction(graph)
+    first = next(node for node in graph.node if subtraction.output[0] in node.input)
+    centred = subtraction.output[0]
+    scale_name, scaled, typed = "pixel_scale", "pixels_scaled", "pixels_fp16"
+    keep = set(subtraction.input) | {scale_name}
+
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in keep:
+            values = numpy_helper.to_array(tensor)
+            if tensor.name == first.input[1]:
+                values = values * np.float32(2**_PIXEL_SCALE_LOG2)
+            tensor.CopyFrom(numpy_helper.from_array(_fp16(values, tensor.name), tensor.name))
+    graph.initializer.append(numpy_helper.from_array(np.float32(2**-_PIXEL_SCALE_LOG2), scale_name))
+
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == centred:
+                node.input[index] = typed
+    last = next(node for node in graph.node if OUTPUT_NAME in node.output)
+    last.output[0] = "logits_fp16"
+    nodes = list(graph.node)
+    at = nodes.index(subtraction) + 1
+    nodes[at:at] = [
+        helper.make_node("Mul", [centred, scale_name], [scaled], name="pixels/scale"),
+        helper.make_node("Cast", [scaled], [typed], name="pixels/to_fp16", to=TensorProto.FLOAT16),
+    ]
+    nodes.append(helper.make_node("Cast", ["logits_fp16"], [OUTPUT_NAME], name="logits/to_fp32", to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    # Their types changed; every reader infers them anew.
+    del graph.value_info[:]
+    return half
+
+
+def precision_share(model: onnx.ModelProto) -> PrecisionShare:
+    """Count FP16 layers and weights by the types of the initialisers that each layer multiplies with."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    sizes = {tensor.name: int(np.prod(tensor.dims, dtype=np.int64)) for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in _COMPUTE_OPS]
+    half = [node for node in layers if types.get(node.input[1]) == TensorProto.FLOAT16]
+    names = {node.name for node in half}
+    return PrecisionShare(
+        fp16_layers=len(half),
+        layers=len(layers),
+        fp16_weights=sum(sizes[node.input[1]] for node in half),
+        weights=sum(sizes[node.input[1]] for node in layers),
+        fp32_layer_names=tuple(node.name for node in layers if node.name not in names),
+    )
+
+
+def check_fp16(model: onnx.ModelProto) -> PrecisionShare:
+    """The graph's `precision_share`, or `VerificationError` naming the layers that are not FP16."""
+    onnx.checker.check_model(model, full_check=True)
+    share = precision_share(model)
+    if share.fp32_layer_names:
+        raise VerificationError(f"FP16 was asked for, but these layers are FP32: {', '.join(share.fp32_layer_names)}")
+    return share
+
+
+def _mean_subtraction(graph: onnx.GraphProto) -> onnx.NodeProto:
+    """The node that subtracts the mean from the pixels: the first one that is no Transpose and no Cast."""
+    tensor = INPUT_NAME
+    while True:
+        node = next(node for node in graph.node if tensor in node.input)
+        if node.op_type not in ("Transpose", "Cast"):
+            assert node.op_type == "Sub", f"the pixels meet a {node.op_type} first, expected Sub"
+            return node
+        tensor = node.output[0]
+
+
+def _fp16(values: np.ndarray, name: str) -> np.ndarray:
+    limit = np.finfo(np.float16).max
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > limit:
+        raise VerificationError(
+            f"weight {name} reaches {largest:.6g}, beyond FP16's largest number {limit:.0f}; export without --fp16"
+        )
+    return values.astype(np.float16)

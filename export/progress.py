@@ -1,0 +1,71 @@
+"""What an export says while it works: a live display on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Step:
+    """One step of the work, while it runs."""
+
+    def __init__(self, title: str, display: Progress | None = None) -> None:
+        self.result = ""
+        self._display = display
+        self._task = display.add_task(title, total=None) if display else None
+
+    def advance_to(self, fraction: float) -> None:
+        """Say how much of the step is done, 0 to 1."""
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, completed=fraction, total=1.0)
+
+    def done(self, result: str) -> None:
+        """Say in a few words what the step found; shown when it ends."""
+        self.result = result
+
+
+class Narrator(Protocol):
+    """How the pipeline reports."""
+
+    def step(self, title: str) -> "_StepContext":
+        """A context manager around one step."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on."""
+        ...
+
+
+class _StepContext(Protocol):
+    def __enter__(self) -> Step: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class ConsoleNarrator:
+    """Reports to stderr, so that stdout stays for results."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """See `Narrator.step`."""
+        if not self._console.is_terminal:
+            step = Step(title)
+            yield step
+            self._console.print(f"{title}: {step.result}" if step.result else title, markup=False)
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as display:
+            step = Step(title, display)
+            yield step
+        self._console.print(f"[green]✓[/] {title}", end="")
+        self._console.print(f": {step.result}" if step.result else "", markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        """See `Narrator.warn`."""
+        self._console.print("[yellow]warning:[/] ", end="")
+        self._console.print(text, markup=False)

@@ -1,0 +1,211 @@
+"""Every artifact held against eager PyTorch FP32 on the same images, through the backends that serve them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from serve.backends import BACKENDS, open_backend, why_not_installed
+from serve.errors import BackendUnavailableError, ImageError, InputError, VerificationError
+from serve.images import decode_image
+from serve.model_package import Artifact, InputSpec, ModelPackage, Normalization, Verification
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FP32_MAX_DIFFERENCE = 1e-3
+"""Largest logit difference of an FP32 artifact, as a share of the range of eager's logits."""
+FP16_MIN_AGREEMENT = 0.995
+"""Smallest share of images on which an FP16 artifact's top-1 class is eager's."""
+_BATCH_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images on which artifacts are verified."""
+
+    pixels: NDArray[np.uint8]
+    """(n, height, width, channels), as they enter the network."""
+    names: tuple[str, ...]
+    source: str
+    """For people: the folder, or that they were generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An artifact that could not be run here, and why."""
+
+    artifact: str
+    backend: str
+    reason: str
+
+
+def sample_from_folder(folder: Path, input_spec: InputSpec, max_images: int) -> Sample:
+    """Decode up to `max_images` images of `folder`, found recursively, evenly spread over their sorted names.
+
+    Raises:
+        InputError: the folder is missing or has no image.
+        ImageError: an image can't be decoded; the file is named.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--images {folder}: there is no such folder")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"--images {folder}: no {', '.join(IMAGE_SUFFIXES)} file in it or its subfolders")
+    if len(files) > max_images:
+        files = [files[index] for index in np.linspace(0, len(files) - 1, max_images).round().astype(int)]
+    pixels = np.empty((len(files), *input_spec.row_shape), np.uint8)
+    for row, path in enumerate(files):
+        try:
+            pixels[row] = decode_image(
+                path.read_bytes(),
+                height=input_spec.height,
+                width=input_spec.width,
+                channels=input_spec.channels,
+                resize_shorter_side=input_spec.preprocessing.resize_shorter_side,
+                interpolation=input_spec.preprocessing.interpolation,
+            )
+        except ImageError as error:
+            raise ImageError(f"--images: {path}: {error}") from error
+    return Sample(pixels, tuple(str(path.relative_to(folder)) for path in files), f"{len(files)} images of {folder}")
+
+
+def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample:
+    """`count` generated images: random colour fields from coarse to fine, as smooth and as busy as photographs are.
+
+    They show arithmetic faults; they can't show what a network does on its own domain, so the report says what was used.
+    """
+    generator = np.random.default_rng(seed)
+    height, width, channels = input_spec.row_shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
+    for row in range(count):
+        total = np.zeros((1, channels, height, width), np.float32)
+        for cells in (2, 4, 8, 16, 32):
+            noise = torch.from_numpy(generator.normal(size=(1, channels, cells, cells)).astype(np.float32))
+            # Amplitude falls as 1/frequency, as in natural images (Field 1987).
+            total += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").numpy() * (2.0 / cells)
+        brightness, contrast = generator.uniform(60, 200), generator.uniform(20, 90)
+        pixels[row] = np.clip(total[0].transpose(1, 2, 0) * contrast + brightness, 0, 255).astype(np.uint8)
+    return Sample(pixels, tuple(f"generated {row}" for row in range(count)), f"{count} generated images")
+
+
+def eager_logits(
+    module: nn.Module, pixels: NDArray[np.uint8], normalization: Normalization, on_progress: Callable[[float], None]
+) -> NDArray[np.float32]:
+    """Logits (n, classes) of the unfolded `module` in eager PyTorch FP32, normalised as torchvision does it.
+
+    Raises:
+        VerificationError: eager PyTorch itself gives NaN or infinity.
+    """
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH_ROWS):
+            parts.append(module(normalised(pixels[start : start + _BATCH_ROWS], normalization)).numpy())
+            on_progress(min(1.0, (start + _BATCH_ROWS) / len(pixels)))
+    logits = np.concatenate(parts)
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise VerificationError(
+            f"eager PyTorch FP32 itself gives NaN or infinite logits on {bad} of {len(pixels)} images; the checkpoint, "
+            "or --mean and --std, are not what the network was trained with"
+        )
+    return logits
+
+
+def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch.Tensor:
+    """Float32 NCHW input of the unfolded network: torchvision's ToTensor and Normalize of uint8 NHWC `pixels`."""
+    mean = torch.tensor(normalization.mean).reshape(1, -1, 1, 1)
+    std = torch.tensor(normalization.std).reshape(1, -1, 1, 1)
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def verify_artifact(
+    package: ModelPackage,
+    artifact: Artifact,
+    sample: Sample,
+    eager: NDArray[np.float32],
+    on_progress: Callable[[float], None],
+) -> tuple[list[Verification], list[Skipped]]:
+    """Run `artifact` through each backend that can load it here and hold its logits against `eager`."""
+    verifications, skipped = [], []
+    names = [name for name in BACKENDS if (name == "tensorrt") == (artifact.format != "onnx")]
+    for number, name in enumerate(names):
+        if (reason := why_not_installed(name)) is not None:
+            skipped.append(Skipped(artifact.path, name, reason))
+            continue
+
+        def share(done: float, number: int = number) -> None:
+            on_progress((number + done) / len(names))
+
+        try:
+            logits, described = _run(package, artifact, name, sample.pixels, share)
+        except BackendUnavailableError as error:
+            skipped.append(Skipped(artifact.path, name, str(error)))
+            continue
+        verifications.append(compare(artifact, described, sample.source, eager, logits))
+    return verifications, skipped
+
+
+def compare(
+    artifact: Artifact, backend: str, source: str, eager: NDArray[np.float32], served: NDArray[np.float32]
+) -> Verification:
+    """Differences between two (n, classes) arrays of logits, and whether they keep the bar of the precision."""
+    if eager.shape != served.shape:
+        raise VerificationError(f"{artifact.path} on {backend} gave logits {served.shape}, eager PyTorch {eager.shape}")
+    if not (finite := np.isfinite(served)).all():
+        raise VerificationError(
+            f"{artifact.path} on {backend} gives NaN or infinite logits on {int((~finite).any(axis=1).sum())} of "
+            f"{len(served)} images where PyTorch FP32 does not: it overflows {artifact.precision.upper()}"
+        )
+    difference = np.abs(served.astype(np.float64) - eager)
+    spread = float(eager.max() - eager.min())
+    agreement = float((served.argmax(axis=1) == eager.argmax(axis=1)).mean())
+    if artifact.precision == "fp32":
+        bar = f"largest difference at most {FP32_MAX_DIFFERENCE:g} of the logit range"
+        passed = float(difference.max()) <= FP32_MAX_DIFFERENCE * spread
+    else:
+        bar = f"top-1 agreement at least {FP16_MIN_AGREEMENT:.1%}"
+        passed = agreement >= FP16_MIN_AGREEMENT
+    return Verification(
+        artifact=artifact.path,
+        backend=backend,
+        images=len(eager),
+        image_source=source,
+        top1_agreement=agreement,
+        max_abs_difference=float(difference.max()),
+        mean_abs_difference=float(difference.mean()),
+        logit_range=spread,
+        bar=bar,
+        passed=passed,
+    )
+
+
+def check_passed(verifications: Sequence[Verification]) -> None:
+    """Raise `VerificationError` naming every artifact below its bar, with what was measured."""
+    failures = [
+        f"{v.artifact} on {v.backend}: top-1 agreement {v.top1_agreement:.2%} on {v.images} images, largest difference "
+        f"{v.max_abs_difference:.3g} of a logit range of {v.logit_range:.3g}; the bar is: {v.bar}"
+        for v in verifications
+        if not v.passed
+    ]
+    if failures:
+        raise VerificationError("the export is not equal to PyTorch, so nothing was written: " + "; ".join(failures))
+
+
+def _run(
+    package: ModelPackage, artifact: Artifact, name: str, pixels: NDArray[np.uint8], on_progress: Callable[[float], None]
+) -> tuple[NDArray[np.float32], str]:
+    backend, _ = open_backend(package, backend=name, precision=artifact.precision, buckets=(_BATCH_ROWS,))
+    try:
+        parts = []
+        for start in range(0, len(pixels), _BATCH_ROWS):
+            rows = pixels[start : start + _BATCH_ROWS]
+            batch = np.zeros((_BATCH_ROWS, *pixels.shape[1:]), np.uint8)
+            batch[: len(rows)] = rows
+            parts.append(backend.infer(batch)[: len(rows)])
+            on_progress(min(1.0, (start + _BATCH_ROWS) / len(pixels)))
+        return np.concatenate(parts), f"{name} ({backend.device})"
+    finally:
+        backend.close()

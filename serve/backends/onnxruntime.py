@@ -1,0 +1,70 @@
+"""ONNX Runtime: on a CPU, or on an NVIDIA GPU through its CUDA provider."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.backends.onnx_artifact import onnx_artifact
+from serve.errors import BackendError
+from serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
+
+
+class OnnxRuntimeBackend:
+    """One ONNX graph in one ONNX Runtime session; see `serve.backends.base.Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int) -> None:
+        import onnxruntime as ort
+
+        cuda = has_cuda()
+        artifact = onnx_artifact(package, precision, prefer_fp16=cuda)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Spinning workers take the cores that the front end and the decoders need between batches.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+        try:
+            self._session: Any = ort.InferenceSession(package.read(artifact), options, providers=providers)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime {ort.__version__} can't load {artifact.path}: {error}") from error
+        self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"
+        self.precision: str = artifact.precision
+        self.buckets = buckets
+
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `serve.backends.base.Backend.infer`."""
+        if self._session is None:
+            raise BackendError("the ONNX Runtime backend was closed")
+        try:
+            logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
+        return logits
+
+    def close(self) -> None:
+        """See `serve.backends.base.Backend.close`."""
+        self._session = None
+
+
+def has_cuda() -> bool:
+    """Whether ONNX Runtime was built with CUDA and a driver answers; False where it is not installed."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return False
+    # The provider is listed by every onnxruntime-gpu build, with a GPU or without.
+    return "CUDAExecutionProvider" in ort.get_available_providers() and _driver_has_device()
+
+
+def _driver_has_device() -> bool:
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return bool(driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0)

@@ -1,0 +1,50 @@
+"""OpenVINO on a CPU."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.backends.onnx_artifact import onnx_artifact
+from serve.errors import BackendError
+from serve.model_package import ModelPackage
+
+
+class OpenVinoBackend:
+    """One ONNX graph compiled for the CPU; see `serve.backends.base.Backend`."""
+
+    name = "openvino"
+    device = "CPU"
+
+    def __init__(self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int) -> None:
+        import openvino as ov
+
+        artifact = onnx_artifact(package, precision, prefer_fp16=False)
+        # Batches are formed before they come here, so one request uses all the cores: the latency hint.
+        # Both graphs are computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            core = ov.Core()
+            compiled = core.compile_model(core.read_model(package.read(artifact)), "CPU", config)
+            self._request: Any = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error
+        self.precision: str = artifact.precision
+        self.buckets = buckets
+
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `serve.backends.base.Backend.infer`."""
+        if self._request is None:
+            raise BackendError("the OpenVINO backend was closed")
+        try:
+            outputs = self._request.infer([pixels], share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed on {pixels.shape} pixels: {error}") from error
+        logits: NDArray[np.float32] = outputs[0]
+        return logits
+
+    def close(self) -> None:
+        """See `serve.backends.base.Backend.close`."""
+        self._request = None

@@ -1,0 +1,82 @@
+"""Every error that Fuseline raises on purpose; the tree in full:
+
+    FuselineError
+    ├── InputError                 what came is wrong; the caller can mend it      (exit code 2)
+    │   ├── PackageError               a folder that is no model package, or a damaged one
+    │   ├── CheckpointError            a file that is no checkpoint, or one that can't be trusted
+    │   ├── ArchitectureError          tensors that are no ResNet that we know
+    │   ├── ImageError                 bytes that are no image, or one beyond the bounds
+    │   ├── RequestError               a malformed request
+    │   └── UnknownModelError          a model name that is not served
+    ├── BackendUnavailableError    the asked-for runtime is not installed or has no device (exit code 2)
+    ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
+    ├── BackendError               the runtime failed on a valid batch
+    ├── OverloadedError            the queue is full
+    ├── DeadlineError              the deadline has passed, or can't be met
+    └── ShuttingDownError          the server is draining
+
+A message says what came, what was expected, and what to do. The mapping to gRPC statuses is one table in
+`serve.services.statuses`; the mapping to exit codes is `exit_code` here.
+"""
+
+
+class FuselineError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class InputError(FuselineError):
+    """What the caller gave is wrong, and the caller can mend it."""
+
+    exit_code = 2
+
+
+class PackageError(InputError):
+    """A folder that is no model package, or a damaged one."""
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or one that can't be read safely."""
+
+
+class ArchitectureError(InputError):
+    """Tensors that are not a ResNet that Fuseline knows, or not all of one."""
+
+
+class ImageError(InputError):
+    """Bytes that are no image of an accepted format, or an image beyond the stated bounds."""
+
+
+class RequestError(InputError):
+    """A malformed classify request."""
+
+
+class UnknownModelError(InputError):
+    """A model name or version that the server doesn't serve."""
+
+
+class BackendUnavailableError(FuselineError):
+    """The asked-for runtime is not installed, or has no device to run on."""
+
+    exit_code = 2
+
+
+class VerificationError(FuselineError):
+    """An artifact differs from eager PyTorch beyond its bar."""
+
+
+class BackendError(FuselineError):
+    """The runtime failed on a valid batch; the next batch runs."""
+
+
+class OverloadedError(FuselineError):
+    """The queue is full; retry later."""
+
+
+class DeadlineError(FuselineError):
+    """The request's deadline has passed or can't be met."""
+
+
+class ShuttingDownError(FuselineError):
+    """The server is draining and admits nothing new."""

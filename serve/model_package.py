@@ -1,0 +1,272 @@
+"""The model package: a folder with a manifest. The only place that reads, writes or validates one.
+
+    resnet18/
+      manifest.json       this module's `Manifest`, as JSON
+      model.onnx          FP32: `image` uint8 NHWC in, `logits` float32 out
+      model.fp16.onnx     the same in strongly typed FP16
+      engines/*.plan      TensorRT engines; disposable
+      report.json, report.html
+
+A package is complete when its manifest is: writers build it in a hidden folder beside the destination and rename it.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serve.errors import PackageError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_INPUT_SIDE = 4096
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocessing(_Spec):
+    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then CenterCrop."""
+
+    resize_shorter_side: Annotated[int, Field(ge=1, le=2 * MAX_INPUT_SIDE)]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class InputSpec(_Spec):
+    """The network's input: uint8, NHWC, RGB (or one grey channel)."""
+
+    height: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
+    width: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
+    channels: Literal[1, 3] = 3
+    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NHWC"] = "NHWC"
+    preprocessing: Preprocessing
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image."""
+        return self.height, self.width, self.channels
+
+
+class Normalization(_Spec):
+    """Per-channel mean and std of pixels scaled to 0..1, as in training. `folded`: the graph does it, callers don't."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    folded: Literal[True] = True
+
+    @model_validator(mode="after")
+    def _std_divides(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"every std must be above 0, got {self.std}")
+        return self
+
+
+class Artifact(_Spec):
+    """One file of the package that a runtime can load."""
+
+    path: str
+    format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
+    precision: Precision
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(gt=0)]
+    details: dict[str, Any] = {}
+    """For engines: library version, compute capability, batch profile and the sha256 of the graph it was built from."""
+
+    @field_validator("path")
+    @classmethod
+    def _path_stays_inside(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if not value or path.is_absolute() or ".." in path.parts or "\\" in value or str(path) != value:
+            raise ValueError(f"artifact path {value!r} must be relative and stay inside the package")
+        return value
+
+
+class Verification(_Spec):
+    """How far an artifact's logits lie from eager PyTorch FP32 on the same images."""
+
+    artifact: str
+    backend: str
+    images: Annotated[int, Field(gt=0)]
+    image_source: str
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    max_abs_difference: Annotated[float, Field(ge=0)]
+    mean_abs_difference: Annotated[float, Field(ge=0)]
+    logit_range: Annotated[float, Field(ge=0)]
+    bar: str
+    passed: bool
+
+
+class Manifest(_Spec):
+    """manifest.json."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: Name
+    version: Name = "1"
+    architecture: str
+    input: InputSpec
+    normalization: Normalization
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    artifacts: Annotated[tuple[Artifact, ...], Field(min_length=1)]
+    provenance: dict[str, Any]
+    verification: tuple[Verification, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network tells apart."""
+        return len(self.labels)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        paths = [artifact.path for artifact in self.artifacts]
+        if len(set(paths)) != len(paths):
+            raise ValueError(f"an artifact is listed twice: {sorted(paths)}")
+        if not any(a.format == "onnx" and a.precision == "fp32" for a in self.artifacts):
+            raise ValueError("no FP32 ONNX artifact is listed; every package carries one")
+        if len(self.normalization.mean) != self.input.channels:
+            raise ValueError(f"{len(self.normalization.mean)} means for {self.input.channels} channels")
+        return self
+
+
+class ModelPackage(_Spec):
+    """A validated package on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    def find(self, format: str, precision: str) -> Artifact | None:
+        """The first artifact of that format and precision."""
+        return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
+
+    def path_of(self, artifact: Artifact) -> Path:
+        """Where `artifact` lies. Its bytes are unchecked: see `read`."""
+        return self.folder / artifact.path
+
+    def read(self, artifact: Artifact) -> bytes:
+        """The bytes of `artifact`, after their size and sha256 were found to be the manifest's.
+
+        Raises:
+            PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
+        """
+        path = self.path_of(artifact)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise PackageError(f"{path} leads outside the package {self.folder}; export the model again")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise PackageError(f"{path} is listed in {MANIFEST_NAME} but can't be read: {error.strerror}") from error
+        digest = hashlib.sha256(data).hexdigest()
+        if len(data) != artifact.bytes or digest != artifact.sha256:
+            raise PackageError(
+                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {artifact.bytes} bytes with "
+                f"{artifact.sha256}; the file was changed or damaged, export the model again"
+            )
+        return data
+
+
+def load_package(folder: Path) -> ModelPackage:
+    """Read and validate the package in `folder`; artifacts' bytes are checked when read.
+
+    Raises:
+        PackageError: `folder` is no package, or its manifest breaks a rule; the message names every broken rule.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.exists():
+        raise PackageError(f"there is no folder {folder}; `fuseline export CHECKPOINT` makes a model package")
+    if not path.is_file():
+        raise PackageError(f"{folder} is no model package: it has no {MANIFEST_NAME}; `fuseline export` makes one")
+    try:
+        if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+            raise PackageError(f"{path} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{path} can't be read: {error}") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        raise PackageError(f"{path} is not a valid manifest (format {FORMAT_VERSION}): {rules}") from error
+    return ModelPackage(folder=folder, manifest=manifest)
+
+
+def artifact_from_file(
+    folder: Path, path: str, format: str, precision: str, details: dict[str, Any] | None = None
+) -> Artifact:
+    """Describe the file `folder / path` for the manifest, with its size and sha256."""
+    data = (folder / path).read_bytes()
+    return Artifact.model_validate(
+        {
+            "path": path,
+            "format": format,
+            "precision": precision,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "details": details or {},
+        }
+    )
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` into `folder`; the last file that a writer writes."""
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_package_folder(destination: Path, *, replace: bool) -> Iterator[Path]:
+    """Yield an empty folder that becomes `destination` if the block ends without an error, else disappears.
+
+    The folder lies beside `destination`, so becoming it is a rename: a full disk, a crash or Ctrl-C never leaves half a
+    package there, nor takes away the old one.
+
+    Raises:
+        PackageError: `destination` exists and `replace` is false, or it exists and is no model package (something else
+            is never deleted), or the folder can't be made.
+    """
+    check_destination(destination, replace=replace)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+    except OSError as error:
+        raise PackageError(f"can't write in {destination.parent}: {error.strerror}") from error
+    try:
+        staging.chmod(0o755)
+        yield staging
+        check_destination(destination, replace=replace)
+        if destination.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
+            destination.rename(old / destination.name)
+            try:
+                staging.rename(destination)
+            except OSError:
+                (old / destination.name).rename(destination)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            staging.rename(destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, replace: bool) -> None:
+    """Raise `PackageError` if `new_package_folder` would refuse `destination`; lets a caller know before long work."""
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if not replace:
+        raise PackageError(f"{destination} exists and is kept; --force replaces it, --out writes elsewhere")
+    if destination.is_symlink() or not (destination / MANIFEST_NAME).is_file():
+        raise PackageError(f"{destination} exists and is no model package, so --force won't delete it; use --out")
