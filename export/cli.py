@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from serve.errors import FuselineError, InputError
+from serve.model_package import load_package
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command("export")
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="A trained ResNet: .pt, .pth, .th, .ckpt or .safetensors.", show_default=False)
@@ -22,7 +23,9 @@ def export(
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="Verify on at most so many images of --images.")] = 1000,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")
+    ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")] = None,
     input_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Pixels; default 32 for a 3x3 stem, else 224.")
@@ -68,6 +71,24 @@ def export(
     )
 
 
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE|PACKAGE", help="A checkpoint or a model package.")],
+    input_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Pixels that shapes and multiply-adds are for.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what a checkpoint or a model package holds."""
+    from export.inspection_view import show_checkpoint, show_package
+
+    if path.is_dir():
+        show_package(load_package(path), as_json=as_json)
+        return
+    from export.inspection import inspect_checkpoint
+
+    show_checkpoint(inspect_checkpoint(path, _size(input_size)), as_json=as_json)
+
+
 def main() -> None:
     """Run the command; errors are one line on stderr and an exit code, never a traceback."""
     try:
@@ -86,7 +107,9 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"{flag} {text!r}: numbers separated by commas were expected, such as 0.485,0.456,0.406") from error
+        raise InputError(
+            f"{flag} {text!r}: numbers separated by commas were expected, such as 0.485,0.456,0.406"
+        ) from error
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -94,5 +117,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(f"--input-size {text!r}: a number such as 224, or height x width such as 224x160, was expected")
+        raise InputError(
+            f"--input-size {text!r}: a number such as 224, or height x width such as 224x160, was expected"
+        )
     return int(parts[0]), int(parts[-1])

@@ -100,7 +100,7 @@ def fold_batchnorm(weight: Tensor, bias: Tensor | None, bn: _BatchNorm) -> tuple
 
 
 def batchnorm_gain(bn: _BatchNorm) -> Tensor:
-    """gamma / sqrt(running_var + eps), shape (channels,), in the BatchNorm's dtype."""
+    """Gamma / sqrt(running_var + eps), shape (channels,), in the BatchNorm's dtype."""
     assert bn.running_var is not None
     gain = torch.rsqrt(bn.running_var + bn.eps)
     return gain if bn.weight is None else bn.weight * gain

@@ -100,8 +100,8 @@ def _normalization(
         mean = (sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN
         std = (sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD
         assumptions.append(
-            f"nothing says how the training normalised its pixels; ImageNet's mean {_comma(mean)} and std {_comma(std)} "
-            "are assumed. If it used others, give --mean and --std: wrong ones cost accuracy without any error"
+            f"nothing says how the training normalised its pixels; ImageNet's mean {_comma(mean)} and std "
+            f"{_comma(std)} are assumed. If it used others, give --mean and --std: wrong ones cost accuracy in silence"
         )
     for flag, values in (("--mean", mean), ("--std", std)):
         if len(values) != spec.in_channels:
@@ -114,9 +114,7 @@ def _normalization(
     return Normalization(mean=tuple(mean), std=tuple(std))
 
 
-def _labels(
-    checkpoint: Checkpoint, spec: ResNetSpec, flag: Path | None, assumptions: list[str]
-) -> tuple[str, ...]:
+def _labels(checkpoint: Checkpoint, spec: ResNetSpec, flag: Path | None, assumptions: list[str]) -> tuple[str, ...]:
     if flag is not None:
         return _labels_from_file(flag, spec.classes)
     stored = checkpoint.metadata.get("labels")
@@ -136,7 +134,9 @@ def _labels_from_file(path: Path, classes: int) -> tuple[str, ...]:
     except OSError as error:
         raise InputError(f"--labels {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"--labels {path}: is no UTF-8 text ({error.reason}); one label a line was expected") from error
+        raise InputError(
+            f"--labels {path}: is no UTF-8 text ({error.reason}); one label a line was expected"
+        ) from error
     labels = tuple(line.strip() for line in text.rstrip().splitlines())
     if len(labels) != classes:
         raise InputError(f"--labels {path}: has {len(labels)} lines, the network tells {classes} classes apart")

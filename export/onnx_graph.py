@@ -25,16 +25,18 @@ _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 class _PixelNetwork(nn.Module):
     """The served function: the mean is subtracted from raw pixels, everything else is in the folded body."""
 
+    pixel_mean: Tensor
+
     def __init__(self, network: FoldedNetwork) -> None:
         super().__init__()
         mean = torch.tensor(network.pixel_mean, dtype=torch.float64).float()
-        self.register_buffer("pixel_mean", mean.reshape(1, -1, 1, 1))
+        self.register_buffer("pixel_mean", mean)
         self.body = network.module
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (n, classes), float32, of `image` (n, h, w, c), uint8."""
-        # Transposed while still bytes: a quarter of the memory traffic.
-        return self.body(image.permute(0, 3, 1, 2).to(torch.float32) - self.pixel_mean)  # type: ignore[no-any-return]
+        # The cast comes first: TensorRT takes a uint8 input into nothing but a cast.
+        return self.body((image.to(torch.float32) - self.pixel_mean).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
 
 def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: Mapping[str, Any]) -> onnx.ModelProto:
@@ -88,13 +90,15 @@ def check_graph(model: onnx.ModelProto, input_spec: InputSpec) -> None:
     taken, given = inputs[0].type.tensor_type, outputs[0].type.tensor_type
     sizes = tuple(dim.dim_value for dim in taken.shape.dim[1:])
     if taken.elem_type != onnx.TensorProto.UINT8 or sizes != input_spec.row_shape:
-        raise ArchitectureError(f"`{INPUT_NAME}` is {sizes} of type {taken.elem_type}, not {input_spec.row_shape} uint8")
+        raise ArchitectureError(
+            f"`{INPUT_NAME}` is {sizes} of type {taken.elem_type}, not {input_spec.row_shape} uint8"
+        )
     if given.elem_type != onnx.TensorProto.FLOAT or not taken.shape.dim[0].dim_param:
         raise ArchitectureError(f"`{OUTPUT_NAME}` must be float32 and the batch dynamic")
 
 
 def _name_after_layers(model: onnx.ModelProto) -> None:
-    """Name nodes and weights as the network's layers, and drop the exporter's traces, which name files of the machine."""
+    """Name nodes and weights as the network's layers, and drop the exporter's traces: they name files."""
     renamed: dict[str, str] = {}
     for tensor in model.graph.initializer:
         if tensor.name.startswith(f"{_BODY}."):

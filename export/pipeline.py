@@ -1,15 +1,18 @@
 """A checkpoint becomes a model package: the steps, top to bottom."""
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from export.architectures import Recognised, conv_bn_pairs, recognise
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.engine import build_engine
+from export.engine import available_builder, build_engine
 from export.fold import FoldedNetwork, fold_network
 from export.model_facts import ModelFacts, facts_from
 from export.onnx_graph import onnx_from_network
@@ -26,17 +29,21 @@ from export.verify import (
     sample_from_folder,
     verify_artifact,
 )
-from serve.errors import BackendUnavailableError, PackageError
+from serve.backends import DEFAULT_BUCKETS
+from serve.errors import BackendUnavailableError, InputError, PackageError
 from serve.model_package import (
+    NAME_PATTERN,
     Artifact,
     Manifest,
     ModelPackage,
+    PackageFile,
     Verification,
-    artifact_from_file,
     check_destination,
+    file_facts,
     new_package_folder,
     save_manifest,
 )
+from serve.reference import REFERENCE_NAME, write_reference
 
 _PROBE_ROWS = 2
 _VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
@@ -82,6 +89,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     """
     destination = destination_of(options)
     check_destination(destination, replace=options.force)
+    name = _name(options, destination)
+    if options.engine is not None:
+        available_builder(options.engine)
 
     with narrator.step(f"Reading {options.checkpoint.name}") as step:
         checkpoint = read_checkpoint(options.checkpoint)
@@ -108,18 +118,21 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
 
     try:
         with new_package_folder(destination, replace=options.force) as folder:
+            eager = _eager(recognised, facts, sample, narrator)
+            write_reference(folder, sample.pixels, eager)
             written = _write_artifacts(folder, network, facts, options, narrator)
             manifest = Manifest(
-                name=options.name or destination.name,
+                name=name,
                 architecture=recognised.spec.name,
                 input=facts.input,
                 normalization=facts.normalization,
                 labels=facts.labels,
                 artifacts=written.artifacts,
+                reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
                 provenance=_provenance(checkpoint, options),
             )
             package = ModelPackage(folder=folder, manifest=manifest)
-            verifications, skipped = _verify(package, recognised, sample, narrator)
+            verifications, skipped = _verify(package, sample, eager, narrator)
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
@@ -135,7 +148,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             save_manifest(folder, manifest)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise PackageError(f"{destination} could not be written, and nothing of it was left behind: {reason}") from error
+        raise PackageError(
+            f"{destination} could not be written, and nothing of it was left behind: {reason}"
+        ) from error
     return ExportResult(destination, manifest, report)
 
 
@@ -154,12 +169,21 @@ class _Written:
     engine_note: str
 
 
+def _name(options: ExportOptions, destination: Path) -> str:
+    name = options.name or destination.resolve().name
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        came = "--name" if options.name else "the folder's name, for want of --name,"
+        raise InputError(
+            f"{came} is {name!r}; a model's name has 1 to 128 letters, digits, dots, hyphens and underscores and "
+            "begins with a letter or digit"
+        )
+    return name
+
+
 def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
     if options.images is not None:
         return sample_from_folder(options.images, facts.input, options.max_images), ()
-    doubt = (
-        "verified on generated images only; --images DIR with a few hundred of the network's own kind proves more"
-    )
+    doubt = "verified on generated images only; --images DIR with a few hundred of the network's own kind proves more"
     return generated_sample(facts.input, options.generated_images), (doubt,)
 
 
@@ -185,10 +209,14 @@ def _write_artifacts(
     artifacts: list[Artifact] = []
     shares: dict[str, PrecisionShare] = {}
 
+    def add(path: str, format: str, precision: str, details: dict[str, Any] | None = None) -> None:
+        kind = {"format": format, "precision": precision, "details": details or {}}
+        artifacts.append(Artifact.model_validate(file_facts(folder, path) | kind))
+
     def write(model: onnx.ModelProto, path: str, precision: str, share: PrecisionShare) -> bytes:
-        data = model.SerializeToString(deterministic=True)
+        data: bytes = model.SerializeToString(deterministic=True)
         (folder / path).write_bytes(data)
-        artifacts.append(artifact_from_file(folder, path, "onnx", precision))
+        add(path, "onnx", precision)
         shares[path] = share
         return data
 
@@ -201,10 +229,19 @@ def _write_artifacts(
             fp16 = fp16_from_fp32(fp32)
             share = check_fp16(fp16)
             graph = write(fp16, "model.fp16.onnx", "fp16", share)
-            step.done(f"model.fp16.onnx, {len(graph) / 2**20:.1f} MiB, {share.fp16_layers} of {share.layers} layers FP16")
+            step.done(
+                f"model.fp16.onnx, {len(graph) / 2**20:.1f} MiB, {share.fp16_layers} of {share.layers} layers FP16"
+            )
+    precision: Literal["fp32", "fp16"] = "fp16" if options.fp16 else "fp32"
     with narrator.step("Building the TensorRT engine") as step:
         try:
-            built = build_engine(graph, capability=options.engine, on_progress=lambda _, done: step.advance_to(done))
+            built = build_engine(
+                graph,
+                precision=precision,
+                capability=options.engine,
+                max_batch=max(DEFAULT_BUCKETS),
+                on_progress=lambda _, done: step.advance_to(done),
+            )
         except BackendUnavailableError as error:
             if options.engine is not None:
                 raise
@@ -213,20 +250,21 @@ def _write_artifacts(
             (folder / "engines").mkdir()
             path = f"engines/{built.key}.plan"
             (folder / path).write_bytes(built.plan)
-            details = built.details()
-            artifacts.append(
-                artifact_from_file(folder, path, built.library, "fp16" if options.fp16 else "fp32", details)
-            )
+            add(path, built.library, precision, built.details)
             step.done(note := f"{path}, {len(built.plan) / 2**20:.1f} MiB, {built.library} {built.library_version}")
     return _Written(tuple(artifacts), shares, note)
 
 
-def _verify(
-    package: ModelPackage, recognised: Recognised, sample: Sample, narrator: Narrator
-) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
+def _eager(recognised: Recognised, facts: ModelFacts, sample: Sample, narrator: Narrator) -> NDArray[np.float32]:
     with narrator.step("Running eager PyTorch FP32") as step:
-        eager = eager_logits(recognised.module, sample.pixels, package.manifest.normalization, step.advance_to)
-        step.done(f"{len(eager)} images")
+        logits = eager_logits(recognised.module, sample.pixels, facts.normalization, step.advance_to)
+        step.done(f"{len(logits)} images")
+    return logits
+
+
+def _verify(
+    package: ModelPackage, sample: Sample, eager: NDArray[np.float32], narrator: Narrator
+) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
     verifications: list[Verification] = []
     skipped: list[Skipped] = []
     for artifact in package.manifest.artifacts:

@@ -40,7 +40,7 @@ def fp16_from_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
     half.CopyFrom(model)
     graph = half.graph
     subtraction = _mean_subtraction(graph)
-    first = next(node for node in graph.node if subtraction.output[0] in node.input)
+    first = next(node for node in graph.node if node.op_type == "Conv")
     centred = subtraction.output[0]
     scale_name, scaled, typed = "pixel_scale", "pixels_scaled", "pixels_fp16"
     keep = set(subtraction.input) | {scale_name}
@@ -99,18 +99,15 @@ def check_fp16(model: onnx.ModelProto) -> PrecisionShare:
 
 
 def _mean_subtraction(graph: onnx.GraphProto) -> onnx.NodeProto:
-    """The node that subtracts the mean from the pixels: the first one that is no Transpose and no Cast."""
-    tensor = INPUT_NAME
-    while True:
-        node = next(node for node in graph.node if tensor in node.input)
-        if node.op_type not in ("Transpose", "Cast"):
-            assert node.op_type == "Sub", f"the pixels meet a {node.op_type} first, expected Sub"
-            return node
-        tensor = node.output[0]
+    """The node that subtracts the mean from the pixels, right after their cast to FP32."""
+    cast = next(node for node in graph.node if INPUT_NAME in node.input)
+    node = next(node for node in graph.node if cast.output[0] in node.input)
+    assert (cast.op_type, node.op_type) == ("Cast", "Sub"), f"the pixels meet {cast.op_type}, {node.op_type} first"
+    return node
 
 
 def _fp16(values: np.ndarray, name: str) -> np.ndarray:
-    limit = np.finfo(np.float16).max
+    limit = float(np.finfo(np.float16).max)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > limit:
         raise VerificationError(

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -30,18 +30,13 @@ class Step:
 class Narrator(Protocol):
     """How the pipeline reports."""
 
-    def step(self, title: str) -> "_StepContext":
+    def step(self, title: str) -> AbstractContextManager[Step]:
         """A context manager around one step."""
         ...
 
     def warn(self, text: str) -> None:
         """Say something that the user should act on."""
         ...
-
-
-class _StepContext(Protocol):
-    def __enter__(self) -> Step: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class ConsoleNarrator:

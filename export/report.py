@@ -43,7 +43,9 @@ def write_report(folder: Path, report: Report) -> None:
 
 @cache
 def _template() -> Template:
-    environment = Environment(loader=PackageLoader("export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["mib"] = lambda size: f"{size / 2**20:.1f} MiB"
     environment.filters["figure"] = lambda value: f"{value:.3g}"
     environment.filters["percent"] = lambda value: f"{value:.2%}"

@@ -5,6 +5,7 @@
       model.onnx          FP32: `image` uint8 NHWC in, `logits` float32 out
       model.fp16.onnx     the same in strongly typed FP16
       engines/*.plan      TensorRT engines; disposable
+      reference.npz       a few images and eager PyTorch's logits for them
       report.json, report.html
 
 A package is complete when its manifest is: writers build it in a hidden folder beside the destination and rename it.
@@ -22,14 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from serve.errors import PackageError
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -76,24 +78,29 @@ class Normalization(_Spec):
         return self
 
 
-class Artifact(_Spec):
-    """One file of the package that a runtime can load."""
+class PackageFile(_Spec):
+    """One file of the package, with what its bytes must be."""
 
     path: str
-    format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
-    precision: Precision
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(gt=0)]
-    details: dict[str, Any] = {}
-    """For engines: library version, compute capability, batch profile and the sha256 of the graph it was built from."""
 
     @field_validator("path")
     @classmethod
     def _path_stays_inside(cls, value: str) -> str:
         path = PurePosixPath(value)
         if not value or path.is_absolute() or ".." in path.parts or "\\" in value or str(path) != value:
-            raise ValueError(f"artifact path {value!r} must be relative and stay inside the package")
+            raise ValueError(f"path {value!r} must be relative and stay inside the package")
         return value
+
+
+class Artifact(PackageFile):
+    """A file that a runtime can load."""
+
+    format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
+    precision: Precision
+    details: dict[str, Any] = {}
+    """For engines: library version, compute capability, batch profile and the sha256 of the graph it was built from."""
 
 
 class Verification(_Spec):
@@ -104,6 +111,9 @@ class Verification(_Spec):
     images: Annotated[int, Field(gt=0)]
     image_source: str
     top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    """Share of images with the same top-1 class, ties counted as disagreement."""
+    ties: Annotated[int, Field(ge=0)]
+    """Images with another top-1 class between which and eager's the eager logits differ by less than FP16 resolves."""
     max_abs_difference: Annotated[float, Field(ge=0)]
     mean_abs_difference: Annotated[float, Field(ge=0)]
     logit_range: Annotated[float, Field(ge=0)]
@@ -114,7 +124,7 @@ class Verification(_Spec):
 class Manifest(_Spec):
     """manifest.json."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     name: Name
     version: Name = "1"
     architecture: str
@@ -122,6 +132,8 @@ class Manifest(_Spec):
     normalization: Normalization
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     artifacts: Annotated[tuple[Artifact, ...], Field(min_length=1)]
+    reference: PackageFile
+    """A few images and eager PyTorch's logits for them: see `serve.reference`."""
     provenance: dict[str, Any]
     verification: tuple[Verification, ...] = ()
 
@@ -152,17 +164,13 @@ class ModelPackage(_Spec):
         """The first artifact of that format and precision."""
         return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
 
-    def path_of(self, artifact: Artifact) -> Path:
-        """Where `artifact` lies. Its bytes are unchecked: see `read`."""
-        return self.folder / artifact.path
-
-    def read(self, artifact: Artifact) -> bytes:
-        """The bytes of `artifact`, after their size and sha256 were found to be the manifest's.
+    def read(self, file: PackageFile) -> bytes:
+        """The bytes of `file`, after their size and sha256 were found to be the manifest's.
 
         Raises:
             PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
         """
-        path = self.path_of(artifact)
+        path = self.folder / file.path
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise PackageError(f"{path} leads outside the package {self.folder}; export the model again")
         try:
@@ -170,10 +178,10 @@ class ModelPackage(_Spec):
         except OSError as error:
             raise PackageError(f"{path} is listed in {MANIFEST_NAME} but can't be read: {error.strerror}") from error
         digest = hashlib.sha256(data).hexdigest()
-        if len(data) != artifact.bytes or digest != artifact.sha256:
+        if len(data) != file.bytes or digest != file.sha256:
             raise PackageError(
-                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {artifact.bytes} bytes with "
-                f"{artifact.sha256}; the file was changed or damaged, export the model again"
+                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
+                f"{file.sha256}; the file was changed or damaged, export the model again"
             )
         return data
 
@@ -199,25 +207,14 @@ def load_package(folder: Path) -> ModelPackage:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
-        raise PackageError(f"{path} is not a valid manifest (format {FORMAT_VERSION}): {rules}") from error
+        raise PackageError(f"{path} is not a valid manifest of format 1: {rules}") from error
     return ModelPackage(folder=folder, manifest=manifest)
 
 
-def artifact_from_file(
-    folder: Path, path: str, format: str, precision: str, details: dict[str, Any] | None = None
-) -> Artifact:
-    """Describe the file `folder / path` for the manifest, with its size and sha256."""
+def file_facts(folder: Path, path: str) -> dict[str, Any]:
+    """`path`, `sha256` and `bytes` of the file `folder / path`, as `PackageFile` and `Artifact` hold them."""
     data = (folder / path).read_bytes()
-    return Artifact.model_validate(
-        {
-            "path": path,
-            "format": format,
-            "precision": precision,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "details": details or {},
-        }
-    )
+    return {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

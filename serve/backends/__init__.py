@@ -42,7 +42,7 @@ def open_backend(
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS)}")
-    choice = _choose(package) if backend == "auto" else _Choice(backend, f"--backend {backend} was given")
+    choice = _choose(package, precision, buckets) if backend == "auto" else _Choice(backend, f"--backend {backend} was given")
     return _open(choice.name, package, precision, tuple(sorted(buckets)), threads), choice.reason
 
 
@@ -55,11 +55,11 @@ def why_not_installed(backend: str) -> str | None:
     return None
 
 
-def _choose(package: ModelPackage) -> _Choice:
+def _choose(package: ModelPackage, precision: str, buckets: Sequence[int]) -> _Choice:
     from serve.backends import onnxruntime as ort_backend
     from serve.backends import tensorrt as tensorrt_backend
 
-    no_tensorrt = tensorrt_backend.why_unavailable(package)
+    no_tensorrt = tensorrt_backend.why_unavailable(package, precision=precision, buckets=tuple(buckets))
     if no_tensorrt is None:
         return _Choice("tensorrt", "a GPU and an engine that fits it are here")
     no_onnxruntime = why_not_installed("onnxruntime")

@@ -16,5 +16,5 @@ def onnx_artifact(package: ModelPackage, precision: str, *, prefer_fp16: bool) -
             return artifact
     held = ", ".join(a.precision for a in package.manifest.artifacts if a.format == "onnx")
     raise BackendUnavailableError(
-        f"package {package.manifest.name} has no {precision} ONNX graph, only {held}; export it again with --{precision}"
+        f"package {package.manifest.name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
     )

@@ -25,7 +25,9 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         # Spinning workers take the cores that the front end and the decoders need between batches.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+        # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
+        on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
+        providers = [*on_gpu, "CPUExecutionProvider"]
         try:
             self._session: Any = ort.InferenceSession(package.read(artifact), options, providers=providers)
         except Exception as error:

@@ -7,7 +7,7 @@ from serve.errors import PackageError
 from serve.model_package import (
     MANIFEST_NAME,
     Manifest,
-    artifact_from_file,
+    file_facts,
     load_package,
     new_package_folder,
     save_manifest,
@@ -17,6 +17,7 @@ from serve.model_package import (
 def write_package(folder: Path) -> Manifest:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "reference.npz").write_bytes(b"answers")
     manifest = Manifest.model_validate(
         {
             "name": "tiny",
@@ -24,7 +25,8 @@ def write_package(folder: Path) -> Manifest:
             "input": {"height": 8, "width": 8, "preprocessing": {"resize_shorter_side": 8}},
             "normalization": {"mean": [0.5] * 3, "std": [0.25] * 3},
             "labels": ["a", "b"],
-            "artifacts": [artifact_from_file(folder, "model.onnx", "onnx", "fp32").model_dump()],
+            "artifacts": [file_facts(folder, "model.onnx") | {"format": "onnx", "precision": "fp32"}],
+            "reference": file_facts(folder, "reference.npz"),
             "provenance": {"checkpoint": "tiny.pt"},
         }
     )
@@ -53,10 +55,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         ({"name": ""}, "name"),
         ({"labels": []}, "labels"),
         ({"artifacts": []}, "artifacts"),
+        ({"reference": None}, "reference"),
         ({"surprise": 1}, "surprise"),
         ({"input": {"height": 0, "width": 8, "preprocessing": {"resize_shorter_side": 8}}}, "input.height"),
         ({"input": {"height": 8, "width": 8, "channels": 2, "preprocessing": {"resize_shorter_side": 8}}}, "channels"),
-        ({"input": {"height": 8, "width": 8, "dtype": "float32", "preprocessing": {"resize_shorter_side": 8}}}, "dtype"),
+        (
+            {"input": {"height": 8, "width": 8, "dtype": "float32", "preprocessing": {"resize_shorter_side": 8}}},
+            "dtype",
+        ),
         ({"normalization": {"mean": [0.5], "std": [0.25]}}, "1 means for 3 channels"),
         ({"normalization": {"mean": [0.5] * 3, "std": [0.25, 0.25, 0]}}, "std must be above 0"),
         ({"normalization": {"mean": [0.5] * 3, "std": [0.25]}}, "3 means but 1"),

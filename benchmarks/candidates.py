@@ -1,0 +1,147 @@
+"""The engines that are compared: each turns the same uint8 pixels into logits, in this process.
+
+| name | what |
+|---|---|
+| eager | PyTorch FP32 as the training script has it: unfolded, NCHW, from float32 pixels that are normalised already |
+| folded | PyTorch FP32 after folding, channels_last, from uint8 |
+| onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
+
+Eager is spared the normalisation, which the others do: the ratios to it are never flattered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.subject import Subject
+from serve.errors import BackendUnavailableError
+
+CANDIDATES = ("eager", "folded", "onnxruntime", "openvino", "tensorrt")
+NEED_CHECKPOINT = ("eager", "folded")
+TITLES = {
+    "eager": "eager PyTorch FP32",
+    "folded": "PyTorch FP32, folded, channels_last",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+}
+
+Run = Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One loaded candidate."""
+
+    name: str
+    """As in `CANDIDATES`; of an engine opened as `auto`, the one that was chosen."""
+    precision: str
+    prepare: Callable[[NDArray[np.uint8]], Run]
+    """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
+
+
+def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
+    """Load candidate `name`, or the backend that `auto` chooses, with `threads` CPU threads (0: its own default).
+
+    Raises:
+        BackendUnavailableError: it can't run here, or needs a checkpoint and there is none.
+        VerificationError: a backend's logits are not those that the package holds from eager PyTorch.
+        FuselineError: the package or the checkpoint can't be loaded.
+    """
+    if name not in NEED_CHECKPOINT:
+        return _open_backend(name, subject, threads)
+    if subject.checkpoint is None:
+        raise BackendUnavailableError("a package holds no PyTorch model; --checkpoint FILE names its checkpoint")
+    return _open_pytorch(name, subject, threads)
+
+
+def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
+    from serve.backends import open_backend
+    from serve.reference import check_reference
+
+    backend, _ = open_backend(subject.package, backend=name, threads=threads)
+    check_reference(backend, subject.package)
+
+    def prepare(pixels: NDArray[np.uint8]) -> Run:
+        return lambda: backend.infer(pixels)
+
+    return Engine(backend.name, backend.precision, prepare)
+
+
+def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
+    import torch
+
+    from export.architectures import recognise
+    from export.checkpoint import read_checkpoint
+    from export.verify import normalised
+
+    assert subject.checkpoint is not None
+    if threads:
+        torch.set_num_threads(threads)
+    recognised = recognise(read_checkpoint(subject.checkpoint).tensors)
+    normalization = subject.package.manifest.normalization
+
+    if name == "eager":
+        module = _as_its_author_wrote_it(recognised)
+
+        def prepare(pixels: NDArray[np.uint8]) -> Run:
+            images = normalised(pixels, normalization).contiguous()
+
+            def run() -> NDArray[np.float32]:
+                with torch.inference_mode():
+                    logits: NDArray[np.float32] = module(images).numpy()
+                return logits
+
+            return run
+
+        return Engine(name, "fp32", prepare)
+
+    body, mean = _folded(recognised, normalization)
+
+    def prepare_folded(pixels: NDArray[np.uint8]) -> Run:
+        image = torch.from_numpy(pixels)
+
+        def run() -> NDArray[np.float32]:
+            with torch.inference_mode():
+                # A permuted NHWC batch is channels_last already.
+                logits: NDArray[np.float32] = body(image.permute(0, 3, 1, 2).float() - mean).numpy()
+            return logits
+
+        return run
+
+    return Engine(name, "fp32", prepare_folded)
+
+
+def _as_its_author_wrote_it(recognised: Any) -> Any:
+    """The module of torchvision itself where it is one of its networks: its ReLUs work in place, which is faster."""
+    family, _, architecture = recognised.spec.name.partition(" ")
+    if family != "torchvision":
+        return recognised.module
+    import torchvision
+
+    module = torchvision.models.get_model(architecture, weights=None, num_classes=recognised.spec.classes)
+    module.load_state_dict(recognised.module.state_dict())
+    return module.eval()
+
+
+def _folded(recognised: Any, normalization: Any) -> tuple[Any, Any]:
+    """The folded network in channels_last and what is subtracted from its pixels, (1, channels, 1, 1)."""
+    import torch
+
+    from export.fold import fold_network
+    from export.resnet import conv_bn_pairs
+
+    side = recognised.spec.default_input_size
+    network = fold_network(
+        recognised.module,
+        conv_bn_pairs(recognised.module),
+        first_convolution="conv1",
+        mean=normalization.mean,
+        std=normalization.std,
+        probe=torch.zeros((1, recognised.spec.in_channels, side, side)),
+    )
+    mean = torch.tensor(network.pixel_mean).reshape(1, -1, 1, 1)
+    return network.module.to(memory_format=torch.channels_last), mean

@@ -1,0 +1,163 @@
+"""`fuseline bench engines|serve|spine`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.machine import describe
+from benchmarks.results import check_writable, command_line, conditions, write_result
+from serve.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+_RESULTS = Path("benchmarks") / "results"
+_PIPE_WIDTH = 160
+_MAX_BATCH = 4096
+_MAX_CONCURRENCY = 10_000
+
+_Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every figure here.")]
+_Seconds = Annotated[float, typer.Option(min=0.05, max=3600, help="How long each stretch is measured.")]
+_Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads of each engine; 0: its own default.")]
+
+
+@app.callback()
+def bench() -> None:
+    """Measure engines and servers. Answers are checked before they are timed."""
+
+
+@app.command()
+def engines(
+    model: Annotated[
+        str, typer.Argument(metavar="PACKAGE|CHECKPOINT|NAME", help="NAME: resnet18, resnet50 …, with random weights.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The package's checkpoint, to compare with eager PyTorch.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batch sizes.")] = "1,8,32",
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 5,
+    seconds: _Seconds = 2.0,
+    threads: _Threads = 0,
+    json: _Json = None,
+) -> None:
+    """Compare eager PyTorch FP32, PyTorch after folding, ONNX Runtime, OpenVINO and TensorRT on the same batches."""
+    batches = _counts("--batch", batch, _MAX_BATCH)
+    from benchmarks.engines import as_json, as_table, compare_engines
+    from benchmarks.subject import open_subject
+
+    command = command_line(
+        "engines", model, checkpoint=checkpoint, batch=batch, repeats=repeats, seconds=seconds, threads=threads
+    )
+    with _run("engines", command, json) as (say, finish), open_subject(model, checkpoint) as subject:
+        say("preparing the model")
+        found = compare_engines(subject, batches, repeats=repeats, seconds=seconds, threads=threads, say=say)
+        finish(as_table(found, subject.title), as_json(found))
+
+
+@app.command()
+def serve(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT of a running `fuseline serve`.")],
+    concurrency: Annotated[str, typer.Option(metavar="N,N,…", help="Requests under way at a time.")] = "1,8,32",
+    seconds: _Seconds = 5.0,
+    images: Annotated[int, typer.Option(min=1, max=1024, help="Images of each request.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="Processes of the load generator.")] = 1,
+    package: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check the answers against this package, run here.")
+    ] = None,
+    server_pid: Annotated[
+        int | None, typer.Option(min=1, metavar="PID", help="The server's process, to measure its CPU time.")
+    ] = None,
+    json: _Json = None,
+) -> None:
+    """Measure a running server in a closed loop: throughput, latency, CPU time. Raw uint8 images are sent."""
+    concurrencies = _counts("--concurrency", concurrency, _MAX_CONCURRENCY)
+    from benchmarks.serving import as_json, as_table, connect, expect_logits_of, sweep
+    from benchmarks.subject import Subject
+
+    command = command_line(
+        "serve",
+        "ADDRESS",
+        concurrency=concurrency,
+        seconds=seconds,
+        images=images,
+        processes=processes,
+        package=package,
+    )
+    with _run("serve", command, json) as (say, finish):
+        target = connect(address, server_pid)
+        if package is not None:
+            target = expect_logits_of(Subject(package.name, package, None), target)
+        figures = sweep(target, concurrencies, say, seconds=seconds, images_per_request=images, processes=processes)
+        finish(as_table(target, figures), as_json(target, figures))
+
+
+@app.command()
+def spine(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME|CHECKPOINT", help="NAME: resnet18, resnet50 …, with random weights.")
+    ] = "resnet18",
+    backend: Annotated[str, typer.Option(metavar="NAME,…", help="Which backends.")] = "onnxruntime,openvino",
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 5,
+    seconds: _Seconds = 5.0,
+    threads: _Threads = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Default: benchmarks/results/spine-MODEL.json.")
+    ] = None,
+) -> None:
+    """Measure the headline in one run: eager PyTorch, the bare backends and the service.
+
+    The exit code is 1 if the service misses a bar: 0.95 of the bare backend, 1.7 of eager PyTorch FP32.
+    """
+    from benchmarks.spine import as_json, as_table, run_spine, verdicts
+    from benchmarks.subject import open_subject
+    from serve.backends import BACKENDS
+
+    backends = tuple(dict.fromkeys(backend.split(",")))
+    if unknown := [name for name in backends if name not in BACKENDS]:
+        raise InputError(f"--backend {backend}: {', '.join(unknown)} is none of {', '.join(BACKENDS)}")
+    path = json or _RESULTS / f"spine-{Path(model).stem}.json"
+    command = command_line("spine", model, backend=backend, rounds=rounds, seconds=seconds, threads=threads)
+    with _run("spine", command, path) as (say, finish), open_subject(model) as subject:
+        say("preparing the model")
+        run = run_spine(subject, backends=backends, rounds=rounds, seconds=seconds, threads=threads, say=say)
+        finish(as_table(run), as_json(run))
+    if not all(verdict.passed for verdict in verdicts(run)):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _run(
+    name: str, command: str, json: Path | None
+) -> Iterator[tuple[Callable[[str], None], Callable[[Any, dict[str, Any]], None]]]:
+    """Yield `say`, for progress on stderr, and `finish`, which prints the table and writes the JSON file."""
+    if json is not None:
+        check_writable(json)
+    taken = conditions(command)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    # A table squeezed into a pipe's 80 columns would lose its figures.
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    with progress.status("") as status:
+
+        def say(text: str) -> None:
+            status.update(text) if progress.is_terminal else progress.print(text, markup=False)
+
+        def finish(table: Any, figures: dict[str, Any]) -> None:
+            status.stop()
+            out.print(table)
+            out.print(describe(taken.facts["machine"]), markup=False, soft_wrap=True)
+            out.print(command, markup=False, soft_wrap=True)
+            if json is not None:
+                write_result(json, name, taken, figures)
+                out.print(f"written: {json}", markup=False, soft_wrap=True)
+
+        yield say, finish
+
+
+def _counts(flag: str, text: str, largest: int) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= largest for part in parts):
+        raise InputError(f"{flag} {text!r}: numbers from 1 to {largest} separated by commas were expected, as 1,8,32")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,53 @@
+"""CPU time and memory of other processes, from Linux's /proc (man 5 proc)."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_PROC = Path("/proc")
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """User and system time of process `pid` and its living descendants, to 10 ms; None where it can't be read."""
+    stats = {}
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            stats[int(folder.name)] = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+    # The second field is the name in brackets, which may hold anything, blanks and brackets too.
+    fields = {its_pid: text.rpartition(")")[2].split() for its_pid, text in stats.items()}
+    if pid not in fields:
+        return None
+    family, fresh = {pid}, {pid}
+    while fresh:
+        fresh = {its_pid for its_pid, values in fields.items() if int(values[1]) in fresh} - family
+        family |= fresh
+    ticks = sum(int(fields[its_pid][11]) + int(fields[its_pid][12]) for its_pid in family)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def with_cores_used_by(pids: Sequence[int], work: Callable[[], T]) -> tuple[T, float]:
+    """Result of `work`, and how many cores the processes `pids` used meanwhile: CPU seconds a second."""
+    before, started = [cpu_seconds(pid) for pid in pids], time.monotonic()
+    result = work()
+    elapsed = time.monotonic() - started
+    after = [cpu_seconds(pid) for pid in pids]
+    used = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    return result, sum(used) / elapsed
+
+
+def peak_memory_mb(pid: int) -> float | None:
+    """Largest resident set of `pid` so far in MB (10^6 bytes); None where it can't be read.
+
+    Not getrusage's ru_maxrss: that one survives exec, so a child would show its parent's size at the fork.
+    """
+    try:
+        lines = (_PROC / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,75 @@
+"""`fuseline serve` in a process of its own, started and ended around a benchmark."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.errors import BackendError
+
+_READY_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 40.0
+_ADDRESS = re.compile(r"\b127\.0\.0\.1:(\d+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """A server that is ready."""
+
+    address: str
+    pid: int
+
+
+@contextmanager
+def started_server(package_folder: Path, *flags: str) -> Iterator[ServerProcess]:
+    """Serve `package_folder` on a free loopback port, yield when it is ready, and end it with SIGTERM.
+
+    Raises:
+        BackendError: it ended, or wasn't ready in time; the message has what it said.
+    """
+    command = [sys.executable, "-m", "serve", str(package_folder), "--host", "127.0.0.1", "--port", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(  # noqa: S603
+            [*command, "--http-port", "0", *flags], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
+        watchdog = threading.Timer(_READY_TIMEOUT_S, process.kill)
+        watchdog.start()
+        try:
+            address = _ready_address(process)
+            watchdog.cancel()
+            if address is None:
+                process.wait(_END_TIMEOUT_S)
+                log.seek(0)
+                said = log.read().decode(errors="replace").strip()[-2000:]
+                raise BackendError(f"the server was never ready (exit code {process.returncode}): {said}")
+            yield ServerProcess(address, process.pid)
+        finally:
+            watchdog.cancel()
+            _end(process)
+
+
+def _ready_address(process: subprocess.Popen[str]) -> str | None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := _ADDRESS.search(line):
+            return found[0]
+    return None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()

@@ -1,0 +1,225 @@
+"""From real images to a measured gRPC service, with the commands that a user types.
+
+Trains a ResNet on scikit-learn's digits, exports it, serves it, classifies the held-out digits through gRPC, and prints
+one table. Exits with 1 if the accuracy is below 97 %, or if the service answers one image otherwise than eager PyTorch.
+A second run reuses the trained checkpoint. Everything is written under build/demo/.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checkpoints import load_checkpoint
+from contenders import BATCH_ROWS, eager_contender, onnx_contender, service_contender
+from data import LabelledImages, load_data
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from server_process import running_server
+from timing import Contender, time_in_turns
+from train import Recipe
+
+from benchmarks.machine import describe, machine_facts
+from benchmarks.stats import spread_of
+from fuseline import Client
+
+RECIPE = Recipe(model="resnet18-cifar", data="digits", width=16, epochs=10)
+LEAST_ACCURACY = 0.97
+CONCURRENCY = 32
+ROUNDS = 5
+STRETCH_S = 1.0
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "demo"
+CHECKPOINT = FOLDER / "digits.pt"
+HELD_OUT = FOLDER / "held-out"
+PACKAGE = FOLDER / "digits"
+
+CAPTION = f"""\
+Medians of {ROUNDS} rounds in turns of {STRETCH_S:g} s. PyTorch and ONNX Runtime run alone in this process and are fed
+decoded pixels, {BATCH_ROWS} images at a time for images/s. The service is fed PNG files, one a request, {CONCURRENCY}
+requests at a time for images/s; its figures include PNG decoding, gRPC and the Python client on the same cores."""
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    console = Console(highlight=False)
+    started = time.monotonic()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    data = load_data(RECIPE.data)
+
+    console.rule(f"1. Train {RECIPE.model} on {len(data.train_images)} handwritten digits", align="left")
+    train()
+    console.rule(f"2. Write the {len(data.held_out_images)} held-out digits as PNG files", align="left")
+    pngs = write_pngs(data, HELD_OUT)
+    console.rule("3. Export, verifying every artifact against PyTorch on the held-out digits", align="left")
+    run(script("export"), "--fp16", CHECKPOINT, "--images", HELD_OUT, "--force", "--out", PACKAGE)
+    console.rule("4. Serve", align="left")
+    command = announced(script("fuseline"), "serve", PACKAGE, "--port", 0, "--http-port", 0)
+    with running_server(command, FOLDER / "server.log") as address, Client(address) as client:
+        served = client.model()
+        print(f"ready on {address}: {served.backend}, {served.precision}; {served.backend_reason}")
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            contenders = [
+                eager_contender(CHECKPOINT, data),
+                onnx_contender(PACKAGE, data),
+                service_contender(client, pngs, pool),
+            ]
+            console.rule(f"5. Classify all {len(pngs)} each way, then time each way", align="left")
+            top1 = {each.name: each.classify_many(range(len(pngs))) for each in contenders}
+            eager_top1 = top1[contenders[0].name]
+            if all(np.array_equal(answers, eager_top1) for answers in top1.values()):
+                measure(contenders, eager_top1, console)
+    print("the server drained on SIGTERM and ended with exit code 0")
+
+    truth = data.held_out_classes.numpy()
+    rows = [row_of(each, top1[each.name], eager_top1, truth) for each in contenders]
+    facts = machine_facts()
+    result = {
+        "images": len(pngs),
+        "served": {"backend": served.backend, "precision": served.precision, "reason": served.backend_reason},
+        "contenders": rows,
+        "machine": facts,
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+    (FOLDER / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(table_of(rows))
+    console.print(f"[dim]{CAPTION}[/]\n[dim]{describe(facts)}[/]")
+    return verdict(rows, result["wall_s"])
+
+
+def train() -> None:
+    """Make `CHECKPOINT` by `RECIPE` with train.py, which finishes or reuses what an earlier run left."""
+    command: list[object] = [sys.executable, ROOT / "examples" / "train.py"]
+    command += ["--model", RECIPE.model, "--width", RECIPE.width, "--data", RECIPE.data, "--epochs", RECIPE.epochs]
+    run(*command, "-o", CHECKPOINT, *(["--restart"] if CHECKPOINT.exists() and not is_of_recipe(CHECKPOINT) else []))
+
+
+def is_of_recipe(path: Path) -> bool:
+    """Whether `path` is a checkpoint, finished or not, of `RECIPE`."""
+    try:
+        return bool(load_checkpoint(path)["recipe"] == asdict(RECIPE))
+    except ValueError:
+        return False
+
+
+def write_pngs(data: LabelledImages, folder: Path) -> list[bytes]:
+    """Write the held-out images into `folder`/<label>/, replacing it; return the files' bytes, in order."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pngs = []
+    for position, (pixels, label) in enumerate(zip(data.held_out_images, data.held_out_classes, strict=True)):
+        path = folder / data.labels[int(label)] / f"{position:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+        pngs.append(path.read_bytes())
+    return pngs
+
+
+def measure(contenders: Sequence[Contender], expected: NDArray[np.int64], console: Console) -> None:
+    """Time the contenders in turns, with a bar on a terminal."""
+    with _bar(console, total=2 * ROUNDS * len(contenders)) as advance:
+        time_in_turns(contenders, expected, rounds=ROUNDS, stretch_s=STRETCH_S, on_stretch_done=advance)
+
+
+def row_of(
+    contender: Contender, top1: NDArray[np.int64], eager_top1: NDArray[np.int64], truth: NDArray[np.int64]
+) -> dict[str, Any]:
+    """What the table and result.json say of one contender; figures are None if it was not timed."""
+    return {
+        "name": contender.name,
+        "accuracy": float((top1 == truth).mean()),
+        "right": int((top1 == truth).sum()),
+        "same_as_eager": int((top1 == eager_top1).sum()),
+        "images": len(truth),
+        "latency_ms": asdict(spread_of(contender.latencies_ms)) if contender.latencies_ms else None,
+        "images_per_s": asdict(spread_of(contender.images_per_s)) if contender.images_per_s else None,
+    }
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """The table that the demo is for."""
+    table = Table(title=f"{rows[0]['images']} held-out digits")
+    table.add_column("")
+    for heading in ("accuracy", "top-1 as eager", "latency of one", "images/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        latency, throughput = row["latency_ms"], row["images_per_s"]
+        table.add_row(
+            row["name"],
+            f"{row['accuracy']:.2%}",
+            f"{row['same_as_eager']} of {row['images']}",
+            f"{latency['median']:.2f} ms" if latency else "not timed",
+            f"{throughput['median']:,.0f}" if throughput else "not timed",
+        )
+    return table
+
+
+def verdict(rows: Sequence[dict[str, Any]], wall_s: float) -> int:
+    """Say whether the demo held what it promises, and return the exit code."""
+    failures = [
+        f"{row['name']} answers {row['images'] - row['same_as_eager']} images otherwise than eager PyTorch"
+        for row in rows
+        if row["same_as_eager"] != row["images"]
+    ]
+    failures += [
+        f"{row['name']} is right on {row['accuracy']:.2%} of the held-out digits, {LEAST_ACCURACY:.0%} were expected"
+        for row in rows
+        if row["accuracy"] < LEAST_ACCURACY
+    ]
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    if not failures:
+        print(f"done in {wall_s:.0f} s; the figures are in {shown(FOLDER / 'result.json')}")
+    return 1 if failures else 0
+
+
+def run(*command: object) -> None:
+    """Run a command, shown as typed; its failure ends the demo with its exit code."""
+    code = subprocess.run(announced(*command), check=False).returncode  # noqa: S603
+    if code != 0:
+        sys.exit(code)
+
+
+def announced(*command: object) -> list[str]:
+    """Print the command as a user types it from here, and return it."""
+    print("$", *(shown(part) if isinstance(part, Path) else part for part in command), flush=True)
+    return [str(part) for part in command]
+
+
+def script(name: str) -> Path:
+    """The command `name` of this Python's environment."""
+    return Path(sys.executable).with_name(name)
+
+
+def shown(path: Path) -> str:
+    """`path` as short as it can be typed from here."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+@contextmanager
+def _bar(console: Console, total: int) -> Iterator[Callable[[], None]]:
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    with Progress(TextColumn("timing"), BarColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("timing", total=total)
+        yield lambda: bar.advance(task)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(f"FAILED: {error}")

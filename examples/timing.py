@@ -1,0 +1,73 @@
+"""Contenders that classify the same images, timed in turns so that a slow moment of the machine hits all of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Classify = Callable[[Sequence[int]], NDArray[np.int64]]
+"""Positions of held-out images to their top-1 classes."""
+
+
+@dataclass
+class Contender:
+    """One way to classify, and what was measured of it so far."""
+
+    name: str
+    classify_one: Classify
+    """Called with a single position; timed for latency."""
+    classify_many: Classify
+    """Called with `many` positions; timed for throughput."""
+    many: int
+    latencies_ms: list[float] = field(default_factory=list)
+    """Median of each round."""
+    images_per_s: list[float] = field(default_factory=list)
+    """Mean of each round."""
+
+
+def time_in_turns(
+    contenders: Sequence[Contender],
+    expected: NDArray[np.int64],
+    *,
+    rounds: int,
+    stretch_s: float,
+    on_stretch_done: Callable[[], None],
+) -> None:
+    """Measure each contender `rounds` times, for latency and throughput, `stretch_s` seconds each.
+
+    Every answer that is timed is held against `expected`, the top-1 class of each image.
+
+    Raises:
+        RuntimeError: an answer was another one.
+    """
+    for _ in range(rounds):
+        for contender in contenders:
+            seconds, _ = _stretch(contender.name, contender.classify_one, 1, expected, stretch_s)
+            contender.latencies_ms.append(1000 * float(np.median(seconds)))
+            on_stretch_done()
+            seconds, images = _stretch(contender.name, contender.classify_many, contender.many, expected, stretch_s)
+            contender.images_per_s.append(images / sum(seconds))
+            on_stretch_done()
+
+
+def _stretch(
+    name: str, classify: Classify, rows: int, expected: NDArray[np.int64], stretch_s: float
+) -> tuple[list[float], int]:
+    """Seconds of each call, and images in all."""
+    seconds: list[float] = []
+    answers: list[tuple[list[int], NDArray[np.int64]]] = []
+    end = time.perf_counter() + stretch_s
+    first = 0
+    while time.perf_counter() < end:
+        positions = [(first + row) % len(expected) for row in range(rows)]
+        started = time.perf_counter()
+        top1 = classify(positions)
+        seconds.append(time.perf_counter() - started)
+        answers.append((positions, top1))
+        first += rows
+    for positions, top1 in answers:
+        if not np.array_equal(top1, expected[positions]):
+            raise RuntimeError(f"{name} answered {top1} for images {positions}; eager answered {expected[positions]}")
+    return seconds, rows * len(seconds)

@@ -1,0 +1,101 @@
+"""The `fuseline` command, and `from fuseline import Client`.
+
+A sub-command's module is imported only when that sub-command runs: `fuseline serve` never imports torch, and
+`fuseline --help` answers at once.
+"""
+
+import importlib
+import sys
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+if TYPE_CHECKING:
+    from serve.client import Client
+
+__all__ = ["Client", "main"]
+
+_COMMANDS = {
+    "export": ("export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
+    "serve": ("serve.cli", "serve", "Serve model packages over gRPC."),
+    "classify": ("serve.cli", "classify", "Classify images on a running server."),
+    "inspect": ("export.cli", "inspect", "Show what a checkpoint or a model package holds."),
+    "bench": ("benchmarks.cli", "app", "Measure engines and servers."),
+}
+"""Sub-command: module, a function or a typer application in it, and what the help says."""
+
+
+_EXTRA_OF_MODULE = {
+    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors", "jinja2"), "export"),
+    **dict.fromkeys(("matplotlib", "pytest", "pytest_benchmark", "sklearn"), "bench"),
+}
+
+
+def main() -> None:
+    """Run the `fuseline` command; every foreseen error is one line on stderr and an exit code."""
+    from serve.cli import run_command_line
+
+    try:
+        run_command_line(partial(_command_line(), prog_name="fuseline"))
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        sys.stderr.write(f"error: {error.name} is not installed; pip install 'fuseline[{extra}]'\n")
+        sys.exit(2)
+
+
+def __getattr__(name: str) -> object:
+    """Import `Client` when it is asked for, so that the command needs no gRPC for its help."""
+    if name == "Client":
+        from serve.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _LazyCommand(TyperCommand):
+    """Stands for a command until it is invoked; the context that it then makes is the real command's."""
+
+    def __init__(self, name: str, module: str, attribute: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self._module = module
+        self._attribute = attribute
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        target = getattr(importlib.import_module(self._module), self._attribute)
+        if not isinstance(target, typer.Typer):
+            function, target = target, typer.Typer(add_completion=False)
+            target.command()(function)
+        return get_command(target).make_context(*args, **kwargs)
+
+
+def _command_line() -> TyperGroup:
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def fuseline(
+        _: Annotated[
+            bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        ] = False,
+    ) -> None:
+        """From a trained ResNet checkpoint to a measured, batching gRPC service."""
+
+    group = get_group(app)
+    for name, (module, attribute, help) in _COMMANDS.items():
+        group.add_command(_LazyCommand(name, module, attribute, help), name)
+    return group
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fuseline {version('fuseline')}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

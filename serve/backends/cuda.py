@@ -1,0 +1,168 @@
+"""The little of CUDA's runtime API that a backend needs, through NVIDIA's cuda-bindings, every status checked."""
+
+import ctypes
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import BackendError, BackendUnavailableError
+
+INSTALL = "pip install 'fuseline[gpu]'"
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU that CUDA gives this process first; CUDA_VISIBLE_DEVICES chooses which that is."""
+
+    name: str
+    capability: str
+    """Compute capability as engines name it: `sm89` is 8.9."""
+
+
+def open_cuda() -> "Cuda":
+    """Return CUDA's runtime, after a GPU was found to be there.
+
+    Raises:
+        BackendUnavailableError: cuda-bindings isn't installed, no driver or too old a one is, or no GPU is visible.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise BackendUnavailableError(f"cuda-bindings can't be imported ({error}): {INSTALL}") from error
+    cuda = Cuda(runtime)
+    if (reason := cuda.why_no_gpu()) is not None:
+        raise BackendUnavailableError(reason)
+    return cuda
+
+
+class Cuda:
+    """CUDA's runtime API on the current device.
+
+    What is acquired comes as a context manager, so that releasing it can't be forgotten. A failed acquisition or
+    launch raises `BackendError` with CUDA's own words; a failed release is logged, since whatever broke the device was
+    raised where it happened and nothing is left to be done.
+    """
+
+    def __init__(self, api: Any) -> None:
+        """`api` is the module `cuda.bindings.runtime`, or what stands in for it."""
+        self._api = api
+
+    def why_no_gpu(self) -> str | None:
+        """None if a GPU answers, else one sentence that says what is missing."""
+        status, count = self._api.cudaGetDeviceCount()
+        if status == self._api.cudaError_t.cudaSuccess and count > 0:
+            return None
+        _, driver_version = self._api.cudaDriverGetVersion()
+        if not driver_version:
+            return "no NVIDIA driver is installed on this machine; TensorRT engines need one and a GPU"
+        needed = self._call("cudaRuntimeGetVersion")
+        if status == self._api.cudaError_t.cudaErrorInsufficientDriver:
+            return (
+                f"the NVIDIA driver is too old: it serves CUDA {_version(driver_version)}, cuda-bindings needs "
+                f"{_version(needed)}; update the driver"
+            )
+        return f"no GPU is visible ({self._words(status)}); look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+    def gpu(self) -> Gpu:
+        """The current device."""
+        attributes = self._api.cudaDeviceAttr
+        device = self._call("cudaGetDevice")
+        major = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
+        minor = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
+        name = self._call("cudaGetDeviceProperties", device).name
+        return Gpu(name.split(b"\0")[0].decode(), f"sm{major}{minor}")
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """Yield a stream that doesn't wait for the default one."""
+        stream = self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking)
+        try:
+            yield int(stream)
+        finally:
+            self._release("cudaStreamDestroy", stream)
+
+    @contextmanager
+    def device_memory(self, bytes: int) -> Iterator[int]:
+        """Yield the address of `bytes` bytes on the GPU, aligned to 256 bytes."""
+        address = int(self._call("cudaMalloc", bytes))
+        try:
+            yield address
+        finally:
+            self._release("cudaFree", address)
+
+    @contextmanager
+    def pinned_memory(self, bytes: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield `bytes` bytes of page-locked host memory as an array, which must not be touched afterwards."""
+        address = int(self._call("cudaMallocHost", bytes))
+        try:
+            yield np.ctypeslib.as_array((ctypes.c_uint8 * bytes).from_address(address))
+        finally:
+            self._release("cudaFreeHost", address)
+
+    @contextmanager
+    def graph(self, stream: int, enqueue: Callable[[], None]) -> Iterator[Any]:
+        """Yield an executable graph of the work that `enqueue` puts on `stream`; none of it runs here."""
+        # Thread-local: another model that is loading on its own thread must not break this capture.
+        self._call("cudaStreamBeginCapture", stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            enqueue()
+        except BaseException:
+            # The stream must leave capture mode before it can be used or destroyed; the status tells of the same fault.
+            _, graph = self._api.cudaStreamEndCapture(stream)
+            if graph is not None and int(graph):
+                self._release("cudaGraphDestroy", graph)
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
+        try:
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._release("cudaGraphDestroy", graph)
+        try:
+            yield executable
+        finally:
+            self._release("cudaGraphExecDestroy", executable)
+
+    def copy_to_device(self, device_address: int, host_address: int, bytes: int, stream: int) -> None:
+        """Enqueue a copy from pinned memory."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", device_address, host_address, bytes, kind, stream)
+
+    def copy_to_host(self, host_address: int, device_address: int, bytes: int, stream: int) -> None:
+        """Enqueue a copy into pinned memory."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", host_address, device_address, bytes, kind, stream)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Enqueue what `graph` captured."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def synchronise(self, stream: int) -> None:
+        """Wait for all that was enqueued on `stream`; its faults are raised here."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._api, function)(*arguments)
+        if status != self._api.cudaError_t.cudaSuccess:
+            raise BackendError(f"{function} failed: {self._words(status)}")
+        return values[0] if values else None
+
+    def _release(self, function: str, handle: Any) -> None:
+        (status,) = getattr(self._api, function)(handle)
+        if status != self._api.cudaError_t.cudaSuccess:
+            _LOG.warning("%s failed: %s", function, self._words(status))
+
+    def _words(self, status: Any) -> str:
+        _, words = self._api.cudaGetErrorString(status)
+        return f"{words.decode()} (cudaError {int(status)})"
+
+
+def _version(number: int) -> str:
+    """CUDA's 13020 as 13.2."""
+    return f"{number // 1000}.{number % 1000 // 10}"

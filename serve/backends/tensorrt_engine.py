@@ -1,0 +1,163 @@
+"""TensorRT's two libraries, and an engine file: what it was built for, whether it fits here, how it is loaded.
+
+`tensorrt` (data-centre and desktop GPUs) and `tensorrt_rtx` (TensorRT for RTX) have one Python API. Both are imported
+only when needed, so that a machine without them serves on other runtimes.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections import deque
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.errors import BackendError, BackendUnavailableError
+
+Library = Literal["tensorrt", "tensorrt_rtx"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+INSTALL: dict[str, str] = {
+    "tensorrt": "pip install 'fuseline[gpu]'",
+    "tensorrt_rtx": "pip install 'fuseline[rtx]'",
+}
+NAMES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+
+_LOG = logging.getLogger(__name__)
+_RECENT_ERRORS = 8
+
+
+class EngineDetails(BaseModel):
+    """What an engine is bound to: the `details` of its artifact in the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    library: Library
+    library_version: str
+    compute_capability: Annotated[str, Field(pattern=r"^sm\d+$")]
+    profile: tuple[int, int, int]
+    """Smallest, optimal and largest batch in rows."""
+
+    graph_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def import_library(library: Library) -> Any:
+    """Import and return `tensorrt` or `tensorrt_rtx`.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or a library that it loads is missing.
+    """
+    if not is_installed(library):
+        raise BackendUnavailableError(f"{NAMES[library]} is not installed: {INSTALL[library]}")
+    try:
+        return importlib.import_module(library)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendUnavailableError(
+            f"{NAMES[library]} is installed but can't be imported ({error}): {INSTALL[library]} puts it right"
+        ) from error
+
+
+def is_installed(library: Library) -> bool:
+    """Whether the library's package is there; nothing is imported."""
+    return importlib.util.find_spec(library) is not None
+
+
+def why_unfit(details: EngineDetails, *, capability: str, buckets: tuple[int, ...]) -> str | None:
+    """None if the engine suits a GPU of `capability`, the installed library and `buckets`, else why not.
+
+    An engine is bound to the exact build of its library and to the compute capability (NVIDIA, TensorRT
+    documentation, "Version Compatibility" and "Hardware Compatibility").
+
+    Raises:
+        BackendUnavailableError: the engine's library can't be imported.
+    """
+    if details.compute_capability != capability:
+        return f"it was built for {details.compute_capability}, the GPU here is {capability}"
+    smallest, _, largest = details.profile
+    if buckets and not (smallest <= min(buckets) and max(buckets) <= largest):
+        return f"it takes batches of {smallest} to {largest} rows, the buckets are {', '.join(map(str, buckets))}"
+    installed = import_library(details.library).__version__
+    if details.library_version != installed:
+        return f"it was built by {NAMES[details.library]} {details.library_version}, {installed} is installed here"
+    return None
+
+
+def engine_from_plan(trt: Any, plan: bytes) -> Any:
+    """Deserialise `plan` with the library `trt`; the engine keeps what it needs of the library alive.
+
+    Code that a plan may carry (a lean runtime) is not run: plans are data here.
+
+    Raises:
+        BackendUnavailableError: the library refuses the plan; the message carries the library's own diagnosis.
+    """
+    logger = logger_of(trt)
+    logger.recent_errors.clear()
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendUnavailableError(
+            f"{title(trt)} refuses the engine{_diagnosis(trt, runtime, plan)}: "
+            f"{recent_errors(trt) or 'it gives no reason'}"
+        )
+    return engine
+
+
+@functools.cache
+def logger_of(trt: Any) -> Any:
+    """The one `ILogger` of the library `trt` in this process; it writes to Python's logging.
+
+    TensorRT keeps the first logger that it is given for the life of the process, so there is no second one. The latest
+    errors stay in `recent_errors`, for the exception that tells of the call that returned nothing.
+    """
+    severity = trt.ILogger.Severity
+    levels = {
+        severity.INTERNAL_ERROR: logging.ERROR,
+        severity.ERROR: logging.ERROR,
+        severity.WARNING: logging.WARNING,
+        # What TensorRT calls information is its inner workings: hundreds of lines for each engine.
+        severity.INFO: logging.DEBUG,
+        severity.VERBOSE: logging.DEBUG - 5,
+    }
+
+    class PythonLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.recent_errors: deque[str] = deque(maxlen=_RECENT_ERRORS)
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels[severity]
+            if level == logging.ERROR:
+                self.recent_errors.append(" ".join(message.split()))
+            _LOG.log(level, "%s: %s", trt.__name__, message)
+
+    return PythonLogger()
+
+
+def recent_errors(trt: Any) -> str:
+    """The library's latest errors, on one line; empty if there are none."""
+    return "; ".join(logger_of(trt).recent_errors)
+
+
+def title(trt: Any) -> str:
+    """The library's name and version, for people."""
+    return f"{NAMES[trt.__name__]} {trt.__version__}"
+
+
+def check(outcome: Any, what: str, trt: Any) -> Any:
+    """Return `outcome` of a TensorRT call; raise `BackendError` if it is the None or False of a failure."""
+    if outcome is None or outcome is False:
+        raise BackendError(f"{title(trt)} could not {what}: {recent_errors(trt) or 'it gives no reason'}")
+    return outcome
+
+
+def _diagnosis(trt: Any, runtime: Any, plan: bytes) -> str:
+    """TensorRT for RTX can say from a plan's header why it is no good; empty where it can't."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    _, flags = runtime.get_engine_validity(plan)
+    causes = [
+        name.lower().replace("_", " ")
+        for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
+        if int(flags) & int(flag)
+    ]
+    return f" ({', '.join(causes)})" if causes else ""

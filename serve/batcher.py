@@ -1,0 +1,438 @@
+"""Requests become batches: an asyncio queue in front of a backend that is called by one thread.
+
+While the backend is busy the next batch forms; an idle backend takes what is there. Knows neither gRPC nor the model.
+"""
+
+import asyncio
+import math
+import time
+import weakref
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, RequestError, ShuttingDownError
+
+Row = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+LEARNING_RATE = 0.2
+"""Weight of the newest batch in the moving average of a bucket's seconds."""
+
+PROBE_AFTER_SECONDS = 1.0
+"""After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedRows:
+    """The answer to one request: logits (rows, classes) in the order of its rows, and where its time went.
+
+    `queue_ms` is from admission to the start of the batch that held its last row, `compute_ms` the sum of the backend
+    calls that held its rows, `batch_rows` the rows of all requests in the largest of those, before padding.
+    """
+
+    logits: Logits
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """What one batch was: `rows` before padding, `bucket` after it, `queue_ms` that its oldest request had waited.
+
+    `failed`: the backend raised, or returned something of another shape.
+    """
+
+    rows: int
+    bucket: int
+    queue_ms: float
+    compute_ms: float
+    failed: bool
+
+
+class Batcher:
+    """Batches rows of many requests for one backend. Everything but `infer` happens on one event loop.
+
+    - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
+    - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
+      split and its results joined, in row order.
+    - `infer` is called by one thread at a time, with one of `buckets` rows: those of the requests and, to fill the
+      bucket, rows of zeros whose logits nobody gets.
+    - A batch that fails, fails its own requests only; the next one runs.
+    - Cancelled and expired requests leave the queue before a batch forms.
+    """
+
+    def __init__(
+        self,
+        infer: Callable[[NDArray[np.uint8]], Logits],
+        *,
+        row_shape: tuple[int, ...],
+        buckets: Sequence[int],
+        max_queue_rows: int,
+        max_delay_ms: float = 0.0,
+        seconds_per_bucket: Mapping[int, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_batch: Callable[[BatchStats], None] | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """Make an idle batcher.
+
+        Args:
+            infer: (rows, *row_shape) uint8 -> logits (rows, classes) float32. The result belongs to the batcher; the
+                argument is overwritten once it has returned.
+            row_shape: shape of one row.
+            buckets: the batch sizes in rows that `infer` may be called with; the largest is the largest batch.
+            max_queue_rows: how many rows may wait; those of the running batch don't count.
+            max_delay_ms: how long an idle backend waits for a fuller batch.
+            seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
+            clock: monotonic seconds; deadlines are on it.
+            on_batch: called on the event loop after each batch.
+            executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
+        """
+        if not buckets or min(buckets) < 1 or not row_shape:
+            raise ValueError(f"buckets {list(buckets)}, row_shape {row_shape}: expected some of each, buckets above 0")
+        if max_queue_rows < 1 or max_delay_ms < 0:
+            raise ValueError(f"max_queue_rows {max_queue_rows}, max_delay_ms {max_delay_ms}: expected >= 1 and >= 0")
+        self._infer = infer
+        self._row_shape = tuple(row_shape)
+        self._buckets = sorted(set(buckets))
+        self._max_batch_rows = self._buckets[-1]
+        self._max_queue_rows = max_queue_rows
+        self._max_delay_seconds = max_delay_ms / 1000
+        self._clock = clock
+        self._on_batch = on_batch
+        self._thread: Thread | None = None
+        if executor is None:
+            # Per batch, a queue costs a quarter less CPU than ThreadPoolExecutor's futures. A daemon thread, so that a
+            # backend that hangs doesn't keep the process from exiting.
+            calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+            self._thread = Thread(target=_make_calls, args=(calls,), name="fuseline-batcher", daemon=True)
+            self._thread.start()
+            self._end_thread = weakref.finalize(self, calls.put, None)
+            self._hand_over: Callable[[Callable[[], None]], object] = calls.put
+        else:
+            self._hand_over = executor.submit
+        self._profile = _Profile(self._buckets, seconds_per_bucket or {}, clock())
+        self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
+        self._classes: int | None = None
+        self._queue: OrderedDict[_Request, None] = OrderedDict()
+        self._queued_rows = 0
+        # Of the queued requests. It may lie too early after some have left, never too late.
+        self._earliest_deadline = math.inf
+        self._running: _Batch | None = None
+        self._wake: asyncio.Handle | None = None
+        self._draining = False
+        self._drained = asyncio.Event()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch."""
+        return self._queued_rows
+
+    @property
+    def running_rows(self) -> int:
+        """Rows of the batch that the backend computes now, before padding."""
+        return 0 if self._running is None else len(self._running.rows)
+
+    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
+        """Admit a request or refuse it at once; call it on the event loop.
+
+        The rows, each of the row shape and uint8, must not change until the future is done. Cancelling the future drops
+        the request: rows that are not in a batch yet never run and make room at once.
+
+        The future fails with `DeadlineError` when `deadline` (on the batcher's clock) passes before all its rows are in
+        a batch, and with `BackendError`, or the `FuselineError` that the backend raised, when one of its batches fails.
+
+        Raises:
+            RequestError: no rows, or a row of another shape or dtype.
+            OverloadedError: there is no room for so many rows.
+            DeadlineError: the deadline has passed or, by the measured time of batches, can't be met.
+            ShuttingDownError: `drain` was called.
+        """
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+        row_count = len(rows)
+        if not row_count:
+            raise RequestError("the request has no rows; send at least one")
+        for row in rows:
+            if not isinstance(row, np.ndarray) or row.dtype != np.uint8 or row.shape != self._row_shape:
+                raise RequestError(f"a row is {_describe(row)}, expected uint8 of shape {self._row_shape}")
+        now = self._clock()
+        if now >= self._earliest_deadline:
+            self._drop_expired(now)
+        if self._queued_rows + row_count > self._max_queue_rows:
+            if row_count > self._max_queue_rows:
+                limit = f"the queue's limit is {self._max_queue_rows} rows"
+                raise OverloadedError(f"a request of {row_count} rows can never be queued, {limit}; send it in parts")
+            queued = f"{self._queued_rows} rows of at most {self._max_queue_rows} are queued"
+            raise OverloadedError(f"{queued}, no room for {row_count} more; retry later")
+        if deadline is not None:
+            self._check_deadline(deadline, row_count, now)
+            self._earliest_deadline = min(self._earliest_deadline, deadline)
+        request = _Request(self, tuple(rows), math.inf if deadline is None else deadline, now)
+        self._queue[request] = None
+        self._queued_rows += row_count
+        if self._running is None:
+            # Not before this turn of the event loop ends, so that all that arrived in it forms one batch.
+            if self._wake is not None and self._max_delay_seconds:
+                self._wake.cancel()
+                self._wake = None
+            if self._wake is None:
+                self._wake = request.get_loop().call_soon(self._start_batch)
+        return request
+
+    async def drain(self) -> None:
+        """Admit nothing new, run everything queued, and return once idle; then the batcher's thread has ended."""
+        self._draining = True
+        if self._running is None:
+            self._start_batch()
+        self._set_drained_if_idle()
+        await self._drained.wait()
+        if self._thread is not None:
+            self._end_thread()
+            self._thread.join()
+
+    def _check_deadline(self, deadline: float, row_count: int, now: float) -> None:
+        if deadline <= now:
+            raise DeadlineError(f"the deadline passed {1000 * (now - deadline):.1f} ms ago; allow more time")
+        seconds = self._profile.seconds(self._queued_rows + row_count)
+        if self._running is not None:
+            seconds += max(0.0, self._running.started + self._profile.seconds(self._running.bucket) - now)
+        elif not self._queue and now - self._profile.learned_at >= PROBE_AFTER_SECONDS:
+            return
+        if now + seconds > deadline:
+            raise DeadlineError(
+                f"the deadline is in {1000 * (deadline - now):.1f} ms, but going by recent batches the answer takes "
+                f"{1000 * seconds:.1f} ms with {self._queued_rows + self.running_rows} rows ahead; allow more time or "
+                "retry later"
+            )
+
+    def _drop_expired(self, now: float) -> None:
+        self._earliest_deadline = math.inf
+        for request in list(self._queue):
+            if request.deadline <= now:
+                self.forget(request)
+                waited = f"{1000 * (now - request.admitted):.1f} ms in the queue"
+                request.set_exception(DeadlineError(f"the deadline passed after {waited}; allow more time"))
+            else:
+                self._earliest_deadline = min(self._earliest_deadline, request.deadline)
+
+    def forget(self, request: "_Request") -> None:
+        """Take what is left of a request out of the queue, if anything is."""
+        if request in self._queue:
+            del self._queue[request]
+            self._queued_rows -= len(request.rows) - request.taken
+            request.rows = ()
+            self._set_drained_if_idle()
+
+    def _start_batch(self) -> None:
+        """Hand the next batch to the worker thread, unless there is none or a fuller one may be waited for."""
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        now = self._clock()
+        if now >= self._earliest_deadline:
+            self._drop_expired(now)
+        if not self._queue:
+            return
+        loop = asyncio.get_running_loop()
+        if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
+            self._wake = loop.call_later(seconds, self._start_batch)
+            return
+        self._running = batch = self._form_batch(now)
+        try:
+            self._hand_over(partial(self._run, batch, loop))
+        except RuntimeError as error:
+            batch.outcome = _backend_error("the batcher's thread can't be used", error)
+            loop.call_soon(self._finish, batch)
+
+    def _seconds_to_wait(self, now: float) -> float:
+        if self._draining or self._queued_rows >= self._max_batch_rows:
+            return 0.0
+        fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
+        return min(fuller_until, self._earliest_deadline - self._profile.seconds(self._queued_rows)) - now
+
+    def _form_batch(self, now: float) -> "_Batch":
+        rows: list[Row] = []
+        shares: list[tuple[_Request, int]] = []
+        while self._queue and len(rows) < self._max_batch_rows:
+            request = next(iter(self._queue))
+            share = request.rows[request.taken : request.taken + self._max_batch_rows - len(rows)]
+            request.taken += len(share)
+            rows += share
+            shares.append((request, len(share)))
+            if request.taken == len(request.rows):
+                del self._queue[request]
+        self._queued_rows -= len(rows)
+        if not self._queue:
+            self._earliest_deadline = math.inf
+        bucket = self._buckets[bisect_left(self._buckets, len(rows))]
+        return _Batch(rows, shares, bucket, now)
+
+    def _run(self, batch: "_Batch", loop: asyncio.AbstractEventLoop) -> None:
+        """Compute a batch; in the worker thread. Never raises, which would leave futures pending."""
+        try:
+            row_count = len(batch.rows)
+            pixels = self._buffer[: batch.bucket]
+            # Joined along the first axis of a row: a third of the time that `np.stack` takes.
+            np.concatenate(batch.rows, out=pixels[:row_count].reshape(-1, *self._row_shape[1:]))
+            pixels[row_count:] = 0
+            started = self._clock()
+            try:
+                output = self._infer(pixels)
+            finally:
+                batch.compute_seconds = self._clock() - started
+            batch.outcome = self._checked(output, batch.bucket)
+        except FuselineError as error:
+            batch.outcome = error
+        # Even SystemExit: whatever the backend raises, somebody waits for an answer.
+        except BaseException as error:  # noqa: BLE001
+            batch.outcome = _backend_error(f"the backend raised {type(error).__name__} on a valid batch", error)
+        # A closed event loop has nobody left who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._finish, batch)
+
+    def _checked(self, output: Logits, bucket: int) -> Logits:
+        """Raise `BackendError` unless `output` is float32 (bucket, classes), with as many classes as ever."""
+        if isinstance(output, np.ndarray) and output.dtype == np.float32 and output.ndim == 2:
+            rows, classes = output.shape
+            if rows == bucket and classes == (self._classes or classes):
+                self._classes = classes
+                return output
+        raise BackendError(
+            f"the backend returned {_describe(output)} for a batch of {bucket} rows, expected float32 of shape "
+            f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
+        )
+
+    def _finish(self, batch: "_Batch") -> None:
+        """Settle what the batch completes; on the event loop."""
+        self._running = None
+        outcome, start = batch.outcome, 0
+        if isinstance(outcome, np.ndarray):
+            now = self._clock()
+            self._profile.learn(batch.bucket, now - batch.started, now)
+            # Before the answers are handed out, so that the backend doesn't idle meanwhile.
+            self._start_batch()
+            for request, row_count in batch.shares:
+                if not request.done():
+                    request.add(outcome[start : start + row_count], batch)
+                start += row_count
+        elif outcome is not None:
+            for request, _ in batch.shares:
+                self.forget(request)
+                if not request.done():
+                    request.set_exception(outcome)
+            self._start_batch()
+        self._set_drained_if_idle()
+        if self._on_batch is not None:
+            queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds
+            failed = not isinstance(outcome, np.ndarray)
+            self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
+
+    def _set_drained_if_idle(self) -> None:
+        if self._draining and self._running is None and not self._queue:
+            self._drained.set()
+
+
+class _Request(asyncio.Future[BatchedRows]):
+    """An admitted request: the very future that its caller awaits."""
+
+    __slots__ = ("admitted", "batch_rows", "batcher", "compute_seconds", "deadline", "parts", "rows", "taken")
+
+    def __init__(self, batcher: Batcher, rows: tuple[Row, ...], deadline: float, admitted: float) -> None:
+        super().__init__()
+        self.batcher = batcher
+        self.rows = rows
+        self.deadline = deadline
+        self.admitted = admitted
+        self.taken = 0
+        self.parts: list[Logits] = []
+        self.compute_seconds = 0.0
+        self.batch_rows = 0
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel as `asyncio.Future.cancel` does; rows that are not in a batch yet never run."""
+        if not super().cancel(msg):
+            return False
+        self.batcher.forget(self)
+        return True
+
+    def add(self, logits: Logits, batch: "_Batch") -> None:
+        """Take the logits of this request's next rows; settle it when they are the last."""
+        self.compute_seconds += batch.compute_seconds
+        self.batch_rows = max(self.batch_rows, len(batch.rows))
+        if len(logits) < len(self.rows):
+            self.parts.append(logits)
+            if sum(map(len, self.parts)) < len(self.rows):
+                return
+            logits = np.concatenate(self.parts)
+        queue_ms = 1000 * (batch.started - self.admitted)
+        self.set_result(BatchedRows(logits, queue_ms, 1000 * self.compute_seconds, self.batch_rows))
+
+
+@dataclass(slots=True)
+class _Batch:
+    rows: list[Row]
+    shares: list[tuple[_Request, int]]
+    """Whose rows they are, in order, and how many of each."""
+    bucket: int
+    started: float
+    compute_seconds: float = 0.0
+    outcome: Logits | FuselineError | None = None
+
+
+class _Profile:
+    """What a batch of each bucket takes, in seconds: an exponentially weighted moving average.
+
+    An unmeasured bucket counts as the next smaller measured one, or nothing: this errs to admit.
+    """
+
+    def __init__(self, buckets: Sequence[int], measured: Mapping[int, float], now: float) -> None:
+        self._buckets = buckets
+        self._measured = dict(measured)
+        self.learned_at = now
+
+    def learn(self, bucket: int, seconds: float, now: float) -> None:
+        """Take in one more measured batch."""
+        known = self._measured.get(bucket, seconds)
+        self._measured[bucket] = known + LEARNING_RATE * (seconds - known)
+        self.learned_at = now
+
+    def seconds(self, rows: int) -> float:
+        """All the batches that `rows` queued rows make."""
+        full, rest = divmod(rows, self._buckets[-1])
+        seconds = full * self._batch_seconds(self._buckets[-1]) if full else 0.0
+        return seconds + self._batch_seconds(rest) if rest else seconds
+
+    def _batch_seconds(self, rows: int) -> float:
+        for index in range(bisect_left(self._buckets, rows), -1, -1):
+            if (seconds := self._measured.get(self._buckets[index])) is not None:
+                return seconds
+        return 0.0
+
+
+def _make_calls(calls: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while (call := calls.get()) is not None:
+        call()
+        # An idle thread keeps neither rows nor the batcher alive.
+        del call
+
+
+def _backend_error(text: str, cause: BaseException) -> BackendError:
+    error = BackendError(f"{text}; retry the request")
+    error.__cause__ = cause
+    return error
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

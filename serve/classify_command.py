@@ -1,0 +1,114 @@
+"""What `fuseline classify` does: files in, a table or JSON lines out, in the order of the files."""
+
+import heapq
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from serve.client import Answer, Client, StreamAnswer
+from serve.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+_DEFAULT_TOP_K = 5
+_MAX_LABEL_WIDTH = 32
+_BAR_WIDTH = 30
+
+
+def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
+    """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
+
+    The code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
+
+    Raises:
+        FuselineError: nothing can be answered: no server, an unknown model, an empty folder, a wrong `top_k`.
+    """
+    files = image_files(paths)
+    console = Console(highlight=False)
+    exit_code = 0
+    with Client(address) as client:
+        served = client.model(model)
+        if top_k is None:
+            top_k = min(_DEFAULT_TOP_K, len(served.labels))
+        elif not 1 <= top_k <= len(served.labels):
+            raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
+        label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
+        for item in _in_order(client.classify_stream(files, top_k=top_k, model=model)):
+            file = files[item.position]
+            if as_json:
+                sys.stdout.write(json.dumps(_json_object(file, item), ensure_ascii=False) + "\n")
+            elif item.answer is not None:
+                _print_table(console, file, item.answer, label_width)
+            if item.error is not None:
+                sys.stderr.write(f"error: {file}: {item.error}\n")
+                exit_code = max(exit_code, item.error.exit_code)
+    return exit_code
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return `paths` with each folder replaced by the image files in and below it, sorted.
+
+    Raises:
+        InputError: a folder holds no image file.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not inside:
+            raise InputError(f"{path} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and below")
+        files += inside
+    return files
+
+
+def _in_order(answers: Iterable[StreamAnswer]) -> Iterator[StreamAnswer]:
+    early: list[tuple[int, StreamAnswer]] = []
+    due = 0
+    for answer in answers:
+        heapq.heappush(early, (answer.position, answer))
+        while early and early[0][0] == due:
+            yield heapq.heappop(early)[1]
+            due += 1
+
+
+def _print_table(console: Console, file: Path, answer: Answer, label_width: int) -> None:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=label_width, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right")
+    for prediction in answer.results[0].predictions:
+        table.add_row(
+            Text(prediction.label),
+            Bar(1.0, 0.0, prediction.probability, width=_BAR_WIDTH, color="green"),
+            f"{prediction.probability:.1%}",
+        )
+    console.print(Text(str(file), style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def _json_object(file: Path, item: StreamAnswer) -> dict[str, object]:
+    if item.answer is None:
+        return {"image": str(file), "error": str(item.error)}
+    answer = item.answer
+    return {
+        "image": str(file),
+        "model": answer.model,
+        "model_version": answer.model_version,
+        "predictions": [
+            {"index": p.index, "label": p.label, "probability": p.probability} for p in answer.results[0].predictions
+        ],
+        "timing": {
+            "preprocess_ms": answer.preprocess_ms,
+            "queue_ms": answer.queue_ms,
+            "compute_ms": answer.compute_ms,
+            "batch_rows": answer.batch_rows,
+        },
+    }

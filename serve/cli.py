@@ -1,0 +1,127 @@
+"""`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serve.errors import FuselineError
+from serve.settings import Settings, settings_from_flags
+
+_STARTED = time.monotonic()
+
+
+def _option(field: str, help: str) -> Any:
+    return typer.Option(envvar=f"FUSELINE_{field.upper()}", help=help)
+
+
+def _default(field: str) -> Any:
+    return Settings.model_fields[field].default
+
+
+def serve(
+    packages: Annotated[
+        list[Path], typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote.")
+    ],
+    *,
+    host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
+    port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
+    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    backend: Annotated[str, _option("backend", "auto, onnxruntime, openvino or tensorrt.")] = _default("backend"),
+    precision: Annotated[str, _option("precision", "auto, fp32 or fp16.")] = _default("precision"),
+    max_batch: Annotated[int, _option("max_batch", "Largest batch, in images.")] = _default("max_batch"),
+    max_queue_rows: Annotated[int, _option("max_queue_rows", "Images that may wait; more are refused.")] = _default(
+        "max_queue_rows"
+    ),
+    max_delay_ms: Annotated[
+        float, _option("max_delay_ms", "How long an idle backend waits for a fuller batch.")
+    ] = _default("max_delay_ms"),
+    max_message_mb: Annotated[int, _option("max_message_mb", "Largest request, in MiB.")] = _default("max_message_mb"),
+    max_images_per_request: Annotated[int, _option("max_images_per_request", "Images of one request.")] = _default(
+        "max_images_per_request"
+    ),
+    decode_threads: Annotated[
+        int | None, _option("decode_threads", "Threads that decode images; default: one for each CPU.")
+    ] = None,
+    threads: Annotated[int, _option("threads", "CPU threads of the backend; 0: it decides.")] = _default("threads"),
+    drain_timeout_s: Annotated[
+        float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
+    ] = _default("drain_timeout_s"),
+) -> None:
+    """Serve model packages over gRPC until SIGTERM or Ctrl-C; then answer what was admitted and exit.
+
+    Each model is found under its package's name. A request that names none gets the only one.
+    """
+    settings = settings_from_flags(
+        host=host,
+        port=port,
+        http_port=http_port,
+        backend=backend,
+        precision=precision,
+        max_batch=max_batch,
+        max_queue_rows=max_queue_rows,
+        max_delay_ms=max_delay_ms,
+        max_message_mb=max_message_mb,
+        max_images_per_request=max_images_per_request,
+        decode_threads=decode_threads,
+        threads=threads,
+        drain_timeout_s=drain_timeout_s,
+    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from serve.server import Server, join_address, run_server
+
+    def announce(server: Server) -> None:
+        for model in server.repository:
+            backend = model.backend
+            typer.echo(
+                f"{model.name} (version {model.manifest.version}): {backend.name} on {backend.device}, "
+                f"{backend.precision}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}"
+            )
+        http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
+        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {join_address(host, server.port)}{http}")
+        sys.stdout.flush()
+
+    raise typer.Exit(run_server(packages, settings, announce))
+
+
+def classify(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|DIR", help="JPEG, PNG or WebP files, or folders of them.")
+    ],
+    top_k: Annotated[
+        int | None, typer.Option(help="How many classes to show for each image; default: 5, or all if fewer.")
+    ] = None,
+    address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
+    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
+) -> None:
+    """Classify images on a running server.
+
+    Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
+    stderr; the others are still answered, and the exit code is 2 then.
+    """
+    from serve.classify_command import classify_files
+
+    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
+
+
+def main() -> None:
+    """`python -m serve`, which is `fuseline serve`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(serve)
+    run_command_line(app)
+
+
+def run_command_line(command: Callable[[], object]) -> None:
+    """Run `command`; an error of the tree becomes one line on stderr and its exit code, never a traceback."""
+    try:
+        command()
+    except FuselineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

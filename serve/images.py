@@ -1,0 +1,172 @@
+"""Encoded bytes become the network's uint8 pixels: decoded within bounds, resized and cropped as in training."""
+
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from serve.errors import ImageError
+
+MAX_PIXELS = 50_000_000
+"""Default bound on an image's pixels, before and after resizing. Decoding takes about 8 bytes of memory a pixel."""
+
+_MODES = {1: "L", 3: "RGB"}
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+_SIGNATURES = (
+    (0, b"\xff\xd8\xff", "a JPEG"),
+    (0, _PNG_SIGNATURE, "a PNG"),
+    (8, b"WEBP", "a WebP"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (0, b"\0\0\1\0", "an icon file"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"\x1f\x8b", "gzipped data"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftyp", "an MP4-like file"),
+)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    height: int,
+    width: int,
+    channels: Literal[1, 3] = 3,
+    resize_shorter_side: int,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Return the pixels (height, width, channels), C-contiguous, RGB or grey, of a JPEG, PNG or WebP file.
+
+    They are, to the pixel, those of torchvision's image loader (`PIL.Image.open(...).convert("RGB")`, or "L" for one
+    channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
+    there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
+    animation the first frame is taken.
+
+    The size in the file's header is checked before any pixel is decoded. Safe to call from many threads; Pillow's
+    global settings are neither changed nor relied upon, and no Pillow warning is issued.
+
+    Raises:
+        ImageError: no or truncated data, another format, or more than `max_pixels` before or after resizing.
+    """
+    image = _open_header(data, max_pixels)
+    resized_width, resized_height = _resized_size(*image.size, resize_shorter_side)
+    if resized_width * resized_height > max_pixels:
+        raise ImageError(
+            f"a picture of {image.width} x {image.height} pixels becomes {resized_width} x {resized_height} when its "
+            f"shorter side is resized to {resize_shorter_side}, above the {max_pixels} pixels accepted; crop it first"
+        )
+    mode = _MODES[channels]
+    try:
+        image.load()
+        converted: Image.Image = image if image.mode == mode else image.convert(mode)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{_describe(data)} is truncated or damaged ({error}); send the whole file") from error
+    if converted.size != (resized_width, resized_height):
+        converted = converted.resize((resized_width, resized_height), _INTERPOLATIONS[interpolation])
+    left, top = _crop_offset(resized_width, width), _crop_offset(resized_height, height)
+    cropped = converted.crop((left, top, left + width, top + height))
+    return np.asarray(cropped, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _open_header(data: bytes, max_pixels: int) -> ImageFile:
+    """Read the header only. `Image.open` is avoided: it warns by a global bound and parses what is of no use here."""
+    try:
+        if data.startswith(b"\xff\xd8\xff"):
+            image: ImageFile = _JpegImageFile(BytesIO(data))
+        elif data.startswith(_PNG_SIGNATURE):
+            image = PngImageFile(BytesIO(_without_png_extras(data)))
+        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            # Pillow's WebP decoder allocates the canvas on opening, so this header is read here first.
+            _check_pixels("WebP", *_webp_canvas(data), max_pixels)
+            image = WebPImageFile(BytesIO(data))
+        else:
+            raise ImageError(f"{_describe(data)} came where a JPEG, PNG or WebP file is expected; convert it to one")
+    except (ImageError, MemoryError):
+        raise
+    # Pillow's readers raise whatever hostile bytes make them trip over: SyntaxError, struct.error, KeyError, ...
+    except Exception as error:
+        raise ImageError(f"{_describe(data)} has a damaged header ({error}); send the whole file") from error
+    _check_pixels(str(image.format), *image.size, max_pixels)
+    return image
+
+
+class _JpegImageFile(JpegImageFile):
+    """A JPEG whose EXIF block, of no use here, is never parsed: a damaged one would make Pillow warn."""
+
+    def _read_dpi_from_exif(self) -> None:
+        return
+
+
+def _without_png_extras(data: bytes) -> bytes:
+    """Keep the chunks that pixels come from: texts, profiles and animations cost memory and make Pillow warn."""
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start + 8 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] in _PNG_PIXEL_CHUNKS:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels: RFC 9649, sections 2.5 to 2.7."""
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(body) == 10:
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L" and len(body) >= 5 and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(body) == 10 and body[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise ImageError(f"the WebP of {len(data)} bytes has a truncated or damaged header; send the whole file")
+
+
+def _check_pixels(format: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the {format} has {width} x {height} = {width * height} pixels, at most {max_pixels} are accepted; "
+            "send it smaller"
+        )
+
+
+def _resized_size(width: int, height: int, shorter_side: int) -> tuple[int, int]:
+    """As torchvision's `_compute_resized_output_size`: the longer side is cut down to an integer."""
+    if width <= height:
+        return shorter_side, int(shorter_side * height / width)
+    return int(shorter_side * width / height), shorter_side
+
+
+def _crop_offset(size: int, crop: int) -> int:
+    """As torchvision's `center_crop`, along one side; below 0 where black is padded, less of it on the left or top."""
+    return round((size - crop) / 2.0) if crop <= size else -((crop - size) // 2)
+
+
+def _describe(data: bytes) -> str:
+    """Name what came, in words for an error message."""
+    if not data:
+        return "nothing (0 bytes)"
+    size = f"of {len(data)} bytes"
+    for offset, signature, name in _SIGNATURES:
+        if data.startswith(signature, offset):
+            return f"{name} {size}"
+    start = data[:24]
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
+        return f"text {size} beginning {start.decode('ascii')!r}"
+    return f"data {size} beginning with {start[:8].hex(' ')}"

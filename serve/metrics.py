@@ -1,0 +1,108 @@
+"""What a server counts, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from serve.batcher import BatchStats
+from serve.model import Model
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ROWS = tuple(2**exponent for exponent in range(11))
+
+
+class Metrics:
+    """The counters of one server, in a registry of its own. Labels hold served names only, never a client's words."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "fuseline_requests",
+            "Requests answered, by gRPC status.",
+            ["method", "model", "code"],
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "fuseline_request_seconds",
+            "From a request's arrival in the service to its answer.",
+            ["method", "model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._preprocess_seconds = Histogram(
+            "fuseline_preprocess_seconds",
+            "Decoding of a request's encoded images, waiting for a thread included.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._queue_seconds = Histogram(
+            "fuseline_queue_seconds",
+            "How long the oldest request of a batch had waited when it started.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._compute_seconds = Histogram(
+            "fuseline_compute_seconds",
+            "The backend call of a batch.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_rows = Histogram(
+            "fuseline_batch_rows", "Rows of a batch before padding.", ["model"], buckets=_ROWS, registry=self.registry
+        )
+        self._padding_rows = Counter(
+            "fuseline_padding_rows", "Rows added to fill a bucket.", ["model"], registry=self.registry
+        )
+        self._failed_batches = Counter(
+            "fuseline_failed_batches", "Batches that the backend failed on.", ["model"], registry=self.registry
+        )
+        self._queued_rows = Gauge("fuseline_queued_rows", "Rows that wait now.", ["model"], registry=self.registry)
+        self._info = Gauge(
+            "fuseline_model_info",
+            "1 for each served model.",
+            ["model", "version", "backend", "device", "precision"],
+            registry=self.registry,
+        )
+        # Looking a child up by its labels takes longer than counting does.
+        self._by_request: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+
+    def watch(self, model: Model) -> None:
+        """Show `model` and its queue from now on."""
+        backend = model.backend
+        self._info.labels(model.name, model.manifest.version, backend.name, backend.device, backend.precision).set(1)
+        self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
+
+    def count_request(self, method: str, model: str, code: str, seconds: float) -> None:
+        """Count one answered request. `model` is empty where none was found."""
+        key = (method, model, code)
+        children = self._by_request.get(key)
+        if children is None:
+            children = self._requests.labels(method, model, code), self._request_seconds.labels(method, model)
+            self._by_request[key] = children
+        counter, histogram = children
+        counter.inc()
+        histogram.observe(seconds)
+
+    def requests_by_code(self) -> dict[str, int]:
+        """How many requests were counted under each gRPC status."""
+        counts: dict[str, int] = {}
+        for sample in next(iter(self._requests.collect())).samples:
+            if sample.name.endswith("_total"):
+                code = sample.labels["code"]
+                counts[code] = counts.get(code, 0) + int(sample.value)
+        return counts
+
+    def count_preprocess(self, model: str, seconds: float) -> None:
+        """Count the decoding of one request's images."""
+        self._preprocess_seconds.labels(model).observe(seconds)
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        """Count one batch."""
+        self._queue_seconds.labels(model).observe(stats.queue_ms / 1000)
+        self._compute_seconds.labels(model).observe(stats.compute_ms / 1000)
+        self._batch_rows.labels(model).observe(stats.rows)
+        self._padding_rows.labels(model).inc(stats.bucket - stats.rows)
+        if stats.failed:
+            self._failed_batches.labels(model).inc()

@@ -1,0 +1,124 @@
+"""One loaded model: its package, a warmed backend and the batcher that feeds it."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serve.backends import open_backend
+from serve.backends.base import Backend
+from serve.batcher import Batcher, BatchStats
+from serve.errors import PackageError
+from serve.model_package import Manifest, ModelPackage, load_package
+from serve.reference import check_reference
+from serve.reference import check_reference
+from serve.settings import Settings
+
+_MEASURE_RUNS = 3
+_MEASURE_BUDGET_S = 0.05
+
+
+class Model:
+    """A model that is ready: every bucket has run, and the backend was held against the package's reference."""
+
+    def __init__(self, package: ModelPackage, backend: Backend, backend_reason: str, batcher: Batcher) -> None:
+        self.package = package
+        self.backend = backend
+        self.backend_reason = backend_reason
+        self.batcher = batcher
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the package says of itself."""
+        return self.package.manifest
+
+    @property
+    def name(self) -> str:
+        """The name under which requests find it."""
+        return self.package.manifest.name
+
+    async def close(self) -> None:
+        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
+        await self.batcher.drain()
+        self.backend.close()
+
+
+def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchStats], None]) -> Model:
+    """Load the package in `folder`, open its backend, warm every bucket and hold it against the package's reference.
+
+    Blocks meanwhile. `on_batch` is called with the model's name after each batch.
+
+    Raises:
+        PackageError: `folder` is no package, or its model doesn't do what the manifest says.
+        BackendUnavailableError: the asked-for backend can't run here.
+        VerificationError: its answers on the package's reference images are not PyTorch's.
+        VerificationError: here the backend's logits differ from PyTorch's.
+    """
+    package = load_package(folder)
+    backend, reason = open_backend(
+        package,
+        backend=settings.backend,
+        precision=settings.precision,
+        buckets=settings.buckets,
+        threads=settings.threads,
+    )
+    try:
+        seconds_per_bucket = warm_up(backend, package)
+        check_reference(backend, package)
+        check_reference(backend, package)
+    except BaseException:
+        backend.close()
+        raise
+    name = package.manifest.name
+    batcher = Batcher(
+        backend.infer,
+        row_shape=package.manifest.input.row_shape,
+        buckets=backend.buckets,
+        max_queue_rows=settings.max_queue_rows,
+        max_delay_ms=settings.max_delay_ms,
+        seconds_per_bucket=seconds_per_bucket,
+        on_batch=lambda stats: on_batch(name, stats),
+    )
+    return Model(package, backend, reason, batcher)
+
+
+def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:
+    """Run every bucket of `backend` on noise; return the measured seconds of one call, by bucket.
+
+    The smallest bucket runs once before it is measured, since the first call pays for the runtime's own set-up. Buckets
+    that take less than 50 ms are measured up to three times, and the fastest counts.
+
+    Raises:
+        PackageError: the logits are not (rows, classes), or not finite.
+        BackendError: the runtime failed.
+    """
+    noise = np.random.default_rng(0)
+    seconds_per_bucket: dict[int, float] = {}
+    for bucket in backend.buckets:
+        pixels = noise.integers(0, 256, (bucket, *package.manifest.input.row_shape), dtype=np.uint8)
+        if not seconds_per_bucket:
+            backend.infer(pixels)
+        spent_s, best_s = 0.0, math.inf
+        for _ in range(_MEASURE_RUNS):
+            started = time.monotonic()
+            logits = backend.infer(pixels)
+            took_s = time.monotonic() - started
+            best_s = min(best_s, took_s)
+            spent_s += took_s
+            if spent_s >= _MEASURE_BUDGET_S:
+                break
+        expected = (bucket, package.manifest.classes)
+        if logits.shape != expected:
+            raise PackageError(
+                f"{package.folder}: the model answers {bucket} images with logits of shape {logits.shape}, its "
+                f"manifest's labels promise {expected}; export it again"
+            )
+        if not np.isfinite(logits).all():
+            raise PackageError(
+                f"{package.folder}: the model in {backend.precision} answers random pixels with logits that are not "
+                "finite; try --precision fp32, or export it again"
+            )
+        seconds_per_bucket[bucket] = best_s
+    return seconds_per_bucket

@@ -1,0 +1,82 @@
+"""The package's reference: a few images and eager PyTorch's logits for them.
+
+The export verifies on the machine that it runs on. Another machine has another CPU or GPU, another runtime build,
+perhaps an engine that no one could run before. So a server holds its backend against the reference before it says it
+is ready.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.backends.base import Backend
+from serve.errors import PackageError, VerificationError
+from serve.model_package import ModelPackage
+
+REFERENCE_NAME = "reference.npz"
+REFERENCE_ROWS = 8
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.25}
+"""Largest logit difference by precision, as a share of the range of the reference's logits.
+
+For FP32 it is the bar of the export. The others only tell rounding from nonsense: their bar is agreement, which needs
+more images than a start-up has time for.
+"""
+
+
+def write_reference(folder: Path, pixels: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+    """Write the first rows of `pixels` (n, h, w, c) and eager FP32 `logits` (n, classes) to `folder`."""
+    np.savez_compressed(folder / REFERENCE_NAME, pixels=pixels[:REFERENCE_ROWS], logits=logits[:REFERENCE_ROWS])
+
+
+def check_reference(backend: Backend, package: ModelPackage) -> float:
+    """Run `backend` on the reference; return its largest logit difference as a share of the logits' range.
+
+    Raises:
+        PackageError: the reference is damaged or doesn't fit the manifest.
+        VerificationError: the backend's logits differ beyond `MAX_DIFFERENCE`.
+        BackendError: the runtime failed.
+    """
+    pixels, expected = _read(package)
+    bucket = backend.buckets[-1]
+    batch = np.zeros((bucket, *pixels.shape[1:]), np.uint8)
+    parts = []
+    for start in range(0, len(pixels), bucket):
+        rows = pixels[start : start + bucket]
+        batch[: len(rows)] = rows
+        parts.append(backend.infer(batch)[: len(rows)])
+    given = np.concatenate(parts)
+    if given.shape != expected.shape:
+        raise PackageError(
+            f"{package.folder}: the model answers {len(pixels)} images with logits of shape {given.shape}, the "
+            f"reference has {expected.shape}; export it again"
+        )
+    spread = float(expected.max() - expected.min())
+    difference = float(np.abs(given - expected).max())
+    # `not (a <= b)` rather than `a > b`: NaN must fail too.
+    if not difference <= MAX_DIFFERENCE[backend.precision] * spread:
+        raise VerificationError(
+            f"{package.manifest.name} in {backend.precision} on {backend.name} ({backend.device}) is not served: on "
+            f"the package's reference images its logits differ from PyTorch's by {difference:.3g} of a range of "
+            f"{spread:.3g}, of which at most {MAX_DIFFERENCE[backend.precision]:g} is allowed; try another "
+            "--backend or --precision, or export it again on this machine"
+        )
+    return difference / spread if spread else 0.0
+
+
+def _read(package: ModelPackage) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    file = package.manifest.reference
+    try:
+        with np.load(io.BytesIO(package.read(file)), allow_pickle=False) as arrays:
+            pixels, logits = arrays["pixels"], arrays["logits"]
+    except (ValueError, KeyError, OSError) as error:
+        raise PackageError(f"{package.folder / file.path} is no reference: {error}; export the model again") from error
+    shapes = (pixels.shape[1:], logits.shape[1:], len(pixels))
+    expected = (package.manifest.input.row_shape, (package.manifest.classes,), len(logits))
+    if shapes != expected or pixels.dtype != np.uint8 or logits.dtype != np.float32 or not len(pixels):
+        raise PackageError(
+            f"{package.folder / file.path} holds {pixels.dtype} pixels {pixels.shape} and {logits.dtype} logits "
+            f"{logits.shape}, which don't fit the manifest; export the model again"
+        )
+    return pixels, logits

@@ -1,0 +1,192 @@
+"""One server process: bind, load and warm, serve, drain.
+
+The gRPC port is bound first, so that a taken one is known at once, but accepts only when every model is warm: a client
+that calls earlier waits for its answer instead of failing. HTTP answers from the start: /healthz 200, /readyz 503 until
+the models are warm.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from protos.classify_pb2_grpc import add_ClassifierServicer_to_server
+from serve.errors import InputError
+from serve.http_endpoint import HttpEndpoint
+from serve.metrics import Metrics
+from serve.model import load_model
+from serve.repository import Repository
+from serve.services.classify import SERVICE_NAME, ClassifyService
+from serve.services.image_rows import ImageRows
+from serve.settings import Settings
+
+_FLUSH_S = 2.0
+"""How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves model packages. `start`, then `drain`, each once, on one event loop."""
+
+    def __init__(self, folders: Sequence[Path], settings: Settings) -> None:
+        self.repository = Repository()
+        self.port = 0
+        self.http_port: int | None = None
+        self.ready = False
+        self._folders = folders
+        self._settings = settings
+        self._metrics = Metrics()
+        self._http: HttpEndpoint | None = None
+        self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
+        self._health = health_aio.HealthServicer()
+        image_rows = ImageRows(self._decode_pool, settings)
+        self._service = ClassifyService(self.repository, image_rows, self._metrics, settings)
+        self._grpc = self._grpc_server()
+
+    async def start(self) -> None:
+        """Bind, load and warm every model, then accept; return when ready.
+
+        Raises:
+            InputError: a port is taken, or a folder is no sound package, or two have the same name.
+            BackendUnavailableError: the asked-for backend can't run here.
+        """
+        settings = self._settings
+        self.port = self._bind()
+        if settings.http_port:
+            self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
+            self.http_port = self._http.port
+        for folder in self._folders:
+            model = await asyncio.to_thread(load_model, folder, settings, self._metrics.count_batch)
+            self.repository.add(model)
+            self._metrics.watch(model)
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._grpc.start()
+        self.ready = True
+
+    async def drain(self) -> None:
+        """Admit nothing more, answer what was admitted, then stop.
+
+        Health turns NOT_SERVING first. Images still being decoded are not admitted yet: they are refused as new
+        requests are. Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up.
+        """
+        self.ready = False
+        await self._health.enter_graceful_shutdown()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                self._service.refuse()
+                await self.repository.close()
+                await self._service.idle()
+                await self._grpc.stop(_FLUSH_S)
+        finally:
+            await self._grpc.stop(None)
+            self._decode_pool.shutdown(wait=False, cancel_futures=True)
+            if self._http is not None:
+                self._http.close()
+
+    def answers(self) -> str:
+        """How many requests were answered since the start, by gRPC status, for people."""
+        by_code = self._metrics.requests_by_code()
+        return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
+
+    def _bind(self) -> int:
+        address = join_address(self._settings.host, self._settings.port)
+        try:
+            _check_bindable(self._settings.host, self._settings.port)
+            return self._grpc.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"gRPC can't listen on {address} ({reason}); --port takes another one, 0 any free one, and --host "
+                "another address"
+            ) from error
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Else a second server would share the port and take half of the first one's requests.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+
+def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the exit code: 0, or 1 if answers had to be given up.
+
+    `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run(folders, settings, announce))
+
+
+async def _run(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            _log.warning("second signal: exiting at once")
+            os._exit(128 + number)
+        _log.info("%s: draining for at most %g s", signal.Signals(number).name, settings.drain_timeout_s)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    server = Server(folders, settings)
+    starting = asyncio.create_task(server.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # Nothing was admitted yet, and the thread that loads a model can't be interrupted.
+        os._exit(0)
+    starting.result()
+    announce(server)
+    await stopping
+    try:
+        await server.drain()
+    except TimeoutError:
+        _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)
+        # The backend may hang in its thread, for which a normal exit would wait.
+        os._exit(1)
+    _log.info("drained; answers since the start: %s", server.answers())
+    return 0
+
+
+def _check_bindable(host: str, port: int) -> None:
+    """Raise an `OSError` that says why `host:port` can't be bound; gRPC itself tells that only to its own log."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

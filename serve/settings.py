@@ -1,0 +1,77 @@
+"""What `fuseline serve` can be told: one frozen, validated object."""
+
+import os
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serve.errors import InputError
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseModel):
+    """Settings of one server. Each is a flag, and an environment variable with `FUSELINE_` before it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    """gRPC; 0 takes a free one."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
+    """Metrics and health over HTTP; 0: no HTTP."""
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_queue_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows (images) that wait, of one model; one more is refused."""
+    max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
+    """How long an idle backend waits for a fuller batch; 0: not at all."""
+    max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
+    """MiB of one gRPC message."""
+    max_images_per_request: Annotated[int, Field(ge=1)] = 128
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_usable_cpus)
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Of the backend; 0: the runtime decides."""
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _request_fits_queue(self) -> Self:
+        if self.max_images_per_request > self.max_queue_rows:
+            raise ValueError(
+                f"max_images_per_request ({self.max_images_per_request}) is above max_queue_rows "
+                f"({self.max_queue_rows}), so such a request could never be admitted"
+            )
+        return self
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
+        powers = [2**exponent for exponent in range(self.max_batch.bit_length()) if 2**exponent < self.max_batch]
+        return (*powers, self.max_batch)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """`max_message_mb` in bytes."""
+        return self.max_message_mb * 2**20
+
+
+def settings_from_flags(**flags: Any) -> Settings:
+    """Build the settings from flags by their field names; those that are None keep their default.
+
+    Raises:
+        InputError: naming every flag whose value breaks a rule, the value and the rule.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise InputError("; ".join(_rule_broken(e["loc"], e["msg"], e["input"]) for e in error.errors())) from error
+
+
+def _rule_broken(location: tuple[int | str, ...], rule: str, value: object) -> str:
+    if not location:
+        return rule.removeprefix("Value error, ")
+    flag = str(location[0]).replace("_", "-")
+    return f"--{flag} was given {value!r}: {rule[:1].lower()}{rule[1:]}"

@@ -1,0 +1,103 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import fuseline
+from benchmarks.results import check_writable, command_line
+from benchmarks.server_process import ServerProcess
+from serve.errors import InputError
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run `fuseline bench ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["fuseline", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        fuseline.main()
+    return int(ended.value.code or 0)
+
+
+BAD_INPUT = [
+    (["engines", "no-such-thing"], "neither a model package nor a checkpoint"),
+    (["engines", "resnet18", "--batch", "1,x"], "--batch '1,x': numbers from 1 to 4096"),
+    (["engines", "resnet18", "--batch", "0"], "--batch '0'"),
+    (["engines", "resnet18", "--batch", "²"], "--batch '²'"),
+    (["engines", "resnet18", "--checkpoint", "a.pt"], "--checkpoint goes with a model package"),
+    (["engines", "resnet18", "--repeats", "0"], "repeats"),
+    (["engines", "resnet18", "--seconds", "nan"], "seconds"),
+    (["engines", "resnet18", "--json", "/dev/null/x.json"], "--json /dev/null/x.json can't be written"),
+    (["engines"], "PACKAGE|CHECKPOINT|NAME"),
+    (["serve", "127.0.0.1:9"], "127.0.0.1:9 gave no answer"),
+    (["serve", "127.0.0.1:9", "--concurrency", ""], "--concurrency ''"),
+    (["serve", "127.0.0.1:9", "--concurrency", "1,100000"], "--concurrency '1,100000'"),
+    (["spine", "no-such-thing"], "neither a model package nor a checkpoint"),
+    (["spine", "--backend", "openvino,abacus"], "abacus is none of onnxruntime, openvino, tensorrt"),
+    (["nonsense"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[" ".join(arguments) for arguments, _ in BAD_INPUT])
+def test_bad_input_is_told_with_exit_code_2(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_package_that_is_no_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert exit_code(monkeypatch, "engines", tmp_path) == 2
+    assert "is not a valid manifest" in capsys.readouterr().err
+
+
+def test_serve_prints_a_table_and_writes_every_figure(
+    colours_server: ServerProcess,
+    colours: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    json_path = tmp_path / "new" / "serve.json"
+    flags = ["--concurrency", "2", "--seconds", "0.2", "--package", colours, "--server-pid", colours_server.pid]
+    assert exit_code(monkeypatch, "serve", colours_server.address, *flags, "--json", json_path) == 0
+
+    out = capsys.readouterr().out
+    assert "colours on onnxruntime fp32" in out
+    assert "fuseline bench serve ADDRESS --concurrency 2" in out
+    written = json.loads(json_path.read_text())
+    assert written["closed_loop"][0]["requests_per_s"] > 0
+    assert written["machine"]["versions"]["grpcio"]
+    assert str(tmp_path) not in json_path.read_text()
+
+
+def test_the_command_that_is_noted_names_no_folder() -> None:
+    noted = command_line(
+        "engines", "/home/me/secret/net.pt", checkpoint=None, batch="1,8", json=Path("/home/me/x.json")
+    )
+    assert noted == "fuseline bench engines net.pt --batch 1,8 --json x.json"
+
+
+def test_an_older_result_is_kept_until_there_is_a_new_one(tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text("{}")
+    check_writable(old)
+    assert old.read_text() == "{}"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_must_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="can't be written"):
+        check_writable(tmp_path / "x.json")

@@ -1,0 +1,274 @@
+"""Files that are refused: no checkpoints, damaged ones, those that would run code, and weights that can't be used."""
+
+import argparse
+import contextlib
+import math
+import pickle
+import random
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from export import checkpoint_file
+from export.checkpoint import read_checkpoint
+from serve.errors import CheckpointError
+from tests.export.small_weights import assert_same, small_network, without_counters
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    return dict(small_network().state_dict())
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert caught.value.exit_code == 2
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def cure_in(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    return "import torch\n" + "\n".join(lines)
+
+
+def test_refuses_a_missing_file_and_a_folder(tmp_path):
+    assert "no file" in refusal(tmp_path / "absent.pt")
+    assert "is a folder" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 46830571\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><head><title>Not found</title>", "text that begins with '<!DOCTYPE html>"),
+        ("Gewichte für ein Netz, als Text\n".encode() * 9, "text that begins with 'Gewichte für"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "begin with 89 48 44 46"),
+        (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+        (b"PK\x03\x04" + bytes(50), "cut short or damaged"),
+    ],
+    ids=["empty", "lfs", "html", "text", "hdf5", "plain-pickle", "no-zip-end"],
+)
+def test_refuses_what_is_no_checkpoint(tmp_path, content, said):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    assert said in refusal(path)
+
+
+def test_refuses_a_zip_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("holiday/beach.jpg", b"x")
+    assert "holiday/beach.jpg" in refusal(path)
+
+
+def test_refuses_a_compressed_archive_unread(tmp_path, weights):
+    stored, path = tmp_path / "stored.pt", tmp_path / "model.pt"
+    torch.save({"w": torch.zeros(100_000)}, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert "compressed" in refusal(path)
+
+
+def test_refuses_a_file_above_the_limit(tmp_path, weights, monkeypatch):
+    path = tmp_path / "model.pt"
+    torch.save(weights, path)
+    monkeypatch.setattr(checkpoint_file, "MAX_CHECKPOINT_BYTES", 100)
+    assert "more than 100 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "before-1.6", "safetensors"])
+def test_refuses_a_file_cut_short_anywhere(tmp_path, weights, form):
+    path = tmp_path / "model.pt"
+    whole = file_bytes(weights, form, path)
+    for length in {*range(1, len(whole), 97), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        message = refusal(path)
+        assert "again" in message or "expected" in message
+
+
+@pytest.mark.parametrize("form", ["zip", "before-1.6", "safetensors"])
+def test_a_damaged_file_never_raises_anything_else(tmp_path, weights, form):
+    path = tmp_path / "model.pt"
+    whole = file_bytes({"state_dict": weights} if form != "safetensors" else weights, form, path)
+    rng = random.Random(form)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            read_checkpoint(path)
+
+
+def file_bytes(content: dict, form: str, path: Path) -> bytes:
+    if form == "safetensors":
+        return safetensors_bytes(content)
+    torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    return path.read_bytes()
+
+
+class Marker:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
+def test_never_runs_code_from_a_file(tmp_path, weights, zipped):
+    path, marker = tmp_path / "model.pt", tmp_path / "code-was-run"
+    torch.save({"state_dict": weights, "hook": Marker(marker)}, path, _use_new_zipfile_serialization=zipped)
+    assert "would run code" in refusal(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the file was harmless, so this test proved nothing"
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 1}], ids=["bare", "in-a-dict"])
+def test_a_pickled_module_is_refused_with_two_lines_that_work(tmp_path, zipped, wrap):
+    path = tmp_path / "it's mine.pt"
+    network = small_network()
+    torch.save(wrap(network), path, _use_new_zipfile_serialization=zipped)
+    message = refusal(path)
+    assert "pickled module" in message
+    assert "torch.nn.modules.container.Sequential" in message
+    exec(cure_in(message))
+    assert_same(read_checkpoint(tmp_path / "it's mine.state_dict.pt").tensors, without_counters(network.state_dict()))
+
+
+def test_an_unlisted_object_beside_the_weights_is_named_with_two_lines_that_work(tmp_path, weights):
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": weights, "args": argparse.Namespace(lr=0.1)}, path)
+    message = refusal(path)
+    assert "argparse.Namespace" in message
+    assert "pickled module" not in message
+    exec(cure_in(message))
+    assert_same(read_checkpoint(tmp_path / "model.state_dict.pt").tensors, without_counters(weights))
+
+
+def test_a_torchscript_archive_is_refused_with_two_lines_that_work(tmp_path):
+    path = tmp_path / "model.pt"
+    network = small_network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network.bn1).save(str(path))
+        message = refusal(path)
+        assert "TorchScript" in message
+        exec(cure_in(message))
+    restored = read_checkpoint(tmp_path / "model.state_dict.pt").tensors
+    assert_same(restored, without_counters(network.bn1.state_dict()))
+
+
+def test_an_exported_program_is_refused(tmp_path):
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/archive_format", "pt2")
+    assert "torch.export.load" in refusal(path)
+
+
+def test_a_newer_pickle_protocol_is_refused_with_the_cure(tmp_path, weights):
+    path = tmp_path / "model.pt"
+    torch.save(weights, path, pickle_protocol=4)
+    assert "default pickle protocol" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds a list"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({}, "keys are none"),
+        ({"epoch": 3, "encoder": {"weight": torch.zeros(2)}}, "'encoder'"),
+        ({"state_dict": {}}, "'state_dict'"),
+        ({"bn1.num_batches_tracked": torch.tensor(3)}, "only counters"),
+        ({0: torch.zeros(2)}, "0 (int)"),
+    ],
+)
+def test_refuses_contents_without_named_tensors(tmp_path, content, said):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert said in refusal(path)
+
+
+def test_a_dict_within_itself_ends(tmp_path):
+    path = tmp_path / "model.pt"
+    content: dict[str, object] = {}
+    content["model"] = content
+    torch.save(content, path)
+    assert "no tensors" in refusal(path)
+    content["weight"] = torch.ones(2)
+    torch.save(content, path)
+    assert read_checkpoint(path).tensors.keys() == {"weight"}
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "1 NaN and 0 infinite"), (-math.inf, "0 NaN and 1 infinite")])
+def test_refuses_weights_that_are_not_finite(tmp_path, weights, value, said):
+    path = tmp_path / "model.pt"
+    weights["conv1.weight"][1, 2, 0, 0] = value
+    torch.save(weights, path)
+    message = refusal(path)
+    assert "conv1.weight" in message
+    assert said in message
+
+
+def test_refuses_float64_weights_beyond_float32(tmp_path, weights):
+    path = tmp_path / "model.pt"
+    weights["fc.bias"] = torch.tensor([1e300, 0.0], dtype=torch.float64)
+    torch.save(weights, path)
+    assert "fc.bias has 0 NaN and 1 infinite" in refusal(path)
+
+
+@pytest.mark.parametrize(("value", "tiny"), [(-1e-9, True), (-0.25, False)])
+def test_refuses_a_negative_running_variance(tmp_path, weights, value, tiny):
+    path = tmp_path / "model.pt"
+    weights["bn1.running_var"][2] = value
+    torch.save(weights, path)
+    message = refusal(path)
+    assert f"bn1.running_var has the value {value:g}" in message
+    assert ("tiny" in message) == tiny
+
+
+def quantised() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8)
+
+
+def sparse_rows() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.eye(2).to_sparse_csr()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.empty(2, 2, device="meta"), "meta device"),
+        (lambda: torch.eye(2).to_sparse(), "is sparse"),
+        (sparse_rows, "is sparse"),
+        (quantised, "is quantised"),
+        (lambda: torch.ones(1).expand(2**40), "more than the 4 bytes stored"),
+    ],
+    ids=["meta", "coo", "csr", "quantised", "expanded"],
+)
+def test_refuses_tensors_that_are_not_dense_floats(tmp_path, weights, make, said):
+    path = tmp_path / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(weights | {"fc.weight": make()}, path)
+    message = refusal(path)
+    assert "fc.weight" in message
+    assert said in message

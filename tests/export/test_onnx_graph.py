@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from export.architectures import recognise
+from export.fold import fold_network
+from export.onnx_graph import check_graph, onnx_from_network
+from export.precision import check_fp16, fp16_from_fp32, precision_share
+from export.resnet import conv_bn_pairs
+from export.verify import generated_sample, normalised
+from serve.errors import ArchitectureError, VerificationError
+from serve.model_package import InputSpec, Normalization, Preprocessing
+from tests.export.networks import tiny_network
+
+SPEC = InputSpec(height=32, width=32, preprocessing=Preprocessing(resize_shorter_side=32))
+NORMALIZATION = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return recognise(tiny_network().state_dict()).module
+
+
+@pytest.fixture(scope="module")
+def graph(network: torch.nn.Module) -> onnx.ModelProto:
+    folded = fold_network(
+        network,
+        conv_bn_pairs(network),
+        first_convolution="conv1",
+        mean=NORMALIZATION.mean,
+        std=NORMALIZATION.std,
+        probe=torch.randn(1, 3, 32, 32),
+    )
+    return onnx_from_network(folded, SPEC, {"labels": ["a", "b"], "input": {"height": 32}})
+
+
+def run(graph: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
+    return ort.InferenceSession(graph.SerializeToString()).run(["logits"], {"image": pixels})[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_uint8_nhwc_of_any_batch_in_float32_logits_of_pytorch_out(
+    graph: onnx.ModelProto, network: torch.nn.Module, rows: int
+) -> None:
+    pixels = generated_sample(SPEC, rows).pixels
+    with torch.inference_mode():
+        expected = network(normalised(pixels, NORMALIZATION)).numpy()
+    logits = run(graph, pixels)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - expected).max() < 1e-4 * (expected.max() - expected.min())
+
+
+def test_nodes_and_weights_bear_the_names_of_the_layers(graph: onnx.ModelProto) -> None:
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    assert {"conv1", "layer1.0.conv1", "layer4.1.conv2"} <= {node.name for node in convolutions}
+    assert all(node.input[1] == f"{node.name}.weight" for node in convolutions)
+    names = [node.name for node in graph.graph.node]
+    assert len(set(names)) == len(names)
+    assert {node.op_type for node in graph.graph.node} == {
+        "Transpose", "Cast", "Sub", "Conv", "Relu", "Add", "ReduceMean", "Gemm"
+    }  # fmt: skip
+
+
+def test_metadata_is_there_and_no_path_of_the_machine(graph: onnx.ModelProto) -> None:
+    properties = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
+    assert properties == {"fuseline.labels": ["a", "b"], "fuseline.input": {"height": 32}}
+    assert b".py" not in graph.SerializeToString()
+
+
+def test_the_same_network_gives_the_same_bytes(graph: onnx.ModelProto, network: torch.nn.Module) -> None:
+    folded = fold_network(
+        network,
+        conv_bn_pairs(network),
+        first_convolution="conv1",
+        mean=NORMALIZATION.mean,
+        std=NORMALIZATION.std,
+        probe=torch.randn(1, 3, 32, 32),
+    )
+    again = onnx_from_network(folded, SPEC, {"labels": ["a", "b"], "input": {"height": 32}})
+    assert again.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
+
+
+def test_a_graph_with_batchnorm_or_of_another_form_is_refused(graph: onnx.ModelProto) -> None:
+    with_batchnorm = onnx.ModelProto()
+    with_batchnorm.CopyFrom(graph)
+    relu = next(node for node in with_batchnorm.graph.node if node.op_type == "Relu")
+    constants = [numpy_helper.from_array(np.ones(8, np.float32), name) for name in "abcd"]
+    with_batchnorm.graph.initializer.extend(constants)
+    source, relu.input[0] = relu.input[0], "normalised"
+    at = list(with_batchnorm.graph.node).index(relu)
+    with_batchnorm.graph.node.insert(
+        at, helper.make_node("BatchNormalization", [source, *"abcd"], ["normalised"], name="bn9")
+    )
+    with pytest.raises(ArchitectureError, match="bn9"):
+        check_graph(with_batchnorm, SPEC)
+    other = SPEC.model_copy(update={"height": 64})
+    with pytest.raises(ArchitectureError, match="64"):
+        check_graph(graph, other)
+
+
+def test_the_fp16_graph_is_fp16_all_through_and_close(graph: onnx.ModelProto) -> None:
+    half = fp16_from_fp32(graph)
+    share = check_fp16(half)
+    assert share.fp16_layers == share.layers == 21
+    assert share.fp16_weights == share.weights > 0
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    outputs = [node.output[0] for node in half.graph.node if node.op_type in ("Conv", "Relu", "Add", "ReduceMean")]
+    assert {types[name] for name in outputs} == {TensorProto.FLOAT16}
+    assert (half.graph.input[0].type.tensor_type.elem_type, half.graph.output[0].type.tensor_type.elem_type) == (
+        TensorProto.UINT8,
+        TensorProto.FLOAT,
+    )
+    pixels = generated_sample(SPEC, 8).pixels
+    expected, given = run(graph, pixels), run(half, pixels)
+    assert 0 < np.abs(given - expected).max() < 5e-3 * (expected.max() - expected.min())
+
+
+def test_the_pixel_scale_keeps_the_first_layers_weights_out_of_the_subnormal_range(graph: onnx.ModelProto) -> None:
+    def weights(model: onnx.ModelProto) -> np.ndarray:
+        return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "conv1.weight"))
+
+    plain, scaled = np.abs(weights(graph)), np.abs(weights(fp16_from_fp32(graph)).astype(np.float32))
+    subnormal = np.finfo(np.float16).smallest_normal
+    assert (plain < subnormal).mean() > 10 * (scaled < subnormal).mean()
+
+
+def test_an_fp16_graph_with_an_fp32_layer_is_found_out(graph: onnx.ModelProto) -> None:
+    assert precision_share(graph).fp16_layers == 0
+    with pytest.raises(VerificationError, match=r"layer3\.0\.conv1"):
+        check_fp16(graph)
+
+
+def test_a_weight_beyond_fp16_is_refused_by_name(graph: onnx.ModelProto) -> None:
+    large = onnx.ModelProto()
+    large.CopyFrom(graph)
+    tensor = next(t for t in large.graph.initializer if t.name == "layer2.1.conv1.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = 1e5
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(VerificationError, match=r"layer2\.1\.conv1\.weight reaches 100000"):
+        fp16_from_fp32(large)

@@ -1,0 +1,210 @@
+"""The export as a user runs it: real commands, real checkpoints, bad ones too."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.cli import main
+from serve.backends import open_backend
+from serve.model_package import load_package
+from tests.export.networks import tiny_network
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+RunExport = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_export(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunExport:
+    """Run `export ARGUMENTS` in this process, which has imported torch already."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capfd.readouterr()
+        return Outcome(int(exited.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def only_error(result: Outcome) -> str:
+    """The one error line; asserts that the exit code says wrong input."""
+    assert result.exit_code == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    return errors[0]
+
+
+def test_a_package_is_complete_and_says_what_was_found(tiny_package: Path) -> None:
+    package = load_package(tiny_package)
+    manifest = package.manifest
+    assert {(a.format, a.precision) for a in manifest.artifacts} == {("onnx", "fp32"), ("onnx", "fp16")}
+    assert [len(package.read(file)) > 0 for file in (*manifest.artifacts, manifest.reference)] == [True] * 3
+    assert (manifest.architecture, manifest.classes) == ("CIFAR ResNet-18 of width 8", 10)
+    assert len(manifest.verification) == 4
+    assert all(check.passed and check.top1_agreement >= 0.995 for check in manifest.verification)
+    assert manifest.provenance["checkpoint"] == "tiny.pt"
+    assert any("state_dict" in note for note in manifest.provenance["reading"])
+    assert manifest.provenance["versions"]["torch"]
+
+
+def test_the_report_is_readable_and_holds_every_fold_check_and_assumption(tiny_package: Path) -> None:
+    plain = json.loads((tiny_package / "report.json").read_text())
+    html = (tiny_package / "report.html").read_text()
+    assert len(plain["folds"]) == 20
+    assert plain["precision"]["model.fp16.onnx"]["fp16_layers"] == 21
+    assert "no engine" in plain["engine_note"]
+    assert any("generated images" in warning for warning in plain["warnings"])
+    for text in ("equal to PyTorch", "layer2.0.shortcut", "layer4.1.bn2", "model.fp16.onnx", "generated images"):
+        assert text in html, text
+
+
+def test_the_served_graphs_equal_the_users_own_module(tiny_package: Path) -> None:
+    """Against the module that made the checkpoint, not the exporter's reading of it."""
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        nchw = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        expected = tiny_network()((nchw - mean) / std).numpy()
+    spread = expected.max() - expected.min()
+    for precision, bar in (("fp32", 1e-4), ("fp16", 1e-2)):
+        for name in ("onnxruntime", "openvino"):
+            backend, _ = open_backend(load_package(tiny_package), backend=name, precision=precision, buckets=(4,))
+            assert np.abs(backend.infer(pixels) - expected).max() < bar * spread, (precision, name)
+            backend.close()
+
+
+def test_an_existing_package_is_kept_unless_force(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    first = run_export(tiny_checkpoint, "--out", out, "--name", "first")
+    assert first.exit_code == 0, first.stderr
+    assert f"fuseline serve {out}" in first.stdout
+    refused = run_export(tiny_checkpoint, "--out", out, "--name", "second")
+    assert "--force" in only_error(refused)
+    assert load_package(out).manifest.name == "first"
+    replaced = run_export(tiny_checkpoint, "--out", out, "--name", "second", "--force")
+    assert replaced.exit_code == 0, replaced.stderr
+    assert load_package(out).manifest.name == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_labels_normalisation_size_and_images_are_taken_from_the_flags(
+    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures" / "deeper"
+    pictures.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(pictures / f"{number}.png")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"kind {index}" for index in range(10)) + "\n")
+    result = run_export(
+        tiny_checkpoint, "--out", tmp_path / "m", "--images", pictures.parent, "--labels", labels,
+        "--mean", "0.5,0.5,0.5", "--std", "0.2,0.3,0.4", "--input-size", "40x48",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "warning" not in result.stderr
+    manifest = load_package(tmp_path / "m").manifest
+    assert manifest.labels[3] == "kind 3"
+    assert manifest.normalization.std == (0.2, 0.3, 0.4)
+    assert manifest.input.row_shape == (40, 48, 3)
+    assert {check.images for check in manifest.verification} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--mean", "0.5,0.5,0.5"], "--mean and --std belong together"),
+        (["--mean", "a,b,c", "--std", "1,1,1"], "--mean 'a,b,c'"),
+        (["--mean", "0.5", "--std", "0.5"], "--mean has 1 values"),
+        (["--mean", "123,116,103", "--std", "58,57,57"], "divide"),
+        (["--input-size", "huge"], "--input-size 'huge'"),
+        (["--input-size", "4"], "--input-size: 4 x 4"),
+        (["--images", "nowhere"], "no such folder"),
+        (["--labels", "nowhere.txt"], "--labels nowhere.txt"),
+        (["--engine", "sm1"], "sm89"),
+        (["--name", "../x"], "--name"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(
+    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    result = run_export(tiny_checkpoint, "--out", tmp_path / "m", *arguments)
+    assert named in only_error(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_do_not_fit_are_refused(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for text, named in (("one\ntwo\n", "2 lines"), ("a\n" * 4 + "\n" + "b\n" * 5, "line 5 is empty")):
+        (tmp_path / "labels.txt").write_text(text)
+        result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--labels", tmp_path / "labels.txt")
+        assert named in only_error(result)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--images", tmp_path / "pictures")
+    assert "broken.jpg" in only_error(result)
+
+
+def test_a_full_disk_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A limit on file size fails the write in the kernel, as a full disk does."""
+    command = ["prlimit", "--fsize=200000", sys.executable, "-m", "export", tiny_checkpoint, "--out", tmp_path / "m"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, check=False)
+    assert re.search(r"could not be written.*File too large", only_error(Outcome(result.returncode, "", result.stderr)))
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_from_the_network_itself_is_said_and_nothing_is_written(run_export: RunExport, tmp_path: Path) -> None:
+    network = tiny_network()
+    with torch.no_grad():
+        network.layer1[0].bn1.weight.fill_(3e38)
+    torch.save(network.state_dict(), tmp_path / "overflowing.pt")
+    result = run_export(tmp_path / "overflowing.pt", "--out", tmp_path / "m")
+    assert result.exit_code == 1, result.stderr
+    assert "eager PyTorch FP32 itself" in result.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_fp16_that_overflows_is_refused_and_nothing_is_written(run_export: RunExport, tmp_path: Path) -> None:
+    """Weights within FP16's range, activations beyond it."""
+    network = tiny_network()
+    with torch.no_grad():
+        network.layer1[0].bn1.weight.fill_(6e4)
+        network.layer1[0].bn1.bias.fill_(6e4)
+    torch.save(network.state_dict(), tmp_path / "large.pt")
+    plain = run_export(tmp_path / "large.pt", "--out", tmp_path / "fp32")
+    assert plain.exit_code == 0, plain.stderr
+    result = run_export(tmp_path / "large.pt", "--fp16", "--out", tmp_path / "m")
+    assert result.exit_code == 1, result.stderr
+    assert "fp16" in result.stderr.lower()
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_console_script_and_the_module_are_the_same_command(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("export")
+    answers = [
+        subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+        for command in ([script], [sys.executable, "-m", "export"])
+    ]
+    assert all("--fp16" in answer and "CHECKPOINT" in answer for answer in answers)

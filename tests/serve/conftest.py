@@ -1,0 +1,126 @@
+"""Real servers with a tiny real model."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import serve.model
+from protos.classify_pb2_grpc import ClassifierStub
+from serve.backends import open_backend
+from serve.server import Server
+from serve.settings import Settings
+from tests.fakes import SteeredBackend
+from tests.serve.colours import write_colours_package
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colours model."""
+    return write_colours_package(tmp_path_factory.mktemp("packages") / "colours")
+
+
+def settings(**changes: Any) -> Settings:
+    """A free port, no HTTP, and the runtime that starts fastest."""
+    return Settings(**({"port": 0, "http_port": 0, "backend": "onnxruntime", "threads": 1} | changes))
+
+
+@dataclass
+class Served:
+    """A server in this event loop, a connection to it, and the backend it uses."""
+
+    server: Server
+    channel: grpc.aio.Channel
+    stub: ClassifierStub
+    backend: SteeredBackend
+
+    @property
+    def queued_rows(self) -> int:
+        return next(iter(self.server.repository)).batcher.queued_rows
+
+    async def until_busy(self) -> None:
+        """Return when the backend has begun one more batch."""
+        assert await asyncio.to_thread(self.backend.started.acquire, timeout=30)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the event loop turn until `condition()`."""
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 what is waited for lies in the server, which tells no one
+                await asyncio.sleep(0)
+
+
+StartServer = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+async def start_server(package: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartServer]:
+    """Start servers: `served = await start_server(max_batch=4)`. They are released and drained at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**changes: Any) -> Served:
+            return await stack.enter_async_context(_served(package, settings(**changes), monkeypatch))
+
+        yield start
+
+
+@asynccontextmanager
+async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    backends: list[SteeredBackend] = []
+
+    def open_steered(*args: Any, **kwargs: Any) -> tuple[SteeredBackend, str]:
+        real, reason = open_backend(*args, **kwargs)
+        backends.append(SteeredBackend(real))
+        return backends[-1], reason
+
+    monkeypatch.setattr(serve.model, "open_backend", open_steered)
+    server = Server([package], its_settings)
+    await server.start()
+    backend = backends[0]
+    while backend.started.acquire(blocking=False):
+        pass
+    backend.calls.clear()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        try:
+            yield Served(server, channel, ClassifierStub(channel), backend)
+        finally:
+            backend.release()
+            await server.drain()
+
+
+@pytest.fixture(scope="module")
+def live_address(package: Path) -> Iterator[str]:
+    """The address of a server that runs in another thread, for synchronous clients."""
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    server: Server | None = None
+
+    async def start() -> Server:
+        server = Server([package], settings(max_message_mb=1, max_images_per_request=8))
+        await server.start()
+        return server
+
+    def run() -> None:
+        nonlocal server
+        asyncio.set_event_loop(loop)
+        server = loop.run_until_complete(start())
+        ready.set()
+        loop.run_forever()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        assert server is not None
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        if server is not None:
+            asyncio.run_coroutine_threadsafe(server.drain(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()

@@ -1,0 +1,35 @@
+"""`python -m serve` with a backend that hangs for ever on a white picture."""
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import serve.model
+from serve.backends import open_backend
+from serve.backends.base import Backend
+from serve.cli import main
+
+
+class HangingBackend:
+    def __init__(self, real: Backend) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if (pixels == 255).all():
+            threading.Event().wait()
+        return self._real.infer(pixels)
+
+
+def open_hanging(*args: Any, **kwargs: Any) -> tuple[HangingBackend, str]:
+    real, reason = open_backend(*args, **kwargs)
+    return HangingBackend(real), reason
+
+
+if __name__ == "__main__":
+    serve.model.open_backend = open_hanging
+    main()

@@ -1,0 +1,65 @@
+"""`fuseline serve` as a process of its own."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class ServerProcess:
+    """A server that is ready."""
+
+    process: subprocess.Popen[str]
+    announcement: str
+    address: str
+    http_address: str | None
+
+    def end(self, timeout_s: float = 30) -> tuple[int, str]:
+        """Wait for the process; return its exit code and what it wrote to stderr."""
+        _, stderr = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, stderr
+
+
+@contextmanager
+def server_process(*arguments: object, command: Sequence[str] = ("-m", "serve")) -> Iterator[ServerProcess]:
+    """Run `python -m serve ARGUMENTS` until it says that it is ready; kill it at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, *command, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if ready := re.search(r"ready in [\d.]+ s: gRPC on (\S+?)(?:, HTTP on (\S+))?$", line):
+                yield ServerProcess(process, "".join(lines), ready[1], ready[2])
+                break
+        else:
+            raise AssertionError(f"never ready: {process.communicate()[1]}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def finished(*arguments: object) -> tuple[int, str, str]:
+    """Run `python -m serve ARGUMENTS`, which ends by itself; return exit code, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "serve", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr

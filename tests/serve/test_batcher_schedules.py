@@ -1,0 +1,198 @@
+"""10,000 random schedules of submitting, cancelling, computing, failing, waiting and draining, on one thread."""
+
+import asyncio
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serve.batcher import BatchedRows, Batcher
+from serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
+
+BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
+QUEUE_ROWS = (1, 5, 12, 40)
+ROW_SHAPE = (3,)
+
+
+class ManualExecutor(Executor):
+    """Makes a call when told to, on the thread that tells it."""
+
+    def __init__(self):
+        self.calls = deque()
+
+    def submit(self, function, *args):
+        self.calls.append((function, args))
+
+    def make_next_call(self):
+        function, args = self.calls.popleft()
+        function(*args)
+
+
+@dataclass(eq=False)
+class Sent:
+    """What the schedule knows of one request."""
+
+    numbers: list[int]
+    future: asyncio.Future
+    deadline: float | None
+    cancelled: bool = False
+    batch_failed: bool = False
+
+
+def pixels_of(number):
+    return np.array([number >> 8, number & 0xFF, 1], np.uint8)
+
+
+def logits_of(numbers):
+    return np.array([[n, -n, n * n % 251] for n in numbers], np.float32)
+
+
+class Schedule:
+    """A batcher, a backend that checks what it is given, and an interpreter of bytes as actions on them."""
+
+    def __init__(self, actions):
+        self.actions = iter(actions)
+        self.now = 0.0
+        self.buckets = BUCKETS[self.next() % len(BUCKETS)]
+        self.max_queue_rows = QUEUE_ROWS[self.next() % len(QUEUE_ROWS)]
+        settings = self.next()
+        self.fault = None
+        self.executor = ManualExecutor()
+        self.sent = []
+        self.computed = set()
+        self.drains = []
+        self.loop_errors = []
+        self.batcher = Batcher(
+            self.infer,
+            row_shape=ROW_SHAPE,
+            buckets=self.buckets,
+            max_queue_rows=self.max_queue_rows,
+            max_delay_ms=3_600_000 if settings & 1 else 0,
+            seconds_per_bucket={bucket: 0.1 * bucket for bucket in self.buckets} if settings & 2 else None,
+            clock=lambda: self.now,
+            executor=self.executor,
+        )
+
+    def next(self):
+        return next(self.actions, 0)
+
+    def infer(self, pixels):
+        assert pixels.shape[1:] == ROW_SHAPE
+        assert len(pixels) in self.buckets
+        numbers = [int(high) << 8 | int(low) for high, low, is_row in pixels if is_row]
+        padding = pixels[len(numbers) :]
+        assert not padding.any()
+        smallest = min(bucket for bucket in self.buckets if bucket >= len(numbers))
+        assert len(pixels) == smallest
+        assert self.computed.isdisjoint(numbers)
+        self.computed.update(numbers)
+        self.now += 0.01 * len(pixels)
+        if self.fault is not None:
+            for sent in self.sent:
+                sent.batch_failed |= not set(numbers).isdisjoint(sent.numbers)
+            if self.fault == "raises":
+                raise RuntimeError(self.fault)
+            return np.zeros((len(pixels) + 1, 3), np.float32)
+        return np.concatenate([logits_of(numbers), np.full((len(padding), 3), np.nan, np.float32)]).reshape(-1, 3)
+
+    async def run(self):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.loop_errors.append(context))
+        for action in self.actions:
+            self.act(action)
+            if action & 0x40:
+                await self.turn()
+            self.check_bounds()
+        self.drains.append(asyncio.create_task(self.batcher.drain()))
+        await self.turn()
+        while self.executor.calls:
+            self.compute(None)
+            await self.turn()
+            self.check_bounds()
+        await self.turn()
+        self.check_end()
+
+    async def turn(self):
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def act(self, action):
+        kind, value = action & 0x07, action >> 3 & 0x07
+        if kind <= 2:
+            self.submit(1 + (self.next() % 10 if value & 1 else 0), (None, None, 0.05, 0.5)[value >> 1])
+        elif kind == 3 and self.sent:
+            chosen = self.sent[-1 - self.next() % len(self.sent)]
+            chosen.cancelled |= chosen.future.cancel()
+        elif kind in (4, 5):
+            self.compute(None)
+        elif kind == 6:
+            self.compute("raises" if value & 1 else "wrong rows")
+        elif value == 7:
+            self.drains.append(asyncio.create_task(self.batcher.drain()))
+        else:
+            self.now += 0.02 * value
+
+    def submit(self, count, patience):
+        first = 1 + sum(len(sent.numbers) for sent in self.sent)
+        numbers = list(range(first, first + count))
+        deadline = None if patience is None else self.now + patience
+        room = self.max_queue_rows - self.batcher.queued_rows
+        try:
+            future = self.batcher.submit([pixels_of(number) for number in numbers], deadline=deadline)
+        except OverloadedError:
+            assert count > room
+        except DeadlineError:
+            assert deadline is not None
+        except ShuttingDownError:
+            assert self.drains
+        else:
+            self.sent.append(Sent(numbers, future, deadline))
+
+    def compute(self, fault):
+        if self.executor.calls:
+            self.fault = fault
+            self.executor.make_next_call()
+
+    def check_bounds(self):
+        assert 0 <= self.batcher.queued_rows <= self.max_queue_rows
+        assert 0 <= self.batcher.running_rows <= max(self.buckets)
+        assert len(self.executor.calls) <= 1
+        waiting = sum(len(sent.numbers) for sent in self.sent if not sent.future.done())
+        assert self.batcher.queued_rows <= waiting
+
+    def check_end(self):
+        assert not self.loop_errors
+        assert (self.batcher.queued_rows, self.batcher.running_rows) == (0, 0)
+        assert all(drain.done() and drain.exception() is None for drain in self.drains)
+        for sent in self.sent:
+            assert sent.future.done()
+            if sent.cancelled:
+                assert sent.future.cancelled()
+                continue
+            error = sent.future.exception()
+            if error is None:
+                answer = sent.future.result()
+                assert isinstance(answer, BatchedRows)
+                np.testing.assert_array_equal(answer.logits, logits_of(sent.numbers))
+                assert 1 <= answer.batch_rows <= max(self.buckets)
+                assert not sent.batch_failed
+            elif isinstance(error, DeadlineError):
+                assert sent.deadline is not None
+                assert sent.deadline <= self.now
+                assert not self.computed.issuperset(sent.numbers)
+            else:
+                assert isinstance(error, BackendError)
+                assert sent.batch_failed
+
+
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(actions=st.binary(min_size=30, max_size=80))
+def check_schedule(runner, actions):
+    runner.run(Schedule(actions).run())
+
+
+def test_every_schedule_keeps_every_promise():
+    with asyncio.Runner() as runner:
+        check_schedule(runner)

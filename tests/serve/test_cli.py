@@ -1,0 +1,179 @@
+"""The `fuseline` command, and `fuseline classify` against a real server."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fuseline
+from serve import cli
+from tests.serve.colours import LABELS, encoded, plain
+from tests.serve.processes import ROOT
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the `fuseline` command in this process; return exit code, stdout, stderr."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fuseline", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as exit_:
+            fuseline.main()
+        code = exit_.value.code
+        assert isinstance(code, int)
+        return code, *capfd.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with a picture of each colour, one of them further down, and a file that is none."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name, colour in (("a.png", "red"), ("b.JPG", "green"), ("deep/c.webp", "blue"), ("deep/er/d.jpeg", "dark")):
+        suffix = Path(name).suffix[1:].upper().replace("JPG", "JPEG")
+        (tmp_path / name).write_bytes(encoded(plain(colour, 16, 16), suffix))
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_classify_prints_a_table_with_bars_most_probable_first(run: Run, live_address: str, pictures: Path) -> None:
+    code, stdout, stderr = run("classify", pictures / "a.png", "--top-k", 2, "--address", live_address)
+    assert (code, stderr) == (0, "")
+    title, first, second = stdout.splitlines()
+    assert title == str(pictures / "a.png")
+    assert re.fullmatch(r"red +█+\S* +9\d\.\d% *", first)
+    assert re.fullmatch(r"\w+ +\S* +\d\.\d% *", second)
+    assert first.count("█") > second.count("█")
+
+
+def test_classify_searches_folders_in_order_and_json_gives_a_line_each(
+    run: Run, live_address: str, pictures: Path
+) -> None:
+    code, stdout, stderr = run("classify", pictures, "--json", "--address", live_address)
+    assert (code, stderr) == (0, "")
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [Path(line["image"]).name for line in lines] == ["a.png", "b.JPG", "c.webp", "d.jpeg"]
+    assert [line["predictions"][0]["label"] for line in lines] == list(LABELS)
+    assert all(len(line["predictions"]) == len(LABELS) for line in lines), "5 by default, or all if there are fewer"
+    assert lines[0]["model"] == "colours"
+    assert lines[0]["timing"]["compute_ms"] > 0
+
+
+def test_a_bad_file_gets_a_line_the_others_are_answered_and_the_exit_code_is_2(
+    run: Run, live_address: str, pictures: Path
+) -> None:
+    paths = [pictures / "nowhere.png", pictures / "a.png", pictures / "notes.txt", pictures / "b.JPG"]
+    code, stdout, stderr = run("classify", *paths, "--json", "--address", live_address)
+    assert code == 2
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [line["image"] for line in lines] == [str(path) for path in paths]
+    assert ["error" in line for line in lines] == [True, False, True, False]
+    missing, text = stderr.splitlines()
+    assert re.fullmatch(rf"error: .*{re.escape(str(paths[0]))}.*No such file.*", missing)
+    assert re.fullmatch(rf"error: {re.escape(str(paths[2]))}: .*JPEG, PNG or WebP.*", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-k", 0], "error: --top-k 0: colours has 4 classes"),
+        (["--top-k", 5], "error: --top-k 5: colours has 4 classes"),
+        (["--model", "cats"], "error: there is no model 'cats' here; served: colours"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_2(
+    run: Run, live_address: str, pictures: Path, arguments: list[object], message: str
+) -> None:
+    code, stdout, stderr = run("classify", pictures / "a.png", *arguments, "--address", live_address)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(message)
+    assert stderr.count("\n") == 1
+
+
+def test_a_folder_without_images_is_one_line_and_2(run: Run, live_address: str, tmp_path: Path) -> None:
+    code, _, stderr = run("classify", tmp_path, "--address", live_address)
+    assert code == 2
+    assert re.fullmatch(r"error: .* holds no image; looked for \.jpg.*\n", stderr)
+
+
+def test_no_server_is_one_line_and_2(run: Run, pictures: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        code, stdout, stderr = run("classify", pictures / "a.png", "--address", address)
+    assert (code, stdout) == (2, "")
+    assert re.fullmatch(rf"error: no server answers at {address} .*`fuseline serve`.*\n", stderr)
+
+
+def test_a_wrong_serve_flag_or_variable_is_one_line_and_2(
+    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, stdout, stderr = run("serve", package, "--max-batch", 0)
+    assert (code, stdout) == (2, "")
+    assert stderr == "error: --max-batch was given 0: input should be greater than or equal to 1\n"
+    monkeypatch.setenv("FUSELINE_BACKEND", "caffe")
+    code, _, stderr = run("serve", package)
+    assert code == 2
+    assert "--backend was given 'caffe'" in stderr
+
+
+def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:
+    code, stdout, stderr = run("serve", tmp_path / "nowhere", "--port", 0, "--http-port", 0)
+    assert (code, stdout) == (2, "")
+    assert re.search(r"^error: there is no folder .*nowhere; `fuseline export CHECKPOINT`.*$", stderr, re.MULTILINE)
+
+
+def test_an_extra_that_is_not_installed_is_one_line_and_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_torch(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+
+    monkeypatch.setattr(cli, "run_command_line", needs_torch)
+    code, _, stderr = run("export", "resnet18.pt")
+    assert (code, stderr) == (2, "error: torch.nn is not installed; pip install 'fuseline[export]'\n")
+
+
+def test_version_and_unknown_command(run: Run) -> None:
+    code, stdout, _ = run("--version")
+    assert code == 0
+    assert re.fullmatch(r"fuseline \d+\.\d+\.\d+\n", stdout)
+    assert run("sing")[0] == 2
+
+
+def test_help_lists_every_command_and_neither_it_nor_the_client_imports_torch() -> None:
+    code = (
+        "import sys\n"
+        "from fuseline import Client, main\n"
+        "sys.argv = ['fuseline', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "assert not {'torch', 'onnx', 'export', 'benchmarks', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"(export|serve|classify|inspect|bench) {2,}[A-Z]", done.stdout) == [
+        "export",
+        "serve",
+        "classify",
+        "inspect",
+        "bench",
+    ]
+
+
+@pytest.mark.parametrize("command", ["export", "serve", "classify", "inspect"])
+def test_each_command_is_mounted(run: Run, command: str) -> None:
+    code, stdout, _ = run(command, "--help")
+    assert code == 0
+    assert f"Usage: fuseline {command} " in stdout

@@ -1,0 +1,102 @@
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import serve.model
+from serve.backends import open_backend
+from serve.batcher import BatchStats
+from serve.errors import (
+    FuselineError,
+    InputError,
+    PackageError,
+    ShuttingDownError,
+    UnknownModelError,
+    VerificationError,
+)
+from serve.model import Model, load_model, warm_up
+from serve.model_package import load_package
+from serve.repository import Repository
+from tests.fakes import SteeredBackend
+from tests.serve.colours import expected_logits, noise, write_colours_package
+from tests.serve.conftest import settings
+
+
+def steered(folder: Path, buckets: tuple[int, ...] = (1, 2, 4)) -> SteeredBackend:
+    return SteeredBackend(open_backend(load_package(folder), backend="onnxruntime", buckets=buckets, threads=1)[0])
+
+
+def load(folder: Path, seen: list[tuple[str, BatchStats]] | None = None) -> Model:
+    return load_model(folder, settings(max_batch=4), lambda *batch: None if seen is None else seen.append(batch))
+
+
+def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
+    backend = steered(package)
+    seconds = warm_up(backend, load_package(package))
+    assert tuple(seconds) == (1, 2, 4)
+    assert set(backend.calls) == {1, 2, 4}
+    assert backend.calls.count(1) >= 2, "the first call pays for the runtime's set-up and must not be the one measured"
+    assert all(0 < value < 10 for value in seconds.values())
+
+
+def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:
+    folder = write_colours_package(tmp_path / "short", labels=("red", "green"))
+    with pytest.raises(PackageError, match=r"shape \(1, 4\).*promise \(1, 2\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("logits", "error", "reason"),
+    [
+        (np.zeros((1, 3), np.float32), PackageError, "shape"),
+        (np.full((1, 4), np.nan, np.float32), PackageError, "not finite"),
+        (np.ones((1, 4), np.float32), VerificationError, "differs from PyTorch"),
+    ],
+    ids=["shape", "NaN", "wrong"],
+)
+def test_a_backend_that_answers_nonsense_is_refused_before_serving_and_released(
+    package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logits: NDArray[np.float32],
+    error: type[FuselineError],
+    reason: str,
+) -> None:
+    backend = steered(package)
+    backend.replacement = lambda pixels: logits.repeat(len(pixels), axis=0)
+    monkeypatch.setattr(serve.model, "open_backend", lambda *_, **__: (backend, "test"))
+    with pytest.raises(error, match=reason):
+        load(package)
+    assert backend.closed
+
+
+async def test_a_loaded_model_answers_tells_its_batches_and_closes_once_empty(package: Path) -> None:
+    seen: list[tuple[str, BatchStats]] = []
+    model = await asyncio.to_thread(load, package, seen)
+    pixels = noise(3)
+    answer = model.batcher.submit(list(pixels))
+    await model.close()
+    np.testing.assert_allclose((await answer).logits, expected_logits(pixels), atol=1e-5)
+    assert [(name, stats.rows, stats.bucket) for name, stats in seen] == [("colours", 3, 4)]
+    with pytest.raises(ShuttingDownError):
+        model.batcher.submit(list(pixels))
+    await model.close()
+
+
+async def test_repository_finds_by_name_and_refuses_a_second_of_the_same_name(package: Path, tmp_path: Path) -> None:
+    repository = Repository()
+    with pytest.raises(UnknownModelError, match="served: none"):
+        repository.get("colours")
+    first, other = load(package), load(write_colours_package(tmp_path / "other", name="other"))
+    repository.add(first)
+    assert repository.get("") is repository.get("colours") is first
+    repository.add(other)
+    assert repository.get("other") is other
+    with pytest.raises(UnknownModelError, match="name one of: colours, other"):
+        repository.get("")
+    twin = load(package)
+    with pytest.raises(InputError, match="two packages are named 'colours'"):
+        repository.add(twin)
+    await twin.close()
+    await repository.close()

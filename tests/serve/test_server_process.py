@@ -1,0 +1,256 @@
+"""`fuseline serve` as a process: start, ports, signals, what it imports."""
+
+import asyncio
+import re
+import shutil
+import signal
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from protos.classify_pb2 import ClassifyRequest, Image
+from protos.classify_pb2_grpc import ClassifierStub
+from serve.client import Client
+from serve.errors import InputError
+from serve.server import Server
+from tests.serve.colours import encoded, noise, plain, write_colours_package
+from tests.serve.conftest import StartServer, settings
+from tests.serve.processes import ServerProcess, finished, server_process
+
+FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def request(seed: int) -> ClassifyRequest:
+    return ClassifyRequest(images=[Image(raw=noise(1, seed)[0].tobytes())])
+
+
+async def until_queued(server: ServerProcess, rows: int) -> None:
+    assert server.http_address is not None
+    async with asyncio.timeout(30):
+        while (
+            f'fuseline_queued_rows{{model="colours"}} {rows}.0'
+            not in (await asyncio.to_thread(get, server.http_address, "/metrics"))[1]
+        ):
+            pass
+
+
+def test_it_says_what_it_serves_answers_without_torch_and_ends_with_0(package: Path) -> None:
+    tell_imports = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: sys.stderr.write(f'imported: {sorted(sys.modules)}'))\n"
+        "sys.argv[0] = 'fuseline'\n"
+        "import fuseline\n"
+        "fuseline.main()\n"
+    )
+    with server_process("serve", package, *FAST, command=("-c", tell_imports)) as server:
+        assert re.search(
+            r"^colours \(version 1\): onnxruntime on .*, fp32, batches of 1, 2, 4, 8, 16, 32; .+$",
+            server.announcement,
+            re.MULTILINE,
+        )
+        with Client(server.address) as client:
+            answer = client.classify([encoded(plain("green")), plain("blue")])
+        assert [result.predictions[0].label for result in answer.results] == ["green", "blue"]
+        server.process.send_signal(signal.SIGTERM)
+        code, stderr = server.end()
+    assert code == 0
+    imported = re.search(r"imported: (.*)", stderr)
+    assert imported is not None
+    modules = {name.partition(".")[0] for name in re.findall(r"'([^']+)'", imported[1])}
+    assert modules & {"torch", "torchvision", "onnx", "onnxscript", "export", "benchmarks"} == set()
+    assert {"grpc", "serve", "uvloop"} <= modules
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_answers_everything_that_waits_then_exits_with_0(package: Path, number: signal.Signals) -> None:
+    # The delay keeps an idle backend waiting for a fuller batch, so that the queue is full when the signal comes.
+    with server_process(package, *FAST, "--http-port", free_port(), "--max-delay-ms", 10_000) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = ClassifierStub(channel)
+            unary = [stub.Classify(request(seed)) for seed in range(5)]
+            stream = stub.ClassifyStream()
+            for seed in range(3):
+                await stream.write(request(seed))
+            await until_queued(server, 8)
+            watch = HealthStub(channel).Watch(HealthCheckRequest(service="fuseline.v1.Classifier"))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            server.process.send_signal(number)
+            assert [(await call).timing.batch_rows for call in unary] == [8] * 5
+            assert [(await stream.read()).timing.batch_rows for _ in range(3)] == [8] * 3
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0
+    assert "drained" in stderr
+
+
+async def test_under_load_every_answer_arrives_and_the_rest_is_refused_when_the_signal_comes(package: Path) -> None:
+    answered = 0
+
+    async def call_until_refused(stub: ClassifierStub, server: ServerProcess) -> grpc.StatusCode:
+        nonlocal answered
+        while True:
+            try:
+                await stub.Classify(request(answered), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            answered += 1
+            if answered == 300:
+                server.process.send_signal(signal.SIGTERM)
+
+    with server_process(package, *FAST) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = ClassifierStub(channel)
+            ends = await asyncio.gather(*(call_until_refused(stub, server) for _ in range(32)))
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0
+    counts = {
+        code: int(count) for count, code in re.findall(r"(\d+) ([A-Z_]+)", stderr.partition("since the start:")[2])
+    }
+    assert counts["OK"] == answered >= 300
+    assert set(counts) <= {"OK", "UNAVAILABLE"}
+    # gRPC itself answers CANCELLED to calls that no handler has seen when the server stops.
+    assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path) -> None:
+    with server_process(
+        package, *FAST, "--drain-timeout-s", 0.2, command=("-m", "tests.serve.hanging_server")
+    ) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await hang(channel)
+            server.process.send_signal(signal.SIGTERM)
+            code, stderr = await asyncio.to_thread(server.end)
+    assert code == 1
+    assert "given up" in stderr
+
+
+async def test_a_second_signal_ends_it_at_once(package: Path) -> None:
+    with server_process(package, *FAST, command=("-m", "tests.serve.hanging_server")) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await hang(channel)
+            health = HealthStub(channel).Watch(HealthCheckRequest(service=""))
+            assert (await health.read()).status == HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            assert (await health.read()).status == HealthCheckResponse.NOT_SERVING
+            server.process.send_signal(signal.SIGTERM)
+            code, _ = await asyncio.to_thread(server.end)
+    assert code == 128 + signal.SIGTERM
+
+
+async def hang(channel: grpc.aio.Channel) -> None:
+    """Give the backend a picture on which it hangs, and return once it computes it."""
+    stub = ClassifierStub(channel)
+    call = stub.Classify(ClassifyRequest(images=[Image(raw=np.full((8, 8, 3), 255, np.uint8).tobytes())]))
+    call.add_done_callback(lambda _: None)
+    # Calls of one connection arrive in order: when this one is refused, the first is in.
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Classify(ClassifyRequest())
+
+
+def test_http_tells_metrics_and_health(package: Path) -> None:
+    with server_process(package, *FAST, "--http-port", free_port()) as server:
+        assert server.http_address is not None
+        with Client(server.address) as client:
+            client.classify(list(noise(3)))
+            with pytest.raises(InputError):
+                client.classify(plain("red"), top_k=9)
+        assert get(server.http_address, "/healthz")[0] == 200
+        assert get(server.http_address, "/readyz")[0] == 200
+        assert get(server.http_address, "/nothing")[0] == 404
+        status, metrics = get(server.http_address, "/metrics")
+        assert status == 200
+        assert 'fuseline_requests_total{code="OK",method="Classify",model="colours"} 1.0' in metrics
+        assert 'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours"} 1.0' in metrics
+        assert 'fuseline_batch_rows_sum{model="colours"} 3.0' in metrics
+        assert 'fuseline_padding_rows_total{model="colours"} 1.0' in metrics
+
+
+def test_two_models_are_found_by_name_and_a_nameless_request_is_refused(package: Path, tmp_path: Path) -> None:
+    second = write_colours_package(tmp_path / "second", name="second", labels=("a", "b", "c", "d"))
+    with server_process(package, second, *FAST) as server, Client(server.address) as client:
+        assert client.classify(plain("red"), model="colours").results[0].predictions[0].label == "red"
+        assert client.classify(plain("red"), model="second").results[0].predictions[0].label == "a"
+        with pytest.raises(InputError, match="colours, second"):
+            client.classify(plain("red"))
+
+
+async def test_a_taken_port_is_refused_although_a_server_of_ours_has_it(
+    package: Path, start_server: StartServer
+) -> None:
+    served = await start_server()
+    port = served.server.port
+    with pytest.raises(InputError, match=rf"127.0.0.1:{port} \(Address already in use\); --port"):
+        await Server([package], settings(port=port)).start()
+    code, stdout, stderr = await asyncio.to_thread(finished, package, "--port", port, "--http-port", 0)
+    assert (code, stdout) == (2, "")
+    assert re.fullmatch(rf"error: .*:{port} .*\n", stderr)
+
+
+def test_a_taken_http_port_and_a_host_that_is_not_here_are_refused(package: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, stderr = finished(package, "--port", 0, "--http-port", port)
+    assert code == 2
+    assert re.fullmatch(rf"error: .*127.0.0.1:{port} \(Address already in use\).*--http-port.*\n", stderr)
+    code, _, stderr = finished(package, "--host", "203.0.113.1", "--http-port", 0)
+    assert code == 2
+    assert re.fullmatch(r"error: .*203.0.113.1:8001 \(Cannot assign requested address\).*--host.*\n", stderr)
+
+
+def test_a_damaged_package_is_one_line_and_2(package: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(package, damaged)
+    (damaged / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    code, stdout, stderr = finished(damaged, *FAST)
+    assert (code, stdout) == (2, "")
+    assert re.fullmatch(r"error: .*model\.onnx.*sha256.*\n", stderr)
+
+
+async def test_a_call_made_before_it_is_ready_waits_for_its_answer(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import serve.server
+
+    loading, load = asyncio.Event(), serve.server.load_model
+    loop = asyncio.get_running_loop()
+    may_load = asyncio.Event()
+
+    def slow_load(*args: object) -> object:
+        loop.call_soon_threadsafe(loading.set)
+        asyncio.run_coroutine_threadsafe(may_load.wait(), loop).result(30)
+        return load(*args)
+
+    monkeypatch.setattr(serve.server, "load_model", slow_load)
+    server = Server([package], settings())
+    starting = asyncio.create_task(server.start())
+    await loading.wait()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        early = ClassifierStub(channel).Classify(request(0), timeout=30)
+        assert not server.ready
+        may_load.set()
+        await starting
+        assert (await early).results
+    await server.drain()

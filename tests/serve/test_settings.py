@@ -1,0 +1,60 @@
+import inspect
+import typing
+
+import pytest
+from pydantic import ValidationError
+
+from serve import cli
+from serve.errors import InputError
+from serve.settings import Settings, settings_from_flags
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "buckets"),
+    [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (32, (1, 2, 4, 8, 16, 32)), (33, (1, 2, 4, 8, 16, 32, 33))],
+)
+def test_buckets_are_the_powers_of_two_up_to_max_batch_and_itself(max_batch: int, buckets: tuple[int, ...]) -> None:
+    assert Settings(max_batch=max_batch).buckets == buckets
+
+
+def test_it_listens_on_the_loopback_unless_told_otherwise() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.http_port) == ("127.0.0.1", 8001, 8002)
+    assert settings.max_message_bytes == 64 * 2**20
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_batch": 0}, "--max-batch was given 0: input should be greater than or equal to 1"),
+        ({"port": 65536}, "--port was given 65536: input should be less than or equal to 65535"),
+        ({"backend": "caffe"}, "--backend was given 'caffe': input should be 'auto', 'onnxruntime', 'openvino' or"),
+        ({"max_message_mb": 2048}, "--max-message-mb was given 2048: .*2047"),
+        ({"max_delay_ms": float("nan")}, "--max-delay-ms was given nan"),
+        ({"drain_timeout_s": 0.0}, "--drain-timeout-s was given 0.0: input should be greater than 0"),
+        ({"max_images_per_request": 9, "max_queue_rows": 8}, r"max_images_per_request \(9\) is above max_queue_rows"),
+        ({"port": -1, "max_batch": 0}, "--port.*; --max-batch"),
+    ],
+)
+def test_a_wrong_value_is_an_input_error_that_names_flag_value_and_rule(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings_from_flags(**flags)
+
+
+def test_flags_left_out_keep_their_defaults() -> None:
+    assert settings_from_flags(port=None, decode_threads=None) == Settings()
+
+
+def test_every_setting_is_a_flag_and_an_environment_variable_with_its_default() -> None:
+    parameters = inspect.signature(cli.serve).parameters
+    assert set(parameters) - {"packages"} == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        option = typing.get_args(parameters[name].annotation)[1]
+        assert option.envvar == f"FUSELINE_{name.upper()}"
+        if name != "decode_threads":
+            assert parameters[name].default == field.default
