@@ -9,6 +9,7 @@ burst: with a fixed window of 5.5 bursts, five or six would count by chance.
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -139,7 +140,7 @@ def _receive(connection: Connection, what: str, extra_s: float) -> Any:
     try:
         if connection.poll(_STALL_S + extra_s):
             return connection.recv()
-    except EOFError as error:
+    except (EOFError, OSError) as error:
         raise BackendError(f"a load generator died in {what}; what it said is on stderr") from error
     raise BackendError(f"the server gave no answer for {_STALL_S:.0f} s in {what}")
 
@@ -227,6 +228,9 @@ async def _drive(connection: Connection, load: Load, concurrency: int) -> _Part:
             await warm.wait()
             connection.send(None)
             await window_came.wait()
+            asyncio.get_running_loop().remove_reader(connection.fileno())
+            # libuv leaves what it has watched non-blocking; `connection` reads and writes whole messages.
+            os.set_blocking(connection.fileno(), True)
             start, end = connection.recv()
             await asyncio.sleep(max(0.0, start - time.monotonic()))
             requests, cpu_before = load.requests, time.process_time()

@@ -13,14 +13,16 @@ _ADDRESS = re.compile(r"127\.0\.0\.1:\d+")
 
 
 @contextmanager
-def running_server(command: list[str], log: Path) -> Iterator[str]:
-    """Start `command`, yield the address in its ready line, and end it with SIGTERM. Its stderr goes to `log`.
+def running_server(command: list[str], folder: Path, log: Path) -> Iterator[str]:
+    """Start `command` in `folder`, yield the address in its ready line, and end it with SIGTERM.
+
+    Its stderr goes to `log`.
 
     Raises:
         RuntimeError: it ended or was silent before it was ready, or its exit code after SIGTERM was not 0.
     """
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, text=True)  # noqa: S603
     try:
         yield _ready_address(process, log)
         process.terminate()

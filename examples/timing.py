@@ -1,11 +1,15 @@
 """Contenders that classify the same images, timed in turns so that a slow moment of the machine hits all of them."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+PROC_STAT = Path("/proc/stat")
 
 Classify = Callable[[Sequence[int]], NDArray[np.int64]]
 """Positions of held-out images to their top-1 classes."""
@@ -52,6 +56,15 @@ def time_in_turns(
             on_stretch_done()
 
 
+def busy_cores(sample_s: float) -> float | None:
+    """Sleep for `sample_s` seconds; return how many cores were busy on average meanwhile, None where Linux isn't."""
+    if not PROC_STAT.exists():
+        return None
+    busy_before_s, started = _busy_s(), time.perf_counter()
+    time.sleep(sample_s)
+    return (_busy_s() - busy_before_s) / (time.perf_counter() - started)
+
+
 def _stretch(
     name: str, classify: Classify, rows: int, expected: NDArray[np.int64], stretch_s: float
 ) -> tuple[list[float], int]:
@@ -71,3 +84,9 @@ def _stretch(
         if not np.array_equal(top1, expected[positions]):
             raise RuntimeError(f"{name} answered {top1} for images {positions}; eager answered {expected[positions]}")
     return seconds, rows * len(seconds)
+
+
+def _busy_s() -> float:
+    """Seconds that all cores together were not idle since the machine started: first line of /proc/stat (proc(5))."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, PROC_STAT.read_text().split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

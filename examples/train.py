@@ -8,11 +8,17 @@ checkpoint is written; the same command after an interruption goes on from there
 it had never stopped. The accuracy is that of the last epoch: no epoch is chosen by its score on the held-out images.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
+
+if __name__ == "__main__":
+    # Else OpenMP's threads wait for each other by spinning, which makes training several times slower where other
+    # processes want the same cores. It is read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import typer

@@ -1,6 +1,7 @@
 """How inspections are shown: tables for people, JSON for programs, both on stdout."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def show_checkpoint(inspection: "Inspection", *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(inspection) | {"multiply_adds": inspection.multiply_adds}, indent=2))  # noqa: T201
         return
-    table = Table("layer", "kind", "kernel", "stride", "output", title=None)
+    table = Table("layer", "kind", "kernel", "stride", "output")
     for heading in ("parameters", "multiply-adds"):
         table.add_column(heading, justify="right")
     for layer in inspection.layers:
@@ -27,7 +28,7 @@ def show_checkpoint(inspection: "Inspection", *, as_json: bool) -> None:
         output = " x ".join(map(str, layer.output_shape))
         figures = f"{layer.parameters:,}", f"{layer.multiply_adds:,}"
         table.add_row(layer.name, layer.kind, kernel, str(layer.stride), output, *figures)
-    console = Console(highlight=False)
+    console = _console()
     channels, height, width = inspection.input_shape
     console.print(f"{inspection.file}: {inspection.architecture}, {inspection.classes} classes", markup=False)
     console.print(f"sha256 {inspection.sha256}", markup=False)
@@ -51,7 +52,7 @@ def show_package(package: ModelPackage, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"manifest": manifest.model_dump(mode="json"), "damage": damage}, indent=2))  # noqa: T201
     else:
-        console = Console(highlight=False)
+        console = _console()
         size = manifest.input
         console.print(
             f"{manifest.name} {manifest.version}: {manifest.architecture}, {manifest.classes} classes, input "
@@ -73,9 +74,14 @@ def show_package(package: ModelPackage, *, as_json: bool) -> None:
         raise PackageError("; ".join(found))
 
 
+def _console() -> Console:
+    # In a pipe rich assumes 80 columns, which would cut the names of layers.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
 def _damage(package: ModelPackage, index: int) -> str | None:
     try:
-        package.read(package.manifest.artifacts[index])
+        package.checked_path(package.manifest.artifacts[index])
     except PackageError as error:
         return str(error)
     return None

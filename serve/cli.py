@@ -33,7 +33,9 @@ def serve(
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
     backend: Annotated[str, _option("backend", "auto, onnxruntime, openvino or tensorrt.")] = _default("backend"),
     precision: Annotated[str, _option("precision", "auto, fp32 or fp16.")] = _default("precision"),
-    max_batch: Annotated[int, _option("max_batch", "Largest batch, in images.")] = _default("max_batch"),
+    max_batch: Annotated[
+        int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
+    ] = _default("max_batch"),
     max_queue_rows: Annotated[int, _option("max_queue_rows", "Images that may wait; more are refused.")] = _default(
         "max_queue_rows"
     ),

@@ -1,6 +1,7 @@
 """Metrics and health over HTTP, for Prometheus and for probes that speak no gRPC."""
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -43,6 +44,10 @@ class HttpEndpoint:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_port = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
 
 def _handler(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> type[BaseHTTPRequestHandler]:

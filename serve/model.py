@@ -11,10 +11,15 @@ from serve.backends import open_backend
 from serve.backends.base import Backend
 from serve.batcher import Batcher, BatchStats
 from serve.errors import PackageError
-from serve.model_package import Manifest, ModelPackage, load_package
+from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
 from serve.reference import check_reference
-from serve.reference import check_reference
-from serve.settings import Settings
+from serve.settings import Settings, buckets_up_to
+
+DEFAULT_MAX_BATCH = 32
+
+CPU_BATCH_PIXELS = 8 * 224 * 224
+"""Pixels that fill a CPU's cores. Measured with ResNet-18 at 224 x 224, batches of 32 are no faster an image than of 8,
+but a request waits for them four times as long, and their activations take four times the memory."""
 
 _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
@@ -61,9 +66,11 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         package,
         backend=settings.backend,
         precision=settings.precision,
-        buckets=settings.buckets,
+        buckets=buckets_up_to(settings.max_batch or DEFAULT_MAX_BATCH),
         threads=settings.threads,
     )
+    if settings.max_batch is None and backend.device == "CPU":
+        backend.buckets = cpu_buckets(package.manifest.input)
     try:
         seconds_per_bucket = warm_up(backend, package)
         check_reference(backend, package)
@@ -82,6 +89,12 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         on_batch=lambda stats: on_batch(name, stats),
     )
     return Model(package, backend, reason, batcher)
+
+
+def cpu_buckets(spec: InputSpec) -> tuple[int, ...]:
+    """Batch sizes for a CPU: the powers of two up to `DEFAULT_MAX_BATCH` within `CPU_BATCH_PIXELS`."""
+    fitting = CPU_BATCH_PIXELS // (spec.height * spec.width)
+    return tuple(bucket for bucket in buckets_up_to(DEFAULT_MAX_BATCH) if bucket <= max(1, fitting))
 
 
 def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:

@@ -164,8 +164,10 @@ class ModelPackage(_Spec):
         """The first artifact of that format and precision."""
         return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
 
-    def read(self, file: PackageFile) -> bytes:
-        """The bytes of `file`, after their size and sha256 were found to be the manifest's.
+    def checked_path(self, file: PackageFile) -> Path:
+        """Where `file` lies, after its size and sha256 were found to be the manifest's.
+
+        For runtimes that map a file rather than hold it twice.
 
         Raises:
             PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
@@ -174,16 +176,21 @@ class ModelPackage(_Spec):
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise PackageError(f"{path} leads outside the package {self.folder}; export the model again")
         try:
-            data = path.read_bytes()
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                size = stream.tell()
         except OSError as error:
             raise PackageError(f"{path} is listed in {MANIFEST_NAME} but can't be read: {error.strerror}") from error
-        digest = hashlib.sha256(data).hexdigest()
-        if len(data) != file.bytes or digest != file.sha256:
+        if size != file.bytes or digest != file.sha256:
             raise PackageError(
-                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
+                f"{path} has {size} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
                 f"{file.sha256}; the file was changed or damaged, export the model again"
             )
-        return data
+        return path
+
+    def read(self, file: PackageFile) -> bytes:
+        """The bytes of `file`, checked as by `checked_path`, which says what is raised."""
+        return self.checked_path(file).read_bytes()
 
 
 def load_package(folder: Path) -> ModelPackage:

@@ -24,7 +24,8 @@ class Settings(BaseModel):
     """Metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
     precision: Literal["auto", "fp32", "fp16"] = "auto"
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see `serve.model`)."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows (images) that wait, of one model; one more is refused."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
@@ -47,15 +48,14 @@ class Settings(BaseModel):
         return self
 
     @property
-    def buckets(self) -> tuple[int, ...]:
-        """Batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
-        powers = [2**exponent for exponent in range(self.max_batch.bit_length()) if 2**exponent < self.max_batch]
-        return (*powers, self.max_batch)
-
-    @property
     def max_message_bytes(self) -> int:
         """`max_message_mb` in bytes."""
         return self.max_message_mb * 2**20
+
+
+def buckets_up_to(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
+    return (*(2**exponent for exponent in range((max_batch - 1).bit_length())), max_batch)
 
 
 def settings_from_flags(**flags: Any) -> Settings:

@@ -42,7 +42,11 @@ def open_backend(
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS)}")
-    choice = _choose(package, precision, buckets) if backend == "auto" else _Choice(backend, f"--backend {backend} was given")
+    choice = (
+        _choose(package, precision, buckets)
+        if backend == "auto"
+        else _Choice(backend, f"--backend {backend} was given")
+    )
     return _open(choice.name, package, precision, tuple(sorted(buckets)), threads), choice.reason
 
 

@@ -23,13 +23,16 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # A pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
+        options.enable_mem_pattern = False
         # Spinning workers take the cores that the front end and the decoders need between batches.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
         on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
         providers = [*on_gpu, "CPUExecutionProvider"]
+        path = package.checked_path(artifact)
         try:
-            self._session: Any = ort.InferenceSession(package.read(artifact), options, providers=providers)
+            self._session: Any = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} can't load {artifact.path}: {error}") from error
         self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"

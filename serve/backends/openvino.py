@@ -25,9 +25,10 @@ class OpenVinoBackend:
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
+        path = package.checked_path(artifact)
         try:
             core = ov.Core()
-            compiled = core.compile_model(core.read_model(package.read(artifact)), "CPU", config)
+            compiled = core.compile_model(core.read_model(path), "CPU", config)
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error

@@ -92,7 +92,7 @@ class ClassifyService(ClassifierServicer):
             await _abort(context, self._refused("ClassifyStream"))
         deadline = self._deadline(context)
         answers: asyncio.Queue[ClassifyResponse | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(max(_MIN_IN_FLIGHT_PER_STREAM, 2 * self._settings.max_batch))
+        slots = asyncio.Semaphore(max(_MIN_IN_FLIGHT_PER_STREAM, 2 * (self._settings.max_batch or 0)))
         requests: set[asyncio.Task[None]] = set()
 
         async def answer(request: ClassifyRequest) -> None:

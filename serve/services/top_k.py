@@ -11,7 +11,7 @@ def top_k_from_logits(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.i
     computed on logits less their row's largest, so that none overflows.
     """
     indices = _indices_of_largest(logits, k)
-    largest = np.take_along_axis(logits, indices, axis=1)
+    largest = logits[np.arange(len(logits))[:, np.newaxis], indices]
     sums = np.exp(logits - largest[:, :1]).sum(axis=1, keepdims=True)
     return indices, np.exp(largest - largest[:, :1]) / sums
 

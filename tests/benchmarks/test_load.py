@@ -69,6 +69,15 @@ def test_a_server_is_driven_and_its_answers_are_kept(colours_server: ServerProce
     assert kinds[False] == len(LABELS)
 
 
+def test_answers_beyond_what_a_pipe_holds_come_whole(colours_server: ServerProcess) -> None:
+    image = classify_pb2.Image(raw=plain("red").tobytes())
+    many = classify_pb2.ClassifyRequest(images=[image] * 100, top_k=4, return_logits=True).SerializeToString()
+    result = run_closed_loop(load(colours_server.address, requests=(many,), burn_in_requests=(many,), burn_in_s=0.5))
+    answers = [classify_pb2.ClassifyResponse.FromString(answer) for _, answer in result.answers]
+    assert sum(answer.ByteSize() for answer in answers) > 2**18
+    assert all(len(answer.results) == 100 for answer in answers)
+
+
 def test_several_processes_share_the_concurrency(colours_server: ServerProcess) -> None:
     result = run_closed_loop(load(colours_server.address, concurrency=3, processes=2))
     assert result.requests_per_s * result.latency_s.mean() == pytest.approx(3, rel=0.5)

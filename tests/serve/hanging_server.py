@@ -1,4 +1,4 @@
-"""`python -m serve` with a backend that hangs for ever on a white picture."""
+"""`python -m serve` with a backend that hangs for ever on a white picture, and says so in a line on stdout."""
 
 import threading
 from typing import Any
@@ -21,6 +21,7 @@ class HangingBackend:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if (pixels == 255).all():
+            print("hanging", flush=True)
             threading.Event().wait()
         return self._real.infer(pixels)
 

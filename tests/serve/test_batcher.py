@@ -544,7 +544,10 @@ async def test_stale_profile_is_tried_again_rather_than_refusing_forever():
     with pytest.raises(DeadlineError):
         batcher.submit([row(1)], deadline=clock.now + 2)
     clock.now += 1
-    (answer,) = await settled(batcher.submit([row(1)], deadline=clock.now + 2))
+    tried = batcher.submit([row(1)], deadline=clock.now + 2)
+    with pytest.raises(DeadlineError):
+        batcher.submit([row(2)], deadline=clock.now + 2)
+    (answer,) = await settled(tried)
     np.testing.assert_array_equal(answer.logits, logits_of(1))
     with pytest.raises(DeadlineError, match=r"takes 48000\.0 ms"):
         batcher.submit([row(1)], deadline=clock.now + 2)

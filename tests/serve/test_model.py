@@ -16,9 +16,10 @@ from serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from serve.model import Model, load_model, warm_up
-from serve.model_package import load_package
+from serve.model import Model, cpu_buckets, load_model, warm_up
+from serve.model_package import InputSpec, Preprocessing, load_package
 from serve.repository import Repository
+from serve.settings import buckets_up_to
 from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
@@ -41,6 +42,18 @@ def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
     assert all(0 < value < 10 for value in seconds.values())
 
 
+@pytest.mark.parametrize(("side", "largest"), [(32, 32), (112, 32), (224, 8), (320, 2), (1024, 1)])
+def test_on_a_cpu_a_batch_holds_as_many_pixels_as_it_gains_from(side: int, largest: int) -> None:
+    spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
+    assert cpu_buckets(spec) == buckets_up_to(largest)
+
+
+def test_an_asked_for_batch_is_taken_on_a_cpu_too(tmp_path: Path) -> None:
+    folder = write_colours_package(tmp_path / "model")
+    assert load_model(folder, settings(max_batch=64), lambda *_: None).backend.buckets == buckets_up_to(64)
+    assert load_model(folder, settings(), lambda *_: None).backend.buckets == buckets_up_to(32)
+
+
 def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:
     folder = write_colours_package(tmp_path / "short", labels=("red", "green"))
     with pytest.raises(PackageError, match=r"shape \(1, 4\).*promise \(1, 2\)"):
@@ -52,7 +65,7 @@ def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: 
     [
         (np.zeros((1, 3), np.float32), PackageError, "shape"),
         (np.full((1, 4), np.nan, np.float32), PackageError, "not finite"),
-        (np.ones((1, 4), np.float32), VerificationError, "differs from PyTorch"),
+        (np.ones((1, 4), np.float32), VerificationError, "differ from PyTorch"),
     ],
     ids=["shape", "NaN", "wrong"],
 )

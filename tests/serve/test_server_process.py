@@ -1,10 +1,13 @@
 """`fuseline serve` as a process: start, ports, signals, what it imports."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -22,7 +25,7 @@ from serve.errors import InputError
 from serve.server import Server
 from tests.serve.colours import encoded, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer, settings
-from tests.serve.processes import ServerProcess, finished, server_process
+from tests.serve.processes import ROOT, ServerProcess, finished, server_process
 
 FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
 
@@ -140,9 +143,11 @@ async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path) -
         package, *FAST, "--drain-timeout-s", 0.2, command=("-m", "tests.serve.hanging_server")
     ) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await hang(channel)
+            call = await hang(channel, server)
             server.process.send_signal(signal.SIGTERM)
             code, stderr = await asyncio.to_thread(server.end)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
     assert code == 1
     assert "given up" in stderr
 
@@ -150,24 +155,25 @@ async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path) -
 async def test_a_second_signal_ends_it_at_once(package: Path) -> None:
     with server_process(package, *FAST, command=("-m", "tests.serve.hanging_server")) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await hang(channel)
+            call = await hang(channel, server)
             health = HealthStub(channel).Watch(HealthCheckRequest(service=""))
             assert (await health.read()).status == HealthCheckResponse.SERVING
             server.process.send_signal(signal.SIGTERM)
             assert (await health.read()).status == HealthCheckResponse.NOT_SERVING
             server.process.send_signal(signal.SIGTERM)
             code, _ = await asyncio.to_thread(server.end)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
     assert code == 128 + signal.SIGTERM
 
 
-async def hang(channel: grpc.aio.Channel) -> None:
-    """Give the backend a picture on which it hangs, and return once it computes it."""
-    stub = ClassifierStub(channel)
-    call = stub.Classify(ClassifyRequest(images=[Image(raw=np.full((8, 8, 3), 255, np.uint8).tobytes())]))
-    call.add_done_callback(lambda _: None)
-    # Calls of one connection arrive in order: when this one is refused, the first is in.
-    with pytest.raises(grpc.aio.AioRpcError):
-        await stub.Classify(ClassifyRequest())
+async def hang(channel: grpc.aio.Channel, server: ServerProcess) -> grpc.aio.UnaryUnaryCall:
+    """Give the backend a picture on which it hangs; return, once it does, the call, which ends if it is dropped."""
+    white = np.full((8, 8, 3), 255, np.uint8).tobytes()
+    call = ClassifierStub(channel).Classify(ClassifyRequest(images=[Image(raw=white)]))
+    assert server.process.stdout is not None
+    assert await asyncio.to_thread(server.process.stdout.readline) == "hanging\n"
+    return call
 
 
 def test_http_tells_metrics_and_health(package: Path) -> None:
@@ -227,6 +233,45 @@ def test_a_damaged_package_is_one_line_and_2(package: Path, tmp_path: Path) -> N
     code, stdout, stderr = finished(damaged, *FAST)
     assert (code, stdout) == (2, "")
     assert re.fullmatch(r"error: .*model\.onnx.*sha256.*\n", stderr)
+
+
+def test_while_it_loads_it_is_alive_but_not_ready_and_a_signal_ends_it_with_0(package: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    shutil.copytree(package, slow)
+    (slow / "model.onnx").unlink()
+    os.mkfifo(slow / "model.onnx")
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", slow, *map(str, FAST), "--http-port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # Opening returns once the server reads the model, which then never comes.
+        with (slow / "model.onnx").open("wb"):
+            assert get(f"127.0.0.1:{port}", "/healthz")[0] == 200
+            assert get(f"127.0.0.1:{port}", "/readyz")[0] == 503
+            process.send_signal(signal.SIGTERM)
+            stdout, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, stdout) == (0, "")
+
+
+def test_it_listens_on_ipv6_too(package: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    with server_process(package, *FAST, "--host", "::1", "--http-port", free_port()) as server:
+        assert server.address.startswith("[::1]:")
+        assert server.http_address is not None
+        assert get(server.http_address, "/readyz")[0] == 200
+        with Client(server.address) as client:
+            assert client.classify(plain("red")).results[0].predictions[0].label == "red"
 
 
 async def test_a_call_made_before_it_is_ready_waits_for_its_answer(

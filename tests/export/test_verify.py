@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.verify import check_passed, compare, generated_sample, sample_from_folder
+from serve.errors import InputError, VerificationError
+from serve.model_package import Artifact, InputSpec, Preprocessing, Verification
+
+SPEC = InputSpec(height=32, width=40, preprocessing=Preprocessing(resize_shorter_side=32))
+EAGER = np.array([[0, 10, 2], [1, 2, 9], [5, 4, 3]], np.float32)
+
+
+def artifact(precision: str) -> Artifact:
+    return Artifact.model_validate(
+        {"path": "model.onnx", "sha256": "0" * 64, "bytes": 1, "format": "onnx", "precision": precision}
+    )
+
+
+def judge(precision: str, served: np.ndarray, eager: np.ndarray = EAGER) -> Verification:
+    return compare(artifact(precision), "test", "three rows", eager, served.astype(np.float32))
+
+
+def test_equal_logits_pass_with_zero_difference() -> None:
+    verdict = judge("fp32", EAGER)
+    assert (verdict.top1_agreement, verdict.max_abs_difference, verdict.mean_abs_difference) == (1, 0, 0)
+    assert (verdict.logit_range, verdict.images, verdict.passed) == (10, 3, True)
+
+
+@pytest.mark.parametrize(("difference", "passes"), [(0.009, True), (0.011, False)])
+def test_fp32_may_differ_by_a_thousandth_of_the_logit_range(difference: float, passes: bool) -> None:
+    served = EAGER.copy()
+    served[1, 0] += difference
+    assert judge("fp32", served).passed is passes
+
+
+@pytest.mark.parametrize(("flipped", "passes"), [(5, True), (6, False)])
+def test_fp16_must_agree_on_995_of_1000(flipped: int, passes: bool) -> None:
+    eager = np.tile(np.array([[0, 8]], np.float32), (1000, 1))
+    served = eager.copy()
+    served[:flipped] = served[:flipped, ::-1]
+    verdict = judge("fp16", served, eager)
+    assert verdict.top1_agreement == pytest.approx(1 - flipped / 1000)
+    assert (verdict.passed, verdict.ties) == (passes, 0)
+
+
+def test_a_tie_that_fp16_cannot_tell_apart_is_no_disagreement_but_is_counted() -> None:
+    eager = np.array([[8.0, 8.005]], np.float32)
+    verdict = judge("fp16", np.array([[8.0, 7.99]]), eager)
+    assert (verdict.top1_agreement, verdict.ties, verdict.passed) == (0, 1, True)
+    apart = np.array([[8.0, 8.1]], np.float32)
+    assert judge("fp16", np.array([[8.0, 7.99]]), apart).passed is False
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_overflow(bad: float) -> None:
+    served = EAGER.copy()
+    served[2, 1] = bad
+    with pytest.raises(VerificationError, match="1 of 3 images.*overflows FP16"):
+        judge("fp16", served)
+
+
+def test_another_shape_is_refused() -> None:
+    with pytest.raises(VerificationError, match=r"\(3, 2\)"):
+        judge("fp32", EAGER[:, :2])
+
+
+def test_failures_name_artifact_backend_and_figures() -> None:
+    good, bad = judge("fp32", EAGER), judge("fp32", EAGER + np.eye(3))
+    check_passed([good])
+    with pytest.raises(VerificationError, match=r"model\.onnx on test: .*difference 1 of a logit range of 10"):
+        check_passed([good, bad])
+
+
+def test_generated_images_are_repeatable_and_use_the_whole_range() -> None:
+    first, again = generated_sample(SPEC, 6), generated_sample(SPEC, 6)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert first.pixels.shape == (6, 32, 40, 3)
+    assert first.pixels.min() == 0
+    assert first.pixels.max() == 255
+    assert all(row.std() > 5 for row in first.pixels)
+
+
+def test_a_folders_images_are_found_below_it_spread_evenly_and_cropped_as_served(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(9):
+        shade = np.full((48, 60, 3), number * 20, np.uint8)
+        Image.fromarray(shade).save(tmp_path / ("a" if number % 2 else ".") / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    everything = sample_from_folder(tmp_path, SPEC, 100)
+    assert everything.pixels.shape == (9, 32, 40, 3)
+    some = sample_from_folder(tmp_path, SPEC, 3)
+    assert len(some.names) == 3
+    assert {some.names[0], some.names[-1]} == {everything.names[0], everything.names[-1]}
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no .jpg"):
+        sample_from_folder(tmp_path, SPEC, 10)

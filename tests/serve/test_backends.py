@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import serve.backends
+from serve.backends import open_backend, why_not_installed
+from serve.errors import BackendError, BackendUnavailableError
+from serve.model_package import ModelPackage, load_package
+from tests.serve.colours import expected_logits, noise, write_colours_package
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return load_package(write_colours_package(tmp_path_factory.mktemp("backends") / "colours"))
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_logits_are_float32_right_and_the_callers_own(package: ModelPackage, name: str, rows: int) -> None:
+    backend, reason = open_backend(package, backend=name, buckets=(rows,), threads=1)
+    first, second = noise(rows, 1), noise(rows, 2)
+    logits = backend.infer(first)
+    kept = logits.copy()
+    backend.infer(second)
+    assert logits.dtype == np.float32
+    assert np.array_equal(logits, kept), "a later batch overwrote an earlier answer"
+    np.testing.assert_allclose(logits, expected_logits(first), atol=1e-5)
+    assert (backend.name, backend.precision, backend.device, backend.buckets) == (name, "fp32", "CPU", (rows,))
+    assert name in reason
+    backend.close()
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_row_does_not_depend_on_its_neighbours(package: ModelPackage, name: str) -> None:
+    backend, _ = open_backend(package, backend=name, buckets=(8,), threads=1)
+    pixels = noise(8)
+    alone = np.zeros_like(pixels)
+    alone[3] = pixels[3]
+    assert np.array_equal(backend.infer(pixels)[3], backend.infer(alone)[3])
+    backend.close()
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_failing_runtime_and_a_closed_one_raise_backend_errors(package: ModelPackage, name: str) -> None:
+    backend, _ = open_backend(package, backend=name, buckets=(1,), threads=1)
+    with pytest.raises(BackendError, match=r"\(1, 3, 3, 3\)"):
+        backend.infer(np.zeros((1, 3, 3, 3), np.uint8))
+    assert backend.infer(noise(1)).shape == (1, 4), "the next batch runs"
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.infer(noise(1))
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_graph_that_the_runtime_cannot_load_is_a_clear_error(tmp_path: Path, name: str) -> None:
+    folder = write_colours_package(tmp_path / "colours")
+    package = load_package(folder)
+    broken = package.manifest.artifacts[0]
+    (folder / broken.path).write_bytes(b"no graph at all")
+    import hashlib
+
+    facts = {"sha256": hashlib.sha256(b"no graph at all").hexdigest(), "bytes": 15}
+    manifest = package.manifest.model_copy(update={"artifacts": (broken.model_copy(update=facts),)})
+    with pytest.raises(BackendError, match=r"can't load model\.onnx"):
+        open_backend(ModelPackage(folder=folder, manifest=manifest), backend=name)
+
+
+def test_auto_takes_the_best_that_is_installed_and_says_why(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, reason = open_backend(package, buckets=(1,))
+    assert backend.name == "openvino"
+    assert "TensorRT" in reason
+    monkeypatch.setattr(
+        serve.backends, "why_not_installed", lambda name: "it is not here" if name == "openvino" else None
+    )
+    backend, reason = open_backend(package, buckets=(1,))
+    assert backend.name == "onnxruntime"
+    assert "it is not here" in reason
+    monkeypatch.setattr(serve.backends, "why_not_installed", lambda name: f"no {name}")
+    with pytest.raises(BackendUnavailableError, match="no onnxruntime.*no openvino"):
+        open_backend(package)
+
+
+def test_what_cannot_be_had_is_refused(package: ModelPackage) -> None:
+    with pytest.raises(BackendUnavailableError, match="auto, onnxruntime, openvino, tensorrt"):
+        open_backend(package, backend="caffe")
+    with pytest.raises(BackendUnavailableError, match="no fp16 ONNX graph, only fp32"):
+        open_backend(package, backend="onnxruntime", precision="fp16")
+    assert why_not_installed("onnxruntime") is None
