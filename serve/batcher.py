@@ -14,19 +14,16 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.batch_profile import BatchProfile
+from serve.call_thread import CallThread
 from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, RequestError, ShuttingDownError
 
 Row = NDArray[np.uint8]
 Logits = NDArray[np.float32]
-
-LEARNING_RATE = 0.2
-"""Weight of the newest batch in the moving average of a bucket's seconds."""
 
 PROBE_AFTER_SECONDS = 1.0
 """After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
@@ -111,18 +108,15 @@ class Batcher:
         self._max_delay_seconds = max_delay_ms / 1000
         self._clock = clock
         self._on_batch = on_batch
-        self._thread: Thread | None = None
+        self._thread: CallThread | None = None
         if executor is None:
-            # Per batch, a queue costs a quarter less CPU than ThreadPoolExecutor's futures. A daemon thread, so that a
-            # backend that hangs doesn't keep the process from exiting.
-            calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-            self._thread = Thread(target=_make_calls, args=(calls,), name="fuseline-batcher", daemon=True)
-            self._thread.start()
-            self._end_thread = weakref.finalize(self, calls.put, None)
-            self._hand_over: Callable[[Callable[[], None]], object] = calls.put
+            self._thread = CallThread("fuseline-batcher")
+            # Also when the batcher is dropped without `drain`.
+            self._end_thread = weakref.finalize(self, self._thread.end)
+            self._hand_over: Callable[[Callable[[], None]], object] = self._thread.submit
         else:
             self._hand_over = executor.submit
-        self._profile = _Profile(self._buckets, seconds_per_bucket or {}, clock())
+        self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
         self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
         self._classes: int | None = None
         self._queue: OrderedDict[_Request, None] = OrderedDict()
@@ -389,43 +383,6 @@ class _Batch:
     started: float
     compute_seconds: float = 0.0
     outcome: Logits | FuselineError | None = None
-
-
-class _Profile:
-    """What a batch of each bucket takes, in seconds: an exponentially weighted moving average.
-
-    An unmeasured bucket counts as the next smaller measured one, or nothing: this errs to admit.
-    """
-
-    def __init__(self, buckets: Sequence[int], measured: Mapping[int, float], now: float) -> None:
-        self._buckets = buckets
-        self._measured = dict(measured)
-        self.learned_at = now
-
-    def learn(self, bucket: int, seconds: float, now: float) -> None:
-        """Take in one more measured batch."""
-        known = self._measured.get(bucket, seconds)
-        self._measured[bucket] = known + LEARNING_RATE * (seconds - known)
-        self.learned_at = now
-
-    def seconds(self, rows: int) -> float:
-        """All the batches that `rows` queued rows make."""
-        full, rest = divmod(rows, self._buckets[-1])
-        seconds = full * self._batch_seconds(self._buckets[-1]) if full else 0.0
-        return seconds + self._batch_seconds(rest) if rest else seconds
-
-    def _batch_seconds(self, rows: int) -> float:
-        for index in range(bisect_left(self._buckets, rows), -1, -1):
-            if (seconds := self._measured.get(self._buckets[index])) is not None:
-                return seconds
-        return 0.0
-
-
-def _make_calls(calls: "SimpleQueue[Callable[[], None] | None]") -> None:
-    while (call := calls.get()) is not None:
-        call()
-        # An idle thread keeps neither rows nor the batcher alive.
-        del call
 
 
 def _backend_error(text: str, cause: BaseException) -> BackendError:

@@ -14,7 +14,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from serve.errors import ImageError
 
 MAX_PIXELS = 50_000_000
-"""Default bound on an image's pixels, before and after resizing. Decoding takes 4 (JPEG, PNG) to 16 (WebP) bytes of memory a pixel."""
+"""Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
 
 _MODES = {1: "L", 3: "RGB"}
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
