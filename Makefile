@@ -49,9 +49,11 @@ format: setup ## Let ruff format the code
 bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the service, in one run
 	$(BIN)/fuseline bench spine
 
-lock: setup ## Renew requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade \
-		--extra cpu --extra rtx --extra export --extra bench --extra dev pyproject.toml -o requirements.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
+
+lock: setup ## Renew the lock files from pyproject.toml: everything, and what the serving container needs
+	$(COMPILE) --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
+	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve.lock
 
 clean: ## Remove everything that was made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# First, before a runtime is imported.
+from serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from serve.backends.base import Backend
 from serve.errors import BackendUnavailableError
 from serve.model_package import ModelPackage

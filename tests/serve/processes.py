@@ -1,6 +1,7 @@
 """`fuseline serve` as a process of its own."""
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,13 @@ class ServerProcess:
     address: str
     http_address: str | None
 
-    def end(self, timeout_s: float = 30) -> tuple[int, str]:
-        """Wait for the process; return its exit code and what it wrote to stderr."""
-        _, stderr = self.process.communicate(timeout=timeout_s)
+    def end(self, timeout_s: float = 20) -> tuple[int, str]:
+        """Wait for the process; return its exit code and what it wrote to stderr, if it hangs where each thread is."""
+        try:
+            _, stderr = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            _, stderr = self.process.communicate()
         return self.process.returncode, stderr
 
 
@@ -30,7 +35,7 @@ class ServerProcess:
 def server_process(*arguments: object, command: Sequence[str] = ("-m", "serve")) -> Iterator[ServerProcess]:
     """Run `python -m serve ARGUMENTS` until it says that it is ready; kill it at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, *command, *map(str, arguments)],
+        [sys.executable, "-X", "faulthandler", *command, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,3 +1,6 @@
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +64,6 @@ def test_a_graph_that_the_runtime_cannot_load_is_a_clear_error(tmp_path: Path, n
     package = load_package(folder)
     broken = package.manifest.artifacts[0]
     (folder / broken.path).write_bytes(b"no graph at all")
-    import hashlib
-
     facts = {"sha256": hashlib.sha256(b"no graph at all").hexdigest(), "bytes": 15}
     manifest = package.manifest.model_copy(update={"artifacts": (broken.model_copy(update=facts),)})
     with pytest.raises(BackendError, match=r"can't load model\.onnx"):
@@ -92,3 +93,19 @@ def test_what_cannot_be_had_is_refused(package: ModelPackage) -> None:
     with pytest.raises(BackendUnavailableError, match="no fp16 ONNX graph, only fp32"):
         open_backend(package, backend="onnxruntime", precision="fp16")
     assert why_not_installed("onnxruntime") is None
+
+
+def test_no_runtime_reports_to_its_maker(package: ModelPackage) -> None:
+    script = f"""
+import os, sys
+from pathlib import Path
+from serve.backends import open_backend
+from serve.model_package import load_package
+for name in {RUNTIMES}:
+    open_backend(load_package(Path({str(package.folder)!r})), backend=name, buckets=(1,))
+assert sys.modules["openvino_telemetry"] is None
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+print("silent")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "silent\n"), done.stderr

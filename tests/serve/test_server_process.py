@@ -105,7 +105,7 @@ async def test_a_signal_answers_everything_that_waits_then_exits_with_0(package:
             assert [(await stream.read()).timing.batch_rows for _ in range(3)] == [8] * 3
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
         code, stderr = await asyncio.to_thread(server.end)
-    assert code == 0
+    assert code == 0, stderr
     assert "drained" in stderr
 
 
