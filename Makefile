@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROTOS := $(wildcard protos/*.proto)
+PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-gpu lint format protos lock bench clean
@@ -38,9 +40,12 @@ lint: setup ## Check style, types, import directions and that generated code is 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory protos PROTO_OUT=build/protos
-	@for file in $(PROTO_FILES); do cmp protos/$$file build/protos/$$file || { echo "error: protos/$$file is stale; run make protos" >&2; exit 1; }; done
+	@mkdir -p build/protos-check && $(PROTOC) --python_out=build/protos-check --pyi_out=build/protos-check --grpc_python_out=build/protos-check $(PROTOS)
+	@for file in build/protos-check/protos/*; do cmp $$file protos/$${file##*/} || { echo "error: protos/$${file##*/} is stale; run make protos" >&2; exit 1; }; done
 	@echo "generated protos are up to date"
+
+protos: setup ## Generate the Python code of protos/*.proto
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 format: setup ## Let ruff format the code
 	$(BIN)/ruff check --fix .

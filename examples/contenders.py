@@ -23,7 +23,7 @@ REQUESTS_IN_A_CALL = 640
 
 
 def eager_contender(checkpoint_path: Path, data: LabelledImages) -> Contender:
-    """The network that was trained, from its own definition, in FP32; fed uint8 pixels."""
+    """The network that was trained, from its own definition, in FP32 and channels_last, its faster layout on a CPU."""
     checkpoint = load_checkpoint(checkpoint_path)
     recipe, mean, std = checkpoint["recipe"], checkpoint["mean"], checkpoint["std"]
     model = build_model(recipe["model"], width=recipe["width"], classes=len(checkpoint["labels"]))
@@ -31,8 +31,9 @@ def eager_contender(checkpoint_path: Path, data: LabelledImages) -> Contender:
     model = model.eval().to(memory_format=torch.channels_last)
 
     def classify(positions: Sequence[int]) -> NDArray[np.int64]:
+        images = normalise(data.held_out_images[list(positions)], mean, std)
         with torch.inference_mode():
-            return model(normalise(data.held_out_images[list(positions)], mean, std)).argmax(dim=1).numpy()
+            return model(images.contiguous(memory_format=torch.channels_last)).argmax(dim=1).numpy()
 
     return Contender("eager PyTorch FP32", classify, classify, BATCH_ROWS)
 

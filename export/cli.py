@@ -15,7 +15,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command("export")
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A trained ResNet: .pt, .pth, .th, .ckpt or .safetensors.", show_default=False)
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A trained ResNet: .pt, .pth, .th, .ckpt or .safetensors."),
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 graph, and build engines from it.")] = False,
     images: Annotated[

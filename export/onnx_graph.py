@@ -30,13 +30,13 @@ class _PixelNetwork(nn.Module):
     def __init__(self, network: FoldedNetwork) -> None:
         super().__init__()
         mean = torch.tensor(network.pixel_mean, dtype=torch.float64).float()
-        self.register_buffer("pixel_mean", mean)
+        self.register_buffer("pixel_mean", mean.reshape(-1, 1, 1))
         self.body = network.module
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (n, classes), float32, of `image` (n, h, w, c), uint8."""
-        # The cast comes first: TensorRT takes a uint8 input into nothing but a cast.
-        return self.body((image.to(torch.float32) - self.pixel_mean).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        # Transposed while still bytes, a quarter of the memory traffic: 2 to 10 % of ResNet-18's time on a CPU.
+        return self.body(image.permute(0, 3, 1, 2).to(torch.float32) - self.pixel_mean)  # type: ignore[no-any-return]
 
 
 def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: Mapping[str, Any]) -> onnx.ModelProto:
@@ -76,6 +76,36 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
     onnx.helper.set_model_props(model, {f"fuseline.{key}": json.dumps(value) for key, value in metadata.items()})
     check_graph(model, input_spec)
     return model
+
+
+def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` (as `onnx_from_network` makes it) that casts its pixels before it transposes them.
+
+    The same function, for TensorRT, which takes uint8 into a Cast and nothing else (its API reference, `DataType`).
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    transpose, cast, subtraction = _pixel_nodes(copy.graph)
+    network_input = subtraction.output[0]
+    cast.input[0], cast.output[0] = INPUT_NAME, "pixels"
+    subtraction.input[0], subtraction.output[0] = "pixels", "pixels_centred"
+    transpose.input[0], transpose.output[0] = "pixels_centred", network_input
+    mean = next(tensor for tensor in copy.graph.initializer if tensor.name == subtraction.input[1])
+    mean.dims[:] = [mean.dims[0]]
+    nodes = [cast, subtraction, transpose, *list(copy.graph.node)[3:]]
+    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(ordered)
+    # Shapes and types between them changed; every reader infers them anew.
+    del copy.graph.value_info[:]
+    return copy
+
+
+def _pixel_nodes(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto]:
+    transpose, cast, subtraction = list(graph.node)[:3]
+    kinds = [node.op_type for node in (transpose, cast, subtraction)]
+    assert kinds == ["Transpose", "Cast", "Sub"], f"the pixels meet {', '.join(kinds)}; Transpose, Cast, Sub expected"
+    return transpose, cast, subtraction
 
 
 def check_graph(model: onnx.ModelProto, input_spec: InputSpec) -> None:

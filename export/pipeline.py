@@ -1,22 +1,21 @@
 """A checkpoint becomes a model package: the steps, top to bottom."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from export.architectures import Recognised, conv_bn_pairs, recognise
+from export.artifacts import write_artifacts
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.engine import available_builder, build_engine
-from export.fold import FoldedNetwork, fold_network
+from export.engine import available_builder
+from export.fold import Fold, FoldedNetwork, fold_network
 from export.model_facts import ModelFacts, facts_from
-from export.onnx_graph import onnx_from_network
-from export.precision import PrecisionShare, check_fp16, fp16_from_fp32, precision_share
 from export.progress import Narrator
 from export.report import Report, write_report
 from export.verify import (
@@ -29,11 +28,9 @@ from export.verify import (
     sample_from_folder,
     verify_artifact,
 )
-from serve.backends import DEFAULT_BUCKETS
 from serve.errors import BackendUnavailableError, InputError, PackageError
 from serve.model_package import (
     NAME_PATTERN,
-    Artifact,
     Manifest,
     ModelPackage,
     PackageFile,
@@ -120,7 +117,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
         with new_package_folder(destination, replace=options.force) as folder:
             eager = _eager(recognised, facts, sample, narrator)
             write_reference(folder, sample.pixels, eager)
-            written = _write_artifacts(folder, network, facts, options, narrator)
+            written = write_artifacts(
+                folder, network, facts, fp16=options.fp16, engine_for=options.engine, narrator=narrator
+            )
             manifest = Manifest(
                 name=name,
                 architecture=recognised.spec.name,
@@ -137,7 +136,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             report = Report(
                 manifest=manifest,
                 parameters=sum(parameter.numel() for parameter in recognised.module.parameters()),
-                folds=network.folds,
+                folds=_named_as_in_checkpoint(network.folds, recognised.layer_names),
                 precision=written.precision,
                 engine_note=written.engine_note,
                 skipped=skipped,
@@ -160,13 +159,6 @@ def destination_of(options: ExportOptions) -> Path:
     if destination == options.checkpoint:
         raise PackageError(f"{destination} is the checkpoint itself; name the package's folder with --out")
     return destination
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    artifacts: tuple[Artifact, ...]
-    precision: dict[str, PrecisionShare]
-    engine_note: str
 
 
 def _name(options: ExportOptions, destination: Path) -> str:
@@ -198,61 +190,12 @@ def _fold(recognised: Recognised, facts: ModelFacts, sample: Sample) -> FoldedNe
     )
 
 
-def _write_artifacts(
-    folder: Path, network: FoldedNetwork, facts: ModelFacts, options: ExportOptions, narrator: Narrator
-) -> _Written:
-    metadata = {
-        "labels": facts.labels,
-        "input": facts.input.model_dump(mode="json"),
-        "normalization": facts.normalization.model_dump(mode="json"),
-    }
-    artifacts: list[Artifact] = []
-    shares: dict[str, PrecisionShare] = {}
-
-    def add(path: str, format: str, precision: str, details: dict[str, Any] | None = None) -> None:
-        kind = {"format": format, "precision": precision, "details": details or {}}
-        artifacts.append(Artifact.model_validate(file_facts(folder, path) | kind))
-
-    def write(model: onnx.ModelProto, path: str, precision: str, share: PrecisionShare) -> bytes:
-        data: bytes = model.SerializeToString(deterministic=True)
-        (folder / path).write_bytes(data)
-        add(path, "onnx", precision)
-        shares[path] = share
-        return data
-
-    with narrator.step("Writing the ONNX graph") as step:
-        fp32 = onnx_from_network(network, facts.input, metadata)
-        graph = write(fp32, "model.onnx", "fp32", precision_share(fp32))
-        step.done(f"model.onnx, {len(graph) / 2**20:.1f} MiB")
-    if options.fp16:
-        with narrator.step("Writing the FP16 graph") as step:
-            fp16 = fp16_from_fp32(fp32)
-            share = check_fp16(fp16)
-            graph = write(fp16, "model.fp16.onnx", "fp16", share)
-            step.done(
-                f"model.fp16.onnx, {len(graph) / 2**20:.1f} MiB, {share.fp16_layers} of {share.layers} layers FP16"
-            )
-    precision: Literal["fp32", "fp16"] = "fp16" if options.fp16 else "fp32"
-    with narrator.step("Building the TensorRT engine") as step:
-        try:
-            built = build_engine(
-                graph,
-                precision=precision,
-                capability=options.engine,
-                max_batch=max(DEFAULT_BUCKETS),
-                on_progress=lambda _, done: step.advance_to(done),
-            )
-        except BackendUnavailableError as error:
-            if options.engine is not None:
-                raise
-            step.done(note := f"no engine: {error}")
-        else:
-            (folder / "engines").mkdir()
-            path = f"engines/{built.key}.plan"
-            (folder / path).write_bytes(built.plan)
-            add(path, built.library, precision, built.details)
-            step.done(note := f"{path}, {len(built.plan) / 2**20:.1f} MiB, {built.library} {built.library_version}")
-    return _Written(tuple(artifacts), shares, note)
+def _named_as_in_checkpoint(folds: Sequence[Fold], layer_names: Mapping[str, str]) -> tuple[Fold, ...]:
+    """The user knows the checkpoint's names, not the canonical network's."""
+    return tuple(
+        replace(fold, convolution=layer_names[fold.convolution], batchnorm=layer_names[fold.batchnorm])
+        for fold in folds
+    )
 
 
 def _eager(recognised: Recognised, facts: ModelFacts, sample: Sample, narrator: Narrator) -> NDArray[np.float32]:

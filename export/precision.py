@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.onnx_graph import with_cast_first
 from serve.errors import VerificationError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from serve.model_package import OUTPUT_NAME
 
 # Pixels minus their mean reach 255; the weights that meet them were divided by 255 * std and would sink towards FP16's
 # subnormal range. A power of two moves the scale from one to the other without any rounding.
@@ -31,15 +32,15 @@ class PrecisionShare:
 def fp16_from_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` (as `onnx_from_network` makes it) that computes in FP16 from the first convolution on.
 
-    The mean is subtracted in FP32, where it is exact to 2**-16, and only then cast; the logits are cast back.
+    It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, and only then
+    cast to FP16; the logits are cast back.
 
     Raises:
         VerificationError: a weight is beyond FP16's largest finite number, 65504; the layer is named.
     """
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
+    half = with_cast_first(model)
     graph = half.graph
-    subtraction = _mean_subtraction(graph)
+    subtraction = next(node for node in graph.node if node.op_type == "Sub")
     first = next(node for node in graph.node if node.op_type == "Conv")
     centred = subtraction.output[0]
     scale_name, scaled, typed = "pixel_scale", "pixels_scaled", "pixels_fp16"
@@ -68,8 +69,6 @@ def fp16_from_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes.append(helper.make_node("Cast", ["logits_fp16"], [OUTPUT_NAME], name="logits/to_fp32", to=TensorProto.FLOAT))
     del graph.node[:]
     graph.node.extend(nodes)
-    # Their types changed; every reader infers them anew.
-    del graph.value_info[:]
     return half
 
 
@@ -96,14 +95,6 @@ def check_fp16(model: onnx.ModelProto) -> PrecisionShare:
     if share.fp32_layer_names:
         raise VerificationError(f"FP16 was asked for, but these layers are FP32: {', '.join(share.fp32_layer_names)}")
     return share
-
-
-def _mean_subtraction(graph: onnx.GraphProto) -> onnx.NodeProto:
-    """The node that subtracts the mean from the pixels, right after their cast to FP32."""
-    cast = next(node for node in graph.node if INPUT_NAME in node.input)
-    node = next(node for node in graph.node if cast.output[0] in node.input)
-    assert (cast.op_type, node.op_type) == ("Cast", "Sub"), f"the pixels meet {cast.op_type}, {node.op_type} first"
-    return node
 
 
 def _fp16(values: np.ndarray, name: str) -> np.ndarray:

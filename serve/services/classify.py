@@ -90,6 +90,41 @@ class ClassifyService(ClassifierServicer):
         """
         if self._draining:
             await _abort(context, self._refused("ClassifyStream"))
+        self._calls += 1
+        try:
+            error = await self._stream(request_iterator, context)
+        finally:
+            # Nothing may be awaited here: a second cancellation would skip what follows.
+            self._leave()
+        if error is not None:
+            await _abort(context, error)
+
+    async def GetModel(  # noqa: N802
+        self, request: GetModelRequest, context: ServicerContext[GetModelRequest, GetModelResponse]
+    ) -> GetModelResponse:
+        """Describe one model, and the limits of this server."""
+        try:
+            return _description(self._repository.get(request.model), self._settings)
+        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+            await _abort(context, status_from_error(error))
+
+    def refuse(self) -> None:
+        """Refuse what comes from now on, and read no further from streams."""
+        self._draining = True
+        for reader in self._stream_readers:
+            reader.cancel()
+
+    async def idle(self) -> None:
+        """Return, after `refuse`, once everything that came before has its answer."""
+        if self._calls:
+            await self._idle.wait()
+
+    async def _stream(
+        self,
+        request_iterator: AsyncIterator[ClassifyRequest],
+        context: ServicerContext[ClassifyRequest, ClassifyResponse],
+    ) -> Status | None:
+        """Answer a stream; return with what it must end, if not OK."""
         deadline = self._deadline(context)
         answers: asyncio.Queue[ClassifyResponse | None] = asyncio.Queue()
         slots = asyncio.Semaphore(max(_MIN_IN_FLIGHT_PER_STREAM, 2 * (self._settings.max_batch or 0)))
@@ -111,7 +146,6 @@ class ClassifyService(ClassifierServicer):
                     await asyncio.wait(requests)
                 answers.put_nowait(None)
 
-        self._calls += 1
         reader = asyncio.create_task(read())
         self._stream_readers.add(reader)
         try:
@@ -123,31 +157,10 @@ class ClassifyService(ClassifierServicer):
             self._stream_readers.discard(reader)
             for task in (reader, *requests):
                 task.cancel()
-            await asyncio.gather(reader, *requests, return_exceptions=True)
-            self._leave()
         if reader.cancelled():
-            await _abort(context, self._refused("ClassifyStream"))
-        reader.result()
-
-    async def GetModel(  # noqa: N802
-        self, request: GetModelRequest, context: ServicerContext[GetModelRequest, GetModelResponse]
-    ) -> GetModelResponse:
-        """Describe one model, and the limits of this server."""
-        try:
-            return _description(self._repository.get(request.model), self._settings)
-        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
-            await _abort(context, status_from_error(error))
-
-    def refuse(self) -> None:
-        """Refuse what comes from now on, and read no further from streams."""
-        self._draining = True
-        for reader in self._stream_readers:
-            reader.cancel()
-
-    async def idle(self) -> None:
-        """Return, after `refuse`, once everything that came before has its answer."""
-        if self._calls:
-            await self._idle.wait()
+            return self._refused("ClassifyStream")
+        error = reader.exception()
+        return status_from_error(error) if isinstance(error, Exception) else None
 
     def _leave(self) -> None:
         self._calls -= 1

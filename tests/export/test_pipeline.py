@@ -58,7 +58,7 @@ def test_a_package_is_complete_and_says_what_was_found(tiny_package: Path) -> No
     manifest = package.manifest
     assert {(a.format, a.precision) for a in manifest.artifacts} == {("onnx", "fp32"), ("onnx", "fp16")}
     assert [len(package.read(file)) > 0 for file in (*manifest.artifacts, manifest.reference)] == [True] * 3
-    assert (manifest.architecture, manifest.classes) == ("CIFAR ResNet-18 of width 8", 10)
+    assert (manifest.architecture, manifest.classes) == ("CIFAR ResNet-18 (widths 8-8-16-32-64)", 10)
     assert len(manifest.verification) == 4
     assert all(check.passed and check.top1_agreement >= 0.995 for check in manifest.verification)
     assert manifest.provenance["checkpoint"] == "tiny.pt"
@@ -73,7 +73,7 @@ def test_the_report_is_readable_and_holds_every_fold_check_and_assumption(tiny_p
     assert plain["precision"]["model.fp16.onnx"]["fp16_layers"] == 21
     assert "no engine" in plain["engine_note"]
     assert any("generated images" in warning for warning in plain["warnings"])
-    for text in ("equal to PyTorch", "layer2.0.shortcut", "layer4.1.bn2", "model.fp16.onnx", "generated images"):
+    for text in ("equal to PyTorch", "layer2.0.shortcut.1", "layer4.1.bn2", "model.fp16.onnx", "generated images"):
         assert text in html, text
 
 

@@ -1,14 +1,24 @@
 """ClassifyStream, through a real server and a real runtime in this process."""
 
 import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from protos.classify_pb2 import ClassifyRequest, Image
+from serve.metrics import Metrics
+from serve.model import load_model
+from serve.repository import Repository
+from serve.services.classify import ClassifyService
+from serve.services.image_rows import ImageRows
 from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
-from tests.serve.conftest import StartServer
+from tests.serve.conftest import StartServer, settings
 
 BOUND = 64
 
@@ -106,6 +116,35 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
     response = await served.stub.Classify(stream_request(1, "blue"))
     assert response.results[0].predictions[0].label == "blue"
     assert served.backend.calls == [1, 1]
+
+
+async def test_however_a_stream_is_cancelled_the_server_knows_that_it_ended(package: Path) -> None:
+    class Context:
+        def time_remaining(self) -> None:
+            return None
+
+        async def write(self, _: object) -> None:
+            await asyncio.sleep(0)
+
+    async def requests() -> AsyncIterator[ClassifyRequest]:
+        yield stream_request(0)
+        await asyncio.Event().wait()
+
+    model = await asyncio.to_thread(load_model, package, settings(), lambda *_: None)
+    with ThreadPoolExecutor(1) as pool:
+        service = ClassifyService(Repository([model]), ImageRows(pool, settings()), Metrics(), settings())
+        for first, second in itertools.product(range(12), range(4)):
+            stream = asyncio.create_task(service.ClassifyStream(requests(), Context()))
+            for turns in (first, second):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                stream.cancel()
+            with suppress(asyncio.CancelledError):
+                await stream
+    service.refuse()
+    async with asyncio.timeout(10):
+        await service.idle()
+    await model.close()
 
 
 async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(start_server: StartServer) -> None:
