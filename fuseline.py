@@ -5,7 +5,6 @@ A sub-command's module is imported only when that sub-command runs: `fuseline se
 """
 
 import importlib
-import sys
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,24 +28,11 @@ _COMMANDS = {
 """Sub-command: module, a function or a typer application in it, and what the help says."""
 
 
-_EXTRA_OF_MODULE = {
-    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors", "jinja2"), "export"),
-    **dict.fromkeys(("matplotlib", "pytest", "pytest_benchmark", "sklearn"), "bench"),
-}
-
-
 def main() -> None:
-    """Run the `fuseline` command; every foreseen error is one line on stderr and an exit code."""
-    from serve.cli import run_command_line
+    """Run the `fuseline` command."""
+    from serve.command_line import run_command_line
 
-    try:
-        run_command_line(partial(_command_line(), prog_name="fuseline"))
-    except ModuleNotFoundError as error:
-        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        sys.stderr.write(f"error: {error.name} is not installed; pip install 'fuseline[{extra}]'\n")
-        sys.exit(2)
+    run_command_line(partial(_command_line(), prog_name="fuseline"))
 
 
 def __getattr__(name: str) -> object:

@@ -1,12 +1,12 @@
 """`export CHECKPOINT`, which is also `fuseline export` and `python -m export`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve.errors import FuselineError, InputError
+from serve.command_line import run_command_line
+from serve.errors import InputError
 from serve.model_package import load_package
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -91,15 +91,8 @@ def inspect(
 
 
 def main() -> None:
-    """Run the command; errors are one line on stderr and an exit code, never a traceback."""
-    try:
-        app()
-    except FuselineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was written\n")
-        sys.exit(130)
+    """Run `export` alone, the console script and `python -m export`."""
+    run_command_line(app)
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

@@ -3,13 +3,12 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from serve.errors import FuselineError
+from serve.command_line import run_command_line
 from serve.settings import Settings, settings_from_flags
 
 _STARTED = time.monotonic()
@@ -116,14 +115,3 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
     run_command_line(app)
-
-
-def run_command_line(command: Callable[[], object]) -> None:
-    """Run `command`; an error of the tree becomes one line on stderr and its exit code, never a traceback."""
-    try:
-        command()
-    except FuselineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)

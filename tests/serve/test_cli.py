@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import fuseline
-from serve import cli
 from tests.serve.colours import LABELS, encoded, plain
 from tests.serve.processes import ROOT
 
@@ -132,13 +131,21 @@ def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^error: there is no folder .*nowhere; `fuseline export CHECKPOINT`.*$", stderr, re.MULTILINE)
 
 
-def test_an_extra_that_is_not_installed_is_one_line_and_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def needs_torch(_: object) -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
-
-    monkeypatch.setattr(cli, "run_command_line", needs_torch)
-    code, _, stderr = run("export", "resnet18.pt")
-    assert (code, stderr) == (2, "error: torch.nn is not installed; pip install 'fuseline[export]'\n")
+@pytest.mark.parametrize("module", ["fuseline", "export.cli"])
+def test_an_extra_that_is_not_installed_is_one_line_and_2(module: str) -> None:
+    """In a process where torch can't be imported, as in the serving container."""
+    command = ["fuseline", "export"] if module == "fuseline" else ["export"]
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        f"sys.argv = {[*command, 'resnet18.pt']}\n"
+        f"from {module} import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "error: torch is not installed; pip install 'fuseline[export]'\n")
 
 
 def test_version_and_unknown_command(run: Run) -> None:
