@@ -18,8 +18,9 @@ from fuseline import Client
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, load_package
 
 BATCH_ROWS = 32
-REQUESTS_IN_A_CALL = 640
-"""So many that the last ones, when fewer and fewer are under way, weigh little."""
+IMAGES_IN_A_CALL = 640
+"""Of the service: so many that the last ones, when fewer and fewer are under way, weigh little."""
+LARGE_REQUESTS_UNDER_WAY = 4
 
 
 def eager_contender(checkpoint_path: Path, data: LabelledImages) -> Contender:
@@ -53,11 +54,18 @@ def onnx_contender(package_folder: Path, data: LabelledImages) -> Contender:
     return Contender("ONNX Runtime FP32", classify, classify, BATCH_ROWS)
 
 
-def service_contender(client: Client, pngs: Sequence[bytes], pool: ThreadPoolExecutor) -> Contender:
-    """The server, asked for one PNG file in each request; as many requests are under way as `pool` has threads."""
+def service_contenders(client: Client, pngs: Sequence[bytes], pool: ThreadPoolExecutor) -> tuple[Contender, Contender]:
+    """The server fed PNG files: one in each request, and `BATCH_ROWS` in each.
+
+    Of the first, as many requests are under way as `pool` has threads; of the second, `LARGE_REQUESTS_UNDER_WAY`.
+    """
 
     def top1_of(position: int) -> int:
         return client.classify(pngs[position]).results[0].predictions[0].index
+
+    def top1_of_several(positions: Sequence[int]) -> list[int]:
+        answer = client.classify([pngs[position] for position in positions])
+        return [result.predictions[0].index for result in answer.results]
 
     def classify_one(positions: Sequence[int]) -> NDArray[np.int64]:
         return np.array([top1_of(position) for position in positions])
@@ -65,4 +73,12 @@ def service_contender(client: Client, pngs: Sequence[bytes], pool: ThreadPoolExe
     def classify_many(positions: Sequence[int]) -> NDArray[np.int64]:
         return np.array(list(pool.map(top1_of, positions)))
 
-    return Contender("Fuseline service", classify_one, classify_many, REQUESTS_IN_A_CALL)
+    def classify_in_large_requests(positions: Sequence[int]) -> NDArray[np.int64]:
+        parts = [positions[start : start + BATCH_ROWS] for start in range(0, len(positions), BATCH_ROWS)]
+        with ThreadPoolExecutor(LARGE_REQUESTS_UNDER_WAY) as few:
+            return np.array([index for part in few.map(top1_of_several, parts) for index in part])
+
+    return (
+        Contender("Fuseline, 1 a request", classify_one, classify_many, IMAGES_IN_A_CALL),
+        Contender(f"Fuseline, {BATCH_ROWS} a request", None, classify_in_large_requests, IMAGES_IN_A_CALL),
+    )

@@ -20,8 +20,8 @@ class Contender:
     """One way to classify, and what was measured of it so far."""
 
     name: str
-    classify_one: Classify
-    """Called with a single position; timed for latency."""
+    classify_one: Classify | None
+    """Called with a single position; timed for latency. None: not timed."""
     classify_many: Classify
     """Called with `many` positions; timed for throughput."""
     many: int
@@ -48,9 +48,10 @@ def time_in_turns(
     """
     for _ in range(rounds):
         for contender in contenders:
-            seconds, _ = _stretch(contender.name, contender.classify_one, 1, expected, stretch_s)
-            contender.latencies_ms.append(1000 * float(np.median(seconds)))
-            on_stretch_done()
+            if contender.classify_one is not None:
+                seconds, _ = _stretch(contender.name, contender.classify_one, 1, expected, stretch_s)
+                contender.latencies_ms.append(1000 * float(np.median(seconds)))
+                on_stretch_done()
             seconds, images = _stretch(contender.name, contender.classify_many, contender.many, expected, stretch_s)
             contender.images_per_s.append(images / sum(seconds))
             on_stretch_done()

@@ -39,6 +39,7 @@ class Inspection:
     input_shape: tuple[int, int, int]
     """(channels, height, width) that the shapes and multiply-adds are for."""
     layers: tuple[Layer, ...]
+    """Named as in the checkpoint."""
     parameters: int
 
     @property
@@ -66,7 +67,9 @@ def inspect_checkpoint(path: Path, input_size: tuple[int, int] | None = None) ->
         notes=checkpoint.notes,
         classes=spec.classes,
         input_shape=shape,
-        layers=layers_of(recognised.module, shape),
+        layers=tuple(
+            replace(layer, name=recognised.layer_names[layer.name]) for layer in layers_of(recognised.module, shape)
+        ),
         parameters=sum(parameter.numel() for parameter in recognised.module.parameters()),
     )
 

@@ -217,6 +217,9 @@ def test_timing_checks_the_answers_that_it_times(train):
     right = Contender("right", lambda positions: expected[list(positions)], lambda p: expected[list(p)], many=2)
     time_in_turns([right], expected, rounds=2, stretch_s=0.001, on_stretch_done=lambda: None)
     assert len(right.latencies_ms) == len(right.images_per_s) == 2
+    throughput_only = Contender("throughput only", None, lambda p: expected[list(p)], many=2)
+    time_in_turns([throughput_only], expected, rounds=1, stretch_s=0.001, on_stretch_done=lambda: None)
+    assert (throughput_only.latencies_ms, len(throughput_only.images_per_s)) == ([], 1)
     wrong = Contender("wrong", lambda positions: expected[list(positions)], lambda p: expected[list(p)] + 1, many=2)
     with pytest.raises(RuntimeError, match="wrong answered"):
         time_in_turns([wrong], expected, rounds=1, stretch_s=0.001, on_stretch_done=lambda: None)

@@ -39,6 +39,7 @@ def test_a_checkpoint_is_shown_as_a_table_and_as_json(
     shown = capsys.readouterr().out
     assert "CIFAR ResNet-18" in shown
     assert "layer4.1.conv2" in shown
+    assert "layer4.0.shortcut.0" in shown, "layers are named as in the checkpoint"
     inspect(tiny_checkpoint, as_json=True)
     plain = json.loads(capsys.readouterr().out)
     assert plain["multiply_adds"] == sum(layer["multiply_adds"] for layer in plain["layers"])
