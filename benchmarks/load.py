@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.stats import BURN_IN_S
 from serve.errors import BackendError
 
 CLASSIFY = "/fuseline.v1.Classifier/Classify"
@@ -41,7 +42,7 @@ class Load:
     """Sent before, in turn: as many, for the same images, such that their answers can be checked closely."""
     concurrency: int
     seconds: float
-    burn_in_s: float = 1.0
+    burn_in_s: float = BURN_IN_S
     method: str = CLASSIFY
     processes: int = 1
 

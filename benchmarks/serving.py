@@ -14,6 +14,7 @@ from benchmarks.answers import check_logits, check_response
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.load import Load, LoadResult, run_closed_loop
 from benchmarks.pictures import generated_pictures
+from benchmarks.stats import BURN_IN_S
 from benchmarks.subject import Subject
 from protos import classify_pb2, classify_pb2_grpc
 from serve.errors import InputError, VerificationError
@@ -125,7 +126,7 @@ def measure_serving(
     *,
     concurrency: int,
     seconds: float,
-    burn_in_s: float = 1.0,
+    burn_in_s: float = BURN_IN_S,
     images_per_request: int = 1,
     processes: int = 1,
 ) -> ServingFigures:

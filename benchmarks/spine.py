@@ -110,7 +110,8 @@ def run_spine(
         targets = {}
         for name in backends:
             say(f"starting the server on {TITLES[name]}")
-            flags = ("--backend", name, "--threads", str(threads), "--max-batch", str(BATCH))
+            # Batch sizes are left to the server, as users leave them.
+            flags = ("--backend", name, "--threads", str(threads))
             server = stack.enter_context(started_server(subject.package_folder, *flags))
             targets[name] = _expecting_eager(connect(server.address, server.pid), eager, bare[name])
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BURN_IN_S = 1.0
+"""How long anything runs before it is timed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,8 @@ from serve.settings import Settings
 
 _FLUSH_S = 2.0
 """How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
+
+_SWITCH_INTERVAL_S = 0.0002
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +135,9 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
 
     `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
     """
+    # While answers are serialised, the batcher's thread waits for the interpreter before it can start the next batch,
+    # by default up to 5 ms in which the backend idles.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(folders, settings, announce))
 
