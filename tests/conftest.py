@@ -20,7 +20,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CIFAR ResNet-18 of width 8 with random weights, saved as training scripts do."""
     import torch
 
-    from tests.export.networks import tiny_network
+    from tests.export.resnets import tiny_network
 
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.pt"
     torch.save({"state_dict": tiny_network().state_dict(), "epoch": 3}, path)

@@ -108,6 +108,13 @@ def cifar_resnet18(width: int = 64, **options) -> CifarResNet:
     return CifarResNet(CifarBasic, (2, 2, 2, 2), [width, 2 * width, 4 * width, 8 * width], **options)
 
 
+def tiny_network(seed: int = 0) -> CifarResNet:
+    """A CIFAR ResNet-18 of width 8 with random weights: exported, verified and served in about a second."""
+    torch.manual_seed(seed)
+    network: CifarResNet = trained_like(cifar_resnet18(width=8))
+    return network
+
+
 def option_a_resnet(depth: int) -> CifarResNet:
     return CifarResNet(CifarBasic, ((depth - 2) // 6,) * 3, [16, 32, 64], option="A")
 

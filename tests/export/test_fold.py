@@ -6,7 +6,7 @@ from export.architectures import recognise
 from export.fold import batchnorm_gain, check_no_batchnorm, fold_batchnorm, fold_input_scale, fold_network
 from export.resnet import conv_bn_pairs
 from serve.errors import ArchitectureError
-from tests.export.networks import randomise, tiny_network
+from tests.export.resnets import tiny_network, trained_like
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -95,4 +95,4 @@ def test_a_pair_that_cannot_be_folded_is_refused(pair: nn.Sequential, named: str
 
 def test_the_proof_names_what_is_left() -> None:
     with pytest.raises(ArchitectureError, match="1"):
-        check_no_batchnorm(nn.Sequential(nn.Conv2d(1, 1, 1), randomise(nn.BatchNorm2d(1))))
+        check_no_batchnorm(nn.Sequential(nn.Conv2d(1, 1, 1), trained_like(nn.BatchNorm2d(1))))

@@ -9,11 +9,11 @@ from export.architectures import recognise
 from export.cli import inspect
 from export.inspection import inspect_checkpoint, layers_of
 from serve.errors import PackageError
-from tests.export.networks import CifarResNet18
+from tests.export.resnets import cifar_resnet18
 
 
 def test_the_cifar_resnet18_has_11173962_parameters_1728_of_them_in_conv1(tmp_path: Path) -> None:
-    torch.save(CifarResNet18().state_dict(), tmp_path / "r18.pt")
+    torch.save(cifar_resnet18().state_dict(), tmp_path / "r18.pt")
     found = inspect_checkpoint(tmp_path / "r18.pt")
     assert (found.parameters, found.classes, found.input_shape) == (11_173_962, 10, (3, 32, 32))
     assert sum(layer.parameters for layer in found.layers) == found.parameters

@@ -7,12 +7,12 @@ from export.architectures import ResNetSpec, spec_from_tensors
 from export.checkpoint import Checkpoint
 from export.model_facts import IMAGENET_MEAN, facts_from
 from serve.errors import InputError
-from tests.export.networks import CifarResNet18
+from tests.export.resnets import cifar_resnet18
 
 
 @pytest.fixture(scope="module")
 def spec() -> ResNetSpec:
-    return spec_from_tensors(CifarResNet18(width=8).state_dict())
+    return spec_from_tensors(cifar_resnet18(width=8).state_dict())
 
 
 def checkpoint(**metadata: Any) -> Checkpoint:

@@ -15,7 +15,7 @@ from export.resnet import conv_bn_pairs
 from export.verify import generated_sample, normalised
 from serve.errors import ArchitectureError, VerificationError
 from serve.model_package import InputSpec, Normalization, Preprocessing
-from tests.export.networks import tiny_network
+from tests.export.resnets import tiny_network
 
 SPEC = InputSpec(height=32, width=32, preprocessing=Preprocessing(resize_shorter_side=32))
 NORMALIZATION = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))

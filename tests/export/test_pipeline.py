@@ -16,7 +16,7 @@ from PIL import Image
 from export.cli import main
 from serve.backends import open_backend
 from serve.model_package import load_package
-from tests.export.networks import tiny_network
+from tests.export.resnets import tiny_network
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,23 @@ def test_an_image_that_cannot_be_decoded_is_named(run_export: RunExport, tiny_ch
     (tmp_path / "pictures" / "broken.jpg").write_bytes(b"no picture")
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--images", tmp_path / "pictures")
     assert "broken.jpg" in only_error(result)
+
+
+@pytest.mark.parametrize(("flags", "precision"), [((), "fp32"), (("--fp16",), "fp16")])
+def test_an_engine_is_built_ahead_of_time_and_the_report_says_that_it_was_not_run(
+    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, flags: tuple[str, ...], precision: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    result = run_export(tiny_checkpoint, "--engine", "sm89", *flags, "--out", tmp_path / "m")
+    assert result.exit_code == 0, result.stderr
+    package = load_package(tmp_path / "m")
+    engine = package.find("tensorrt_rtx", precision)
+    assert engine is not None
+    assert engine.details["compute_capability"] == "sm89"
+    assert len(package.read(engine)) == engine.bytes
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert engine.path in report["engine_note"]
+    assert [skipped["artifact"] for skipped in report["skipped"]] == [engine.path]
 
 
 def test_a_full_disk_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
