@@ -100,8 +100,8 @@ def spine(
         str, typer.Argument(metavar="NAME|CHECKPOINT", help="NAME: resnet18, resnet50 …, with random weights.")
     ] = "resnet18",
     backend: Annotated[str, typer.Option(metavar="NAME,…", help="Which backends.")] = "onnxruntime,openvino",
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 5,
-    seconds: _Seconds = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 12,
+    seconds: _Seconds = 2.5,
     threads: _Threads = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Default: benchmarks/results/spine-MODEL.json.")

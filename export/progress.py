@@ -53,11 +53,13 @@ class ConsoleNarrator:
             yield step
             self._console.print(f"{title}: {step.result}" if step.result else title, markup=False)
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True) as display:
             step = Step(title, display)
             yield step
-        self._console.print(f"[green]✓[/] {title}", end="")
+        self._console.print("[green]✓[/] ", end="")
+        # A title holds the user's file names, in which brackets are no markup.
+        self._console.print(title, markup=False, end="")
         self._console.print(f": {step.result}" if step.result else "", markup=False, style="dim")
 
     def warn(self, text: str) -> None:

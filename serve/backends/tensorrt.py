@@ -179,6 +179,9 @@ class _Choice:
 
 
 def _choose(package: ModelPackage, precision: str, buckets: tuple[int, ...]) -> _Choice:
+    # Before the engines: without a GPU nothing about them matters to the user.
+    cuda = open_cuda()
+    gpu = cuda.gpu()
     wanted = PRECISIONS_BEST_FIRST if precision == "auto" else (precision,)
     engines = sorted(
         (a for a in package.manifest.artifacts if a.format in LIBRARIES and a.precision in wanted),
@@ -187,10 +190,8 @@ def _choose(package: ModelPackage, precision: str, buckets: tuple[int, ...]) -> 
     if not engines:
         of_precision = "" if precision == "auto" else f" {precision}"
         raise BackendUnavailableError(
-            f"package {package.manifest.name} has no{of_precision} TensorRT engine; {_how_to_get(None)}"
+            f"package {package.manifest.name} has no{of_precision} TensorRT engine; {_how_to_get(gpu)}"
         )
-    cuda = open_cuda()
-    gpu = cuda.gpu()
     reasons = []
     for artifact in engines:
         try:
@@ -210,8 +211,8 @@ def _choose(package: ModelPackage, precision: str, buckets: tuple[int, ...]) -> 
     )
 
 
-def _how_to_get(gpu: Gpu | None) -> str:
-    return f"the server builds no engines, `fuseline export --engine {gpu.capability if gpu else 'sm89'}` does"
+def _how_to_get(gpu: Gpu) -> str:
+    return f"the server builds no engines, `fuseline export --engine {gpu.capability}` does"
 
 
 def _check_tensors(engine: Any, trt: Any, row_shape: tuple[int, int, int], classes: int) -> None:

@@ -359,14 +359,14 @@ def test_an_engine_that_does_not_fit_is_refused_with_the_reason_and_the_cure(det
     assert not fake_machine
 
 
-def test_a_package_without_an_engine_says_how_to_get_one(tmp_path):
+def test_a_package_without_an_engine_says_how_to_get_one(tmp_path, fake_machine):
     package = package_of(tmp_path / "small")
     with pytest.raises(BackendUnavailableError, match=r"has no TensorRT engine; .* `fuseline export --engine"):
         open_tensorrt(package, precision="auto", buckets=BUCKETS)
     assert "has no TensorRT engine" in why_unavailable(package)
 
 
-def test_a_precision_that_no_engine_has_is_refused(tmp_path):
+def test_a_precision_that_no_engine_has_is_refused(tmp_path, fake_machine):
     package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", DETAILS, b"plan"))
     with pytest.raises(BackendUnavailableError, match="has no fp32 TensorRT engine"):
         open_tensorrt(package, precision="fp32", buckets=BUCKETS)
@@ -521,3 +521,8 @@ def test_on_a_gpu_opening_and_closing_leaves_no_memory_behind(gpu_package: Model
 
     settled = free_after(3)
     assert settled - free_after(20) < 2**20
+
+
+@without_gpu
+def test_without_a_gpu_that_is_the_reason_whatever_the_package_holds(tmp_path):
+    assert "no NVIDIA driver" in why_unavailable(package_of(tmp_path / "small"))

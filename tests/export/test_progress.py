@@ -1,0 +1,30 @@
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from export.progress import ConsoleNarrator
+
+
+def narrate(*, terminal: bool) -> str:
+    written = StringIO()
+    narrator = ConsoleNarrator(Console(file=written, force_terminal=terminal, color_system=None, width=80))
+    with narrator.step("Folding [best]") as step:
+        step.advance_to(0.5)
+        step.done("20 folded")
+    narrator.warn("mean was [assumed]")
+    with pytest.raises(ValueError, match="disk"), narrator.step("Writing"):
+        raise ValueError("disk")
+    return written.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only() -> None:
+    assert narrate(terminal=False).splitlines() == ["Folding [best]: 20 folded", "warning: mean was [assumed]"]
+
+
+def test_on_a_terminal_a_step_is_shown_while_it_runs_and_ticked_when_it_is_done() -> None:
+    shown = narrate(terminal=True)
+    assert "━" in shown
+    assert "✓" in shown
+    assert "Folding [best]: 20 folded" in shown, "brackets of a file's name are no markup"
+    assert shown.count("✓") == 1, "a step that failed is not ticked"
