@@ -53,7 +53,12 @@ class ConsoleNarrator:
             yield step
             self._console.print(f"{title}: {step.result}" if step.result else title, markup=False)
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self._console, transient=True) as display:
             step = Step(title, display)
             yield step
