@@ -14,7 +14,7 @@ from export.onnx_graph import onnx_from_network, with_cast_first
 from export.precision import PrecisionShare, check_fp16, fp16_from_fp32, precision_share
 from export.progress import Narrator
 from serve.backends import DEFAULT_BUCKETS
-from serve.errors import BackendUnavailableError
+from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import Artifact, file_facts
 
 FP32_NAME = "model.onnx"
@@ -70,7 +70,8 @@ def write_artifacts(
                 max_batch=max(DEFAULT_BUCKETS),
                 on_progress=lambda _, done: step.advance_to(done),
             )
-        except BackendUnavailableError as error:
+        # What was not asked for doesn't fail the export.
+        except (BackendUnavailableError, BackendError) as error:
             if engine_for is not None:
                 raise
             note = f"no engine: {error}"

@@ -93,6 +93,9 @@ def _holds_tensors(value: Any, nesting: int = 0) -> bool:
 
 def _without_prefixes(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     named = dict(tensors)
+    # torch.optim.swa_utils.AveragedModel keeps it beside `module.*`.
+    if len(named) > 1 and named.pop("n_averaged", None) is not None:
+        notes.append("counter `n_averaged` of an averaged model left out")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None):
         named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
         notes.append(f"prefix `{prefix}` stripped from every name")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
 from serve.model_package import load_package
@@ -43,8 +44,8 @@ def export(
 ) -> None:
     """Turn a trained ResNet checkpoint into a model package that `fuseline serve` serves.
 
-    BatchNorm is folded into the convolutions, the network is written as ONNX, and every artifact is run and held
-    against eager PyTorch FP32. Nothing is written unless it is equal.
+    BatchNorm is folded into the convolutions, the network is written as ONNX, and every artifact that this machine can
+    run is held against eager PyTorch FP32. Nothing is written unless it is equal.
     """
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
     from export.pipeline import ExportOptions, export_checkpoint
@@ -62,13 +63,16 @@ def export(
         labels=labels,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
-        input_size=_size(input_size),
+        input_size=None if input_size is None else input_size_from_text(input_size),
     )
     result = export_checkpoint(options, ConsoleNarrator())
     worst = min(v.top1_agreement for v in result.manifest.verification)
+    verified = {v.artifact for v in result.manifest.verification}
+    not_run = [a.path for a in result.manifest.artifacts if a.path not in verified]
+    unproven = f"; NOT run here: {', '.join(not_run)}" if not_run else ""
     typer.echo(
-        f"{result.folder}/ is complete: {len(result.manifest.artifacts)} artifacts, top-1 agreement with PyTorch at "
-        f"least {worst:.2%}; see {result.folder}/report.html, serve it with: fuseline serve {result.folder}"
+        f"{result.folder}/ is complete: {len(verified)} artifacts verified, top-1 agreement with PyTorch at least "
+        f"{worst:.2%}{unproven}; see {result.folder}/report.html, serve it with: fuseline serve {result.folder}"
     )
 
 
@@ -82,12 +86,13 @@ def inspect(
     """Show what a checkpoint or a model package holds."""
     from export.inspection_view import show_checkpoint, show_package
 
+    size = None if input_size is None else input_size_from_text(input_size)
     if path.is_dir():
         show_package(load_package(path), as_json=as_json)
         return
     from export.inspection import inspect_checkpoint
 
-    show_checkpoint(inspect_checkpoint(path, _size(input_size)), as_json=as_json)
+    show_checkpoint(inspect_checkpoint(path, size), as_json=as_json)
 
 
 def main() -> None:
@@ -104,14 +109,3 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
         raise InputError(
             f"{flag} {text!r}: numbers separated by commas were expected, such as 0.485,0.456,0.406"
         ) from error
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(
-            f"--input-size {text!r}: a number such as 224, or height x width such as 224x160, was expected"
-        )
-    return int(parts[0]), int(parts[-1])

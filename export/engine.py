@@ -151,7 +151,7 @@ def available_builder(capability: str | None) -> Builder:
     """
     try:
         at_hand, no_gpu = open_cuda().gpu().capability, ""
-    except BackendUnavailableError as error:
+    except (BackendUnavailableError, BackendError) as error:
         at_hand, no_gpu = None, str(error)
     target = at_hand if capability is None else capability
     if target is None:

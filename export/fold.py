@@ -6,7 +6,7 @@ per-channel gain too, which the first convolution carries; the subtraction of th
 convolution pads with zeros after it, and a padded pixel must keep meaning "the mean".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def fold_network(
         ArchitectureError: a BatchNorm is in no pair, or a pair can't be folded; the layers are named.
     """
     _check_pairs(module, pairs)
-    seen = _observe(module, [name for pair in pairs for name in pair], probe)
+    inputs, outputs = _observe(module, pairs, probe)
 
     folded = deepcopy(module).double()
     gains: dict[str, float] = {}
@@ -79,7 +79,7 @@ def fold_network(
         folded.set_submodule(bn_name, nn.Identity())
     check_no_batchnorm(folded)
 
-    folds = tuple(_measure(folded, conv, bn, gains[conv], seen[conv][0], seen[bn][1]) for conv, bn in pairs)
+    folds = tuple(_measure(folded, conv, bn, gains[conv], inputs[conv], outputs[bn]) for conv, bn in pairs)
     first = folded.get_submodule(first_convolution)
     assert isinstance(first, nn.Conv2d)
     scaled = fold_input_scale(first.weight, std)
@@ -131,25 +131,32 @@ def _check_pairs(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
             raise ArchitectureError(f"{conv_name} has {conv.out_channels} outputs, {bn_name} takes {bn.num_features}")
 
 
-def _observe(module: nn.Module, names: Sequence[str], probe: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of each named submodule when `module` runs on `probe`."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+def _observe(
+    module: nn.Module, pairs: Sequence[tuple[str, str]], probe: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Input of each pair's convolution and output of its BatchNorm, by their names, when `module` runs on `probe`."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
-    def remember(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            # The network's in-place ReLUs would overwrite what isn't copied.
-            seen[name] = inputs[0].clone(), output.clone()
+    def remember(conv_name: str, bn_name: str) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        # The network's in-place ReLUs would overwrite what isn't copied.
+        def before(_: nn.Module, taken: tuple[Tensor, ...]) -> None:
+            inputs[conv_name] = taken[0].clone()
 
-        return module.get_submodule(name).register_forward_hook(hook)
+        def after(_: nn.Module, __: tuple[Tensor, ...], given: Tensor) -> None:
+            outputs[bn_name] = given.clone()
 
-    handles = [remember(name) for name in names]
+        yield module.get_submodule(conv_name).register_forward_pre_hook(before)
+        yield module.get_submodule(bn_name).register_forward_hook(after)
+
+    handles = [handle for conv_name, bn_name in pairs for handle in remember(conv_name, bn_name)]
     try:
         with torch.inference_mode():
             module(probe)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return inputs, outputs
 
 
 def _measure(folded: nn.Module, conv_name: str, bn_name: str, gain: float, taken: Tensor, original: Tensor) -> Fold:

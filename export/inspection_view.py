@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.errors import PackageError
-from serve.model_package import ModelPackage
+from serve.model_package import ModelPackage, PackageFile
 
 if TYPE_CHECKING:
     from export.inspection import Inspection
@@ -48,7 +48,7 @@ def show_package(package: ModelPackage, *, as_json: bool) -> None:
         PackageError: a file differs from the manifest; printed after everything else.
     """
     manifest = package.manifest
-    damage = {artifact.path: _damage(package, index) for index, artifact in enumerate(manifest.artifacts)}
+    damage = {file.path: _damage(package, file) for file in (*manifest.artifacts, manifest.reference)}
     if as_json:
         print(json.dumps({"manifest": manifest.model_dump(mode="json"), "damage": damage}, indent=2))  # noqa: T201
     else:
@@ -79,9 +79,9 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
-def _damage(package: ModelPackage, index: int) -> str | None:
+def _damage(package: ModelPackage, file: PackageFile) -> str | None:
     try:
-        package.checked_path(package.manifest.artifacts[index])
+        package.checked_path(file)
     except PackageError as error:
         return str(error)
     return None

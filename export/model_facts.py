@@ -1,14 +1,15 @@
 """What the tensors alone don't say: labels, normalisation and input size, from the flags, the checkpoint or custom."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from export.architectures import ResNetSpec
 from export.checkpoint import Checkpoint
+from export.input_size import check_input_size
 from serve.errors import InputError
-from serve.model_package import MAX_INPUT_SIDE, InputSpec, Normalization, Preprocessing
+from serve.model_package import InputSpec, Normalization, Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,7 +29,9 @@ class ModelFacts:
     normalization: Normalization
     labels: tuple[str, ...]
     assumptions: tuple[str, ...]
-    """What was assumed because nothing said it: sentences for the user."""
+    """What was assumed because nothing said it, and a flag would: sentences for the user."""
+    unseen: tuple[str, ...]
+    """What no tensor tells and was taken as is customary: sentences for the report."""
 
     @property
     def described_input(self) -> str:
@@ -51,9 +54,15 @@ def facts_from(
     Raises:
         InputError: labels, mean, std or the input size don't fit the network.
     """
+    if spec.classes < 2:
+        raise InputError(
+            "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
+            "classes by softmax. With two rows it is one: stack the weight to [0, w] and the bias to [0, b]"
+        )
     assumptions: list[str] = []
     height, width = _input_size(checkpoint, spec, input_size)
-    side = min(height, width)
+    # Of the longer side of the crop, so that it always lies within the resized image.
+    side = max(height, width)
     resize = side if side <= _SMALL_INPUT_SIDE else round(side * _RESIZE_RATIO)
     return ModelFacts(
         input=InputSpec(
@@ -65,7 +74,19 @@ def facts_from(
         normalization=_normalization(checkpoint, spec, mean, std, assumptions),
         labels=_labels(checkpoint, spec, labels, assumptions),
         assumptions=tuple(assumptions),
+        unseen=tuple(_unseen(spec)),
     )
+
+
+def _unseen(spec: ResNetSpec) -> Iterator[str]:
+    """What no tensor's shape tells, where networks in use differ."""
+    if spec.stem == "3x3":
+        yield (
+            "tensors don't tell strides: the 3x3 first convolution is taken to have stride 1 and no max-pool after it, "
+            "as in CIFAR ResNets"
+        )
+    if spec.shortcut == "option-a":
+        yield "the parameter-free shortcuts are taken to add half of their zero channels before and half after"
 
 
 def _channels(spec: ResNetSpec) -> Any:
@@ -78,8 +99,7 @@ def _input_size(checkpoint: Checkpoint, spec: ResNetSpec, flag: tuple[int, int] 
     default = (spec.default_input_size, spec.default_input_size)
     stored = checkpoint.metadata.get("input_size")
     height, width = flag or ((stored, stored) if isinstance(stored, int) else default)
-    if not (8 <= height <= MAX_INPUT_SIDE and 8 <= width <= MAX_INPUT_SIDE):
-        raise InputError(f"--input-size: {height} x {width} pixels came, each side must be 8 to {MAX_INPUT_SIDE}")
+    check_input_size(height, width)
     return height, width
 
 

@@ -28,7 +28,7 @@ from export.verify import (
     sample_from_folder,
     verify_artifact,
 )
-from serve.errors import BackendUnavailableError, InputError, PackageError
+from serve.errors import BackendUnavailableError, CheckpointError, InputError, PackageError
 from serve.model_package import (
     NAME_PATTERN,
     Manifest,
@@ -42,7 +42,7 @@ from serve.model_package import (
 )
 from serve.reference import REFERENCE_NAME, write_reference
 
-_PROBE_ROWS = 2
+_PROBE_ROWS = 1
 _VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
 
 
@@ -140,7 +140,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 precision=written.precision,
                 engine_note=written.engine_note,
                 skipped=skipped,
-                warnings=(*facts.assumptions, *doubts),
+                warnings=(*facts.assumptions, *facts.unseen, *doubts),
             )
             check_passed(verifications)
             write_report(folder, report)
@@ -155,6 +155,8 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
 
 def destination_of(options: ExportOptions) -> Path:
     """The package's folder: `--out`, or the checkpoint's path without its suffix."""
+    if not options.checkpoint.name:
+        raise CheckpointError(f"{options.checkpoint} is a folder; name a checkpoint file")
     destination = options.out or options.checkpoint.with_suffix("")
     if destination == options.checkpoint:
         raise PackageError(f"{destination} is the checkpoint itself; name the package's folder with --out")

@@ -12,6 +12,7 @@ A package is complete when its manifest is: writers build it in a hidden folder 
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -200,11 +201,11 @@ def load_package(folder: Path) -> ModelPackage:
         PackageError: `folder` is no package, or its manifest breaks a rule; the message names every broken rule.
     """
     path = folder / MANIFEST_NAME
-    if not folder.exists():
-        raise PackageError(f"there is no folder {folder}; `fuseline export CHECKPOINT` makes a model package")
-    if not path.is_file():
-        raise PackageError(f"{folder} is no model package: it has no {MANIFEST_NAME}; `fuseline export` makes one")
     try:
+        if not folder.exists():
+            raise PackageError(f"there is no folder {folder}; `fuseline export CHECKPOINT` makes a model package")
+        if not path.is_file():
+            raise PackageError(f"{folder} is no model package: it has no {MANIFEST_NAME}; `fuseline export` makes one")
         if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
             raise PackageError(f"{path} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
         text = path.read_text(encoding="utf-8")
@@ -251,26 +252,46 @@ def new_package_folder(destination: Path, *, replace: bool) -> Iterator[Path]:
         yield staging
         check_destination(destination, replace=replace)
         if destination.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
-            destination.rename(old / destination.name)
-            try:
-                staging.rename(destination)
-            except OSError:
-                (old / destination.name).rename(destination)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
+            _replace(destination, staging)
         else:
             staging.rename(destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _replace(destination: Path, staging: Path) -> None:
+    """Make `staging` become `destination`; the old one is deleted when that is done, and back again if it fails."""
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
+    try:
+        destination.rename(old / destination.name)
+        staging.rename(destination)
+    # Ctrl-C too may come between the two.
+    except BaseException:
+        if (old / destination.name).exists():
+            (old / destination.name).rename(destination)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def check_destination(destination: Path, *, replace: bool) -> None:
     """Raise `PackageError` if `new_package_folder` would refuse `destination`; lets a caller know before long work."""
-    if not destination.exists() and not destination.is_symlink():
-        return
+    try:
+        if not destination.exists() and not destination.is_symlink():
+            return
+        ours = not destination.is_symlink() and _looks_like_a_package(destination)
+    except OSError as error:
+        raise PackageError(f"can't write {destination}: {error.strerror}") from error
     if not replace:
         raise PackageError(f"{destination} exists and is kept; --force replaces it, --out writes elsewhere")
-    if destination.is_symlink() or not (destination / MANIFEST_NAME).is_file():
+    if not ours:
         raise PackageError(f"{destination} exists and is no model package, so --force won't delete it; use --out")
+
+
+def _looks_like_a_package(folder: Path) -> bool:
+    """Whether `folder`'s manifest is one of ours, be it outdated or broken; others use the file's name too."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format_version", "artifacts"} <= manifest.keys()

@@ -1,23 +1,18 @@
 """Choosing and opening a backend."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 # First, before a runtime is imported.
 from serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from serve.backends.base import Backend
-from serve.errors import BackendUnavailableError
+from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import ModelPackage
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    name: str
-    reason: str
 
 
 def open_backend(
@@ -32,7 +27,7 @@ def open_backend(
 
     Args:
         backend: one of `BACKENDS`, or `auto`: TensorRT where a GPU and a fitting engine are, ONNX Runtime with CUDA
-            where a GPU is, OpenVINO on an Intel or AMD CPU, else ONNX Runtime.
+            where a GPU is, OpenVINO, ONNX Runtime on the CPU: the first that opens.
         precision: `fp32`, `fp16`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both runtimes
             compute an FP16 graph in FP32, which gains nothing.
         buckets: batch sizes in rows to prepare for, ascending.
@@ -44,12 +39,19 @@ def open_backend(
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailableError(f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS)}")
-    choice = (
-        _choose(package, precision, buckets)
-        if backend == "auto"
-        else _Choice(backend, f"--backend {backend} was given")
-    )
-    return _open(choice.name, package, precision, tuple(sorted(buckets)), threads), choice.reason
+    candidates = [candidate for candidate in _CANDIDATES if backend in ("auto", candidate.name)]
+    refusals: list[str] = []
+    for candidate in candidates:
+        try:
+            opened = candidate.open(package, precision, tuple(sorted(buckets)), threads)
+        except (BackendUnavailableError, BackendError) as error:
+            if backend != "auto" and candidate is candidates[-1]:
+                raise
+            refusals.append(f"{candidate.title}: {error}")
+            continue
+        why = candidate.merit if backend == "auto" else f"--backend {backend} was given"
+        return opened, f"{why} ({'; '.join(refusals)})" if refusals else why
+    raise BackendUnavailableError(f"no runtime can serve: {'; '.join(refusals)}")
 
 
 def why_not_installed(backend: str) -> str | None:
@@ -61,35 +63,52 @@ def why_not_installed(backend: str) -> str | None:
     return None
 
 
-def _choose(package: ModelPackage, precision: str, buckets: Sequence[int]) -> _Choice:
-    from serve.backends import onnxruntime as ort_backend
-    from serve.backends import tensorrt as tensorrt_backend
+def _open_tensorrt(package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int) -> Backend:  # noqa: ARG001
+    from serve.backends.tensorrt import open_tensorrt
 
-    no_tensorrt = tensorrt_backend.why_unavailable(package, precision=precision, buckets=tuple(buckets))
-    if no_tensorrt is None:
-        return _Choice("tensorrt", "a GPU and an engine that fits it are here")
-    no_onnxruntime = why_not_installed("onnxruntime")
-    if no_onnxruntime is None and ort_backend.has_cuda():
-        return _Choice("onnxruntime", f"ONNX Runtime sees a CUDA device (TensorRT: {no_tensorrt})")
-    no_openvino = why_not_installed("openvino")
-    if no_openvino is None:
-        return _Choice("openvino", f"the fastest installed CPU runtime (TensorRT: {no_tensorrt})")
-    if no_onnxruntime is None:
-        return _Choice("onnxruntime", f"the installed CPU runtime ({no_openvino}; TensorRT: {no_tensorrt})")
-    raise BackendUnavailableError(f"no runtime can serve: {no_onnxruntime}; {no_openvino}; TensorRT: {no_tensorrt}")
+    return open_tensorrt(package, precision=precision, buckets=buckets)
 
 
-def _open(name: str, package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int) -> Backend:
-    if (reason := why_not_installed(name)) is not None:
-        raise BackendUnavailableError(reason)
-    if name == "tensorrt":
-        from serve.backends.tensorrt import open_tensorrt
-
-        return open_tensorrt(package, precision=precision, buckets=buckets)
-    if name == "openvino":
-        from serve.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(package, precision=precision, buckets=buckets, threads=threads)
+def _open_onnxruntime(
+    package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int, *, cuda: bool
+) -> Backend:
+    _check_installed("onnxruntime")
     from serve.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=threads)
+    return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=threads, cuda=cuda)
+
+
+def _open_openvino(package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int) -> Backend:
+    _check_installed("openvino")
+    from serve.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(package, precision=precision, buckets=buckets, threads=threads)
+
+
+def _check_installed(backend: str) -> None:
+    if (reason := why_not_installed(backend)) is not None:
+        raise BackendUnavailableError(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    name: str
+    title: str
+    merit: str
+    open: Callable[[ModelPackage, str, tuple[int, ...], int], Backend]
+
+
+_CANDIDATES = (
+    _Candidate("tensorrt", "TensorRT", "a GPU and an engine that fits it are here", _open_tensorrt),
+    _Candidate(
+        "onnxruntime",
+        "ONNX Runtime on a GPU",
+        "ONNX Runtime computes on the GPU",
+        partial(_open_onnxruntime, cuda=True),
+    ),
+    _Candidate("openvino", "OpenVINO", "the fastest installed CPU runtime", _open_openvino),
+    _Candidate(
+        "onnxruntime", "ONNX Runtime on the CPU", "the installed CPU runtime", partial(_open_onnxruntime, cuda=False)
+    ),
+)
+"""Best first. One that can't be opened here, whatever the reason, leaves its place to the next."""

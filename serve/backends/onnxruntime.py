@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends.onnx_artifact import onnx_artifact
-from serve.errors import BackendError
+from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
 
 
@@ -15,10 +15,17 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int, cuda: bool
+    ) -> None:
+        """`cuda`: compute on the GPU, or raise `BackendUnavailableError`; else on the CPU."""
         import onnxruntime as ort
 
-        cuda = has_cuda()
+        if cuda:
+            if (reason := why_no_cuda()) is not None:
+                raise BackendUnavailableError(reason)
+            # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
+            ort.preload_dlls()
         artifact = onnx_artifact(package, precision, prefer_fp16=cuda)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -35,6 +42,11 @@ class OnnxRuntimeBackend:
             self._session: Any = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} can't load {artifact.path}: {error}") from error
+        if cuda and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise BackendUnavailableError(
+                f"a GPU is here, but ONNX Runtime {ort.__version__} can't load CUDA and cuDNN for it: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
         self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"
         self.precision: str = artifact.precision
         self.buckets = buckets
@@ -54,14 +66,14 @@ class OnnxRuntimeBackend:
         self._session = None
 
 
-def has_cuda() -> bool:
-    """Whether ONNX Runtime was built with CUDA and a driver answers; False where it is not installed."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        return False
+def why_no_cuda() -> str | None:
+    """None if ONNX Runtime was built with CUDA and a driver has a device, else one sentence."""
+    import onnxruntime as ort
+
     # The provider is listed by every onnxruntime-gpu build, with a GPU or without.
-    return "CUDAExecutionProvider" in ort.get_available_providers() and _driver_has_device()
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "the installed build has no CUDA"
+    return None if _driver_has_device() else "no NVIDIA driver with a GPU is here"
 
 
 def _driver_has_device() -> bool:

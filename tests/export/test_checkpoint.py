@@ -160,3 +160,11 @@ def test_reads_the_trained_resnet20():
     assert checkpoint.sha256.startswith("12fca82f")
     assert checkpoint.tensors["conv1.weight"].shape == (16, 3, 3, 3)
     assert checkpoint.notes == ("weights taken from `state_dict`", "prefix `module.` stripped from every name")
+
+
+def test_an_averaged_model_of_torch_is_read(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(small_network())
+    torch.save(averaged.state_dict(), tmp_path / "ema.pt")
+    checkpoint = read_checkpoint(tmp_path / "ema.pt")
+    assert_same(checkpoint.tensors, without_counters(averaged.module.state_dict()))
+    assert any("n_averaged" in note for note in checkpoint.notes)

@@ -25,9 +25,10 @@ def test_what_nothing_says_is_assumed_and_said(spec: ResNetSpec) -> None:
     assert facts.labels == tuple(map(str, range(10)))
     assert facts.input.row_shape == (32, 32, 3)
     assert facts.input.preprocessing.resize_shorter_side == 32
-    assert len(facts.assumptions) == 2
-    assert "ImageNet" in facts.assumptions[0]
-    assert "--labels" in facts.assumptions[1]
+    normalisation, labels = facts.assumptions
+    assert ["stride 1" in sentence for sentence in facts.unseen] == [True]
+    assert "ImageNet" in normalisation
+    assert "--labels" in labels
 
 
 def test_what_the_checkpoint_says_is_taken_without_assumption(spec: ResNetSpec) -> None:
@@ -45,13 +46,13 @@ def test_flags_win_over_the_checkpoint(spec: ResNetSpec, tmp_path: Path) -> None
     )
     assert (facts.labels[1], facts.normalization.mean, facts.normalization.std) == ("B", (0.3,) * 3, (0.4,) * 3)
     assert facts.input.row_shape == (224, 256, 3)
-    assert facts.input.preprocessing.resize_shorter_side == 256
+    assert facts.input.preprocessing.resize_shorter_side == 293
 
 
 def test_stored_labels_of_another_count_are_left_out_and_said(spec: ResNetSpec) -> None:
     facts = facts_from(checkpoint(labels=["a", "b"], mean=[0.1] * 3, std=[0.2] * 3), spec)
     assert facts.labels[0] == "0"
-    assert "2 labels don't fit 10 classes" in facts.assumptions[0]
+    assert any("2 labels don't fit 10 classes" in assumption for assumption in facts.assumptions)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,17 @@ def test_a_labels_file_that_is_no_text_is_refused(spec: ResNetSpec, tmp_path: Pa
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(InputError, match="one label a line"):
         facts_from(checkpoint(), spec, labels=tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize("size", [(224, 160), (160, 224), (40, 48), (48, 40)])
+def test_the_crop_lies_within_the_resized_image_also_when_it_is_not_square(
+    spec: ResNetSpec, size: tuple[int, int]
+) -> None:
+    facts = facts_from(checkpoint(), spec, input_size=size)
+    assert facts.input.preprocessing.resize_shorter_side >= max(size)
+
+
+def test_a_single_logit_is_refused_with_the_cure() -> None:
+    one = spec_from_tensors(cifar_resnet18(width=8, classes=1).state_dict())
+    with pytest.raises(InputError, match="single logit.*stack"):
+        facts_from(checkpoint(), one)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 
 from export.cli import main
+from export.fold import FoldedNetwork, fold_network
 from serve.backends import open_backend
 from serve.model_package import load_package
-from tests.export.resnets import tiny_network
+from tests.export.resnets import cifar_resnet18, tiny_network, trained_like
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,54 @@ def test_fp16_that_overflows_is_refused_and_nothing_is_written(run_export: RunEx
     assert result.exit_code == 1, result.stderr
     assert "fp16" in result.stderr.lower()
     assert not (tmp_path / "m").exists()
+
+
+def test_an_export_below_its_bar_fails_says_where_and_writes_nothing(
+    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold that goes wrong: one convolution's weights are half too large."""
+
+    def wrong(*arguments: Any, **options: Any) -> FoldedNetwork:
+        network = fold_network(*arguments, **options)
+        with torch.no_grad():
+            network.module.get_submodule("layer3.0.conv2").weight.mul_(1.5)
+        return network
+
+    monkeypatch.setattr("export.pipeline.fold_network", wrong)
+    result = run_export(tiny_checkpoint, "--out", tmp_path / "m")
+    assert result.exit_code == 1
+    assert re.search(r"error: .*not equal to PyTorch.*model\.onnx on onnxruntime.*logit range", result.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grey_network_is_exported_too(run_export: RunExport, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    grey = trained_like(cifar_resnet18(width=8, in_channels=1))
+    torch.save(grey.state_dict(), tmp_path / "grey.pt")
+    result = run_export(tmp_path / "grey.pt", "--fp16")
+    assert result.exit_code == 0, result.stderr
+    assert load_package(tmp_path / "grey").manifest.input.row_shape == (32, 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"just some text\n", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"PK\x03\x04" + bytes(100), "cut short"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_one_clear_line(
+    run_export: RunExport, tmp_path: Path, content: bytes, named: str
+) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    assert named in only_error(run_export(tmp_path / "x.pt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_one_clear_line(run_export: RunExport) -> None:
+    assert "folder" in only_error(run_export("."))
 
 
 def test_the_console_script_and_the_module_are_the_same_command(tmp_path: Path) -> None:

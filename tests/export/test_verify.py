@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.verify import check_passed, compare, generated_sample, sample_from_folder
+from export.verify import _batch_rows, check_passed, compare, generated_sample, sample_from_folder
 from serve.errors import InputError, VerificationError
 from serve.model_package import Artifact, InputSpec, Preprocessing, Verification
 
@@ -37,20 +37,20 @@ def test_fp32_may_differ_by_a_thousandth_of_the_logit_range(difference: float, p
 
 @pytest.mark.parametrize(("flipped", "passes"), [(5, True), (6, False)])
 def test_fp16_must_agree_on_995_of_1000(flipped: int, passes: bool) -> None:
-    eager = np.tile(np.array([[0, 8]], np.float32), (1000, 1))
+    eager = np.tile(np.array([[0, 8, 7.8]], np.float32), (1000, 1))
     served = eager.copy()
-    served[:flipped] = served[:flipped, ::-1]
+    served[:flipped] = [0, 7.8, 8]
     verdict = judge("fp16", served, eager)
     assert verdict.top1_agreement == pytest.approx(1 - flipped / 1000)
     assert (verdict.passed, verdict.ties) == (passes, 0)
 
 
 def test_a_tie_that_fp16_cannot_tell_apart_is_no_disagreement_but_is_counted() -> None:
-    eager = np.array([[8.0, 8.005]], np.float32)
-    verdict = judge("fp16", np.array([[8.0, 7.99]]), eager)
+    eager = np.array([[8.0, 8.005, 0]], np.float32)
+    verdict = judge("fp16", np.array([[8.0, 7.99, 0]]), eager)
     assert (verdict.top1_agreement, verdict.ties, verdict.passed) == (0, 1, True)
-    apart = np.array([[8.0, 8.1]], np.float32)
-    assert judge("fp16", np.array([[8.0, 7.99]]), apart).passed is False
+    apart = np.array([[8.0, 8.1, 0]], np.float32)
+    assert judge("fp16", np.array([[8.0, 7.99, 0]]), apart).passed is False
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -98,3 +98,14 @@ def test_a_folders_images_are_found_below_it_spread_evenly_and_cropped_as_served
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no .jpg"):
         sample_from_folder(tmp_path, SPEC, 10)
+
+
+def test_fp16_that_agrees_but_is_far_off_is_refused_as_a_server_would() -> None:
+    assert judge("fp16", EAGER * 1.04).passed is True
+    assert judge("fp16", EAGER * 1.06).passed is False
+
+
+def test_batches_shrink_as_images_grow() -> None:
+    assert _batch_rows(np.empty((1, 32, 32, 3), np.uint8)) == 16
+    assert _batch_rows(np.empty((1, 448, 448, 3), np.uint8)) == 4
+    assert _batch_rows(np.empty((1, 4096, 4096, 1), np.uint8)) == 1

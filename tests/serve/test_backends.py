@@ -83,7 +83,7 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(
     assert backend.name == "onnxruntime"
     assert "it is not here" in reason
     monkeypatch.setattr(serve.backends, "why_not_installed", lambda name: f"no {name}")
-    with pytest.raises(BackendUnavailableError, match="no onnxruntime.*no openvino"):
+    with pytest.raises(BackendUnavailableError, match="no onnxruntime.*no openvino.*no onnxruntime"):
         open_backend(package)
 
 
@@ -109,3 +109,19 @@ print("silent")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "silent\n"), done.stderr
+
+
+def test_auto_goes_on_to_the_next_when_one_that_is_there_fails_to_open(
+    package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a damaged driver makes TensorRT do, which can't be had here."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise BackendError("the driver is out of order")
+
+    monkeypatch.setattr("serve.backends.tensorrt.open_tensorrt", fails)
+    backend, reason = open_backend(package, buckets=(1,))
+    assert backend.name == "openvino"
+    assert "TensorRT: the driver is out of order" in reason
+    with pytest.raises(BackendError, match="out of order"):
+        open_backend(package, backend="tensorrt", buckets=(1,))

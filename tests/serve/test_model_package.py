@@ -7,6 +7,7 @@ from serve.errors import PackageError
 from serve.model_package import (
     MANIFEST_NAME,
     Manifest,
+    check_destination,
     file_facts,
     load_package,
     new_package_folder,
@@ -174,10 +175,40 @@ def test_an_existing_package_is_kept_unless_replace(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_folder_that_is_no_package_is_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("manifest", ["", "[]", '{"manifest_version": 3}'])
+def test_a_folder_that_is_no_package_is_never_replaced(tmp_path: Path, manifest: str) -> None:
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter1").write_text("words")
+    (precious / MANIFEST_NAME).write_text(manifest)
     with pytest.raises(PackageError, match="no model package"), new_package_folder(precious, replace=True):
         pytest.fail("the block must not run")
     assert (precious / "chapter1").exists()
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_an_interrupted_replacement_brings_the_old_package_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Ctrl-C during the first rename, then during the second."""
+    before = (folder / MANIFEST_NAME).read_bytes()
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == which:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_package_folder(folder, replace=True) as staging:
+        (staging / MANIFEST_NAME).write_text("new")
+    assert (folder / MANIFEST_NAME).read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="File name too long"):
+        load_package(tmp_path / ("x" * 300))
+    with pytest.raises(PackageError, match="File name too long"):
+        check_destination(tmp_path / ("x" * 300), replace=False)
