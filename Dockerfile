@@ -22,7 +22,7 @@ ENV FUSELINE_HOST=0.0.0.0
 EXPOSE 8001 8002
 VOLUME /models
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8002/readyz', timeout=2)"]
+    CMD ["python", "-c", "from urllib import request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8002/readyz', timeout=2)"]
 ENTRYPOINT ["fuseline"]
 CMD ["serve", "/models/model"]
 

@@ -17,7 +17,7 @@ setup: $(STAMP) ## Make .venv with everything, from the package index, every has
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV): torch, ONNX Runtime, OpenVINO and the rest; a minute or two, about 6 GB"
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON); name a Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .

@@ -28,7 +28,12 @@ CLASSIFY = "/fuseline.v1.Classifier/Classify"
 _KEPT_ANSWERS = 256
 _STALL_S = 120.0
 _PAUSE_AFTER_ERROR_S = 0.01
-_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A proxy has no part in what is measured.
+    ("grpc.enable_http_proxy", 0),
+)
 
 
 @dataclass(frozen=True, slots=True)

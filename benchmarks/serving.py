@@ -71,7 +71,8 @@ def connect(address: str, pid: int | None = None) -> Target:
     """
     if pid is not None and cpu_seconds(pid) is None:
         raise InputError(f"--server-pid {pid}: there is no such process here, or its CPU time can't be read")
-    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+    options = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options=options) as channel:
         stub = classify_pb2_grpc.ClassifierStub(channel)  # type: ignore[no-untyped-call]
         try:
             model = stub.GetModel(classify_pb2.GetModelRequest(), timeout=_CONNECT_TIMEOUT_S)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.command_line import run_command_line
+from serve.command_line import forget_port_of_kubernetes, run_command_line
 from serve.settings import Settings, settings_from_flags
 
 _STARTED = time.monotonic()
@@ -114,4 +114,5 @@ def main() -> None:
     """`python -m serve`, which is `fuseline serve`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
+    forget_port_of_kubernetes()
     run_command_line(app)

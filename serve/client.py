@@ -26,6 +26,8 @@ DEFAULT_ADDRESS = "127.0.0.1:8001"
 ImageLike = str | Path | bytes | NDArray[np.uint8]
 """A path of a JPEG, PNG or WebP file; the bytes of one; or raw uint8 pixels (height, width, channels), RGB."""
 
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
 _SMALLEST_LIMIT_BYTES = 2**20
 """A server's message limit is 1 MiB or more, so smaller messages are sent without asking for it."""
 
@@ -107,8 +109,7 @@ class Client:
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
         """Connects with the first call."""
         self.address = address
-        options = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-        self._channel = grpc.insecure_channel(address, options)
+        self._channel = grpc.insecure_channel(address, _channel_options(address))
         self._stub = ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
         self._known_models: dict[str, ModelDescription] = {}
 
@@ -261,6 +262,14 @@ class Client:
         return error_from_status(code, details, name)
 
 
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    if address.rpartition(":")[0] in _LOOPBACK_HOSTS:
+        # Else gRPC sends even these through the proxy of `http_proxy`, which looks for them on its own machine.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
 def _set_top_k(request: ClassifyRequest, top_k: int) -> None:
     try:
         request.top_k = top_k
@@ -291,4 +300,4 @@ def _stream_answer(response: ClassifyResponse) -> StreamAnswer:
     if not response.HasField("error"):
         return StreamAnswer(position, _answer(response), None)
     code = next(code for code in grpc.StatusCode if code.value[0] == response.error.code)
-    return StreamAnswer(position, None, error_from_status(code, response.error.message))
+    return StreamAnswer(position, None, error_from_status(code, response.error.message, response.error.error_name))

@@ -1,5 +1,10 @@
-"""How every command ends: errors are one line on stderr and an exit code, never a traceback."""
+"""How every command begins and ends.
 
+At the end errors are one line on stderr and an exit code, never a traceback.
+"""
+
+import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -27,6 +32,16 @@ def run_command_line(command: Callable[[], object]) -> None:
         _end(f"{error.name} is not installed; pip install 'fuseline[{extra}]'", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+
+
+def forget_port_of_kubernetes() -> None:
+    """Remove `FUSELINE_PORT` from the environment if it is what Kubernetes sets for a Service called "fuseline".
+
+    That is a URL such as tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while
+    `--port` reads a number from the same variable. Every other value stays, to be refused if it is wrong.
+    """
+    if re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", os.environ.get("FUSELINE_PORT", "")):
+        del os.environ["FUSELINE_PORT"]
 
 
 def _end(message: str, exit_code: int) -> None:

@@ -83,6 +83,7 @@ class Server:
 
         Health turns NOT_SERVING first. Images still being decoded are not admitted yet: they are refused as new
         requests are. Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up.
+        Connections then get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready = False
         await self._health.enter_graceful_shutdown()
@@ -91,7 +92,7 @@ class Server:
                 self._service.refuse()
                 await self.repository.close()
                 await self._service.idle()
-                await self._grpc.stop(_FLUSH_S)
+            await self._grpc.stop(_FLUSH_S)
         finally:
             await self._grpc.stop(None)
             self._decode_pool.shutdown(wait=False, cancel_futures=True)

@@ -31,7 +31,7 @@ from serve.settings import Settings
 
 SERVICE_NAME = "fuseline.v1.Classifier"
 
-_MIN_IN_FLIGHT_PER_STREAM = 64
+_USUAL_IN_FLIGHT_PER_STREAM = 64
 _DRAINING = "the server is shutting down and takes nothing new; send this to another server, or again later"
 
 
@@ -127,7 +127,7 @@ class ClassifyService(ClassifierServicer):
         """Answer a stream; return with what it must end, if not OK."""
         deadline = self._deadline(context)
         answers: asyncio.Queue[ClassifyResponse | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(max(_MIN_IN_FLIGHT_PER_STREAM, 2 * (self._settings.max_batch or 0)))
+        slots = asyncio.Semaphore(self._in_flight_per_stream())
         requests: set[asyncio.Task[None]] = set()
 
         async def answer(request: ClassifyRequest) -> None:
@@ -142,17 +142,19 @@ class ClassifyService(ClassifierServicer):
                     task.add_done_callback(requests.discard)
                     await slots.acquire()
             finally:
+                # Nothing more is read, so a drain has nothing to cut short, and must not cut short the wait below.
+                self._stream_readers.discard(reader)
                 if requests:
                     await asyncio.wait(requests)
-                answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        # Not in the reader's own `finally`, which a reader cancelled before its first step never enters.
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
         self._stream_readers.add(reader)
         try:
             while (response := await answers.get()) is not None:
                 await context.write(response)
                 slots.release()
-            await asyncio.wait([reader])
         finally:
             self._stream_readers.discard(reader)
             for task in (reader, *requests):
@@ -161,6 +163,11 @@ class ClassifyService(ClassifierServicer):
             return self._refused("ClassifyStream")
         error = reader.exception()
         return status_from_error(error) if isinstance(error, Exception) else None
+
+    def _in_flight_per_stream(self) -> int:
+        """Enough for two full batches, but no more than the queue takes from a stream of single images."""
+        wanted = max(_USUAL_IN_FLIGHT_PER_STREAM, 2 * (self._settings.max_batch or 0))
+        return min(wanted, self._settings.max_queue_rows)
 
     def _leave(self) -> None:
         self._calls -= 1
@@ -244,7 +251,9 @@ def _stream_answer(request: ClassifyRequest, answer: ClassifyResponse | Status) 
     if isinstance(answer, ClassifyResponse):
         return answer
     return ClassifyResponse(
-        model=request.model, id=request.id, error=StreamError(code=answer.code.value[0], message=answer.message)
+        model=request.model,
+        id=request.id,
+        error=StreamError(code=answer.code.value[0], message=answer.message, error_name=answer.error_name),
     )
 
 

@@ -1,3 +1,4 @@
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from benchmarks.load import Load, answers_in_window, run_closed_loop
 from benchmarks.server_process import ServerProcess, started_server
+from benchmarks.serving import connect
 from protos import classify_pb2
 from serve.errors import BackendError
 from tests.serve.colours import LABELS, plain
@@ -67,6 +69,18 @@ def test_a_server_is_driven_and_its_answers_are_kept(colours_server: ServerProce
     kinds = Counter(bool(response.results[0].logits) for _, response in responses)
     assert kinds[True] >= 4
     assert kinds[False] == len(LABELS)
+
+
+def test_a_server_is_driven_past_the_proxy(colours_server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert connect(colours_server.address).model.name == "colours"
+        result = run_closed_loop(load(colours_server.address))
+    assert not result.errors
+    assert len(result.latency_s)
 
 
 def test_answers_beyond_what_a_pipe_holds_come_whole(colours_server: ServerProcess) -> None:

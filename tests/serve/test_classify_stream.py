@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.classify_pb2 import ClassifyRequest, Image
+from protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from serve.metrics import Metrics
 from serve.model import load_model
 from serve.repository import Repository
@@ -101,6 +101,31 @@ async def test_a_bounded_number_of_requests_is_under_way(start_server: StartServ
     await sending
 
 
+async def test_a_stream_of_single_images_never_overloads_a_queue_smaller_than_its_bound(
+    start_server: StartServer,
+) -> None:
+    served = await start_server(max_batch=4, max_queue_rows=16, max_images_per_request=16)
+    served.backend.hold()
+    stream = served.stub.ClassifyStream()
+
+    async def send() -> None:
+        for position in range(60):
+            await stream.write(stream_request(position))
+        await stream.done_writing()
+
+    sending = asyncio.create_task(send())
+    await served.until_busy()
+    await served.until(lambda: served.queued_rows + served.backend.calls[0] >= 16)
+    # Were the bound larger, requests that the queue has no room for would be read in these turns of the loop.
+    for _ in range(200):
+        await asyncio.sleep(0)
+    served.backend.release()
+    answers = [response async for response in stream]
+    await sending
+    assert [answer.error.message for answer in answers if answer.HasField("error")] == []
+    assert sorted(int(answer.id) for answer in answers) == list(range(60))
+
+
 async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) -> None:
     served = await start_server(max_batch=4)
     served.backend.hold()
@@ -118,23 +143,46 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
     assert served.backend.calls == [1, 1]
 
 
+class Context:
+    """gRPC's, where the turns of the event loop must be counted."""
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def write(self, _: object) -> None:
+        await asyncio.sleep(0)
+
+    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+        raise grpc.aio.AbortError(code)
+
+
+async def one_and_then_silence() -> AsyncIterator[ClassifyRequest]:
+    yield stream_request(0)
+    await asyncio.Event().wait()
+
+
+async def test_at_whatever_moment_a_drain_begins_the_stream_ends(package: Path) -> None:
+    model = await asyncio.to_thread(load_model, package, settings(), lambda *_: None)
+    with ThreadPoolExecutor(1) as pool:
+        for turns in range(8):
+            service = ClassifyService(Repository([model]), ImageRows(pool, settings()), Metrics(), settings())
+            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), Context()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            service.refuse()
+            async with asyncio.timeout(10):
+                await service.idle()
+                with pytest.raises(grpc.aio.AbortError, match="UNAVAILABLE"):
+                    await stream
+    await model.close()
+
+
 async def test_however_a_stream_is_cancelled_the_server_knows_that_it_ended(package: Path) -> None:
-    class Context:
-        def time_remaining(self) -> None:
-            return None
-
-        async def write(self, _: object) -> None:
-            await asyncio.sleep(0)
-
-    async def requests() -> AsyncIterator[ClassifyRequest]:
-        yield stream_request(0)
-        await asyncio.Event().wait()
-
     model = await asyncio.to_thread(load_model, package, settings(), lambda *_: None)
     with ThreadPoolExecutor(1) as pool:
         service = ClassifyService(Repository([model]), ImageRows(pool, settings()), Metrics(), settings())
         for first, second in itertools.product(range(12), range(4)):
-            stream = asyncio.create_task(service.ClassifyStream(requests(), Context()))
+            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), Context()))
             for turns in (first, second):
                 for _ in range(turns):
                     await asyncio.sleep(0)
@@ -163,6 +211,27 @@ async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(st
         await stream.read()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "shutting down" in caught.value.details()
+    await draining
+
+
+async def test_a_draining_server_ends_a_stream_that_has_sent_its_last_request_as_if_it_went_on(
+    start_server: StartServer,
+) -> None:
+    served = await start_server(drain_timeout_s=5)
+    served.backend.hold()
+    stream = served.stub.ClassifyStream()
+    await stream.write(stream_request(0))
+    await stream.done_writing()
+    await served.until_busy()
+    for _ in range(10):
+        # An answer over the same connection: the server has received the end of the stream.
+        await served.stub.GetModel(GetModelRequest())
+    draining = asyncio.create_task(served.server.drain())
+    await served.until(lambda: not served.server.ready)
+    served.backend.release()
+    assert (await stream.read()).id == "0"
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
     await draining
 
 

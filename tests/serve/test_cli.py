@@ -12,7 +12,7 @@ import pytest
 
 import fuseline
 from tests.serve.colours import LABELS, encoded, plain
-from tests.serve.processes import ROOT
+from tests.serve.processes import ROOT, finished
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -123,6 +123,28 @@ def test_a_wrong_serve_flag_or_variable_is_one_line_and_2(
     code, _, stderr = run("serve", package)
     assert code == 2
     assert "--backend was given 'caffe'" in stderr
+
+
+def test_the_port_variable_that_kubernetes_sets_for_a_service_called_fuseline_is_ignored(
+    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No machine has this address, so the server ends and says which port it meant to take.
+    arguments = (package, "--host", "203.0.113.1", "--http-port", 0)
+    for of_a_service in ("tcp://10.0.0.1:9000", "tcp://[fd00::1]:9000"):
+        monkeypatch.setenv("FUSELINE_PORT", of_a_service)
+        assert "203.0.113.1:8001 (" in run("serve", *arguments)[2]
+    monkeypatch.setenv("FUSELINE_PORT", "tcp://10.0.0.1:9000")
+    assert "203.0.113.1:8001 (" in finished(*arguments)[2]
+
+
+@pytest.mark.parametrize("value", ["tcp", "10.0.0.1:8001", "tcp://", "99999"])
+def test_every_other_wrong_port_variable_is_still_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FUSELINE_PORT", value)
+    code, _, stderr = run("serve", tmp_path / "nowhere", "--http-port", 0)
+    assert code == 2
+    assert "--port" in stderr
 
 
 def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:

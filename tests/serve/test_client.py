@@ -118,6 +118,27 @@ def test_a_stream_answers_every_image_by_its_position_with_errors_in_between(cli
             assert item.answer.results[0].predictions[0].label == colour
 
 
+def test_an_error_within_a_stream_keeps_its_class(client: Client) -> None:
+    truncated = encoded(plain("red", 64, 64), "JPEG")[:-40]
+    items = client.classify_stream([truncated, plain("red", 8, 9).tobytes()])
+    assert [type(item.error) for item in items] == [errors.ImageError, errors.ImageError]
+    (item,) = client.classify_stream([encoded(plain("red"))], top_k=9)
+    assert type(item.error) is errors.RequestError
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_called_without_the_proxy(
+    live_address: str, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with Client(live_address.replace("127.0.0.1", host)) as client:
+            assert client.model().name == "colours"
+
+
 def test_what_the_iterable_raises_comes_through_after_the_answers(client: Client) -> None:
     def images() -> Iterator[bytes]:
         yield encoded(plain("red"))

@@ -152,6 +152,17 @@ async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path) -
     assert "given up" in stderr
 
 
+async def test_a_health_watch_that_stays_open_is_no_answer_still_owed(package: Path) -> None:
+    with server_process(package, *FAST, "--drain-timeout-s", 1) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            watch = HealthStub(channel).Watch(HealthCheckRequest(service=""))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+
+
 async def test_a_second_signal_ends_it_at_once(package: Path) -> None:
     with server_process(package, *FAST, command=("-m", "tests.serve.hanging_server")) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
