@@ -30,7 +30,7 @@ from serve.errors import BackendError, InputError, VerificationError
 T = TypeVar("T")
 
 BATCH = 32
-"""Rows of a bare call, concurrency of the load, ."""
+"""Rows of a bare call and concurrency of the load."""
 SERVED_TO_BARE_BAR = 0.95
 SERVED_TO_EAGER_BAR = 1.7
 IDLE_LIMIT = 0.02
