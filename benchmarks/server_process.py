@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class ServerProcess:
 
     address: str
     pid: int
+    ready_s: float
+    """From the start of the process to its ready line: interpreter, imports, model, warm-up, reference check."""
 
 
 @contextmanager
@@ -37,6 +40,7 @@ def started_server(package_folder: Path, *flags: str) -> Iterator[ServerProcess]
     command = [sys.executable, "-m", "serve", str(package_folder), "--host", "127.0.0.1", "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
     with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603
             [*command, "--http-port", "0", *flags], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         )
@@ -50,7 +54,7 @@ def started_server(package_folder: Path, *flags: str) -> Iterator[ServerProcess]
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip()[-2000:]
                 raise BackendError(f"the server was never ready (exit code {process.returncode}): {said}")
-            yield ServerProcess(address, process.pid)
+            yield ServerProcess(address, process.pid, time.perf_counter() - started)
         finally:
             watchdog.cancel()
             _end(process)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.answers import check_logits
 from benchmarks.candidates import TITLES
-from benchmarks.cpu_time import with_cores_used_by
+from benchmarks.cpu_time import peak_memory_mb, with_cores_used_by
 from benchmarks.engine_process import EngineProcess
 from benchmarks.pictures import generated_pictures
 from benchmarks.server_process import started_server
@@ -46,6 +46,9 @@ class BackendRounds:
     """Whether it is what `--backend auto` takes here."""
     bare_images_per_s: list[float] = field(default_factory=list)
     served: list[ServingFigures] = field(default_factory=list)
+    server_ready_s: float | None = None
+    server_peak_mb: float | None = None
+    """Largest resident set, 10^6 bytes, after all rounds."""
 
 
 @dataclass(slots=True)
@@ -107,12 +110,12 @@ def run_spine(
         expected = eager.logits(pixels)
         for name, process in bare.items():
             check_logits(f"bare {name}", process.precision, process.logits(pixels), expected)
-        targets = {}
+        targets, servers = {}, {}
         for name in backends:
             say(f"starting the server on {TITLES[name]}")
             # Batch sizes are left to the server, as users leave them.
             flags = ("--backend", name, "--threads", str(threads))
-            server = stack.enter_context(started_server(subject.package_folder, *flags))
+            servers[name] = server = stack.enter_context(started_server(subject.package_folder, *flags))
             targets[name] = _expecting_eager(connect(server.address, server.pid), eager, bare[name])
 
         run = SpineRun(subject.title, [BackendRounds(name, name == default) for name in backends])
@@ -121,6 +124,9 @@ def run_spine(
             for what, step in steps if number % 2 == 0 else steps[::-1]:
                 say(f"round {number + 1} of {rounds}: {what}")
                 step()
+        for each in run.backends:
+            each.server_ready_s = servers[each.backend].ready_s
+            each.server_peak_mb = peak_memory_mb(servers[each.backend].pid)
         return run
 
 
@@ -175,6 +181,12 @@ def as_table(run: SpineRun) -> Table:
             *(_serving_cells(served[what]) if what in served else ("", "", "", "")),
         )
     lines = [f"eager PyTorch FP32, one image: {spread_of(run.eager_latency_ms)} ms"]
+    lines += [
+        f"the server on {TITLES[each.backend]}: ready in {each.server_ready_s:.1f} s, at most "
+        f"{each.server_peak_mb:.0f} MB resident"
+        for each in run.backends
+        if each.server_ready_s is not None and each.server_peak_mb is not None
+    ]
     lines += [f"{'PASS' if v.passed else 'FAIL'}  {v.what}: {v.ratio:.3f}, bar {v.bar:g}" for v in verdicts(run)]
     if (busiest := max(run.idle_cores)) > IDLE_LIMIT:
         lines.append(f"WARNING: idle contenders used up to {busiest:.2f} of a core while others were measured")

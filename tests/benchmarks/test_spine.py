@@ -47,6 +47,8 @@ def test_the_table_says_pass_and_fail_and_the_json_has_every_round() -> None:
     found = run()
     assert as_table(found).row_count == 5
     assert str(as_table(found).caption).count("PASS") == 3
+    found.backends[0].server_ready_s, found.backends[0].server_peak_mb = 1.84, 315.2
+    assert "the server on ONNX Runtime: ready in 1.8 s, at most 315 MB resident" in str(as_table(found).caption)
     found.backends[0].served = [served(1.0)] * 3
     found.idle_cores.append(0.5)
     caption = str(as_table(found).caption)
