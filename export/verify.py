@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from serve.backends import BACKENDS, open_backend, why_not_installed
+from serve.backends.padded import infer_in_largest_bucket
 from serve.errors import BackendUnavailableError, ImageError, InputError, VerificationError
 from serve.images import decode_image
 from serve.model_package import Artifact, InputSpec, ModelPackage, Normalization, Verification
@@ -215,17 +216,9 @@ def _run(
     pixels: NDArray[np.uint8],
     on_progress: Callable[[float], None],
 ) -> tuple[NDArray[np.float32], str]:
-    bucket = _batch_rows(pixels)
-    backend, _ = open_backend(package, backend=name, precision=artifact.precision, buckets=(bucket,))
+    backend, _ = open_backend(package, backend=name, precision=artifact.precision, buckets=(_batch_rows(pixels),))
     try:
-        parts = []
-        for start in range(0, len(pixels), bucket):
-            rows = pixels[start : start + bucket]
-            batch = np.zeros((bucket, *pixels.shape[1:]), np.uint8)
-            batch[: len(rows)] = rows
-            parts.append(backend.infer(batch)[: len(rows)])
-            on_progress(min(1.0, (start + bucket) / len(pixels)))
-        return np.concatenate(parts), f"{name} ({backend.device})"
+        return infer_in_largest_bucket(backend, pixels, on_progress), f"{name} ({backend.device})"
     finally:
         backend.close()
 

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.backends import open_backend
+from serve.backends import DEFAULT_BUCKETS, open_backend
 from serve.backends.base import Backend
 from serve.batcher import Batcher, BatchStats
 from serve.errors import PackageError
 from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
 from serve.reference import check_reference
 from serve.settings import Settings, buckets_up_to
-
-DEFAULT_MAX_BATCH = 32
 
 CPU_BATCH_PIXELS = 16 * 224 * 224
 """Pixels that fill a CPU's cores. Measured with ResNet-18 at 224 x 224 and 32 clients on 2 cores: batches of 8 serve
@@ -65,7 +63,7 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         package,
         backend=settings.backend,
         precision=settings.precision,
-        buckets=buckets_up_to(settings.max_batch or DEFAULT_MAX_BATCH),
+        buckets=buckets_up_to(settings.max_batch) if settings.max_batch else DEFAULT_BUCKETS,
         threads=settings.threads,
     )
     if settings.max_batch is None and backend.device == "CPU":
@@ -90,9 +88,9 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
 
 
 def cpu_buckets(spec: InputSpec) -> tuple[int, ...]:
-    """Batch sizes for a CPU: the powers of two up to `DEFAULT_MAX_BATCH` within `CPU_BATCH_PIXELS`."""
+    """Batch sizes for a CPU: those of `DEFAULT_BUCKETS` within `CPU_BATCH_PIXELS`."""
     fitting = CPU_BATCH_PIXELS // (spec.height * spec.width)
-    return tuple(bucket for bucket in buckets_up_to(DEFAULT_MAX_BATCH) if bucket <= max(1, fitting))
+    return tuple(bucket for bucket in DEFAULT_BUCKETS if bucket <= max(1, fitting))
 
 
 def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:

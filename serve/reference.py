@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends.base import Backend
+from serve.backends.padded import infer_in_largest_bucket
 from serve.errors import PackageError, VerificationError
 from serve.model_package import ModelPackage
 
@@ -39,14 +40,7 @@ def check_reference(backend: Backend, package: ModelPackage) -> float:
         BackendError: the runtime failed.
     """
     pixels, expected = _read(package)
-    bucket = backend.buckets[-1]
-    batch = np.zeros((bucket, *pixels.shape[1:]), np.uint8)
-    parts = []
-    for start in range(0, len(pixels), bucket):
-        rows = pixels[start : start + bucket]
-        batch[: len(rows)] = rows
-        parts.append(backend.infer(batch)[: len(rows)])
-    given = np.concatenate(parts)
+    given = infer_in_largest_bucket(backend, pixels)
     if given.shape != expected.shape:
         raise PackageError(
             f"{package.folder}: the model answers {len(pixels)} images with logits of shape {given.shape}, the "

@@ -13,6 +13,7 @@ from serve.model_package import ModelPackage
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32)
+"""What engines are built for and servers batch to, unless told otherwise."""
 
 
 def open_backend(

@@ -1,0 +1,27 @@
+"""Many rows through a backend that takes one size of batch at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.backends.base import Backend
+
+
+def infer_in_largest_bucket(
+    backend: Backend, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
+) -> NDArray[np.float32]:
+    """Logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of the largest bucket.
+
+    The last batch is filled with zeros, whose logits are left out. `on_progress` is given the share that is done.
+    Raises `serve.errors.BackendError` when the runtime fails.
+    """
+    bucket = backend.buckets[-1]
+    parts = []
+    for start in range(0, len(pixels), bucket):
+        rows = pixels[start : start + bucket]
+        batch = np.zeros((bucket, *pixels.shape[1:]), np.uint8)
+        batch[: len(rows)] = rows
+        parts.append(backend.infer(batch)[: len(rows)])
+        on_progress(min(1.0, (start + bucket) / len(pixels)))
+    return np.concatenate(parts)
