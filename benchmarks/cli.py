@@ -1,4 +1,4 @@
-"""`fuseline bench engines|serve|spine`."""
+"""`fuseline bench engines|serve|spine|read`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -125,6 +125,27 @@ def spine(
         run = run_spine(subject, backends=backends, rounds=rounds, seconds=seconds, threads=threads, say=say)
         finish(as_table(run), as_json(run))
     if not all(verdict.passed for verdict in verdicts(run)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def read(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A network of torchvision's.")] = "resnet152",
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh processes read each file.")] = 3,
+    json: _Json = None,
+) -> None:
+    """Measure reading a checkpoint and recognising its network: seconds and peak memory, of torch.save and safetensors.
+
+    The exit code is 1 above a bar: 3 s, and 3 times the file's size.
+    """
+    from benchmarks.reading import as_json, as_table, measure_reading, written_network
+
+    with _run("read", command_line("read", model, repeats=repeats), json) as (say, finish):
+        say("writing the files")
+        with written_network(model) as (files, digest):
+            readings = measure_reading(files, digest, repeats=repeats, say=say)
+        finish(as_table(model, readings), as_json(model, readings))
+    if not all(reading.passed for reading in readings):
         raise typer.Exit(1)
 
 

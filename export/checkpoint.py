@@ -1,120 +1,136 @@
-"""A checkpoint file becomes named float32 tensors, with a note of all that was done to get there."""
+"""A checkpoint becomes named float32 tensors, with a note of all that was done to get there."""
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from export.checkpoint_file import bytes_of_checkpoint, contents_of_checkpoint
+from export.reading.checkpoint_file import FileContents, read_file
+from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
+from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
+from export.reading.checkpoint_weights import Weights, find_weights
+from export.reading.pickled_tensors import UnusableTensor
+from export.reading.wrapper_prefixes import network_names
 from serve.errors import CheckpointError
 
-_CONTAINERS = ("state_dict", "model", "net", "model_state_dict", "ema")
-_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
-_LABEL_KEYS = ("labels", "classes", "class_names")
-_MAX_NESTING = 8
 _BATCHNORM_EPS = 1e-5
+_COUNTER = "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var", _COUNTER)
+_MAX_NAMED_CLASSES = 6
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """What a checkpoint holds."""
 
     path: Path
     sha256: str
-    """Of the very bytes that the tensors were read from."""
+    """Of the very bytes that the tensors were read from; of several files: of the lines `DIGEST  NAME\\n`, as sha256sum
+    prints them, in the order of the names."""
     tensors: dict[str, Tensor]
     """Dense, on the CPU, finite; floats are float32. Without `num_batches_tracked`, without wrappers' prefixes."""
     notes: tuple[str, ...]
     """What was done: the container taken, prefixes stripped, types changed, metadata left out."""
     metadata: dict[str, Any]
     """Of what stood beside the weights: `labels` (list of str), `mean` and `std` (lists of float, of pixels scaled to
-    0..1), `input_size` (int); each only if it is there and well-formed."""
+    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`); each only if it is
+    there and well-formed."""
+    counters: dict[str, Tensor] = field(default_factory=dict)
+    """Every `num_batches_tracked`, without wrappers' prefixes."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """config.json beside the weights, decoded; empty if there is none."""
+    layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Only of modules that were pickled whole: layer name to its plain attributes and `type`, the name of its class."""
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a state dict from a file of `torch.save` or safetensors. No code in the file is ever run.
+def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
+    """Read weights from a file of `torch.save`, TorchScript or safetensors, from shards or a folder of them.
 
-    The state dict may be the file's root or lie in `state_dict`, `model`, `net`, `model_state_dict` or `ema`, also one
-    in another; of several the first in this order is taken. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`,
-    `backbone.`) go where every name has them.
+    No code in a file is ever run and no module that it names is imported: objects of classes that aren't plain values
+    are left inert. A module that was pickled whole gives the tensors among its attributes. The tensors lie in the
+    memory that the files were read into; only those that aren't float32 there are copied.
+
+    `prefer_ema` takes averaged weights; without it they are taken only where there are no others.
 
     Raises:
-        CheckpointError: no such file; no checkpoint; damaged; code would have to be run; no tensors; weights that are
-            NaN, infinite, sparse, quantised or without data; a negative running variance.
+        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; weights
+            that are NaN, infinite, sparse, quantised or without data; a negative running variance.
     """
-    data = bytes_of_checkpoint(path)
-    contents = contents_of_checkpoint(data, path)
-    if not isinstance(contents, Mapping):
-        raise CheckpointError(f"{path} holds a {type(contents).__name__}; expected a state dict: names with tensors")
-    notes: list[str] = []
-    levels = _levels_to_weights(contents, notes)
-    named = {name: value for name, value in levels[-1].items() if isinstance(value, Tensor)}
-    if not named:
-        keys = ", ".join(repr(key) for key in list(contents)[:8]) or "none"
-        raise CheckpointError(
-            f"{path} holds no tensors where they were expected: at its root or in {', '.join(_CONTAINERS)}; its keys "
-            f"are {keys}. Save the state dict: torch.save(model.state_dict(), PATH)"
-        )
-    if odd := [name for name in named if not isinstance(name, str)]:
-        raise CheckpointError(
-            f"{path}: tensors must have names, but one is called {odd[0]!r} ({type(odd[0]).__name__})"
-        )
-    tensors = _float32_tensors(_without_prefixes(named, notes), path, notes)
-    metadata = _metadata(levels, notes)
-    return Checkpoint(path, hashlib.sha256(data).hexdigest(), tensors, tuple(notes), metadata)
+    files = files_of_checkpoint(path)
+    contents = {file.name: read_file(file) for file in files.weights}
+    root = _root(contents, files, path)
+    weights = find_weights(root, path, prefer_ema=prefer_ema)
+    if odd := [name for name in weights.tensors if not isinstance(name, str)]:
+        shown = f"{odd[0]} ({type(odd[0]).__name__})" if isinstance(odd[0], int) else f"by a {type(odd[0]).__name__}"
+        raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
+    names = network_names(weights.tensors)
+    notes = [*files.notes, *weights.notes, *names.notes]
+    named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
+    if weights.are_ema:
+        named |= _plain_statistics(root, named, path, notes)
+    counters = {name: value for name, value in named.items() if _last(name) == _COUNTER and isinstance(value, Tensor)}
+    tensors = _float32_tensors(named, path, notes)
+    metadata = metadata_beside(weights.levels, notes)
+    metadata = metadata_of_config(files.config, files.preprocessor, notes) | metadata
+    notes += _notes_of_inert(contents.values(), weights)
+    settings = {
+        new: value for name, value in weights.layer_settings.items() if (new := names.renamed(name)) is not None
+    }
+    return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)
 
 
-def _levels_to_weights(contents: Mapping[Any, Any], notes: list[str]) -> list[Mapping[Any, Any]]:
-    """The mappings from the root to the state dict, which is the last."""
-    levels = [contents]
-    while len(levels) <= _MAX_NESTING:
-        found = [key for key in _CONTAINERS if _holds_tensors(levels[-1].get(key))]
-        if not found:
-            break
-        levels.append(levels[-1][found[0]])
-        others = f"; also there and not taken: {', '.join(found[1:])}" if found[1:] else ""
-        notes.append(f"weights taken from `{found[0]}`{others}")
-    return levels
+def _root(contents: Mapping[str, FileContents], files: Files, path: Path) -> Any:
+    if files.shard_of is None:
+        return next(iter(contents.values())).root
+    shards: dict[str, Mapping[str, Any]] = {}
+    for name, content in contents.items():
+        if not isinstance(content.root, dict):
+            raise CheckpointError(f"{path}: the shard {name} holds no state dict; names with tensors were expected")
+        shards[name] = {key: value for key, value in content.root.items() if isinstance(value, Tensor | UnusableTensor)}
+    return merged_shards(shards, files, path)
 
 
-def _holds_tensors(value: Any, nesting: int = 0) -> bool:
-    if not isinstance(value, Mapping) or nesting > _MAX_NESTING:
-        return False
-    return any(isinstance(item, Tensor) for item in value.values()) or any(
-        _holds_tensors(value.get(key), nesting + 1) for key in _CONTAINERS
-    )
+def _digest(contents: Mapping[str, FileContents]) -> str:
+    if len(contents) == 1:
+        return next(iter(contents.values())).sha256
+    lines = "".join(f"{content.sha256}  {name}\n" for name, content in sorted(contents.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _without_prefixes(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    named = dict(tensors)
-    # torch.optim.swa_utils.AveragedModel keeps it beside `module.*`.
-    if len(named) > 1 and named.pop("n_averaged", None) is not None:
-        notes.append("counter `n_averaged` of an averaged model left out")
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None):
-        named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-        notes.append(f"prefix `{prefix}` stripped from every name")
-    return named
+def _plain_statistics(root: Any, named: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+    """BatchNorm's running statistics of the plain weights, where only parameters were averaged."""
+    if any(_last(name) in _STATISTICS for name in named):
+        return {}
+    plain = find_weights(root, path, prefer_ema=False)
+    if plain.are_ema:
+        return {}
+    names = network_names(plain.tensors)
+    renamed = {new: value for name, value in plain.tensors.items() if (new := names.renamed(name)) is not None}
+    missing = {name: value for name, value in renamed.items() if name not in named}
+    if not missing or any(_last(name) not in _STATISTICS for name in missing):
+        return {}
+    notes.append(f"the EMA weights lack BatchNorm's statistics: {len(missing)} taken from the plain weights")
+    return missing
 
 
-def _float32_tensors(named: Mapping[str, Tensor], path: Path, notes: list[str]) -> dict[str, Tensor]:
+def _float32_tensors(named: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     converted: Counter[torch.dtype] = Counter()
-    for name, tensor in named.items():
-        if name.rpartition(".")[2] == "num_batches_tracked":
+    for name, value in named.items():
+        if _last(name) == _COUNTER:
             continue
-        _check_storage(name, tensor, path)
+        tensor = _dense(name, value, path)
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             converted[tensor.dtype] += 1
-            tensors[name] = tensor.detach().to(torch.float32)
-        else:
-            tensors[name] = tensor.detach()
-        _check_values(name, tensors[name], path)
+            tensor = tensor.to(torch.float32)
+        tensors[name] = tensor
+        _check_values(name, tensor, path)
     if not tensors:
         raise CheckpointError(f"{path} holds no weights, only counters; save model.state_dict() of the trained model")
     for dtype, count in converted.items():
@@ -122,29 +138,26 @@ def _float32_tensors(named: Mapping[str, Tensor], path: Path, notes: list[str]) 
     return tensors
 
 
-def _check_storage(name: str, tensor: Tensor, path: Path) -> None:
-    if tensor.device.type == "meta":
-        fault, cure = "has no data (meta device)", "save the model after its weights are loaded"
-    elif tensor.is_quantized:
-        fault, cure = f"is quantised ({tensor.dtype})", "save the float model, before quantisation"
-    elif tensor.layout != torch.strided:
-        fault, cure = f"is sparse ({tensor.layout})", "save it with .to_dense()"
-    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        fault = f"claims shape {tuple(tensor.shape)}, more than the {tensor.untyped_storage().nbytes()} bytes stored"
+def _dense(name: str, value: Any, path: Path) -> Tensor:
+    if isinstance(value, UnusableTensor):
+        fault, cure = value.fault, value.cure
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        fault = f"claims shape {tuple(value.shape)}, more than the {value.untyped_storage().nbytes()} bytes stored"
         cure = "save it with .contiguous()"
     else:
-        return
+        assert isinstance(value, Tensor)
+        return value
     raise CheckpointError(f"{path}: {name} {fault}; dense float weights were expected, {cure}")
 
 
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not _has_finite_sum(tensor) and not torch.isfinite(tensor).all():
         nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         raise CheckpointError(
             f"{path}: {name} has {nans} NaN and {infinities} infinite of {tensor.numel()} values; finite weights were "
             "expected. The training diverged or the file is damaged: use an earlier checkpoint"
         )
-    if name.rpartition(".")[2] == "running_var" and tensor.numel() and (least := float(tensor.min())) < 0:
+    if _last(name) == "running_var" and tensor.numel() and (least := float(tensor.min())) < 0:
         tiny = (
             f"; that is tiny beside BatchNorm's eps of {_BATCHNORM_EPS:g}, so probably rounding: clamp it to 0 and save"
             if least > -_BATCHNORM_EPS
@@ -153,41 +166,23 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path}: {name} has the value {least:g}; a variance is never negative{tiny}")
 
 
-def _metadata(levels: list[Mapping[Any, Any]], notes: list[str]) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    for key in (*_LABEL_KEYS, "mean", "std", "input_size"):
-        for level in levels:
-            target = "labels" if key in _LABEL_KEYS else key
-            if target in metadata or level.get(key) is None:
-                continue
-            value = _well_formed(target, level[key])
-            if value is None:
-                notes.append(f"`{key}` beside the weights is left out: expected {_METADATA_FORMS[target]}")
-            else:
-                metadata[target] = value
-    return metadata
+def _has_finite_sum(tensor: Tensor) -> bool:
+    """Whether the sum is finite; then every value is. One that overflows says nothing.
+
+    By NumPy: on hundreds of small tensors the threads that torch wakes for each cost more than the sum.
+    """
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(tensor.numpy().sum()))
 
 
-_METADATA_FORMS = {
-    "labels": "a list of texts",
-    "mean": "a list of finite numbers",
-    "std": "a list of finite numbers above 0",
-    "input_size": "a whole number above 0",
-}
+def _notes_of_inert(contents: Any, weights: Weights) -> list[str]:
+    classes = {name: None for content in contents for name in content.inert if name not in weights.module_classes}
+    if not classes:
+        return []
+    shown = ", ".join(list(classes)[:_MAX_NAMED_CLASSES])
+    more = f" and {len(classes) - _MAX_NAMED_CLASSES} more" if len(classes) > _MAX_NAMED_CLASSES else ""
+    return [f"objects beside the weights left inert, none of their code run: {shown}{more}"]
 
 
-def _well_formed(target: str, value: Any) -> Any:
-    """`value` as plain str, float, int or list of them, or None if it isn't what `target` must be."""
-    if isinstance(value, Tensor):
-        value = value.tolist() if value.layout == torch.strided and value.device.type == "cpu" else None
-    if target == "input_size":
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-    if not isinstance(value, list | tuple) or not value:
-        return None
-    if target == "labels":
-        return list(value) if all(isinstance(label, str) for label in value) else None
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
-        return None
-    if not all(math.isfinite(number) and (target == "mean" or number > 0) for number in value):
-        return None
-    return [float(number) for number in value]
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

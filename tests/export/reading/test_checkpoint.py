@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from export.checkpoint import read_checkpoint
 from tests.export.small_weights import assert_same, small_network, without_counters
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_takes_the_weights_out_of_nested_containers_and_says_what_was_passed_ove
     checkpoint = read_checkpoint(path)
     assert_same(checkpoint.tensors, without_counters(weights))
     assert checkpoint.notes == (
-        "weights taken from `model`; also there and not taken: ema",
+        "weights taken from `model`; EMA weights are in `ema`: --ema takes them",
         "weights taken from `net`",
     )
 

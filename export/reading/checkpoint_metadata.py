@@ -1,0 +1,190 @@
+"""What stands beside the weights and says how the network is used: labels, normalisation, sizes."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from export.reading.inert_pickle import Inert, attributes_of
+
+LABEL_KEYS = ("labels", "classes", "class_names", "class_to_idx")
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")
+
+_FORMS = {
+    "labels": "a list of texts",
+    "mean": "a list of finite numbers",
+    "std": "a list of finite numbers above 0",
+    "input_size": "a whole number above 0",
+    "resize_shorter_side": "a whole number above 0",
+    "interpolation": "bilinear or bicubic",
+}
+_KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", "interpolation")
+_MAX_CHANNELS = 64
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
+_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
+_HUGGING_FACE_WARPS_FROM = 384
+_CONVNEXT_CROP = 224 / 256
+_TIMM_CROP = 0.875
+
+
+def metadata_beside(levels: list[Mapping[Any, Any]], notes: list[str]) -> dict[str, Any]:
+    """Of the levels from a file's root to its weights, and of Lightning's hyper-parameters, nested one level at most.
+
+    What is there but not of the expected form is left out, and noted.
+    """
+    metadata: dict[str, Any] = {}
+    for level in levels:
+        _take(metadata, level, notes, "beside the weights")
+    for level in levels:
+        for key in HYPER_PARAMETERS:
+            outer = _entries(level.get(key))
+            nested = {id(value): value for value in outer.values()}
+            for settings in (outer, *map(_entries, nested.values())):
+                wanted = {name: settings[name] for name in _KEYS if name in settings}
+                # `classes: 10` counts them there.
+                counted = {name for name in LABEL_KEYS if type(_value(wanted.get(name))) is int}
+                _take(metadata, {name: wanted[name] for name in wanted.keys() - counted}, notes, f"in `{key}`")
+    return metadata
+
+
+def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Of config.json and preprocessor_config.json as transformers writes them, or of config.json as timm does."""
+    found = _of_timm(config, notes) if "architecture" in config else _of_hugging_face(config, preprocessor, notes)
+    metadata: dict[str, Any] = {}
+    _take(metadata, found, notes, "in the folder's configuration")
+    return metadata
+
+
+def _take(metadata: dict[str, Any], level: Mapping[Any, Any], notes: list[str], where: str) -> None:
+    for key in _KEYS:
+        target = "labels" if key in LABEL_KEYS else key
+        if target in metadata or level.get(key) is None:
+            continue
+        value = _well_formed(target, _value(level[key]))
+        if value is None:
+            notes.append(f"`{key}` {where} is left out: expected {_FORMS[target]}")
+        else:
+            metadata[target] = value
+
+
+def _well_formed(target: str, value: Any) -> Any:
+    """`value` as plain str, float, int or list of them, or None if it isn't what `target` must be."""
+    if isinstance(value, Tensor):
+        value = value.tolist() if value.numel() <= _MAX_CHANNELS else None
+    if target == "labels":
+        return _labels(value)
+    if target in ("input_size", "resize_shorter_side"):
+        return value if type(value) is int and value > 0 else None
+    if target == "interpolation":
+        return value if value in ("bilinear", "bicubic") else None
+    if not isinstance(value, list | tuple) or not value or any(type(number) not in (int, float) for number in value):
+        return None
+    if not all(math.isfinite(number) and (target == "mean" or number > 0) for number in value):
+        return None
+    return [float(number) for number in value]
+
+
+def _labels(value: Any) -> list[str] | None:
+    """Of a list, of `{0: "cat"}` or `{"0": "cat"}`, or of `{"cat": 0}`; the indices must be 0 to n - 1."""
+    if isinstance(value, dict):
+        pairs = list(value.items())
+        if pairs and all(type(index) is int for _, index in pairs):
+            pairs = [(index, label) for label, index in pairs]
+        indexed = {int(index): label for index, label in pairs if _is_index(index)}
+        if len(indexed) != len(value) or indexed.keys() != set(range(len(indexed))):
+            return None
+        value = [indexed[index] for index in range(len(indexed))]
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    return list(value) if all(isinstance(label, str) for label in value) else None
+
+
+def _is_index(key: Any) -> bool:
+    return type(key) is int or (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10)
+
+
+def _entries(value: Any) -> Mapping[Any, Any]:
+    """Of a dict, a namespace, or a node of OmegaConf; of anything else none."""
+    entries: Any = attributes_of(value)
+    if isinstance(value, Inert) and value.name.startswith("omegaconf."):
+        entries = entries.get("_content")
+    return entries if isinstance(entries, dict) else {}
+
+
+def _value(value: Any, depth: int = 0) -> Any:
+    """`value` without the nodes in which OmegaConf keeps it, and without the class of a list."""
+    if not isinstance(value, Inert) or depth > 2:
+        return value
+    if not value.name.startswith("omegaconf."):
+        return value.items or value
+    attributes = attributes_of(value)
+    content = attributes.get("_content", attributes.get("_val"))
+    if isinstance(content, list):
+        return [_value(item, depth + 1) for item in content]
+    if isinstance(content, dict):
+        return {key: _value(item, depth + 1) for key, item in content.items()}
+    return content
+
+
+def _of_hugging_face(config: Mapping[str, Any], preprocessor: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and not all(_PLACEHOLDER.fullmatch(str(label)) for label in labels.values()):
+        found["labels"] = labels
+    if preprocessor.get("do_normalize", True):
+        found |= {"mean": preprocessor.get("image_mean"), "std": preprocessor.get("image_std")}
+    if preprocessor.get("do_resize", True):
+        found |= dict(_hugging_face_sizes(preprocessor, notes))
+        resample = preprocessor.get("resample")
+        found["interpolation"] = _PIL_FILTERS.get(resample, resample) if type(resample) is int else resample
+    return found
+
+
+def _hugging_face_sizes(preprocessor: Mapping[str, Any], notes: list[str]) -> Iterator[tuple[str, int]]:
+    """Of ConvNextImageProcessor, which transformers' ResNets use, and of processors that resize and then crop."""
+    side, crop = _side(preprocessor.get("size")), _side(preprocessor.get("crop_size"))
+    if side is None:
+        return
+    resizes_shorter_side = not isinstance(preprocessor["size"], dict) or "shortest_edge" in preprocessor["size"]
+    if preprocessor.get("do_center_crop") and crop is not None and resizes_shorter_side:
+        yield from (("input_size", crop), ("resize_shorter_side", side))
+        return
+    yield "input_size", side
+    kind = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type"))
+    share = preprocessor.get("crop_pct") or (_CONVNEXT_CROP if kind.startswith("ConvNext") else None)
+    if resizes_shorter_side and side < _HUGGING_FACE_WARPS_FROM and isinstance(share, int | float) and 0 < share <= 1:
+        yield "resize_shorter_side", int(side / share)
+    else:
+        notes.append(
+            f"the folder's preprocessor stretches every image to {side} x {side}; Fuseline keeps its shape and crops"
+        )
+
+
+def _side(size: Any) -> int | None:
+    """Of a square, or of the shorter side."""
+    if isinstance(size, dict):
+        sides = {size[key] for key in ("shortest_edge", "height", "width") if type(size.get(key)) is int}
+        size = sides.pop() if len(sides) == 1 else None
+    return size if type(size) is int and size > 0 else None
+
+
+def _of_timm(config: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """As timm's `_parse_model_cfg` and `transforms_imagenet_eval` take it; older files have everything at the root."""
+    nested = config.get("pretrained_cfg")
+    settings = nested if isinstance(nested, dict) else config
+    labels = config.get("label_names") or settings.get("label_names") or settings.get("labels")
+    found = {"labels": labels} | {key: settings.get(key) for key in ("mean", "std", "interpolation")}
+    size = settings.get("input_size")
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        return found
+    found["input_size"] = size[1]
+    share = settings.get("crop_pct") or _TIMM_CROP
+    if settings.get("crop_mode", "center") != "center":
+        notes.append(
+            f"timm's crop mode {settings['crop_mode']} isn't Fuseline's: it resizes the shorter side and crops"
+        )
+    elif type(size[1]) is int and isinstance(share, int | float) and 0 < share <= 1:
+        found["resize_shorter_side"] = math.floor(size[1] / share)
+    return found

@@ -1,0 +1,222 @@
+"""Where in a checkpoint's contents the weights lie, and which are meant: the plain or the averaged (EMA) ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from export.reading.inert_pickle import Inert, attributes_of
+from export.reading.pickled_modules import ModuleState, is_module, state_of_module
+from export.reading.pickled_tensors import UnusableTensor
+from export.reading.quantised_weights import quantisation_in
+from export.reading.wrapper_prefixes import is_ema
+from serve.errors import CheckpointError
+
+CONTAINERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "module", "weights", "shadow")
+"""Keys that hold the weights, the likeliest first."""
+
+_MAX_NESTING = 8
+_OPTIMIZER_KEYS = {"state", "param_groups"}
+
+
+@dataclass(slots=True)
+class Weights:
+    """The weights and where they lay."""
+
+    named: dict[Any, Any]
+    """The state dict as it is in the file: Tensor or UnusableTensor, and whatever else stands in it."""
+    levels: list[Mapping[Any, Any]]
+    """From the root to the state dict, which is the last."""
+    notes: list[str]
+    layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    module_classes: set[str] = field(default_factory=set)
+    """Of the modules whose attributes were read."""
+    are_ema: bool = False
+
+    @property
+    def tensors(self) -> dict[Any, Any]:
+        """Without what is no tensor."""
+        return {name: value for name, value in self.named.items() if _is_tensor(value)}
+
+
+def find_weights(root: Any, path: Path, *, prefer_ema: bool) -> Weights:
+    """The state dict in `root`, which may be nested in containers, and modules that were pickled whole.
+
+    Raises:
+        CheckpointError: there are no weights, or `prefer_ema` and no averaged ones. The message says what is there.
+    """
+    search = _Search(path)
+    weights = search.run(root, prefer_ema=prefer_ema)
+    names = [name for name in weights.named if isinstance(name, str)]
+    if sign := quantisation_in(names, weights.module_classes):
+        raise CheckpointError(
+            f"{path} holds a quantised network: {sign}. Dense float weights were expected: save the float model, "
+            "before quantisation; Fuseline makes FP16 and INT8 from it"
+        )
+    if not weights.tensors:
+        raise _no_weights(root, weights, path)
+    if prefer_ema and not weights.are_ema:
+        keys = _shown_keys(weights.levels[0])
+        raise CheckpointError(
+            f"{path} holds no EMA weights, which --ema asks for; found {weights.notes[0] if weights.notes else keys}. "
+            "EMA weights are looked for under keys such as ema, model_ema, ema_state_dict; leave --ema out to take "
+            "the plain weights"
+        )
+    return weights
+
+
+class _Search:
+    """One walk from the root to the weights. Modules are opened once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: dict[int, Mapping[Any, Any]] = {}
+        self._states: dict[int, ModuleState] = {}
+        self._holds: dict[int, bool] = {}
+
+    def run(self, root: Any, *, prefer_ema: bool) -> Weights:
+        level = root
+        notes: list[str] = []
+        weights = Weights({}, [], notes)
+        while len(weights.levels) <= _MAX_NESTING:
+            content = self._content(level)
+            weights.levels.append(content)
+            self._note_module(level, weights)
+            plain, ema = self._candidates(content)
+            own = any(_is_tensor(value) for value in content.values())
+            takes_ema = bool(ema) and not weights.are_ema and (prefer_ema or not (plain or own))
+            if not takes_ema and not plain:
+                break
+            taken, level = next(iter((ema if takes_ema else plain).items()))
+            passed = ", ".join(key for key in plain if key != taken)
+            notes.append(f"{'EMA weights' if takes_ema else 'weights'} taken from `{taken}`")
+            if passed:
+                notes[-1] += f"; also there and not taken: {passed}"
+            if takes_ema and not prefer_ema:
+                notes[-1] += "; no plain weights are there"
+            elif ema and not takes_ema and not weights.are_ema:
+                notes[-1] += f"; EMA weights are in `{next(iter(ema))}`: --ema takes them"
+            weights.are_ema = weights.are_ema or takes_ema
+        if ema and not weights.are_ema:
+            notes.append(f"EMA weights are in `{next(iter(ema))}`: --ema takes them")
+        weights.named = dict(weights.levels[-1])
+        self._choose_among_names(weights, prefer_ema=prefer_ema)
+        return weights
+
+    def _candidates(self, content: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where plain and where averaged weights are, the likeliest first."""
+        plain = {key: content[key] for key in CONTAINERS if self._holds_tensors(content.get(key))}
+        ema = self._averaged(content)
+        # Lightning's WeightAveraging: the averaged weights are in `state_dict`, the plain ones beside it.
+        if self._holds_tensors(content.get("current_model_state")):
+            ema = {key: value for key, value in plain.items() if key == "state_dict"} | ema
+            return {"current_model_state": content["current_model_state"]}, ema
+        for name, state in self._content(content.get("callbacks")).items():
+            found = self._averaged(self._content(state))
+            ema |= {f"callbacks.{name}.{key}": value for key, value in found.items()}
+        return plain, ema
+
+    def _averaged(self, content: Mapping[Any, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in content.items()
+            if isinstance(key, str) and is_ema(key) and self._holds_tensors(value)
+        }
+
+    def _choose_among_names(self, weights: Weights, *, prefer_ema: bool) -> None:
+        """A module may hold its averaged copy: `model.*` and `ema_model.*` in one state dict."""
+        first = {name: name.partition(".")[0] for name in weights.named if isinstance(name, str) and "." in name}
+        groups = dict.fromkeys(part for part in first.values() if is_ema(part))
+        if not groups:
+            return
+        averaged = {name: value for name, value in weights.named.items() if first.get(name) in groups}
+        rest = {name: value for name, value in weights.named.items() if first.get(name) not in groups}
+        has_rest = any(len(getattr(value, "shape", ())) > 1 for value in rest.values())
+        group = next(iter(groups))
+        if prefer_ema or not has_rest:
+            weights.named = {
+                name.removeprefix(f"{group}."): averaged[name] for name in averaged if first[name] == group
+            }
+            weights.layer_settings = {
+                name.removeprefix(f"{group}."): settings
+                for name, settings in weights.layer_settings.items()
+                if name.startswith(f"{group}.")
+            }
+            weights.notes.append(f"EMA weights taken from `{group}.`")
+            weights.are_ema = True
+        else:
+            weights.named = rest
+            weights.notes.append(f"EMA weights in `{group}.` not taken: --ema takes them")
+
+    def _note_module(self, level: Any, weights: Weights) -> None:
+        state = self._states.get(id(level))
+        if state is not None:
+            weights.layer_settings = state.layer_settings
+            weights.module_classes = state.classes
+            weights.notes.append(f"weights read from the attributes of the module `{state.name}`; its code was not run")
+
+    def _content(self, value: Any) -> Mapping[Any, Any]:
+        """Names with tensors of a module, entries and attributes of other inert objects, a dict as it is."""
+        if isinstance(value, dict):
+            return value
+        if not isinstance(value, Inert):
+            return {}
+        if id(value) not in self._opened:
+            if is_module(value):
+                try:
+                    state = state_of_module(value)
+                except ValueError as error:
+                    raise CheckpointError(f"{self._path}: {error}; save model.state_dict()") from error
+                self._states[id(value)] = state
+                self._opened[id(value)] = state.tensors
+            else:
+                self._opened[id(value)] = attributes_of(value)
+        return self._opened[id(value)]
+
+    def _holds_tensors(self, value: Any, nesting: int = 0) -> bool:
+        if id(value) not in self._holds:
+            self._holds[id(value)] = False  # while it is looked into, so that what holds itself ends
+            self._holds[id(value)] = self._look_for_tensors(value, nesting)
+        return self._holds[id(value)]
+
+    def _look_for_tensors(self, value: Any, nesting: int) -> bool:
+        content = self._content(value)
+        if any(_is_tensor(item) for item in content.values()):
+            return True
+        inner = [item for key, item in content.items() if key in CONTAINERS or (isinstance(key, str) and is_ema(key))]
+        return nesting < _MAX_NESTING and any(self._holds_tensors(item, nesting + 1) for item in inner)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | UnusableTensor)
+
+
+def _shown_keys(content: Mapping[Any, Any]) -> str:
+    """The first few, for a message."""
+    return ", ".join(repr(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:8])
+
+
+def _no_weights(root: Any, weights: Weights, path: Path) -> CheckpointError:
+    if isinstance(root, Inert) and weights.module_classes:
+        return CheckpointError(
+            f"{path} holds the module {root.name} without any tensors among its attributes. A frozen TorchScript file "
+            "(torch.jit.freeze) keeps its weights as constants of its program, which Fuseline never runs: save the "
+            "state dict of the model that it was made from: torch.save(model.state_dict(), PATH)"
+        )
+    if isinstance(root, Inert) and not weights.levels[0]:
+        return CheckpointError(f"{path} holds an object of {root.name}; expected a state dict: names with tensors")
+    if not isinstance(root, dict | Inert):
+        return CheckpointError(f"{path} holds a {type(root).__name__}; expected a state dict: names with tensors")
+    content = weights.levels[0]
+    keys = _shown_keys(content) or "none"
+    if any(level.keys() >= _OPTIMIZER_KEYS for level in (content, attributes_of(content.get("optimizer")))):
+        return CheckpointError(
+            f"{path} holds the state of an optimizer and no weights: its keys are {keys}. Give the file that holds the "
+            "model, or save it: torch.save(model.state_dict(), PATH)"
+        )
+    return CheckpointError(
+        f"{path} holds no tensors where they were expected: at its root or in {', '.join(CONTAINERS)}; its keys are "
+        f"{keys}. Save the state dict: torch.save(model.state_dict(), PATH)"
+    )

@@ -1,0 +1,277 @@
+"""A pickle becomes plain values and inert objects; nothing that it names is imported, and nothing in it is called.
+
+A pickle is a program for a stack machine (CPython's Lib/pickletools.py states every instruction). Here that machine has
+no power: where `pickle` would import a name it gets the name's text, and where `pickle` would call it, it gets an
+`Inert` object that records what was asked. Only a fixed table of built-in containers becomes the values that they are,
+and `construct` may turn further names into values: code of ours, never of the file.
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that a pickle names: `torch.FloatStorage`. It was not imported."""
+
+    name: str
+
+
+@dataclass(eq=False, repr=False, slots=True)
+class Inert:
+    """An object of a class that was not imported: what its constructor and its state would have been given."""
+
+    name: str
+    """Of its class, or of the function that would have made it: `argparse.Namespace`."""
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+    """Of a class that is a list."""
+    entries: dict[Any, Any] = field(default_factory=dict)
+    """Of a class that is a dict."""
+
+
+Construct = Callable[[str, tuple[Any, ...]], Any]
+"""Makes a value out of a name and arguments, or answers `NotImplemented`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pickle:
+    """What a pickle holds."""
+
+    root: Any
+    inert: tuple[str, ...]
+    """Names of all inert objects, in the order of their first appearance."""
+
+
+def read_pickle(
+    file: IO[bytes],
+    construct: Construct = lambda _name, _arguments: NotImplemented,
+    persistent: Callable[[Any], Any] = lambda key: Inert("persistent id", (key,)),
+) -> Pickle:
+    """Read one pickle of any protocol from where `file` stands; afterwards it stands behind the pickle's end.
+
+    Raises:
+        ValueError, IndexError, KeyError, TypeError, AttributeError: the pickle is damaged.
+    """
+    machine = _Machine(construct, persistent)
+    for opcode, argument, _ in pickletools.genops(file):
+        machine.step(opcode.name, argument)
+    return Pickle(machine.stack.pop(), tuple(machine.inert))
+
+
+def attributes_of(value: Any) -> dict[Any, Any]:
+    """Entries and attributes of an inert object, or a dict as it is; of anything else nothing."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, Inert):
+        return {}
+    state, slots = value.state, None
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
+        state, slots = state
+    return (state if isinstance(state, dict) else {}) | (slots or {}) | value.entries
+
+
+class _Machine:
+    def __init__(self, construct: Construct, persistent: Callable[[Any], Any]) -> None:
+        self.stack: list[Any] = []
+        self.inert: dict[str, None] = {}
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._construct = construct
+        self._persistent = persistent
+
+    def step(self, opcode: str, argument: Any) -> None:
+        stack = self.stack
+        match opcode:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode == "NEWTRUE")
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_SET":
+                stack.append(set())
+            case "MARK":
+                self._below.append(stack)
+                self.stack = []
+            case "POP":
+                if stack:
+                    stack.pop()
+                else:
+                    self._marked()
+            case "POP_MARK":
+                self._marked()
+            case "DUP":
+                stack.append(stack[-1])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self._push(tuple(self._popped(int(opcode[-1]))))
+            case "TUPLE" | "LIST" | "FROZENSET":
+                kinds = {"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}
+                self._push(kinds[opcode](self._marked()))
+            case "DICT":
+                self._push(_pairs(self._marked()))
+            case "APPEND":
+                self._extend([stack.pop()])
+            case "APPENDS":
+                self._extend(self._marked())
+            case "ADDITEMS":
+                self._extend(self._marked())
+            case "SETITEM":
+                self._update(_pairs(self._popped(2)))
+            case "SETITEMS":
+                self._update(_pairs(self._marked()))
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "GLOBAL":
+                module, _, name = argument.partition(" ")
+                stack.append(_named(module, name))
+            case "STACK_GLOBAL":
+                stack.append(_named(*self._popped(2)))
+            case "REDUCE" | "NEWOBJ":
+                self._push(self._made(*self._popped(2)))
+            case "NEWOBJ_EX":
+                made_of, arguments, keywords = self._popped(3)
+                self._push(self._inert_object(made_of, tuple(arguments), dict(keywords)))
+            case "INST":
+                module, _, name = argument.partition(" ")
+                self._push(self._made(_named(module, name), tuple(self._marked())))
+            case "OBJ":
+                made_of, *arguments = self._marked()
+                self._push(self._made(made_of, tuple(arguments)))
+            case "BUILD":
+                self._build(stack.pop())
+            case "PERSID":
+                stack.append(self._persistent(argument))
+            case "BINPERSID":
+                stack.append(self._persistent(stack.pop()))
+            case "EXT1" | "EXT2" | "EXT4":
+                stack.append(Name(f"extension {argument}"))
+            case "NEXT_BUFFER" | "READONLY_BUFFER":
+                raise ValueError("the pickle's data lies outside of it")
+            case _:  # a number or text, which the instruction itself carries
+                stack.append(argument)
+
+    def _push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def _popped(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError("the pickle takes more values than it has put")
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def _marked(self) -> list[Any]:
+        values = self.stack
+        self.stack = self._below.pop()
+        return values
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.items.extend(values)
+        elif isinstance(target, set):
+            target.update(values)
+        elif isinstance(target, list):
+            target.extend(values)
+        else:
+            raise TypeError(f"the pickle appends to a {type(target).__name__}")
+
+    def _update(self, entries: dict[Any, Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict | Inert):
+            raise TypeError(f"the pickle sets items of a {type(target).__name__}")
+        (target if isinstance(target, dict) else target.entries).update(entries)
+
+    def _made(self, made_of: Any, arguments: Any) -> Any:
+        if not isinstance(arguments, tuple):
+            raise TypeError(f"the pickle gives a {type(arguments).__name__} as arguments")
+        if isinstance(made_of, Name):
+            if made_of.name == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
+                return self._reconstructed(*arguments)
+            if made_of.name in _PLAIN:
+                return _PLAIN[made_of.name](*arguments)
+            value = self._construct(made_of.name, arguments)
+            if value is not NotImplemented:
+                return value
+        return self._inert_object(made_of, arguments, {})
+
+    def _reconstructed(self, made_of: Name, _base: Any = None, value: Any = None) -> Inert:
+        """How protocols below 2 make every object of a class."""
+        made = self._inert_object(made_of, (), {})
+        if isinstance(value, dict):
+            made.entries.update(value)
+        elif isinstance(value, list | tuple):
+            made.items.extend(value)
+        return made
+
+    def _inert_object(self, made_of: Any, arguments: tuple[Any, ...], keywords: dict[Any, Any]) -> Inert:
+        if not isinstance(made_of, Name | Inert):
+            raise TypeError(f"the pickle calls a {type(made_of).__name__}")
+        name = made_of.name if isinstance(made_of, Name) else f"{made_of.name}(…)"
+        self.inert.setdefault(name)
+        return Inert(name, arguments, keywords)
+
+    def _build(self, state: Any) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, Inert):
+            return  # attributes of a plain dict or a tensor, such as a state dict's `_metadata`
+        both_dicts = isinstance(target.state, dict) and isinstance(state, dict)
+        target.state = target.state | state if both_dicts else state
+
+
+def _named(module: Any, name: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("the pickle names a class by something that is no text")
+    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # as Python 2 called them
+    return Name(f"{module}.{name}")
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    if len(values) % 2:
+        raise ValueError("the pickle has a key without a value")
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"the pickle holds bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _bytes(content: Any = b"", encoding: str = "latin1") -> bytes:
+    return _encoded(content, encoding) if isinstance(content, str) else memoryview(content).tobytes()
+
+
+# What `pickle` needs a call for although it is a plain value.
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encoded,
+    "builtins.bytearray": _bytes,
+    "builtins.bytes": _bytes,
+    "builtins.complex": complex,
+    "builtins.dict": lambda pairs=(): dict(pairs),
+    "builtins.frozenset": lambda values=(): frozenset(values),
+    "builtins.list": lambda values=(): list(values),
+    "builtins.set": lambda values=(): set(values),
+    "builtins.tuple": lambda values=(): tuple(values),
+    "collections.Counter": lambda counts=(): dict(counts),
+    "collections.OrderedDict": lambda pairs=(): dict(pairs),
+    "collections.defaultdict": lambda _factory=None, pairs=(): dict(pairs),
+    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.serialization._get_layout": lambda name: name,
+}

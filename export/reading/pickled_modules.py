@@ -1,0 +1,104 @@
+"""The state dict of a module that was pickled whole, or saved as TorchScript, read from its attributes.
+
+A `torch.nn.Module` keeps its tensors in `_parameters` and `_buffers` and its children in `_modules`; a TorchScript
+module keeps all of them side by side. None of the module's code takes part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from export.reading.inert_pickle import Inert, attributes_of
+from export.reading.pickled_tensors import UnusableTensor
+
+_MAX_MODULES = 100_000
+_MAX_NESTING = 64
+_SCRIPT_PREFIX = "__torch__."
+
+
+@dataclass(slots=True)
+class ModuleState:
+    """What a module holds."""
+
+    name: str
+    """Of its class: `torchvision.models.resnet.ResNet`."""
+    tensors: dict[str, Any] = field(default_factory=dict)
+    """By the names of its state dict: Tensor or UnusableTensor."""
+    layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By layer name: the plain attributes, and `type`, the name of its class. Empty of a TorchScript module."""
+    modules: int = 0
+    """How many were walked; one that two others hold counts twice."""
+    classes: set[str] = field(default_factory=set)
+    """Names of the classes of all its modules."""
+
+
+def is_module(value: Any) -> bool:
+    """Whether `value` is an inert object that was a module."""
+    return isinstance(value, Inert) and (value.name.startswith(_SCRIPT_PREFIX) or "_modules" in _content(value))
+
+
+def state_of_module(module: Inert) -> ModuleState:
+    """What `module` would give as its state dict, and the settings of its layers.
+
+    Raises:
+        ValueError: a module holds itself, or the nesting is out of bounds.
+    """
+    state = ModuleState(module.name)
+    _walk(module, "", state, frozenset())
+    return state
+
+
+def _walk(module: Inert, prefix: str, state: ModuleState, above: frozenset[int]) -> None:
+    state.modules += 1
+    if id(module) in above or len(above) > _MAX_NESTING or state.modules > _MAX_MODULES:
+        raise ValueError(f"the module {module.name} holds itself, or is nested beyond {_MAX_NESTING} levels")
+    content = _content(module)
+    is_script = "_modules" not in content
+    state.classes.add(module.name)
+    for name, tensor in _tensors(content, is_script=is_script):
+        state.tensors[prefix + name] = tensor
+    if prefix and not is_script:
+        state.layer_settings[prefix.removesuffix(".")] = _settings(module, content)
+    children = content if is_script else content["_modules"]
+    for name, child in children.items() if isinstance(children, dict) else ():
+        if is_module(child):
+            _walk(child, f"{prefix}{name}.", state, above | {id(module)})
+
+
+def _tensors(content: dict[str, Any], *, is_script: bool) -> Iterator[tuple[str, Any]]:
+    if is_script:
+        groups = [content]
+    else:
+        left_out = content.get("_non_persistent_buffers_set")
+        left_out = left_out if isinstance(left_out, set | list | tuple) else ()
+        buffers = content.get("_buffers")
+        buffers = buffers if isinstance(buffers, dict) else {}
+        groups = [content.get("_parameters") or {}, {n: v for n, v in buffers.items() if n not in left_out}]
+    for group in groups:
+        for name, tensor in group.items() if isinstance(group, dict) else ():
+            if isinstance(tensor, Tensor | UnusableTensor):
+                yield name, tensor
+
+
+def _settings(module: Inert, content: dict[str, Any]) -> dict[str, Any]:
+    plain = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and not name.startswith("_") and name not in ("training", "type") and _is_plain(value)
+    }
+    return plain | {"type": module.name.rpartition(".")[2]}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(item is None or isinstance(item, bool | int | float | str) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _content(module: Inert) -> dict[str, Any]:
+    """Attributes of a module; torch.fx pickles them as the first argument of the function that rebuilds it."""
+    first = module.arguments[0] if module.arguments and "reduce_" in module.name else None
+    content = attributes_of(module) or first
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,193 @@
+"""A file of `torch.save` or of TorchScript becomes values, tensors and inert objects; none of its code is run.
+
+The tensors lie in the memory that the file was read into. Accepted are the zip archives that PyTorch writes since 1.6,
+the plain pickles before them (torch/serialization.py: `_save`, `_legacy_save`), and TorchScript archives, whose
+attributes lie in a pickle of the same kind (torch/csrc/jit/serialization/pickler.cpp).
+"""
+
+import struct
+import sys
+import zipfile
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import IO, Any, cast
+
+from export.reading.inert_pickle import read_pickle
+from export.reading.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
+from serve.errors import CheckpointError
+
+EXPECTED = (
+    "expected a checkpoint saved by torch.save (.pt, .pth, .th, .ckpt), a .safetensors file, or a folder or index of "
+    "them"
+)
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save wrote first before PyTorch 1.6
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """What the file holds."""
+
+    root: Any
+    inert: tuple[str, ...]
+    """Names of the classes and functions whose objects were left inert."""
+    is_script: bool
+    """It is a TorchScript archive, so that `root` is a module."""
+
+
+def is_torch_file(data: mmap) -> bool:
+    """Whether `data` begins as something that torch.save wrote."""
+    return data[:2] == b"PK" or (data[:1] == b"\x80" and _TORCH_MAGIC in data[:32])
+
+
+def read_torch_file(data: mmap, path: Path) -> TorchFile:
+    """Read `data`, the bytes of `path`.
+
+    Raises:
+        CheckpointError: it is no checkpoint, a program of torch.export, compressed or damaged. The message says which.
+    """
+    try:
+        return _from_archive(data, path) if data[:2] == b"PK" else _from_plain_pickles(data)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes raise whatever the parser trips over
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{path} is damaged or cut short at {len(data)} bytes ({type(error).__name__}"
+            f"{': ' + reason[0] if reason else ''}); copy or download it again"
+        ) from error
+
+
+class _Archive:
+    """The parts of a zip archive, found by name and read in place."""
+
+    def __init__(self, data: mmap, path: Path) -> None:
+        self._data = data
+        self._path = path
+        try:
+            with zipfile.ZipFile(_as_file(data)) as archive:
+                self._entries = {entry.filename: entry for entry in archive.infolist()}
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise CheckpointError(
+                f"{path} is cut short or damaged: it begins as a checkpoint's archive, but the end that lists its "
+                f"parts is not there after {len(data)} bytes; copy or download it again"
+            ) from error
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Where the part called `name` begins in the file, and its size in bytes."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ValueError(f"the archive lacks its part {name}")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise CheckpointError(
+                f"{self._path} is a compressed archive; torch.save never compresses, unpack and save it again"
+            )
+        header = self._data[entry.header_offset : entry.header_offset + _LOCAL_HEADER_BYTES]
+        signature, name_bytes, extra_bytes = struct.unpack("<4s22x2H", header)
+        if signature != b"PK\x03\x04" or entry.flag_bits & 1:
+            raise ValueError(f"the archive's part {name} is not where its list says, or encrypted")
+        return entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes, entry.file_size
+
+
+def _from_archive(data: mmap, path: Path) -> TorchFile:
+    archive = _Archive(data, path)
+    names = archive.names
+    if any(name.endswith("/archive_format") for name in names):
+        target = path.with_name(f"{path.stem}.state_dict.pt")
+        raise CheckpointError(
+            f"{path} is a program saved by torch.export; the weights alone are needed. Where you trust it, run\n"
+            f"    program = torch.export.load({str(path)!r})\n    torch.save(program.state_dict, {str(target)!r})"
+        )
+    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+    if root is None:
+        shown = ", ".join(names[:5]) or "nothing"
+        raise CheckpointError(f"{path} is a zip archive but no checkpoint: it holds {shown}; {EXPECTED}")
+    swap = f"{root}byteorder" in names and _part(data, archive, f"{root}byteorder") != sys.byteorder.encode()
+    storages: dict[str, Storage] = {}
+
+    def persistent(key: Any) -> Storage:
+        _, kind, name, location, *_ = key
+        if name not in storages:
+            memory = None if location == "meta" else tensor_over(data, *archive.span(f"{root}data/{name}"))
+            storages[name] = _storage(memory, kind, swap=swap)
+        return storages[name]
+
+    is_script = f"{root}constants.pkl" in names
+    start, _ = archive.span(f"{root}data.pkl")
+    data.seek(start)
+    found = read_pickle(_as_file(data), _construct_in_script if is_script else construct_tensor, persistent)
+    return TorchFile(found.root, found.inert, is_script)
+
+
+def _as_file(data: mmap) -> IO[bytes]:
+    """An mmap reads, seeks and tells as a file does."""
+    return cast("IO[bytes]", data)
+
+
+def _part(data: mmap, archive: _Archive, name: str) -> bytes:
+    start, size = archive.span(name)
+    return data[start : start + size].strip()
+
+
+def _storage(memory: Any, kind: Any, *, swap: bool) -> Storage:
+    dtype = storage_dtype(kind)
+    if swap and memory is not None and dtype is not None and memory.numel():
+        memory.untyped_storage().byteswap(dtype)
+    return Storage(memory, dtype)
+
+
+def _construct_in_script(name: str, arguments: tuple[Any, ...]) -> Any:
+    if name.startswith("torch.jit._pickle.build_") or name == "torch.jit._pickle.restore_type_tag":
+        return arguments[0]
+    return construct_tensor(name, arguments)
+
+
+def _from_plain_pickles(data: mmap) -> TorchFile:
+    """Three small pickles, then the root's, then one that lists storages, then the storages themselves.
+
+    The root is read twice: its tensors need the storages, whose sizes only the root tells.
+    """
+    data.seek(0)
+    _, _, system = (read_pickle(_as_file(data)).root for _ in range(3))
+    swap = system["little_endian"] != (sys.byteorder == "little")
+    start, kinds = data.tell(), {}
+
+    def note_kind(key: Any) -> Any:
+        if key[0] == "storage":
+            kinds[key[2]] = key[1]
+        return key[1]
+
+    read_pickle(_as_file(data), lambda name, _: None if name.startswith("torch._") else NotImplemented, note_kind)
+    storages: dict[str, Storage] = {}
+    names = read_pickle(_as_file(data)).root
+    position = data.tell()
+    for name in names:
+        (count,) = struct.unpack("<q", data[position : position + 8])
+        dtype = storage_dtype(kinds[name])
+        size = count * (dtype.itemsize if dtype else 1)
+        storages[name] = _storage(tensor_over(data, position + 8, size), kinds[name], swap=swap)
+        position += 8 + size
+
+    def persistent(key: Any) -> Any:
+        if key[0] == "module":  # before 1.6 a module's class came with its source
+            return key[1]
+        _, kind, name, location, _, view = key
+        if location == "meta":
+            return Storage(None, storage_dtype(kind))
+        if view is None:
+            return storages[name]
+        _, offset, count = view
+        whole = storages[name]
+        if whole.bytes_ is None or whole.dtype is None:
+            raise ValueError("a view of a storage without a type")
+        size = whole.dtype.itemsize
+        return Storage(whole.bytes_[offset * size : (offset + count) * size], whole.dtype)
+
+    data.seek(start)
+    found = read_pickle(_as_file(data), construct_tensor, persistent)
+    return TorchFile(found.root, found.inert, is_script=False)
