@@ -1,0 +1,98 @@
+"""One naming scheme tried on one checkpoint: what it places, the spec that follows, and what keeps it from fitting."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from export.families.naming_schemes import NamingScheme
+from export.families.placement import Placement, place
+from export.families.plain_network import PlainNetwork, PlainSpec, infer_plain_spec
+from export.families.preact_resnet import PreActResNet
+from export.families.recognised import Spec
+from export.families.resnet import ResNet
+from export.families.resnet_spec import PreActResNetSpec
+from export.families.spec_inference import infer_spec
+
+Head = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One scheme applied to the checkpoint."""
+
+    placement: Placement
+    placed: Mapping[str, str]
+    """Our tensor names to the checkpoint's."""
+    tensors: Mapping[str, Tensor]
+    """All of the checkpoint's, with the head under the scheme's name for it."""
+    has_classifier: bool
+    """Whether the checkpoint has one of its own."""
+
+    @classmethod
+    def of(cls, scheme: NamingScheme, weights: Mapping[str, Tensor], head: Head | None) -> Self:
+        """Try `scheme` on `weights`, with `head` as their classifier if they have none."""
+        placement = place(scheme, weights)
+        has_classifier = f"{placement.modules['fc']}.weight" in weights
+        tensors = weights
+        if head is not None and not has_classifier:
+            tensors = {**weights, f"{scheme.classifier}.weight": head[0], f"{scheme.classifier}.bias": head[1]}
+        return cls(placement, placement.placed(tensors), tensors, has_classifier)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every tensor finds its place."""
+        return bool(self.placed) and len(self.placed) == len(self.tensors)
+
+    def found(self) -> dict[str, Tensor]:
+        """Our tensor names to the checkpoint's tensors, in our shapes."""
+        found = {ours: self.tensors[theirs].detach() for ours, theirs in self.placed.items()}
+        classifier = found.get("fc.weight")
+        if classifier is not None and classifier.ndim == 4 and classifier.shape[2:] == (1, 1):
+            found["fc.weight"] = classifier.flatten(1)
+        return found
+
+    def spec(self, config: Mapping[str, Any]) -> Spec:
+        """The spec that most tensors agree on.
+
+        Raises:
+            ArchitectureError: too little is there to tell.
+        """
+        shapes = {ours: tuple(tensor.shape) for ours, tensor in self.found().items()}
+        if self.placement.scheme.family == "plain":
+            return infer_plain_spec(shapes)
+        return infer_spec(shapes, self.placement, config)
+
+
+def empty_module(spec: Spec) -> nn.Module:
+    with torch.device("meta"):
+        if isinstance(spec, PlainSpec):
+            return PlainNetwork(spec)
+        return PreActResNet(spec) if isinstance(spec, PreActResNetSpec) else ResNet(spec)
+
+
+def deviations(candidate: Candidate, module: nn.Module) -> dict[str, list[str]]:
+    """What keeps the checkpoint from being exactly `module`, by kind."""
+    state = module.state_dict()
+    expected = {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    found = candidate.found()
+    theirs = candidate.placement.in_checkpoint
+    placed = {candidate.placed[ours] for ours in expected if ours in candidate.placed}
+    return {
+        "missing": [f"{theirs(name)} {shape}" for name, shape in expected.items() if name not in found],
+        "left over": [
+            f"{name} {tuple(tensor.shape)}" for name, tensor in candidate.tensors.items() if name not in placed
+        ],
+        "misshapen": [
+            f"{theirs(name)} is {tuple(found[name].shape)}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name].shape) != shape
+        ],
+        "not of floats": [
+            f"{theirs(name)} is {tensor.dtype}"
+            for name, tensor in found.items()
+            if name in expected and not tensor.is_floating_point()
+        ],
+    }

@@ -1,0 +1,154 @@
+"""One ResNet for every family: a spec says which, and `ResNet(spec)` is it under torchvision's tensor names.
+
+The topology is He et al. 2015 (arXiv:1512.03385) as torchvision writes it: a bottleneck strides on its 3x3 convolution
+("v1.5"), a basic block on its first. Every stage but the first halves the picture. A 7x7 stem, or one of three 3x3
+convolutions, strides by 2 and a max-pool follows; a single 3x3 one, for 32x32 pictures, has neither. Tensors say
+nothing about strides, so a network that strides elsewhere can't be told from its tensors.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.families.resnet_spec import Activation, ResNetSpec
+
+__all__ = ["ResNet", "ResNetSpec", "average_pool", "stem_convolutions", "stem_pool"]
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class ResNet(nn.Module):
+    """The network of `spec`: float32 NCHW, already normalised, in; logits (rows, classes), float32, out.
+
+    Any batch and any picture size of at least one pixel per stride; no control flow depends on the data. Every
+    BatchNorm takes the output of one convolution and nothing else does.
+    """
+
+    def __init__(self, spec: ResNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.conv1 = stem_convolutions(spec)
+        self.bn1 = nn.BatchNorm2d(spec.stem_width)
+        self.maxpool = stem_pool(spec)
+        for stage, blocks in enumerate(spec.blocks_per_stage):
+            self.add_module(
+                f"layer{stage + 1}", nn.Sequential(*(ResidualBlock(spec, stage, block) for block in range(blocks)))
+            )
+        self.fc = nn.Linear(spec.out_widths[-1], spec.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (rows, classes) of `images` (rows, channels, height, width)."""
+        features = self.maxpool(_ACTIVATIONS[self.spec.activation](self.bn1(self.conv1(images))))
+        for stage in range(1, len(self.spec.blocks_per_stage) + 1):
+            features = self.get_submodule(f"layer{stage}")(features)
+        # adaptive_avg_pool2d(1) is the same number, but torch.export decomposes it into an as_strided that exports to a
+        # Gather over indices computed from the batch size; the mean exports to one ReduceMean.
+        logits: Tensor = self.fc(features.mean((2, 3)))
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions (basic), or 1x1, grouped 3x3, 1x1 (bottleneck), beside a shortcut."""
+
+    def __init__(self, spec: ResNetSpec, stage: int, block: int) -> None:
+        super().__init__()
+        in_width = spec.in_widths[stage] if block == 0 else spec.out_widths[stage]
+        inner, out = spec.inner_widths[stage], spec.out_widths[stage]
+        stride = spec.stride_of_stage(stage) if block == 0 else 1
+        first, second = (spec.stride_of_conv(number, stride) for number in (1, 2))
+        biased = spec.biased_convs
+        if spec.block == "basic":
+            self.conv1 = nn.Conv2d(in_width, inner, 3, first, 1, bias="conv1" in biased)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv2 = nn.Conv2d(inner, out, 3, second, 1, bias="conv2" in biased)
+            self.bn2 = nn.BatchNorm2d(out)
+        else:
+            self.conv1 = nn.Conv2d(in_width, inner, 1, first, bias="conv1" in biased)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=spec.groups, bias="conv2" in biased)
+            self.bn2 = nn.BatchNorm2d(inner)
+            self.conv3 = nn.Conv2d(inner, out, 1, bias="conv3" in biased)
+            self.bn3 = nn.BatchNorm2d(out)
+        self.se = SqueezeExcitation(out, spec.squeeze_widths[stage]) if spec.squeeze_widths else nn.Identity()
+        self.bottleneck = spec.block == "bottleneck"
+        self.activation = _ACTIVATIONS[spec.activation]
+        self.pool: nn.Module = nn.Identity()
+        self.downsample: nn.Module
+        if block == 0 and spec.projected_stages[stage]:
+            if spec.pooled_shortcuts and stride == 2:
+                self.pool, stride = average_pool(), 1
+            projection = nn.Conv2d(in_width, out, 1, stride, bias="shortcut" in biased)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out))
+        elif stride == 2:
+            self.downsample = PaddedShortcut(out - in_width)
+        elif in_width == out:
+            self.downsample = nn.Identity()
+        else:
+            raise ValueError(f"stage 1 takes {in_width} channels and gives {out}, so it needs a projection")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature map, NCHW, of the same rows."""
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
+        if self.bottleneck:
+            residual = self.bn3(self.conv3(F.relu(residual)))
+        return self.activation(self.se(residual) + self.downsample(self.pool(features)))
+
+
+class SqueezeExcitation(nn.Module):
+    """Each channel times a factor of 0..1 that all channels' means decide (Hu et al. 2018, arXiv:1709.01507)."""
+
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature map of the same shape."""
+        gate: Tensor = self.fc2(F.relu(self.fc1(features.mean((2, 3), keepdim=True))))
+        return features * gate.sigmoid()
+
+
+class PaddedShortcut(nn.Module):
+    """He et al.'s option A: every second pixel, with zero channels added, half of them before and half after.
+
+    The paper leaves open where the zeros go; half and half is what github.com/akamaster/pytorch_resnet_cifar10 does.
+    """
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.before = new_channels // 2
+        self.after = new_channels - self.before
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature map of half the side and more channels."""
+        return F.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+def stem_convolutions(spec: ResNetSpec) -> nn.Module:
+    """What takes the picture, without the BatchNorm that may follow: a 3x3 or 7x7 convolution, or three of 3x3."""
+    bias = "stem" in spec.biased_convs
+    if spec.stem == "3x3":
+        return nn.Conv2d(spec.in_channels, spec.stem_width, 3, 1, 1, bias=bias)
+    if spec.stem == "7x7-maxpool":
+        return nn.Conv2d(spec.in_channels, spec.stem_width, 7, 2, 3, bias=bias)
+    first, second = spec.stem_inner_widths
+    return nn.Sequential(
+        nn.Conv2d(spec.in_channels, first, 3, 2, 1, bias=bias),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, 1, 1, bias=bias),
+        nn.BatchNorm2d(second),
+        nn.ReLU(),
+        nn.Conv2d(second, spec.stem_width, 3, 1, 1, bias=bias),
+    )
+
+
+def stem_pool(spec: ResNetSpec) -> nn.Module:
+    """What follows the stem's activation."""
+    return nn.Identity() if spec.stem == "3x3" else nn.MaxPool2d(3, 2, 1)
+
+
+def average_pool() -> nn.Module:
+    """Halves the picture before a projection; a last odd row or column is averaged over what there is of it."""
+    return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)

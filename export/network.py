@@ -1,0 +1,27 @@
+"""A trained network, however it was come by: recognised from its tensors, or built by the user's own code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """A network with its weights loaded, and what is known of it."""
+
+    module: nn.Module
+    """Eval mode, no gradients. Takes float32 NCHW images, normalised as in training; gives float32 logits (rows,
+    classes)."""
+    architecture: str
+    """For people: `torchvision resnet50`."""
+    evidence: tuple[str, ...]
+    """Why it is taken to be that: sentences."""
+    layer_names: Mapping[str, str]
+    """The module's submodule names to the checkpoint's, for every layer with weights."""
+    classes: int
+    in_channels: int
+    default_input_size: int
+    """Side in pixels of the pictures that such a network is usually trained on."""
+    unseen: tuple[str, ...] = ()
+    """What nothing in the checkpoint tells and was taken as is customary: sentences for the report."""

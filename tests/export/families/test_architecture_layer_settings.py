@@ -1,0 +1,84 @@
+"""What a checkpoint of whole modules says of its layers is held against the recognised network."""
+
+import pytest
+import timm
+import torchvision
+from torch import nn
+
+from export.architectures import recognise
+from tests.export.families.recognition import assert_equal_logits, refusal
+from tests.export.resnets import cifar_resnet18, trained_like
+
+
+def settings_of(network: nn.Module) -> dict[str, dict]:
+    """Every layer's plain attributes and the name of its class, as a reader of whole modules gives them."""
+    return {
+        name: {"type": type(child).__name__}
+        | {key: value for key, value in vars(child).items() if isinstance(value, int | float | tuple | str)}
+        for name, child in network.named_modules()
+        if name
+    }
+
+
+def test_settings_that_agree_change_nothing():
+    network = trained_like(torchvision.models.resnet18(num_classes=5))
+    recognised = recognise(network.state_dict(), layer_settings=settings_of(network))
+    assert recognised.evidence == recognise(network.state_dict()).evidence
+    assert_equal_logits(network, recognised, side=64)
+
+
+def test_batchnorms_eps_is_taken():
+    network = trained_like(torchvision.models.resnet18(norm_layer=lambda width: nn.BatchNorm2d(width, eps=1e-2)))
+    recognised = recognise(network.state_dict(), layer_settings=settings_of(network))
+    assert recognised.evidence[-1] == "BatchNorm's eps of 0.01 taken from the checkpoint's own layers"
+    assert_equal_logits(network, recognised, side=64)
+
+
+@pytest.mark.parametrize(
+    ("layer", "changed", "named"),
+    [
+        ("conv1", {"stride": (2, 2)}, "conv1 has stride (2, 2) where that network has stride 1"),
+        ("layer1.0.conv1", {"padding": "same"}, "layer1.0.conv1 has padding same where that network has padding 1"),
+        ("layer2.0.conv1", {"dilation": 2}, "has dilation 2 where that network has dilation 1"),
+        ("layer2.0.conv1", {"groups": 2}, "has groups 2"),
+        ("layer2.0.shortcut.0", {"kernel_size": [3, 1]}, "has kernel_size [3, 1]"),
+        ("bn1", {"type": "InstanceNorm2d"}, "bn1 is a InstanceNorm2d where that network has a BatchNorm2d"),
+        ("act", {"type": "SiLU"}, "act is a SiLU where that network has no such layer"),
+        ("pool", {"type": "MaxPool2d", "kernel_size": 3}, "pool is a MaxPool2d where that network has no such layer"),
+    ],
+)
+def test_settings_that_contradict_are_refused(layer, changed, named):
+    network = cifar_resnet18(width=4)
+    settings = settings_of(network)
+    settings[layer] = settings.get(layer, {}) | changed
+    message = refusal(network.state_dict(), layer_settings=settings)
+    assert named in message
+    assert "--factory package.module:function" in message
+
+
+@pytest.mark.parametrize("changed", [{"ceil_mode": True}, {"padding": 0}, {"kernel_size": 2}])
+def test_another_max_pool_is_seen(changed):
+    network = torchvision.models.resnet18(num_classes=5)
+    settings = settings_of(network)
+    settings["maxpool"] |= changed
+    assert f"maxpool has {next(iter(changed))}" in refusal(network.state_dict(), layer_settings=settings)
+
+
+@pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50"])
+def test_anti_aliasing_pools_are_seen(name):
+    network = timm.create_model(name, channels=(8, 8, 8, 8), num_classes=5)
+    assert recognise(network.state_dict()).spec.pooled_shortcuts is False
+    assert "layer2.0" in refusal(network.state_dict(), layer_settings=settings_of(network))
+
+
+@pytest.mark.parametrize("name", ["seresnet18", "resnetv2_18d", "resnet26t"])
+def test_timms_own_layers_agree(name):
+    network = trained_like(timm.create_model(name, channels=(8, 8, 8, 8), num_classes=5))
+    assert_equal_logits(network, recognise(network.state_dict(), layer_settings=settings_of(network)), side=64)
+
+
+def test_a_stride_on_the_1x1_convolution_is_seen():
+    network = torchvision.models.resnet50(num_classes=5)
+    network.layer2[0].conv1.stride, network.layer2[0].conv2.stride = (2, 2), (1, 1)
+    message = refusal(network.state_dict(), layer_settings=settings_of(network))
+    assert "layer2.0.conv1 has stride (2, 2)" in message
