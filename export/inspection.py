@@ -1,113 +1,134 @@
-"""What a checkpoint holds: its architecture, and layer by layer shapes, parameters and multiply-adds."""
+"""What a trained network holds: its architecture, its layers and receptive fields, its BatchNorms, and FP16's risks."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import fx
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One convolution or linear layer."""
-
-    name: str
-    kind: str
-    kernel: tuple[int, ...]
-    stride: int
-    groups: int
-    output_shape: tuple[int, ...]
-    """Of one image: (channels, height, width), or (features,)."""
-    parameters: int
-    """Of the layer and, where one follows, of its BatchNorm (gamma and beta; running statistics are no parameters)."""
-    multiply_adds: int
-    """For one image; biases and BatchNorm are not counted, as is customary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """A recognised checkpoint."""
-
-    file: str
-    sha256: str
-    architecture: str
-    notes: tuple[str, ...]
-    classes: int
-    input_shape: tuple[int, int, int]
-    """(channels, height, width) that the shapes and multiply-adds are for."""
-    layers: tuple[Layer, ...]
-    """Named as in the checkpoint."""
-    parameters: int
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of the whole network for one image."""
-        return sum(layer.multiply_adds for layer in self.layers)
+from export.inspecting.activation_look import GENERATED_IMAGES, MAX_MULTIPLY_ADDS, image_count, largest_activations
+from export.inspecting.batchnorm_facts import BatchNorms, batchnorms_of
+from export.inspecting.fp16_risk import fp16_facts, largest_value, scaled_rows
+from export.inspecting.inspected import Fp16Look, Inspection, first_filters, layers_of
+from export.inspecting.operations import OperationGraph
+from export.inspecting.traced_operations import operations_from_trace
+from export.loading import NetworkSource, network_of, read_source
+from export.network import TrainedNetwork
+from export.trace import trace
+from serve.errors import ArchitectureError, InputError
 
 
 def inspect_checkpoint(path: Path, input_size: tuple[int, int] | None = None) -> Inspection:
-    """Recognise the checkpoint at `path` and list its layers for an input of `input_size` (height, width).
+    """Recognise the checkpoint at `path` and look into it, for an input of `input_size` (height, width).
 
     Raises:
         CheckpointError: the file is no checkpoint.
-        ArchitectureError: it holds no ResNet that Fuseline knows.
+        ArchitectureError: it holds no network that Fuseline knows.
+        InputError: the network takes no picture of that size.
     """
-    checkpoint = read_checkpoint(path)
-    recognised = recognise(checkpoint.tensors)
-    spec = recognised.spec
-    height, width = input_size or (spec.default_input_size, spec.default_input_size)
-    shape = (spec.in_channels, height, width)
-    return Inspection(
-        file=path.name,
-        sha256=checkpoint.sha256,
-        architecture=spec.name,
-        notes=checkpoint.notes,
-        classes=spec.classes,
-        input_shape=shape,
-        layers=tuple(
-            replace(layer, name=recognised.layer_names[layer.name]) for layer in layers_of(recognised.module, shape)
-        ),
-        parameters=sum(parameter.numel() for parameter in recognised.module.parameters()),
+    return inspect_source(NetworkSource(path), input_size)
+
+
+def inspect_source(source: NetworkSource, input_size: tuple[int, int] | None = None) -> Inspection:
+    """As `inspect_checkpoint`, for a network come by in any way. Raises what `network_of` raises, too."""
+    checkpoint = read_source(source)
+    network = network_of(checkpoint, source, input_size)
+    return inspect_network(
+        network, file=checkpoint.path.name, sha256=checkpoint.sha256, notes=checkpoint.notes, input_size=input_size
     )
 
 
-def layers_of(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
-    """Every convolution and linear layer of `module`, in the order in which they run on one image of `input_shape`."""
-    layers: list[Layer] = []
-    names = {child: name for name, child in module.named_modules()}
+def inspect_network(
+    network: TrainedNetwork,
+    *,
+    file: str,
+    sha256: str,
+    notes: tuple[str, ...],
+    input_size: tuple[int, int] | None = None,
+) -> Inspection:
+    """Look into `network`, for an input of `input_size` (height, width), by default of its usual size.
 
-    def hook(child: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        own = sum(parameter.numel() for parameter in child.parameters())
-        if isinstance(child, nn.BatchNorm2d):
-            # In a ResNet a BatchNorm runs right after the convolution that feeds it.
-            last = layers.pop()
-            layers.append(replace(last, parameters=last.parameters + own))
-            return
-        shape = tuple(output.shape[1:])
-        assert isinstance(child, nn.Conv2d | nn.Linear)
-        positions = shape[1] * shape[2] if isinstance(child, nn.Conv2d) else 1
-        layers.append(
-            Layer(
-                name=names[child],
-                kind="conv" if isinstance(child, nn.Conv2d) else "linear",
-                kernel=tuple(child.kernel_size) if isinstance(child, nn.Conv2d) else (),
-                stride=child.stride[0] if isinstance(child, nn.Conv2d) else 1,
-                groups=child.groups if isinstance(child, nn.Conv2d) else 1,
-                output_shape=shape,
-                parameters=own,
-                multiply_adds=child.weight.numel() * positions,
-            )
-        )
+    No file is read and `network` stays as it is; it runs on a few generated images.
 
-    watched = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-    handles = [child.register_forward_hook(hook) for child in module.modules() if isinstance(child, watched)]
+    Raises:
+        InputError: the network takes no picture of that size.
+        ArchitectureError: it can't be traced, or a BatchNorm of it normalises by its batch.
+    """
+    height, width = input_size or (network.default_input_size, network.default_input_size)
+    shape = (network.in_channels, height, width)
+    traced = _trace(network, shape)
+    graph = operations_from_trace(traced, network.layer_names)
+    batchnorms = batchnorms_of(traced, network.layer_names, {o.output: o.parameters for o in graph.operations})
+    layers = layers_of(graph, height, width)
+    parameters = sum(parameter.numel() for parameter in network.module.parameters())
+    in_layers = sum(layer.parameters for layer in layers) + sum(facts.parameters for facts in batchnorms.facts)
+    return Inspection(
+        file=file,
+        sha256=sha256,
+        architecture=network.architecture,
+        evidence=network.evidence,
+        unseen=network.unseen,
+        notes=notes,
+        classes=network.classes,
+        input_shape=shape,
+        parameters=parameters,
+        other_parameters=parameters - in_layers,
+        layers=layers,
+        batchnorms=batchnorms.facts,
+        applied_folds=(),
+        fp16=_fp16_look(traced, graph, batchnorms, shape),
+        filters=first_filters(graph),
+    )
+
+
+def _trace(network: TrainedNetwork, shape: tuple[int, int, int]) -> fx.GraphModule:
     try:
-        with torch.inference_mode():
-            module(torch.zeros(1, *input_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(layers)
+        return trace(network.module, shape)
+    except ArchitectureError as tracing:
+        usual = network.default_input_size
+        # Is it the size, or the network? A picture that size tells.
+        try:
+            with torch.inference_mode():
+                network.module(torch.zeros((1, *shape)))
+        except Exception as error:  # user code runs here
+            raise InputError(
+                f"--input-size: the network takes no picture of {shape[1]} x {shape[2]} pixels and {shape[0]} "
+                f"channels: {str(error).strip() or type(error).__name__}; its usual size is {usual} x {usual}"
+            ) from error
+        raise tracing
+
+
+def _fp16_look(
+    traced: fx.GraphModule, graph: OperationGraph, batchnorms: BatchNorms, shape: tuple[int, int, int]
+) -> Fp16Look:
+    multiply_adds = image_count() * sum(operation.multiply_adds for operation in graph.operations)
+    looked = multiply_adds <= MAX_MULTIPLY_ADDS
+    activations = largest_activations(traced, shape) if looked else {}
+    nodes = {node.name: node for node in traced.graph.nodes}
+    layers = []
+    for operation in graph.operations:
+        if operation.kind not in ("conv", "transposed conv", "linear"):
+            continue
+        node = nodes[operation.output]
+        gain = batchnorms.gains.get(node)
+        weight = operation.weight
+        if weight is not None:
+            weight = scaled_rows(weight, None if gain is None else gain.numpy())
+        # Folded, the layer gives what its BatchNorm gives now; what lies between is never written in FP16.
+        layers.append(fp16_facts(operation.name, weight, activations.get(batchnorms.folded.get(node, node))))
+    at_output = {node.name: value for node, value in activations.items() if node not in batchnorms.folded}
+    most = largest_value(at_output)
+    names = {operation.output: operation.name for operation in graph.operations}
+    return Fp16Look(
+        images=GENERATED_IMAGES if looked else None,
+        why_no_images=None if looked else _too_much(multiply_adds),
+        layers=tuple(layers),
+        largest_value_at=None if most is None else names[most[0]],
+        largest_value=None if most is None else most[1],
+    )
+
+
+def _too_much(multiply_adds: int) -> str:
+    return (
+        f"{image_count()} images of this size take {multiply_adds / 1e9:.0f} G multiply-adds, more than "
+        f"{MAX_MULTIPLY_ADDS / 1e9:.0f} G; a smaller --input-size shows activations"
+    )

@@ -1,0 +1,90 @@
+"""What FP16 would do to a network's weights and activations, as far as a look tells. It is not the guard of an export.
+
+binary16 (IEEE 754-2019, table 3.5): normal numbers from 2**-14 to 65504, subnormal ones down to 2**-24.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FP16_LARGEST = 65504.0
+FP16_SMALLEST_NORMAL = 2.0**-14
+FP16_ZERO_BELOW = 2.0**-25
+"""Half the smallest subnormal number: up to here rounding gives zero."""
+MIN_ACTIVATION_MARGIN = 16.0
+"""A layer is at risk above 65504 / 16: pictures unlike the generated ones may well excite it some times more."""
+MAX_SUBNORMAL_SHARE = 0.5
+"""A layer is at risk when more of its weights than this lose bits or vanish. A few small ones beside larger ones don't
+show in a sum; most of them do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp16Facts:
+    """One convolution or linear layer, its BatchNorm folded in."""
+
+    layer: str
+    largest_weight: float | None
+    """Largest magnitude; None where the network computes the weights."""
+    subnormal_share: float | None
+    """Share of weights that become subnormal numbers, which have fewer than FP16's 11 bits."""
+    zero_share: float | None
+    """Share of weights that are not zero and become zero."""
+    largest_activation: float | None
+    """Largest magnitude of the layer's output (behind its BatchNorm) on generated images; None where none was run."""
+    activation_margin: float | None
+    """65504 / `largest_activation`."""
+    risks: tuple[str, ...]
+    """Why the layer is at risk: sentences; empty where it isn't."""
+
+
+def fp16_facts(layer: str, weight: NDArray[np.float32] | None, largest_activation: float | None) -> Fp16Facts:
+    """What FP16 does to a layer whose folded weights are `weight`, of any shape."""
+    largest = subnormal = zero = None
+    if weight is not None and weight.size:
+        magnitude = np.abs(weight)
+        largest = float(magnitude.max())
+        lost = (magnitude > 0) & (magnitude <= FP16_ZERO_BELOW)
+        zero = float(lost.mean())
+        subnormal = float(((magnitude > FP16_ZERO_BELOW) & (magnitude < FP16_SMALLEST_NORMAL)).mean())
+    margin = None
+    if largest_activation is not None and largest_activation > 0:
+        margin = FP16_LARGEST / largest_activation
+    risks = tuple(_risks(largest, (subnormal or 0.0) + (zero or 0.0), largest_activation))
+    return Fp16Facts(layer, largest, subnormal, zero, largest_activation, margin, risks)
+
+
+def scaled_rows(weight: NDArray[np.float32], gain: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """`weight` (out, ...) with each output's row times its gain (out,), computed in float64."""
+    if gain is None:
+        return weight
+    folded: NDArray[np.float32] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    return folded
+
+
+def _risks(largest: float | None, small: float, activation: float | None) -> list[str]:
+    risks = []
+    if largest is not None and largest > FP16_LARGEST:
+        risks.append(f"a weight of {largest:.3g} is beyond FP16's largest number, {FP16_LARGEST:.0f}")
+    if small > MAX_SUBNORMAL_SHARE:
+        risks.append(f"{small:.0%} of its weights lie below 2**-14, where FP16 loses bits")
+    if activation is not None and not math.isfinite(activation):
+        risks.append("its output is not finite on generated images, in FP32 already")
+    elif activation is not None and activation > FP16_LARGEST:
+        risks.append(f"its output reaches {activation:.3g} on generated images, beyond {FP16_LARGEST:.0f}")
+    elif activation is not None and activation > FP16_LARGEST / MIN_ACTIVATION_MARGIN:
+        risks.append(
+            f"its output reaches {activation:.3g} on generated images, {FP16_LARGEST / activation:.1f} times below "
+            f"{FP16_LARGEST:.0f}"
+        )
+    return risks
+
+
+def largest_value(activations: Mapping[str, float]) -> tuple[str, float] | None:
+    """Name and magnitude of the largest of all values, sums of branches too; one that is not finite is the largest."""
+    if not activations:
+        return None
+    name = max(activations, key=lambda key: math.inf if math.isnan(activations[key]) else activations[key])
+    return name, activations[name]
