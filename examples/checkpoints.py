@@ -5,7 +5,7 @@
     input_size            side of the square input in pixels
     epoch, accuracy       epochs done, and the share of held-out images right after the last of them
     optimizer, scheduler  their state dicts
-    recipe                the settings of the training; training goes on only with the same ones
+    recipe, images        the settings of the training and a fingerprint of its images; it goes on only with the same
 
 Nothing but tensors, numbers, strings, lists and dicts, so `torch.load(..., weights_only=True)` reads it.
 """
@@ -17,8 +17,11 @@ from typing import Any
 import torch
 
 KEYS = frozenset(
-    {"state_dict", "labels", "mean", "std", "input_size", "epoch", "accuracy", "optimizer", "scheduler", "recipe"}
-)
+    {
+        "state_dict", "labels", "mean", "std", "input_size", "epoch", "accuracy", "optimizer", "scheduler", "recipe",
+        "images",
+    }
+)  # fmt: skip
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

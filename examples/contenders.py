@@ -11,8 +11,8 @@ from checkpoints import load_checkpoint
 from data import LabelledImages
 from models import build_model
 from numpy.typing import NDArray
+from pixels import normalise
 from timing import Contender
-from train import normalise
 
 from fuseline import Client
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, load_package

@@ -1,4 +1,4 @@
-"""Train a small ResNet and write a checkpoint that `export` takes as it is.
+"""Train a ResNet, or a plain network to compare it with, and write a checkpoint that `export` takes as it is.
 
     python examples/train.py --model resnet18-cifar --width 16 --data digits --epochs 15 -o digits.pt
 
@@ -9,11 +9,10 @@ it had never stopped. The accuracy is that of the last epoch: no epoch is chosen
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 if __name__ == "__main__":
     # Else OpenMP's threads wait for each other by spinning, which makes training several times slower where other
@@ -23,15 +22,18 @@ if __name__ == "__main__":
 import torch
 import typer
 from checkpoints import load_checkpoint, save_checkpoint
-from data import DATASETS, SIDE, LabelledImages, load_data
-from models import MODELS, build_model
+from data import NAMED, SIDE, LabelledImages, load_data
+from listeners import Listener, listener_for
+from models import MODELS, build_model, find_model
+from pixels import normalise, random_crops, random_flips
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
 
-CROP_PADDING = 4
-"""Pixels of black around an image before the crop."""
+MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096
+"""Pixels; what `export` accepts."""
+EVALUATION_ROWS = 128
+"""Images in a batch without gradients."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +49,31 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_rows: int = 128
     seed: int = 0
+    input_size: int = SIDE
+    """Side of the square input in pixels."""
+    flip: bool = True
+    """Whether to mirror images where the data set says that the mirror image shows the same class."""
 
 
-class Listener(Protocol):
-    """Who is told how far a training is."""
-
-    def batches_done(self, done: int, total: int) -> None:
-        """`done` of the `total` batches of the whole training are learned."""
-
-    def say(self, line: str) -> None:
-        """Something worth a line."""
-
-
-def train(recipe: Recipe, out: Path, listener: Listener, *, restart: bool = False) -> dict[str, Any]:
+def train(
+    recipe: Recipe, out: Path, listener: Listener, *, data_dir: Path = Path("data"), restart: bool = False
+) -> dict[str, Any]:
     """Train by `recipe`, writing `out` after each epoch, and return the last checkpoint.
 
-    If `out` holds an earlier epoch of the same recipe, training goes on from there; if it holds the last, nothing is
-    done. `restart` begins anew whatever it holds.
+    If `out` holds an earlier epoch of the same recipe and images, training goes on from there; if it holds the last,
+    nothing is done. `restart` begins anew whatever it holds. `data_dir` is where cifar10 lies or is downloaded to.
 
     Raises:
         ValueError: the recipe names what is not there, or `out` is something else than an epoch of this recipe.
         FloatingPointError: the loss became infinite or NaN; `out` keeps the epoch before.
         OSError: `out` can't be written.
     """
-    data = load_data(recipe.data)
-    mean, std = data.mean_and_std()
+    find_model(recipe.model)
+    data = load_data(
+        recipe.data, input_size=recipe.input_size, data_dir=data_dir, on_read=partial(listener.progress, "reading")
+    )
+    train_rows, held_out_rows = len(data.train_images), len(data.held_out_images)
+    listener.say(f"{train_rows} images of {len(data.labels)} classes to train on, {held_out_rows} held out")
     model = _fresh_model(recipe, classes=len(data.labels))
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -79,7 +81,7 @@ def train(recipe: Recipe, out: Path, listener: Listener, *, restart: bool = Fals
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
     checkpoint: dict[str, Any] = {"epoch": 0}
     if out.exists() and not restart:
-        checkpoint = _load_same_recipe(out, recipe)
+        checkpoint = _load_same_recipe(out, recipe, data)
         model.load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         scheduler.load_state_dict(checkpoint["scheduler"])
@@ -93,49 +95,30 @@ def train(recipe: Recipe, out: Path, listener: Listener, *, restart: bool = Fals
         checkpoint = {
             "state_dict": model.state_dict(),
             "labels": data.labels,
-            "mean": mean,
-            "std": std,
-            "input_size": SIDE,
+            "mean": data.mean,
+            "std": data.std,
+            "input_size": recipe.input_size,
             "epoch": epoch,
             "accuracy": accuracy,
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
             "recipe": asdict(recipe),
+            "images": data.fingerprint,
         }
         save_checkpoint(checkpoint, out)
         listener.say(f"epoch {epoch:>3} of {recipe.epochs}   loss {loss:.4f}   held-out accuracy {accuracy:.2%}")
     return checkpoint
 
 
-def normalise(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Turn uint8 RGB `pixels` (rows, 3, height, width) into float32 with about zero mean and unit variance."""
-    scaled = pixels.to(torch.float32) / 255
-    return (scaled - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-
-
-def random_crops(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each of `pixels` (rows, channels, height, width) by up to `CROP_PADDING` both ways; black comes in."""
-    rows, channels, height, width = pixels.shape
-    padded = functional.pad(pixels, (CROP_PADDING,) * 4)
-    top, left = torch.randint(0, 2 * CROP_PADDING + 1, (2, rows, 1), generator=generator)
-    y = (top + torch.arange(height))[:, None, :, None]
-    x = (left + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(rows)[:, None, None, None], torch.arange(channels)[None, :, None, None], y, x]
-
-
-def random_flips(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each of `pixels` (rows, channels, height, width) left to right, or not, at even odds."""
-    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-
-
 def held_out_accuracy(model: nn.Module, data: LabelledImages) -> float:
     """Share of the held-out images that `model` gets right; leaves it in evaluation mode."""
-    mean, std = data.mean_and_std()
     model.eval()
+    right = 0
     with torch.inference_mode():
-        logits = torch.cat([model(normalise(part, mean, std)) for part in data.held_out_images.split(256)])
-    return float((logits.argmax(dim=1) == data.held_out_classes).double().mean())
+        for rows in torch.arange(len(data.held_out_images)).split(EVALUATION_ROWS):
+            logits = model(normalise(data.held_out_images[rows], data.mean, data.std))
+            right += int((logits.argmax(dim=1) == data.held_out_classes[rows]).sum())
+    return right / len(data.held_out_images)
 
 
 def _fresh_model(recipe: Recipe, classes: int) -> nn.Module:
@@ -146,10 +129,15 @@ def _fresh_model(recipe: Recipe, classes: int) -> nn.Module:
         return build_model(recipe.model, width=recipe.width, classes=classes)
 
 
-def _load_same_recipe(path: Path, recipe: Recipe) -> dict[str, Any]:
+def _load_same_recipe(path: Path, recipe: Recipe, data: LabelledImages) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     theirs, ours = checkpoint["recipe"], asdict(recipe)
-    other = [f"{key} {theirs.get(key)}, not {value}" for key, value in ours.items() if theirs.get(key) != value]
+    # A folder may be named in many ways; its fingerprint tells whether it holds the same images.
+    other = [
+        f"{key} {theirs.get(key)}, not {ours[key]}" for key in ours if key != "data" and theirs.get(key) != ours[key]
+    ]
+    if checkpoint["images"] != data.fingerprint:
+        other.append(f"other images ({checkpoint['images']}), not {recipe.data} ({data.fingerprint})")
     if other:
         raise ValueError(f"{path} was trained with {'; '.join(other)}; --restart replaces it, -o writes elsewhere")
     return checkpoint
@@ -167,81 +155,84 @@ def _train_epoch(
     """Learn every training image once and return the mean loss."""
     # Seeded by the epoch, so that a resumed training sees the same batches and crops as one that never stopped.
     generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
-    mean, std = data.mean_and_std()
-    batches = torch.randperm(len(data.train_images), generator=generator).split(recipe.batch_rows)
+    batches = _batches(torch.randperm(len(data.train_images), generator=generator), recipe.batch_rows)
     total = 0.0
     model.train()
     for done, rows in enumerate(batches, start=(epoch - 1) * len(batches) + 1):
         pixels = random_crops(data.train_images[rows], generator)
-        if data.flip:
+        if data.flip and recipe.flip:
             pixels = random_flips(pixels, generator)
-        loss = functional.cross_entropy(model(normalise(pixels, mean, std)), data.train_classes[rows])
+        loss = functional.cross_entropy(model(normalise(pixels, data.mean, data.std)), data.train_classes[rows])
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch}; lower --learning-rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.item() * len(rows)
-        listener.batches_done(done, recipe.epochs * len(batches))
+        listener.progress("training", done, recipe.epochs * len(batches))
     return total / len(data.train_images)
 
 
-class PlainLines:
-    """Tells a training by lines of text alone."""
-
-    def batches_done(self, done: int, total: int) -> None:
-        """Say nothing: a line for each epoch is enough."""
-
-    def say(self, line: str) -> None:
-        """Print `line` at once, also into a pipe."""
-        print(line, flush=True)
-
-
-class ProgressBar:
-    """Tells a training by lines above a bar."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("batches", total=None)
-
-    def batches_done(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def say(self, line: str) -> None:
-        """Print `line` above the bar."""
-        self._bar.console.print(line, highlight=False, markup=False)
-
-
-@contextmanager
-def listener_for(console: Console) -> Iterator[Listener]:
-    """A progress bar on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield PlainLines()
-        return
-    columns = (TextColumn("training"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield ProgressBar(bar)
+def _batches(order: Tensor, rows: int) -> list[Tensor]:
+    """`order` in parts of `rows`. A rest of one joins the part before: BatchNorm learns nothing from a single value."""
+    parts = list(order.split(rows))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def main(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.pt", dir_okay=False, help="The checkpoint.")],
     model: Annotated[str, typer.Option(help=f"One of: {', '.join(sorted(MODELS))}.")] = "resnet18-cifar",
-    data: Annotated[str, typer.Option(help=f"One of: {', '.join(sorted(DATASETS))}.")] = "digits",
-    width: Annotated[int, typer.Option(min=1, help="Channels of the first stage; the usual network has 64.")] = 64,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join((*NAMED, "DIR")),
+            help="A data set, or a folder with a folder of images for each class, or with train/ and val/ of such.",
+        ),
+    ] = "digits",
+    data_dir: Annotated[Path, typer.Option(file_okay=False, help="Where cifar10 lies, or is downloaded to.")] = Path(
+        "data"
+    ),
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the first stage; 64, of resnet20 16, where not given.")
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            min=MIN_INPUT_SIZE,
+            max=MAX_INPUT_SIZE,
+            help="Side in pixels to which a folder's images are resized and cropped; of resnet34 224, else 32, where "
+            "not given.",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 15,
     learning_rate: Annotated[float, typer.Option(min=0, help="Of the first epoch.")] = 0.1,
+    flip: Annotated[
+        bool, typer.Option(help="Mirror images; never done with digits, and wrong for letters and road signs.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew whatever FILE.pt holds.")] = False,
 ) -> None:
-    """Train a ResNet; the same command after an interruption goes on where it was."""
-    recipe = Recipe(model=model, data=data, width=width, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    """Train a network; the same command after an interruption goes on where it was."""
     with listener_for(Console()) as listener:
         try:
-            checkpoint = train(recipe, out, listener, restart=restart)
+            usual = find_model(model)
+            recipe = Recipe(
+                model=model,
+                data=data,
+                width=width or usual.usual_width,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                seed=seed,
+                input_size=input_size or (SIDE if data in NAMED else usual.usual_input_size),
+                flip=flip,
+            )
+            checkpoint = train(recipe, out, listener, data_dir=data_dir, restart=restart)
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
         except (FloatingPointError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
