@@ -22,7 +22,8 @@ _COMMANDS = {
     "export": ("export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
     "serve": ("serve.cli", "serve", "Serve model packages over gRPC."),
     "classify": ("serve.cli", "classify", "Classify images on a running server."),
-    "inspect": ("export.cli", "inspect", "Show what a checkpoint or a model package holds."),
+    "convert": ("export.convert_command", "convert", "Rename a checkpoint's tensors to another naming scheme."),
+    "inspect": ("export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
     "bench": ("benchmarks.cli", "app", "Measure engines and servers."),
 }
 """Sub-command: module, a function or a typer application in it, and what the help says."""

@@ -74,18 +74,18 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     import torch
 
-    from export.architectures import recognise
-    from export.checkpoint import read_checkpoint
+    from export.loading import NetworkSource, network_of, read_source
     from export.verify import normalised
 
     assert subject.checkpoint is not None
     if threads:
         torch.set_num_threads(threads)
-    recognised = recognise(read_checkpoint(subject.checkpoint).tensors)
+    source = NetworkSource(subject.checkpoint)
+    network = network_of(read_source(source), source)
     normalization = subject.package.manifest.normalization
 
     if name == "eager":
-        module = _as_its_author_wrote_it(recognised)
+        module = _as_its_author_wrote_it(network)
 
         def prepare(pixels: NDArray[np.uint8]) -> Run:
             images = normalised(pixels, normalization).contiguous()
@@ -99,7 +99,7 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
 
         return Engine(name, "fp32", prepare)
 
-    body, mean = _folded(recognised, normalization)
+    body, mean = _folded(network, normalization)
 
     def prepare_folded(pixels: NDArray[np.uint8]) -> Run:
         image = torch.from_numpy(pixels)
@@ -115,33 +115,30 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     return Engine(name, "fp32", prepare_folded)
 
 
-def _as_its_author_wrote_it(recognised: Any) -> Any:
+def _as_its_author_wrote_it(network: Any) -> Any:
     """The module of torchvision itself where it is one of its networks: its ReLUs work in place, which is faster."""
-    family, _, architecture = recognised.spec.name.partition(" ")
+    family, _, architecture = network.architecture.partition(" ")
     if family != "torchvision":
-        return recognised.module
+        return network.module
     import torchvision
 
-    module = torchvision.models.get_model(architecture, weights=None, num_classes=recognised.spec.classes)
-    module.load_state_dict(recognised.module.state_dict())
+    module = torchvision.models.get_model(architecture, weights=None, num_classes=network.classes)
+    module.load_state_dict(network.module.state_dict())
     return module.eval()
 
 
-def _folded(recognised: Any, normalization: Any) -> tuple[Any, Any]:
+def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
     """The folded network in channels_last and what is subtracted from its pixels, (1, channels, 1, 1)."""
     import torch
 
     from export.fold import fold_network
-    from export.resnet import conv_bn_pairs
 
-    side = recognised.spec.default_input_size
-    network = fold_network(
-        recognised.module,
-        conv_bn_pairs(recognised.module),
-        first_convolution="conv1",
+    side = network.default_input_size
+    folded = fold_network(
+        network.module,
         mean=normalization.mean,
         std=normalization.std,
-        probe=torch.zeros((1, recognised.spec.in_channels, side, side)),
+        probe=torch.zeros((1, network.in_channels, side, side)),
     )
-    mean = torch.tensor(network.pixel_mean).reshape(1, -1, 1, 1)
-    return network.module.to(memory_format=torch.channels_last), mean
+    mean = torch.tensor(folded.pixel_mean).reshape(1, -1, 1, 1)
+    return folded.module.to(memory_format=torch.channels_last), mean

@@ -75,9 +75,11 @@ def open_subject(model: str, checkpoint: Path | None = None) -> Iterator[Subject
 
 
 def _export(checkpoint: Path, destination: Path) -> Path:
+    from export.loading import NetworkSource
     from export.pipeline import ExportOptions, export_checkpoint
 
-    export_checkpoint(ExportOptions(checkpoint=checkpoint, out=destination, generated_images=8), _Silence())
+    options = ExportOptions(NetworkSource(checkpoint), out=destination, generated_images=8)
+    export_checkpoint(options, _Silence())
     return destination
 
 
@@ -109,7 +111,7 @@ def _random_network(architecture: str) -> Any:
     from torch import nn
 
     if architecture == SMALL_ARCHITECTURE:
-        from export.resnet import ResNet, ResNetSpec
+        from export.families.resnet import ResNet, ResNetSpec
 
         side = 32
         network: nn.Module = ResNet(

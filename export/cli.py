@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
-from serve.model_package import load_package
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -17,21 +17,32 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def export(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A trained ResNet: .pt, .pth, .th, .ckpt or .safetensors."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A trained ResNet: .pt, .pth, .th, .ckpt, .bin, .safetensors, an index of shards, or their folder.",
+        ),
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 graph, and build engines from it.")] = False,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Verify on these images instead of generated ones.")
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="Verify on at most so many images of --images.")] = 1000,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|imagenet", help="Class names: one a line, a JSON list or map, or those of ImageNet."
+        ),
+    ] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")] = None,
-    input_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels; default 32 for a 3x3 stem, else 224.")
-    ] = None,
+    input_size: InputSize = None,
+    ema: Ema = False,
+    naming: Naming = None,
+    head_from: HeadFrom = None,
+    factory: Factory = None,
+    factory_arguments: FactoryArguments = None,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the folder's.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The package's folder; default: the checkpoint's name.")
@@ -52,7 +63,14 @@ def export(
     from export.progress import ConsoleNarrator
 
     options = ExportOptions(
-        checkpoint=checkpoint,
+        source=network_source(
+            checkpoint,
+            ema=ema,
+            naming=naming,
+            head_from=head_from,
+            factory=factory,
+            factory_arguments=factory_arguments,
+        ),
         out=out,
         name=name,
         force=force,
@@ -74,25 +92,6 @@ def export(
         f"{result.folder}/ is complete: {len(verified)} artifacts verified, top-1 agreement with PyTorch at least "
         f"{worst:.2%}{unproven}; see {result.folder}/report.html, serve it with: fuseline serve {result.folder}"
     )
-
-
-def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE|PACKAGE", help="A checkpoint or a model package.")],
-    input_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels that shapes and multiply-adds are for.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Show what a checkpoint or a model package holds."""
-    from export.inspection_view import show_checkpoint, show_package
-
-    size = None if input_size is None else input_size_from_text(input_size)
-    if path.is_dir():
-        show_package(load_package(path), as_json=as_json)
-        return
-    from export.inspection import inspect_checkpoint
-
-    show_checkpoint(inspect_checkpoint(path, size), as_json=as_json)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A checkpoint becomes a model package: the steps, top to bottom."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.architectures import Recognised, conv_bn_pairs, recognise
 from export.artifacts import write_artifacts
-from export.checkpoint import Checkpoint, read_checkpoint
+from export.checkpoint import Checkpoint
 from export.engine import available_builder
-from export.fold import Fold, FoldedNetwork, fold_network
+from export.fold import FoldedNetwork, fold_network
+from export.loading import NetworkSource, network_of, read_source
 from export.model_facts import ModelFacts, facts_from
+from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.report import Report, write_report
 from export.verify import (
@@ -50,7 +51,7 @@ _VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
 class ExportOptions:
     """What the user asked for."""
 
-    checkpoint: Path
+    source: NetworkSource
     out: Path | None = None
     name: str | None = None
     force: bool = False
@@ -60,7 +61,8 @@ class ExportOptions:
     images: Path | None = None
     max_images: int = 1000
     generated_images: int = 64
-    labels: Path | None = None
+    labels: str | None = None
+    """A file's path, or `imagenet`."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
@@ -77,7 +79,7 @@ class ExportResult:
 
 
 def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResult:
-    """Write the model package of `options.checkpoint`: all of it, or nothing.
+    """Write the model package of `options.source`: all of it, or nothing.
 
     Raises:
         InputError: the checkpoint, an option or the destination is wrong.
@@ -90,39 +92,40 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     if options.engine is not None:
         available_builder(options.engine)
 
-    with narrator.step(f"Reading {options.checkpoint.name}") as step:
-        checkpoint = read_checkpoint(options.checkpoint)
+    with narrator.step(f"Reading {options.source.checkpoint.name}") as step:
+        checkpoint = read_source(options.source)
         step.done("; ".join((f"{len(checkpoint.tensors)} tensors", *checkpoint.notes)))
     with narrator.step("Recognising the architecture") as step:
-        recognised = recognise(checkpoint.tensors)
+        trained = network_of(checkpoint, options.source, options.input_size)
         facts = facts_from(
             checkpoint,
-            recognised.spec,
+            trained,
             labels=options.labels,
             mean=options.mean,
             std=options.std,
             input_size=options.input_size,
         )
-        step.done(f"{recognised.spec.name}, {len(facts.labels)} classes, input {facts.described_input}")
+        step.done(f"{trained.architecture}, {len(facts.labels)} classes, input {facts.described_input}")
     with narrator.step("Collecting images to verify on") as step:
         sample, doubts = _sample(options, facts)
         step.done(sample.source)
     for warning in (*facts.assumptions, *doubts):
         narrator.warn(warning)
     with narrator.step("Folding BatchNorm and input scaling") as step:
-        network = _fold(recognised, facts, sample)
-        step.done(f"{len(network.folds)} BatchNorms folded, none left")
+        network = _named_as_in_checkpoint(_fold(trained, facts, sample), trained.layer_names)
+        kept = f"; {len(network.kept)} kept as a scale and a shift" if network.kept else ", none left"
+        step.done(f"{len(network.folds)} BatchNorms folded{kept}")
 
     try:
         with new_package_folder(destination, replace=options.force) as folder:
-            eager = _eager(recognised, facts, sample, narrator)
+            eager = _eager(trained, facts, sample, narrator)
             write_reference(folder, sample.pixels, eager)
             written = write_artifacts(
                 folder, network, facts, fp16=options.fp16, engine_for=options.engine, narrator=narrator
             )
             manifest = Manifest(
                 name=name,
-                architecture=recognised.spec.name,
+                architecture=trained.architecture,
                 input=facts.input,
                 normalization=facts.normalization,
                 labels=facts.labels,
@@ -135,8 +138,11 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
-                parameters=sum(parameter.numel() for parameter in recognised.module.parameters()),
-                folds=_named_as_in_checkpoint(network.folds, recognised.layer_names),
+                parameters=sum(parameter.numel() for parameter in trained.module.parameters()),
+                evidence=trained.evidence,
+                folds=network.folds,
+                kept=network.kept,
+                scale_folded=network.pixel_scale is None,
                 precision=written.precision,
                 engine_note=written.engine_note,
                 skipped=skipped,
@@ -155,12 +161,19 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
 
 def destination_of(options: ExportOptions) -> Path:
     """The package's folder: `--out`, or the checkpoint's path without its suffix."""
-    if not options.checkpoint.name:
-        raise CheckpointError(f"{options.checkpoint} is a folder; name a checkpoint file")
-    destination = options.out or options.checkpoint.with_suffix("")
-    if destination == options.checkpoint:
+    checkpoint = options.source.checkpoint
+    if not checkpoint.name:
+        raise CheckpointError(f"{checkpoint} has no name to call the package by; name its folder with --out")
+    destination = options.out or _without_suffix(checkpoint)
+    if destination == checkpoint:
         raise PackageError(f"{destination} is the checkpoint itself; name the package's folder with --out")
     return destination
+
+
+def _without_suffix(checkpoint: Path) -> Path:
+    """`model` of `model.pt` and of `model.safetensors.index.json`; a folder has its own name."""
+    index_of = checkpoint.name.removesuffix(".index.json")
+    return checkpoint if checkpoint.is_dir() else checkpoint.with_name(index_of).with_suffix("")
 
 
 def _name(options: ExportOptions, destination: Path) -> str:
@@ -181,28 +194,34 @@ def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[st
     return generated_sample(facts.input, options.generated_images), (doubt,)
 
 
-def _fold(recognised: Recognised, facts: ModelFacts, sample: Sample) -> FoldedNetwork:
+def _fold(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> FoldedNetwork:
     return fold_network(
-        recognised.module,
-        conv_bn_pairs(recognised.module),
-        first_convolution="conv1",
+        trained.module,
         mean=facts.normalization.mean,
         std=facts.normalization.std,
         probe=normalised(sample.pixels[:_PROBE_ROWS], facts.normalization),
     )
 
 
-def _named_as_in_checkpoint(folds: Sequence[Fold], layer_names: Mapping[str, str]) -> tuple[Fold, ...]:
+def _named_as_in_checkpoint(network: FoldedNetwork, layer_names: Mapping[str, str]) -> FoldedNetwork:
     """The user knows the checkpoint's names, not the canonical network's."""
-    return tuple(
-        replace(fold, convolution=layer_names[fold.convolution], batchnorm=layer_names[fold.batchnorm])
-        for fold in folds
+
+    def theirs(name: str) -> str:
+        return layer_names.get(name, name)
+
+    return replace(
+        network,
+        folds=tuple(
+            replace(fold, convolution=theirs(fold.convolution), batchnorm=theirs(fold.batchnorm))
+            for fold in network.folds
+        ),
+        kept=tuple(replace(kept, batchnorm=theirs(kept.batchnorm)) for kept in network.kept),
     )
 
 
-def _eager(recognised: Recognised, facts: ModelFacts, sample: Sample, narrator: Narrator) -> NDArray[np.float32]:
+def _eager(trained: TrainedNetwork, facts: ModelFacts, sample: Sample, narrator: Narrator) -> NDArray[np.float32]:
     with narrator.step("Running eager PyTorch FP32") as step:
-        logits = eager_logits(recognised.module, sample.pixels, facts.normalization, step.advance_to)
+        logits = eager_logits(trained.module, sample.pixels, facts.normalization, step.advance_to)
         step.done(f"{len(logits)} images")
     return logits
 
@@ -227,7 +246,7 @@ def _verify(
 
 def _provenance(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
     return {
-        "checkpoint": options.checkpoint.name,
+        "checkpoint": options.source.checkpoint.name,
         "checkpoint_sha256": checkpoint.sha256,
         "reading": list(checkpoint.notes),
         "versions": {name: found for name in _VERSIONS_OF if (found := _version(name)) is not None},

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_graph import with_cast_first
+from export.onnx_graph import pixel_nodes, with_cast_first
 from serve.errors import VerificationError
 from serve.model_package import OUTPUT_NAME
 
@@ -40,32 +40,34 @@ def fp16_from_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     half = with_cast_first(model)
     graph = half.graph
-    subtraction = next(node for node in graph.node if node.op_type == "Sub")
-    first = next(node for node in graph.node if node.op_type == "Conv")
-    centred = subtraction.output[0]
-    scale_name, scaled, typed = "pixel_scale", "pixels_scaled", "pixels_fp16"
-    keep = set(subtraction.input) | {scale_name}
+    *arithmetic, transpose = [node for node in list(graph.node)[: len(pixel_nodes(model))] if node.op_type != "Cast"]
+    keep = {node.input[1] for node in arithmetic}
+    first = next(node for node in graph.node if node.input[0] == transpose.output[0])
+    # Where the graph itself scales the pixels, they come in FP16's best range and no weight carries 1 / (255 * std).
+    carries_scale = len(arithmetic) == 1
 
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in keep:
             values = numpy_helper.to_array(tensor)
-            if tensor.name == first.input[1]:
+            if carries_scale and tensor.name == first.input[1]:
                 values = values * np.float32(2**_PIXEL_SCALE_LOG2)
             tensor.CopyFrom(numpy_helper.from_array(_fp16(values, tensor.name), tensor.name))
-    graph.initializer.append(numpy_helper.from_array(np.float32(2**-_PIXEL_SCALE_LOG2), scale_name))
 
+    pixels, typed = transpose.output[0], "pixels_fp16"
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == centred:
-                node.input[index] = typed
+        node.input[:] = [typed if name == pixels else name for name in node.input]
+    inserted = []
+    if carries_scale:
+        scale_name, scaled = "pixel_scale_fp16", "pixels_scaled"
+        graph.initializer.append(numpy_helper.from_array(np.float32(2**-_PIXEL_SCALE_LOG2), scale_name))
+        inserted.append(helper.make_node("Mul", [pixels, scale_name], [scaled], name="pixels/scale"))
+        pixels = scaled
+    inserted.append(helper.make_node("Cast", [pixels], [typed], name="pixels/to_fp16", to=TensorProto.FLOAT16))
     last = next(node for node in graph.node if OUTPUT_NAME in node.output)
     last.output[0] = "logits_fp16"
     nodes = list(graph.node)
-    at = nodes.index(subtraction) + 1
-    nodes[at:at] = [
-        helper.make_node("Mul", [centred, scale_name], [scaled], name="pixels/scale"),
-        helper.make_node("Cast", [scaled], [typed], name="pixels/to_fp16", to=TensorProto.FLOAT16),
-    ]
+    at = nodes.index(transpose) + 1
+    nodes[at:at] = inserted
     nodes.append(helper.make_node("Cast", ["logits_fp16"], [OUTPUT_NAME], name="logits/to_fp32", to=TensorProto.FLOAT))
     del graph.node[:]
     graph.node.extend(nodes)

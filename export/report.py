@@ -2,13 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, Template
-
-from export.fold import Fold
+from export.fold import Fold, KeptBatchNorm
+from export.html_page import page_environment
 from export.precision import PrecisionShare
 from export.verify import Skipped
 from serve.model_package import Manifest
@@ -20,7 +18,12 @@ class Report:
 
     manifest: Manifest
     parameters: int
+    evidence: tuple[str, ...]
+    """Why the network is taken to be what it is."""
     folds: tuple[Fold, ...]
+    kept: tuple[KeptBatchNorm, ...]
+    scale_folded: bool
+    """Whether the first convolution carries the division of the pixels by 255 * std."""
     precision: dict[str, PrecisionShare]
     """By artifact path."""
     engine_note: str
@@ -38,15 +41,5 @@ def write_report(folder: Path, report: Report) -> None:
     """Write report.json and report.html into `folder`."""
     plain = report.as_dict()
     (folder / "report.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(_template().render(plain), encoding="utf-8")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["mib"] = lambda size: f"{size / 2**20:.1f} MiB"
-    environment.filters["figure"] = lambda value: f"{value:.3g}"
-    environment.filters["percent"] = lambda value: f"{value:.2%}"
-    return environment.get_template("report.html.j2")
+    page = page_environment().get_template("report.html.j2").render(plain)
+    (folder / "report.html").write_text(page, encoding="utf-8")

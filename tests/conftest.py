@@ -30,9 +30,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of `tiny_checkpoint`, FP32 and FP16."""
+    from export.loading import NetworkSource
     from export.pipeline import ExportOptions, export_checkpoint
     from export.progress import ConsoleNarrator
 
     out = tmp_path_factory.mktemp("packages") / "tiny"
-    export_checkpoint(ExportOptions(checkpoint=tiny_checkpoint, out=out, fp16=True), ConsoleNarrator())
+    export_checkpoint(ExportOptions(NetworkSource(tiny_checkpoint), out=out, fp16=True), ConsoleNarrator())
     return out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.loading import NetworkSource
 from export.pipeline import ExportOptions, export_checkpoint
 from export.progress import ConsoleNarrator
 from serve.client import Client
@@ -22,12 +23,12 @@ def resnet20_package(shared_data: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("real")
     (folder / "labels.txt").write_text("\n".join(CIFAR10))
     options = ExportOptions(
-        checkpoint=shared_data / "checkpoints" / "resnet20-12fca82f.th",
+        source=NetworkSource(shared_data / "checkpoints" / "resnet20-12fca82f.th"),
         out=folder / "resnet20",
         fp16=True,
         images=shared_data / "cifar10-test",
         max_images=100,
-        labels=folder / "labels.txt",
+        labels=str(folder / "labels.txt"),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
@@ -72,7 +73,7 @@ def test_a_served_resnet18_is_under_400_mb_and_knows_no_torch(tmp_path: Path) ->
     import torchvision
 
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pt")
-    options = ExportOptions(checkpoint=tmp_path / "resnet18.pt", generated_images=2)
+    options = ExportOptions(source=NetworkSource(tmp_path / "resnet18.pt"), generated_images=2)
     package = export_checkpoint(options, ConsoleNarrator()).folder
     picture = tmp_path / "picture.png"
     _write_picture(picture)

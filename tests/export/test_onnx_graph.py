@@ -11,7 +11,6 @@ from export.architectures import recognise
 from export.fold import fold_network
 from export.onnx_graph import check_graph, onnx_from_network
 from export.precision import check_fp16, fp16_from_fp32, precision_share
-from export.resnet import conv_bn_pairs
 from export.verify import generated_sample, normalised
 from serve.errors import ArchitectureError, VerificationError
 from serve.model_package import InputSpec, Normalization, Preprocessing
@@ -29,8 +28,6 @@ def network() -> torch.nn.Module:
 def exported(network: torch.nn.Module) -> onnx.ModelProto:
     folded = fold_network(
         network,
-        conv_bn_pairs(network),
-        first_convolution="conv1",
         mean=NORMALIZATION.mean,
         std=NORMALIZATION.std,
         probe=torch.randn(1, 3, 32, 32),

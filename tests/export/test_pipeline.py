@@ -155,7 +155,7 @@ def test_a_wrong_option_is_one_clear_line(
 
 
 def test_labels_that_do_not_fit_are_refused(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for text, named in (("one\ntwo\n", "2 lines"), ("a\n" * 4 + "\n" + "b\n" * 5, "line 5 is empty")):
+    for text, named in (("one\ntwo\n", "2 labels"), ("a\n" * 4 + "\n" + "b\n" * 5, "label of class 4 is empty")):
         (tmp_path / "labels.txt").write_text(text)
         result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--labels", tmp_path / "labels.txt")
         assert named in only_error(result)

@@ -1,0 +1,152 @@
+"""A checkpoint under another naming scheme's names, proven by running both."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from export.architectures import names_in, recognise, tensors_in
+from export.checkpoint import read_checkpoint
+from export.families.naming_schemes import NamingScheme, scheme_named
+from export.families.recognised import Recognised
+from export.loading import NetworkSource, network_of, read_source
+from serve.errors import InputError, VerificationError
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+_PROBE_ROWS = 2
+# Another implementation of the same network may sum in another order.
+_LOGITS_TOLERANCE = 1e-4
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion made."""
+
+    out: Path
+    architecture: str
+    from_naming: str
+    to_naming: str
+    renamed: int
+    """Tensors whose name changed."""
+    tensors: int
+    verified_against: tuple[str, ...]
+    """What ran the written file, and gave the logits of the original: sentences."""
+    left_out: tuple[str, ...]
+    """What the written file's format can't hold: sentences."""
+
+
+def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool = False) -> Conversion:
+    """Write the checkpoint of `source` to `out` under the names of the scheme called `to`.
+
+    The file is read back and run before it gets its name: nothing is left behind that gives other logits.
+
+    Raises:
+        InputError: `out` exists, or has no known suffix.
+        ArchitectureError: the network isn't recognised, there is no such scheme, or it has no names for the network.
+        VerificationError: what was written doesn't give the original's logits.
+    """
+    scheme = scheme_named(to)
+    _check_destination(source, out, force=force)
+    checkpoint = read_source(source)
+    original = network_of(checkpoint, source)
+    if not isinstance(original, Recognised):
+        raise InputError("--factory builds networks that have no naming scheme; convert renames recognised ones")
+    names = names_in(scheme, original)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors_in(scheme, original).items()}
+    counters = {
+        f"{theirs.removesuffix('.running_mean')}.{_COUNTER}": checkpoint.counters[counter]
+        for ours, theirs in names.items()
+        if ours.endswith(".running_mean") and (counter := _stored(ours, original, _COUNTER)) in checkpoint.counters
+    }
+    partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(partial, tensors | counters, checkpoint.metadata)
+        verified = _verified(partial, scheme, original)
+        partial.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out} could not be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # where the folder couldn't be made there is nothing to remove
+            partial.unlink(missing_ok=True)
+    left_out = tuple(checkpoint.metadata) if out.suffix != ".safetensors" else ()
+    return Conversion(
+        out=out,
+        architecture=original.architecture,
+        from_naming=original.naming,
+        to_naming=scheme.name,
+        renamed=sum(theirs != _stored(ours, original) for ours, theirs in names.items()),
+        tensors=len(tensors),
+        verified_against=verified,
+        left_out=(f"{', '.join(left_out)}: a bare state dict has no place for them, .safetensors has",)
+        if left_out
+        else (),
+    )
+
+
+def _check_destination(source: NetworkSource, out: Path, *, force: bool) -> None:
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"-o {out}: the suffix says the format, one of {', '.join(SUFFIXES)}")
+    if out.exists() and out.samefile(source.checkpoint):
+        raise InputError(f"-o {out} is the checkpoint itself; write elsewhere")
+    if out.exists() and not force:
+        raise InputError(f"-o {out} exists; --force replaces it")
+
+
+def _stored(ours: str, recognised: Recognised, leaf: str | None = None) -> str:
+    """The checkpoint's name of the tensor that the module calls `ours`, or of another `leaf` of the same layer."""
+    module, _, own_leaf = ours.rpartition(".")
+    return f"{recognised.layer_names[module]}.{leaf or own_leaf}"
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    if path.suffix == ".safetensors":
+        # The format's metadata are texts; `read_checkpoint` decodes JSON in them.
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
+        safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"} | texts)
+    else:
+        torch.save(dict(tensors), path)
+
+
+def _verified(path: Path, scheme: NamingScheme, original: Recognised) -> tuple[str, ...]:
+    written = read_checkpoint(path)
+    again = recognise(written.tensors, naming=scheme.name)
+    side = original.default_input_size
+    images = torch.randn((_PROBE_ROWS, original.in_channels, side, side), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = original.module(images)
+        if not torch.equal(again.module(images), expected):
+            raise VerificationError(f"the tensors under {scheme.name}'s names give other logits; nothing is written")
+        verified = [f"read back as {again.naming}: the same logits, bit for bit"]
+        library = _torchvision_module(scheme, original)
+        if library is not None:
+            library.load_state_dict({**written.tensors, **written.counters})
+            difference = float((library.eval()(images) - expected).abs().max())
+            spread = float(expected.max() - expected.min())
+            if difference > _LOGITS_TOLERANCE * spread:
+                raise VerificationError(
+                    f"{original.architecture} itself gives logits that differ by {difference:.3g} in a range of "
+                    f"{spread:.3g}; nothing is written"
+                )
+            verified.append(f"loaded strictly into {original.architecture} itself: logits differ by {difference:.2g}")
+    return tuple(verified)
+
+
+def _torchvision_module(scheme: NamingScheme, original: Recognised) -> nn.Module | None:
+    """The network of torchvision itself, where the names are its own and it has the network."""
+    family, _, name = original.architecture.partition(" ")
+    if scheme.name != "torchvision" or family != "torchvision":
+        return None
+    import torchvision
+
+    module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=original.classes)
+    return module

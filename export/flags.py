@@ -1,0 +1,54 @@
+"""The flags that several commands share: how a network is come by."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from export.loading import NetworkSource
+
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged (EMA) weights that lie beside the plain ones.")]
+Naming = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The naming scheme of the tensors, where several fit; a wrong one lists them."),
+]
+HeadFrom = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A checkpoint with the classifier, for a backbone without one.")
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Build the network by this function of yours; runs its code."),
+]
+FactoryArguments = Annotated[
+    list[str] | None,
+    typer.Option("--factory-arg", metavar="NAME=VALUE", help="An argument of --factory; may come several times."),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(metavar="N|HxW", help="Pixels; default: what the checkpoint says, 32 for a 3x3 stem, or 224."),
+]
+
+
+def network_source(
+    checkpoint: Path,
+    *,
+    ema: bool,
+    naming: str | None,
+    head_from: Path | None,
+    factory: str | None,
+    factory_arguments: Sequence[str] | None,
+) -> "NetworkSource":
+    """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
+    # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
+    from export.loading import NetworkSource, factory_arguments_from_texts
+
+    return NetworkSource(
+        checkpoint=checkpoint,
+        ema=ema,
+        naming=naming,
+        head_from=head_from,
+        factory=factory,
+        factory_arguments=factory_arguments_from_texts(factory_arguments or ()),
+    )
