@@ -1,0 +1,20 @@
+"""What the README says of checkpoints is what the code does."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_has_every_naming_scheme_and_no_other() -> None:
+    from export.families.naming_schemes import SCHEMES
+
+    rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ✓ \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.startswith("--factory")}
+    assert named == {scheme.name for scheme in SCHEMES}
+
+
+def test_links_lead_to_files() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
