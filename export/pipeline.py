@@ -19,6 +19,7 @@ from export.model_facts import ModelFacts, facts_from
 from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.report import Report, write_report
+from export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
 from export.verify import (
     Sample,
     Skipped,
@@ -109,6 +110,12 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     with narrator.step("Collecting images to verify on") as step:
         sample, doubts = _sample(options, facts)
         step.done(sample.source)
+    if options.images is not None:
+        with narrator.step("Comparing activations with those of the training") as step:
+            trained_on = _training_statistics(trained, facts, sample)
+            step.done(trained_on.described if trained_on else "too few images, or no BatchNorm to compare with")
+        if trained_on and not trained_on.as_in_training:
+            doubts = (*doubts, trained_on.doubt)
     for warning in (*facts.assumptions, *doubts):
         narrator.warn(warning)
     with narrator.step("Folding BatchNorm and input scaling") as step:
@@ -192,6 +199,12 @@ def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[st
         return sample_from_folder(options.images, facts.input, options.max_images), ()
     doubt = "verified on generated images only; --images DIR with a few hundred of the network's own kind proves more"
     return generated_sample(facts.input, options.generated_images), (doubt,)
+
+
+def _training_statistics(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> TrainingStatistics | None:
+    # From all over the folder, as its subfolders are often classes.
+    spread = np.linspace(0, len(sample.pixels) - 1, min(MAX_IMAGES, len(sample.pixels))).astype(int)
+    return training_statistics(trained.module, normalised(sample.pixels[spread], facts.normalization))
 
 
 def _fold(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> FoldedNetwork:

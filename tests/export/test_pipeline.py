@@ -275,3 +275,20 @@ def test_the_console_script_and_the_module_are_the_same_command(tmp_path: Path) 
         for command in ([script], [sys.executable, "-m", "export"])
     ]
     assert all("--fp16" in answer and "CHECKPOINT" in answer for answer in answers)
+
+
+def test_images_that_the_network_was_not_trained_on_are_doubted(
+    run_export: RunExport, shared_data: Path, tmp_path: Path
+) -> None:
+    """A real network with its own normalisation and with another: both give PyTorch's answers, one is wrong."""
+    checkpoint, pictures = shared_data / "checkpoints" / "resnet20-12fca82f.th", shared_data / "cifar10-test"
+    common = (checkpoint, "--images", pictures, "--max-images", 64, "--force", "--out", tmp_path / "m")
+    right = run_export(*common, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+    assert right.exit_code == 0, right.stderr
+    assert "variance is off by a factor of 1.1" in right.stderr
+    assert "not those that its BatchNorms saw" not in right.stderr
+    wrong = run_export(*common, "--mean", "0,0,0", "--std", "1,1,1")
+    assert wrong.exit_code == 0, wrong.stderr
+    assert "not those that its BatchNorms saw in training" in wrong.stderr
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert any("BatchNorms saw in training" in warning for warning in report["warnings"])
