@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.families.candidate import Candidate, Head, deviations, empty_module
-from export.families.evidence import evidence_of, unseen_of
+from export.families.evidence import evidence_of, unseen_of, unseen_without_modules
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import SCHEMES, scheme_named
@@ -110,6 +110,8 @@ def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[st
     layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
     layer_names = {layer: placement.modules[layer] for layer in layers}
     taken = apply_layer_settings(module, layer_names, layer_settings)
+    # A whole module's layers were held against the network just now, and a config.json names it.
+    untold = () if layer_settings or config else (unseen_without_modules(placement.scheme),)
     return Recognised(
         spec=spec,
         module=module,
@@ -120,5 +122,5 @@ def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[st
         classes=spec.classes,
         in_channels=spec.in_channels,
         default_input_size=spec.default_input_size,
-        unseen=tuple(unseen_of(spec, placement.scheme, placement.modules["fc"], config)),
+        unseen=(*unseen_of(spec, placement.scheme, placement.modules["fc"], config), *untold),
     )

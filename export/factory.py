@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from export.checkpoint import Checkpoint
 from export.network import TrainedNetwork
@@ -136,7 +137,13 @@ def _own_errors(reference: str) -> Iterator[None]:
 
 def _load_strictly(module: nn.Module, checkpoint: Checkpoint, reference: str) -> tuple[int, str]:
     """Load all tensors; their number, and the prefix that the module's names have before the checkpoint's."""
-    places = {name: value for name, value in module.state_dict().items() if not name.endswith(_COUNTER)}
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    if lazy := [name for name, value in state.items() if is_lazy(value)]:
+        raise ArchitectureError(
+            f"{lazy[0]} of --factory {reference} has no shape yet (a lazy module); call the network once on an image "
+            "before it is returned"
+        )
+    places = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
     prefix = _prefix(set(places), set(checkpoint.tensors))
     tensors = {f"{prefix}{name}": tensor for name, tensor in checkpoint.tensors.items()}
     kinds = {
@@ -154,7 +161,9 @@ def _load_strictly(module: nn.Module, checkpoint: Checkpoint, reference: str) ->
             f"{'; '.join(deviations)}. Nothing is filled in or left out: build the network that was trained"
         )
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(_COUNTER)}
-    module.load_state_dict(counters | tensors)
+    with _own_errors(reference):
+        # Not strictly: every tensor was held against its place, and what else a state dict has is no tensor.
+        module.load_state_dict(counters | tensors, strict=False)
     return len(tensors), prefix
 
 
@@ -176,8 +185,9 @@ def _tried(module: nn.Module, channels: int, size: tuple[int, int], reference: s
     shape = f"{channels} x {size[0]} x {size[1]}"
     with torch.inference_mode():
         try:
-            returned = module(images)
-            alone = module(images[:1])
+            # Copies, as a network may work in place on what it is given.
+            returned = module(images.clone())
+            alone = module(images[:1].clone())
         except Exception as error:
             raise InputError(
                 f"the network of --factory {reference} raised {type(error).__name__}: {error}, on images of {shape}; "

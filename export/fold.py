@@ -150,13 +150,16 @@ def why_not_folded(batchnorm: fx.Node) -> str | None:
 
 
 def _first_convolution(graph: fx.Graph) -> fx.Node | None:
-    """The convolution that alone consumes the input and whose weights nothing else uses, if there is one."""
+    """The convolution that alone consumes the input, all channels at once, with weights that nothing else uses."""
     (placeholder,) = graph.find_nodes(op="placeholder")
     users = list(placeholder.users)
     if len(users) != 1 or users[0].target not in _CONVOLUTIONS:
         return None
     weight = _argument(users[0], 1)
-    return users[0] if weight.op == "get_attr" and len(weight.users) == 1 else None
+    if weight.op != "get_attr" or len(weight.users) > 1:
+        return None
+    # A grouped convolution's weight doesn't have the input's channels in its second dimension.
+    return users[0] if weight.meta["val"].shape[1] == placeholder.meta["val"].shape[1] else None
 
 
 def _observe(
@@ -227,13 +230,17 @@ def _set_weights(traced: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: T
 
 
 def _beside(traced: fx.GraphModule, tensor: fx.Node, leaf: str) -> str:
-    """A name that is free for a tensor that belongs to the same layer as `tensor`."""
+    """A name that nothing in `traced` has, for a tensor that belongs to the same layer as `tensor`."""
     owner, _, own_leaf = str(tensor.target).rpartition(".")
     module_has_it = owner and own_leaf in ("weight", "running_mean")
     wanted = f"{owner}.{leaf}" if module_has_it else f"{tensor.target}_{leaf}"
-    taken = {name for name, _ in (*traced.named_parameters(), *traced.named_buffers())}
     numbered = (f"{wanted}_{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain((wanted,), numbered) if name not in taken)
+    return next(name for name in itertools.chain((wanted,), numbered) if not _has(traced, name))
+
+
+def _has(traced: fx.GraphModule, target: str) -> bool:
+    owner, _, leaf = target.rpartition(".")
+    return hasattr(traced.get_submodule(owner), leaf)
 
 
 def batchnorm_tensors(traced: fx.GraphModule, batchnorm: fx.Node) -> BatchNormTensors:

@@ -11,8 +11,8 @@ import onnx
 import torch
 from torch import fx
 
-from export.fold import FoldedNetwork
-from export.trace import MAX_BATCH_ROWS, quiet_exporter
+from export.fold import FoldedNetwork, attribute
+from export.trace import MAX_BATCH_ROWS, quiet_exporter, reason_of
 from serve.errors import ArchitectureError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 
@@ -20,7 +20,8 @@ from serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 OPSET = 20
 _ATEN = torch.ops.aten
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-_PIXEL_MEAN, _PIXEL_SCALE = "pixel_mean", "pixel_scale"
+# Names that no module of a user's has.
+_PIXEL_MEAN, _PIXEL_SCALE = "fuseline_pixel_mean", "fuseline_pixel_scale"
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -31,22 +32,27 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
         metadata: goes into the model's metadata properties, each value as JSON, under `fuseline.<key>`.
 
     Raises:
-        ArchitectureError: the exported graph still holds a BatchNormalization, or not the promised input and output.
+        ArchitectureError: the network has an operator that ONNX hasn't, or the exported graph still holds a
+            BatchNormalization, or not the promised input and output.
     """
     module = _pixel_network(network)
     # Two rows: torch.export specialises a dimension of size 1.
     example = torch.zeros((2, *input_spec.row_shape), dtype=torch.uint8)
     with quiet_exporter():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_ROWS)}},
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_ROWS)}},
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            raise ArchitectureError(f"torch can't write the network as ONNX: {reason_of(cause)}") from error
     assert program is not None
     model = program.model_proto
     _name_after_layers(model)
@@ -73,7 +79,9 @@ def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
         constants[_PIXEL_SCALE] = network.pixel_scale
     (body_input,) = network.module.graph.find_nodes(op="placeholder")
     graph.output(graph.graph_copy(network.module.graph, {body_input: pixels}))
-    tensors = dict(network.module.state_dict())
+    # Not its state_dict: buffers that are not saved are part of the function too.
+    targets = [str(node.target) for node in network.module.graph.find_nodes(op="get_attr")]
+    tensors = {target: attribute(network.module, target) for target in targets}
     for name, values in constants.items():
         tensors[name] = torch.tensor(values, dtype=torch.float64).float().reshape(-1, 1, 1)
     return fx.GraphModule(tensors, graph).eval()
@@ -96,7 +104,8 @@ def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in copy.graph.initializer:
         if tensor.name in constants:
             tensor.dims[:] = [tensor.dims[0]]
-    ordered = [cast, *arithmetic, transpose, *list(copy.graph.node)[2 + len(arithmetic) :]]
+    names = {node.name for node in (transpose, cast, *arithmetic)}
+    ordered = [cast, *arithmetic, transpose, *(node for node in copy.graph.node if node.name not in names)]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
@@ -107,12 +116,19 @@ def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that make the network's input of the pixels: Transpose, Cast, Sub and, where the graph scales, Mul."""
-    nodes = list(model.graph.node)[:3]
-    scaling = list(model.graph.node)[3]
-    if scaling.op_type == "Mul" and scaling.input[1] == _PIXEL_SCALE:
-        nodes.append(scaling)
-    kinds = [node.op_type for node in nodes[:3]]
-    assert kinds == ["Transpose", "Cast", "Sub"], f"the pixels meet {', '.join(kinds)}; Transpose, Cast, Sub expected"
+    nodes: list[onnx.NodeProto] = []
+    value = INPUT_NAME
+    for kind, constant in (("Transpose", None), ("Cast", None), ("Sub", _PIXEL_MEAN), ("Mul", _PIXEL_SCALE)):
+        found = [
+            node
+            for node in model.graph.node
+            if node.op_type == kind and node.input[0] == value and (constant is None or node.input[1] == constant)
+        ]
+        if not found and constant == _PIXEL_SCALE:
+            break
+        assert len(found) == 1, f"{value} meets {len(found)} {kind} nodes; one was written"
+        nodes.append(found[0])
+        value = found[0].output[0]
     return nodes
 
 

@@ -19,6 +19,7 @@ MAX_BATCH_ROWS = 65536
 """The batch is traced as 1 to so many rows."""
 
 _ATEN = torch.ops.aten
+_PROBABILITIES = {_ATEN.softmax.int: "softmax", _ATEN._softmax.default: "softmax", _ATEN.sigmoid.default: "sigmoid"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -40,8 +41,8 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # user code runs here, and torch.export has no error of its own
             raise ArchitectureError(
-                f"torch.export can't trace the network for batches of any size: {_reason(error)}. Its forward must not "
-                "branch on values of the images nor build in the number of rows (write -1 or x.shape[0])"
+                f"torch.export can't trace the network for batches of any size: {reason_of(error)}. Its forward must "
+                "not branch on values of the images nor build in the number of rows (write -1 or x.shape[0])"
             ) from error
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
@@ -50,6 +51,11 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
     given = output.args[0]
     if not isinstance(given, tuple | list) or len(given) != 1 or not isinstance(given[0], fx.Node):
         raise ArchitectureError("the network doesn't return one tensor of logits (rows, classes)")
+    if given[0].target in _PROBABILITIES:
+        raise ArchitectureError(
+            f"the network ends in a {_PROBABILITIES[given[0].target]}, so it returns probabilities; expected logits, "
+            "leave it out: the server applies softmax"
+        )
     output.args = (given[0],)
     # The exported module keeps the caller's pytree convention and refuses eval(); a plain one does neither.
     graph.set_codegen(CodeGen())
@@ -106,6 +112,7 @@ def _pool_by_mean(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line of an error of torch's exporters, whose others are advice to their own developers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}{': ' + lines[0].rstrip('.') if lines else ''}"

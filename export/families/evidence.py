@@ -74,6 +74,15 @@ def unseen_of(
         )
 
 
+def unseen_without_modules(scheme: NamingScheme) -> str:
+    """What a bare state dict never tells, and a pickled module would."""
+    return (
+        "tensors tell no strides, pools, paddings, activations and no BatchNorm eps: all are taken as in "
+        f"{scheme.description}, with eps 1e-5; a network of these names that was built otherwise needs --factory "
+        "package.module:function"
+    )
+
+
 def _unseen_of_preact(spec: PreActResNetSpec, scheme: NamingScheme) -> Iterator[str]:
     if any(spec.projected_stages):
         raw = "the block's raw input" if spec.projection_input == "raw" else "the activated input"

@@ -70,6 +70,25 @@ class Boxes(Net):
         return {"boxes": x}
 
 
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.mul_(2.0))
+
+
+class Extra(Net):
+    def get_extra_state(self):
+        return {"version": 2}
+
+    def set_extra_state(self, state):
+        raise NotImplementedError
+
+
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(8, 3, padding=1)
+
+
 class Picky(Net):
     def forward(self, x):
         return super().forward(x.reshape(-1, 3, 17, 17))
@@ -130,6 +149,18 @@ def test_the_users_network_gives_its_logits_and_folds(own_code: Any, factory: st
     assert [network.layer_names[fold.batchnorm] for fold in folded.folds] == ["bn"]
 
 
+def test_a_network_that_works_in_place_on_its_input_is_no_network_that_mixes_rows(own_code: Any) -> None:
+    module = reference(own_code)
+    network = network_from_factory("own_network:InPlace", {}, checkpoint_of(module), (16, 16))
+    images = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.module(images.clone()), module(2 * images))
+
+
+def test_state_that_is_no_tensor_is_no_trouble(own_code: Any) -> None:
+    assert network_from_factory("own_network:Extra", {}, checkpoint_of(reference(own_code)), (16, 16)).classes == 4
+
+
 def test_arguments_are_given_by_keyword(own_code: Any) -> None:
     module = own_code["Net"](classes=7, channels=1)
     network = network_from_factory("own_network:Net", {"classes": 7, "channels": 1}, checkpoint_of(module), (16, 16))
@@ -184,6 +215,7 @@ def test_a_factory_that_fails_is_one_clear_error(
         ("MixesRows", "depend on its neighbours"),
         ("Maps", r"a tensor \(2, 8, 16, 16\) for 2 images"),
         ("Boxes", "returned a dict"),
+        ("Lazy", "conv.weight of --factory own_network:Lazy has no shape yet"),
     ],
 )
 def test_what_would_be_wrong_in_silence_is_refused(own_code: Any, factory: str, named: str) -> None:

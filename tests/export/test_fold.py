@@ -232,6 +232,39 @@ def test_what_cannot_be_folded_is_left_alone_named_and_still_right(
     check_no_batchnorm(result.module)
 
 
+class Collides(nn.Module):
+    """A module and a tensor have the names that a scale and a bias would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.conv, self.after = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.bn.scale = nn.Conv2d(3, 3, 1)
+        self.conv.register_buffer("bias_like", torch.rand(8))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.bn.scale(self.bn(x)))
+        return self.out((self.after(x) * self.conv.bias_like.reshape(-1, 1, 1)).mean((2, 3)))
+
+
+class DepthwiseFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.out = nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("make", "scaled"), [(Collides, True), (DepthwiseFirst, True)])
+def test_odd_modules_keep_their_logits(make: Callable[[], nn.Module], scaled: bool) -> None:
+    module = randomised(make())
+    result = folded(module)
+    assert (result.pixel_scale is not None) == scaled
+    assert len(result.folds) == 1
+    assert largest_error(module, result) < 1e-5
+
+
 def test_where_no_convolution_takes_the_input_alone_the_graph_scales_the_pixels() -> None:
     result = folded(randomised(BatchNormFirst()))
     assert result.pixel_scale == pytest.approx([1 / (255 * value) for value in STD])

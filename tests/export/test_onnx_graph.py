@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.architectures import recognise
 from export.fold import fold_network
-from export.onnx_graph import check_graph, onnx_from_network
+from export.onnx_graph import check_graph, onnx_from_network, with_cast_first
 from export.precision import check_fp16, fp16_from_fp32, precision_share
 from export.verify import generated_sample, normalised
 from serve.errors import ArchitectureError, VerificationError
@@ -137,3 +137,37 @@ def test_a_weight_beyond_fp16_is_refused_by_name(graph: onnx.ModelProto) -> None
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     with pytest.raises(VerificationError, match=r"layer2\.1\.conv1\.weight reaches 100000"):
         fp16_from_fp32(large)
+
+
+class OwnNames(torch.nn.Module):
+    """A buffer that is not saved, names that the exporter could want for its own, and zeros of the batch's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2)
+        self.register_buffer("pixel_mean", torch.rand(3, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = torch.zeros(x.shape[0], 3, 32, 1)
+        return self.out(self.conv(torch.cat([x * self.pixel_mean, padding], 3)).mean((2, 3)))
+
+
+def test_a_users_own_names_buffers_and_shapes_survive() -> None:
+    torch.manual_seed(0)
+    module = OwnNames().eval()
+    graph = exported(module)
+    pixels = generated_sample(SPEC, 3).pixels
+    with torch.inference_mode():
+        expected = module(normalised(pixels, NORMALIZATION)).numpy()
+    spread = expected.max() - expected.min()
+    assert np.abs(run(graph, pixels) - expected).max() < 1e-4 * spread
+    assert np.abs(run(with_cast_first(graph), pixels) - expected).max() < 1e-4 * spread
+
+
+def test_an_operator_that_onnx_has_not_is_one_clear_error() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x).mean((2, 3))
+
+    with pytest.raises(ArchitectureError, match="can't write the network as ONNX.*bessel_j0"):
+        exported(Odd())

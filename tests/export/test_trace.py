@@ -41,9 +41,19 @@ class TwoResults(nn.Module):
         return x.mean((2, 3)), x
 
 
+class Sigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)).sigmoid()
+
+
 @pytest.mark.parametrize(
     ("module", "named"),
-    [(Branches(), "branch on values"), (BuiltInRows(), "number of rows"), (TwoResults(), "one tensor of logits")],
+    [
+        (Sigmoid(), "ends in a sigmoid"),
+        (Branches(), "branch on values"),
+        (BuiltInRows(), "number of rows"),
+        (TwoResults(), "one tensor of logits"),
+    ],
 )
 def test_what_cannot_be_traced_for_any_batch_is_refused(module: nn.Module, named: str) -> None:
     with pytest.raises(ArchitectureError, match=named):

@@ -199,15 +199,23 @@ def test_the_evidence_says_what_told_each_part():
         "7x7 first convolution: stride 2 and a max-pool follow",
         "3x3 convolutions of 32 groups: their weights have 1/32 of the input channels",
     )
-    assert recognised.unseen == (
+    assert recognised.unseen[:-1] == (
         "tensors don't tell strides: bottlenecks are taken to stride on their 3x3 convolution, as torchvision's",
     )
-    assert recognise(on_meta(torchvision.models.resnet18)).unseen == ()
+
+
+def test_what_a_bare_state_dict_leaves_open_is_said_with_the_way_out():
+    tensors = on_meta(torchvision.models.resnet18)
+    (untold,) = recognise(tensors).unseen
+    assert "activations" in untold
+    assert "eps 1e-5" in untold
+    assert "--factory package.module:function" in untold
+    assert recognise(tensors, layer_settings={"conv1": {"type": "Conv2d", "stride": (2, 2)}}).unseen == ()
 
 
 def test_what_a_small_network_leaves_open_is_said():
     unseen = recognise(on_meta(option_a_resnet, 20)).unseen
-    assert len(unseen) == 2
+    assert len(unseen) == 3
     assert "3x3 first convolution is taken to have stride 1 and no max-pool" in unseen[0]
     assert "half of their zero channels before and half after" in unseen[1]
 
