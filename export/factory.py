@@ -162,8 +162,10 @@ def _load_strictly(module: nn.Module, checkpoint: Checkpoint, reference: str) ->
         )
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(_COUNTER)}
     with _own_errors(reference):
-        # Not strictly: every tensor was held against its place, and what else a state dict has is no tensor.
-        module.load_state_dict(counters | tensors, strict=False)
+        # Over its own state, which also has what is no tensor, and the versions that some modules ask for.
+        own = module.state_dict()
+        own.update(counters | tensors)
+        module.load_state_dict(own)
     return len(tensors), prefix
 
 

@@ -134,7 +134,10 @@ def pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def check_graph(model: onnx.ModelProto, input_spec: InputSpec) -> None:
     """Raise `ArchitectureError` unless `model` is valid ONNX, free of BatchNormalization and as a package promises."""
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArchitectureError(f"the network's ONNX graph is not valid: {reason_of(error)}") from error
     left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
     if left:
         raise ArchitectureError(f"the ONNX graph still has {len(left)} BatchNormalization nodes: {', '.join(left)}")

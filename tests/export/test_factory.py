@@ -80,7 +80,7 @@ class Extra(Net):
         return {"version": 2}
 
     def set_extra_state(self, state):
-        raise NotImplementedError
+        assert state == {"version": 2}
 
 
 class Lazy(Net):
@@ -159,6 +159,18 @@ def test_a_network_that_works_in_place_on_its_input_is_no_network_that_mixes_row
 
 def test_state_that_is_no_tensor_is_no_trouble(own_code: Any) -> None:
     assert network_from_factory("own_network:Extra", {}, checkpoint_of(reference(own_code)), (16, 16)).classes == 4
+
+
+def test_a_module_that_asks_for_the_version_of_its_state_is_no_trouble() -> None:
+    import torchvision
+
+    module = torchvision.models.mnasnet0_5(num_classes=3).eval()
+    assert (
+        network_from_factory(
+            "torchvision.models:mnasnet0_5", {"num_classes": 3}, checkpoint_of(module), (64, 64)
+        ).classes
+        == 3
+    )
 
 
 def test_arguments_are_given_by_keyword(own_code: Any) -> None:
