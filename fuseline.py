@@ -24,6 +24,8 @@ _COMMANDS = {
     "classify": ("serve.cli", "classify", "Classify images on a running server."),
     "convert": ("export.convert_command", "convert", "Rename a checkpoint's tensors to another naming scheme."),
     "inspect": ("export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
+    "engine": ("serve.engine_command", "engine", "Build TensorRT engines for a model package."),
+    "doctor": ("serve.doctor_command", "doctor", "Show what this machine can serve with, and what would serve better."),
     "bench": ("benchmarks.cli", "app", "Measure engines and servers."),
 }
 """Sub-command: module, a function or a typer application in it, and what the help says."""

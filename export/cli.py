@@ -23,6 +23,13 @@ def export(
         ),
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 graph, and build engines from it.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX", help="Layers that stay in FP32 all the same; may come several times."),
+    ] = None,
+    strict_fp16: Annotated[
+        bool, typer.Option("--strict-fp16", help="Fail where FP16 can't hold a layer, instead of keeping it in FP32.")
+    ] = False,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Verify on these images instead of generated ones.")
     ] = None,
@@ -59,9 +66,12 @@ def export(
     run is held against eager PyTorch FP32. Nothing is written unless it is equal.
     """
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
+    from export.artifacts import Fp16Options
     from export.pipeline import ExportOptions, export_checkpoint
     from export.progress import ConsoleNarrator
 
+    if not fp16 and (keep_fp32 or strict_fp16):
+        raise InputError("--keep-fp32 and --strict-fp16 say how the FP16 graph is made; add --fp16")
     options = ExportOptions(
         source=network_source(
             checkpoint,
@@ -74,7 +84,7 @@ def export(
         out=out,
         name=name,
         force=force,
-        fp16=fp16,
+        fp16=Fp16Options(tuple(keep_fp32 or ()), strict_fp16) if fp16 else None,
         engine=engine,
         images=images,
         max_images=max_images,

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifacts import write_artifacts
+from export.artifacts import Fp16Options, write_artifacts
 from export.checkpoint import Checkpoint
-from export.engine import available_builder
 from export.fold import FoldedNetwork, fold_network
 from export.loading import NetworkSource, network_of, read_source
 from export.model_facts import ModelFacts, facts_from
@@ -30,6 +29,7 @@ from export.verify import (
     sample_from_folder,
     verify_artifact,
 )
+from serve.backends.engine_target import available_builder
 from serve.errors import BackendUnavailableError, CheckpointError, InputError, PackageError
 from serve.model_package import (
     NAME_PATTERN,
@@ -56,7 +56,8 @@ class ExportOptions:
     out: Path | None = None
     name: str | None = None
     force: bool = False
-    fp16: bool = False
+    fp16: Fp16Options | None = None
+    """Also write an FP16 graph."""
     engine: str | None = None
     """A compute capability such as `sm89`, to build a TensorRT engine ahead of time; None: for the GPU at hand."""
     images: Path | None = None
@@ -128,7 +129,14 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             eager = _eager(trained, facts, sample, narrator)
             write_reference(folder, sample.pixels, eager)
             written = write_artifacts(
-                folder, network, facts, fp16=options.fp16, engine_for=options.engine, narrator=narrator
+                folder,
+                network,
+                facts,
+                fp16=options.fp16,
+                calibration=sample.pixels,
+                layer_names=trained.layer_names,
+                engine_for=options.engine,
+                narrator=narrator,
             )
             manifest = Manifest(
                 name=name,
@@ -151,6 +159,8 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 kept=network.kept,
                 scale_folded=network.pixel_scale is None,
                 precision=written.precision,
+                fp16_kept_in_fp32=written.guarded.kept if written.guarded else (),
+                fp16_ranges=written.guarded.ranges if written.guarded else (),
                 engine_note=written.engine_note,
                 skipped=skipped,
                 warnings=(*facts.assumptions, *facts.unseen, *doubts),
@@ -197,7 +207,8 @@ def _name(options: ExportOptions, destination: Path) -> str:
 def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
     if options.images is not None:
         return sample_from_folder(options.images, facts.input, options.max_images), ()
-    doubt = "verified on generated images only; --images DIR with a few hundred of the network's own kind proves more"
+    done = "verified" if options.fp16 is None else "verified, and FP16 held against overflow,"
+    doubt = f"{done} on generated images only; --images DIR with a few hundred of the network's own kind proves more"
     return generated_sample(facts.input, options.generated_images), (doubt,)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from export.fold import Fold, KeptBatchNorm
+from export.half.layer_ranges import LayerRange
+from export.half.overflow_guard import KeptLayer
 from export.html_page import page_environment
 from export.precision import PrecisionShare
 from export.verify import Skipped
@@ -26,6 +28,10 @@ class Report:
     """Whether the first convolution carries the division of the pixels by 255 * std."""
     precision: dict[str, PrecisionShare]
     """By artifact path."""
+    fp16_kept_in_fp32: tuple[KeptLayer, ...]
+    """Layers of the FP16 graph that are FP32, with the reasons."""
+    fp16_ranges: tuple[LayerRange, ...]
+    """What each layer takes, gives and holds on the calibration images; empty without an FP16 graph."""
     engine_note: str
     """Which engine was built, or why none was."""
     skipped: tuple[Skipped, ...]

@@ -19,6 +19,8 @@ from serve.reference import MAX_DIFFERENCE
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FP16_MIN_AGREEMENT = 0.995
 """Smallest share of images on which an FP16 artifact's top-1 class is eager's."""
+INT8_MIN_AGREEMENT = 0.98
+"""The same of an INT8 artifact, on images that it was not calibrated on."""
 FP16_RESOLUTION = 2.0**-10
 """Spacing of FP16 numbers relative to their size (IEEE 754 binary16: 11 significant bits)."""
 _BATCH_PIXELS = 16 * 224 * 224

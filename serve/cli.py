@@ -52,6 +52,10 @@ def serve(
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
+    engine_cache: Annotated[
+        Path | None,
+        _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
+    ] = None,
 ) -> None:
     """Serve model packages over gRPC until SIGTERM or Ctrl-C; then answer what was admitted and exit.
 
@@ -71,6 +75,7 @@ def serve(
         decode_threads=decode_threads,
         threads=threads,
         drain_timeout_s=drain_timeout_s,
+        engine_cache=engine_cache,
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from serve.server import Server, join_address, run_server

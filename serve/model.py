@@ -65,6 +65,7 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         precision=settings.precision,
         buckets=buckets_up_to(settings.max_batch) if settings.max_batch else DEFAULT_BUCKETS,
         threads=settings.threads,
+        engine_cache=settings.engine_cache_folder,
     )
     if settings.max_batch is None and backend.device == "CPU":
         backend.buckets = cpu_buckets(package.manifest.input)

@@ -1,15 +1,13 @@
 """What `fuseline serve` can be told: one frozen, validated object."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serve.cpu import usable_cpus
 from serve.errors import InputError
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseModel):
@@ -33,10 +31,13 @@ class Settings(BaseModel):
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """MiB of one gRPC message."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 128
-    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_usable_cpus)
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=usable_cpus)
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Of the backend; 0: the runtime decides."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    engine_cache: Path | None = None
+    """Folder for the TensorRT engines that are built here because none of a package's fits; None: in the user's cache
+    folder."""
 
     @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:
@@ -46,6 +47,19 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @property
+    def engine_cache_folder(self) -> Path:
+        """`engine_cache`, or its default: `fuseline/engines` in the user's cache folder.
+
+        That is XDG_CACHE_HOME if it is absolute, else ~/.cache (XDG Base Directory Specification).
+        """
+        if self.engine_cache is not None:
+            return self.engine_cache
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # A user without a home, as containers have, most likely can't write here either, which is no error.
+        home = Path(os.environ.get("HOME") or "/")
+        return (named if named.is_absolute() else home / ".cache") / "fuseline/engines"
 
     @property
     def max_message_bytes(self) -> int:

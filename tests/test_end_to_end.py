@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.artifacts import Fp16Options
 from export.loading import NetworkSource
 from export.pipeline import ExportOptions, export_checkpoint
 from export.progress import ConsoleNarrator
@@ -25,7 +26,7 @@ def resnet20_package(shared_data: Path, tmp_path_factory: pytest.TempPathFactory
     options = ExportOptions(
         source=NetworkSource(shared_data / "checkpoints" / "resnet20-12fca82f.th"),
         out=folder / "resnet20",
-        fp16=True,
+        fp16=Fp16Options(),
         images=shared_data / "cifar10-test",
         max_images=100,
         labels=str(folder / "labels.txt"),

@@ -4,10 +4,12 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 # First, before a runtime is imported.
 from serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from serve.backends.base import Backend
+from serve.backends.onnx_artifact import onnx_artifact
 from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import ModelPackage
 
@@ -23,16 +25,19 @@ def open_backend(
     precision: str = "auto",
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     threads: int = 0,
+    engine_cache: Path | None = None,
 ) -> tuple[Backend, str]:
     """Load `package` into a runtime; return the backend and, for people, why it was chosen.
 
     Args:
-        backend: one of `BACKENDS`, or `auto`: TensorRT where a GPU and a fitting engine are, ONNX Runtime with CUDA
-            where a GPU is, OpenVINO, ONNX Runtime on the CPU: the first that opens.
+        backend: one of `BACKENDS`, or `auto`: TensorRT where a GPU is and an engine that fits it is here or can
+            be built, ONNX Runtime with CUDA where a GPU is, OpenVINO, ONNX Runtime on the CPU: the first that opens.
         precision: `fp32`, `fp16`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both runtimes
             compute an FP16 graph in FP32, which gains nothing.
         buckets: batch sizes in rows to prepare for, ascending.
         threads: CPU threads of the runtime; 0 leaves it to the runtime.
+        engine_cache: folder in which TensorRT engines are kept that are built here because none of the package's fits,
+            which takes seconds to minutes; None: none is built.
 
     Raises:
         BackendUnavailableError: the asked-for backend can't run here, or none can; the message says what to install.
@@ -44,7 +49,7 @@ def open_backend(
     refusals: list[str] = []
     for candidate in candidates:
         try:
-            opened = candidate.open(package, precision, tuple(sorted(buckets)), threads)
+            opened = candidate.open(package, precision, tuple(sorted(buckets)), threads, engine_cache)
         except (BackendUnavailableError, BackendError) as error:
             if backend != "auto" and candidate is candidates[-1]:
                 raise
@@ -53,6 +58,32 @@ def open_backend(
         why = candidate.merit if backend == "auto" else f"--backend {backend} was given"
         return opened, f"{why} ({'; '.join(refusals)})" if refusals else why
     raise BackendUnavailableError(f"no runtime can serve: {'; '.join(refusals)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `open_backend` would make of one candidate."""
+
+    backend: str
+    title: str
+    reason: str | None
+    """Why it would be passed over; None: it would be tried."""
+    merit: str
+    """Why it would be chosen."""
+
+
+def judge_backends(
+    package: ModelPackage | None, *, precision: str = "auto", buckets: Sequence[int] = DEFAULT_BUCKETS
+) -> tuple[Verdict, ...]:
+    """Judge the candidates of `auto`, best first, as `open_backend` of a server would; nothing is loaded or built.
+
+    The first without a reason is the choice, unless it fails when it is opened. None for `package` judges the machine.
+    """
+    sizes = tuple(sorted(buckets))
+    return tuple(
+        Verdict(candidate.name, candidate.title, candidate.why_unavailable(package, precision, sizes), candidate.merit)
+        for candidate in _CANDIDATES
+    )
 
 
 def why_not_installed(backend: str) -> str | None:
@@ -64,14 +95,32 @@ def why_not_installed(backend: str) -> str | None:
     return None
 
 
-def _open_tensorrt(package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int) -> Backend:  # noqa: ARG001
+def _open_tensorrt(
+    package: ModelPackage,
+    precision: str,
+    buckets: tuple[int, ...],
+    threads: int,  # noqa: ARG001
+    engine_cache: Path | None,
+) -> Backend:
     from serve.backends.tensorrt import open_tensorrt
 
-    return open_tensorrt(package, precision=precision, buckets=buckets)
+    return open_tensorrt(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
+
+
+def _why_no_tensorrt(package: ModelPackage | None, precision: str, buckets: tuple[int, ...]) -> str | None:
+    from serve.backends.tensorrt import why_unavailable
+
+    return why_unavailable(package, precision=precision, buckets=buckets, may_build=True)
 
 
 def _open_onnxruntime(
-    package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int, *, cuda: bool
+    package: ModelPackage,
+    precision: str,
+    buckets: tuple[int, ...],
+    threads: int,
+    engine_cache: Path | None,  # noqa: ARG001
+    *,
+    cuda: bool,
 ) -> Backend:
     _check_installed("onnxruntime")
     from serve.backends.onnxruntime import OnnxRuntimeBackend
@@ -79,11 +128,48 @@ def _open_onnxruntime(
     return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=threads, cuda=cuda)
 
 
-def _open_openvino(package: ModelPackage, precision: str, buckets: tuple[int, ...], threads: int) -> Backend:
+def _why_no_onnxruntime(
+    package: ModelPackage | None,
+    precision: str,
+    buckets: tuple[int, ...],  # noqa: ARG001
+    *,
+    cuda: bool,
+) -> str | None:
+    if (reason := why_not_installed("onnxruntime")) is not None:
+        return reason
+    if cuda:
+        from serve.backends.onnxruntime import why_no_cuda
+
+        if (reason := why_no_cuda()) is not None:
+            return reason
+    return _why_no_graph(package, precision, prefer_fp16=cuda)
+
+
+def _open_openvino(
+    package: ModelPackage,
+    precision: str,
+    buckets: tuple[int, ...],
+    threads: int,
+    engine_cache: Path | None,  # noqa: ARG001
+) -> Backend:
     _check_installed("openvino")
     from serve.backends.openvino import OpenVinoBackend
 
     return OpenVinoBackend(package, precision=precision, buckets=buckets, threads=threads)
+
+
+def _why_no_openvino(package: ModelPackage | None, precision: str, buckets: tuple[int, ...]) -> str | None:  # noqa: ARG001
+    return why_not_installed("openvino") or _why_no_graph(package, precision, prefer_fp16=False)
+
+
+def _why_no_graph(package: ModelPackage | None, precision: str, *, prefer_fp16: bool) -> str | None:
+    if package is None:
+        return None
+    try:
+        onnx_artifact(package, precision, prefer_fp16=prefer_fp16)
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
 
 
 def _check_installed(backend: str) -> None:
@@ -96,20 +182,27 @@ class _Candidate:
     name: str
     title: str
     merit: str
-    open: Callable[[ModelPackage, str, tuple[int, ...], int], Backend]
+    open: Callable[[ModelPackage, str, tuple[int, ...], int, Path | None], Backend]
+    why_unavailable: Callable[[ModelPackage | None, str, tuple[int, ...]], str | None]
+    """Why `open` would refuse, as far as that is known without loading the model; None: it would try."""
 
 
 _CANDIDATES = (
-    _Candidate("tensorrt", "TensorRT", "a GPU and an engine that fits it are here", _open_tensorrt),
+    _Candidate("tensorrt", "TensorRT", "a GPU and an engine that fits it are here", _open_tensorrt, _why_no_tensorrt),
     _Candidate(
         "onnxruntime",
         "ONNX Runtime on a GPU",
         "ONNX Runtime computes on the GPU",
         partial(_open_onnxruntime, cuda=True),
+        partial(_why_no_onnxruntime, cuda=True),
     ),
-    _Candidate("openvino", "OpenVINO", "the fastest installed CPU runtime", _open_openvino),
+    _Candidate("openvino", "OpenVINO", "the fastest installed CPU runtime", _open_openvino, _why_no_openvino),
     _Candidate(
-        "onnxruntime", "ONNX Runtime on the CPU", "the installed CPU runtime", partial(_open_onnxruntime, cuda=False)
+        "onnxruntime",
+        "ONNX Runtime on the CPU",
+        "the installed CPU runtime",
+        partial(_open_onnxruntime, cuda=False),
+        partial(_why_no_onnxruntime, cuda=False),
     ),
 )
 """Best first. One that can't be opened here, whatever the reason, leaves its place to the next."""

@@ -24,6 +24,7 @@ class Gpu:
     name: str
     capability: str
     """Compute capability as engines name it: `sm89` is 8.9."""
+    memory_bytes: int
 
 
 def open_cuda() -> "Cuda":
@@ -76,8 +77,8 @@ class Cuda:
         device = self._call("cudaGetDevice")
         major = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
         minor = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
-        name = self._call("cudaGetDeviceProperties", device).name
-        return Gpu(name.split(b"\0")[0].decode(), f"sm{major}{minor}")
+        properties = self._call("cudaGetDeviceProperties", device)
+        return Gpu(properties.name.split(b"\0")[0].decode(), f"sm{major}{minor}", int(properties.totalGlobalMem))
 
     @contextmanager
     def stream(self) -> Iterator[int]:
@@ -87,6 +88,15 @@ class Cuda:
             yield int(stream)
         finally:
             self._release("cudaStreamDestroy", stream)
+
+    @contextmanager
+    def event(self) -> Iterator[Any]:
+        """Yield an event, which marks a place in the work of a stream."""
+        event = self._call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming)
+        try:
+            yield event
+        finally:
+            self._release("cudaEventDestroy", event)
 
     @contextmanager
     def device_memory(self, bytes: int) -> Iterator[int]:
@@ -138,6 +148,23 @@ class Cuda:
         """Enqueue a copy into pinned memory."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host_address, device_address, bytes, kind, stream)
+
+    def copy_on_device(self, target_address: int, source_address: int, bytes: int, stream: int) -> None:
+        """Enqueue a copy within the GPU's memory."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", target_address, source_address, bytes, kind, stream)
+
+    def record(self, event: Any, stream: int) -> None:
+        """Let `event` mark what has been enqueued on `stream` so far."""
+        self._call("cudaEventRecord", event, stream)
+
+    def hold_until(self, stream: int, event: Any) -> None:
+        """Let what is enqueued on `stream` from now on wait for what `event` marks."""
+        self._call("cudaStreamWaitEvent", stream, event, 0)
+
+    def wait(self, event: Any) -> None:
+        """Wait for what `event` marks; its faults are raised here."""
+        self._call("cudaEventSynchronize", event)
 
     def launch(self, graph: Any, stream: int) -> None:
         """Enqueue what `graph` captured."""

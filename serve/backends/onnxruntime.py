@@ -1,5 +1,6 @@
 """ONNX Runtime: on a CPU, or on an NVIDIA GPU through its CUDA provider."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,11 @@ class OnnxRuntimeBackend:
             # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
             ort.preload_dlls()
         artifact = onnx_artifact(package, precision, prefer_fp16=cuda)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # A pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
-        options.enable_mem_pattern = False
-        # Spinning workers take the cores that the front end and the decoders need between batches.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
-        on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
-        providers = [*on_gpu, "CPUExecutionProvider"]
+        if cuda and artifact.precision == "int8":
+            raise BackendUnavailableError("its CUDA provider has no INT8 convolutions; TensorRT has, and so have CPUs")
         path = package.checked_path(artifact)
         try:
-            self._session: Any = ort.InferenceSession(path, options, providers=providers)
+            self._session: Any = open_session(path, threads=threads, cuda=cuda)
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} can't load {artifact.path}: {error}") from error
         if cuda and self._session.get_providers()[0] != "CUDAExecutionProvider":
@@ -64,6 +57,28 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """See `serve.backends.base.Backend.close`."""
         self._session = None
+
+
+def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:
+    """An ONNX Runtime session of `graph`, a file or its bytes, configured as for serving.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises on a graph that it can't load.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # A pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
+    options.enable_mem_pattern = False
+    # Spinning workers take the cores that the front end and the decoders need between batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI the fast INT8 products of x86 overflow 16 bits; such a CPU is to take the exact ones.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
+    on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
+    return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
 
 
 def why_no_cuda() -> str | None:

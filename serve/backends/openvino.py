@@ -1,5 +1,6 @@
 """OpenVINO on a CPU."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,9 @@ class OpenVinoBackend:
         import openvino as ov
 
         artifact = onnx_artifact(package, precision, prefer_fp16=False)
-        # Batches are formed before they come here, so one request uses all the cores: the latency hint.
-        # Both graphs are computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
         path = package.checked_path(artifact)
         try:
-            core = ov.Core()
-            compiled = core.compile_model(core.read_model(path), "CPU", config)
-            self._request: Any = compiled.create_infer_request()
+            self._request: Any = open_request(path, threads=threads)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error
         self.precision: str = artifact.precision
@@ -49,3 +43,20 @@ class OpenVinoBackend:
     def close(self) -> None:
         """See `serve.backends.base.Backend.close`."""
         self._request = None
+
+
+def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:
+    """An OpenVINO inference request of `graph`, an ONNX file or its bytes, compiled for the CPU as for serving.
+
+    Raises:
+        RuntimeError: OpenVINO can't read or compile it.
+    """
+    import openvino as ov
+
+    # Batches are formed before they come here, so one request uses all the cores: the latency hint.
+    # What isn't quantised is computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    core = ov.Core()
+    return core.compile_model(core.read_model(graph), "CPU", config).create_infer_request()

@@ -9,14 +9,11 @@ import importlib
 import importlib.util
 import logging
 from collections import deque
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from serve.backends.engine_key import EngineDetails, Library
 from serve.errors import BackendError, BackendUnavailableError
 
-Library = Literal["tensorrt", "tensorrt_rtx"]
-LIBRARIES: tuple[Library, ...] = get_args(Library)
 INSTALL: dict[str, str] = {
     "tensorrt": "pip install 'fuseline[gpu]'",
     "tensorrt_rtx": "pip install 'fuseline[rtx]'",
@@ -25,20 +22,6 @@ NAMES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for R
 
 _LOG = logging.getLogger(__name__)
 _RECENT_ERRORS = 8
-
-
-class EngineDetails(BaseModel):
-    """What an engine is bound to: the `details` of its artifact in the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    library: Library
-    library_version: str
-    compute_capability: Annotated[str, Field(pattern=r"^sm\d+$")]
-    profile: tuple[int, int, int]
-    """Smallest, optimal and largest batch in rows."""
-
-    graph_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def import_library(library: Library) -> Any:
@@ -62,8 +45,10 @@ def is_installed(library: Library) -> bool:
     return importlib.util.find_spec(library) is not None
 
 
-def why_unfit(details: EngineDetails, *, capability: str, buckets: tuple[int, ...]) -> str | None:
-    """None if the engine suits a GPU of `capability`, the installed library and `buckets`, else why not.
+def why_unfit(details: EngineDetails, *, graph_sha256: str, capability: str, buckets: tuple[int, ...]) -> str | None:
+    """None if the engine is of that graph and suits a GPU of `capability`, the installed library and `buckets`.
+
+    Else one sentence that says why not.
 
     An engine is bound to the exact build of its library and to the compute capability (NVIDIA, TensorRT
     documentation, "Version Compatibility" and "Hardware Compatibility").
@@ -71,6 +56,8 @@ def why_unfit(details: EngineDetails, *, capability: str, buckets: tuple[int, ..
     Raises:
         BackendUnavailableError: the engine's library can't be imported.
     """
+    if details.graph_sha256 != graph_sha256:
+        return "it was built from another graph than the package's"
     if details.compute_capability != capability:
         return f"it was built for {details.compute_capability}, the GPU here is {capability}"
     smallest, _, largest = details.profile

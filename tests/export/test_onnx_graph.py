@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.architectures import recognise
 from export.fold import fold_network
+from export.half.fp16_graph import fp16_from_fp32
 from export.onnx_graph import check_graph, onnx_from_network, with_cast_first
-from export.precision import check_fp16, fp16_from_fp32, precision_share
+from export.precision import check_fp16, precision_share
 from export.verify import generated_sample, normalised
 from serve.errors import ArchitectureError, VerificationError
 from serve.model_package import InputSpec, Normalization, Preprocessing

@@ -205,19 +205,37 @@ def test_nan_from_the_network_itself_is_said_and_nothing_is_written(run_export: 
     assert not (tmp_path / "m").exists()
 
 
-def test_fp16_that_overflows_is_refused_and_nothing_is_written(run_export: RunExport, tmp_path: Path) -> None:
+def test_what_fp16_cannot_hold_stays_in_fp32_and_is_named(run_export: RunExport, tmp_path: Path) -> None:
     """Weights within FP16's range, activations beyond it."""
     network = tiny_network()
     with torch.no_grad():
         network.layer1[0].bn1.weight.fill_(6e4)
         network.layer1[0].bn1.bias.fill_(6e4)
     torch.save(network.state_dict(), tmp_path / "large.pt")
-    plain = run_export(tmp_path / "large.pt", "--out", tmp_path / "fp32")
-    assert plain.exit_code == 0, plain.stderr
-    result = run_export(tmp_path / "large.pt", "--fp16", "--out", tmp_path / "m")
-    assert result.exit_code == 1, result.stderr
-    assert "fp16" in result.stderr.lower()
-    assert not (tmp_path / "m").exists()
+    guarded = run_export(tmp_path / "large.pt", "--fp16", "--out", tmp_path / "m")
+    assert guarded.exit_code == 0, guarded.stderr
+    assert re.search(r"warning: layer1\.0\.conv1 stays in FP32: .*65504", guarded.stderr)
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert "layer1.0.conv1" in [kept["layer"] for kept in report["fp16_kept_in_fp32"]]
+    share = report["precision"]["model.fp16.onnx"]
+    assert 0 < share["fp16_layers"] < share["layers"]
+    assert "<code>layer1.0.conv1</code>: " in (tmp_path / "m" / "report.html").read_text()
+
+    strict = run_export(tmp_path / "large.pt", "--fp16", "--strict-fp16", "--out", tmp_path / "strict")
+    assert strict.exit_code == 1, strict.stderr
+    assert re.search(r"error: --strict-fp16: .*layer1\.0\.conv1", strict.stderr)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_layers_are_kept_in_fp32_by_their_names(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    kept = run_export(tiny_checkpoint, "--fp16", "--keep-fp32", r"layer4\.\d\.shortcut", "--out", tmp_path / "m")
+    assert kept.exit_code == 0, kept.stderr
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    assert [layer["layer"] for layer in report["fp16_kept_in_fp32"]] == ["layer4.0.shortcut.0"]
+    unknown = run_export(tiny_checkpoint, "--fp16", "--keep-fp32", "layer9", "--out", tmp_path / "other")
+    assert "layer9" in only_error(unknown)
+    alone = run_export(tiny_checkpoint, "--strict-fp16", "--out", tmp_path / "other")
+    assert "add --fp16" in only_error(alone)
 
 
 def test_an_export_below_its_bar_fails_says_where_and_writes_nothing(

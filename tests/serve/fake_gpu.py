@@ -1,12 +1,14 @@
 """A GPU that isn't there: CUDA's runtime as cuda-bindings gives it, and a TensorRT engine that runs on it.
 
-Work is asynchronous as on a GPU: nothing that is put on a stream happens before the stream is synchronised. Memory is
+Work is asynchronous as on a GPU: nothing that is put on a stream happens before someone waits for it, and streams wait
+for each other only where an event makes them. As late as possible is what shows a missing wait. Memory is
 real host memory, so results are computed from what was really copied to the bound addresses; a copy or a kernel that
 leaves live memory, or mixes up host and device, fails as it would on a GPU.
 """
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -26,6 +28,22 @@ class Error(enum.IntEnum):
 class Kind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class Event:
+    """Marks the work on a stream up to the latest record."""
+
+    def __init__(self) -> None:
+        self.stream: int | None = None
+        self.ticket = 0
+
+
+_MEMORY = {
+    Kind.cudaMemcpyHostToDevice: ("device", "pinned"),
+    Kind.cudaMemcpyDeviceToHost: ("pinned", "device"),
+    Kind.cudaMemcpyDeviceToDevice: ("device", "device"),
+}
 
 
 class FakeCudart:
@@ -34,6 +52,7 @@ class FakeCudart:
     cudaError_t = Error
     cudaMemcpyKind = Kind
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76)
 
@@ -47,7 +66,12 @@ class FakeCudart:
         self.live: dict[int, tuple[str, object]] = {}
         """Handle or address -> its kind and what it holds; empty when everything was released."""
         self.capturing: list[Callable[[], Error]] | None = None
+        self.before_event_wait: Callable[[], None] = lambda: None
+        """Called by a thread that is about to wait for an event."""
         self._next_handle = 16
+        self._ticket = 0
+        # The GPU does its work once, whoever waits for it.
+        self._gpu = threading.RLock()
 
     def cudaGetDeviceCount(self):
         if self.driver < 13000:
@@ -70,7 +94,7 @@ class FakeCudart:
         return Error.cudaSuccess, self.capability[attribute - 75]
 
     def cudaGetDeviceProperties(self, device):
-        return Error.cudaSuccess, SimpleNamespace(name=b"Fake RTX 4090\0\0\0")
+        return Error.cudaSuccess, SimpleNamespace(name=b"Fake RTX 4090\0\0\0", totalGlobalMem=24 * 2**30)
 
     def cudaStreamCreateWithFlags(self, flags):
         return self._acquire("cudaStreamCreateWithFlags", "stream", [])
@@ -117,7 +141,7 @@ class FakeCudart:
     def cudaMemcpyAsync(self, target, source, bytes, kind, stream):
         if status := self._called("cudaMemcpyAsync"):
             return (status,)
-        expected = ("device", "pinned") if kind == Kind.cudaMemcpyHostToDevice else ("pinned", "device")
+        expected = _MEMORY[kind]
 
         def copy() -> Error:
             if not (self.holds(expected[0], target, bytes) and self.holds(expected[1], source, bytes)):
@@ -136,15 +160,62 @@ class FakeCudart:
         return (Error.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream):
-        queue = self.live[stream][1]
-        work, queue[:] = list(queue), []
         if status := self._called("cudaStreamSynchronize"):
             return (status,)
-        return (next((status for step in work if (status := step())), Error.cudaSuccess),)
+        return (self._run(stream, None),)
+
+    def cudaEventCreateWithFlags(self, flags):
+        assert flags == self.cudaEventDisableTiming
+        return self._acquire("cudaEventCreateWithFlags", "event", Event())
+
+    def cudaEventDestroy(self, event):
+        return self._let_go("cudaEventDestroy", "event", event)
+
+    def cudaEventRecord(self, event, stream):
+        if status := self._called("cudaEventRecord"):
+            return (status,)
+        with self._gpu:
+            mark = self.live[event][1]
+            mark.stream, mark.ticket = stream, self._enqueued(stream, lambda: Error.cudaSuccess)
+        return (Error.cudaSuccess,)
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        if status := self._called("cudaStreamWaitEvent"):
+            return (status,)
+        # What was recorded until now counts, whatever is recorded later.
+        recorded, ticket = self.live[event][1].stream, self.live[event][1].ticket
+        self.enqueue(stream, lambda: Error.cudaSuccess if recorded is None else self._run(recorded, ticket))
+        return (Error.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event):
+        mark = self.live[event][1]
+        stream, ticket = mark.stream, mark.ticket
+        self.before_event_wait()
+        if status := self._called("cudaEventSynchronize"):
+            return (status,)
+        return (Error.cudaSuccess if stream is None else self._run(stream, ticket),)
 
     def enqueue(self, stream: int, work: Callable[[], Error]) -> None:
         assert self.live[stream][0] == "stream"
-        (self.live[stream][1] if self.capturing is None else self.capturing).append(work)
+        if self.capturing is None:
+            self._enqueued(stream, work)
+        else:
+            self.capturing.append(work)
+
+    def _enqueued(self, stream: int, work: Callable[[], Error]) -> int:
+        with self._gpu:
+            self._ticket += 1
+            self.live[stream][1].append((self._ticket, work))
+            return self._ticket
+
+    def _run(self, stream: int, ticket: int | None) -> Error:
+        """Do the work of `stream` up to `ticket`, or all of it; the first fault ends it, as on a GPU."""
+        with self._gpu:
+            queue = self.live[stream][1]
+            while queue and (ticket is None or queue[0][0] <= ticket):
+                if status := queue.pop(0)[1]():
+                    return status
+            return Error.cudaSuccess
 
     def holds(self, kind: str, address: int, bytes: int) -> bool:
         """Whether these bytes lie within one live allocation of `kind`."""
@@ -205,10 +276,20 @@ class FakeTensorRT:
 class FakeEngine:
     """Computes logit `c` of a row as `c + 1` times the mean of its pixels."""
 
-    def __init__(self, cudart: FakeCudart, *, row_shape=(4, 4, 3), classes=3, max_batch=32, scratch_bytes=1024) -> None:
+    def __init__(
+        self,
+        cudart: FakeCudart,
+        *,
+        row_shape=(4, 4, 3),
+        classes=3,
+        max_batch=32,
+        scratch_bytes=1024,
+        types=DataType,
+    ) -> None:
         self.cudart = cudart
         self.row_shape = row_shape
         self.classes = classes
+        self.types = types
         self.max_batch = max_batch
         self.device_memory_size_v2 = scratch_bytes
         self.num_io_tensors = 2
@@ -220,7 +301,7 @@ class FakeEngine:
         return ("image", "logits")[index]
 
     def get_tensor_dtype(self, name):
-        return DataType.UINT8 if name == "image" else DataType.FLOAT
+        return self.types.UINT8 if name == "image" else self.types.FLOAT
 
     def get_tensor_shape(self, name):
         return (-1, *self.row_shape) if name == "image" else (-1, self.classes)

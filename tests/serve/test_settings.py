@@ -1,5 +1,6 @@
 import inspect
 import typing
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -58,3 +59,23 @@ def test_every_setting_is_a_flag_and_an_environment_variable_with_its_default() 
         assert option.envvar == f"FUSELINE_{name.upper()}"
         if name != "decode_threads":
             assert parameters[name].default == field.default
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.cache/fuseline/engines"),
+        ({"HOME": "/home/me", "XDG_CACHE_HOME": "/caches"}, "/caches/fuseline/engines"),
+        ({"HOME": "/home/me", "XDG_CACHE_HOME": "relative"}, "/home/me/.cache/fuseline/engines"),
+        ({}, "/.cache/fuseline/engines"),
+    ],
+)
+def test_built_engines_go_to_the_users_cache_folder_unless_told_otherwise(
+    environment: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().engine_cache_folder == Path(folder)
+    assert settings_from_flags(engine_cache=Path("mine")).engine_cache_folder == Path("mine")

@@ -1,6 +1,5 @@
 """The backend against a fake GPU, and against the real libraries as far as they go without one."""
 
-import hashlib
 import logging
 import re
 import threading
@@ -8,35 +7,22 @@ import threading
 import numpy as np
 import pytest
 
-from serve.backends import tensorrt as tensorrt_backend
-from serve.backends import tensorrt_engine
 from serve.backends.cuda import Cuda, open_cuda
-from serve.backends.tensorrt import TensorRTBackend, open_tensorrt, why_unavailable
+from serve.backends.tensorrt import open_tensorrt, why_unavailable
+from serve.backends.tensorrt_backend import SLOTS, TensorRTBackend
 from serve.backends.tensorrt_engine import engine_from_plan, logger_of
 from serve.errors import BackendError, BackendUnavailableError, PackageError
-from serve.model_package import (
-    Artifact,
-    InputSpec,
-    Manifest,
-    ModelPackage,
-    Normalization,
-    PackageFile,
-    Preprocessing,
-    file_facts,
-    load_package,
-    save_manifest,
-)
-from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
+from serve.model_package import ModelPackage
+from tests.export.small_graph import ROW_SHAPE, small_graph
+from tests.serve.backends.engine_packages import GRAPHS, details_of, package_of, put_gpu_in
 from tests.serve.fake_gpu import Error, FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)
-DETAILS = {
-    "library": "tensorrt",
-    "library_version": "11.4.0",
-    "compute_capability": "sm89",
-    "profile": [1, 8, 32],
-    "graph_sha256": "0" * 64,
-}
+BATCH = [
+    *("cudaMemcpyAsync", "cudaEventRecord", "cudaStreamWaitEvent"),
+    *("cudaMemcpyAsync", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize"),
+]
+"""The calls of one batch."""
 
 
 def gpu_is_here() -> bool:
@@ -77,48 +63,6 @@ def pixels_of(rows, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (rows, 4, 4, 3), np.uint8)
 
 
-def package_of(folder, *engines):
-    """A package with an ONNX graph and an engine file for each (name, format, precision, details, bytes)."""
-    (folder / "engines").mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(b"graph")
-    (folder / "reference.npz").write_bytes(b"reference")
-    artifacts = [Artifact(**file_facts(folder, "model.onnx"), format="onnx", precision="fp32")]
-    for name, format, precision, details, data in engines:
-        path = f"engines/{name}"
-        (folder / path).write_bytes(data)
-        artifacts.append(Artifact(**file_facts(folder, path), format=format, precision=precision, details=details))
-    height, width, _ = ROW_SHAPE
-    manifest = Manifest(
-        name="small",
-        architecture="small",
-        input=InputSpec(height=height, width=width, preprocessing=Preprocessing(resize_shorter_side=height)),
-        normalization=Normalization(mean=(0.5,) * 3, std=(0.5,) * 3),
-        labels=tuple(f"label {index}" for index in range(CLASSES)),
-        artifacts=tuple(artifacts),
-        reference=PackageFile(**file_facts(folder, "reference.npz")),
-        provenance={},
-    )
-    save_manifest(folder, manifest)
-    return load_package(folder)
-
-
-@pytest.fixture
-def fake_machine(monkeypatch, cudart):
-    """A machine with the fake GPU and the fake TensorRT; engines "deserialise" to fake ones."""
-    libraries = {"tensorrt": FakeTensorRT(), "tensorrt_rtx": FakeTensorRT(rtx=True)}
-    monkeypatch.setattr(tensorrt_backend, "open_cuda", lambda: Cuda(cudart))
-    for module in (tensorrt_backend, tensorrt_engine):
-        monkeypatch.setattr(module, "import_library", libraries.__getitem__)
-    loaded = []
-
-    def deserialise(trt, plan):
-        loaded.append((trt.__name__, plan))
-        return FakeEngine(cudart, row_shape=ROW_SHAPE, classes=CLASSES)
-
-    monkeypatch.setattr(tensorrt_backend, "engine_from_plan", deserialise)
-    return loaded
-
-
 # Running
 
 
@@ -145,11 +89,11 @@ def test_pixels_that_are_a_view_are_copied_as_they_look(engine):
     np.testing.assert_allclose(open_backend(engine).infer(pixels), expected_logits(pixels, 3), rtol=1e-6)
 
 
-def test_a_batch_is_one_graph_launch_and_one_wait(engine, cudart):
+def test_a_batch_crosses_on_one_stream_is_one_graph_launch_on_another_and_one_wait(engine, cudart):
     backend = open_backend(engine)
     del cudart.calls[:]
     backend.infer(pixels_of(2))
-    assert cudart.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+    assert cudart.calls == BATCH
 
 
 def test_each_bucket_has_a_context_that_ran_once_before_it_was_captured(engine):
@@ -163,8 +107,8 @@ def test_contexts_share_buffers_and_activation_memory(engine, cudart):
     assert len({tuple(context.addresses.items()) for context in engine.contexts}) == 1
     assert len({context.scratch for context in engine.contexts}) == 1
     assert {context.how.name for context in engine.contexts} == {"USER_MANAGED"}
-    assert cudart.calls.count("cudaMalloc") == 3
-    assert cudart.calls.count("cudaMallocHost") == 2
+    assert cudart.calls.count("cudaMalloc") == 3 + 2
+    assert cudart.calls.count("cudaMallocHost") == 2 * 2
 
 
 def test_an_engine_without_activation_memory_opens(cudart):
@@ -214,14 +158,79 @@ def test_a_batch_it_was_not_prepared_for_is_refused_and_the_next_runs(pixels, en
     assert backend.infer(pixels_of(2)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("function", ["cudaGraphLaunch", "cudaStreamSynchronize"])
-def test_a_failed_batch_raises_cudas_words_and_the_next_batch_runs(function, engine, cudart):
+@pytest.mark.parametrize(("number", "function"), list(enumerate(BATCH)))
+def test_whichever_call_of_a_batch_fails_it_raises_cudas_words_and_the_next_batches_run(
+    number, function, engine, cudart
+):
     backend = open_backend(engine)
-    at = len(cudart.calls) + ["cudaGraphLaunch", "cudaStreamSynchronize"].index(function)
-    cudart.failures[at] = Error.cudaErrorIllegalAddress
+    cudart.failures[len(cudart.calls) + number] = Error.cudaErrorIllegalAddress
     with pytest.raises(BackendError, match=rf"{function} failed: words for cudaErrorIllegalAddress \(cudaError 700\)"):
         backend.infer(pixels_of(2))
-    np.testing.assert_allclose(backend.infer(pixels_of(2, 5)), expected_logits(pixels_of(2, 5), 3), rtol=1e-6)
+    for seed in range(5, 5 + 2 * SLOTS):
+        np.testing.assert_allclose(backend.infer(pixels_of(2, seed)), expected_logits(pixels_of(2, seed), 3), rtol=1e-6)
+
+
+def test_the_pixels_of_a_batch_cross_while_the_one_before_is_computed(engine, cudart):
+    backend = open_backend(engine)
+    del cudart.calls[:]
+    first_waits, go_on = threading.Event(), threading.Event()
+    answers = {}
+
+    def hold_the_first():
+        if not first_waits.is_set():
+            first_waits.set()
+            assert go_on.wait(30)
+
+    cudart.before_event_wait = hold_the_first
+    first = threading.Thread(target=lambda: answers.update(first=backend.infer(pixels_of(8, 1))))
+    first.start()
+    assert first_waits.wait(30)
+    answers["second"] = backend.infer(pixels_of(2, 2))
+    # The second was sent and answered though the first one's thread hasn't come back.
+    assert cudart.calls == [*BATCH[:-1], *BATCH]
+    go_on.set()
+    first.join(30)
+    for name, rows, seed in (("first", 8, 1), ("second", 2, 2)):
+        np.testing.assert_allclose(answers[name], expected_logits(pixels_of(rows, seed), 3), rtol=1e-6)
+
+
+def test_pixels_never_wait_behind_a_network_and_a_network_always_for_its_pixels(engine, cudart):
+    streams = []
+    copy, wait = cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent
+
+    def copying(target, source, bytes, kind, stream):
+        streams.append((kind.name, stream))
+        return copy(target, source, bytes, kind, stream)
+
+    def waiting(stream, event, flags):
+        streams.append(("wait", stream))
+        return wait(stream, event, flags)
+
+    backend = open_backend(engine)
+    cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent = copying, waiting
+    backend.infer(pixels_of(2))
+    (_, copies), *others = streams
+    assert streams[0][0] == "cudaMemcpyHostToDevice"
+    assert [name for name, _ in others] == ["wait", "cudaMemcpyDeviceToDevice", "cudaMemcpyDeviceToHost"]
+    assert {stream for _, stream in others}.isdisjoint({copies})
+
+
+def test_many_threads_get_their_own_answers(engine, cudart):
+    backend = open_backend(engine)
+    answers = {}
+
+    def work(number):
+        for seed in range(number, 40, 4):
+            answers[seed] = backend.infer(pixels_of((1, 2, 8)[seed % 3], seed))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(answers) == list(range(40))
+    for seed, logits in answers.items():
+        np.testing.assert_allclose(logits, expected_logits(pixels_of((1, 2, 8)[seed % 3], seed), 3), rtol=1e-6)
 
 
 # Opening and closing
@@ -239,22 +248,24 @@ def test_close_releases_everything_and_can_be_called_again(engine, cudart):
         backend.infer(pixels_of(1))
 
 
-def test_graphs_go_before_the_memory_they_use_and_the_stream_goes_last(engine, cudart):
+def test_graphs_go_before_the_memory_they_use_and_the_streams_go_last(engine, cudart):
     backend = open_backend(engine)
     del cudart.calls[:]
     backend.close()
     assert cudart.calls == [
         *["cudaGraphExecDestroy"] * 3,
         *["cudaFree"] * 3,
-        *["cudaFreeHost"] * 2,
-        "cudaStreamDestroy",
+        *["cudaEventDestroy", "cudaEventDestroy", "cudaFree", "cudaFreeHost", "cudaFreeHost"] * SLOTS,
+        *["cudaStreamDestroy"] * 2,
     ]
 
 
 def calls_while_opening():
     cudart = FakeCudart()
-    open_backend(FakeEngine(cudart))
-    return list(enumerate(cudart.calls))
+    backend = open_backend(FakeEngine(cudart))
+    calls = list(enumerate(cudart.calls))
+    backend.close()
+    return calls
 
 
 @pytest.mark.parametrize(("number", "function"), calls_while_opening())
@@ -318,92 +329,6 @@ def test_an_engine_of_another_model_is_refused_before_anything_is_allocated(engi
     assert not cudart.calls
 
 
-# Choosing the engine
-
-
-def test_the_engine_that_fits_is_read_and_opened(tmp_path, fake_machine):
-    package = package_of(
-        tmp_path / "small",
-        ("ada-fp32.plan", "tensorrt", "fp32", DETAILS, b"ada fp32"),
-        ("hopper.plan", "tensorrt", "fp16", DETAILS | {"compute_capability": "sm90"}, b"hopper"),
-        ("old.plan", "tensorrt", "fp16", DETAILS | {"library_version": "10.13.0"}, b"old"),
-        ("rtx.plan", "tensorrt_rtx", "fp16", DETAILS | {"library": "tensorrt_rtx"}, b"rtx fp16"),
-    )
-    assert why_unavailable(package, buckets=BUCKETS) is None
-    backend = open_tensorrt(package, precision="auto", buckets=BUCKETS)
-    assert fake_machine == [("tensorrt_rtx", b"rtx fp16")]
-    assert (backend.name, backend.precision, backend.buckets) == ("tensorrt", "fp16", BUCKETS)
-    assert backend.device == "Fake RTX 4090 (TensorRT for RTX)"
-    pixels = np.full((2, *ROW_SHAPE), 7, np.uint8)
-    np.testing.assert_allclose(backend.infer(pixels), expected_logits(pixels, CLASSES), rtol=1e-6)
-    assert open_tensorrt(package, precision="fp32", buckets=(1,)).precision == "fp32"
-
-
-@pytest.mark.parametrize(
-    ("details", "reason"),
-    [
-        ({"compute_capability": "sm90"}, "it was built for sm90, the GPU here is sm89"),
-        ({"library_version": "10.13.0"}, r"it was built by TensorRT 10\.13\.0, 11\.4\.0 is installed here"),
-        ({"profile": [1, 4, 4]}, "it takes batches of 1 to 4 rows, the buckets are 1, 2, 8"),
-        ({"profile": [2, 8, 32]}, "it takes batches of 2 to 32 rows, the buckets are 1, 2, 8"),
-        ({"compute_capability": None}, "its details in the manifest are no engine's: compute_capability"),
-        ({"library": "other"}, "its details in the manifest are no engine's: library"),
-    ],
-)
-def test_an_engine_that_does_not_fit_is_refused_with_the_reason_and_the_cure(details, reason, tmp_path, fake_machine):
-    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", DETAILS | details, b"plan"))
-    cure = "the server builds no engines, `fuseline export --engine sm89` does"
-    with pytest.raises(BackendUnavailableError, match=rf"engines/one\.plan: {reason}.*{cure}"):
-        open_tensorrt(package, precision="auto", buckets=BUCKETS)
-    assert reason.replace("\\", "") in why_unavailable(package, buckets=BUCKETS)
-    assert not fake_machine
-
-
-def test_a_package_without_an_engine_says_how_to_get_one(tmp_path, fake_machine):
-    package = package_of(tmp_path / "small")
-    with pytest.raises(BackendUnavailableError, match=r"has no TensorRT engine; .* `fuseline export --engine"):
-        open_tensorrt(package, precision="auto", buckets=BUCKETS)
-    assert "has no TensorRT engine" in why_unavailable(package)
-
-
-def test_a_precision_that_no_engine_has_is_refused(tmp_path, fake_machine):
-    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", DETAILS, b"plan"))
-    with pytest.raises(BackendUnavailableError, match="has no fp32 TensorRT engine"):
-        open_tensorrt(package, precision="fp32", buckets=BUCKETS)
-
-
-def test_a_changed_engine_file_is_refused_by_its_sha256(tmp_path, fake_machine, cudart):
-    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", DETAILS, b"plan"))
-    (tmp_path / "small/engines/one.plan").write_bytes(b"evil")
-    with pytest.raises(PackageError, match=f"has 4 bytes with sha256 {hashlib.sha256(b'evil').hexdigest()}"):
-        open_tensorrt(package, precision="auto", buckets=BUCKETS)
-    assert not fake_machine
-    assert not cudart.live
-
-
-def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, cudart):
-    monkeypatch.setattr(tensorrt_backend, "open_cuda", lambda: Cuda(cudart))
-    monkeypatch.setattr(tensorrt_engine, "is_installed", lambda library: False)
-    package = package_of(
-        tmp_path / "small",
-        ("one.plan", "tensorrt", "fp16", DETAILS, b"plan"),
-        ("two.plan", "tensorrt_rtx", "fp16", DETAILS | {"library": "tensorrt_rtx"}, b"plan"),
-    )
-    reason = why_unavailable(package)
-    assert "one.plan: TensorRT is not installed: pip install 'fuseline[gpu]'" in reason
-    assert "two.plan: TensorRT for RTX is not installed: pip install 'fuseline[rtx]'" in reason
-
-
-def test_a_library_that_is_installed_but_broken_says_what_is_missing(monkeypatch):
-    def fail(name):
-        raise OSError("libcudart.so.13: cannot open shared object file")
-
-    monkeypatch.setattr(tensorrt_engine, "is_installed", lambda library: True)
-    monkeypatch.setattr(tensorrt_engine.importlib, "import_module", fail)
-    with pytest.raises(BackendUnavailableError, match=r"can't be imported \(libcudart.*fuseline\[gpu\]"):
-        tensorrt_engine.import_library("tensorrt")
-
-
 # Drivers
 
 
@@ -421,7 +346,7 @@ def test_a_missing_gpu_is_told_apart_from_a_missing_or_old_driver(machine, reaso
 
 def test_the_gpu_is_named_as_engines_name_it():
     gpu = Cuda(FakeCudart(capability=(12, 0))).gpu()
-    assert (gpu.name, gpu.capability) == ("Fake RTX 4090", "sm120")
+    assert (gpu.name, gpu.capability, gpu.memory_bytes) == ("Fake RTX 4090", "sm120", 24 * 2**30)
 
 
 # The real libraries, without a GPU
@@ -430,7 +355,7 @@ def test_the_gpu_is_named_as_engines_name_it():
 @without_gpu
 def test_on_a_machine_without_a_gpu_the_real_cuda_says_so(tmp_path):
     pytest.importorskip("cuda.bindings.runtime")
-    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", DETAILS, b"plan"))
+    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", details_of(), b"plan"))
     with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver|too old|no GPU is visible"):
         open_tensorrt(package, precision="auto", buckets=BUCKETS)
     assert why_unavailable(package) is not None
@@ -447,18 +372,24 @@ def test_the_real_cuda_takes_the_arguments_it_is_given_and_refuses_for_want_of_a
         "cudaStreamBeginCapture": cuda.graph(1, lambda: None).__enter__,
         "cudaMemcpyAsync": lambda: cuda.copy_to_device(4096, 8192, 16, 1),
         "cudaStreamSynchronize": lambda: cuda.synchronise(1),
+        "cudaEventCreateWithFlags": cuda.event().__enter__,
+        "cudaEventRecord": lambda: cuda.record(1, 1),
+        "cudaStreamWaitEvent": lambda: cuda.hold_until(1, 1),
+        "cudaEventSynchronize": lambda: cuda.wait(1),
     }
     for function, call in calls.items():
         with pytest.raises(BackendError, match=rf"{function} failed: CUDA driver .* \(cudaError 35\)"):
             call()
     with pytest.raises(BackendError, match=r"cudaMemcpyAsync failed: .* \(cudaError 35\)"):
         cuda.copy_to_host(8192, 4096, 16, 1)
+    with pytest.raises(BackendError, match=r"cudaMemcpyAsync failed: .* \(cudaError 35\)"):
+        cuda.copy_on_device(8192, 4096, 16, 1)
 
 
 @pytest.fixture(scope="module")
 def real_plan():
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build an engine")
-    from export.engine import build_engine
+    from serve.backends.engine_builder import build_engine
 
     return build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=8)
 
@@ -467,11 +398,9 @@ def real_plan():
 def test_a_real_engine_is_refused_by_the_real_library_with_its_reason(real_plan, tmp_path, monkeypatch):
     details = ("ada.plan", real_plan.library, "fp16", real_plan.details, real_plan.plan)
     package = package_of(tmp_path / "small", details)
-    monkeypatch.setattr(tensorrt_backend, "open_cuda", lambda: Cuda(FakeCudart(capability=(8, 9))))
+    put_gpu_in(monkeypatch, FakeCudart(capability=(8, 9)))
     assert why_unavailable(package, buckets=BUCKETS) is None
-    refusal = (
-        r"engines/ada\.plan: TensorRT for RTX 1\..* refuses the engine.*CUDA driver.*`fuseline export --engine sm89`"
-    )
+    refusal = r"ada\.plan: TensorRT for RTX 1\..* refuses the engine.*CUDA driver.*`fuseline engine .* --for sm89`"
     with pytest.raises(BackendUnavailableError, match=refusal):
         open_tensorrt(package, precision="auto", buckets=BUCKETS)
 
@@ -488,9 +417,9 @@ def test_what_is_no_engine_is_refused_with_the_librarys_diagnosis(plan):
 
 @pytest.fixture(scope="module")
 def gpu_package(tmp_path_factory):
-    from export.engine import build_engine
+    from serve.backends.engine_builder import build_engine
 
-    build = build_engine(small_graph(), precision="fp16", capability=None, max_batch=32)
+    build = build_engine(GRAPHS["fp16"], precision="fp16", capability=None, max_batch=32)
     engine = (f"{build.key}.plan", build.library, "fp16", build.details, build.plan)
     return package_of(tmp_path_factory.mktemp("gpu") / "small", engine)
 

@@ -9,41 +9,22 @@ import sys
 import threading
 from pathlib import Path
 
-import onnx
 import pytest
 
-from export import engine as engine_module
-from export.engine import available_builder, build_engine
-from export.engine_progress import BuildProgress
-from export.onnx_graph import with_cast_first
-from serve.backends.cuda import Gpu
-from serve.backends.tensorrt_engine import EngineDetails
-from serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
-from tests.export.small_graph import small_graph
+from serve.backends import engine_builder
+from serve.backends.engine_builder import build_engine
+from serve.backends.engine_key import EngineDetails
+from serve.backends.engine_progress import BuildProgress
+from serve.backends.engine_target import available_builder
+from serve.errors import BackendError, InputError, VerificationError
+from tests.export.small_graph import CLASSES, quantised_graph, small_graph
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def trt():
     return pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    def refuse():
-        raise BackendUnavailableError("no NVIDIA driver is installed on this machine")
-
-    monkeypatch.setattr(engine_module, "open_cuda", refuse)
-
-
-def gpu_at_hand(monkeypatch, capability, installed):
-    class FakeCuda:
-        def gpu(self):
-            return Gpu("a GPU", capability)
-
-    monkeypatch.setattr(engine_module, "open_cuda", FakeCuda)
-    monkeypatch.setattr(engine_module, "is_installed", lambda library: library in installed)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +46,12 @@ def test_an_fp16_graph_becomes_an_engine_whose_weighted_layers_are_half(built, t
     build, _ = built
     assert build.plan
     assert build.library == "tensorrt_rtx"
-    assert build.library_version == trt.__version__
-    assert build.compute_capability == "sm89"
-    assert build.profile == (1, 8, 32)
+    assert build.bound_to.library_version == trt.__version__
+    assert build.bound_to.compute_capability == "sm89"
+    assert build.bound_to.profile == (1, 8, 32)
     assert build.precision_counts["CONVOLUTION"] == {"HALF": 2}
     assert build.precision_counts["MATRIX_MULTIPLY"] == {"HALF": 1}
-    assert build.graph_sha256 == hashlib.sha256(small_graph()).hexdigest()
+    assert build.bound_to.graph_sha256 == hashlib.sha256(small_graph()).hexdigest()
     assert build.seconds > 0
     assert build.timing_cache is None
 
@@ -79,7 +60,7 @@ def test_an_fp32_graph_becomes_an_engine_whose_weighted_layers_are_float(trt):
     build = build_engine(small_graph("fp32"), precision="fp32", capability="sm120", max_batch=4)
     assert build.precision_counts["CONVOLUTION"] == {"FLOAT": 2}
     assert build.precision_counts["MATRIX_MULTIPLY"] == {"FLOAT": 1}
-    assert build.profile == (1, 4, 4)
+    assert build.bound_to.profile == (1, 4, 4)
 
 
 def test_an_fp32_graph_is_never_passed_off_as_fp16(trt):
@@ -88,7 +69,7 @@ def test_an_fp32_graph_is_never_passed_off_as_fp16(trt):
 
 
 def test_the_exporters_own_graphs_build_in_both_precisions(tiny_package, trt):
-    fp32 = with_cast_first(onnx.load(tiny_package / "model.onnx")).SerializeToString()
+    fp32 = (tiny_package / "model.onnx").read_bytes()
     fp16 = (tiny_package / "model.fp16.onnx").read_bytes()
     for graph, precision, layer_type in ((fp32, "fp32", "FLOAT"), (fp16, "fp16", "HALF")):
         build = build_engine(graph, precision=precision, capability="sm89", max_batch=32)
@@ -96,14 +77,71 @@ def test_the_exporters_own_graphs_build_in_both_precisions(tiny_package, trt):
         assert build.precision_counts["MATRIX_MULTIPLY"] == {layer_type: 1}
 
 
-def test_a_graph_that_transposes_bytes_is_refused_with_the_parsers_reason(trt):
-    with pytest.raises(BackendError, match=r"node 0 Transpose 'to_nchw': .*first input has type UInt8"):
-        build_engine(small_graph(transpose_first=True), precision="fp16", capability="sm89", max_batch=4)
+def test_a_graph_that_transposes_bytes_is_bound_to_by_the_bytes_that_the_package_has(trt):
+    graph = small_graph(transpose_first=True)
+    build = build_engine(graph, precision="fp16", capability="sm89", max_batch=4)
+    assert build.bound_to.graph_sha256 == hashlib.sha256(graph).hexdigest()
+
+
+def test_a_layer_that_stays_fp32_must_be_named_or_all_be_allowed(trt):
+    graph = small_graph(fp32_classifier=True)
+    arguments = {"precision": "fp16", "capability": "sm89", "max_batch": 4}
+    build = build_engine(graph, allowed_fp32={"fc/Gemm"}, **arguments)
+    assert build.achieved.layers == {"fp16": 2, "fp32": 1}
+    assert build.achieved.weights == {"fp16": 8 * 3 * 9 + 8 * 8 * 9, "fp32": CLASSES * 8}
+    assert build.achieved.multiply_adds == {"fp16": 8 * 3 * 9 * 8 * 8 + 8 * 8 * 9 * 4 * 4, "fp32": CLASSES * 8}
+    assert build.achieved.share("fp16") == pytest.approx(1 - 40 / (13824 + 9216 + 40))
+    assert build.details["achieved"]["layers"] == {"fp16": 2, "fp32": 1}
+    assert str(build.achieved) == "layers: 2 fp16, 1 fp32; multiply-adds: 99.8% fp16, 0.2% fp32"
+    assert build_engine(graph, allowed_fp32=None, **arguments).achieved == build.achieved
+    with pytest.raises(VerificationError, match=r"1 of 3 .* not HALF in the graph: fc/Gemm \(FLOAT\)$"):
+        build_engine(graph, allowed_fp32={"stem/Conv"}, **arguments)
+
+
+@pytest.mark.parametrize("allowed", [None, {"stem/Conv", "block/Conv", "fc/Gemm"}])
+def test_an_fp16_engine_without_an_fp16_layer_is_refused_whatever_is_allowed(allowed, trt):
+    with pytest.raises(VerificationError, match="3 of 3 .* not HALF"):
+        build_engine(small_graph("fp32"), precision="fp16", capability="sm89", max_batch=4, allowed_fp32=allowed)
+
+
+@pytest.fixture(scope="module")
+def quantised():
+    return quantised_graph()
+
+
+def test_the_layers_between_dequantised_tensors_are_int8(quantised, trt):
+    build = build_engine(quantised, precision="int8", capability="sm89", max_batch=4, allowed_fp32={"stem/Conv"})
+    assert build.plan
+    assert build.achieved.layers == {"int8": 2, "fp32": 1}
+    assert build.achieved.weights == {"int8": 8 * 8 * 9 + CLASSES * 8, "fp32": 8 * 3 * 9}
+    assert build_engine(quantised, precision="int8", capability="sm89", max_batch=4, allowed_fp32=None).achieved.layers
+
+
+def test_a_layer_that_is_not_quantised_is_named(quantised, trt):
+    with pytest.raises(VerificationError, match=r"1 of 3 .* not INT8 in the graph: stem/Conv \(FLOAT\)"):
+        build_engine(quantised, precision="int8", capability="sm89", max_batch=4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_float_graph_is_never_passed_off_as_int8_nor_an_int8_graph_as_a_float_one(precision, quantised, trt):
+    for graph, asked in ((small_graph(precision), "int8"), (quantised, precision)):
+        with pytest.raises(VerificationError, match=f"an {asked} engine was asked for"):
+            build_engine(graph, precision=asked, capability="sm89", max_batch=4, allowed_fp32=None)
+
+
+def test_messages_name_the_checkpoints_layers(trt):
+    names = {"stem": "module.conv1", "fc": "module.linear", "strange0": "module.odd"}
+    with pytest.raises(VerificationError, match=r"stem/Conv \(layer module\.conv1 of the checkpoint\) \(FLOAT\)"):
+        build_engine(small_graph("fp32"), precision="fp16", capability="sm89", max_batch=4, layer_names=names)
+    with pytest.raises(BackendError, match=r"NoSuchOperator0 'strange0 \(layer module\.odd of the checkpoint\)'"):
+        build_engine(
+            small_graph(unknown_operators=1), precision="fp16", capability="sm89", max_batch=4, layer_names=names
+        )
 
 
 def test_the_key_is_a_file_stem_that_changes_with_everything_an_engine_is_bound_to(built, trt):
     build, _ = built
-    assert build.key == f"tensorrt_rtx-{trt.__version__}-sm89-b1.8.32-{build.graph_sha256[:16]}"
+    assert build.key == f"tensorrt_rtx-{trt.__version__}-sm89-b1.8.32-{build.bound_to.graph_sha256[:16]}"
     assert Path(build.key).name == build.key
     again = build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=32, opt_batch=8)
     assert again.key == build.key
@@ -200,43 +238,6 @@ def test_a_batch_profile_out_of_order_is_refused(max_batch, opt_batch):
         build_engine(b"", precision="fp16", capability="sm89", max_batch=max_batch, opt_batch=opt_batch)
 
 
-@pytest.mark.parametrize("capability", ["sm90", "SM89", "current", "none", "89", ""])
-def test_an_unknown_capability_is_refused_with_those_on_offer(capability, no_gpu, trt):
-    with pytest.raises(InputError, match=f"{capability!r}, it builds for .*sm89"):
-        available_builder(capability)
-
-
-def test_without_a_gpu_nothing_builds_for_the_gpu_at_hand(no_gpu):
-    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver .* --engine sm89"):
-        available_builder(None)
-
-
-def test_without_tensorrt_for_rtx_the_message_says_how_to_install_it(monkeypatch, no_gpu):
-    monkeypatch.setattr(engine_module, "is_installed", lambda library: False)
-    with pytest.raises(BackendUnavailableError, match=r"sm89 takes TensorRT for RTX: pip install 'fuseline\[rtx\]'"):
-        available_builder("sm89")
-
-
-def test_tensorrt_builds_for_the_gpu_at_hand_where_it_is_installed(monkeypatch):
-    gpu_at_hand(monkeypatch, "sm90", {"tensorrt", "tensorrt_rtx"})
-    for capability in (None, "sm90"):
-        choice = available_builder(capability)
-        assert (choice.library, choice.capability) == ("tensorrt", "sm90")
-
-
-def test_tensorrt_for_rtx_builds_for_other_gpus_and_where_tensorrt_is_not_installed(monkeypatch, trt):
-    gpu_at_hand(monkeypatch, "sm90", {"tensorrt", "tensorrt_rtx"})
-    assert available_builder("sm89").library == "tensorrt_rtx"
-    gpu_at_hand(monkeypatch, "sm89", {"tensorrt_rtx"})
-    assert (available_builder(None).library, available_builder(None).capability) == ("tensorrt_rtx", "sm89")
-
-
-def test_a_gpu_that_only_tensorrt_serves_says_so(monkeypatch, trt):
-    gpu_at_hand(monkeypatch, "sm90", {"tensorrt_rtx"})
-    with pytest.raises(BackendUnavailableError, match=r"the GPU here is sm90: pip install 'fuseline\[gpu\]'"):
-        available_builder(None)
-
-
 def test_tensorrt_logs_through_logging_and_prints_nothing(trt, caplog, capfd):
     with caplog.at_level(logging.DEBUG, "serve.backends.tensorrt_engine"):
         build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=4)
@@ -253,15 +254,14 @@ def test_a_timing_cache_of_another_machine_is_replaced_by_an_empty_one():
         def set_timing_cache(self, cache, *, ignore_mismatch):
             return cache in (b"", b"measured here")
 
-    assert engine_module._use_timing_cache(None, Config(), b"measured here") == b"measured here"
-    assert engine_module._use_timing_cache(None, Config(), b"measured elsewhere") == b""
-    assert engine_module._use_timing_cache(None, Config(), None) == b""
+    assert engine_builder._use_timing_cache(None, Config(), b"measured here") == b"measured here"
+    assert engine_builder._use_timing_cache(None, Config(), b"measured elsewhere") == b""
+    assert engine_builder._use_timing_cache(None, Config(), None) == b""
 
 
 def test_importing_the_module_imports_no_runtime():
-    program = (
-        "import sys, export.engine; print(sorted({'tensorrt', 'tensorrt_rtx', 'cuda', 'torch'} & set(sys.modules)))"
-    )
+    heavy = ("tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "export")
+    program = f"import sys, serve.backends.engine_builder; print([n for n in {heavy} if n in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "[]"
 
@@ -269,7 +269,7 @@ def test_importing_the_module_imports_no_runtime():
 @pytest.mark.gpu
 def test_an_engine_is_built_for_the_gpu_at_hand():
     build = build_engine(small_graph(), precision="fp16", capability=None, max_batch=8)
-    assert build.compute_capability == available_builder(None).capability
+    assert build.bound_to.compute_capability == available_builder(None).capability
     if build.library == "tensorrt":
         assert build.timing_cache
         again = build_engine(

@@ -5,34 +5,26 @@ computes in is proven by the types of the parsed network's layers, read back bef
 """
 
 import hashlib
-import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from export.engine_progress import BuildProgress, progress_monitor
-from serve.backends.cuda import open_cuda
-from serve.backends.tensorrt_engine import (
-    INSTALL,
-    NAMES,
-    EngineDetails,
-    Library,
-    check,
-    import_library,
-    is_installed,
-    logger_of,
-    recent_errors,
-    title,
+from serve.backends.engine_graph import graph_for_tensorrt
+from serve.backends.engine_key import EngineDetails, Library
+from serve.backends.engine_precision import (
+    AchievedPrecision,
+    achieved_precision,
+    check_precision,
+    described_node,
+    precision_counts,
 )
-from serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
-
-Precision = Literal["fp32", "fp16"]
-LAYER_TYPE: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF"}
-WEIGHTED_LAYERS = ("CONVOLUTION", "MATRIX_MULTIPLY")
+from serve.backends.engine_progress import BuildProgress, progress_monitor
+from serve.backends.engine_target import Builder, available_builder
+from serve.backends.tensorrt_engine import check, import_library, logger_of, recent_errors, title
+from serve.errors import BackendError, InputError
+from serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +32,33 @@ class EngineBuild:
     """A serialised engine and what it is bound to."""
 
     plan: bytes
-    library: Library
-    library_version: str
-    compute_capability: str
+    bound_to: EngineDetails
     precision: Precision
-    profile: tuple[int, int, int]
-    """Smallest, optimal and largest batch in rows."""
+    achieved: AchievedPrecision
+    """By the layers that carry weights, read from the parsed network."""
 
     precision_counts: dict[str, dict[str, int]]
     """Kind of layer -> type of its output -> how many, read from the parsed network."""
 
-    graph_sha256: str
     seconds: float
     timing_cache: bytes | None
     """What `tensorrt` measured, to speed the next build on this machine; `tensorrt_rtx` times nothing: None."""
 
     @property
+    def library(self) -> Library:
+        """Which library built it, and alone can load it."""
+        return self.bound_to.library
+
+    @property
     def key(self) -> str:
-        """Stem of the engine's file: equal for equal graphs, library builds, capabilities and profiles, else not."""
-        profile = ".".join(map(str, self.profile))
-        return f"{self.library}-{self.library_version}-{self.compute_capability}-b{profile}-{self.graph_sha256[:16]}"
+        """Stem of the engine's file; see `EngineDetails.key`."""
+        return self.bound_to.key
 
     @property
     def details(self) -> dict[str, Any]:
         """The `details` of the engine's artifact in the manifest, by which a server tells whether it fits."""
-        bound_to = EngineDetails(
-            library=self.library,
-            library_version=self.library_version,
-            compute_capability=self.compute_capability,
-            profile=self.profile,
-            graph_sha256=self.graph_sha256,
-        )
-        return bound_to.model_dump(mode="json") | {"precision_counts": self.precision_counts}
-
-
-@dataclass(frozen=True, slots=True)
-class Builder:
-    """The library that would build an engine, and the compute capability that it would build for."""
-
-    library: Library
-    capability: str
+        proof = {"precision_counts": self.precision_counts, "achieved": self.achieved.as_json}
+        return self.bound_to.model_dump(mode="json") | proof
 
 
 def build_engine(
@@ -89,17 +68,21 @@ def build_engine(
     capability: str | None,
     max_batch: int,
     opt_batch: int | None = None,
+    allowed_fp32: Collection[str] | None = (),
+    layer_names: Mapping[str, str] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
     timing_cache: bytes | None = None,
 ) -> EngineBuild:
     """Build an engine from a package's graph: `image` uint8 NHWC with dynamic batch in, `logits` float32 out.
 
     Args:
-        onnx: the serialised graph, already in `precision`.
-        precision: what every convolution and matrix multiplication of the parsed network must compute in.
+        onnx: the package's file, whose sha256 the engine is bound to, already in `precision`.
+        precision: what the convolutions and matrix multiplications of the parsed network must compute in.
         capability: `sm89`, say, to build ahead of time; None for the GPU at hand. See `available_builder`.
         max_batch: largest batch in rows; the smallest is 1.
         opt_batch: the batch that kernels are chosen for; by default `max_batch`: speed matters when batches fill.
+        allowed_fp32: the ONNX nodes that may stay FP32 all the same; None: any. See `check_precision`.
+        layer_names: the graph's layers to the checkpoint's, for messages. See `described_node`.
         on_progress: called with the phase and the share of the build that is done, from 0 to 1, never falling; one
             call at a time, from the builder's threads. What it raises stops the build and is raised here.
         timing_cache: an earlier build's; only `tensorrt` uses it.
@@ -110,70 +93,51 @@ def build_engine(
         VerificationError: layers that carry weights are not in `precision`; the message names them.
         BackendError: the parser or the builder failed; the message has all of its errors, with the ONNX nodes.
     """
-    profile = (1, max_batch if opt_batch is None else opt_batch, max_batch)
-    if not 1 <= profile[1] <= profile[2]:
-        raise InputError(f"batch profile {profile} is out of order; it takes 1 <= optimal <= largest")
+    profile = batch_profile(max_batch, opt_batch)
     choice = available_builder(capability)
     trt = import_library(choice.library)
     logger_of(trt).recent_errors.clear()
     started = time.monotonic()
+    bound_to = engine_details(choice, hashlib.sha256(onnx).hexdigest(), profile)
     builder = _new_builder(trt)
     # The network's weights lie in the parser, which must stay.
-    network, _parser = _parse(trt, builder, onnx)
+    network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
     row_shape = _row_shape(network, trt)
-    _check_precision(network, precision)
+    check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
     config = _configure(trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape)
     cache = _use_timing_cache(trt, config, timing_cache) if choice.library == "tensorrt" else None
     plan = _build(trt, builder, network, config, on_progress)
     return EngineBuild(
         plan=plan,
-        library=choice.library,
-        library_version=trt.__version__,
-        compute_capability=choice.capability,
+        bound_to=bound_to,
         precision=precision,
-        profile=profile,
-        precision_counts=_precision_counts(network),
-        graph_sha256=hashlib.sha256(onnx).hexdigest(),
+        achieved=achieved_precision(network, trt),
+        precision_counts=precision_counts(network),
         seconds=time.monotonic() - started,
         timing_cache=bytes(cache.serialize()) if cache is not None else None,
     )
 
 
-def available_builder(capability: str | None) -> Builder:
-    """Say which library would build for `capability`, or for the GPU at hand if that is None.
+def batch_profile(max_batch: int, opt_batch: int | None = None) -> tuple[int, int, int]:
+    """Smallest, optimal and largest batch in rows. Raises `InputError` if they are out of order."""
+    profile = (1, max_batch if opt_batch is None else opt_batch, max_batch)
+    if not 1 <= profile[1] <= profile[2]:
+        raise InputError(f"batch profile {profile} is out of order; it takes 1 <= optimal <= largest")
+    return profile
 
-    `tensorrt` builds for the GPU at hand alone. `tensorrt_rtx` builds ahead of time, without a GPU, for the
-    capabilities that it lists.
+
+def engine_details(choice: Builder, graph_sha256: str, profile: tuple[int, int, int]) -> EngineDetails:
+    """What the engine that `choice` builds from that graph is bound to, known before it is built.
 
     Raises:
-        InputError: neither does `tensorrt_rtx` list `capability` nor is it that of the GPU at hand.
-        BackendUnavailableError: nothing can build; the message says why and what to install.
+        BackendUnavailableError: the library can't be imported.
     """
-    try:
-        at_hand, no_gpu = open_cuda().gpu().capability, ""
-    except (BackendUnavailableError, BackendError) as error:
-        at_hand, no_gpu = None, str(error)
-    target = at_hand if capability is None else capability
-    if target is None:
-        raise BackendUnavailableError(f"no GPU to build for: {no_gpu}; --engine sm89 builds ahead of time for one")
-    if target == at_hand and is_installed("tensorrt"):
-        return Builder("tensorrt", target)
-    if not is_installed("tensorrt_rtx"):
-        other = f", or TensorRT: {INSTALL['tensorrt']}" if target == at_hand else ""
-        raise BackendUnavailableError(
-            f"building for {target} takes {NAMES['tensorrt_rtx']}: {INSTALL['tensorrt_rtx']}{other}"
-        )
-    trt = import_library("tensorrt_rtx")
-    offered = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
-    if target in offered:
-        return Builder("tensorrt_rtx", target)
-    if capability is None:
-        raise BackendUnavailableError(
-            f"{title(trt)} builds for {', '.join(offered)}, the GPU here is {target}: {INSTALL['tensorrt']}"
-        )
-    raise InputError(
-        f"{title(trt)} can't build for {capability!r}, it builds for {', '.join(offered)}; TensorRT builds for others, "
-        "on a machine that has the GPU"
+    return EngineDetails(
+        library=choice.library,
+        library_version=import_library(choice.library).__version__,
+        compute_capability=choice.capability,
+        profile=profile,
+        graph_sha256=graph_sha256,
     )
 
 
@@ -184,19 +148,21 @@ def _new_builder(trt: Any) -> Any:
         raise BackendError(f"{title(trt)} can't make a builder: {recent_errors(trt) or error}") from error
 
 
-def _parse(trt: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
+def _parse(trt: Any, builder: Any, onnx: bytes, layer_names: Mapping[str, str] | None) -> tuple[Any, Any]:
     # TensorRT 11 has no other networks than strongly typed ones and may drop the flag.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = check(builder.create_network(0 if flag is None else 1 << int(flag)), "create a network", trt)
     parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse(onnx):
-        errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        errors = [_parser_error(parser.get_error(index), layer_names) for index in range(parser.num_errors)]
         raise BackendError(f"{title(trt)} can't read the ONNX graph: {'; '.join(errors)}")
     return network, parser
 
 
-def _parser_error(error: Any) -> str:
-    where = f"node {error.node()} {error.node_operator()} {error.node_name()!r}: " if error.node() >= 0 else ""
+def _parser_error(error: Any, layer_names: Mapping[str, str] | None) -> str:
+    where = ""
+    if error.node() >= 0:
+        where = f"node {error.node()} {error.node_operator()} {described_node(error.node_name(), layer_names)!r}: "
     return f"{where}{' '.join(error.desc().split())} ({error.code().name})"
 
 
@@ -219,38 +185,6 @@ def _row_shape(network: Any, trt: Any) -> tuple[int, int, int]:
         f"the graph has {found}; an engine is built from {INPUT_NAME} UINT8 (-1, height, width, channels) and "
         f"{OUTPUT_NAME} FLOAT (-1, classes), as `fuseline export` writes them"
     )
-
-
-def _check_precision(network: Any, precision: Precision) -> None:
-    wanted = LAYER_TYPE[precision]
-    layers = [layer for layer in _layers(network) if layer.type.name in WEIGHTED_LAYERS]
-    others = [f"{_node_name(layer)} ({layer.get_output(0).dtype.name})" for layer in layers if _type(layer) != wanted]
-    if others:
-        raise VerificationError(
-            f"an {precision} engine was asked for, but {len(others)} of {len(layers)} convolutions and matrix "
-            f"multiplications are not {wanted} in the graph: {', '.join(others)}"
-        )
-
-
-def _precision_counts(network: Any) -> dict[str, dict[str, int]]:
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for layer in _layers(network):
-        counts[layer.type.name][_type(layer)] += 1
-    return {kind: dict(of_type) for kind, of_type in sorted(counts.items())}
-
-
-def _layers(network: Any) -> list[Any]:
-    return [network.get_layer(index) for index in range(network.num_layers)]
-
-
-def _type(layer: Any) -> str:
-    return str(layer.get_output(0).dtype.name)
-
-
-def _node_name(layer: Any) -> str:
-    """The ONNX node that `layer` came from: one node may become several layers with names of their own."""
-    match = re.search(r"\[ONNX Layer: ([^\]]*)\]", layer.metadata)
-    return match[1] if match else str(layer.name)
 
 
 def _configure(

@@ -1,0 +1,38 @@
+"""How far a choice of layers in FP16 moves the logits, as a GPU would compute them."""
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.half.float_nodes import FloatNodes
+from export.half.fp16_graph import fp16_from_fp32, with_unweighted_behind
+from export.half.image_batches import logits_of
+from export.half.stored_in_fp16 import stored_in_fp16
+
+
+class Fp16Trial:
+    """An FP32 graph, images, and its logits for them, which FP16 is held against."""
+
+    def __init__(
+        self, model: onnx.ModelProto, nodes: FloatNodes, pixels: NDArray[np.uint8], logits: NDArray[np.float32]
+    ) -> None:
+        self._model, self._nodes, self._pixels, self._logits = model, nodes, pixels, logits
+
+    def deviation(self, fp32_nodes: Collection[str], on_progress: Callable[[float], None] | None = None) -> float:
+        """Largest difference of a logit from FP32's, as a share of their range, with all but `fp32_nodes` in FP16.
+
+        Infinite where FP16 gives NaN or infinity.
+        """
+        mixed = fp16_from_fp32(self._model, with_unweighted_behind(self._nodes, fp32_nodes))
+        logits = logits_of(stored_in_fp16(mixed), self._pixels, on_progress)
+        difference = float(np.abs(logits.astype(np.float64) - self._logits).max())
+        if difference == 0:
+            return 0.0
+        spread = float(self._logits.max() - self._logits.min())
+        return difference / spread if np.isfinite(difference) and spread else np.inf
+
+    def deviation_of(self, fp16_nodes: Collection[str]) -> float:
+        """The same with only `fp16_nodes` in FP16."""
+        return self.deviation({node.name for node in self._nodes.nodes} - set(fp16_nodes))

@@ -1,0 +1,85 @@
+"""A package's ONNX graph in the form that TensorRT reads."""
+
+from functools import cache
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from serve.model_package import INPUT_NAME
+
+# The few fields of onnx.proto that are read or changed: message -> field -> (number, type or message, repeated).
+_SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelProto": {"graph": (7, "GraphProto", False)},
+    "GraphProto": {"node": (1, "NodeProto", True), "value_info": (13, "ValueInfoProto", True)},
+    "NodeProto": {
+        "input": (1, "", True),
+        "output": (2, "", True),
+        "name": (3, "", False),
+        "op_type": (4, "", False),
+    },
+    "ValueInfoProto": {"name": (1, "", False)},
+}
+
+
+def graph_for_tensorrt(onnx: bytes) -> bytes:
+    """Return `onnx` with its pixels cast to floats before they are transposed, if it transposes them as bytes.
+
+    The same function: CPUs transpose bytes sooner than floats, TensorRT takes uint8 into a Cast and nothing else (its
+    API reference, `DataType`). Everything else of the file is kept byte for byte, weights included. Bytes that are no
+    such graph come back as they are; the parser knows better what is wrong with them.
+    """
+    try:
+        model = _model_class().FromString(onnx)
+    except DecodeError:
+        return onnx
+    nodes = list(model.graph.node)
+    readers = [index for index, node in enumerate(nodes) if INPUT_NAME in node.input]
+    if [nodes[index].op_type for index in readers] != ["Transpose"]:
+        return onnx
+    transpose = nodes[readers[0]]
+    planes = transpose.output[0]
+    casts = [index for index, node in enumerate(nodes) if planes in node.input]
+    if [nodes[index].op_type for index in casts] != ["Cast"]:
+        return onnx
+    cast = nodes[casts[0]]
+    floats = f"{INPUT_NAME}.float"
+    transpose.output[0] = cast.output[0]
+    cast.input[0], cast.output[0], transpose.input[0] = INPUT_NAME, floats, floats
+    # Nodes stand in the order of execution.
+    nodes.insert(readers[0], nodes.pop(casts[0]))
+    _replace(model.graph.node, nodes)
+    # What the exporter noted of the bytes in between holds no longer; the parser infers it.
+    _replace(model.graph.value_info, [value for value in model.graph.value_info if value.name != planes])
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _replace(field: Any, messages: list[Any]) -> None:
+    """Make `messages`, taken from `field`, all that is in it, in their order."""
+    copies = [type(message).FromString(message.SerializeToString()) for message in messages]
+    del field[:]
+    field.extend(copies)
+
+
+@cache
+def _model_class() -> Any:
+    """A ModelProto that knows the fields above and carries all others through.
+
+    In a pool of its own, so that the onnx package may be imported into the same process.
+    """
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="fuseline_onnx.proto", package="fuseline_onnx", syntax="proto2")
+    for name, fields in _SCHEMA.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind, repeated) in fields.items():
+            message.field.add(
+                name=field,
+                number=number,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+                type=kinds.TYPE_MESSAGE if kind else kinds.TYPE_STRING,
+                type_name=f".fuseline_onnx.{kind}" if kind else None,
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("fuseline_onnx.ModelProto"))

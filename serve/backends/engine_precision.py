@@ -1,0 +1,159 @@
+"""What an engine computes in: read from the layers of the network that it is built from."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from serve.errors import VerificationError
+from serve.model_package import Precision
+
+KEPT_FP32 = "kept_fp32"
+"""In the details of an ONNX artifact: the names of the nodes that its export left in FP32."""
+WEIGHTED_LAYERS = ("CONVOLUTION", "MATRIX_MULTIPLY")
+_PRECISION_OF_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8"}
+_TYPE_OF_PRECISION: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
+# Of a layer that is not in the asked-for precision; between quantised layers either float will do.
+_MAY_REMAIN: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FLOAT",), "int8": ("FLOAT", "HALF")}
+
+
+@dataclass(frozen=True, slots=True)
+class AchievedPrecision:
+    """Precision (`fp16`) -> how many layers that carry weights, weights, and multiply-adds for one image are in it."""
+
+    layers: dict[str, int]
+    weights: dict[str, int]
+    multiply_adds: dict[str, int]
+
+    def share(self, precision: str) -> float:
+        """Share of the multiply-adds that are done in `precision`, 0 to 1."""
+        return self.multiply_adds.get(precision, 0) / sum(self.multiply_adds.values())
+
+    @property
+    def as_json(self) -> dict[str, dict[str, int]]:
+        """For the manifest."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = (f"{count} {name}" for name, count in sorted(self.layers.items()))
+        shares = (f"{self.share(name):.1%} {name}" for name in sorted(self.multiply_adds))
+        return f"layers: {', '.join(parts)}; multiply-adds: {', '.join(shares)}"
+
+
+def achieved_precision(network: Any, trt: Any) -> AchievedPrecision:
+    """Read from the parsed `network` in what precision its convolutions and matrix multiplications compute.
+
+    In a strongly typed network that is the type of a layer's output. One whose image and weights both come out of a
+    dequantisation is the pattern that TensorRT computes in INT8 (its documentation, "Explicit Quantization").
+    """
+    layers: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    multiply_adds: Counter[str] = Counter()
+    for layer in _weighted(network):
+        name = _PRECISION_OF_TYPE.get(layer.type, layer.type.lower())
+        layers[name] += 1
+        size = _weights_of(layer.layer, trt)
+        weights[name] += size
+        # Each position of the output takes every weight once.
+        multiply_adds[name] += size * math.prod(tuple(layer.layer.get_output(0).shape)[2:])
+    return AchievedPrecision(dict(layers), dict(weights), dict(multiply_adds))
+
+
+def check_precision(
+    network: Any,
+    precision: Precision,
+    *,
+    allowed_fp32: Collection[str] | None = (),
+    layer_names: Mapping[str, str] | None = None,
+) -> None:
+    """Check that the layers that carry weights compute in `precision`, but for those that may stay floats.
+
+    Args:
+        allowed_fp32: the ONNX nodes that may stay FP32 (beside INT8: or FP16). None: any, as for a graph that was
+            proven before. One layer at least must be in `precision`.
+        layer_names: see `described_node`.
+
+    Raises:
+        VerificationError: others are not; the message names them.
+    """
+    wanted = _TYPE_OF_PRECISION[precision]
+    layers = _weighted(network)
+    others = [layer for layer in layers if layer.type != wanted]
+    wrong = [
+        layer
+        for layer in others
+        if layer.type not in _MAY_REMAIN[precision] or (allowed_fp32 is not None and layer.node not in allowed_fp32)
+    ]
+    if len(others) == len(layers):
+        wrong = others
+    if wrong:
+        found = ", ".join(f"{described_node(layer.node, layer_names)} ({layer.type})" for layer in wrong)
+        raise VerificationError(
+            f"an {precision} engine was asked for, but {len(wrong)} of {len(layers)} convolutions and matrix "
+            f"multiplications are not {wanted} in the graph: {found}"
+        )
+
+
+def precision_counts(network: Any) -> dict[str, dict[str, int]]:
+    """Kind of layer -> type of its output -> how many."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for layer in _layers(network):
+        counts[layer.type.name][_type(layer)] += 1
+    return {kind: dict(of_type) for kind, of_type in sorted(counts.items())}
+
+
+def described_node(node: str, layer_names: Mapping[str, str] | None = None) -> str:
+    """The ONNX node's name and, where `layer_names` has it, the checkpoint's layer.
+
+    Args:
+        layer_names: the graph's layers to the checkpoint's. A node that carries no weights is called after its layer
+            and its operator, `layer1.0/Relu`.
+    """
+    names = layer_names or {}
+    layer = names.get(node, names.get(node.rpartition("/")[0]))
+    return node if layer is None or layer == node else f"{node} (layer {layer} of the checkpoint)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighted:
+    layer: Any
+    node: str
+    type: str
+
+
+def _weighted(network: Any) -> list[_Weighted]:
+    layers = _layers(network)
+    dequantised = {layer.get_output(0).name for layer in layers if layer.type.name == "DEQUANTIZE"}
+    found = []
+    for layer in layers:
+        if layer.type.name in WEIGHTED_LAYERS:
+            inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
+            quantised = len(inputs) == 2 and all(tensor.name in dequantised for tensor in inputs)
+            found.append(_Weighted(layer, _node_name(layer), "INT8" if quantised else _type(layer)))
+    return found
+
+
+def _weights_of(layer: Any, trt: Any) -> int:
+    if layer.type.name == "MATRIX_MULTIPLY":
+        return math.prod(tuple(layer.get_input(1).shape)[-2:])
+    channels = layer.get_input(0).shape[1]
+    # TensorRT hands out layers as their base class; this is its own samples' way to the derived one.
+    layer.__class__ = trt.IConvolutionLayer
+    kernel = math.prod(tuple(layer.kernel_size_nd))
+    return int(layer.num_output_maps * channels // layer.num_groups * kernel)
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+def _type(layer: Any) -> str:
+    return str(layer.get_output(0).dtype.name)
+
+
+def _node_name(layer: Any) -> str:
+    """The ONNX node that `layer` came from: one node may become several layers with names of their own."""
+    match = re.search(r"\[ONNX Layer: ([^\]]*)\]", layer.metadata)
+    return match[1] if match else str(layer.name)

@@ -1,0 +1,47 @@
+"""What this machine's CPU has for networks."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+_INFO_FILE = Path("/proc/cpuinfo")
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
+"""Instructions that multiply 8-bit integers: VNNI and AMX of x86, dot product and matrices of Arm."""
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", *INT8_FEATURES)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The CPU of a machine."""
+
+    model: str
+    usable: int
+    """Logical CPUs that this process may use."""
+    features: tuple[str, ...] | None
+    """Those that matter to the runtimes, as Linux names them; None where it can't be told."""
+
+    @property
+    def int8(self) -> tuple[str, ...]:
+        """The features that make INT8 graphs faster than FP32 ones."""
+        return tuple(name for name in self.features or () if name in INT8_FEATURES)
+
+
+def usable_cpus() -> int:
+    """How many logical CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def this_cpu(info_file: Path = _INFO_FILE) -> Cpu:
+    """Read what the operating system says of the CPU."""
+    try:
+        lines = info_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return Cpu(platform.processor() or platform.machine(), usable_cpus(), None)
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    # x86 calls them flags, Arm Features.
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return Cpu(fields.get("model name") or platform.machine(), usable_cpus(), tuple(f for f in _FEATURES if f in flags))

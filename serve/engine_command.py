@@ -1,0 +1,69 @@
+"""`fuseline engine PACKAGE`: TensorRT engines for a model package, built ahead of time."""
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.errors import InputError
+
+
+def engine(
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="A model package that `fuseline export` wrote.")],
+    capabilities: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="smNN,…",
+            help="Compute capabilities to build for, without a GPU; default: that of the GPU here.",
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto (FP16 if the package has it), fp16, fp32 or int8.")] = "auto",
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Largest batch, in images, as in `serve`.")] = 32,
+) -> None:
+    """Build TensorRT engines and add them to a model package.
+
+    An engine holds for one compute capability and one build of TensorRT. One that is there already and fits is kept.
+    """
+    from serve.backends.engine_display import shown_build
+    from serve.backends.engine_target import available_builder
+    from serve.package_engines import add_engine
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    targets = _capabilities(capabilities)
+    # All of them, before minutes go into the first.
+    for capability in targets:
+        available_builder(capability)
+    for capability in targets:
+        title = f"building an engine for {capability or 'the GPU here'}"
+        added = add_engine(
+            package,
+            capability=capability,
+            precision=precision,
+            max_batch=max_batch,
+            shown=partial(shown_build, title, say),
+            on_wait=_waiting(package, say),
+        )
+        typer.echo(added.described)
+
+
+def _capabilities(text: str | None) -> list[str | None]:
+    """`sm89,sm120` as a list without doubles; [None] for the GPU here."""
+    if text is None:
+        return [None]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise InputError(f"--for {text!r}: compute capabilities separated by commas were expected, such as sm89,sm120")
+    return list(dict.fromkeys(names))
+
+
+def _waiting(package: Path, say: Callable[[str], None]) -> Callable[[], None]:
+    return lambda: say(f"another process is writing to {package}; waiting for it")

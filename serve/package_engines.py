@@ -1,0 +1,141 @@
+"""The engines of a model package: built from its own graphs and entered in its manifest."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
+from serve.backends.engine_cache import EngineCache, write_whole
+from serve.backends.engine_key import LIBRARIES, EngineDetails
+from serve.backends.engine_lock import file_lock
+from serve.backends.engine_precision import KEPT_FP32
+from serve.backends.engine_target import available_builder
+from serve.backends.onnx_artifact import onnx_artifact
+from serve.backends.tensorrt_engine import NAMES
+from serve.errors import InputError, PackageError
+from serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
+
+FOLDER = "engines"
+PRECISIONS = ("auto", "fp16", "fp32", "int8")
+
+Shown = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedEngine:
+    """An engine of a package after `add_engine`."""
+
+    artifact: Artifact
+    built: EngineBuild | None
+    """None: it was there already."""
+
+    @property
+    def described(self) -> str:
+        """For people, on one line."""
+        details = EngineDetails.model_validate(self.artifact.details)
+        name = f"{NAMES[details.library]} {details.library_version}, {details.compute_capability}"
+        what = f"{self.artifact.path} ({name}, {self.artifact.precision}, up to {details.profile[2]} images a batch)"
+        if self.built is None:
+            return f"{what} is there already and fits; nothing was built"
+        size = f"{self.artifact.bytes / 2**20:.1f} MiB"
+        return f"{what}: built in {self.built.seconds:.1f} s, {size}; {self.built.achieved}"
+
+
+def add_engine(
+    folder: Path,
+    *,
+    capability: str | None,
+    precision: str,
+    max_batch: int,
+    shown: Shown,
+    on_wait: Callable[[], None],
+) -> AddedEngine:
+    """Build the engine of the package in `folder` for `capability`, unless it is there and sound, and enter it.
+
+    The engine's file and then the manifest are replaced whole, so that a server that starts meanwhile finds the old
+    package or the new one. Of several processes that add to one package, one works at a time.
+
+    Args:
+        capability: `sm89`, say; None: of the GPU here.
+        precision: of the graph to build from; `auto`: FP16 if the package has it, else FP32.
+        max_batch: largest batch in rows.
+        shown: makes the context in which a build's progress is shown.
+        on_wait: called when another process is adding to the package.
+
+    Raises:
+        InputError: an unknown precision, or a capability that can't be built for.
+        PackageError: `folder` is no package, its graph is damaged, or it can't be written to.
+        BackendUnavailableError: the package has no such graph, or nothing can build here.
+        VerificationError: the graph is not in the precision that the manifest says.
+        BackendError: the parser or the builder failed.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision!r}: one of {', '.join(PRECISIONS)} was expected")
+    load_package(folder)
+    try:
+        with file_lock(folder, on_wait):
+            # Only now: another process may have added to it meanwhile.
+            return _add(load_package(folder), capability, precision, max_batch, shown)
+    except OSError as error:
+        raise PackageError(f"can't add an engine to {folder}: {error.strerror}") from error
+
+
+def _add(package: ModelPackage, capability: str | None, precision: str, max_batch: int, shown: Shown) -> AddedEngine:
+    graph = onnx_artifact(package, precision, prefer_fp16=True)
+    choice = available_builder(capability)
+    bound_to = engine_details(choice, graph.sha256, batch_profile(max_batch))
+    if (there := _sound_engine(package, bound_to)) is not None:
+        return AddedEngine(there, None)
+    onnx = package.read(graph)
+    engines = package.folder / FOLDER
+    engines.mkdir(exist_ok=True)
+    # A folder that can't be written to is better known before the build than after it.
+    for written in (engines, package.folder):
+        tempfile.TemporaryFile(dir=written).close()
+    timing = EngineCache(engines)
+    timing_file = f"{bound_to.timing_key}.cache"
+    with shown() as on_progress:
+        built = build_engine(
+            onnx,
+            precision=graph.precision,
+            capability=choice.capability,
+            max_batch=max_batch,
+            allowed_fp32=graph.details.get(KEPT_FP32),
+            on_progress=on_progress,
+            timing_cache=timing.read(timing_file),
+        )
+    path = f"{FOLDER}/{built.key}.plan"
+    write_whole(package.folder / path, built.plan)
+    if built.timing_cache is not None:
+        timing.write(timing_file, built.timing_cache)
+    kind = {"format": built.library, "precision": graph.precision, "details": built.details}
+    artifact = Artifact.model_validate(file_facts(package.folder, path) | kind)
+    others = tuple(other for other in package.manifest.artifacts if other.path != path)
+    _replace_manifest(package, (*others, artifact))
+    return AddedEngine(artifact, built)
+
+
+def _sound_engine(package: ModelPackage, bound_to: EngineDetails) -> Artifact | None:
+    """The package's engine that is bound to `bound_to` and has the manifest's bytes, if there is one."""
+    for artifact in package.manifest.artifacts:
+        if artifact.format not in LIBRARIES:
+            continue
+        try:
+            if EngineDetails.model_validate(artifact.details) == bound_to:
+                package.checked_path(artifact)
+                return artifact
+        # Details that are no engine's, or other bytes: it is built anew.
+        except (ValidationError, PackageError):
+            continue
+    return None
+
+
+def _replace_manifest(package: ModelPackage, artifacts: tuple[Artifact, ...]) -> None:
+    manifest = package.manifest.model_copy(update={"artifacts": artifacts})
+    with tempfile.TemporaryDirectory() as scratch:
+        save_manifest(Path(scratch), manifest)
+        write_whole(package.folder / MANIFEST_NAME, (Path(scratch) / MANIFEST_NAME).read_bytes())

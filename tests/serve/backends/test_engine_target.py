@@ -1,0 +1,67 @@
+"""Which library builds for which GPU; what is installed and which GPU is here are played."""
+
+import pytest
+
+from serve.backends import engine_target
+from serve.backends.cuda import Gpu
+from serve.backends.engine_target import available_builder
+from serve.errors import BackendUnavailableError, InputError
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    def refuse():
+        raise BackendUnavailableError("no NVIDIA driver is installed on this machine")
+
+    monkeypatch.setattr(engine_target, "open_cuda", refuse)
+
+
+def gpu_at_hand(monkeypatch, capability, installed):
+    class FakeCuda:
+        def gpu(self):
+            return Gpu("a GPU", capability, 2**30)
+
+    monkeypatch.setattr(engine_target, "open_cuda", FakeCuda)
+    monkeypatch.setattr(engine_target, "is_installed", lambda library: library in installed)
+
+
+@pytest.mark.parametrize("capability", ["sm90", "SM89", "current", "none", "89", ""])
+def test_an_unknown_capability_is_refused_with_those_on_offer(capability, no_gpu, trt):
+    with pytest.raises(InputError, match=f"{capability!r}, it builds for .*sm89"):
+        available_builder(capability)
+
+
+def test_without_a_gpu_nothing_builds_for_the_gpu_at_hand(no_gpu):
+    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver .*`fuseline engine PACKAGE --for sm89`"):
+        available_builder(None)
+
+
+def test_without_tensorrt_for_rtx_the_message_says_how_to_install_it(monkeypatch, no_gpu):
+    monkeypatch.setattr(engine_target, "is_installed", lambda library: False)
+    with pytest.raises(BackendUnavailableError, match=r"sm89 takes TensorRT for RTX: pip install 'fuseline\[rtx\]'"):
+        available_builder("sm89")
+
+
+def test_tensorrt_builds_for_the_gpu_at_hand_where_it_is_installed(monkeypatch):
+    gpu_at_hand(monkeypatch, "sm90", {"tensorrt", "tensorrt_rtx"})
+    for capability in (None, "sm90"):
+        choice = available_builder(capability)
+        assert (choice.library, choice.capability) == ("tensorrt", "sm90")
+
+
+def test_tensorrt_for_rtx_builds_for_other_gpus_and_where_tensorrt_is_not_installed(monkeypatch, trt):
+    gpu_at_hand(monkeypatch, "sm90", {"tensorrt", "tensorrt_rtx"})
+    assert available_builder("sm89").library == "tensorrt_rtx"
+    gpu_at_hand(monkeypatch, "sm89", {"tensorrt_rtx"})
+    assert (available_builder(None).library, available_builder(None).capability) == ("tensorrt_rtx", "sm89")
+
+
+def test_a_gpu_that_only_tensorrt_serves_says_so(monkeypatch, trt):
+    gpu_at_hand(monkeypatch, "sm90", {"tensorrt_rtx"})
+    with pytest.raises(BackendUnavailableError, match=r"the GPU here is sm90: pip install 'fuseline\[gpu\]'"):
+        available_builder(None)
