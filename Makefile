@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu lint format protos lock bench clean
+.PHONY: help setup demo test test-all test-gpu lint format protos lock bench bench-gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,8 +32,8 @@ test: setup ## Run the tests (under 10 minutes on 2 cores)
 test-all: setup ## Run the tests and the slow ones
 	$(BIN)/python -m pytest -m "not gpu"
 
-test-gpu: setup ## Run the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: setup ## Check style, types, import directions and that generated code is up to date
 	$(BIN)/ruff check .
@@ -53,6 +53,10 @@ format: setup ## Let ruff format the code
 
 bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the service, in one run
 	$(BIN)/fuseline bench spine
+
+MINUTES ?= 9
+bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU; MINUTES=9 bounds it
+	$(BIN)/fuseline bench gpu --minutes $(MINUTES)
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
 

@@ -5,6 +5,7 @@
 | eager | PyTorch FP32 as the training script has it: unfolded, NCHW, from float32 pixels that are normalised already |
 | folded | PyTorch FP32 after folding, channels_last, from uint8 |
 | onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
+| onnxruntime-int8, openvino-int8 | the same with the package's INT8 graph, if it has one |
 
 Eager is spared the normalisation, which the others do: the ratios to it are never flattered.
 """
@@ -19,13 +20,17 @@ from numpy.typing import NDArray
 from benchmarks.subject import Subject
 from serve.errors import BackendUnavailableError
 
-CANDIDATES = ("eager", "folded", "onnxruntime", "openvino", "tensorrt")
+INT8_CANDIDATES = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
+"""Name to backend."""
+CANDIDATES = ("eager", "folded", "onnxruntime", "openvino", *INT8_CANDIDATES, "tensorrt")
 NEED_CHECKPOINT = ("eager", "folded")
 TITLES = {
     "eager": "eager PyTorch FP32",
     "folded": "PyTorch FP32, folded, channels_last",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "onnxruntime-int8": "ONNX Runtime",
+    "openvino-int8": "OpenVINO",
     "tensorrt": "TensorRT",
 }
 
@@ -62,13 +67,16 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     from serve.backends import open_backend
     from serve.reference import check_reference
 
-    backend, _ = open_backend(subject.package, backend=name, threads=threads)
+    precision = "int8" if name in INT8_CANDIDATES else "auto"
+    backend, _ = open_backend(
+        subject.package, backend=INT8_CANDIDATES.get(name, name), precision=precision, threads=threads
+    )
     check_reference(backend, subject.package)
 
     def prepare(pixels: NDArray[np.uint8]) -> Run:
         return lambda: backend.infer(pixels)
 
-    return Engine(backend.name, backend.precision, prepare)
+    return Engine(name if name in INT8_CANDIDATES else backend.name, backend.precision, prepare)
 
 
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
@@ -85,7 +93,7 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     normalization = subject.package.manifest.normalization
 
     if name == "eager":
-        module = _as_its_author_wrote_it(network)
+        module = as_its_author_wrote_it(network)
 
         def prepare(pixels: NDArray[np.uint8]) -> Run:
             images = normalised(pixels, normalization).contiguous()
@@ -115,7 +123,7 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     return Engine(name, "fp32", prepare_folded)
 
 
-def _as_its_author_wrote_it(network: Any) -> Any:
+def as_its_author_wrote_it(network: Any) -> Any:
     """The module of torchvision itself where it is one of its networks: its ReLUs work in place, which is faster."""
     family, _, architecture = network.architecture.partition(" ")
     if family != "torchvision":

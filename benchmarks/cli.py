@@ -1,17 +1,21 @@
-"""`fuseline bench engines|serve|spine|read`."""
+"""`fuseline bench engines|serve|spine|read|gpu`."""
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 
 from benchmarks.machine import describe
 from benchmarks.results import check_writable, command_line, conditions, write_result
 from serve.errors import InputError
+
+T = TypeVar("T", bound=str)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _RESULTS = Path("benchmarks") / "results"
@@ -149,6 +153,92 @@ def read(
         raise typer.Exit(1)
 
 
+@app.command()
+def gpu(
+    model: Annotated[
+        str, typer.Option(metavar="NAME|CHECKPOINT,…", help="Networks; those by name get random weights.")
+    ] = "resnet18,resnet50",
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batch sizes.")] = "1,8,32,128,256",
+    contender: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Which contenders, in this order; all unless given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="cuda|cpu", help="cpu: what runs there, to try the benchmark.")
+    ] = "cuda",
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long each stretch is measured.")] = 0.3,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, max=1440, help="For all of it; the largest batches are left out first.")
+    ] = 9.0,
+    input_side: Annotated[
+        int | None,
+        typer.Option(min=8, max=4096, help="Height and width of the pictures; by default the network's."),
+    ] = None,
+    compile_mode: Annotated[str, typer.Option(metavar="MODE", help="torch.compile's mode.")] = "reduce-overhead",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Only say, as JSON, which engines TensorRT for RTX builds and runs here.")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Default, on a GPU: benchmarks/results/gpu-NAME.json."),
+    ] = None,
+) -> None:
+    """Compare PyTorch, torch.compile, ONNX Runtime and TensorRT on a GPU, with shares of what it can do at most.
+
+    The exit code is 1 if a contender answers wrongly.
+    """
+    from benchmarks.gpu import GpuPlan, run_gpu
+    from benchmarks.gpu_contenders import COMPILE_MODES, CONTENDERS, DEVICES
+    from benchmarks.gpu_device import gpu_facts
+    from benchmarks.gpu_report import as_json, as_tables
+
+    if probe:
+        _probe(json)
+        return
+    plan = GpuPlan(
+        models=tuple(dict.fromkeys(model.split(","))),
+        batches=_counts("--batch", batch, _MAX_BATCH),
+        contenders=_choices("--contender", contender, CONTENDERS) if contender else tuple(CONTENDERS),
+        device=_choices("--device", device, DEVICES)[0],
+        rounds=rounds,
+        seconds=seconds,
+        minutes=minutes,
+        input_side=input_side,
+        compile_mode=_choices("--compile-mode", compile_mode, COMPILE_MODES)[0],
+    )
+    if json is None and device == "cuda" and (facts := gpu_facts()) is not None:
+        json = _RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', facts['name'].lower())}.json"
+    command = command_line(
+        "gpu",
+        model=",".join(Path(name).name for name in plan.models),
+        batch=batch,
+        contender=contender,
+        device=device,
+        rounds=rounds,
+        seconds=seconds,
+        minutes=minutes,
+        input_side=input_side,
+        compile_mode=compile_mode,
+    )
+    with _run("gpu", command, json) as (say, finish):
+        found = run_gpu(plan, say)
+        finish(Group(*as_tables(found)), as_json(found))
+    if not found.answers_right:
+        raise typer.Exit(1)
+
+
+def _probe(json: Path | None) -> None:
+    from benchmarks.gpu_probe import probe_rtx
+
+    if json is not None:
+        check_writable(json)
+    taken = conditions("fuseline bench gpu --probe")
+    found = probe_rtx()
+    print(dumps(found, indent=2))
+    if json is not None:
+        write_result(json, "gpu-probe", taken, found)
+
+
 @contextmanager
 def _run(
     name: str, command: str, json: Path | None
@@ -175,6 +265,13 @@ def _run(
                 out.print(f"written: {json}", markup=False, soft_wrap=True)
 
         yield say, finish
+
+
+def _choices(flag: str, text: str, offered: Collection[T]) -> tuple[T, ...]:
+    chosen = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in chosen if name not in offered]:
+        raise InputError(f"{flag} {text}: {', '.join(unknown)} is none of {', '.join(offered)}")
+    return chosen
 
 
 def _counts(flag: str, text: str, largest: int) -> tuple[int, ...]:

@@ -153,7 +153,8 @@ def _in_fresh_process(path: Path) -> tuple[float, float | None, str]:
         raise BackendError("the process that reads died; what it said is on stderr") from error
     finally:
         ours.close()
-        process.join(_ANSWER_TIMEOUT_S if process.exitcode is None else 0)
+        process.terminate()  # it has answered, or never will
+        process.join()
     if isinstance(answer, FuselineError):
         raise answer
     seconds, peak_mb, digest = answer

@@ -70,7 +70,7 @@ def open_subject(model: str, checkpoint: Path | None = None) -> Iterator[Subject
             "`fuseline export CHECKPOINT` makes a package"
         )
     with tempfile.TemporaryDirectory(prefix="fuseline-bench-") as folder:
-        source = path.resolve() if path.is_file() else _random_checkpoint(model, Path(folder))
+        source = path.resolve() if path.is_file() else random_checkpoint(model, Path(folder))
         yield Subject(path.stem, _export(source, Path(folder) / path.stem), source)
 
 
@@ -96,7 +96,7 @@ class _Silence:
         pass
 
 
-def _random_checkpoint(architecture: str, folder: Path) -> Path:
+def random_checkpoint(architecture: str, folder: Path) -> Path:
     import torch
 
     torch.manual_seed(_SEED)

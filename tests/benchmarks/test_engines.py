@@ -114,11 +114,11 @@ def test_eager_is_torchvisions_own_network_where_it_is_one() -> None:
     import torch
     import torchvision
 
-    from benchmarks.candidates import _as_its_author_wrote_it
+    from benchmarks.candidates import as_its_author_wrote_it
     from export.architectures import recognise
 
     original = torchvision.models.resnet18(num_classes=7).eval()
-    module = _as_its_author_wrote_it(recognise(original.state_dict()))
+    module = as_its_author_wrote_it(recognise(original.state_dict()))
     images = torch.rand(2, 3, 64, 64)
     assert type(module) is type(original)
     with torch.inference_mode():

@@ -1,0 +1,77 @@
+"""ONNX Runtime as a contender of the GPU benchmark, with bound inputs and outputs."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_contenders import Device, Prepared
+from benchmarks.gpu_subject import GpuSubject
+from serve.backends import why_not_installed
+from serve.backends.onnxruntime import open_session, why_no_cuda
+from serve.errors import BackendUnavailableError
+from serve.model_package import INPUT_NAME, OUTPUT_NAME
+
+
+class OnnxRuntimeContender:
+    """The package's FP16 graph on the CUDA provider, or the FP32 graph on the CPU; see `gpu_contenders.Opened`."""
+
+    def __init__(self, device: Device) -> None:
+        """Raises `BackendUnavailableError` if ONNX Runtime, or on a GPU its CUDA provider, is not here."""
+        if (reason := why_not_installed("onnxruntime")) is not None:
+            raise BackendUnavailableError(reason)
+        import onnxruntime as ort
+
+        self._on_gpu = device == "cuda"
+        if self._on_gpu:
+            if (reason := why_no_cuda()) is not None:
+                raise BackendUnavailableError(f"ONNX Runtime {ort.__version__}: {reason}")
+            ort.preload_dlls()
+        self._device = device
+        self._ort: Any = ort
+
+    def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
+        """See `benchmarks.gpu_contenders.Opened.prepare`."""
+        ort = self._ort
+        # A session for each batch: the arena of a larger one would stay.
+        session = self._session(subject)
+        classes = subject.package.manifest.classes
+        image = ort.OrtValue.ortvalue_from_numpy(pixels, self._device, 0)
+        logits = ort.OrtValue.ortvalue_from_shape_and_type((len(pixels), classes), np.float32, self._device, 0)
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(INPUT_NAME, image)
+        binding.bind_ortvalue_output(OUTPUT_NAME, logits)
+
+        def resident() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        def host() -> NDArray[np.float32]:
+            image.update_inplace(pixels)
+            resident()
+            answer: NDArray[np.float32] = logits.numpy()
+            return answer
+
+        def release() -> None:
+            nonlocal session, binding, image, logits
+            del binding, image, logits, session
+
+        resident()
+        return Prepared(
+            resident=resident,
+            resident_logits=lambda: logits.numpy().copy(),
+            host=host if self._on_gpu else None,
+            details={"onnxruntime": ort.__version__, "providers": session.get_providers()},
+            release=release,
+        )
+
+    def _session(self, subject: GpuSubject) -> Any:
+        artifact = subject.package.find("onnx", "fp16" if self._on_gpu else "fp32")
+        assert artifact is not None
+        session = open_session(subject.package.checked_path(artifact), cuda=self._on_gpu)
+        if self._on_gpu and session.get_providers()[0] != "CUDAExecutionProvider":
+            raise BackendUnavailableError(
+                f"ONNX Runtime {self._ort.__version__} has CUDA but can't load CUDA and cuDNN for it: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        return session

@@ -1,0 +1,82 @@
+"""TensorRT, or TensorRT for RTX, as a contender of the GPU benchmark: the code that serves, and a step of it apart."""
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_contenders import Prepared
+from benchmarks.gpu_subject import GpuSubject
+from serve.backends.cuda import Cuda, open_cuda
+from serve.backends.engine_builder import build_engine
+from serve.backends.engine_target import available_builder
+from serve.backends.tensorrt_backend import TensorRTBackend
+from serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_library
+
+
+class TensorRTContender:
+    """The package's FP16 graph as an engine for the batch at hand; see `benchmarks.gpu_contenders.Opened`."""
+
+    def __init__(self) -> None:
+        """Raises `BackendUnavailableError` if there is no GPU, or no library builds for it."""
+        self._cuda: Cuda = open_cuda()
+        self._gpu = self._cuda.gpu()
+        available_builder(None)
+        self._timing_cache: bytes | None = None
+
+    def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
+        """See `benchmarks.gpu_contenders.Opened.prepare`. The engine's kernels are chosen for this very batch."""
+        started = time.monotonic()
+        rows = len(pixels)
+        artifact = subject.package.find("onnx", "fp16")
+        assert artifact is not None
+        graph = subject.package.read(artifact)
+        build = build_engine(graph, precision="fp16", capability=None, max_batch=rows, timing_cache=self._timing_cache)
+        self._timing_cache = build.timing_cache
+        trt = import_library(build.library)
+        backend = ReplayedBackend(
+            engine_from_plan(trt, build.plan),
+            trt,
+            self._cuda,
+            row_shape=subject.package.manifest.input.row_shape,
+            classes=subject.package.manifest.classes,
+            precision="fp16",
+            device=f"{self._gpu.name} ({NAMES[build.library]})",
+            buckets=(rows,),
+        )
+        # The pixels that the resident calls find on the GPU.
+        backend.infer(pixels)
+        details: dict[str, Any] = {
+            "library": NAMES[build.library],
+            "library_version": build.bound_to.library_version,
+            "profile": build.bound_to.profile,
+            "precision_counts": build.precision_counts,
+            "plan_bytes": len(build.plan),
+            "build_s": round(build.seconds, 2),
+            "ready_s": round(time.monotonic() - started, 2),
+        }
+        return Prepared(
+            resident=lambda: backend.replay(rows),
+            resident_logits=lambda: backend.latest_logits(rows, subject.package.manifest.classes),
+            host=lambda: backend.infer(pixels),
+            details=details,
+            release=backend.close,
+        )
+
+
+class ReplayedBackend(TensorRTBackend):
+    """The backend that serves, whose network can be run without the copies around it."""
+
+    def replay(self, rows: int) -> None:
+        """Run the network on the pixels of the last `infer`, and wait."""
+        self._cuda.launch(self._graphs[rows], self._computing)
+        self._cuda.synchronise(self._computing)
+
+    def latest_logits(self, rows: int, classes: int) -> NDArray[np.float32]:
+        """What the last run left on the GPU."""
+        nbytes = rows * classes * np.dtype(np.float32).itemsize
+        with self._cuda.pinned_memory(nbytes) as host:
+            self._cuda.copy_to_host(host.ctypes.data, self._output, nbytes, self._computing)
+            self._cuda.synchronise(self._computing)
+            return host.view(np.float32).reshape(rows, classes).copy()

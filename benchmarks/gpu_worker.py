@@ -1,0 +1,156 @@
+"""A process of its own for work that may crash, hang, or break a GPU's context; asked and answered over a pipe."""
+
+import multiprocessing
+import re
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Literal, Self
+
+from serve.errors import BackendUnavailableError
+
+Failing = Literal["not here", "out of memory", "too slow", "failed"]
+Answerer = Callable[[str, tuple[Any, ...]], Any]
+"""What answers a question in the process: its name and its arguments."""
+
+_END_TIMEOUT_S = 10.0
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "cudaerrormemoryallocation",
+    "failed to allocate memory",
+    "memoryerror",
+    "bad_alloc",
+)
+_MAX_REASON_CHARACTERS = 500
+_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/'\",;:]+/)+")
+
+
+class WorkFailedError(Exception):
+    """Work in a worker failed; the message is for people.
+
+    The worker is to be closed then: after most CUDA errors a context answers every later call with the same error
+    (CUDA Runtime API, cudaError_t), and what an allocation that failed half-way leaves behind, only the end of its
+    process surely gives back.
+    """
+
+    def __init__(self, kind: Failing, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind: Failing = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Worker:
+    """A context manager around one process, which is asleep unless it is asked."""
+
+    def __init__(self, start: Callable[..., Answerer], *arguments: Any) -> None:
+        """Start the process, which calls `start(*arguments)` for what answers. `ready` waits for it."""
+        self._at_work = True
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, start, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def ready(self, timeout_s: float) -> None:
+        """Wait until it has started. Raises as `ask` does."""
+        self._answer(timeout_s)
+
+    def ask(self, question: str, *arguments: Any, timeout_s: float) -> Any:
+        """The answer to `question`.
+
+        Raises:
+            WorkFailedError: it raised an error there, died, or gave no answer for `timeout_s`; close the worker then.
+        """
+        self._at_work = True
+        try:
+            self._connection.send((question, arguments))
+        except OSError as error:
+            raise WorkFailedError("failed", f"its process is gone{self._exit_words()}: {error}") from error
+        return self._answer(timeout_s)
+
+    def close(self) -> None:
+        """End the process, at once if it is at work. Calling it again does nothing."""
+        self._connection.close()
+        if not self._at_work:
+            self._process.join(_END_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self, timeout_s: float) -> Any:
+        try:
+            if not self._connection.poll(timeout_s):
+                self._process.kill()
+                raise WorkFailedError("too slow", f"it gave no answer for {timeout_s:.0f} s and was ended")
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(_END_TIMEOUT_S)
+            raise WorkFailedError(
+                "failed", f"its process died{self._exit_words()}; what it said is on stderr"
+            ) from error
+        self._at_work = False
+        if isinstance(answer, WorkFailedError):
+            raise answer
+        return answer
+
+    def _exit_words(self) -> str:
+        code = self._process.exitcode
+        if code is None:
+            return ""
+        return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+
+
+def _work(connection: Connection, start: Callable[..., Answerer], arguments: tuple[Any, ...]) -> None:
+    # The terminal sends Ctrl-C to every process; the parent alone decides, and closes the connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answer: Answerer | None = None
+    try:
+        while True:
+            # Whatever a runtime raises is one contender's failure, told in its row, and not the run's.
+            try:
+                if answer is None:
+                    answer, said = start(*arguments), None
+                else:
+                    question, details = connection.recv()
+                    said = answer(question, details)
+            except EOFError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                connection.send(_failure(error))
+                return
+            connection.send(said)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _failure(error: Exception) -> WorkFailedError:
+    here = not isinstance(error, BackendUnavailableError)
+    words = " ".join((f"{type(error).__name__}: {error}" if here else f"{error}").split())
+    # Reasons go into result files, which name no folder of the machine.
+    words = _FOLDERS.sub("", words)
+    if any(sign in words.lower() for sign in _OUT_OF_MEMORY):
+        return WorkFailedError("out of memory", words[:_MAX_REASON_CHARACTERS])
+    return WorkFailedError("failed" if here else "not here", words[:_MAX_REASON_CHARACTERS])
+
+
+def timed_calls(run: Callable[[], Any], seconds: float) -> tuple[float, ...]:
+    """Seconds of each call of `run`, one after the other for `seconds`, at least one, after one that isn't counted."""
+    run()
+    calls: list[float] = []
+    began = time.perf_counter()
+    while not calls or time.perf_counter() - began < seconds:
+        started = time.perf_counter()
+        run()
+        calls.append(time.perf_counter() - started)
+    return tuple(calls)

@@ -1,0 +1,71 @@
+"""What the tests on a GPU share. All are marked `gpu` and are skipped, saying why, where there is none."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.gpu_subject import open_gpu_subject
+from benchmarks.subject import SMALL_ARCHITECTURE
+from serve.backends.base import Backend
+from serve.backends.cuda import Cuda, open_cuda
+from serve.backends.onnxruntime import OnnxRuntimeBackend
+from serve.backends.tensorrt import open_tensorrt
+from serve.errors import BackendUnavailableError
+from serve.model_package import ModelPackage
+
+BUCKETS = (1, 8)
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
+"""Largest difference of logits as a share of their range; of two pictures here they differ by 0.04 and more."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A ResNet-8 as a package, pictures for it, and eager PyTorch FP32's logits for them, on the CPU."""
+
+    package: ModelPackage
+    pixels: NDArray[np.uint8]
+    expected: NDArray[np.float32]
+
+
+OpenBackend = Callable[..., Backend]
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Cuda:
+    try:
+        return open_cuda()
+    except BackendUnavailableError as error:
+        pytest.skip(f"no GPU to test on: {error}")
+
+
+@pytest.fixture(scope="session")
+def subject(cuda: Cuda) -> Iterator[Subject]:
+    with open_gpu_subject(SMALL_ARCHITECTURE, input_side=None, rows=BUCKETS[-1]) as (opened, pixels, expected):
+        yield Subject(opened.package, pixels, expected)
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines that one test built are there for the next."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def open_on_gpu(cuda: Cuda, engine_cache: Path) -> OpenBackend:
+    """`open_on_gpu(name, package, precision)`; the test is skipped, saying why, where that runtime is not here."""
+
+    def opened(
+        name: str, package: ModelPackage, precision: str = "fp16", buckets: tuple[int, ...] = BUCKETS
+    ) -> Backend:
+        try:
+            if name == "tensorrt":
+                return open_tensorrt(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
+            return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=0, cuda=True)
+        except BackendUnavailableError as error:
+            pytest.skip(f"{name} does not run here: {error}")
+
+    return opened

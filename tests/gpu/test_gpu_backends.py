@@ -1,0 +1,129 @@
+"""The backends on a GPU answer as eager PyTorch does, and as they do on a CPU."""
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_contenders import CONTENDERS, modes_on, start_contender
+from benchmarks.gpu_subject import open_gpu_subject
+from benchmarks.gpu_worker import Worker, WorkFailedError
+from serve.backends.cuda import Cuda
+from serve.backends.onnxruntime import OnnxRuntimeBackend
+from serve.backends.padded import infer_in_largest_bucket
+from serve.backends.tensorrt_backend import TensorRTBackend
+from serve.reference import check_reference
+from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
+
+pytestmark = pytest.mark.gpu
+
+FP16_SPACING = 2.0**-10
+TIMEOUT_S = 240.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_logits_are_those_of_eager_pytorch_and_of_onnx_runtime_on_the_cpu(
+    name: str, precision: str, subject: Subject, open_on_gpu: OpenBackend
+) -> None:
+    on_cpu = OnnxRuntimeBackend(subject.package, precision="fp32", buckets=BUCKETS, threads=0, cuda=False)
+    logits_of_cpu = on_cpu.infer(subject.pixels)
+    backend = open_on_gpu(name, subject.package, precision)
+    try:
+        assert (backend.name, backend.precision) == (name, precision)
+        assert backend.device != "CPU"
+        logits = backend.infer(subject.pixels)
+        alone = backend.infer(subject.pixels[:1])
+        check_reference(backend, subject.package)
+    finally:
+        backend.close()
+        on_cpu.close()
+    bar = TOLERANCE[precision] * np.ptp(subject.expected)
+    assert np.abs(logits - subject.expected).max() <= bar
+    assert np.abs(logits - logits_of_cpu).max() <= bar
+    assert np.abs(alone - subject.expected[:1]).max() <= bar
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_a_row_does_not_depend_on_its_neighbours(name: str, subject: Subject, open_on_gpu: OpenBackend) -> None:
+    backend = open_on_gpu(name, subject.package)
+    alone = np.zeros_like(subject.pixels)
+    alone[3] = subject.pixels[3]
+    try:
+        together, apart = backend.infer(subject.pixels)[3], backend.infer(alone)[3]
+    finally:
+        backend.close()
+    np.testing.assert_array_equal(together, apart)
+
+
+class PlainBackend(TensorRTBackend):
+    """The backend that serves, which can also run its contexts without their graphs."""
+
+    def infer_plainly(self, pixels: np.ndarray) -> np.ndarray:
+        """As `infer`, by `execute_async_v3` on the stream instead of a graph's replay."""
+        rows = len(pixels)
+        cuda, stream = self._cuda, self._computing
+        context = self._contexts[self.buckets.index(rows)]
+        slot = self._free.get()
+        try:
+            slot.pixels[:rows] = pixels
+            cuda.copy_to_device(self._input, slot.pixels.ctypes.data, pixels.nbytes, stream)
+            assert context.execute_async_v3(stream)
+            logits = slot.logits[:rows]
+            cuda.copy_to_host(logits.ctypes.data, self._output, logits.nbytes, stream)
+            cuda.synchronise(stream)
+            return logits.copy()
+        finally:
+            self._free.put(slot)
+
+
+@pytest.mark.parametrize("rows", BUCKETS)
+def test_a_graphs_replay_gives_the_logits_of_plain_execution(
+    rows: int, subject: Subject, open_on_gpu: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.backends.tensorrt.TensorRTBackend", PlainBackend)
+    backend = open_on_gpu("tensorrt", subject.package)
+    assert isinstance(backend, PlainBackend)
+    pixels, others = subject.pixels[:rows], subject.pixels[::-1][:rows]
+    try:
+        replayed = backend.infer(pixels)
+        # Something else in between, so that what an earlier run left behind is no answer.
+        backend.infer(others)
+        plain = backend.infer_plainly(pixels)
+        backend.infer(others)
+        again = backend.infer(pixels)
+    finally:
+        backend.close()
+    np.testing.assert_array_equal(replayed, again)
+    # The same kernels on the same numbers; atomic sums, if an engine has any, come in any order.
+    assert np.abs(replayed - plain).max() <= FP16_SPACING * np.ptp(plain)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_the_benchmarks_contenders_answer_rightly_in_every_mode(name: str, cuda: Cuda) -> None:
+    precision = "fp32" if CONTENDERS[name].precision == "fp32" else "fp16"
+    opened = open_gpu_subject("resnet18", input_side=64, rows=2)
+    with opened as (subject, pixels, expected), Worker(start_contender, name, "cuda", "reduce-overhead") as worker:
+        try:
+            worker.ready(TIMEOUT_S)
+            # Twice: the second batch must find nothing of the first.
+            for rows in (1, 2):
+                answers = worker.ask("prepare", subject, pixels[:rows], 0.05, timeout_s=TIMEOUT_S)
+                assert answers.logits.keys() == set(modes_on("cuda"))
+                for mode, logits in answers.logits.items():
+                    assert np.abs(logits - expected[:rows]).max() <= TOLERANCE[precision] * np.ptp(expected), mode
+                    assert worker.ask("measure", mode, 0.05, timeout_s=TIMEOUT_S)
+            worker.ask("release", timeout_s=TIMEOUT_S)
+        except WorkFailedError as failure:
+            if failure.kind != "not here":
+                raise
+            pytest.skip(f"{name} does not run here: {failure}")
+
+
+def test_many_rows_go_through_in_batches_of_the_largest_bucket(subject: Subject, open_on_gpu: OpenBackend) -> None:
+    backend = open_on_gpu("tensorrt", subject.package)
+    try:
+        thrice = infer_in_largest_bucket(backend, np.concatenate([subject.pixels] * 3)[:-1])
+        once = backend.infer(subject.pixels)
+    finally:
+        backend.close()
+    np.testing.assert_array_equal(thrice, np.concatenate([once] * 3)[:-1])
