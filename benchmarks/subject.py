@@ -97,6 +97,7 @@ class _Silence:
 
 
 def random_checkpoint(architecture: str, folder: Path) -> Path:
+    """Write a state dict of torchvision's `architecture` with random weights and used BatchNorms into `folder`."""
     import torch
 
     torch.manual_seed(_SEED)

@@ -16,13 +16,14 @@ from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
-from export.reading.wrapper_prefixes import network_names
+from export.reading.wrapper_prefixes import Names, network_names
 from serve.errors import CheckpointError
 
 _BATCHNORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
 _MAX_NAMED_CLASSES = 6
+_MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     """config.json beside the weights, decoded; empty if there is none."""
     layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Only of modules that were pickled whole: layer name to its plain attributes and `type`, the name of its class."""
+    """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
+    `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
+    `classes`."""
 
 
 def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
@@ -76,13 +79,33 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
         named |= _plain_statistics(root, named, path, notes)
     counters = {name: value for name, value in named.items() if _last(name) == _COUNTER and isinstance(value, Tensor)}
     tensors = _float32_tensors(named, path, notes)
-    metadata = metadata_beside(weights.levels, notes)
-    metadata = metadata_of_config(files.config, files.preprocessor, notes) | metadata
+    try:
+        metadata = metadata_beside(weights.levels, notes)
+        metadata = metadata_of_config(files.config, files.preprocessor, notes) | metadata
+    except (ValueError, TypeError, ArithmeticError) as error:  # numbers and texts that someone else made up
+        raise CheckpointError(
+            f"{path}: what stands beside its weights can't be read ({error}); save the state dict alone: "
+            "torch.save(model.state_dict(), PATH)"
+        ) from error
     notes += _notes_of_inert(contents.values(), weights)
-    settings = {
-        new: value for name, value in weights.layer_settings.items() if (new := names.renamed(name)) is not None
-    }
+    settings = _layer_settings(weights, names)
     return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)
+
+
+def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]:
+    settings: dict[str, dict[str, Any]] = {}
+    for name, found in weights.layer_settings.items():
+        new = names.renamed(name) if name else ""
+        if new is None and any(tensor.startswith(f"{name}.") and names.renamed(tensor) for tensor in weights.tensors):
+            new = ""  # a wrapper of the network: what it does to pictures counts as the network's own
+        if new == "":
+            outer = settings.get("", {})
+            joined = {key: [*outer.get(key, ()), *found.get(key, ())] for key in ("hooks", "buffers")}
+            joined["classes"] = [*outer.get("classes", ()), found["class"]]
+            settings[""] = {key: value for key, value in joined.items() if value}
+        elif new is not None:
+            settings[new] = found
+    return settings
 
 
 def _root(contents: Mapping[str, FileContents], files: Files, path: Path) -> Any:
@@ -122,13 +145,18 @@ def _plain_statistics(root: Any, named: Mapping[str, Any], path: Path, notes: li
 def _float32_tensors(named: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     converted: Counter[torch.dtype] = Counter()
+    float32: dict[Any, Tensor] = {}
     for name, value in named.items():
         if _last(name) == _COUNTER:
             continue
         tensor = _dense(name, value, path)
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             converted[tensor.dtype] += 1
-            tensor = tensor.to(torch.float32)
+            # Names may share their values; the key also keeps apart views of them.
+            key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if key not in float32:
+                float32[key] = tensor.to(torch.float32)
+            tensor = float32[key]
         tensors[name] = tensor
         _check_values(name, tensor, path)
     if not tensors:
@@ -141,11 +169,16 @@ def _float32_tensors(named: Mapping[str, Any], path: Path, notes: list[str]) -> 
 def _dense(name: str, value: Any, path: Path) -> Tensor:
     if isinstance(value, UnusableTensor):
         fault, cure = value.fault, value.cure
-    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
         fault = f"claims shape {tuple(value.shape)}, more than the {value.untyped_storage().nbytes()} bytes stored"
         cure = "save it with .contiguous()"
+    elif not isinstance(value, Tensor):
+        fault, cure = f"is a {type(value).__name__}", "save a state dict"
+    elif value.is_complex():
+        fault, cure = "is complex", "save the network that its parts make"
+    elif value.ndim > _MAX_DIMENSIONS:
+        fault, cure = f"has {value.ndim} dimensions", "save the state dict of an image classifier"
     else:
-        assert isinstance(value, Tensor)
         return value
     raise CheckpointError(f"{path}: {name} {fault}; dense float weights were expected, {cure}")
 
@@ -157,7 +190,7 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
             f"{path}: {name} has {nans} NaN and {infinities} infinite of {tensor.numel()} values; finite weights were "
             "expected. The training diverged or the file is damaged: use an earlier checkpoint"
         )
-    if _last(name) == "running_var" and tensor.numel() and (least := float(tensor.min())) < 0:
+    if _last(name) == "running_var" and tensor.numel() and (least := float(tensor.to(torch.float64).min())) < 0:
         tiny = (
             f"; that is tiny beside BatchNorm's eps of {_BATCHNORM_EPS:g}, so probably rounding: clamp it to 0 and save"
             if least > -_BATCHNORM_EPS

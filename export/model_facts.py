@@ -61,14 +61,14 @@ def facts_from(
             "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
             "classes by softmax. With two rows it is one: stack the weight to [0, w] and the bias to [0, b]"
         )
-    assumptions: list[str] = []
+    assumptions: list[str] = list(checkpoint.metadata.get("warnings", ()))
     height, width = _input_size(checkpoint, network, input_size)
     return ModelFacts(
         input=InputSpec(
             height=height,
             width=width,
             channels=_channels(network),
-            preprocessing=_preprocessing(checkpoint, (height, width), input_size),
+            preprocessing=_preprocessing(checkpoint, (height, width), assumptions),
         ),
         normalization=_normalization(checkpoint, network, mean, std, assumptions),
         labels=_labels(checkpoint, network, labels, assumptions),
@@ -83,13 +83,22 @@ def _channels(network: TrainedNetwork) -> Any:
     return network.in_channels
 
 
-def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], flag: tuple[int, int] | None) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: list[str]) -> Preprocessing:
     # Of the longer side of the crop, so that it always lies within the resized image.
     side = max(size)
     customary = side if side <= _SMALL_INPUT_SIDE else round(side * _RESIZE_RATIO)
     stored = checkpoint.metadata.get("resize_shorter_side")
-    # What was stored goes with the size that was stored.
-    resize = stored if flag is None and isinstance(stored, int) and stored >= side else customary
+    stored_side = checkpoint.metadata.get("input_size")
+    resize = customary
+    # What was stored goes with the size that was stored, also where a flag says the same size.
+    if isinstance(stored, int) and (stored_side is None or size == (stored_side, stored_side)):
+        if stored >= side:
+            resize = stored
+        else:
+            assumptions.append(
+                f"the checkpoint's resize to {stored} is below the input size {size[0]} x {size[1]} and is left out; "
+                f"{customary} is assumed"
+            )
     interpolation = checkpoint.metadata.get("interpolation", "bilinear")
     return Preprocessing(resize_shorter_side=resize, interpolation=interpolation)
 
@@ -118,6 +127,9 @@ def _normalization(
         grey = network.in_channels == 1
         mean = (sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN
         std = (sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD
+        alone = "mean" if stored_mean else "std"
+        if stored_mean or stored_std:
+            assumptions.append(f"the checkpoint has a {alone} without its counterpart, which is left out")
         assumptions.append(
             f"nothing says how the training normalised its pixels; ImageNet's mean {_comma(mean)} and std "
             f"{_comma(std)} are assumed. If it used others, give --mean and --std: wrong ones cost accuracy in silence"
@@ -140,8 +152,13 @@ def _labels(
         return labels_from(flag, network.classes)
     stored = checkpoint.metadata.get("labels")
     if isinstance(stored, list) and len(stored) == network.classes:
-        return tuple(str(label) for label in stored)
-    if isinstance(stored, list):
+        odd = [index for index, label in enumerate(stored) if len(str(label).strip().splitlines()) != 1]
+        if not odd:
+            return tuple(str(label).strip() for label in stored)
+        assumptions.append(
+            f"the checkpoint's labels are left out: that of class {odd[0]} is empty or has several lines"
+        )
+    elif isinstance(stored, list):
         assumptions.append(
             f"the checkpoint's {len(stored)} labels don't fit {network.classes} classes and are left out"
         )

@@ -1,25 +1,31 @@
 """What a checkpoint of whole modules tells of its layers, strides above all, held against the recognised network."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from export.families.foreign_networks import FACTORY
 from serve.errors import ArchitectureError
 
-_OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups")
+_Layer = TypeVar("_Layer", bound=nn.Module)
+_OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _OF_POOLS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 # Classes that compute the same at inference; a 1x1 convolution of pooled features is a linear layer.
 _STAND_INS = {
     "BatchNorm2d": {"BatchNorm2d", "BatchNormAct2d", "SyncBatchNorm"},
     "Linear": {"Linear", "Conv2d"},
 }
-# What would compute something else wherever it stands; Sigmoid is not among them, squeeze-and-excitation has it.
-_FOREIGN = frozenset(
-    {"LeakyReLU", "PReLU", "RReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardtanh", "ReLU6"}
-    | {"Tanh", "BlurPool2d"}
+# Layers without weights that compute nothing at inference, or what every one of our networks computes there.
+_HARMLESS = frozenset(
+    {"Identity", "Flatten", "DropPath", "StochasticDepth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
+    | {"AlphaDropout", "FeatureAlphaDropout", "DropBlock2d", "Sequential", "ModuleList", "ModuleDict"}
 )
+_GLOBAL_POOLS = frozenset({"AdaptiveAvgPool2d", "FastAdaptiveAvgPool2d", "SelectAdaptivePool2d"})
+_LEAST_GLOBAL_KERNEL = 4
+_KNOWN_CLASSES = ("torchvision.models.", "timm.models.", "transformers.models.", "torch.nn.")
+_BYSTANDER = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|acc\w*)\d*|(train|val|valid|test)_\w+", re.IGNORECASE)
 
 
 def apply_layer_settings(
@@ -30,14 +36,15 @@ def apply_layer_settings(
     Args:
         module: the recognised network.
         layer_names: its submodule names to the checkpoint's.
-        settings: the checkpoint's layer names to what each was made with, `type` among it.
+        settings: the checkpoint's layer names to what each was made with, `type` among it; `hooks` and `buffers` name
+            what a state dict leaves out; `""` is the network with its wrappers, `classes` the full names of theirs.
 
     Returns:
         Sentences about what was taken.
 
     Raises:
         ArchitectureError: a layer is of another type, strides, pads, dilates or is grouped otherwise; or the checkpoint
-            has a pool or an activation that the recognised network hasn't.
+            has a layer, a forward hook or an unsaved buffer that the recognised network hasn't, or lacks its pool.
     """
     epsilons: set[float] = set()
     for ours, theirs in layer_names.items():
@@ -53,21 +60,78 @@ def apply_layer_settings(
         elif isinstance(layer, nn.BatchNorm2d) and isinstance(eps := found.get("eps"), float) and eps != layer.eps:
             layer.eps = eps
             epsilons.add(eps)
-    for name in settings.keys() - layer_names.values():
-        _check_layer_without_weights(name, settings[name], module)
-    return tuple(f"BatchNorm's eps of {eps:g} taken from the checkpoint's own layers" for eps in sorted(epsilons))
+    for name, found in settings.items():
+        _check_additions(name, found)
+        if name and name not in layer_names.values():
+            _check_layer_without_weights(name, settings, layer_names.get("fc", ""), module)
+    is_whole = set(layer_names.values()) <= settings.keys()
+    if (
+        is_whole
+        and _first(module, nn.MaxPool2d)
+        and not any(_kind(found) == "MaxPool2d" for found in settings.values())
+    ):
+        raise _contradiction("list", "has no MaxPool2d", "one")
+    taken = [f"BatchNorm's eps of {eps:g} taken from the checkpoint's own layers" for eps in sorted(epsilons)]
+    taken += [
+        f"the forward of the checkpoint's class {owner} was not read; it is taken to be that of its layers"
+        for owner in settings.get("", {}).get("classes", ())
+        if not owner.startswith(_KNOWN_CLASSES)
+    ]
+    return tuple(taken)
 
 
-def _check_layer_without_weights(name: str, found: Mapping[str, Any], module: nn.Module) -> None:
+def _check_additions(name: str, found: Mapping[str, Any]) -> None:
+    for key, what in (("hooks", "forward hooks"), ("buffers", "buffers that its state dict leaves out:")):
+        if found.get(key):
+            raise _contradiction(name or "at the top", f"has {what} {', '.join(map(str, found[key]))}", "none")
+
+
+def _check_layer_without_weights(
+    name: str, settings: Mapping[str, Mapping[str, Any]], classifier: str, module: nn.Module
+) -> None:
+    found = settings[name]
     kind = _kind(found)
-    is_anti_aliasing = name.endswith(".aa") and kind != "Identity"
-    if kind in _FOREIGN or is_anti_aliasing:
-        raise _contradiction(name, f"is a {kind}", "no such layer")
-    if kind == "MaxPool2d":
-        pool = next((child for child in module.modules() if isinstance(child, nn.MaxPool2d)), None)
-        if pool is None:
-            raise _contradiction(name, f"is a {kind}", "no such layer")
+    if any(other.startswith(f"{name}.") for other in settings):
+        return  # its layers are looked at one by one
+    parent = name.rpartition(".")[0]
+    if kind in _HARMLESS or kind.endswith("Loss") or _BYSTANDER.fullmatch(name.partition(".")[0]):
+        return
+    order = list(settings)
+    is_behind = classifier in settings and order.index(name) > order.index(classifier)
+    if is_behind and parent == classifier.rpartition(".")[0] and _kind(settings.get(parent, {})) == "Sequential":
+        raise _contradiction(name, f"is a {kind} behind the classifier", "no such layer")
+    if kind == "MaxPool2d" and (pool := _first(module, nn.MaxPool2d)):
         _check_settings(name, pool, found, _OF_POOLS)
+    elif not (kind == "ReLU" or _is_pool_of(name, found, module) or _is_part_of(name, kind, module)):
+        raise _contradiction(name, f"is a {kind}", "no such layer")
+
+
+def _is_pool_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
+    """Whether it is a global average pool, one of a fixed size in its place, or that of a shortcut of ours."""
+    kind = _kind(found)
+    if kind in _GLOBAL_POOLS:
+        return bool(_as_pair(found.get("output_size", 1)) == (1, 1))
+    if kind != "AvgPool2d" or name.endswith(".aa"):
+        return False
+    kernel = _as_pair(found.get("kernel_size"))
+    if (ours := _first(module, nn.AvgPool2d)) and kernel == _as_pair(ours.kernel_size):
+        return _as_pair(found.get("stride")) in (_as_pair(ours.stride), (1, 1))
+    return (
+        isinstance(kernel, tuple) and min(kernel) >= _LEAST_GLOBAL_KERNEL and not any(_as_pair(found.get("padding", 0)))
+    )
+
+
+def _is_part_of(name: str, kind: str, module: nn.Module) -> bool:
+    """Whether `module` computes it without a layer: squeeze-and-excitation's gate, or a shortcut without weights."""
+    spec = getattr(module, "spec", None)
+    last = name.rpartition(".")[2]
+    if kind == "Sigmoid":
+        return bool(getattr(spec, "squeeze_widths", ())) and name.count(".") > 1
+    return getattr(spec, "shortcut", "") == "option-a" and last in ("shortcut", "downsample")
+
+
+def _first(module: nn.Module, kind: type[_Layer]) -> _Layer | None:
+    return next((child for child in module.modules() if isinstance(child, kind)), None)
 
 
 def _check_settings(name: str, layer: nn.Module, found: Mapping[str, Any], settings: tuple[str, ...]) -> None:

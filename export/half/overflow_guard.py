@@ -24,7 +24,7 @@ white noise excites it 2.4 times as much as 64 pictures do."""
 LAYER_TOLERANCE = 1e-2
 """Largest deviation of one layer in FP16, as `LayerRange.deviation` has it. FP16's own rounding makes 2e-4 to 7e-4;
 more comes of numbers that sink below 2**-14."""
-LOGITS_TOLERANCE = 2e-2
+LOGITS_TOLERANCE = 1e-2
 """Largest difference of a logit from FP32's, as a share of the logits' range: less than half of what verification lets
 pass, which has other images, and runtimes that add in another order."""
 _TRIAL_IMAGES = 32

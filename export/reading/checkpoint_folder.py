@@ -19,6 +19,7 @@ _INDEX_SUFFIX = ".index.json"
 # In the order in which transformers looks for them.
 _KNOWN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin")
+_MAX_NAME_BYTES = 255
 _MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -43,7 +44,10 @@ def files_of_checkpoint(path: Path) -> Files:
             are absent or outside of its folder.
     """
     notes: list[str] = []
-    file = _chosen(path, notes) if path.is_dir() else path
+    try:
+        file = _chosen(path, notes) if path.is_dir() else path
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise CheckpointError(f"{str(path)[:200]!r} is no path of a checkpoint: {error}"[:400]) from error
     is_index = file.name.endswith(_INDEX_SUFFIX)
     config, preprocessor = {}, {}
     if path.is_dir() or is_index or file.name in _WHOLE:
@@ -117,6 +121,8 @@ def _index(file: Path) -> dict[str, str]:
         raise CheckpointError(f"{file} is no index of shards: expected `weight_map`, tensor names with file names")
     for name in set(shard_of.values()):
         # A shard lies beside its index; a name with a folder in it could lead anywhere.
+        if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES or "\0" in name or not name.isprintable():
+            raise CheckpointError(f"{file} names the shard {name[:60]!r}…, which is no file name")
         if name in ("", ".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise CheckpointError(
                 f"{file} names the shard {name!r}, outside of its folder; names of files beside it were expected"
@@ -138,12 +144,14 @@ def _configuration(file: Path, notes: list[str]) -> dict[str, Any]:
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
+        if file.exists() and not file.is_file():
+            raise CheckpointError(f"{file} is no regular file; a file of JSON was expected")
         with file.open("rb") as opened:
             data = opened.read(_MAX_JSON_BYTES + 1)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {file}; {EXPECTED}") from error
-    except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         if len(data) > _MAX_JSON_BYTES:
             raise ValueError(f"more than {_MAX_JSON_BYTES} bytes")

@@ -11,10 +11,24 @@ from export.reading.inert_pickle import Inert, attributes_of
 from export.reading.pickled_modules import ModuleState, is_module, state_of_module
 from export.reading.pickled_tensors import UnusableTensor
 from export.reading.quantised_weights import quantisation_in
-from export.reading.wrapper_prefixes import is_ema
+from export.reading.wrapper_prefixes import averaged_group, is_ema, printable
 from serve.errors import CheckpointError
 
-CONTAINERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "module", "weights", "shadow")
+CONTAINERS = (
+    "state_dict",
+    "model",
+    "net",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "module",
+    "weights",
+    "shadow",
+    "net_state_dict",
+    "model_weights",
+    "params",
+    "student",
+)
 """Keys that hold the weights, the likeliest first."""
 
 _MAX_NESTING = 8
@@ -115,7 +129,7 @@ class _Search:
             return {"current_model_state": content["current_model_state"]}, ema
         for name, state in self._content(content.get("callbacks")).items():
             found = self._averaged(self._content(state))
-            ema |= {f"callbacks.{name}.{key}": value for key, value in found.items()}
+            ema |= {f"callbacks.{printable(str(name))}.{key}": value for key, value in found.items()}
         return plain, ema
 
     def _averaged(self, content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -126,29 +140,28 @@ class _Search:
         }
 
     def _choose_among_names(self, weights: Weights, *, prefer_ema: bool) -> None:
-        """A module may hold its averaged copy: `model.*` and `ema_model.*` in one state dict."""
-        first = {name: name.partition(".")[0] for name in weights.named if isinstance(name, str) and "." in name}
-        groups = dict.fromkeys(part for part in first.values() if is_ema(part))
-        if not groups:
-            return
-        averaged = {name: value for name, value in weights.named.items() if first.get(name) in groups}
-        rest = {name: value for name, value in weights.named.items() if first.get(name) not in groups}
-        has_rest = any(len(getattr(value, "shape", ())) > 1 for value in rest.values())
-        group = next(iter(groups))
-        if prefer_ema or not has_rest:
+        """A module may hold its averaged copy, behind wrappers or within another: `model.*` and `ema.ema_model.*`."""
+        while group_of := {
+            name: group for name in weights.named if isinstance(name, str) and (group := averaged_group(name))
+        }:
+            rest = {name: value for name, value in weights.named.items() if name not in group_of}
+            group = next(iter(group_of.values()))
+            has_rest = any(len(getattr(value, "shape", ())) > 1 for value in rest.values())
+            # Within averaged weights what isn't averaged is the plain copy that they were made from.
+            if not (prefer_ema or weights.are_ema) and has_rest:
+                weights.named = rest
+                weights.notes.append(f"EMA weights in `{group}` not taken: --ema takes them")
+                return
             weights.named = {
-                name.removeprefix(f"{group}."): averaged[name] for name in averaged if first[name] == group
+                name.removeprefix(group): weights.named[name] for name, own in group_of.items() if own == group
             }
             weights.layer_settings = {
-                name.removeprefix(f"{group}."): settings
+                name.removeprefix(group): settings
                 for name, settings in weights.layer_settings.items()
-                if name.startswith(f"{group}.")
+                if name.startswith(group)
             }
-            weights.notes.append(f"EMA weights taken from `{group}.`")
+            weights.notes.append(f"EMA weights taken from `{group}`")
             weights.are_ema = True
-        else:
-            weights.named = rest
-            weights.notes.append(f"EMA weights in `{group}.` not taken: --ema takes them")
 
     def _note_module(self, level: Any, weights: Weights) -> None:
         state = self._states.get(id(level))

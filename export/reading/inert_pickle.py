@@ -11,6 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from torch import Tensor
+
+_MAX_WORK = 10_000_000
+"""Instructions and copied elements together: some bytes can ask for copies of the same list over and over."""
+_COST_OF_A_SET = 32  # its one byte takes 216 of memory
+_TEXT_COPIED_AT_ONCE = 64
+_MAX_INTEGER_BITS = 4096
+"""Python shows no decimal beyond 4300 digits."""
+_MAX_KEY_BITS = 64
+_MAX_KEY_PARTS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -55,7 +66,8 @@ def read_pickle(
     """Read one pickle of any protocol from where `file` stands; afterwards it stands behind the pickle's end.
 
     Raises:
-        ValueError, IndexError, KeyError, TypeError, AttributeError: the pickle is damaged.
+        ValueError, IndexError, KeyError, TypeError, AttributeError: the pickle is damaged, or hostile: it asks for far
+            more work or memory than its bytes, or has keys that take long to hash.
     """
     machine = _Machine(construct, persistent)
     for opcode, argument, _ in pickletools.genops(file):
@@ -72,7 +84,8 @@ def attributes_of(value: Any) -> dict[Any, Any]:
     state, slots = value.state, None
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
         state, slots = state
-    return (state if isinstance(state, dict) else {}) | (slots or {}) | value.entries
+    state = state if isinstance(state, dict) else {}
+    return state | (slots or {}) | value.entries if slots or value.entries else state
 
 
 class _Machine:
@@ -81,11 +94,13 @@ class _Machine:
         self.inert: dict[str, None] = {}
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._work = 0
         self._construct = construct
         self._persistent = persistent
 
     def step(self, opcode: str, argument: Any) -> None:
         stack = self.stack
+        self._count(1)
         match opcode:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -100,6 +115,7 @@ class _Machine:
             case "EMPTY_TUPLE":
                 stack.append(())
             case "EMPTY_SET":
+                self._count(_COST_OF_A_SET)
                 stack.append(set())
             case "MARK":
                 self._below.append(stack)
@@ -116,7 +132,7 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 self._push(tuple(self._popped(int(opcode[-1]))))
             case "TUPLE" | "LIST" | "FROZENSET":
-                kinds = {"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}
+                kinds: dict[str, Callable[[Any], Any]] = {"TUPLE": tuple, "LIST": list, "FROZENSET": _frozen}
                 self._push(kinds[opcode](self._marked()))
             case "DICT":
                 self._push(_pairs(self._marked()))
@@ -145,6 +161,7 @@ class _Machine:
                 self._push(self._made(*self._popped(2)))
             case "NEWOBJ_EX":
                 made_of, arguments, keywords = self._popped(3)
+                self._count(len(arguments) + len(keywords))
                 self._push(self._inert_object(made_of, tuple(arguments), dict(keywords)))
             case "INST":
                 module, _, name = argument.partition(" ")
@@ -163,7 +180,14 @@ class _Machine:
             case "NEXT_BUFFER" | "READONLY_BUFFER":
                 raise ValueError("the pickle's data lies outside of it")
             case _:  # a number or text, which the instruction itself carries
+                if isinstance(argument, int) and argument.bit_length() > _MAX_INTEGER_BITS:
+                    raise ValueError(f"the pickle holds a number of {argument.bit_length()} bits")
                 stack.append(argument)
+
+    def _count(self, work: int) -> None:
+        self._work += work
+        if self._work > _MAX_WORK:
+            raise ValueError(f"the pickle asks for more work than {_MAX_WORK} steps")
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)
@@ -185,7 +209,7 @@ class _Machine:
         if isinstance(target, Inert):
             target.items.extend(values)
         elif isinstance(target, set):
-            target.update(values)
+            target.update(_keys(values))
         elif isinstance(target, list):
             target.extend(values)
         else:
@@ -204,6 +228,7 @@ class _Machine:
             if made_of.name == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Name):
                 return self._reconstructed(*arguments)
             if made_of.name in _PLAIN:
+                self._count(sum(map(_copied, arguments)))
                 return _PLAIN[made_of.name](*arguments)
             value = self._construct(made_of.name, arguments)
             if value is not NotImplemented:
@@ -213,6 +238,7 @@ class _Machine:
     def _reconstructed(self, made_of: Name, _base: Any = None, value: Any = None) -> Inert:
         """How protocols below 2 make every object of a class."""
         made = self._inert_object(made_of, (), {})
+        self._count(_copied(value))
         if isinstance(value, dict):
             made.entries.update(value)
         elif isinstance(value, list | tuple):
@@ -231,6 +257,8 @@ class _Machine:
         if not isinstance(target, Inert):
             return  # attributes of a plain dict or a tensor, such as a state dict's `_metadata`
         both_dicts = isinstance(target.state, dict) and isinstance(state, dict)
+        if both_dicts:
+            self._count(len(target.state) + len(state))
         target.state = target.state | state if both_dicts else state
 
 
@@ -244,7 +272,45 @@ def _named(module: Any, name: Any) -> Name:
 def _pairs(values: list[Any]) -> dict[Any, Any]:
     if len(values) % 2:
         raise ValueError("the pickle has a key without a value")
-    return dict(zip(values[::2], values[1::2], strict=True))
+    return dict(zip(_keys(values[::2]), values[1::2], strict=True))
+
+
+def _dict(pairs: Any = ()) -> dict[Any, Any]:
+    if isinstance(pairs, dict):
+        return dict(pairs)
+    entries = [(key, value) for key, value in pairs]
+    return dict(zip(_keys([key for key, _ in entries]), (value for _, value in entries), strict=True))
+
+
+def _set(values: Any = ()) -> set[Any]:
+    return set(_keys(list(values)))
+
+
+def _frozen(values: Any = ()) -> frozenset[Any]:
+    return frozenset(_keys(list(values)))
+
+
+def _keys(values: list[Any]) -> list[Any]:
+    """`values`, where none takes long to hash or compare: a tuple of tuples can share its parts many times over."""
+    for value in values:
+        left = [value]
+        for part in left:
+            if isinstance(part, tuple) and len(left) + len(part) <= _MAX_KEY_PARTS:
+                left.extend(part)  # the loop goes on with them
+            elif not isinstance(part, str | bytes | float | complex | Inert | Name | Tensor | None) and not (
+                isinstance(part, int) and part.bit_length() <= _MAX_KEY_BITS
+            ):
+                raise ValueError(
+                    f"the pickle has a {type(value).__name__} as a key; short names or numbers were expected"
+                )
+    return values
+
+
+def _copied(value: Any) -> int:
+    """How much work it is to copy `value`, in steps of the machine."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) // _TEXT_COPIED_AT_ONCE
+    return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -263,14 +329,14 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": _bytes,
     "builtins.bytes": _bytes,
     "builtins.complex": complex,
-    "builtins.dict": lambda pairs=(): dict(pairs),
-    "builtins.frozenset": lambda values=(): frozenset(values),
+    "builtins.dict": _dict,
+    "builtins.frozenset": _frozen,
     "builtins.list": lambda values=(): list(values),
-    "builtins.set": lambda values=(): set(values),
+    "builtins.set": _set,
     "builtins.tuple": lambda values=(): tuple(values),
-    "collections.Counter": lambda counts=(): dict(counts),
-    "collections.OrderedDict": lambda pairs=(): dict(pairs),
-    "collections.defaultdict": lambda _factory=None, pairs=(): dict(pairs),
+    "collections.Counter": _dict,
+    "collections.OrderedDict": _dict,
+    "collections.defaultdict": lambda _factory=None, pairs=(): _dict(pairs),
     "torch.Size": lambda sizes=(): tuple(sizes),
     "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
     "torch.serialization._get_layout": lambda name: name,

@@ -15,6 +15,9 @@ from export.reading.pickled_tensors import UnusableTensor
 
 _MAX_MODULES = 100_000
 _MAX_NESTING = 64
+_MAX_TENSORS = 100_000
+_MAX_ATTRIBUTES = 3_000_000
+_MAX_NAME_LENGTH = 1000
 _SCRIPT_PREFIX = "__torch__."
 
 
@@ -27,9 +30,13 @@ class ModuleState:
     tensors: dict[str, Any] = field(default_factory=dict)
     """By the names of its state dict: Tensor or UnusableTensor."""
     layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By layer name: the plain attributes, and `type`, the name of its class. Empty of a TorchScript module."""
+    """By layer name, the root's `""`: plain attributes; `type` and `class`, its class's short and full name; `hooks`
+    and `buffers`, only where it has forward hooks or buffers that a state dict leaves out: their names. Empty of a
+    TorchScript module."""
     modules: int = 0
     """How many were walked; one that two others hold counts twice."""
+    attributes: int = 0
+    """How many were looked at; those of a shared module count each time."""
     classes: set[str] = field(default_factory=set)
     """Names of the classes of all its modules."""
 
@@ -43,7 +50,8 @@ def state_of_module(module: Inert) -> ModuleState:
     """What `module` would give as its state dict, and the settings of its layers.
 
     Raises:
-        ValueError: a module holds itself, or the nesting is out of bounds.
+        ValueError: a module holds itself; the nesting, a name or the number of modules, tensors or attributes is out of
+            bounds.
     """
     state = ModuleState(module.name)
     _walk(module, "", state, frozenset())
@@ -57,14 +65,26 @@ def _walk(module: Inert, prefix: str, state: ModuleState, above: frozenset[int])
     content = _content(module)
     is_script = "_modules" not in content
     state.classes.add(module.name)
-    for name, tensor in _tensors(content, is_script=is_script):
-        state.tensors[prefix + name] = tensor
-    if prefix and not is_script:
-        state.layer_settings[prefix.removesuffix(".")] = _settings(module, content)
     children = content if is_script else content["_modules"]
+    groups = (content, content.get("_parameters"), content.get("_buffers"), children)
+    state.attributes += sum(len(group) for group in groups if isinstance(group, dict))
+    for name, tensor in _tensors(content, is_script=is_script):
+        state.tensors[_joined(prefix, name)] = tensor
+    if state.attributes > _MAX_ATTRIBUTES or len(state.tensors) > _MAX_TENSORS:
+        raise ValueError(
+            f"the module {state.name} has more than {_MAX_TENSORS} tensors or {_MAX_ATTRIBUTES} attributes"
+        )
+    if not is_script:
+        state.layer_settings[prefix.removesuffix(".")] = _settings(module, content)
     for name, child in children.items() if isinstance(children, dict) else ():
         if is_module(child):
-            _walk(child, f"{prefix}{name}.", state, above | {id(module)})
+            _walk(child, f"{_joined(prefix, name)}.", state, above | {id(module)})
+
+
+def _joined(prefix: str, name: Any) -> str:
+    if not isinstance(name, str) or len(prefix) + len(name) > _MAX_NAME_LENGTH:
+        raise ValueError(f"a module's name must be text of at most {_MAX_NAME_LENGTH} characters with those above it")
+    return prefix + name
 
 
 def _tensors(content: dict[str, Any], *, is_script: bool) -> Iterator[tuple[str, Any]]:
@@ -88,7 +108,16 @@ def _settings(module: Inert, content: dict[str, Any]) -> dict[str, Any]:
         for name, value in content.items()
         if isinstance(name, str) and not name.startswith("_") and name not in ("training", "type") and _is_plain(value)
     }
-    return plain | {"type": module.name.rpartition(".")[2]}
+    left_out, buffers = content.get("_non_persistent_buffers_set"), content.get("_buffers")
+    told: dict[str, Any] = {"type": module.name.rpartition(".")[2], "class": module.name}
+    if isinstance(left_out, set) and isinstance(buffers, dict):
+        told |= {"buffers": sorted(str(n) for n in left_out if isinstance(buffers.get(n), Tensor))} if left_out else {}
+    hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks") if _entries(content.get(name))]
+    return plain | told | ({"hooks": hooks} if hooks else {})
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else attributes_of(value)
 
 
 def _is_plain(value: Any) -> bool:

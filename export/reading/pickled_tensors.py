@@ -57,6 +57,16 @@ DTYPES_OF_STORAGES = {
     "QUInt2x4Storage": torch.uint8,
     "UntypedStorage": None,
 }
+# By the names that pickles of torch.save give them; a fixed table, as looking one up in torch can import a module.
+_DTYPES = {
+    f"torch.{name}": dtype
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+    if isinstance(dtype := vars(torch).get(name), torch.dtype)
+}
 _UNUSABLE = {
     "_rebuild_qtensor": QUANTISED,
     "_rebuild_sparse_tensor": SPARSE,
@@ -141,11 +151,13 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *, dtype: torch.d
     kind = dtype or storage.dtype
     if kind is None:
         raise ValueError("neither the tensor nor its storage says its type")
-    return as_dtype(storage.bytes_, kind).as_strided(size, stride, offset)
+    if storage.bytes_.data_ptr() % kind.itemsize:  # `torch_file` aligned it to its own type
+        raise ValueError(f"a tensor of {kind} begins within an element of its storage")
+    flat = as_dtype(storage.bytes_, kind)
+    return flat.as_strided(size, stride, flat.storage_offset() + offset)
 
 
 def _dtype(name: Any) -> torch.dtype:
-    kind: Any = getattr(torch, name.name.removeprefix("torch."), None) if isinstance(name, Name) else None
-    if not isinstance(kind, torch.dtype):
+    if not isinstance(name, Name) or name.name not in _DTYPES:
         raise TypeError("a tensor of unknown type")
-    return kind
+    return _DTYPES[name.name]

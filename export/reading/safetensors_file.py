@@ -21,6 +21,10 @@ from serve.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
+_MAX_TENSORS = 20_000
+_MAX_NAME_LENGTH = 1000
+_MAX_DIMENSIONS = 32
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -69,6 +73,10 @@ def _read(data: mmap) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"its header should have {header_bytes} bytes")
     header = json.loads(data[8:begin].decode("utf-8"), object_pairs_hook=_without_repetition)
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its __metadata__ is a {type(metadata).__name__}, texts by name were expected")
+    if len(header) > _MAX_TENSORS or any(len(name) > _MAX_NAME_LENGTH for name in header):
+        raise ValueError(f"it has more than {_MAX_TENSORS} tensors, or a name beyond {_MAX_NAME_LENGTH} characters")
     tensors: dict[str, Tensor] = {}
     expected_start = 0
     for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
@@ -86,6 +94,8 @@ def _tensor(data: mmap, name: str, entry: dict[str, Any], start: int, size: int)
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name} has the unknown type {entry['dtype']}")
     dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape)} dimensions")
     if not all(type(length) is int and length >= 0 for length in shape):
         raise ValueError(f"{name} has the shape {shape}")
     if math.prod(shape) * dtype.itemsize != size:

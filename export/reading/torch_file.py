@@ -23,6 +23,7 @@ EXPECTED = (
 )
 _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save wrote first before PyTorch 1.6
 _LOCAL_HEADER_BYTES = 30
+_MAX_ELEMENT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,6 @@ class TorchFile:
     root: Any
     inert: tuple[str, ...]
     """Names of the classes and functions whose objects were left inert."""
-    is_script: bool
-    """It is a TorchScript archive, so that `root` is a module."""
 
 
 def is_torch_file(data: mmap) -> bool:
@@ -121,7 +120,7 @@ def _from_archive(data: mmap, path: Path) -> TorchFile:
     start, _ = archive.span(f"{root}data.pkl")
     data.seek(start)
     found = read_pickle(_as_file(data), _construct_in_script if is_script else construct_tensor, persistent)
-    return TorchFile(found.root, found.inert, is_script)
+    return TorchFile(found.root, found.inert)
 
 
 def _as_file(data: mmap) -> IO[bytes]:
@@ -135,7 +134,10 @@ def _part(data: mmap, archive: _Archive, name: str) -> bytes:
 
 
 def _storage(memory: Any, kind: Any, *, swap: bool) -> Storage:
+    """Copied here, once for all of its tensors, where its address isn't a multiple of an element's size."""
     dtype = storage_dtype(kind)
+    if memory is not None and memory.data_ptr() % (dtype.itemsize if dtype else _MAX_ELEMENT_BYTES):
+        memory = memory.clone()
     if swap and memory is not None and dtype is not None and memory.numel():
         memory.untyped_storage().byteswap(dtype)
     return Storage(memory, dtype)
@@ -190,4 +192,4 @@ def _from_plain_pickles(data: mmap) -> TorchFile:
 
     data.seek(start)
     found = read_pickle(_as_file(data), construct_tensor, persistent)
-    return TorchFile(found.root, found.inert, is_script=False)
+    return TorchFile(found.root, found.inert)

@@ -5,10 +5,13 @@ Wrappers put a prefix before the names of the network that they hold: `module.` 
 class weights, metrics, a teacher.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 PREFIXES = (
     "module.",
@@ -28,12 +31,17 @@ _HUGGING_FACE = "resnet.embedder."  # where it is there, `resnet.` is a part of 
 
 # These stand before any part of a network and never name one.
 _INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_EMA = re.compile(r"(model|module|net|network|state_dict)?_?ema(_?(model|net|network|weights|state_dict|module))?")
+_EMA = re.compile(
+    r"_?((model|module|net|network|params|state_dict|weights)_?)?(ema|swa)"
+    r"(_?(model|module|net|network|params|state|state_dict|weights))?"
+    r"|_?(avg|averaged?)_(model|module|net|network|params|state_dict|weights)"
+)
 _BYSTANDER = re.compile(
     r"(\w+_)?(criterion|loss|loss_fn|loss_func|losses|teacher(_\w+)?|n_averaged|metrics?|accuracy|acc|auroc|confmat"
-    r"|(train|val|valid|test)_\w+)\d*",
+    r"|(train|val|valid|test)_\w+|target_encoder|momentum_\w+|decay|initted|step|num_updates)\d*",
     re.IGNORECASE,
 )
+_PIXEL_STATISTICS = re.compile(r"(.+\.)?((image|pixel|input|data)_)?(mean|std)")
 _HEAD = re.compile(r"(fc|linear|head|heads|classifier|last_linear|logits|output|out|cls|cls_head)\d*")
 _GATE = re.compile(r"(se|se_?module|squeeze\w*|attn|attention|ca|gate)\d*")
 
@@ -64,11 +72,22 @@ def network_names(tensors: Mapping[str, Any]) -> Names:
     """
     names = Names()
     shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
-    while step := _next_step(shapes, names.notes):
+    inert = {name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and not tensor.is_floating_point()}
+    while step := _next_step(shapes, inert, names.notes):
         names._steps.append(step)
         renamed = Names([], [step])
         shapes = {new: shape for name, shape in shapes.items() if (new := renamed.renamed(name)) is not None}
+        inert = {new for name in inert if (new := renamed.renamed(name)) is not None}
     return names
+
+
+def pixel_statistics(tensors: Mapping[Any, Any]) -> dict[str, list[float]]:
+    """`mean` and `std` of a layer that normalises images, flat: buffers of 1 or 3 values, such as `normalize.mean`."""
+    found: dict[str, list[float]] = {}
+    for name, tensor in tensors.items():
+        if isinstance(name, str) and isinstance(tensor, Tensor) and _is_pixel_statistic(name, tuple(tensor.shape)):
+            found.setdefault(name[-4:].lstrip("._"), tensor.flatten().tolist())
+    return found if found.keys() == {"mean", "std"} else {}
 
 
 def is_ema(name: str) -> bool:
@@ -76,10 +95,26 @@ def is_ema(name: str) -> bool:
     return bool(_EMA.fullmatch(name))
 
 
+def averaged_group(name: str) -> str | None:
+    """What stands before averaged weights' own names, wrappers included: `module.ema_model.`; None of plain ones."""
+    parts = name.split(".")
+    for index, part in enumerate(parts[:-1]):
+        if is_ema(part):
+            return ".".join(parts[: index + 1]) + "."
+        if f"{part}." not in (*PREFIXES, *_INFIXES):
+            return None
+    return None
+
+
+def printable(text: str) -> str:
+    """`text` with what UTF-8 can't hold, lone surrogates, written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _next_step(shapes: Shapes, notes: list[str]) -> tuple[str, frozenset[str]] | None:
+def _next_step(shapes: Shapes, inert: set[str], notes: list[str]) -> tuple[str, frozenset[str]] | None:
     for infix in _INFIXES:
         if any(infix in name for name in shapes):
             everywhere = all(name.startswith(infix) for name in shapes)
@@ -90,15 +125,21 @@ def _next_step(shapes: Shapes, notes: list[str]) -> tuple[str, frozenset[str]] |
         if shapes and all(name.startswith(prefix) for name in shapes):
             notes.append(f"prefix `{prefix}` stripped from every name")
             return prefix, frozenset()
+    shared = {f"{_first(name)}." for name in shapes}
+    if len(shared) == 1 and _looks_like_a_network(shapes, prefix := shared.pop()):
+        notes.append(f"prefix `{printable(prefix)}` stripped from every name")
+        return prefix, frozenset()
     for prefix in prefixes:
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         outside = {name: shape for name, shape in shapes.items() if not name.startswith(prefix)}
-        if _has_convolution(inside) and (step := _step_of_mixed(prefix, inside, outside, notes)):
+        if _has_convolution(inside) and (step := _step_of_mixed(prefix, inside, outside, inert, notes)):
             return step
     return _step_without_prefix(shapes, notes)
 
 
-def _step_of_mixed(prefix: str, inside: Shapes, outside: Shapes, notes: list[str]) -> tuple[str, frozenset[str]] | None:
+def _step_of_mixed(
+    prefix: str, inside: Shapes, outside: Shapes, inert: set[str], notes: list[str]
+) -> tuple[str, frozenset[str]] | None:
     groups = _groups(outside)
     layers = {first for first, group in groups.items() if _is_layer(first, group)}
     heads = {first for first in layers if _is_head(first, groups[first])}
@@ -112,6 +153,13 @@ def _step_of_mixed(prefix: str, inside: Shapes, outside: Shapes, notes: list[str
     else:
         kept = heads
     left_out = groups.keys() - kept
+    if computing := {first for first in left_out if not _is_known_bystander(first, groups[first], inert)}:
+        # It may scale, shift or filter what goes into the network or comes out of it.
+        notes.append(
+            f"names keep `{prefix}`: {_listed(_names_of(computing, groups))} beside it may be a part of the network. "
+            "If so, --factory builds the whole of it; if not, save the state dict without it"
+        )
+        return None
     if kept:
         notes.append(f"prefix `{prefix}` stripped; {_listed(kept)} beside it kept, since it holds no classifier itself")
     else:
@@ -123,12 +171,26 @@ def _step_of_mixed(prefix: str, inside: Shapes, outside: Shapes, notes: list[str
 
 def _step_without_prefix(shapes: Shapes, notes: list[str]) -> tuple[str, frozenset[str]] | None:
     groups = _groups(shapes)
-    left_out = {first for first in groups if _BYSTANDER.fullmatch(first)}
+    left_out = {
+        first
+        for first, group in groups.items()
+        if _BYSTANDER.fullmatch(first) or all(_is_pixel_statistic(name, shape) for name, shape in group.items())
+    }
     rest = {name: shape for name, shape in shapes.items() if _first(name) not in left_out}
     if not left_out or not any(len(shape) > 1 for shape in rest.values()):
         return None
     notes.append(f"left out, as no part of the network: {_listed(_names_of(left_out, groups))}")
     return "", frozenset(left_out)
+
+
+def _is_known_bystander(first: str, group: Shapes, inert: set[str]) -> bool:
+    if _BYSTANDER.fullmatch(first) or is_ema(first):
+        return True
+    return all(name in inert or _is_pixel_statistic(name, shape) for name, shape in group.items())
+
+
+def _is_pixel_statistic(name: str, shape: tuple[int, ...]) -> bool:
+    return bool(_PIXEL_STATISTICS.fullmatch(name)) and math.prod(shape) in (1, 3)
 
 
 def _groups(shapes: Shapes) -> dict[str, Shapes]:
@@ -166,6 +228,13 @@ def _has_head(shapes: Shapes) -> bool:
     return False
 
 
+def _looks_like_a_network(shapes: Shapes, prefix: str) -> bool:
+    """Whether what lies behind `prefix` is a network: several parts, a convolution and a classifier among them."""
+    inside = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    several = len({_first(name) for name in inside}) > 1 and all("." in name for name in inside)
+    return several and prefix != "resnet." and _has_convolution(inside) and _has_head(inside)
+
+
 def _has_convolution(shapes: Shapes) -> bool:
     return any(len(shape) == 4 for shape in shapes.values())
 
@@ -180,4 +249,4 @@ def _names_of(left_out: Any, groups: dict[str, Shapes]) -> list[str]:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))
+    return ", ".join(f"`{printable(name)}`" for name in sorted(names))

@@ -102,3 +102,22 @@ def test_a_single_logit_is_refused_with_the_cure() -> None:
 def test_a_thousand_classes_without_labels_name_the_word_that_labels_them() -> None:
     assumed = facts_from(checkpoint(), network(classes=1000)).assumptions
     assert any("--labels imagenet" in sentence for sentence in assumed)
+
+
+def test_a_size_flag_that_says_the_stored_size_keeps_its_resize() -> None:
+    stored = checkpoint(input_size=288, resize_shorter_side=320)
+    assert facts_from(stored, network(), input_size=(288, 288)).input.preprocessing.resize_shorter_side == 320
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"warnings": ["images are stretched"]}, "images are stretched"),
+        ({"mean": [0.5] * 3}, "a mean without its counterpart"),
+        ({"input_size": 64, "resize_shorter_side": 32}, "resize to 32 is below the input size 64 x 64"),
+        ({"labels": [*"abcdefghi", " "]}, "class 9 is empty"),
+        ({"labels": [*"abcdefghi", "j\nk"]}, "class 9 is empty or has several lines"),
+    ],
+)
+def test_what_the_checkpoint_says_and_is_not_taken_is_said(stored: dict[str, Any], said: str) -> None:
+    assert any(said in sentence for sentence in facts_from(checkpoint(**stored), network()).assumptions)

@@ -82,3 +82,65 @@ def test_a_stride_on_the_1x1_convolution_is_seen():
     network.layer2[0].conv1.stride, network.layer2[0].conv2.stride = (2, 2), (1, 1)
     message = refusal(network.state_dict(), layer_settings=settings_of(network))
     assert "layer2.0.conv1 has stride (2, 2)" in message
+
+
+CHANGES = {
+    "maximum": ("avgpool is a AdaptiveMaxPool2d", {"avgpool": nn.AdaptiveMaxPool2d(1)}),
+    "several-cells": ("avgpool is a AdaptiveAvgPool2d", {"avgpool": nn.AdaptiveAvgPool2d(2)}),
+    "no-max-pool": ("has no MaxPool2d", {"maxpool": nn.Identity()}),
+    "average": ("maxpool is a AvgPool2d", {"maxpool": nn.AvgPool2d(3, 2, 1)}),
+    "unknown": ("relu is a GELUActivation", {"relu": type("GELUActivation", (nn.Module,), {})()}),
+    "softmax": ("avgpool is a Softmax", {"avgpool": nn.Softmax(1)}),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_layers_without_weights_that_compute_something_else_are_refused(case):
+    said, changed = CHANGES[case]
+    network = torchvision.models.resnet18(num_classes=5)
+    for name, layer in changed.items():
+        setattr(network, name, layer)
+    message = refusal(network.state_dict(), layer_settings=settings_of(network))
+    assert said in message
+    assert "--factory package.module:function" in message
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sigmoid(), nn.Softmax(1)])
+def test_an_activation_behind_the_classifier_is_refused(layer):
+    network = torchvision.models.resnet18(num_classes=5)
+    network.fc = nn.Sequential(nn.Dropout(), network.fc, layer)
+    assert f"fc.2 is a {type(layer).__name__}" in refusal(network.state_dict(), layer_settings=settings_of(network))
+
+
+def test_dropout_before_the_classifier_and_a_loss_are_no_matter():
+    network = trained_like(torchvision.models.resnet18(num_classes=5))
+    network.fc = nn.Sequential(nn.Dropout(), network.fc)
+    network.criterion = nn.CrossEntropyLoss()
+    assert_equal_logits(network.eval(), recognise(network.state_dict(), layer_settings=settings_of(network)), side=64)
+
+
+def test_another_padding_mode_is_refused():
+    network = torchvision.models.resnet18(num_classes=5)
+    network.conv1.padding_mode = "reflect"
+    said = "conv1 has padding_mode reflect"
+    assert said in refusal(network.state_dict(), layer_settings=settings_of(network))
+
+
+@pytest.mark.parametrize(("added", "said"), [({"hooks": ["_forward_hooks"]}, "hooks"), ({"buffers": ["mean"]}, "mean")])
+@pytest.mark.parametrize("layer", ["", "layer1.0"])
+def test_hooks_and_unsaved_buffers_are_refused(layer, added, said):
+    network = torchvision.models.resnet18(num_classes=5)
+    settings = settings_of(network)
+    settings[layer] = settings.get(layer, {}) | added
+    message = refusal(network.state_dict(), layer_settings=settings)
+    assert said in message
+    assert "--factory package.module:function" in message
+
+
+def test_the_forward_of_an_unknown_class_is_said_to_be_unread():
+    network = torchvision.models.resnet18(num_classes=5)
+    for name, sentences in (("mine.Net", 1), ("torchvision.models.resnet.ResNet", 0)):
+        evidence = recognise(
+            network.state_dict(), layer_settings=settings_of(network) | {"": {"classes": [name]}}
+        ).evidence
+        assert sum("mine.Net was not read" in sentence for sentence in evidence) == sentences

@@ -125,6 +125,20 @@ def large_offset() -> nn.Module:
     return network
 
 
+def trunk_offset() -> nn.Module:
+    """The same on the way past the blocks: it is the sum that FP16 can't hold."""
+    network = tiny_network()
+    block = network.layer2[0]
+    louder(network.layer1[1].bn2, 0.1)
+    network.layer1[1].bn2.bias.add_(OFFSET)
+    centre = block.conv1.weight[:, :, 1, 1].clone()
+    block.conv1.weight.zero_()
+    block.conv1.weight[:, :, 1, 1] = centre
+    block.bn1.running_mean.add_(OFFSET * centre.sum(1))
+    block.shortcut[1].running_mean.add_(OFFSET * block.shortcut[0].weight.sum((1, 2, 3)))
+    return network
+
+
 HARD: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "middle": (middle, {"layer2.1.conv1", "layer2.1/Relu", "layer2.1.conv2"}),
     "tiny variance": (tiny_variance, {"layer3.1.conv1", "layer3.1/Relu", "layer3.1.conv2"}),
@@ -139,6 +153,7 @@ HARD: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "whisper": (whisper, {"layer2.0.conv1", "layer2.0.conv2"}),
     "large offset": (large_offset, {"layer2.1.conv1", "layer2.1.conv2"}),
+    "trunk offset": (trunk_offset, {"layer1.1.conv2", "layer1.1/Add", "layer2.0.conv1", "layer2.0.shortcut.0"}),
 }
 """A network, and the layers that must stay in FP32, those and no others."""
 

@@ -40,7 +40,9 @@ def test_reads_safetensors_whatever_its_name(tmp_path, weights, name):
     assert checkpoint.metadata == {"labels": ["cat", "dog"], "mean": [0.5, 0.5, 0.5]}
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", "ema"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "net", "model_state_dict", "net_state_dict", "params", "student", "ema"]
+)
 def test_takes_the_weights_out_of_a_container(tmp_path, weights, key):
     path = tmp_path / "model.pt"
     torch.save({"epoch": 3, key: weights, "optimizer": {"state": {0: torch.zeros(2)}}}, path)
@@ -83,7 +85,9 @@ def test_keeps_a_prefix_that_one_name_lacks(tmp_path, weights):
     path = tmp_path / "model.pt"
     mixed = {f"backbone.{name}": tensor for name, tensor in weights.items()} | {"head.weight": torch.ones(2, 2)}
     torch.save(mixed, path)
-    assert_same(read_checkpoint(path).tensors, without_counters(mixed))
+    checkpoint = read_checkpoint(path)
+    assert_same(checkpoint.tensors, without_counters(mixed))
+    assert checkpoint.notes == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -41,6 +41,23 @@ CONTAINERS = {
         | wrapped("model_ema.module.", AVERAGED)
         | {"model_ema.decay": torch.tensor(0.9)}
     },
+    "ema_pytorch in lightning": {
+        "state_dict": wrapped("model.", WEIGHTS)
+        | wrapped("ema.ema_model.", AVERAGED)
+        | wrapped("ema.online_model.", WEIGHTS)
+        | {"ema.initted": torch.tensor(True), "ema.step": torch.tensor(5)}
+    },
+    "ema_pytorch alone": wrapped("ema_model.", AVERAGED) | wrapped("online_model.", WEIGHTS),
+    "both in DistributedDataParallel": {
+        "state_dict": wrapped("module.model.", WEIGHTS) | wrapped("module.ema_model.", AVERAGED)
+    },
+    "both in a model": {"state_dict": wrapped("model.net.", WEIGHTS) | wrapped("model.ema_net.", AVERAGED)},
+    "compiled": wrapped("_orig_mod.model.", WEIGHTS) | wrapped("_orig_mod.model_ema.module.", AVERAGED),
+    "swa_model": {"model": WEIGHTS, "swa_model": wrapped("module.", AVERAGED) | {"n_averaged": torch.tensor(9)}},
+    "swa_state_dict": {"state_dict": WEIGHTS, "swa_state_dict": AVERAGED},
+    "averaged_model": {"model": WEIGHTS, "averaged_model": AVERAGED},
+    "ema_params": {"model": WEIGHTS, "ema_params": AVERAGED},
+    "average_model": wrapped("model.", WEIGHTS) | wrapped("_average_model.", AVERAGED),
     "bare": wrapped("net.", WEIGHTS) | wrapped("ema.module.", AVERAGED),
 }
 
@@ -70,6 +87,13 @@ def test_averaged_weights_are_taken_where_there_are_no_others(tmp_path, content)
         checkpoint = read_checkpoint(tmp_path / "model.pt", prefer_ema=prefer_ema)
         assert_same(checkpoint.tensors, AVERAGED)
         assert any("EMA weights taken from" in note for note in checkpoint.notes)
+
+
+def test_within_averaged_weights_the_plain_copy_is_never_taken(tmp_path):
+    content = {"ema": wrapped("online_model.", WEIGHTS) | wrapped("ema_model.", AVERAGED)}
+    torch.save(content, tmp_path / "model.pt")
+    for prefer_ema in (False, True):
+        assert_same(read_checkpoint(tmp_path / "model.pt", prefer_ema=prefer_ema).tensors, AVERAGED)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": WEIGHTS, "epoch": 1}, WEIGHTS, {"model": WEIGHTS, "ema": None}])

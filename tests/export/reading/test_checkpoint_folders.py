@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -193,19 +194,78 @@ NORMALISED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         ({"resample": 2, "size": 224}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bilinear"}),
         ({"crop_pct": None}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"}),
         ({"crop_pct": 0.95}, {"input_size": 224, "resize_shorter_side": 235, "interpolation": "bicubic"}),
-        ({"size": {"shortest_edge": 384}}, {"input_size": 384, "interpolation": "bicubic"}),
+        ({"size": {"shortest_edge": 384}}, {"input_size": 384, "resize_shorter_side": 384, "interpolation": "bicubic"}),
         (
             {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 256}},
             {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"},
         ),
-        ({"size": {"height": 224, "width": 224}}, {"input_size": 224, "interpolation": "bicubic"}),
+        (
+            {"size": {"height": 224, "width": 224}},
+            {"input_size": 224, "resize_shorter_side": 224, "interpolation": "bicubic"},
+        ),
         ({"size": {"height": 224, "width": 192}, "resample": 0}, {}),
         ({"do_resize": False}, {}),
     ],
     ids=["usual", "old", "default crop", "crop", "384", "resize and crop", "square", "oblong", "no resize"],
 )
 def test_the_preprocessor_of_transformers(tmp_path, changes, expected):
-    assert metadata_of(tmp_path, {"model_type": "resnet"}, CONVNEXT | changes) == NORMALISED | expected
+    found = metadata_of(tmp_path, {"model_type": "resnet"}, CONVNEXT | changes)
+    found.pop("warnings", None)
+    assert found == NORMALISED | expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": {"height": 224, "width": 224}}, "stretches every image to 224 x 224"),
+        ({"size": {"shortest_edge": 384}}, "stretches every image to 384 x 384"),
+        ({"size": {"height": 224, "width": 192}}, "no square"),
+        ({"do_resize": False}, "never resizes"),
+        ({"do_flip_channel_order": True}, "swaps red and blue"),
+        ({"do_center_crop": True, "crop_size": 256}, "resizes to 224 and pads to 256"),
+    ],
+)
+def test_what_fuseline_does_otherwise_than_the_preprocessor_is_a_warning(tmp_path, changes, said):
+    (warning,) = metadata_of(tmp_path, {"model_type": "resnet"}, CONVNEXT | changes)["warnings"]
+    assert said in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({"do_normalize": False}, 0, 1),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}, 0.5, 0.5),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, 0.5, 0.5),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2),
+    ],
+)
+def test_the_normalisation_is_of_pixels_from_0_to_1(tmp_path, changes, mean, std):
+    found = metadata_of(tmp_path, {"model_type": "resnet"}, CONVNEXT | changes)
+    assert found["mean"] == pytest.approx([mean] * 3)
+    assert found["std"] == pytest.approx([std] * 3)
+
+
+def test_the_efficientnet_preprocessor_divides_by_the_deviation_twice(tmp_path):
+    settings = {"image_processor_type": "EfficientNetImageProcessor", "include_top": True, "image_std": [0.5] * 3}
+    assert metadata_of(tmp_path, {"model_type": "efficientnet"}, CONVNEXT | settings)["std"] == [0.25] * 3
+
+
+def test_levit_resizes_to_more_than_it_says(tmp_path):
+    levit = {"image_processor_type": "LevitImageProcessor", "do_center_crop": True, "crop_size": 224}
+    assert metadata_of(tmp_path, {"model_type": "levit"}, CONVNEXT | levit)["resize_shorter_side"] == 256
+
+
+@pytest.mark.parametrize("crop_pct", [1e-320, 10**400, "0.9"])
+def test_a_crop_that_is_no_share_gives_no_size(tmp_path, crop_pct):
+    assert metadata_of(tmp_path, {"model_type": "x"}, CONVNEXT | {"crop_pct": crop_pct})["input_size"] == 224
+    config = TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | {"crop_pct": crop_pct}}
+    assert "resize_shorter_side" not in metadata_of(tmp_path, config)
+
+
+def test_images_of_timm_that_are_not_square_are_said(tmp_path):
+    config = TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": [3, 160, 224]}}
+    (warning,) = metadata_of(tmp_path, config)["warnings"]
+    assert "160 x 224, no square" in warning
 
 
 def test_the_sizes_are_those_that_transformers_uses(tmp_path):
@@ -261,8 +321,9 @@ def test_the_configuration_of_an_older_timm(tmp_path):
 
 def test_a_crop_mode_that_is_not_ours_is_said(tmp_path):
     config = TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | {"crop_mode": "squash"}}
-    assert "resize_shorter_side" not in metadata_of(tmp_path, config)
-    assert any("crop mode squash" in note for note in read_checkpoint(tmp_path).notes)
+    found = metadata_of(tmp_path, config)
+    assert "resize_shorter_side" not in found
+    assert any("crop mode squash" in warning for warning in found["warnings"])
 
 
 def test_what_the_file_itself_says_wins_over_the_folder(tmp_path):
@@ -283,3 +344,15 @@ def test_a_folder_that_transformers_saved(tmp_path):
     assert_same(checkpoint.tensors, without_counters(network.state_dict()))
     assert checkpoint.config["depths"] == [1, 1]
     assert checkpoint.metadata["labels"] == ["cat", "dog"]
+
+
+def test_a_configuration_that_is_a_pipe_is_left_out_and_said(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    os.mkfifo(tmp_path / "config.json")
+    assert any("config.json is no regular file" in note for note in read_checkpoint(tmp_path).notes)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800"])
+def test_a_shard_whose_name_no_file_has_is_refused(tmp_path, name):
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"conv1.weight": name}})
+    assert "no file name" in refusal(tmp_path)

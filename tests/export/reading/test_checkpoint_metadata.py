@@ -128,3 +128,22 @@ def test_what_the_recipe_wrote_beside_the_weights_wins(tmp_path):
 def test_how_images_are_resized_is_carried(tmp_path, key, value, kept):
     torch.save({"state_dict": WEIGHTS, key: value}, tmp_path / "model.pt")
     assert read_checkpoint(tmp_path / "model.pt").metadata == ({key: value} if kept else {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", [10**400, 0, 0]),
+        ("std", [10**400, 1, 1]),
+        ("mean", [float("inf")] * 3),
+        ("input_size", 10**400),
+        ("resize_shorter_side", 8193),
+        ("labels", ["cat", "\ud800"]),
+    ],
+    ids=["mean", "std", "infinite", "400 digits", "resize", "surrogate"],
+)
+def test_what_no_package_could_hold_is_left_out_and_said(tmp_path, key, value):
+    torch.save({"state_dict": WEIGHTS, key: value}, tmp_path / "model.pt")
+    checkpoint = read_checkpoint(tmp_path / "model.pt")
+    assert checkpoint.metadata == {}
+    assert any(f"`{key}` beside the weights is left out" in note for note in checkpoint.notes)

@@ -70,7 +70,29 @@ def test_the_settings_of_its_layers_are_told(tmp_path):
     assert settings["pool"].items() >= {"type": "MaxPool2d", "kernel_size": 2}.items()
     assert settings["fc"].items() >= {"type": "Linear", "in_features": 4, "out_features": 2}.items()
     assert {name.rpartition(".")[0] for name in checkpoint.tensors} - {""} <= settings.keys()
-    assert "" not in settings
+    assert settings[""] == {
+        "buffers": ["left_out"],
+        "classes": ["torch.nn.parallel.data_parallel.DataParallel", f"{__name__}.Strided"],
+    }
+
+
+def doubled(_module, inputs):
+    return (inputs[0] * 2,)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel])
+def test_hooks_are_told(tmp_path, wrap):
+    network = wrap(small_network())
+    network.register_forward_pre_hook(doubled)
+    torch.save(network, tmp_path / "model.pt")
+    assert read_checkpoint(tmp_path / "model.pt").layer_settings[""]["hooks"] == ["_forward_pre_hooks"]
+
+
+def test_shared_modules_times_tensors_are_bounded(tmp_path):
+    layer = nn.ParameterDict({f"p{i}": nn.Parameter(torch.ones(1)) for i in range(300)})
+    torch.save(nn.ModuleList([layer] * 400), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="more than 100000 tensors"):
+        read_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_state_dict_tells_no_settings(tmp_path):

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import pickle
+import struct
 import sys
 import types
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,9 @@ import pytest
 import torch
 
 from export.checkpoint import read_checkpoint
-from export.reading.inert_pickle import read_pickle
+from export.reading.inert_pickle import Name, read_pickle
+from export.reading.pickled_tensors import Storage, construct_tensor
+from serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
@@ -213,3 +216,118 @@ def test_a_damaged_pickle_raises_only_what_the_reader_promises():
     for cut in range(len(whole)):
         with contextlib.suppress(ValueError, IndexError, KeyError, TypeError, AttributeError):
             read_pickle(io.BytesIO(whole[:cut] + whole[cut + 1 :]))
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_a_view_of_a_storage_before_1_6_begins_at_its_offset(tmp_path, padding):
+    """The persistent id carries the view's key, offset and size; the storage lies at every remainder of 4."""
+    head = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
+    key = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0a"
+        b"(X\x02\x00\x00\x000vK\x04K\x04ttQ"
+    )
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + key + b"K\x00K\x04\x85K\x01\x85\x89}tR"
+    filling = b"X\x03\x00\x00\x00pad" + b"X" + struct.pack("<I", padding) + b"z" * padding
+    root = b"\x80\x02}(X\x08\x00\x00\x00a.weight" + tensor + filling + b"u."
+    path = tmp_path / "model.pt"
+    path.write_bytes(
+        b"".join(pickle.dumps(part, 2) for part in head)
+        + root
+        + pickle.dumps(["0"], 2)
+        + struct.pack("<q10f", 10, *range(10))
+    )
+    assert torch.load(path, weights_only=False)["a.weight"].tolist() == [4, 5, 6, 7]
+    assert read_checkpoint(path).tensors["a.weight"].tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_views_of_one_storage_before_1_6_share_one_copy(tmp_path, padding):
+    path = tmp_path / "model.pt"
+    flat = torch.arange(100.0)
+    named = {f"layer{i}.weight": flat[i * 10 : i * 10 + 10] for i in range(10)}
+    torch.save({"pad": "z" * padding, "state_dict": named}, path, _use_new_zipfile_serialization=False)
+    found = read_checkpoint(path).tensors
+    assert_same(found, named)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
+
+
+def test_a_type_that_is_no_type_looks_nothing_up_in_torch(monkeypatch):
+    """Looking it up there would import `torch._inductor`, `torch._dynamo` or `torch.onnx`."""
+    looked_up: list[str] = []
+    monkeypatch.setattr(torch, "__getattr__", looked_up.append)
+    storage = Storage(torch.zeros(8, dtype=torch.uint8), None)
+    with pytest.raises(TypeError, match="unknown type"):
+        construct_tensor("torch._utils._rebuild_tensor_v3", (storage, 0, (2,), (1,), False, {}, Name("torch._absent")))
+    assert looked_up == []
+
+
+def test_types_without_a_storage_class_are_read(tmp_path):
+    path = tmp_path / "model.pt"
+    named = {str(d): torch.arange(4).to(d) for d in (torch.uint16, torch.uint32, torch.uint64)}
+    torch.save(named | {"w": torch.arange(4.0).to(torch.float8_e5m2)}, path)
+    found = read_checkpoint(path).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in named.items())
+    assert found["w"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04}" + b"K\x01" + b"2\x86" * 60 + b"K\x01s.",
+        b"\x80\x04(" + b"K\x01" + b"2\x86" * 60 + b"\x91.",
+        b"\x80\x04\x8f(" + b"K\x01" + b"2\x86" * 60 + b"\x90.",
+        b"\x80\x04cbuiltins\nset\n]" + b"K\x01" + b"2\x86" * 60 + b"a\x85R.",
+        b"\x80\x04cbuiltins\ndict\n](" + b"K\x01" + b"2\x86" * 60 + b"K\x01ta\x85R.",
+    ],
+    ids=["dict-key", "frozenset", "set", "called-set", "called-dict"],
+)
+def test_keys_that_take_forever_to_hash_are_refused(content):
+    with pytest.raises(ValueError, match="key"):
+        read_pickle(io.BytesIO(content))
+
+
+def test_keys_of_numbers_that_all_hash_alike_are_refused():
+    with pytest.raises(ValueError, match="key"):
+        read_pickle(io.BytesIO(pickle.dumps({2**61 - 1 << 60: 1}, 2)))
+
+
+@pytest.mark.parametrize("key", [("a", 1), (("a", 1.5), None, b"x"), -(2**63), True])
+def test_ordinary_keys_are_read(key):
+    assert read_pickle(io.BytesIO(pickle.dumps([{key: 1}, {key}, frozenset({key})], 4))).root == [
+        {key: 1},
+        {key},
+        frozenset({key}),
+    ]
+
+
+def test_numbers_too_long_to_show_are_refused(tmp_path, weights):
+    path = tmp_path / "model.pt"
+    for content in ({10**5000: 1}, {"state_dict": weights | {10**5000: torch.ones(1)}}, {"epoch": 10**5000}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="a number of 16610 bits"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02](" + b"N" * 10_000 + b"e" + b"q\x00" + b"cbuiltins\nlist\nh\x00\x85R0" * 2_000 + b".",
+        b"\x80\x02X"
+        + struct.pack("<I", 100_000)
+        + b"z" * 100_000
+        + b"q\x00X\x06\x00\x00\x00latin1q\x01"
+        + b"c_codecs\nencode\nh\x00h\x01\x86R0" * 10_000
+        + b".",
+        b"\x80\x02}("
+        + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(10_000))
+        + b"uq\x00"
+        + b"ca\nB\n)\x81"
+        + b"h\x00b" * 2_000
+        + b".",
+        b"\x80\x04" + b"\x8f" * 400_000 + b".",
+    ],
+    ids=["list", "encode", "build", "sets"],
+)
+def test_small_pickles_that_copy_without_end_are_refused(content):
+    with pytest.raises(ValueError, match="more work"):
+        read_pickle(io.BytesIO(content))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from export.architectures import recognise
 from export.checkpoint import read_checkpoint
+from serve.errors import FuselineError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 WEIGHTS = without_counters(dict(small_network().state_dict()))
@@ -32,6 +34,9 @@ def read(tmp_path, content):
         "resnet.",
         "model.resnet.",
         "_fsdp_wrapped_module.model.",
+        "cnn.",
+        "0.",
+        "model.timm_model.",
     ],
 )
 def test_wrappers_in_any_nesting(tmp_path, prefix):
@@ -65,12 +70,42 @@ def test_what_training_needed_beside_the_network_is_left_out_and_listed(tmp_path
         assert name in notes
 
 
-def test_unknown_tensors_beside_a_wrapped_network_are_left_out_and_listed(tmp_path):
-    checkpoint = read(
-        tmp_path, wrapped("model.", WEIGHTS) | {"temperature": torch.ones(1), "vgg.0.weight": torch.ones(4, 3, 3, 3)}
-    )
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"adapt.weight": torch.ones(3, 1, 1, 1), "adapt.bias": torch.ones(3)},
+        {"stem.0.weight": torch.ones(3, 3, 3, 3)},
+        {"input_bn.running_mean": torch.ones(3), "input_bn.running_var": torch.ones(3)},
+        {"bn_out.weight": torch.ones(2), "bn_out.bias": torch.ones(2)},
+        {"temperature": torch.ones(1)},
+        {"scale": torch.ones(1, 3, 1, 1)},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_may_compute_beside_a_wrapped_network_is_never_left_out(tmp_path, beside):
+    content = wrapped("model.", WEIGHTS) | beside
+    checkpoint = read(tmp_path, content)
+    assert_same(checkpoint.tensors, content)
+    (note,) = checkpoint.notes
+    assert f"`{next(iter(beside)).partition('.')[0]}" in note
+    assert "--factory" in note
+    with pytest.raises(FuselineError):
+        recognise(checkpoint.tensors)
+
+
+@pytest.mark.parametrize("prefix", ["", "normalize.", "model.normalize."])
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 1, 1), (3, 1, 1)])
+def test_a_layer_that_normalises_images_says_the_mean_and_std(tmp_path, prefix, shape):
+    statistics = {"mean": torch.tensor([0.25, 0.5, 0.75]).view(shape), "std": torch.full(shape, 0.5)}
+    checkpoint = read(tmp_path, wrapped("model.net.", WEIGHTS) | wrapped(prefix, statistics))
     assert_same(checkpoint.tensors, WEIGHTS)
-    assert any("`temperature`, `vgg.0.weight`" in note for note in checkpoint.notes)
+    assert checkpoint.metadata == {"mean": [0.25, 0.5, 0.75], "std": [0.5, 0.5, 0.5]}
+
+
+def test_whole_numbers_beside_a_wrapped_network_are_left_out_and_listed(tmp_path):
+    checkpoint = read(tmp_path, wrapped("model.", WEIGHTS) | {"seen": torch.tensor(9), "queue_ptr": torch.tensor([1])})
+    assert_same(checkpoint.tensors, WEIGHTS)
+    assert any("`queue_ptr`, `seen`" in note for note in checkpoint.notes)
 
 
 @pytest.mark.parametrize("outer", ["", "model.", "module.model."])
@@ -116,3 +151,9 @@ def test_counters_are_kept_under_the_network_s_names(tmp_path):
     checkpoint = read(tmp_path, {"state_dict": wrapped("model.module.", dict(small_network().state_dict()))})
     assert checkpoint.counters.keys() == {"bn1.num_batches_tracked"}
     assert_same(checkpoint.tensors, WEIGHTS)
+
+
+def test_a_name_that_is_no_text_for_a_terminal_is_written_out(tmp_path):
+    checkpoint = read(tmp_path, wrapped("model.", WEIGHTS) | {"\ud800": torch.tensor(1)})
+    assert any("\\ud800" in note for note in checkpoint.notes)
+    assert all(note.encode() for note in checkpoint.notes)

@@ -234,6 +234,21 @@ def test_refuses_a_negative_running_variance(tmp_path, weights, value, tiny):
     assert ("tiny" in message) == tiny
 
 
+def test_an_unsigned_running_variance_is_compared_too(tmp_path, weights):
+    path = tmp_path / "model.pt"
+    torch.save(weights | {"bn1.running_var": weights["bn1.running_var"].to(torch.uint64)}, path)
+    assert "bn1.running_var" in read_checkpoint(path).tensors
+
+
+def test_values_that_names_share_are_turned_into_float32_once(tmp_path):
+    path = tmp_path / "model.pt"
+    shared = torch.arange(4, dtype=torch.float16)
+    torch.save({"a.weight": shared, "b.weight": shared, "c.weight": shared[:2]}, path)
+    found = read_checkpoint(path).tensors
+    assert found["a.weight"].data_ptr() == found["b.weight"].data_ptr()
+    assert found["c.weight"].tolist() == [0, 1]
+
+
 def quantised() -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -253,9 +268,11 @@ def sparse_rows() -> torch.Tensor:
         (lambda: torch.eye(2).to_sparse(), "is sparse"),
         (sparse_rows, "is sparse"),
         (quantised, "is quantised"),
+        (lambda: torch.ones(2, 2, dtype=torch.complex64), "is complex"),
+        (lambda: torch.ones([1] * 40), "has 40 dimensions"),
         (lambda: torch.ones(1).expand(2**40), "more than the 4 bytes stored"),
     ],
-    ids=["meta", "coo", "csr", "quantised", "expanded"],
+    ids=["meta", "coo", "csr", "quantised", "complex", "dimensions", "expanded"],
 )
 def test_refuses_tensors_that_are_not_dense_floats(tmp_path, weights, make, said):
     path = tmp_path / "model.pt"

@@ -37,6 +37,12 @@ def file_of(header: object, data: bytes = bytes(8)) -> bytes:
         (file_of({"w": ENTRY}, bytes(7)), "outside of the file"),
         (file_of({"w": {"dtype": "F32", "shape": [2]}}), "data_offsets"),
         (file_of({"w": [1]}), "damaged"),
+        (file_of({"w": ENTRY, "__metadata__": ["a"]}), "__metadata__ is a list"),
+        (file_of({"w": ENTRY, "__metadata__": None}), "__metadata__ is a NoneType"),
+        (file_of({"w": ENTRY, "__metadata__": "a"}), "__metadata__ is a str"),
+        (file_of({"w": ENTRY | {"shape": [2, *[1] * 100_000]}}), "has 100001 dimensions"),
+        (file_of({"w" * 2000: ENTRY}), "beyond 1000 characters"),
+        (file_of({f"w{i}": ENTRY for i in range(20_001)}), "more than 20000 tensors"),
     ],
 )
 def test_refuses_a_file_that_breaks_the_format(tmp_path, content, said):
