@@ -110,8 +110,9 @@ def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[st
     layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
     layer_names = {layer: placement.modules[layer] for layer in layers}
     taken = apply_layer_settings(module, layer_names, layer_settings)
-    # A whole module's layers were held against the network just now, and a config.json names it.
-    untold = () if layer_settings or config else (unseen_without_modules(placement.scheme),)
+    # A whole module's layers were held against the network just now, and transformers' config.json says the rest.
+    described = placement.scheme.name.startswith("huggingface") and config.get("model_type") == "resnet"
+    untold = () if layer_settings or described else (unseen_without_modules(placement.scheme),)
     return Recognised(
         spec=spec,
         module=module,

@@ -71,7 +71,7 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(partial, tensors | counters, checkpoint.metadata)
-        verified = _verified(partial, scheme, original)
+        verified = _verified(partial, scheme, original, checkpoint.config)
         partial.replace(out)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out} could not be written: {error}") from error
@@ -117,9 +117,9 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
         torch.save(dict(tensors), path)
 
 
-def _verified(path: Path, scheme: NamingScheme, original: Recognised) -> tuple[str, ...]:
+def _verified(path: Path, scheme: NamingScheme, original: Recognised, config: Mapping[str, Any]) -> tuple[str, ...]:
     written = read_checkpoint(path)
-    again = recognise(written.tensors, naming=scheme.name)
+    again = recognise(written.tensors, naming=scheme.name, config=config)
     side = original.default_input_size
     images = torch.randn((_PROBE_ROWS, original.in_channels, side, side), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -152,7 +152,8 @@ def why_not_folded(batchnorm: fx.Node) -> str | None:
 def _first_convolution(graph: fx.Graph) -> fx.Node | None:
     """The convolution that alone consumes the input, all channels at once, with weights that nothing else uses."""
     (placeholder,) = graph.find_nodes(op="placeholder")
-    users = list(placeholder.users)
+    # Asking for the number of rows is no use of the pixels.
+    users = [user for user in placeholder.users if user.target is not _ATEN.sym_size.int]
     if len(users) != 1 or users[0].target not in _CONVOLUTIONS:
         return None
     weight = _argument(users[0], 1)

@@ -107,7 +107,8 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             std=options.std,
             input_size=options.input_size,
         )
-        step.done(f"{trained.architecture}, {len(facts.labels)} classes, input {facts.described_input}")
+        untold = "; what no tensor tells was taken as customary, see report.html" if facts.unseen else ""
+        step.done(f"{trained.architecture}, {len(facts.labels)} classes, input {facts.described_input}{untold}")
     with narrator.step("Collecting images to verify on") as step:
         sample, doubts = _sample(options, facts)
         step.done(sample.source)

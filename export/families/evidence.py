@@ -66,7 +66,10 @@ def unseen_of(
     elif spec.block == "bottleneck":
         yield "tensors don't tell strides: bottlenecks are taken to stride on their 3x3 convolution, as torchvision's"
     if not isinstance(spec, PreActResNetSpec) and spec.shortcut == "option-a":
-        yield "the parameter-free shortcuts are taken to add half of their zero channels before and half after"
+        yield (
+            "the parameter-free shortcuts are taken to skip every second pixel, without averaging, and to add half of "
+            "their zero channels before and half after"
+        )
     if spec.stem == "deep-maxpool" or spec.squeeze_widths or spec.pooled_shortcuts:
         yield (
             "anti-aliasing pools (timm's resnetaa* and resnetblur*) and activations leave no tensors: no such pools, "

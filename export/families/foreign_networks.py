@@ -58,6 +58,7 @@ _KINDS = (
     ),
 )
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
+_HARMLESS_ARGUMENTS = frozenset({"num_classes", "in_chans", "drop_rate", "drop_path_rate"})
 _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\.[12]|shortcut\.1)\.weight$")
 
 
@@ -87,14 +88,27 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
 
 
 def foreign_architecture(config: Mapping[str, Any]) -> str | None:
-    """A message if the config.json beside the tensors names a network that no tensor would give away, else None."""
+    """A message if timm's config.json beside the tensors says what no tensor would give away, else None."""
     name = config.get("architecture")
-    if isinstance(name, str) and _ANTI_ALIASED.search(name):
-        return (
-            f"config.json says {name}: timm's anti-aliasing pools, which have no tensors and aren't known here; "
-            f"{FACTORY}, such as --factory timm:create_model --factory-arg model_name={name}"
-        )
-    return None
+    if not isinstance(name, str):
+        return None
+    told = []
+    if _ANTI_ALIASED.search(name):
+        told.append(f"{name}, which has anti-aliasing pools")
+    arguments = config.get("model_args")
+    told += [
+        f"{key}={value}"
+        for key, value in (arguments.items() if isinstance(arguments, Mapping) else ())
+        if key not in _HARMLESS_ARGUMENTS
+    ]
+    if config.get("global_pool", "avg") not in ("avg", "fast"):
+        told.append(f"global_pool={config['global_pool']}")
+    if not told:
+        return None
+    return (
+        f"config.json says {', '.join(told)}: no tensor tells it, and it isn't known here; {FACTORY}, such as "
+        f"--factory timm:create_model --factory-arg model_name={name}"
+    )
 
 
 def _dense_classifier(tensors: Mapping[str, Tensor]) -> str | None:

@@ -256,7 +256,16 @@ class DepthwiseFirst(nn.Module):
         return self.out(F.relu(self.bn(self.conv(x))).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("make", "scaled"), [(Collides, True), (DepthwiseFirst, True)])
+class AsksForRows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.out = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.bn(self.conv(x))).mean((2, 3)).reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(("make", "scaled"), [(Collides, True), (DepthwiseFirst, True), (AsksForRows, False)])
 def test_odd_modules_keep_their_logits(make: Callable[[], nn.Module], scaled: bool) -> None:
     module = randomised(make())
     result = folded(module)

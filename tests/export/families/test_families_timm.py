@@ -150,3 +150,11 @@ def test_anti_aliasing_pools_are_told_by_the_config_alone(name):
     message = refusal(on_meta(timm.create_model, "resnet18"), config={"architecture": name})
     assert f"--factory timm:create_model --factory-arg model_name={name}" in message
     assert recognise(narrow("resnet18").state_dict(), config={"architecture": "resnet18"}).naming == "torchvision"
+
+
+@pytest.mark.parametrize("told", [{"model_args": {"act_layer": "silu", "num_classes": 7}}, {"global_pool": "max"}])
+def test_what_only_the_config_tells_is_refused(told):
+    message = refusal(on_meta(timm.create_model, "resnet18"), config={"architecture": "resnet18"} | told)
+    assert "silu" in message or "global_pool=max" in message
+    harmless = {"architecture": "resnet18", "model_args": {"num_classes": 7}, "global_pool": "avg"}
+    assert len(recognise(narrow("resnet18").state_dict(), config=harmless).unseen) == 1

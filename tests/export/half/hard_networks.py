@@ -153,7 +153,7 @@ HARD: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     "whisper": (whisper, {"layer2.0.conv1", "layer2.0.conv2"}),
     "large offset": (large_offset, {"layer2.1.conv1", "layer2.1.conv2"}),
-    "trunk offset": (trunk_offset, {"layer1.1.conv2", "layer1.1/Add", "layer2.0.conv1", "layer2.0.shortcut.0"}),
+    "trunk offset": (trunk_offset, {"layer1.1/Add", "layer2.0.conv1", "layer2.0.shortcut.0"}),
 }
 """A network, and the layers that must stay in FP32, those and no others."""
 
