@@ -70,7 +70,7 @@ def diagnose(
     driver, cpu = nvidia_driver(), this_cpu()
     candidates = judge_backends(package, precision=precision, buckets=buckets)
     name = None if package is None else package.manifest.name
-    advice = tuple(_advice(runtimes, driver, cpu, package, candidates))
+    advice = tuple(_advice(runtimes, driver, package, candidates))
     return Diagnosis(runtimes, driver, cpu, name, candidates, advice)
 
 
@@ -86,7 +86,6 @@ def _runtime(name: str) -> Runtime:
 def _advice(
     runtimes: tuple[Runtime, ...],
     driver: Driver | None,
-    cpu: Cpu,
     package: ModelPackage | None,
     candidates: tuple[Verdict, ...],
 ) -> list[str]:
@@ -109,10 +108,4 @@ def _advice(
     on_cpu = choice is None or choice.title not in ("TensorRT", "ONNX Runtime on a GPU")
     if on_cpu and "OpenVINO" not in installed:
         advice.append(f"OpenVINO serves fastest on CPUs: {_INSTALL['OpenVINO']}")
-    if on_cpu and cpu.int8 and package is not None and package.find("onnx", "int8") is None:
-        features = ", ".join(cpu.int8)
-        advice.append(
-            f"this CPU multiplies 8-bit integers ({features}): export {package.manifest.name} with --int8 and serve it "
-            "with --precision int8"
-        )
     return advice

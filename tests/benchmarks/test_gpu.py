@@ -45,6 +45,7 @@ def small(exported: Opened) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_resnet18_on_a_cpu_through_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

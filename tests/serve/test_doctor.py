@@ -121,15 +121,6 @@ def test_a_driver_without_gpus_is_said(run, monkeypatch):
     assert "an NVIDIA driver is installed, but cuInit failed: words" in text
 
 
-@pytest.mark.parametrize(("features", "told"), [(("avx2", "avx512_vnni"), True), (("avx2",), False), (None, False)])
-def test_a_cpu_that_multiplies_bytes_is_reason_for_int8(features, told, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "nvidia_driver", lambda: None)
-    monkeypatch.setattr(doctor, "this_cpu", lambda: Cpu("a CPU", 4, features))
-    text = run(write_colours_package(tmp_path / "colours"))[1]
-    assert ("export colours with --int8" in text) == told
-    assert ("its features can't be told here" in text) == (features is None)
-
-
 def test_the_choice_is_the_first_that_is_not_passed_over():
     verdicts = (Verdict("a", "A", "no", ""), Verdict("b", "B", None, ""), Verdict("c", "C", None, ""))
     assert doctor.Diagnosis((), None, Cpu("", 1, ()), None, verdicts, ()).choice.title == "B"
