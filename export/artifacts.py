@@ -11,18 +11,26 @@ from numpy.typing import NDArray
 
 from export.fold import FoldedNetwork
 from export.half.overflow_guard import GuardedGraph, guarded_fp16
+from export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from export.model_facts import ModelFacts
 from export.onnx_graph import onnx_from_network
 from export.precision import PrecisionShare, precision_share
 from export.progress import Narrator
+from export.verify import INT8_MIN_AGREEMENT, Sample, judged_by
 from serve.backends import DEFAULT_BUCKETS
 from serve.backends.engine_builder import build_engine
 from serve.backends.engine_precision import KEPT_FP32
-from serve.errors import BackendError, BackendUnavailableError
+from serve.backends.onnx_artifact import READ_BY, Reader
+from serve.errors import BackendError, BackendUnavailableError, VerificationError
 from serve.model_package import Artifact, file_facts
 
 FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"
+INT8_NAME = "model.int8.onnx"
+INT8_TENSORRT_NAME = "model.int8.tensorrt.onnx"
+
+
+_READER_OF_INT8: Mapping[str, Reader] = {INT8_NAME: "cpu", INT8_TENSORRT_NAME: "tensorrt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,14 @@ class Fp16Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8Options:
+    """How the INT8 graphs are made."""
+
+    bar: float = INT8_MIN_AGREEMENT
+    """Smallest share of held-out images that must have eager PyTorch's top-1 class."""
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenArtifacts:
     """What was written into the package's folder."""
 
@@ -44,6 +60,9 @@ class WrittenArtifacts:
     """By path; of ONNX graphs."""
     guarded: GuardedGraph | None
     """The FP16 graph, with what was found on the calibration images."""
+    int8: dict[str, Int8Graph]
+    """By path: that of CPUs and, where it keeps the bar too, TensorRT's, which is another graph."""
+    int8_warnings: tuple[str, ...]
     engine_note: str
     """For people: which engine was built, or why none was."""
 
@@ -54,22 +73,27 @@ def write_artifacts(
     facts: ModelFacts,
     *,
     fp16: Fp16Options | None,
-    calibration: NDArray[np.uint8],
+    int8: Int8Options | None,
+    sample: Sample,
+    eager: NDArray[np.float32],
     layer_names: Mapping[str, str],
     engine_for: str | None,
     narrator: Narrator,
 ) -> WrittenArtifacts:
-    """Write the FP32 graph, the FP16 graph if `fp16`, and an engine of the last of them.
+    """Write the FP32 graph, those of `fp16` and `int8`, and an engine in FP16 if there is such a graph, else in FP32.
 
     Args:
-        calibration: images (n, h, w, c) on which the FP32 graph shows what FP16 can't hold.
+        sample: images on which the FP32 graph shows what FP16 can't hold; INT8 is calibrated on those that it is not
+            judged by.
+        eager: eager PyTorch's FP32 logits (n, classes) of them.
         layer_names: the network's names of layers to the checkpoint's.
         engine_for: a compute capability such as `sm89`, to build ahead of time; None: for the GPU at hand, if any.
 
     Raises:
         BackendUnavailableError: `engine_for` was given and no engine can be built for it here.
-        InputError: `fp16.keep_fp32` is found in no layer's name.
-        VerificationError: the engine is not in FP16, or `fp16.strict` and FP16 can't hold every layer.
+        InputError: `fp16.keep_fp32` is found in no layer's name, or INT8 has too few images.
+        VerificationError: the engine is not in FP16, or `fp16.strict` and FP16 can't hold every layer, or INT8 doesn't
+            keep its bar on CPUs.
     """
     metadata = {
         "labels": facts.labels,
@@ -87,7 +111,7 @@ def write_artifacts(
         with narrator.step("Writing the FP16 graph") as step:
             guarded = guarded_fp16(
                 fp32,
-                calibration,
+                sample.pixels,
                 layer_names=layer_names,
                 keep=fp16.keep_fp32,
                 strict=fp16.strict,
@@ -104,6 +128,13 @@ def write_artifacts(
         for kept in guarded.kept:
             if not kept.asked:
                 narrator.warn(f"{kept.layer} stays in FP32: {'; '.join(kept.reasons)}")
+    quantised: dict[str, Int8Graph] = {}
+    int8_warnings: tuple[str, ...] = ()
+    if int8 is not None:
+        quantised, int8_warnings = _int8_graphs(fp32, sample, eager, layer_names, int8.bar, narrator)
+        for path, graph in quantised.items():
+            told = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
+            artifacts.append(_write(folder, path, _bytes(graph.model), "onnx", "int8", told))
     with narrator.step("Building the TensorRT engine") as step:
         try:
             built = build_engine(
@@ -125,7 +156,43 @@ def write_artifacts(
             artifacts.append(engine)
             note = f"{engine.path}, {_mib(engine)}"
         step.done(note)
-    return WrittenArtifacts(tuple(artifacts), shares, guarded, note)
+    return WrittenArtifacts(tuple(artifacts), shares, guarded, quantised, int8_warnings, note)
+
+
+def _int8_graphs(
+    fp32: onnx.ModelProto,
+    sample: Sample,
+    eager: NDArray[np.float32],
+    layer_names: Mapping[str, str],
+    bar: float,
+    narrator: Narrator,
+) -> tuple[dict[str, Int8Graph], tuple[str, ...]]:
+    held_out = judged_by("int8", len(sample.pixels))
+    with narrator.step("Calibrating INT8") as step:
+        calibrated = calibrate(
+            fp32, sample.pixels[~held_out], sample.pixels[held_out], eager[held_out], on_progress=step.advance_to
+        )
+        step.done(f"{len(calibrated.images.held_out)} of the images held out")
+    graphs = {}
+    with narrator.step("Quantising to INT8") as step:
+        graphs[INT8_NAME] = given = int8_from_fp32(
+            calibrated, layer_names=layer_names, bar=bar, on_progress=step.advance_to
+        )
+        step.done(given.described)
+    warnings = given.warnings
+    with narrator.step("Quantising to INT8 for TensorRT") as step:
+        try:
+            graphs[INT8_TENSORRT_NAME] = given = int8_from_fp32(
+                calibrated, layer_names=layer_names, bar=bar, form="tensorrt", on_progress=step.advance_to
+            )
+            step.done(given.described)
+        # Its activations have half as many levels; what CPUs serve needn't wait for it.
+        except VerificationError as error:
+            warnings = (*warnings, f"there is no INT8 graph for TensorRT: {error}")
+            step.done("left out")
+    for warning in warnings:
+        narrator.warn(warning)
+    return graphs, warnings
 
 
 def _write(

@@ -30,6 +30,19 @@ def export(
     strict_fp16: Annotated[
         bool, typer.Option("--strict-fp16", help="Fail where FP16 can't hold a layer, instead of keeping it in FP32.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write INT8 graphs, calibrated on half of the images.")
+    ] = False,
+    int8_bar: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Of the other half, the share that must have PyTorch's top-1 class; default: 0.98. Layers that INT8 "
+            "harms most stay in FP32 until it holds.",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Verify on these images instead of generated ones.")
     ] = None,
@@ -66,12 +79,14 @@ def export(
     run is held against eager PyTorch FP32. Nothing is written unless it is equal.
     """
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
-    from export.artifacts import Fp16Options
+    from export.artifacts import Fp16Options, Int8Options
     from export.pipeline import ExportOptions, export_checkpoint
     from export.progress import ConsoleNarrator
 
     if not fp16 and (keep_fp32 or strict_fp16):
         raise InputError("--keep-fp32 and --strict-fp16 say how the FP16 graph is made; add --fp16")
+    if int8_bar is not None and not int8:
+        raise InputError("--int8-bar says how good the INT8 graph must be; add --int8")
     options = ExportOptions(
         source=network_source(
             checkpoint,
@@ -85,6 +100,7 @@ def export(
         name=name,
         force=force,
         fp16=Fp16Options(tuple(keep_fp32 or ()), strict_fp16) if fp16 else None,
+        int8=None if not int8 else Int8Options() if int8_bar is None else Int8Options(int8_bar),
         engine=engine,
         images=images,
         max_images=max_images,

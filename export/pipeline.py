@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifacts import Fp16Options, write_artifacts
+from export.artifacts import Fp16Options, Int8Options, write_artifacts
 from export.checkpoint import Checkpoint
 from export.fold import FoldedNetwork, fold_network
 from export.loading import NetworkSource, network_of, read_source
@@ -20,6 +20,7 @@ from export.progress import Narrator
 from export.report import Report, write_report
 from export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
 from export.verify import (
+    INT8_MIN_AGREEMENT,
     Sample,
     Skipped,
     check_passed,
@@ -45,6 +46,8 @@ from serve.model_package import (
 from serve.reference import REFERENCE_NAME, write_reference
 
 _PROBE_ROWS = 1
+_GENERATED_IMAGES = 64
+_GENERATED_IMAGES_FOR_INT8 = 256
 _VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
 
 
@@ -58,11 +61,14 @@ class ExportOptions:
     force: bool = False
     fp16: Fp16Options | None = None
     """Also write an FP16 graph."""
+    int8: Int8Options | None = None
+    """Also write INT8 graphs."""
     engine: str | None = None
     """A compute capability such as `sm89`, to build a TensorRT engine ahead of time; None: for the GPU at hand."""
     images: Path | None = None
     max_images: int = 1000
-    generated_images: int = 64
+    generated_images: int | None = None
+    """How many, without `images`; None: 64, with `int8` 256."""
     labels: str | None = None
     """A file's path, or `imagenet`."""
     mean: tuple[float, ...] | None = None
@@ -134,7 +140,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 network,
                 facts,
                 fp16=options.fp16,
-                calibration=sample.pixels,
+                int8=options.int8,
+                sample=sample,
+                eager=eager,
                 layer_names=trained.layer_names,
                 engine_for=options.engine,
                 narrator=narrator,
@@ -150,7 +158,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 provenance=_provenance(checkpoint, options),
             )
             package = ModelPackage(folder=folder, manifest=manifest)
-            verifications, skipped = _verify(package, sample, eager, narrator)
+            verifications, skipped = _verify(package, sample, eager, options.int8, narrator)
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
@@ -164,7 +172,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 fp16_ranges=written.guarded.ranges if written.guarded else (),
                 engine_note=written.engine_note,
                 skipped=skipped,
-                warnings=(*facts.assumptions, *facts.unseen, *doubts),
+                fp16_deviation=written.guarded.deviation if written.guarded else None,
+                int8={path: graph.findings for path, graph in written.int8.items()},
+                warnings=(*facts.assumptions, *facts.unseen, *doubts, *written.int8_warnings),
             )
             check_passed(verifications)
             write_report(folder, report)
@@ -209,8 +219,11 @@ def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[st
     if options.images is not None:
         return sample_from_folder(options.images, facts.input, options.max_images), ()
     done = "verified" if options.fp16 is None else "verified, and FP16 held against overflow,"
+    if options.int8 is not None:
+        done = f"INT8 was calibrated, and all {done}"
+    usual = _GENERATED_IMAGES if options.int8 is None else _GENERATED_IMAGES_FOR_INT8
     doubt = f"{done} on generated images only; --images DIR with a few hundred of the network's own kind proves more"
-    return generated_sample(facts.input, options.generated_images), (doubt,)
+    return generated_sample(facts.input, options.generated_images or usual), (doubt,)
 
 
 def _training_statistics(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> TrainingStatistics | None:
@@ -252,13 +265,18 @@ def _eager(trained: TrainedNetwork, facts: ModelFacts, sample: Sample, narrator:
 
 
 def _verify(
-    package: ModelPackage, sample: Sample, eager: NDArray[np.float32], narrator: Narrator
+    package: ModelPackage,
+    sample: Sample,
+    eager: NDArray[np.float32],
+    int8: Int8Options | None,
+    narrator: Narrator,
 ) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
     verifications: list[Verification] = []
     skipped: list[Skipped] = []
     for artifact in package.manifest.artifacts:
         with narrator.step(f"Verifying {artifact.path}") as step:
-            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to)
+            bar = INT8_MIN_AGREEMENT if int8 is None else int8.bar
+            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, int8_bar=bar)
             verifications += done
             skipped += left
             results = [f"{v.backend} top-1 {v.top1_agreement:.2%}, off by {v.max_abs_difference:.2g}" for v in done]

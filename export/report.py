@@ -32,6 +32,11 @@ class Report:
     """Layers of the FP16 graph that are FP32, with the reasons."""
     fp16_ranges: tuple[LayerRange, ...]
     """What each layer takes, gives and holds on the calibration images; empty without an FP16 graph."""
+    fp16_deviation: float | None
+    """Largest difference of a logit from FP32's on calibration images, as a share of the logits' range, with each FP16
+    value stored in 16 bits as on a GPU; CPU runtimes leave most roundings out."""
+    int8: dict[str, dict[str, Any]]
+    """By artifact path: `Int8Graph.findings`, what was tried and what the bar took."""
     engine_note: str
     """Which engine was built, or why none was."""
     skipped: tuple[Skipped, ...]
@@ -47,5 +52,22 @@ def write_report(folder: Path, report: Report) -> None:
     """Write report.json and report.html into `folder`."""
     plain = report.as_dict()
     (folder / "report.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    page = page_environment().get_template("report.html.j2").render(plain)
+    page = page_environment().get_template("report.html.j2").render(plain, layers_in_precision=_in_precision(plain))
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _in_precision(plain: dict[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Artifact path -> `layers` and `weights` -> (those in the artifact's own precision, all)."""
+    found = {}
+    for artifact in plain["manifest"]["artifacts"]:
+        path, precision = artifact["path"], artifact["precision"]
+        share = plain["int8"][path]["share"] if path in plain["int8"] else plain["precision"].get(path)
+        if share is not None:
+            found[path] = {
+                what: (
+                    share[what] - share[f"fp16_{what}"] if precision == "fp32" else share[f"{precision}_{what}"],
+                    share[what],
+                )
+                for what in ("layers", "weights")
+            }
+    return found

@@ -31,7 +31,7 @@ def serve(
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
     backend: Annotated[str, _option("backend", "auto, onnxruntime, openvino or tensorrt.")] = _default("backend"),
-    precision: Annotated[str, _option("precision", "auto, fp32 or fp16.")] = _default("precision"),
+    precision: Annotated[str, _option("precision", "auto, fp32, fp16 or int8.")] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
     ] = _default("max_batch"),

@@ -70,7 +70,7 @@ def diagnose(
     driver, cpu = nvidia_driver(), this_cpu()
     candidates = judge_backends(package, precision=precision, buckets=buckets)
     name = None if package is None else package.manifest.name
-    advice = tuple(_advice(runtimes, driver, package, candidates))
+    advice = tuple(_advice(runtimes, driver, cpu, package, precision, candidates))
     return Diagnosis(runtimes, driver, cpu, name, candidates, advice)
 
 
@@ -86,7 +86,9 @@ def _runtime(name: str) -> Runtime:
 def _advice(
     runtimes: tuple[Runtime, ...],
     driver: Driver | None,
+    cpu: Cpu,
     package: ModelPackage | None,
+    precision: str,
     candidates: tuple[Verdict, ...],
 ) -> list[str]:
     installed = {runtime.name for runtime in runtimes if runtime.distribution is not None}
@@ -108,4 +110,9 @@ def _advice(
     on_cpu = choice is None or choice.title not in ("TensorRT", "ONNX Runtime on a GPU")
     if on_cpu and "OpenVINO" not in installed:
         advice.append(f"OpenVINO serves fastest on CPUs: {_INSTALL['OpenVINO']}")
+    if on_cpu and cpu.int8 and package is not None and precision != "int8":
+        export = "" if package.find("onnx", "int8") else f"export {package.manifest.name} with --int8 and "
+        advice.append(
+            f"this CPU multiplies 8-bit integers ({', '.join(cpu.int8)}): {export}serve it with --precision int8"
+        )
     return advice

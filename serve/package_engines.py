@@ -85,7 +85,7 @@ def add_engine(
 
 
 def _add(package: ModelPackage, capability: str | None, precision: str, max_batch: int, shown: Shown) -> AddedEngine:
-    graph = onnx_artifact(package, precision, prefer_fp16=True)
+    graph = onnx_artifact(package, precision, reader="tensorrt")
     choice = available_builder(capability)
     bound_to = engine_details(choice, graph.sha256, batch_profile(max_batch))
     if (there := _sound_engine(package, bound_to)) is not None:

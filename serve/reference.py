@@ -18,11 +18,12 @@ from serve.model_package import ModelPackage
 
 REFERENCE_NAME = "reference.npz"
 REFERENCE_ROWS = 8
-MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.25}
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.1}
 """Largest logit difference by precision, as a share of the range of the reference's logits.
 
 For FP32 it is the bar of the export. The others only tell rounding from nonsense: their bar is agreement, which needs
-more images than a start-up has time for.
+more images than a start-up has time for. INT8's rounding comes to 0.03 on ResNets; where a CPU's INT8 products overflow
+it has been seen at 0.16, with the class right one time in eight.
 """
 
 

@@ -21,7 +21,7 @@ class Settings(BaseModel):
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
-    precision: Literal["auto", "fp32", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
     """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see `serve.model`)."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 # First, before a runtime is imported.
 from serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from serve.backends.base import Backend
-from serve.backends.onnx_artifact import onnx_artifact
+from serve.backends.onnx_artifact import Reader, onnx_artifact
 from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import ModelPackage
 
@@ -32,8 +32,8 @@ def open_backend(
     Args:
         backend: one of `BACKENDS`, or `auto`: TensorRT where a GPU is and an engine that fits it is here or can
             be built, ONNX Runtime with CUDA where a GPU is, OpenVINO, ONNX Runtime on the CPU: the first that opens.
-        precision: `fp32`, `fp16`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both runtimes
-            compute an FP16 graph in FP32, which gains nothing.
+        precision: `fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both
+            runtimes compute an FP16 graph in FP32, which gains nothing; INT8 is never chosen unasked.
         buckets: batch sizes in rows to prepare for, ascending.
         threads: CPU threads of the runtime; 0 leaves it to the runtime.
         engine_cache: folder in which TensorRT engines are kept that are built here because none of the package's fits,
@@ -140,9 +140,9 @@ def _why_no_onnxruntime(
     if cuda:
         from serve.backends.onnxruntime import why_no_cuda
 
-        if (reason := why_no_cuda()) is not None:
+        if (reason := why_no_cuda(precision)) is not None:
             return reason
-    return _why_no_graph(package, precision, prefer_fp16=cuda)
+    return _why_no_graph(package, precision, reader="cuda" if cuda else "cpu")
 
 
 def _open_openvino(
@@ -159,14 +159,17 @@ def _open_openvino(
 
 
 def _why_no_openvino(package: ModelPackage | None, precision: str, buckets: tuple[int, ...]) -> str | None:  # noqa: ARG001
-    return why_not_installed("openvino") or _why_no_graph(package, precision, prefer_fp16=False)
+    from serve.backends.openvino import why_no_openvino
+
+    reason = why_not_installed("openvino") or why_no_openvino(precision)
+    return reason or _why_no_graph(package, precision, reader="cpu")
 
 
-def _why_no_graph(package: ModelPackage | None, precision: str, *, prefer_fp16: bool) -> str | None:
+def _why_no_graph(package: ModelPackage | None, precision: str, *, reader: Reader) -> str | None:
     if package is None:
         return None
     try:
-        onnx_artifact(package, precision, prefer_fp16=prefer_fp16)
+        onnx_artifact(package, precision, reader=reader)
     except BackendUnavailableError as error:
         return str(error)
     return None

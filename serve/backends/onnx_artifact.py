@@ -1,20 +1,36 @@
 """Which ONNX graph of a package a runtime is given."""
 
+from typing import Literal
+
 from serve.errors import BackendUnavailableError
 from serve.model_package import Artifact, ModelPackage
 
+Reader = Literal["cpu", "cuda", "tensorrt"]
+"""ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""
+READ_BY = "read_by"
+"""In the details of an ONNX artifact: the one reader that it is written for, as CPUs and TensorRT read different INT8
+graphs. Without it all read it."""
 
-def onnx_artifact(package: ModelPackage, precision: str, *, prefer_fp16: bool) -> Artifact:
-    """The ONNX artifact of `precision`; for `auto` the FP16 one if `prefer_fp16` and there is one, else FP32.
+
+def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> Artifact:
+    """The ONNX artifact of `precision` for `reader`; for `auto` on a GPU the FP16 one if there is one, else FP32.
 
     Raises:
-        BackendUnavailableError: the package has no graph of that precision.
+        BackendUnavailableError: the package has no graph of that precision for it.
     """
-    wanted = [precision] if precision != "auto" else ["fp16", "fp32"] if prefer_fp16 else ["fp32"]
+    graphs = [artifact for artifact in package.manifest.artifacts if artifact.format == "onnx"]
+    wanted = [precision] if precision != "auto" else ["fp32"] if reader == "cpu" else ["fp16", "fp32"]
     for name in wanted:
-        if (artifact := package.find("onnx", name)) is not None:
-            return artifact
-    held = ", ".join(a.precision for a in package.manifest.artifacts if a.format == "onnx")
+        for artifact in graphs:
+            if artifact.precision == name and artifact.details.get(READ_BY, reader) == reader:
+                return artifact
+    name = package.manifest.name
+    if others := [str(graph.details[READ_BY]) for graph in graphs if graph.precision == precision]:
+        raise BackendUnavailableError(
+            f"package {name} has its {precision} ONNX graph for {', '.join(others)} only, none for {reader}; "
+            "report.html in it says why"
+        )
+    held = ", ".join(graph.precision for graph in graphs)
     raise BackendUnavailableError(
-        f"package {package.manifest.name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
+        f"package {name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
     )

@@ -24,13 +24,11 @@ class OnnxRuntimeBackend:
         import onnxruntime as ort
 
         if cuda:
-            if (reason := why_no_cuda()) is not None:
+            if (reason := why_no_cuda(precision)) is not None:
                 raise BackendUnavailableError(reason)
             # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
             ort.preload_dlls()
-        artifact = onnx_artifact(package, precision, prefer_fp16=cuda)
-        if cuda and artifact.precision == "int8":
-            raise BackendUnavailableError("its CUDA provider has no INT8 convolutions; TensorRT has, and so have CPUs")
+        artifact = onnx_artifact(package, precision, reader="cuda" if cuda else "cpu")
         path = package.checked_path(artifact)
         try:
             self._session: Any = open_session(path, threads=threads, cuda=cuda)
@@ -83,13 +81,15 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
     return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
 
 
-def why_no_cuda() -> str | None:
-    """None if ONNX Runtime was built with CUDA and a driver has a device, else one sentence."""
+def why_no_cuda(precision: str = "auto") -> str | None:
+    """None if ONNX Runtime was built with CUDA, which computes in `precision`, and a driver has a device; else why."""
     import onnxruntime as ort
 
     # The provider is listed by every onnxruntime-gpu build, with a GPU or without.
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return "the installed build has no CUDA"
+    if precision == "int8":
+        return "its CUDA provider has no INT8 convolutions; TensorRT has, and so have the CPU runtimes"
     return None if _driver_has_device() else "no NVIDIA driver with a GPU is here"
 
 

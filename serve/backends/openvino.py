@@ -1,5 +1,6 @@
 """OpenVINO on a CPU."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends.onnx_artifact import onnx_artifact
-from serve.errors import BackendError
+from serve.cpu import this_cpu
+from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import ModelPackage
 
 
@@ -20,7 +22,9 @@ class OpenVinoBackend:
     def __init__(self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int) -> None:
         import openvino as ov
 
-        artifact = onnx_artifact(package, precision, prefer_fp16=False)
+        if (reason := why_no_openvino(precision)) is not None:
+            raise BackendUnavailableError(reason)
+        artifact = onnx_artifact(package, precision, reader="cpu")
         path = package.checked_path(artifact)
         try:
             self._request: Any = open_request(path, threads=threads)
@@ -43,6 +47,14 @@ class OpenVinoBackend:
     def close(self) -> None:
         """See `serve.backends.base.Backend.close`."""
         self._request = None
+
+
+def why_no_openvino(precision: str) -> str | None:
+    """None if OpenVINO computes in `precision` on this CPU what the graph says; else why not."""
+    if precision == "int8" and platform.machine() in ("x86_64", "AMD64") and not this_cpu().int8:
+        # oneDNN adds pairs of products in 16 bits there, and has no exact way.
+        return "its INT8 products overflow on CPUs without VNNI, and this one tells of none; ONNX Runtime's don't"
+    return None
 
 
 def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:

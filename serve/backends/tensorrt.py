@@ -45,7 +45,7 @@ def open_tensorrt(
     # Before the engines: without a GPU nothing about them matters to the user.
     cuda = open_cuda()
     gpu = cuda.gpu()
-    graph = onnx_artifact(package, precision, prefer_fp16=True)
+    graph = onnx_artifact(package, precision, reader="tensorrt")
     opened, refusals = _engine_of_package(package, graph, gpu, buckets)
     if opened is None:
         if engine_cache is None:
@@ -79,7 +79,7 @@ def why_unavailable(
         if package is None:
             available_builder(gpu.capability)
             return None
-        graph = onnx_artifact(package, precision, prefer_fp16=True)
+        graph = onnx_artifact(package, precision, reader="tensorrt")
         judged = _judged(package, graph, gpu, buckets)
         if any(reason is None for _, _, reason in judged):
             return None

@@ -4,8 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from export.cli import main
 from export.fold import FoldedNetwork, fold_network
 from serve.backends import open_backend
 from serve.model_package import load_package
+from tests.export.commands import Outcome, RunExport, only_error
 from tests.export.resnets import cifar_resnet18, tiny_network, trained_like
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-RunExport = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run_export(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunExport:
-    """Run `export ARGUMENTS` in this process, which has imported torch already."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capfd.readouterr()
-        return Outcome(int(exited.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-def only_error(result: Outcome) -> str:
-    """The one error line; asserts that the exit code says wrong input."""
-    assert result.exit_code == 2, result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    return errors[0]
 
 
 def test_a_package_is_complete_and_says_what_was_found(tiny_package: Path) -> None:

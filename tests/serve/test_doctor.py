@@ -114,6 +114,25 @@ def test_a_gpu_that_goes_unused_is_said_with_the_cure(run, tmp_path, monkeypatch
     assert "TensorRT would serve fastest on the Fake RTX 4090, but: " in run()[1]
 
 
+def test_int8_is_advised_where_the_cpu_multiplies_it_and_it_is_not_asked_for_already(tmp_path, monkeypatch):
+    folder = write_colours_package(tmp_path / "colours")
+    package = load_package(folder)
+    asked = {"artifacts": (package.manifest.artifacts[0].model_copy(update={"precision": "int8", "path": "int8"}),)}
+    with_int8 = package.model_copy(update={"manifest": package.manifest.model_copy(update=asked)})
+    cure = "export colours with --int8 and serve it with --precision int8"
+    for features, its_package, precision, expected in (
+        (("avx512_vnni",), package, "auto", f"(avx512_vnni): {cure}"),
+        (("avx512_vnni",), with_int8, "auto", "(avx512_vnni): serve it with --precision int8"),
+        (("avx512_vnni",), with_int8, "int8", None),
+        (("avx512_vnni",), None, "auto", None),
+        (("avx2",), package, "auto", None),
+    ):
+        monkeypatch.setattr(doctor, "this_cpu", lambda features=features: Cpu("a CPU", 2, features))
+        advice = [line for line in doctor.diagnose(its_package, precision=precision).advice if "8-bit" in line]
+        assert bool(advice) == (expected is not None)
+        assert expected is None or advice[0].endswith(expected)
+
+
 def test_a_driver_without_gpus_is_said(run, monkeypatch):
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: Driver(None, "13.2", (), "cuInit failed: words"))
     text = run()[1]

@@ -1,0 +1,81 @@
+"""The images that INT8 is calibrated on and those that it is judged on, which must not be the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import InputError
+
+MIN_IMAGES = 16
+"""Fewer say nothing about the range of an activation, nor about agreement."""
+ENOUGH_IMAGES = 100
+"""Of fewer, one image is more than a percent, and rare large activations are likely missed."""
+_JUDGING_EVERY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationImages:
+    """All (n, height, width, channels), uint8; no held-out image is among the others."""
+
+    fitting: NDArray[np.uint8]
+    """Ranges are found on them."""
+    judging: NDArray[np.uint8]
+    """Calibrators are compared, and harmful layers found, on them."""
+    judging_logits: NDArray[np.float32]
+    """The FP32 graph's logits of `judging`."""
+    held_out: NDArray[np.uint8]
+    held_out_logits: NDArray[np.float32]
+    """Eager PyTorch's FP32 logits of `held_out`."""
+    warnings: tuple[str, ...]
+
+
+def split_images(
+    calibration: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    held_out_logits: NDArray[np.float32],
+    row_shape: tuple[int, int, int],
+    fp32_logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+) -> CalibrationImages:
+    """Split `calibration` in two, and leave out of `held_out` what is in it.
+
+    Args:
+        row_shape: (height, width, channels) that the model takes.
+        fp32_logits: the FP32 graph.
+
+    Raises:
+        InputError: images of another shape than `row_shape`, too few of them, or not as many logits.
+    """
+    for kind, pixels in (("calibration", calibration), ("held-out", held_out)):
+        if pixels.ndim != 4 or pixels.shape[1:] != row_shape or pixels.dtype != np.uint8:
+            raise InputError(
+                f"the {kind} images are {pixels.dtype} {pixels.shape}; the model takes uint8 (n, "
+                f"{', '.join(map(str, row_shape))})"
+            )
+    if len(held_out_logits) != len(held_out):
+        raise InputError(f"{len(held_out)} held-out images came with logits of {len(held_out_logits)}")
+    warnings = []
+    seen = {image.tobytes() for image in calibration}
+    new = np.array([image.tobytes() not in seen for image in held_out], bool)
+    if not new.all():
+        warnings.append(
+            f"{int((~new).sum())} of {len(held_out)} held-out images are calibration images too and were left out"
+        )
+    for kind, count in (("to calibrate INT8 on", len(calibration)), ("to hold INT8 against", int(new.sum()))):
+        if count < MIN_IMAGES:
+            raise InputError(
+                f"{count} images {kind}; at least {MIN_IMAGES} are needed, a few hundred are better: give more with "
+                "--images"
+            )
+        if count < ENOUGH_IMAGES:
+            warnings.append(f"only {count} images {kind}; {ENOUGH_IMAGES} or more would tell more")
+    judged = np.arange(len(calibration)) % _JUDGING_EVERY == 0
+    return CalibrationImages(
+        fitting=calibration[~judged],
+        judging=calibration[judged],
+        judging_logits=fp32_logits(calibration[judged]),
+        held_out=held_out[new],
+        held_out_logits=held_out_logits[new],
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,133 @@
+"""Layers given back to FP32 one at a time, those that hurt most first, until the network agrees with PyTorch.
+
+What hurts is judged on calibration images; the held-out ones only tell when it is enough.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.int8.calibration_images import CalibrationImages
+from export.int8.closeness import agreement, logit_error
+from export.int8.int8_share import LayerCost, int8_share
+from export.int8.layer_noise import layer_noise
+from export.int8.runtimes import onnxruntime_logits
+from serve.errors import VerificationError
+
+MIN_SHARE = 0.5
+"""Of the multiply-adds, that must be INT8: with less there is little to gain over FP32."""
+_MEASURED = 24
+"""Layers whose effect on the logits is measured, one run each; of deeper networks the first, the last and the noisiest
+are."""
+_LEAST_GAIN = 0.005
+"""Of the logits' error, that a layer must take away to be given back."""
+
+Quantise = Callable[[Sequence[str]], onnx.ModelProto]
+"""The names of the layers that stay FP32 to the quantised graph."""
+Runtimes = Callable[[onnx.ModelProto, NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
+"""A graph and images to each runtime's logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A layer that was left in FP32, and what that was good for."""
+
+    layer: str
+    multiply_adds: float
+    """Its share of the network's, 0 to 1."""
+    logit_error: float
+    """That the calibration images' logits have left; see `export.int8.closeness`."""
+    agreement_before: float
+    agreement_after: float
+    """With eager PyTorch on the held-out images; of the runtimes' the lowest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """A quantised graph that keeps its bar."""
+
+    model: onnx.ModelProto
+    agreement_by_runtime: dict[str, float]
+    trade: tuple[GivenBack, ...]
+
+
+def give_back(
+    model: onnx.ModelProto,
+    quantise: Quantise,
+    runtimes: Runtimes,
+    images: CalibrationImages,
+    *,
+    bar: float,
+    costs: Mapping[str, LayerCost],
+    layer_names: Mapping[str, str],
+) -> Agreed:
+    """Quantise `model`, and leave in FP32 as many layers as `bar` needs.
+
+    Args:
+        model: FP32.
+        runtimes: run a quantised graph on the held-out images.
+        bar: smallest agreement with eager PyTorch that every one of the runtimes must have.
+        costs: of all layers of `model`.
+        layer_names: the graph's layers to what the result and errors call them.
+
+    Raises:
+        VerificationError: the bar doesn't hold while `MIN_SHARE` of the multiply-adds are INT8; with the trade.
+    """
+    quantised = quantise(())
+    agreements = _agreements(runtimes(quantised, images.held_out), images)
+    if min(agreements.values()) >= bar:
+        return Agreed(quantised, agreements, ())
+    total = sum(cost.multiply_adds for cost in costs.values())
+    error = _error(quantised, images)
+    kept: list[str] = []
+    trade: list[GivenBack] = []
+    for layer in _most_harmful_first(model, quantise, images, tuple(costs)):
+        attempt = quantise([*kept, layer])
+        remaining = _error(attempt, images)
+        if int8_share(attempt, costs).share < MIN_SHARE or remaining > error * (1 - _LEAST_GAIN):
+            continue
+        before = min(agreements.values())
+        kept.append(layer)
+        error = remaining
+        agreements = _agreements(runtimes(attempt, images.held_out), images)
+        after = min(agreements.values())
+        trade.append(GivenBack(layer_names.get(layer, layer), costs[layer].multiply_adds / total, error, before, after))
+        if after >= bar:
+            return Agreed(attempt, agreements, tuple(trade))
+    raise VerificationError(_failure(bar, trade, agreements))
+
+
+def _most_harmful_first(
+    model: onnx.ModelProto, quantise: Quantise, images: CalibrationImages, layers: Sequence[str]
+) -> list[str]:
+    """INT8 layers by the error that the logits have left when that layer alone is FP32; behind them by their own noise.
+
+    A layer's own noise is not what it does to the logits, but it costs one run for all layers of a deep network.
+    """
+    noise = layer_noise(model, quantise(()), images.judging)
+    by_noise = [layer for layer in (layers[0], layers[-1]) if layer in noise]
+    by_noise += [layer for layer in noise if layer not in by_noise]
+    errors = {layer: _error(quantise([layer]), images) for layer in by_noise[:_MEASURED]}
+    return [*sorted(errors, key=lambda layer: errors[layer]), *by_noise[_MEASURED:]]
+
+
+def _error(model: onnx.ModelProto, images: CalibrationImages) -> float:
+    return logit_error(onnxruntime_logits(model, images.judging), images.judging_logits)
+
+
+def _agreements(by_runtime: Mapping[str, NDArray[np.float32]], images: CalibrationImages) -> dict[str, float]:
+    return {name: agreement(logits, images.held_out_logits) for name, logits in by_runtime.items()}
+
+
+def _failure(bar: float, trade: Sequence[GivenBack], agreements: Mapping[str, float]) -> str:
+    steps = "; ".join(f"{t.layer} in FP32: {t.agreement_before:.2%} to {t.agreement_after:.2%}" for t in trade)
+    tried = f"layers were given back to FP32 ({steps})" if trade else "no layer could be given back to FP32"
+    runtimes = ", ".join(f"{value:.2%} on {name}" for name, value in agreements.items())
+    return (
+        f"in INT8 the model has eager PyTorch's top-1 class on {runtimes} of the held-out images, and at least "
+        f"{bar:.2%} is asked for, though {tried}. No other helps, or less than {MIN_SHARE:.0%} of the multiply-adds "
+        "would be INT8. Calibrate on more images of the network's own kind (--images), or lower --int8-bar"
+    )

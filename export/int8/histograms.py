@@ -1,0 +1,92 @@
+"""How large the values of each activation are: one histogram for each, collected in one pass over the images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import shape_inference
+
+from export.int8.runtimes import onnxruntime_session
+from serve.errors import VerificationError
+from serve.model_package import INPUT_NAME
+
+BINS = 16384
+# So that the activations of a batch, all of which are held at once, take about the same memory whatever the size.
+_BATCH_PIXELS = 2 * 224 * 224
+_MAX_BATCH_ROWS = 64
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Magnitudes of an activation's values over all the images that were seen."""
+
+    counts: NDArray[np.int64]
+    """(BINS,): how many values v have i <= |v| / `limit` * BINS < i + 1."""
+    limit: float
+    """Upper edge of the last bin, at most four times `largest`."""
+    lowest: float
+    highest: float
+    """Smallest and largest v."""
+
+    @property
+    def largest(self) -> float:
+        """Largest |v|."""
+        return max(-self.lowest, self.highest)
+
+
+def activation_histograms(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    pixels: NDArray[np.uint8],
+    on_progress: Callable[[float], None],
+) -> dict[str, Histogram]:
+    """Run `model` in FP32 on `pixels` (n, h, w, c) and count the magnitudes of `tensors`, its activations.
+
+    The same input gives the same counts. Memory is bounded: no activation is kept.
+
+    Raises:
+        VerificationError: an activation is NaN or infinite; it is named.
+    """
+    session = onnxruntime_session(_with_outputs(model, tensors))
+    histograms = {name: Histogram(np.zeros(BINS, np.int64), 0.0, np.inf, -np.inf) for name in tensors}
+    rows = int(np.clip(_BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1, _MAX_BATCH_ROWS))
+    for start in range(0, len(pixels), rows):
+        values = session.run(list(tensors), {INPUT_NAME: pixels[start : start + rows]})
+        for name, activation in zip(tensors, values, strict=True):
+            _count(histograms[name], activation, name)
+        on_progress(min(1.0, (start + rows) / len(pixels)))
+    return histograms
+
+
+def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    inferred = shape_inference.infer_shapes(model)
+    values = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    del inferred.graph.output[:]
+    inferred.graph.output.extend(values[name] for name in tensors)
+    return inferred
+
+
+def _count(histogram: Histogram, activation: NDArray[np.float32], name: str) -> None:
+    lowest, highest = float(activation.min()), float(activation.max())
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise VerificationError(f"activation {name} is NaN or infinite in FP32, so it has no range to quantise")
+    histogram.lowest, histogram.highest = min(histogram.lowest, lowest), max(histogram.highest, highest)
+    magnitudes = np.abs(activation).ravel()
+    largest = max(-lowest, highest)
+    if histogram.limit == 0:
+        # Later images reach further; twice the room spares most of the merging.
+        histogram.limit = 2 * largest
+    if largest == 0:
+        histogram.counts[0] += magnitudes.size
+        return
+    while largest >= histogram.limit:
+        # Two bins become one, so that no value need be counted again.
+        merged = histogram.counts.reshape(-1, 2).sum(axis=1)
+        histogram.counts = np.concatenate([merged, np.zeros_like(merged)])
+        histogram.limit *= 2
+    bins = (magnitudes * np.float32(BINS / histogram.limit)).astype(np.int32)
+    # A quotient that float32 rounds up to BINS belongs to the last bin.
+    np.minimum(bins, BINS - 1, out=bins)
+    histogram.counts += np.bincount(bins, minlength=BINS)

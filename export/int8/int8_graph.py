@@ -1,0 +1,202 @@
+"""An FP32 graph becomes an INT8 one that agrees with PyTorch, or an error that says how far it came."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.int8.calibration_images import CalibrationImages, split_images
+from export.int8.calibrators import CALIBRATORS, Range
+from export.int8.closeness import agreement, logit_error
+from export.int8.give_back import GivenBack, Runtimes, give_back
+from export.int8.histograms import Histogram, activation_histograms
+from export.int8.int8_share import Int8Share, int8_share, layer_costs
+from export.int8.operators import quantised_tensors
+from export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
+from export.int8.runtimes import logits_by_runtime, onnxruntime_logits
+from export.verify import INT8_MIN_AGREEMENT
+
+Form = Literal["cpu", "tensorrt"]
+"""Whom a graph is for: they read different QDQ graphs. See `export.int8.quantiser`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What the images tell about an FP32 graph: enough for its INT8 graphs of either form."""
+
+    model: onnx.ModelProto
+    """FP32."""
+    histograms: Mapping[str, Histogram]
+    """Of each activation that may be quantised."""
+    images: CalibrationImages
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratorTrial:
+    """How well the network with all its layers in INT8 keeps to FP32, on calibration images that set no range."""
+
+    calibrator: str
+    agreement: float
+    """Share of images with the same top-1 class."""
+    logit_error: float
+    """Root mean square of the logits' differences, as a share of their standard deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Graph:
+    """A graph with QDQ pairs that keeps the bar, and what that took. Layers are called as in the checkpoint."""
+
+    model: onnx.ModelProto
+    calibrator: str
+    trials: tuple[CalibratorTrial, ...]
+    """Of every calibrator, the best first: it is `calibrator`."""
+    trade: tuple[GivenBack, ...]
+    """In the order in which layers were given back to FP32; empty where every layer is INT8."""
+    share: Int8Share
+    """Read back from `model`."""
+    fp32_nodes: frozenset[str]
+    """The graph's names of the layers in FP32."""
+    bar: float
+    agreement_by_runtime: dict[str, float]
+    """Runtime to the share of the held-out images on which `model` has eager PyTorch's top-1 class."""
+    calibration_images: int
+    held_out_images: int
+    warnings: tuple[str, ...]
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """All but the graph itself, as plain values."""
+        return {
+            "calibrator": self.calibrator,
+            "trials": [asdict(trial) for trial in self.trials],
+            "trade": [asdict(step) for step in self.trade],
+            "share": asdict(self.share),
+            "bar": self.bar,
+            "agreement_by_runtime": self.agreement_by_runtime,
+            "calibration_images": self.calibration_images,
+            "held_out_images": self.held_out_images,
+        }
+
+    @property
+    def described(self) -> str:
+        """For people, on one line."""
+        agreed = ", ".join(f"{value:.2%} on {name}" for name, value in self.agreement_by_runtime.items())
+        return (
+            f"{self.calibrator} ranges, {self.share.int8_layers} of {self.share.layers} layers and "
+            f"{self.share.share:.1%} of the multiply-adds in INT8; PyTorch's top-1 class on {agreed} of "
+            f"{self.held_out_images} held-out images"
+        )
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    eager_held_out: NDArray[np.float32],
+    *,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Calibrated:
+    """Run `model` on the calibration images and note how large its activations are.
+
+    Args:
+        model: FP32, as `onnx_from_network` makes it.
+        calibration: images (n, h, w, c) to find ranges on.
+        held_out: other images, to judge by.
+        eager_held_out: eager PyTorch's FP32 logits (n, classes) of them.
+        on_progress: called with the share of the work that is done, 0 to 1, never falling.
+
+    Raises:
+        InputError: images of another size, or too few of them.
+        VerificationError: an activation is NaN or infinite.
+        BackendUnavailableError: ONNX Runtime, whose quantiser this is, is not installed.
+    """
+    images = split_images(calibration, held_out, eager_held_out, _row_shape(model), partial(onnxruntime_logits, model))
+    return Calibrated(
+        model, activation_histograms(model, quantised_tensors(model), images.fitting, on_progress), images
+    )
+
+
+def int8_from_fp32(
+    calibrated: Calibrated,
+    *,
+    layer_names: Mapping[str, str],
+    bar: float = INT8_MIN_AGREEMENT,
+    form: Form = "cpu",
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Int8Graph:
+    """Quantise with the calibrator that suits the network best, leaving in FP32 the layers that the bar needs so.
+
+    On one machine the same input gives the same graph. `calibrated` is left as it is.
+
+    Args:
+        layer_names: the graph's layers to the checkpoint's, where they differ.
+        bar: smallest share of held-out images that must have eager PyTorch's top-1 class: on every CPU runtime that
+            is installed; of TensorRT's form on ONNX Runtime, which rounds wherever the graph says so.
+        form: of the graph.
+        on_progress: called with the share of the work that is done, 0 to 1, never falling.
+
+    Raises:
+        VerificationError: the bar doesn't hold with half of the multiply-adds in INT8.
+    """
+    model, images = calibrated.model, calibrated.images
+    quantiser, runtimes = _FORMS[form]
+    trials, ranges = _try_calibrators(calibrated, quantiser, lambda done: on_progress(0.5 * done))
+    costs = layer_costs(model)
+    agreed = give_back(
+        model,
+        lambda keep_fp32: quantiser(model, ranges, keep_fp32),
+        runtimes,
+        images,
+        bar=bar,
+        costs=costs,
+        layer_names=layer_names,
+    )
+    on_progress(1.0)
+    share = int8_share(agreed.model, costs)
+    return Int8Graph(
+        model=agreed.model,
+        calibrator=trials[0].calibrator,
+        trials=trials,
+        trade=agreed.trade,
+        share=replace(share, fp32_layer_names=tuple(layer_names.get(name, name) for name in share.fp32_layer_names)),
+        fp32_nodes=frozenset(share.fp32_layer_names),
+        bar=bar,
+        agreement_by_runtime=agreed.agreement_by_runtime,
+        calibration_images=len(images.fitting) + len(images.judging),
+        held_out_images=len(images.held_out),
+        warnings=images.warnings,
+    )
+
+
+def _by_onnxruntime(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    return {"onnxruntime": onnxruntime_logits(model, pixels)}
+
+
+_FORMS: Mapping[Form, tuple[Quantiser, Runtimes]] = {
+    "cpu": (quantised_for_cpus, logits_by_runtime),
+    "tensorrt": (quantised_for_tensorrt, _by_onnxruntime),
+}
+
+
+def _row_shape(model: onnx.ModelProto) -> tuple[int, int, int]:
+    height, width, channels = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
+    return height, width, channels
+
+
+def _try_calibrators(
+    calibrated: Calibrated, quantiser: Quantiser, on_progress: Callable[[float], None]
+) -> tuple[tuple[CalibratorTrial, ...], dict[str, Range]]:
+    """Every calibrator's trial, the one with the smallest error first, and that one's ranges."""
+    expected = calibrated.images.judging_logits
+    found = []
+    for number, (name, calibrator) in enumerate(CALIBRATORS.items()):
+        ranges = {tensor: calibrator(seen) for tensor, seen in calibrated.histograms.items()}
+        logits = onnxruntime_logits(quantiser(calibrated.model, ranges, ()), calibrated.images.judging)
+        found.append((CalibratorTrial(name, agreement(logits, expected), logit_error(logits, expected)), ranges))
+        on_progress((number + 1) / len(CALIBRATORS))
+    found.sort(key=lambda trial: trial[0].logit_error)
+    return tuple(trial for trial, _ in found), found[0][1]

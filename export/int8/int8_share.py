@@ -1,0 +1,81 @@
+"""How much of a graph is INT8, read back from the graph itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from export.inspecting.onnx_operations import operations_from_onnx
+from export.int8.operators import LAYERS
+
+_HEIGHT_AND_WIDTH = (-3, -2)
+"""Axes of the graph's input, NHWC."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What a layer takes, whatever its precision."""
+
+    weights: int
+    multiply_adds: int
+    """For one image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Share:
+    """Of the layers that carry weights."""
+
+    int8_layers: int
+    layers: int
+    int8_weights: int
+    weights: int
+    int8_multiply_adds: int
+    multiply_adds: int
+    """For one image."""
+    fp32_layer_names: tuple[str, ...]
+    """Of the graph's nodes, in running order."""
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-adds, 0 to 1."""
+        return self.int8_multiply_adds / self.multiply_adds if self.multiply_adds else 0.0
+
+
+def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
+    """Name to cost of the layers of `model`, a graph in FP32, in running order."""
+    operations = operations_from_onnx(model, spatial_axes=_HEIGHT_AND_WIDTH).operations
+    return {
+        operation.name: LayerCost(operation.weight.size, operation.multiply_adds)
+        for operation in operations
+        if operation.weight is not None and operation.kind in ("conv", "linear")
+    }
+
+
+def int8_share(model: onnx.ModelProto, costs: Mapping[str, LayerCost]) -> Int8Share:
+    """Count the layers of `model` whose activation and weights both come out of a DequantizeLinear, the weights int8.
+
+    Args:
+        costs: `layer_costs` of the graph that `model` was quantised from.
+    """
+    int8 = set(_int8_layers(model))
+    return Int8Share(
+        int8_layers=len(int8),
+        layers=len(costs),
+        int8_weights=sum(costs[name].weights for name in int8),
+        weights=sum(cost.weights for cost in costs.values()),
+        int8_multiply_adds=sum(costs[name].multiply_adds for name in int8),
+        multiply_adds=sum(cost.multiply_adds for cost in costs.values()),
+        fp32_layer_names=tuple(name for name in costs if name not in int8),
+    )
+
+
+def _int8_layers(model: onnx.ModelProto) -> list[str]:
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    dequantised = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in LAYERS
+        and all(name in dequantised for name in list(node.input)[:2])
+        and types.get(dequantised[node.input[1]]) == onnx.TensorProto.INT8
+    ]

@@ -1,0 +1,212 @@
+"""ONNX Runtime's static quantiser, told which tensors to quantise and with what scales.
+
+`QDQQuantizer` is the half of `onnxruntime.quantization.quantize_static` that writes the graph; the other half finds
+ranges, which `export.int8.calibrators` does here.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import shape_inference
+
+from export.int8.calibrators import Range
+from export.int8.operators import QUANTISED_OPERATORS, VALUE_KEEPING, quantised_nodes
+
+_UNSIGNED_MAX, _SIGNED_MAX = 255, 127
+# The scale of an activation that is always 0; any is as good.
+_SCALE_OF_ZEROS = 1.0
+
+Quantiser = Callable[[onnx.ModelProto, Mapping[str, Range], Collection[str]], onnx.ModelProto]
+"""FP32 graph, ranges of its activations and names of layers that stay FP32, to the quantised graph."""
+
+
+def quantised_for_cpus(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], keep_fp32: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A copy of `model` with QDQ pairs for CPUs: uint8 activations, int8 weights with a scale for each output channel.
+
+    The 256 levels span an activation's own range, from 0 up behind a ReLU. This is the form that both ONNX Runtime and
+    OpenVINO fuse entirely on x86: both inputs of a residual addition are quantised, pooling keeps its input's scale,
+    biases are int32, the logits float32. With int8 activations ONNX Runtime leaves half of the convolutions in FP32,
+    and OpenVINO's results overflow on CPUs without VNNI.
+
+    Args:
+        ranges: of every tensor in `export.int8.operators.quantised_tensors`.
+        keep_fp32: names of the layers that stay FP32.
+    """
+    return _quantised(model, ranges, keep_fp32, signed=False)
+
+
+def quantised_for_tensorrt(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], keep_fp32: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A copy of `model` with QDQ pairs for TensorRT: int8 activations whose zero is 0, float biases, else as for CPUs.
+
+    It refuses other zeros, takes uint8 for int8 without a word, and dequantises no int32. Of a residual addition only
+    the shortcut is quantised: the sum is then computed in the convolution before it rounds its result (TensorRT's
+    documentation, "Explicit Quantization", Q/DQ placement).
+    """
+    signed = _quantised(model, ranges, keep_fp32, signed=True)
+    _unround_residuals(signed)
+    _finish(signed, model)
+    return signed
+
+
+def _quantised(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], keep_fp32: Collection[str], *, signed: bool
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+
+    inferred = shape_inference.infer_shapes(model)
+    # So marked, the quantiser infers no shapes itself, for which it would write the model to disk.
+    onnx.helper.set_model_props(inferred, {"onnx.infer": "onnxruntime.quant"})
+    scales = {name: _scale_and_zero(range_, signed=signed) for name, range_ in _shared(model, ranges).items()}
+    limits = {
+        name: TensorData(lowest=np.float32(range_.low), highest=np.float32(range_.high))
+        for name, range_ in ranges.items()
+    }
+    wanted = [node.name for node in quantised_nodes(model, keep_fp32)]
+    with _silence():
+        quantiser = QDQQuantizer(
+            inferred,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8 if signed else QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
+            # An empty list would mean all.
+            nodes_to_quantize=wanted or [""],
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(QUANTISED_OPERATORS),
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": signed,
+                "TensorQuantOverrides": scales,
+                # Inputs only: between a convolution and its ReLU or its addition nothing is rounded.
+                "OpTypesToExcludeOutputQuantization": [kind for kind in QUANTISED_OPERATORS if kind != "MaxPool"],
+                "ForceQuantizeNoInputCheck": True,
+                "QuantizeBias": not signed,
+            },
+        )
+        quantiser.quantize_model()
+    written: onnx.ModelProto = quantiser.model.model
+    _finish(written, model)
+    return written
+
+
+def _shared(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """`ranges`, where a tensor that holds values of another has that one's: rounding it again then changes nothing."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    shared = {}
+    for name in ranges:
+        source = candidate = name
+        while candidate in producers and producers[candidate].op_type in VALUE_KEEPING:
+            candidate = producers[candidate].input[0]
+            source = candidate if candidate in ranges else source
+        shared[name] = ranges[source]
+    return shared
+
+
+def _scale_and_zero(range_: Range, *, signed: bool) -> list[dict[str, Any]]:
+    """As the quantiser takes it."""
+    if signed:
+        scale = _usable(max(-range_.low, range_.high) / _SIGNED_MAX)
+        return [{"scale": scale, "zero_point": np.array(0, np.int8)}]
+    scale = _usable((range_.high - range_.low) / _UNSIGNED_MAX)
+    zero = min(round(-range_.low / float(scale)), _UNSIGNED_MAX)
+    return [{"scale": scale, "zero_point": np.array(zero, np.uint8)}]
+
+
+def _usable(scale: float) -> NDArray[np.float32]:
+    """`scale`, but never 0, as of an activation that is always 0, nor one that machines may flush to 0."""
+    return np.array(max(scale, float(np.finfo(np.float32).tiny)) if scale else _SCALE_OF_ZEROS, np.float32)
+
+
+def _unround_residuals(model: onnx.ModelProto) -> None:
+    """Let every residual addition read one of its branches as its convolution gives it."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for addition in [node for node in model.graph.node if node.op_type == "Add"]:
+        for index, name in enumerate(addition.input):
+            pair = _pair_before(name, producers)
+            if pair is not None and pair[0] in producers and producers[pair[0]].op_type == "Conv":
+                addition.input[index] = pair[0]
+                break
+
+
+def _pair_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[str, onnx.NodeProto] | None:
+    """The activation behind `name` if that is a dequantised one, and its QuantizeLinear."""
+    dequantise = producers.get(name)
+    if dequantise is None or dequantise.op_type != "DequantizeLinear":
+        return None
+    quantise = producers.get(dequantise.input[0])
+    return None if quantise is None else (quantise.input[0], quantise)
+
+
+def _finish(written: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Put in running order, name after layers, drop what nothing reads, and say of the graph what `model` says."""
+    graph = written.graph
+    nodes = _in_running_order(written, [node.name for node in model.graph.node])
+    layer_of_tensor = {output: node.name for node in model.graph.node for output in node.output}
+    for node in nodes:
+        if node.op_type == "QuantizeLinear":
+            node.name = f"{layer_of_tensor[node.input[0]]}/QuantizeLinear"
+    quantise_of = {node.output[0]: node.name for node in nodes if node.op_type == "QuantizeLinear"}
+    for node in nodes:
+        if node.op_type == "DequantizeLinear":
+            pair = quantise_of.get(node.input[0])
+            weight = node.output[0].removesuffix("_DequantizeLinear_Output")
+            node.name = pair.replace("QuantizeLinear", "DequantizeLinear") if pair else f"{weight}/DequantizeLinear"
+    _replace(graph.node, nodes)
+    read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    _replace(graph.initializer, sorted((t for t in graph.initializer if t.name in read), key=lambda t: t.name))
+    _replace(graph.value_info, [])
+    written.producer_name, written.producer_version = model.producer_name, model.producer_version
+    _replace(written.metadata_props, list(model.metadata_props))
+    onnx.checker.check_model(written, full_check=True)
+
+
+def _in_running_order(model: onnx.ModelProto, names: Iterable[str]) -> list[onnx.NodeProto]:
+    """`model`'s nodes: those called `names` in that order, each behind what it needs; others that nothing needs go."""
+    by_name = {node.name: node for node in model.graph.node}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    placed: dict[str, onnx.NodeProto] = {}
+
+    def place(node: onnx.NodeProto) -> None:
+        for name in node.input:
+            needed = producers.get(name)
+            if needed is not None and needed.output[0] not in placed:
+                place(needed)
+        placed[node.output[0]] = node
+
+    for name in names:
+        if by_name[name].output[0] not in placed:
+            place(by_name[name])
+    return list(placed.values())
+
+
+def _replace(field: Any, messages: Iterable[Any]) -> None:
+    """Make `messages` all that is in `field`, in their order."""
+    copies = [type(message).FromString(message.SerializeToString()) for message in messages]
+    del field[:]
+    field.extend(copies)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the quantiser's advice, which goes to the root logger, from the user; errors pass."""
+    root = logging.getLogger()
+    level = root.level
+    # Without a handler, logging.warning() would configure the root for good.
+    handler = logging.NullHandler()
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
