@@ -10,7 +10,7 @@ from pathlib import Path
 from serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from serve.backends.base import Backend
 from serve.backends.onnx_artifact import Reader, onnx_artifact
-from serve.errors import BackendError, BackendUnavailableError
+from serve.errors import BackendError, BackendUnavailableError, VerificationError
 from serve.model_package import ModelPackage
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
@@ -50,7 +50,7 @@ def open_backend(
     for candidate in candidates:
         try:
             opened = candidate.open(package, precision, tuple(sorted(buckets)), threads, engine_cache)
-        except (BackendUnavailableError, BackendError) as error:
+        except (BackendUnavailableError, BackendError, VerificationError) as error:
             if backend != "auto" and candidate is candidates[-1]:
                 raise
             refusals.append(f"{candidate.title}: {error}")

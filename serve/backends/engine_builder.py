@@ -205,6 +205,8 @@ def _configure(
         config.num_compute_capabilities = 1
         target = trt.ComputeCapability.__members__[choice.capability.upper()]
         check(config.set_compute_capability(target, 0), f"target {choice.capability}", trt)
+    # Else the engine forgets what its layers compute in, and no inspector can prove it.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if precision == "fp32":
         # TF32 keeps 10 bits of the mantissa: a third precision that nobody asked for.
         config.clear_flag(trt.BuilderFlag.TF32)

@@ -11,6 +11,7 @@ from serve.backends.cuda import Gpu, open_cuda
 from serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
 from serve.backends.engine_cache import EngineCache, cached_engine
 from serve.backends.engine_display import shown_build
+from serve.backends.engine_inspection import check_inspected
 from serve.backends.engine_key import LIBRARIES, EngineDetails
 from serve.backends.engine_precision import KEPT_FP32
 from serve.backends.engine_target import available_builder
@@ -41,6 +42,7 @@ def open_tensorrt(
         BackendUnavailableError: there is no GPU, or no engine that fits it and none can be built.
         PackageError: the graph is damaged, or the engine's tensors are not what the manifest describes.
         BackendError: the GPU failed, or has too little memory.
+        VerificationError: by its own inspector the engine is not in the graph's precision.
     """
     # Before the engines: without a GPU nothing about them matters to the user.
     cuda = open_cuda()
@@ -54,6 +56,7 @@ def open_tensorrt(
             _LOG.warning("package %s: %s", package.manifest.name, refusal)
         opened = _built_engine(package, graph, gpu, buckets, EngineCache(engine_cache))
     engine, trt = opened
+    check_inspected(engine, trt, graph.precision, kept_fp32=graph.details.get(KEPT_FP32, ()))
     return TensorRTBackend(
         engine,
         trt,

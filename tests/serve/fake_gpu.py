@@ -8,6 +8,7 @@ leaves live memory, or mixes up host and device, fails as it would on a GPU.
 
 import ctypes
 import enum
+import json
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -264,6 +265,7 @@ class FakeTensorRT:
         Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
 
     DataType = DataType
+    LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
     ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", ["STATIC", "USER_MANAGED"])
 
     def __init__(self, *, rtx: bool = False) -> None:
@@ -296,6 +298,8 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.refused: str | None = None
         """Name of the method of its contexts that answers False, or `create_execution_context`, that answers None."""
+        self.layers: list[object] = ["convolution"]
+        """As its inspector tells of them; by default as of an engine that was built without details."""
 
     def get_tensor_name(self, index):
         return ("image", "logits")[index]
@@ -305,6 +309,9 @@ class FakeEngine:
 
     def get_tensor_shape(self, name):
         return (-1, *self.row_shape) if name == "image" else (-1, self.classes)
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": self.layers}))
 
     def create_runtime_config(self):
         config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy=None)

@@ -14,7 +14,7 @@ import pytest
 from serve.backends import open_backend, tensorrt, tensorrt_engine
 from serve.backends.engine_builder import build_engine
 from serve.backends.tensorrt import open_tensorrt, why_unavailable
-from serve.errors import BackendUnavailableError, PackageError
+from serve.errors import BackendUnavailableError, PackageError, VerificationError
 from serve.model import load_model
 from serve.model_package import load_package, save_manifest
 from serve.settings import Settings
@@ -117,6 +117,24 @@ def test_a_changed_engine_file_is_refused_by_its_sha256(tmp_path, fake_libraries
         open_tensorrt(package, precision="auto", buckets=BUCKETS)
     assert not fake_libraries
     assert not cudart.live
+
+
+def test_an_engine_that_computes_in_fp32_for_fp16_is_refused_and_auto_goes_on(
+    tmp_path, fake_libraries, cudart, monkeypatch
+):
+    def fp32_engine(trt, plan):
+        engine = FakeEngine(cudart, row_shape=ROW_SHAPE, classes=CLASSES, types=trt.DataType)
+        engine.layers = [{"Name": "conv1", "LayerType": "CaskConvolution", "Weights": {"Type": "Float", "Count": 9408}}]
+        return engine
+
+    monkeypatch.setattr(tensorrt, "engine_from_plan", fp32_engine)
+    package = package_of(tmp_path / "small", ("one.plan", "tensorrt", "fp16", details_of(), b"plan"))
+    with pytest.raises(VerificationError, match=r"by its own inspector the engine holds 9,408 in fp32"):
+        open_tensorrt(package, precision="fp16", buckets=BUCKETS)
+    backend, reason = open_backend(package, buckets=BUCKETS)
+    assert backend.name != "tensorrt"
+    assert "9,408 in fp32" in reason
+    backend.close()
 
 
 def test_a_package_without_an_engine_says_how_to_get_one(tmp_path, fake_libraries):
