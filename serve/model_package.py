@@ -4,6 +4,7 @@
       manifest.json       this module's `Manifest`, as JSON
       model.onnx          FP32: `image` uint8 NHWC in, `logits` float32 out
       model.fp16.onnx     the same in strongly typed FP16
+      model.int8.onnx     the same with QDQ pairs, for CPUs; model.int8.tensorrt.onnx for TensorRT
       engines/*.plan      TensorRT engines; disposable
       reference.npz       a few images and eager PyTorch's logits for them
       report.json, report.html

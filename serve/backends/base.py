@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 class Backend(Protocol):
     """One model loaded into one runtime on one device.
 
-    `infer` is called by one thread at a time. It may be called from a thread other than the one that made the
-    backend.
+    `infer` is called by one thread at a time, which need not be the one that made the backend.
     """
 
     name: str
     """`onnxruntime`, `openvino` or `tensorrt`."""
 
     precision: str
-    """Precision of the artifact that is run: `fp32` or `fp16`."""
+    """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
 
     device: str
     """Where it runs, for people: `CPU`, or the GPU's name."""
