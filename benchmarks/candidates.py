@@ -3,11 +3,13 @@
 | name | what |
 |---|---|
 | eager | PyTorch FP32 as the training script has it: unfolded, NCHW, from float32 pixels that are normalised already |
+| eager-channels-last | the same, weights and pixels in channels_last |
+| compiled | the first through torch.compile with its default settings, for each batch size |
 | folded | PyTorch FP32 after folding, channels_last, from uint8 |
 | onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
 | onnxruntime-int8, openvino-int8 | the same with the package's INT8 graph, if it has one |
 
-Eager is spared the normalisation, which the others do: the ratios to it are never flattered.
+PyTorch that isn't folded is spared the normalisation, which the others do: the ratios to it are never flattered.
 """
 
 from collections.abc import Callable
@@ -22,15 +24,17 @@ from serve.errors import BackendUnavailableError
 
 INT8_CANDIDATES = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
 """Name to backend."""
-CANDIDATES = ("eager", "folded", "onnxruntime", "openvino", *INT8_CANDIDATES, "tensorrt")
-NEED_CHECKPOINT = ("eager", "folded")
+NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
+CANDIDATES = (*NEED_CHECKPOINT, "onnxruntime", "openvino", *INT8_CANDIDATES, "tensorrt")
 TITLES = {
     "eager": "eager PyTorch FP32",
+    "eager-channels-last": "eager PyTorch FP32, channels_last",
+    "compiled": "PyTorch FP32, torch.compile",
     "folded": "PyTorch FP32, folded, channels_last",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-    "onnxruntime-int8": "ONNX Runtime",
-    "openvino-int8": "OpenVINO",
+    "onnxruntime-int8": "ONNX Runtime int8",
+    "openvino-int8": "OpenVINO int8",
     "tensorrt": "TensorRT",
 }
 
@@ -92,11 +96,16 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     network = network_of(read_source(source), source)
     normalization = subject.package.manifest.normalization
 
-    if name == "eager":
-        module = as_its_author_wrote_it(network)
+    if name != "folded":
+        layout = torch.channels_last if name == "eager-channels-last" else torch.contiguous_format
+        module = as_its_author_wrote_it(network).to(memory_format=layout)
+        if name == "compiled":
+            # Its pool of compilers would outlive this process.
+            torch._inductor.config.compile_threads = 1
+            module = torch.compile(module, dynamic=False)
 
         def prepare(pixels: NDArray[np.uint8]) -> Run:
-            images = normalised(pixels, normalization).contiguous()
+            images = normalised(pixels, normalization).contiguous(memory_format=layout)
 
             def run() -> NDArray[np.float32]:
                 with torch.inference_mode():

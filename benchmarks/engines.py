@@ -1,5 +1,6 @@
 """`fuseline bench engines`: eager PyTorch and the runtimes on the same batches, turn by turn in one run."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.answers import check_logits
-from benchmarks.candidates import CANDIDATES, TITLES
+from benchmarks.candidates import CANDIDATES, INT8_CANDIDATES, NEED_CHECKPOINT, TITLES
 from benchmarks.engine_process import EngineProcess, Stretch
 from benchmarks.pictures import generated_pictures
 from benchmarks.stats import pair_ratios, spread_of
@@ -30,6 +31,8 @@ class EngineFigures:
     ratios: tuple[float, ...]
     """Images per second over the baseline's in the same repeat."""
     start_s: float
+    first_answer_s: float
+    """From nothing to the first logits of the first batch size: with what is compiled or warmed for it."""
     peak_memory_mb: float | None
     """Over all batch sizes so far."""
 
@@ -67,7 +70,14 @@ def compare_engines(
         engines, skipped = _open(candidates, subject, threads, stack, say)
         baseline = engines[0]
         pixels = generated_pictures(subject.package.manifest.input.row_shape, max(batches))
+        first_answer_s = {}
+        for engine in engines:
+            say(f"first answer: {TITLES[engine.name]}")
+            began = time.monotonic()
+            engine.logits(pixels[: batches[0]])
+            first_answer_s[engine.name] = engine.start_s + time.monotonic() - began
         for batch in batches:
+            say(f"checking the answers at batch {batch}")
             expected = baseline.logits(pixels[:batch])
             for engine in engines[1:]:
                 check_logits(
@@ -80,7 +90,13 @@ def compare_engines(
                     say(f"repeat {repeat + 1} of {repeats}, batch {batch}: {TITLES[engine.name]}")
                     stretches[engine.name, batch].append(engine.measure(pixels[:batch], seconds))
         figures = [
-            _figures(engine, batch, stretches[engine.name, batch], stretches[baseline.name, batch])
+            _figures(
+                engine,
+                batch,
+                stretches[engine.name, batch],
+                stretches[baseline.name, batch],
+                first_answer_s[engine.name],
+            )
             for batch in batches
             for engine in engines
         ]
@@ -108,7 +124,7 @@ def as_table(comparison: EngineComparison, title: str) -> Table:
     table = Table(title=f"{title}: median (quartiles) of {len(comparison.figures[0].images_per_s)} repeats")
     table.add_column("batch", justify="right")
     table.add_column("engine")
-    for heading in ("images/s", "ms a call", f"x {TITLES[comparison.baseline]}", "start, s", "peak MB"):
+    for heading in ("images/s", "ms a call", f"x {TITLES[comparison.baseline]}", "first answer, s", "peak MB"):
         table.add_column(heading, justify="right")
     previous = comparison.figures[0].batch
     for figures in comparison.figures:
@@ -117,15 +133,20 @@ def as_table(comparison: EngineComparison, title: str) -> Table:
         previous = figures.batch
         table.add_row(
             str(figures.batch),
-            TITLES[figures.candidate] + ("" if figures.candidate in ("eager", "folded") else f" {figures.precision}"),
+            _title(figures),
             f"{spread_of(figures.images_per_s)}",
             f"{spread_of(figures.call_ms).median:.2f}",
             "1" if figures.candidate == comparison.baseline else f"{spread_of(figures.ratios):.2f}",
-            f"{figures.start_s:.1f}",
+            f"{figures.first_answer_s:.1f}",
             "?" if figures.peak_memory_mb is None else f"{figures.peak_memory_mb:.0f}",
         )
     table.caption = "\n".join(f"{TITLES[name]} did not run: {reason}" for name, reason in comparison.skipped.items())
     return table
+
+
+def _title(figures: EngineFigures) -> str:
+    told = figures.candidate in (*NEED_CHECKPOINT, *INT8_CANDIDATES)
+    return TITLES[figures.candidate] if told else f"{TITLES[figures.candidate]} {figures.precision}"
 
 
 def _open(
@@ -145,7 +166,9 @@ def _open(
     return engines, skipped
 
 
-def _figures(engine: EngineProcess, batch: int, own: Sequence[Stretch], base: Sequence[Stretch]) -> EngineFigures:
+def _figures(
+    engine: EngineProcess, batch: int, own: Sequence[Stretch], base: Sequence[Stretch], first_answer_s: float
+) -> EngineFigures:
     rates = tuple(stretch.images_per_s for stretch in own)
     return EngineFigures(
         candidate=engine.name,
@@ -155,5 +178,6 @@ def _figures(engine: EngineProcess, batch: int, own: Sequence[Stretch], base: Se
         call_ms=tuple(1e3 * float(np.median(stretch.call_s)) for stretch in own),
         ratios=pair_ratios(rates, [stretch.images_per_s for stretch in base]),
         start_s=engine.start_s,
+        first_answer_s=first_answer_s,
         peak_memory_mb=engine.peak_memory_mb(),
     )

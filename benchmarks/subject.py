@@ -26,6 +26,7 @@ SMALL_ARCHITECTURE = "resnet8"
 """A CIFAR ResNet-8 of half the usual width: quick to try the benchmarks with."""
 ARCHITECTURES = (SMALL_ARCHITECTURE, *TORCHVISION_ARCHITECTURES)
 _SEED = 0
+_GENERATED_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,14 @@ class Subject:
 
 
 @contextmanager
-def open_subject(model: str, checkpoint: Path | None = None) -> Iterator[Subject]:
+def open_subject(model: str, checkpoint: Path | None = None, *, int8: bool = False) -> Iterator[Subject]:
     """Yield the subject called `model`; what had to be made for it lies in a temporary folder and goes afterwards.
 
     Args:
         model: a package's folder; or one of `ARCHITECTURES`, which gets random weights and is exported; or a
             checkpoint, which is exported.
         checkpoint: that of the package `model`, if there is one to compare with.
+        int8: export with INT8 too what has to be exported.
 
     Raises:
         InputError: `model` is none of these, or can't be exported.
@@ -71,14 +73,22 @@ def open_subject(model: str, checkpoint: Path | None = None) -> Iterator[Subject
         )
     with tempfile.TemporaryDirectory(prefix="fuseline-bench-") as folder:
         source = path.resolve() if path.is_file() else random_checkpoint(model, Path(folder))
-        yield Subject(path.stem, _export(source, Path(folder) / path.stem), source)
+        yield Subject(path.stem, _export(source, Path(folder) / path.stem, int8), source)
 
 
-def _export(checkpoint: Path, destination: Path) -> Path:
+def _export(checkpoint: Path, destination: Path, int8: bool) -> Path:
+    from export.artifacts import Int8Options
+    from export.int8.calibration_images import MIN_IMAGES
     from export.loading import NetworkSource
     from export.pipeline import ExportOptions, export_checkpoint
 
-    options = ExportOptions(NetworkSource(checkpoint), out=destination, generated_images=8)
+    options = ExportOptions(
+        NetworkSource(checkpoint),
+        out=destination,
+        generated_images=2 * MIN_IMAGES if int8 else _GENERATED_IMAGES,
+        # Speed is asked for: every layer in INT8, however random weights take it. The engines' answers are checked.
+        int8=Int8Options(bar=0.0) if int8 else None,
+    )
     export_checkpoint(options, _Silence())
     return destination
 

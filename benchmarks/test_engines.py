@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.answers import check_logits
-from benchmarks.candidates import TITLES, Engine, open_engine
+from benchmarks.candidates import CANDIDATES, TITLES, Engine, open_engine
 from benchmarks.pictures import generated_pictures
 from benchmarks.subject import SMALL_ARCHITECTURE, Subject, open_subject
 from serve.errors import BackendUnavailableError
@@ -23,7 +23,7 @@ BATCHES = (1, 8)
 
 @pytest.fixture(scope="module")
 def subject() -> Iterator[Subject]:
-    with open_subject(os.environ.get("FUSELINE_BENCH_MODEL", SMALL_ARCHITECTURE)) as opened:
+    with open_subject(os.environ.get("FUSELINE_BENCH_MODEL", SMALL_ARCHITECTURE), int8=True) as opened:
         yield opened
 
 
@@ -32,7 +32,7 @@ def eager(subject: Subject) -> Engine:
     return open_engine("eager", subject)
 
 
-@pytest.fixture(scope="module", params=["eager", "folded", "onnxruntime", "openvino"])
+@pytest.fixture(scope="module", params=CANDIDATES)
 def engine(request: pytest.FixtureRequest, subject: Subject) -> Engine:
     try:
         return open_engine(request.param, subject)

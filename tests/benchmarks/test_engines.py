@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.candidates import open_engine
+from benchmarks.answers import check_logits
+from benchmarks.candidates import INT8_CANDIDATES, open_engine
 from benchmarks.engine_process import EngineProcess
 from benchmarks.engines import as_json, as_table, compare_engines
 from benchmarks.pictures import generated_pictures
@@ -22,7 +23,7 @@ def subject(colours: Path) -> Subject:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Subject]:
     """A ResNet-8 with random weights, and its package."""
-    with open_subject("resnet8") as opened:
+    with open_subject("resnet8", int8=True) as opened:
         yield opened
 
 
@@ -72,6 +73,7 @@ def test_engines_take_turns_and_are_compared_pair_by_pair(subject: Subject) -> N
     assert ort.ratios == (1.0, 1.0)
     assert openvino.ratios == tuple(b / a for a, b in zip(ort.images_per_s, openvino.images_per_s, strict=True))
     assert as_table(found, "colours").row_count == 4
+    assert all(figures.first_answer_s > figures.start_s > 0 for figures in found.figures)
     assert as_json(found)["engines"][0]["images_per_s_spread"]["repeats"] == 2
 
 
@@ -87,13 +89,24 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
         compare_engines(subject, (2,), repeats=1, seconds=0.02, candidates=("onnxruntime", "openvino"))
 
 
-def test_eager_folded_and_served_answers_are_the_same(small: Subject) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eager-channels-last",
+        "folded",
+        pytest.param("compiled", marks=pytest.mark.slow),
+        "onnxruntime",
+        "openvino",
+        *INT8_CANDIDATES,
+    ],
+)
+def test_the_answers_of_all_engines_are_eagers(small: Subject, name: str) -> None:
     pixels = generated_pictures((32, 32, 3), 4)
-    eager, *others = (
-        open_engine(name, small).prepare(pixels)() for name in ("eager", "folded", "onnxruntime", "openvino")
-    )
+    eager = open_engine("eager", small).prepare(pixels)()
+    engine = open_engine(name, small)
+    assert engine.precision == ("int8" if name in INT8_CANDIDATES else "fp32")
+    check_logits(name, engine.precision, engine.prepare(pixels)(), eager)
     spread = float(np.ptp(eager))
-    assert all(np.abs(logits - eager).max() <= 1e-3 * spread for logits in others)
     # A network that gave every picture the same answer would hide swapped ones.
     assert np.abs(eager[0] - eager[1]).max() > 0.01 * spread
 
