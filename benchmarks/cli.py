@@ -1,31 +1,21 @@
-"""`fuseline bench engines|serve|spine|read|gpu`."""
+"""`fuseline bench engines|serve|report|loadgen|spine|read|gpu`."""
 
 import re
-import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 
-from benchmarks.machine import describe
+from benchmarks import serving_commands
+from benchmarks.bench_command import Json, Seconds, Threads, choices_of, counts_of, measuring
 from benchmarks.results import check_writable, command_line, conditions, write_result
 from serve.errors import InputError
 
-T = TypeVar("T", bound=str)
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _RESULTS = Path("benchmarks") / "results"
-_PIPE_WIDTH = 160
 _MAX_BATCH = 4096
-_MAX_CONCURRENCY = 10_000
-
-_Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every figure here.")]
-_Seconds = Annotated[float, typer.Option(min=0.05, max=3600, help="How long each stretch is measured.")]
-_Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads of each engine; 0: its own default.")]
 
 
 @app.callback()
@@ -43,59 +33,41 @@ def engines(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batch sizes.")] = "1,8,32",
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 5,
-    seconds: _Seconds = 2.0,
-    threads: _Threads = 0,
-    json: _Json = None,
+    seconds: Seconds = 2.0,
+    threads: Threads = 0,
+    engine: Annotated[
+        str, typer.Option("--engines", metavar="NAME,…", help="Which to compare; all is every one that runs here.")
+    ] = "all",
+    json: Json = None,
 ) -> None:
-    """Compare eager PyTorch FP32, PyTorch after folding, ONNX Runtime, OpenVINO and TensorRT on the same batches."""
-    batches = _counts("--batch", batch, _MAX_BATCH)
+    """Compare PyTorch FP32 (eager, folded, compiled), ONNX Runtime and OpenVINO in FP32 and INT8, and TensorRT."""
+    batches = counts_of("--batch", batch, _MAX_BATCH)
+    from benchmarks.candidates import CANDIDATES, INT8_CANDIDATES
     from benchmarks.engines import as_json, as_table, compare_engines
     from benchmarks.subject import open_subject
 
+    candidates = CANDIDATES if engine == "all" else choices_of("--engines", engine, CANDIDATES)
     command = command_line(
-        "engines", model, checkpoint=checkpoint, batch=batch, repeats=repeats, seconds=seconds, threads=threads
+        "engines",
+        model,
+        checkpoint=checkpoint,
+        batch=batch,
+        repeats=repeats,
+        seconds=seconds,
+        threads=threads,
+        engines=engine,
     )
-    with _run("engines", command, json) as (say, finish), open_subject(model, checkpoint) as subject:
+    int8 = any(name in INT8_CANDIDATES for name in candidates)
+    with measuring("engines", command, json) as (say, finish), open_subject(model, checkpoint, int8=int8) as subject:
         say("preparing the model")
-        found = compare_engines(subject, batches, repeats=repeats, seconds=seconds, threads=threads, say=say)
+        found = compare_engines(
+            subject, batches, repeats=repeats, seconds=seconds, threads=threads, candidates=candidates, say=say
+        )
         finish(as_table(found, subject.title), as_json(found))
 
 
-@app.command()
-def serve(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT of a running `fuseline serve`.")],
-    concurrency: Annotated[str, typer.Option(metavar="N,N,…", help="Requests under way at a time.")] = "1,8,32",
-    seconds: _Seconds = 5.0,
-    images: Annotated[int, typer.Option(min=1, max=1024, help="Images of each request.")] = 1,
-    processes: Annotated[int, typer.Option(min=1, max=256, help="Processes of the load generator.")] = 1,
-    package: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Check the answers against this package, run here.")
-    ] = None,
-    server_pid: Annotated[
-        int | None, typer.Option(min=1, metavar="PID", help="The server's process, to measure its CPU time.")
-    ] = None,
-    json: _Json = None,
-) -> None:
-    """Measure a running server in a closed loop: throughput, latency, CPU time. Raw uint8 images are sent."""
-    concurrencies = _counts("--concurrency", concurrency, _MAX_CONCURRENCY)
-    from benchmarks.serving import as_json, as_table, connect, expect_logits_of, sweep
-    from benchmarks.subject import Subject
-
-    command = command_line(
-        "serve",
-        "ADDRESS",
-        concurrency=concurrency,
-        seconds=seconds,
-        images=images,
-        processes=processes,
-        package=package,
-    )
-    with _run("serve", command, json) as (say, finish):
-        target = connect(address, server_pid)
-        if package is not None:
-            target = expect_logits_of(Subject(package.name, package, None), target)
-        figures = sweep(target, concurrencies, say, seconds=seconds, images_per_request=images, processes=processes)
-        finish(as_table(target, figures), as_json(target, figures))
+for command in (serving_commands.serve, serving_commands.loadgen, serving_commands.report):
+    app.command()(command)
 
 
 @app.command()
@@ -105,8 +77,8 @@ def spine(
     ] = "resnet18",
     backend: Annotated[str, typer.Option(metavar="NAME,…", help="Which backends.")] = "onnxruntime,openvino",
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 12,
-    seconds: _Seconds = 2.5,
-    threads: _Threads = 0,
+    seconds: Seconds = 2.5,
+    threads: Threads = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Default: benchmarks/results/spine-MODEL.json.")
     ] = None,
@@ -124,7 +96,7 @@ def spine(
         raise InputError(f"--backend {backend}: {', '.join(unknown)} is none of {', '.join(BACKENDS)}")
     path = json or _RESULTS / f"spine-{Path(model).stem}.json"
     command = command_line("spine", model, backend=backend, rounds=rounds, seconds=seconds, threads=threads)
-    with _run("spine", command, path) as (say, finish), open_subject(model) as subject:
+    with measuring("spine", command, path) as (say, finish), open_subject(model) as subject:
         say("preparing the model")
         run = run_spine(subject, backends=backends, rounds=rounds, seconds=seconds, threads=threads, say=say)
         finish(as_table(run), as_json(run))
@@ -136,7 +108,7 @@ def spine(
 def read(
     model: Annotated[str, typer.Argument(metavar="NAME", help="A network of torchvision's.")] = "resnet152",
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh processes read each file.")] = 3,
-    json: _Json = None,
+    json: Json = None,
 ) -> None:
     """Measure reading a checkpoint and recognising its network: seconds and peak memory, of torch.save and safetensors.
 
@@ -144,7 +116,7 @@ def read(
     """
     from benchmarks.reading import as_json, as_table, measure_reading, written_network
 
-    with _run("read", command_line("read", model, repeats=repeats), json) as (say, finish):
+    with measuring("read", command_line("read", model, repeats=repeats), json) as (say, finish):
         say("writing the files")
         with written_network(model) as (files, digest):
             readings = measure_reading(files, digest, repeats=repeats, say=say)
@@ -197,14 +169,14 @@ def gpu(
         return
     plan = GpuPlan(
         models=tuple(dict.fromkeys(model.split(","))),
-        batches=_counts("--batch", batch, _MAX_BATCH),
-        contenders=_choices("--contender", contender, CONTENDERS) if contender else tuple(CONTENDERS),
-        device=_choices("--device", device, DEVICES)[0],
+        batches=counts_of("--batch", batch, _MAX_BATCH),
+        contenders=choices_of("--contender", contender, CONTENDERS) if contender else tuple(CONTENDERS),
+        device=choices_of("--device", device, DEVICES)[0],
         rounds=rounds,
         seconds=seconds,
         minutes=minutes,
         input_side=input_side,
-        compile_mode=_choices("--compile-mode", compile_mode, COMPILE_MODES)[0],
+        compile_mode=choices_of("--compile-mode", compile_mode, COMPILE_MODES)[0],
     )
     if json is None and device == "cuda" and (facts := gpu_facts()) is not None:
         json = _RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', facts['name'].lower())}.json"
@@ -220,7 +192,7 @@ def gpu(
         input_side=input_side,
         compile_mode=compile_mode,
     )
-    with _run("gpu", command, json) as (say, finish):
+    with measuring("gpu", command, json) as (say, finish):
         found = run_gpu(plan, say)
         finish(Group(*as_tables(found)), as_json(found))
     if not found.answers_right:
@@ -237,45 +209,3 @@ def _probe(json: Path | None) -> None:
     print(dumps(found, indent=2))
     if json is not None:
         write_result(json, "gpu-probe", taken, found)
-
-
-@contextmanager
-def _run(
-    name: str, command: str, json: Path | None
-) -> Iterator[tuple[Callable[[str], None], Callable[[Any, dict[str, Any]], None]]]:
-    """Yield `say`, for progress on stderr, and `finish`, which prints the table and writes the JSON file."""
-    if json is not None:
-        check_writable(json)
-    taken = conditions(command)
-    progress = Console(stderr=True, highlight=False, soft_wrap=True)
-    # A table squeezed into a pipe's 80 columns would lose its figures.
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    with progress.status("") as status:
-
-        def say(text: str) -> None:
-            status.update(text) if progress.is_terminal else progress.print(text, markup=False)
-
-        def finish(table: Any, figures: dict[str, Any]) -> None:
-            status.stop()
-            out.print(table)
-            out.print(describe(taken.facts["machine"]), markup=False, soft_wrap=True)
-            out.print(command, markup=False, soft_wrap=True)
-            if json is not None:
-                write_result(json, name, taken, figures)
-                out.print(f"written: {json}", markup=False, soft_wrap=True)
-
-        yield say, finish
-
-
-def _choices(flag: str, text: str, offered: Collection[T]) -> tuple[T, ...]:
-    chosen = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in chosen if name not in offered]:
-        raise InputError(f"{flag} {text}: {', '.join(unknown)} is none of {', '.join(offered)}")
-    return chosen
-
-
-def _counts(flag: str, text: str, largest: int) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= largest for part in parts):
-        raise InputError(f"{flag} {text!r}: numbers from 1 to {largest} separated by commas were expected, as 1,8,32")
-    return tuple(dict.fromkeys(int(part) for part in parts))

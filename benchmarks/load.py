@@ -1,39 +1,31 @@
-"""The load generator: a closed loop of unary gRPC calls from processes of its own.
+"""The load generator's closed loop: so many requests under way, from processes of its own.
 
 Each of `concurrency` callers sends its next request as soon as it has the answer to the one before. Requests are
 serialised beforehand and answers are kept as bytes, so that the generator spends as little as Python's gRPC allows.
+`benchmarks.open_loop` is the one that sends whether or not there were answers.
 
 A batching server answers in bursts. To count whole bursts only, both ends of the window are moved back to the end of a
 burst: with a fixed window of 5.5 bursts, five or six would count by chance.
 """
 
 import asyncio
-import multiprocessing
-import os
+import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.calls import CLASSIFY, CallError, open_calls
+from benchmarks.generators import Cue, Window, drive, shares_of
 from benchmarks.stats import BURN_IN_S
 from serve.errors import BackendError
 
-CLASSIFY = "/fuseline.v1.Classifier/Classify"
-_KEPT_ANSWERS = 256
-_STALL_S = 120.0
+KEPT_ANSWERS = 256
+"""How many answers of the burn-in each process keeps, to be checked."""
 _PAUSE_AFTER_ERROR_S = 0.01
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A proxy has no part in what is measured.
-    ("grpc.enable_http_proxy", 0),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,8 @@ class Load:
     burn_in_s: float = BURN_IN_S
     method: str = CLASSIFY
     processes: int = 1
+    streams: int = 0
+    """0: `method` is unary. Else it is bidirectional and each process shares its callers out over so many streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +71,13 @@ def run_closed_loop(load: Load, at_edge: Callable[[], None] = lambda: None) -> L
     Raises:
         BackendError: fewer than two answers came in the window, or the server stopped answering.
     """
-    shares = [share for share in _split(load.concurrency, load.processes) if share]
-    context = multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        connections = []
-        for share in shares:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_generate, args=(theirs, load, share), daemon=True)
-            process.start()
-            theirs.close()
-            stack.callback(_end, process)
-            stack.callback(ours.close)
-            connections.append(ours)
-        for connection in connections:
-            _receive(connection, "the burn-in", load.burn_in_s)
-        start = time.monotonic() + 0.02
-        window = (start, start + load.seconds)
-        for connection in connections:
-            connection.send(window)
-        for edge in window:
-            time.sleep(max(0.0, edge - time.monotonic()))
-            at_edge()
-        parts = [_receive(connection, "the last answers", 0) for connection in connections]
+    loads = [dataclasses.replace(load, concurrency=share) for share in shares_of(load.concurrency, load.processes)]
+    parts, window = drive(_drive, loads, seconds=load.seconds, ready_s=load.burn_in_s, at_edge=at_edge)
     return _merge(parts, window, load.concurrency)
 
 
 def answers_in_window(
-    finished_s: NDArray[np.float64], window: tuple[float, float], concurrency: int
+    finished_s: NDArray[np.float64], window: Window, concurrency: int
 ) -> tuple[NDArray[np.bool_], float] | None:
     """Which answers count, and the seconds they took; None if no span between two answers lies in the window.
 
@@ -138,27 +112,7 @@ class _Part:
     cpu_s: float
 
 
-def _split(concurrency: int, processes: int) -> list[int]:
-    return [concurrency // processes + (number < concurrency % processes) for number in range(processes)]
-
-
-def _receive(connection: Connection, what: str, extra_s: float) -> Any:
-    try:
-        if connection.poll(_STALL_S + extra_s):
-            return connection.recv()
-    except (EOFError, OSError) as error:
-        raise BackendError(f"a load generator died in {what}; what it said is on stderr") from error
-    raise BackendError(f"the server gave no answer for {_STALL_S:.0f} s in {what}")
-
-
-def _end(process: Any) -> None:
-    process.join(1)
-    if process.is_alive():
-        process.kill()
-        process.join()
-
-
-def _merge(parts: Sequence[_Part], window: tuple[float, float], concurrency: int) -> LoadResult:
+def _merge(parts: Sequence[_Part], window: Window, concurrency: int) -> LoadResult:
     errors: Counter[str] = sum((part.errors for part in parts), Counter())
     finished = np.concatenate([part.finished_s for part in parts])
     counted = answers_in_window(finished, window, concurrency)
@@ -178,45 +132,30 @@ def _merge(parts: Sequence[_Part], window: tuple[float, float], concurrency: int
     )
 
 
-def _generate(connection: Connection, load: Load, concurrency: int) -> None:
-    import signal
-
-    import uvloop
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        connection.send(runner.run(_drive(connection, load, concurrency)))
-
-
-async def _drive(connection: Connection, load: Load, concurrency: int) -> _Part:
-    import grpc
-
+async def _drive(load: Load, cue: Cue) -> _Part:
     part = _Part([], [], Counter(), [], 0.0)
-    burn_in_answers: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_ANSWERS)
+    burn_in_answers: deque[tuple[int, bytes]] = deque(maxlen=KEPT_ANSWERS)
     last_answers: dict[int, bytes] = {}
     requests = load.burn_in_requests
     sent = 0
     running = True
-    warm, window_came = asyncio.Event(), asyncio.Event()
-    asyncio.get_running_loop().add_reader(connection.fileno(), window_came.set)
+    warm = asyncio.Event()
 
-    async with grpc.aio.insecure_channel(load.address, options=_CHANNEL_OPTIONS) as channel:
-        # No serialisers: bytes go out and come back as they are.
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(load.method)
+    async with open_calls(load.address, load.method, streams=load.streams) as call:
 
         async def caller() -> None:
             nonlocal sent
             while running:
                 index, timed = sent % len(requests), requests is load.requests
                 sent += 1
-                if sent >= 3 * concurrency:
+                if sent >= 3 * load.concurrency:
                     # One request of each caller is under way, so two thirds are answered.
                     warm.set()
                 started = time.monotonic()
                 try:
                     answer = await call(requests[index])
-                except grpc.aio.AioRpcError as error:
-                    part.errors[error.code().name] += 1
+                except CallError as error:
+                    part.errors[error.status] += 1
                     await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
                     continue
                 ended = time.monotonic()
@@ -228,16 +167,11 @@ async def _drive(connection: Connection, load: Load, concurrency: int) -> _Part:
                     burn_in_answers.append((index, answer))
 
         async with asyncio.TaskGroup() as callers:
-            for _ in range(concurrency):
+            for _ in range(load.concurrency):
                 callers.create_task(caller())
             await asyncio.sleep(load.burn_in_s)
             await warm.wait()
-            connection.send(None)
-            await window_came.wait()
-            asyncio.get_running_loop().remove_reader(connection.fileno())
-            # libuv leaves what it has watched non-blocking; `connection` reads and writes whole messages.
-            os.set_blocking(connection.fileno(), True)
-            start, end = connection.recv()
+            start, end = await cue.window()
             await asyncio.sleep(max(0.0, start - time.monotonic()))
             requests, cpu_before = load.requests, time.process_time()
             await asyncio.sleep(max(0.0, end - time.monotonic()))

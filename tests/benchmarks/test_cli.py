@@ -32,6 +32,18 @@ BAD_INPUT = [
     (["serve", "127.0.0.1:9"], "127.0.0.1:9 gave no answer"),
     (["serve", "127.0.0.1:9", "--concurrency", ""], "--concurrency ''"),
     (["serve", "127.0.0.1:9", "--concurrency", "1,100000"], "--concurrency '1,100000'"),
+    (["serve", "127.0.0.1:9", "--rate", "10,x"], "--rate '10,x': requests a second above 0"),
+    (["serve", "127.0.0.1:9", "--rate", "0"], "--rate '0'"),
+    (["serve", "127.0.0.1:9", "--protocol", "carrier-pigeon"], "is none of classify, stream, open-inference"),
+    (["serve", "127.0.0.1:9", "--protocol", "classify,stream"], "one of classify, stream, open-inference"),
+    (["serve", "127.0.0.1:9", "--protocol", "open-inference"], "a server that speaks the Open Inference Protocol"),
+    (["serve", "127.0.0.1:9", "--precision", "fp7"], "fp7 is none of fp32"),
+    (["serve", "127.0.0.1:9", "--model", "net"], "go with --protocol open-inference"),
+    (["serve", "127.0.0.1:9", "--rate", "9", "--send-deadline"], "--send-deadline needs --deadline-ms"),
+    (["loadgen", "127.0.0.1:9", "--scenario", "Offline,Nowhere"], "Nowhere is none of SingleStream, Offline, Server"),
+    (["loadgen", "127.0.0.1:9"], "127.0.0.1:9 gave no answer"),
+    (["report", "no-such.json", "--out", "report"], "no-such.json can't be read as JSON"),
+    (["report", "--out", "report"], "RESULT.json"),
     (["spine", "no-such-thing"], "neither a model package nor a checkpoint"),
     (["spine", "--backend", "openvino,abacus"], "abacus is none of onnxruntime, openvino, tensorrt"),
     (["nonsense"], "nonsense"),
@@ -80,6 +92,23 @@ def test_serve_prints_a_table_and_writes_every_figure(
     assert written["closed_loop"][0]["requests_per_s"] > 0
     assert written["machine"]["versions"]["grpcio"]
     assert str(tmp_path) not in json_path.read_text()
+
+
+def test_what_serve_and_loadgen_measured_becomes_a_page(
+    colours_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    served, held, out = tmp_path / "serve.json", tmp_path / "loadgen.json", tmp_path / "report"
+    flags = ["--rate", "80.5", "--seconds", "0.3", "--protocol", "stream", "--deadline-ms", "50"]
+    assert exit_code(monkeypatch, "serve", colours_server.address, *flags, "--json", served) == 0
+    flags = ["--scenario", "SingleStream", "--rounds", "1", "--seconds", "0.2", "--json", held]
+    assert exit_code(monkeypatch, "loadgen", colours_server.address, *flags) == 0
+    assert exit_code(monkeypatch, "report", served, held, "--out", out) == 0
+
+    assert "sent late, p99 ms" in capsys.readouterr().out
+    points = json.loads(served.read_text())["open_loop"]
+    assert [point["rate_per_s"] for point in points] == [80.5]
+    assert all(point["goodput_per_s"] <= point["requests_per_s"] for point in points)
+    assert "fuseline bench serve ADDRESS --rate 80.5" in (out / "report.html").read_text()
 
 
 def test_the_command_that_is_noted_names_no_folder() -> None:
