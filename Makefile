@@ -3,16 +3,21 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Triton's client can't share an environment with our generated code: it needs an older protobuf.
+TRITONCLIENT_VENV := .venv-tritonclient
+TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
 PROTOS := $(wildcard protos/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
+# A process for each core, and one thread in each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu lint format protos lock bench bench-gpu clean
+.PHONY: help setup demo test test-all test-gpu lint format protos lock bench bench-compare bench-gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## Make .venv with everything, from the package index, every hash checked
+setup: $(STAMP) $(TRITONCLIENT_STAMP) ## Make .venv with everything, from the package index, every hash checked
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV): torch, ONNX Runtime, OpenVINO and the rest; a minute or two, about 6 GB"
@@ -23,14 +28,19 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+$(TRITONCLIENT_STAMP): requirements-tritonclient.lock | $(STAMP)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TRITONCLIENT_VENV)
+	@$(BIN)/uv pip sync --quiet --python $(TRITONCLIENT_VENV)/bin/python --require-hashes requirements-tritonclient.lock
+	@touch $@
+
 demo: setup ## Train on real digits, export, serve, classify, and print one table
 	$(BIN)/python examples/demo.py
 
 test: setup ## Run the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup ## Run the tests and the slow ones
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -54,15 +64,21 @@ format: setup ## Let ruff format the code
 bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the service, in one run
 	$(BIN)/fuseline bench spine
 
+BASE ?= main
+bench-compare: setup ## Has the checkout as it is become slower than BASE=main? Exits 1 if so (about 6 minutes)
+	$(BIN)/python benchmarks/compare.py $(BASE) .
+
 MINUTES ?= 9
 bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU; MINUTES=9 bounds it
 	$(BIN)/fuseline bench gpu --minutes $(MINUTES)
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
 
-lock: setup ## Renew the lock files from pyproject.toml: everything, and what the serving container needs
+lock: setup ## Renew the lock files: everything, what the serving container needs, and Triton's client
 	$(COMPILE) --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
 	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve.lock
+	echo 'tritonclient[grpc]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --upgrade --custom-compile-command 'make lock' -o requirements-tritonclient.lock -
 
 clean: ## Remove everything that was made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) $(TRITONCLIENT_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +26,39 @@ from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedE
 Row = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
+_UINT8 = np.dtype(np.uint8)
+
+QUIET_TURNS = 8
+"""An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
+together, gRPC hands out one in a turn or a few; a fast backend that took the first at once would get a batch for each,
+and each batch costs as much CPU as several requests. A turn without anything to do takes some microseconds."""
+
+SLOW_CALL_SECONDS = 0.002
+"""After a call that took so long, whatever waits is the next batch at once: the backend's time is what is scarce."""
+
 PROBE_AFTER_SECONDS = 1.0
 """After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchedRows:
+class BatchedRows(NamedTuple):
     """The answer to one request: logits (rows, classes) in the order of its rows, and where its time went.
 
     `queue_ms` is from admission to the start of the batch that held its last row, `compute_ms` the sum of the backend
     calls that held its rows, `batch_rows` the rows of all requests in the largest of those, before padding.
+
+    `logits` are the rows from `first_row` on of `shared_logits`, which is the same array for all requests that one
+    batch answered whole, in the order in which they are settled: what is worked out for all of it is worked out once.
     """
 
     logits: Logits
     queue_ms: float
     compute_ms: float
     batch_rows: int
+    shared_logits: Logits
+    first_row: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchStats:
+class BatchStats(NamedTuple):
     """What one batch was: `rows` before padding, `bucket` after it, `queue_ms` that its oldest request had waited.
 
     `failed`: the backend raised, or returned something of another shape.
@@ -121,6 +135,8 @@ class Batcher:
         self._classes: int | None = None
         self._queue: OrderedDict[_Request, None] = OrderedDict()
         self._queued_rows = 0
+        # Rows that were queued when the event loop last turned, and its turns since there were more.
+        self._seen_rows = self._quiet_turns = 0
         # Of the queued requests. It may lie too early after some have left, never too late.
         self._earliest_deadline = math.inf
         self._running: _Batch | None = None
@@ -159,7 +175,7 @@ class Batcher:
         if not row_count:
             raise RequestError("the request has no rows; send at least one")
         for row in rows:
-            if not isinstance(row, np.ndarray) or row.dtype != np.uint8 or row.shape != self._row_shape:
+            if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != self._row_shape:
                 raise RequestError(f"a row is {_describe(row)}, expected uint8 of shape {self._row_shape}")
         now = self._clock()
         if now >= self._earliest_deadline:
@@ -229,7 +245,7 @@ class Batcher:
             request.rows = ()
             self._set_drained_if_idle()
 
-    def _start_batch(self) -> None:
+    def _start_batch(self, *, at_once: bool = False) -> None:
         """Hand the next batch to the worker thread, unless there is none or a fuller one may be waited for."""
         if self._wake is not None:
             self._wake.cancel()
@@ -238,10 +254,14 @@ class Batcher:
         if now >= self._earliest_deadline:
             self._drop_expired(now)
         if not self._queue:
+            self._seen_rows = self._quiet_turns = 0
             return
         loop = asyncio.get_running_loop()
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
             self._wake = loop.call_later(seconds, self._start_batch)
+            return
+        if not at_once and self._may_grow():
+            self._wake = loop.call_soon(self._start_batch)
             return
         self._running = batch = self._form_batch(now)
         try:
@@ -249,6 +269,16 @@ class Batcher:
         except RuntimeError as error:
             batch.outcome = _backend_error("the batcher's thread can't be used", error)
             loop.call_soon(self._finish, batch)
+
+    def _may_grow(self) -> bool:
+        """Whether rows were queued within the last `QUIET_TURNS` turns of the event loop."""
+        if self._draining or self._queued_rows >= self._max_batch_rows:
+            return False
+        if self._queued_rows > self._seen_rows:
+            self._seen_rows, self._quiet_turns = self._queued_rows, 0
+            return True
+        self._quiet_turns += 1
+        return self._quiet_turns < QUIET_TURNS
 
     def _seconds_to_wait(self, now: float) -> float:
         if self._draining or self._queued_rows >= self._max_batch_rows:
@@ -268,6 +298,7 @@ class Batcher:
             if request.taken == len(request.rows):
                 del self._queue[request]
         self._queued_rows -= len(rows)
+        self._seen_rows = self._quiet_turns = 0
         if not self._queue:
             self._earliest_deadline = math.inf
         bucket = self._buckets[bisect_left(self._buckets, len(rows))]
@@ -316,10 +347,10 @@ class Batcher:
             now = self._clock()
             self._profile.learn(batch.bucket, now - batch.started, now)
             # Before the answers are handed out, so that the backend doesn't idle meanwhile.
-            self._start_batch()
+            self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS)
             for request, row_count in batch.shares:
                 if not request.done():
-                    request.add(outcome[start : start + row_count], batch)
+                    request.add(outcome, start, row_count, batch)
                 start += row_count
         elif outcome is not None:
             for request, _ in batch.shares:
@@ -361,17 +392,19 @@ class _Request(asyncio.Future[BatchedRows]):
         self.batcher.forget(self)
         return True
 
-    def add(self, logits: Logits, batch: "_Batch") -> None:
-        """Take the logits of this request's next rows; settle it when they are the last."""
+    def add(self, logits: Logits, start: int, row_count: int, batch: "_Batch") -> None:
+        """Take this request's next rows of a batch's logits; settle it when they are the last."""
         self.compute_seconds += batch.compute_seconds
         self.batch_rows = max(self.batch_rows, len(batch.rows))
-        if len(logits) < len(self.rows):
-            self.parts.append(logits)
+        own = logits[start : start + row_count]
+        if row_count < len(self.rows):
+            self.parts.append(own)
             if sum(map(len, self.parts)) < len(self.rows):
                 return
-            logits = np.concatenate(self.parts)
+            own = logits = np.concatenate(self.parts)
+            start = 0
         queue_ms = 1000 * (batch.started - self.admitted)
-        self.set_result(BatchedRows(logits, queue_ms, 1000 * self.compute_seconds, self.batch_rows))
+        self.set_result(BatchedRows(own, queue_ms, 1000 * self.compute_seconds, self.batch_rows, logits, start))
 
 
 @dataclass(slots=True)

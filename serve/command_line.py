@@ -12,7 +12,9 @@ from serve.errors import FuselineError
 
 _EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors", "jinja2"), "export"),
-    **dict.fromkeys(("matplotlib", "pytest", "pytest_benchmark", "sklearn"), "bench"),
+    **dict.fromkeys(
+        ("hdrh", "matplotlib", "mlperf_loadgen", "pytest", "pytest_benchmark", "scipy", "sklearn"), "bench"
+    ),
 }
 
 

@@ -16,6 +16,10 @@ from serve.errors import ImageError
 MAX_PIXELS = 50_000_000
 """Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
 
+_FAST_DECODE_GAP = 2
+"""How many times the size that it is resized to a picture keeps, so that resizing still smooths it: at 1 a ResNet-20
+answered another class for one picture in eight."""
+
 _MODES = {1: "L", 3: "RGB"}
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -49,6 +53,7 @@ def decode_image(
     resize_shorter_side: int,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     max_pixels: int = MAX_PIXELS,
+    fast: bool = False,
 ) -> NDArray[np.uint8]:
     """Return the pixels (height, width, channels), C-contiguous, RGB or grey, of a JPEG, PNG or WebP file.
 
@@ -56,6 +61,9 @@ def decode_image(
     channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
     there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
     animation the first frame is taken.
+
+    `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
+    is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.
 
     The size in the file's header is checked before any pixel is decoded. Safe to call from many threads; Pillow's
     global settings are neither changed nor relied upon, and no Pillow warning is issued.
@@ -72,6 +80,9 @@ def decode_image(
         )
     mode = _MODES[channels]
     try:
+        if fast and isinstance(image, JpegImageFile):
+            # Sets libjpeg's scale to the smallest that keeps both sides; the mode is left to `convert` below.
+            image.draft(None, (_FAST_DECODE_GAP * resized_width, _FAST_DECODE_GAP * resized_height))
         image.load()
         converted: Image.Image = image if image.mode == mode else image.convert(mode)
     except MemoryError:

@@ -1,9 +1,14 @@
-"""What a server counts, for Prometheus."""
+"""What a server counts, for Prometheus and for the statistics of the Open Inference Protocol."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from collections import defaultdict
+from typing import NamedTuple
 
-from serve.batcher import BatchStats
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+
+from serve.batcher import BatchedRows, BatchStats
+from serve.inference_statistics import InferenceStatistics
 from serve.model import Model
+from serve.tallies import Counter, CounterTally, Histogram, HistogramTally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = tuple(2**exponent for exponent in range(11))
@@ -25,32 +30,32 @@ class Metrics:
             "fuseline_request_seconds",
             "From a request's arrival in the service to its answer.",
             ["method", "model"],
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self._preprocess_seconds = Histogram(
             "fuseline_preprocess_seconds",
             "Decoding of a request's encoded images, waiting for a thread included.",
             ["model"],
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self._queue_seconds = Histogram(
             "fuseline_queue_seconds",
             "How long the oldest request of a batch had waited when it started.",
             ["model"],
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self._compute_seconds = Histogram(
             "fuseline_compute_seconds",
             "The backend call of a batch.",
             ["model"],
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self._batch_rows = Histogram(
-            "fuseline_batch_rows", "Rows of a batch before padding.", ["model"], buckets=_ROWS, registry=self.registry
+            "fuseline_batch_rows", "Rows of a batch before padding.", ["model"], bounds=_ROWS, registry=self.registry
         )
         self._padding_rows = Counter(
             "fuseline_padding_rows", "Rows added to fill a bucket.", ["model"], registry=self.registry
@@ -65,8 +70,11 @@ class Metrics:
             ["model", "version", "backend", "device", "precision"],
             registry=self.registry,
         )
+        self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
+        """Of each served model, by its name."""
         # Looking a child up by its labels takes longer than counting does.
-        self._by_request: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._by_request: dict[tuple[str, str, str], tuple[CounterTally, HistogramTally]] = {}
+        self._by_model: dict[str, _BatchTallies] = {}
 
     def watch(self, model: Model) -> None:
         """Show `model` and its queue from now on."""
@@ -74,24 +82,33 @@ class Metrics:
         self._info.labels(model.name, model.manifest.version, backend.name, backend.device, backend.precision).set(1)
         self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
 
-    def count_request(self, method: str, model: str, code: str, seconds: float) -> None:
-        """Count one answered request. `model` is empty where none was found."""
+    def count_request(
+        self, method: str, model: str, code: str, seconds: float, batched: BatchedRows | None = None
+    ) -> None:
+        """Count one answered request. `model` is empty where none was found.
+
+        `batched` is what the batcher answered; without it a request of code OK is not in the model's `statistics`.
+        """
         key = (method, model, code)
         children = self._by_request.get(key)
         if children is None:
             children = self._requests.labels(method, model, code), self._request_seconds.labels(method, model)
             self._by_request[key] = children
         counter, histogram = children
-        counter.inc()
+        counter.add()
         histogram.observe(seconds)
+        if not model:
+            return
+        if code != "OK":
+            self.statistics[model].count_failure(seconds)
+        elif batched is not None:
+            self.statistics[model].count_answer(seconds, batched)
 
     def requests_by_code(self) -> dict[str, int]:
         """How many requests were counted under each gRPC status."""
         counts: dict[str, int] = {}
-        for sample in next(iter(self._requests.collect())).samples:
-            if sample.name.endswith("_total"):
-                code = sample.labels["code"]
-                counts[code] = counts.get(code, 0) + int(sample.value)
+        for (_, _, code), count in self._requests.counts().items():
+            counts[code] = counts.get(code, 0) + count
         return counts
 
     def count_preprocess(self, model: str, seconds: float) -> None:
@@ -100,9 +117,26 @@ class Metrics:
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
         """Count one batch."""
-        self._queue_seconds.labels(model).observe(stats.queue_ms / 1000)
-        self._compute_seconds.labels(model).observe(stats.compute_ms / 1000)
-        self._batch_rows.labels(model).observe(stats.rows)
-        self._padding_rows.labels(model).inc(stats.bucket - stats.rows)
+        if (tallies := self._by_model.get(model)) is None:
+            tallies = self._by_model[model] = _BatchTallies(
+                self._queue_seconds.labels(model),
+                self._compute_seconds.labels(model),
+                self._batch_rows.labels(model),
+                self._padding_rows.labels(model),
+            )
+        tallies.queue_seconds.observe(stats.queue_ms / 1000)
+        tallies.compute_seconds.observe(stats.compute_ms / 1000)
+        tallies.rows.observe(stats.rows)
+        tallies.padding_rows.add(stats.bucket - stats.rows)
         if stats.failed:
-            self._failed_batches.labels(model).inc()
+            self._failed_batches.labels(model).add()
+        self.statistics[model].count_batch(stats)
+
+
+class _BatchTallies(NamedTuple):
+    """What every batch of a model counts in."""
+
+    queue_seconds: HistogramTally
+    compute_seconds: HistogramTally
+    rows: HistogramTally
+    padding_rows: CounterTally

@@ -28,19 +28,17 @@ class Model:
 
     def __init__(self, package: ModelPackage, backend: Backend, backend_reason: str, batcher: Batcher) -> None:
         self.package = package
+        self.manifest: Manifest = package.manifest
+        """What the package says of itself."""
+        self.name: str = package.manifest.name
+        """The name under which requests find it."""
+        self.row_shape = package.manifest.input.row_shape
+        """(height, width, channels) of one image."""
+        self.classes = package.manifest.classes
+        """How many classes it tells apart."""
         self.backend = backend
         self.backend_reason = backend_reason
         self.batcher = batcher
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the package says of itself."""
-        return self.package.manifest
-
-    @property
-    def name(self) -> str:
-        """The name under which requests find it."""
-        return self.package.manifest.name
 
     async def close(self) -> None:
         """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""

@@ -9,9 +9,7 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,25 +20,32 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from protos.classify_pb2_grpc import add_ClassifierServicer_to_server
+from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from serve.addresses import check_bindable, join_address
 from serve.errors import InputError
+from serve.event_loop import run_event_loop
 from serve.http_endpoint import HttpEndpoint
+from serve.inference_statistics import InferenceStatistics
 from serve.metrics import Metrics
 from serve.model import load_model
 from serve.repository import Repository
 from serve.services.classify import SERVICE_NAME, ClassifyService
 from serve.services.image_rows import ImageRows
+from serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
+from serve.services.open_inference import OpenInferenceService
 from serve.settings import Settings
 
 _FLUSH_S = 2.0
 """How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
-
-_SWITCH_INTERVAL_S = 0.0002
 
 _log = logging.getLogger(__name__)
 
 
 class Server:
     """Serves model packages. `start`, then `drain`, each once, on one event loop."""
+
+    _shares_port = False
+    """Whether others of our processes listen on the port too; else it is refused when anybody does."""
 
     def __init__(self, folders: Sequence[Path], settings: Settings) -> None:
         self.repository = Repository()
@@ -55,6 +60,9 @@ class Server:
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
         self._service = ClassifyService(self.repository, image_rows, self._metrics, settings)
+        self._open_inference = OpenInferenceService(
+            self.repository, self._metrics, settings, statistics=self._statistics
+        )
         self._grpc = self._grpc_server()
 
     async def start(self) -> None:
@@ -69,12 +77,8 @@ class Server:
         if settings.http_port:
             self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
             self.http_port = self._http.port
-        for folder in self._folders:
-            model = await asyncio.to_thread(load_model, folder, settings, self._metrics.count_batch)
-            self.repository.add(model)
-            self._metrics.watch(model)
-        for service in ("", SERVICE_NAME):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._add_models()
+        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
         self.ready = True
 
@@ -90,8 +94,10 @@ class Server:
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
+                self._open_inference.refuse()
                 await self.repository.close()
                 await self._service.idle()
+                await self._open_inference.idle()
             await self._grpc.stop(_FLUSH_S)
         finally:
             await self._grpc.stop(None)
@@ -104,10 +110,24 @@ class Server:
         by_code = self._metrics.requests_by_code()
         return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
 
+    async def _add_models(self) -> None:
+        for folder in self._folders:
+            model = await asyncio.to_thread(load_model, folder, self._settings, self._metrics.count_batch)
+            self.repository.add(model)
+            self._metrics.watch(model)
+
+    async def _statistics(self) -> Mapping[str, InferenceStatistics]:
+        return self._metrics.statistics
+
+    async def _tell_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
+            await self._health.set(service, status)
+
     def _bind(self) -> int:
         address = join_address(self._settings.host, self._settings.port)
         try:
-            _check_bindable(self._settings.host, self._settings.port)
+            if not self._shares_port:
+                check_bindable(self._settings.host, self._settings.port)
             return self._grpc.add_insecure_port(address)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -122,12 +142,15 @@ class Server:
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Else a second server would share the port and take half of the first one's requests.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shares_port)),
             ]
         )
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
         return server
 
 
@@ -136,11 +159,7 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
 
     `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
     """
-    # While answers are serialised, the batcher's thread waits for the interpreter before it can start the next batch,
-    # by default up to 5 ms in which the backend idles.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(folders, settings, announce))
+    return run_event_loop(_run(folders, settings, announce))
 
 
 async def _run(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
@@ -176,24 +195,3 @@ async def _run(folders: Sequence[Path], settings: Settings, announce: Callable[[
     return 0
 
 
-def _check_bindable(host: str, port: int) -> None:
-    """Raise an `OSError` that says why `host:port` can't be bound; gRPC itself tells that only to its own log."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-        probe.listen()
-
-
-def join_address(host: str, port: int) -> str:
-    """`host:port`, with an IPv6 host in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -4,9 +4,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn, TypeGuard
 
-import numpy as np
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
@@ -16,7 +17,6 @@ from protos.classify_pb2 import (
     GetModelRequest,
     GetModelResponse,
     StreamError,
-    Timing,
 )
 from protos.classify_pb2_grpc import ClassifierServicer
 from serve.batcher import BatchedRows
@@ -24,9 +24,9 @@ from serve.errors import BackendError, RequestError, ShuttingDownError
 from serve.metrics import Metrics
 from serve.model import Model
 from serve.repository import Repository
-from serve.services.image_rows import ImageRows
+from serve.services.image_rows import ImageRows, Row
 from serve.services.statuses import Status, status_from_error
-from serve.services.top_k import top_k_from_logits
+from serve.services.top_k import RankedBatch
 from serve.settings import Settings
 
 SERVICE_NAME = "fuseline.v1.Classifier"
@@ -60,6 +60,7 @@ class ClassifyService(ClassifierServicer):
         self._draining = False
         self._idle = asyncio.Event()
         self._stream_readers: set[asyncio.Task[None]] = set()
+        self._ranked: RankedBatch | None = None
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]
@@ -69,7 +70,7 @@ class ClassifyService(ClassifierServicer):
             await _abort(context, self._refused("Classify"))
         self._calls += 1
         try:
-            answer = await self._answer("Classify", request, self._deadline(context))
+            answer = await self._answer(request, self._deadline(context))
         finally:
             self._leave()
         if isinstance(answer, Status):
@@ -128,24 +129,44 @@ class ClassifyService(ClassifierServicer):
         deadline = self._deadline(context)
         answers: asyncio.Queue[ClassifyResponse | None] = asyncio.Queue()
         slots = asyncio.Semaphore(self._in_flight_per_stream())
-        requests: set[asyncio.Task[None]] = set()
+        # What has no answer yet: of raw pixels the batcher's future itself, which costs no task; else a task.
+        under_way: set[asyncio.Future[Any]] = set()
 
-        async def answer(request: ClassifyRequest) -> None:
-            answers.put_nowait(_stream_answer(request, await self._answer("ClassifyStream", request, deadline)))
+        def begin(call: _Call) -> None:
+            try:
+                contents = self._checked(call)
+                pending: asyncio.Future[Any]
+                if _all_rows(contents):
+                    pending = call.found_model.batcher.submit(contents, deadline=deadline)
+                    pending.add_done_callback(partial(settle, call))
+                else:
+                    pending = asyncio.create_task(decode_and_answer(call, contents))
+            except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+                answers.put_nowait(_stream_answer(call.request, self._failed(call, error)))
+                return
+            under_way.add(pending)
+            pending.add_done_callback(under_way.discard)
+
+        def settle(call: _Call, pending: asyncio.Future[BatchedRows]) -> None:
+            if pending.cancelled():
+                self._count(call, StatusCode.CANCELLED)
+                return
+            answers.put_nowait(_stream_answer(call.request, self._answered(call, pending)))
+
+        async def decode_and_answer(call: _Call, contents: list[Row | bytes]) -> None:
+            answers.put_nowait(_stream_answer(call.request, await self._decode_and_answer(call, contents, deadline)))
 
         async def read() -> None:
             try:
                 await slots.acquire()
                 async for request in request_iterator:
-                    task = asyncio.create_task(answer(request))
-                    requests.add(task)
-                    task.add_done_callback(requests.discard)
+                    begin(_Call("ClassifyStream", request, self._clock()))
                     await slots.acquire()
             finally:
                 # Nothing more is read, so a drain has nothing to cut short, and must not cut short the wait below.
                 self._stream_readers.discard(reader)
-                if requests:
-                    await asyncio.wait(requests)
+                if under_way:
+                    await asyncio.wait(under_way)
 
         reader = asyncio.create_task(read())
         # Not in the reader's own `finally`, which a reader cancelled before its first step never enters.
@@ -157,8 +178,8 @@ class ClassifyService(ClassifierServicer):
                 slots.release()
         finally:
             self._stream_readers.discard(reader)
-            for task in (reader, *requests):
-                task.cancel()
+            for pending in (reader, *under_way):
+                pending.cancel()
         if reader.cancelled():
             return self._refused("ClassifyStream")
         error = reader.exception()
@@ -182,30 +203,92 @@ class ClassifyService(ClassifierServicer):
         remaining_s = context.time_remaining()
         return None if remaining_s is None else self._clock() + remaining_s
 
-    async def _answer(self, method: str, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse | Status:
-        started = self._clock()
-        model_name = ""
-        code = StatusCode.CANCELLED
+    async def _answer(self, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse | Status:
+        call = _Call("Classify", request, self._clock())
         try:
-            model = self._repository.get(request.model)
-            model_name = model.name
-            response = await self._classify(model, request, deadline)
-            code = StatusCode.OK
-            return response
+            contents = self._checked(call)
+            if not _all_rows(contents):
+                return await self._decode_and_answer(call, contents, deadline)
+            pending = call.found_model.batcher.submit(contents, deadline=deadline)
         except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
-            status = status_from_error(error)
-            code = status.code
-            return status
-        finally:
-            self._metrics.count_request(method, model_name, code.name, self._clock() - started)
+            return self._failed(call, error)
+        return await self._settled(call, pending)
 
-    async def _classify(self, model: Model, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse:
-        top_k = _checked_top_k(request, model)
-        rows, preprocess_s = await self._image_rows.from_images(request.images, model)
-        if preprocess_s:
-            self._metrics.count_preprocess(model.name, preprocess_s)
-        batched = await model.batcher.submit(rows, deadline=deadline)
-        return _response(request, model, top_k, batched, preprocess_s)
+    async def _decode_and_answer(
+        self, call: "_Call", contents: list[Row | bytes], deadline: float | None
+    ) -> ClassifyResponse | Status:
+        model = call.found_model
+        try:
+            rows, call.preprocess_s = await self._image_rows.decoded(contents, model)
+            self._metrics.count_preprocess(model.name, call.preprocess_s)
+            pending = model.batcher.submit(rows, deadline=deadline)
+        except asyncio.CancelledError:
+            self._count(call, StatusCode.CANCELLED)
+            raise
+        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+            return self._failed(call, error)
+        return await self._settled(call, pending)
+
+    async def _settled(self, call: "_Call", pending: asyncio.Future[BatchedRows]) -> ClassifyResponse | Status:
+        try:
+            await pending
+        except asyncio.CancelledError:
+            self._count(call, StatusCode.CANCELLED)
+            raise
+        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+            return self._failed(call, error)
+        return self._answered(call, pending)
+
+    def _checked(self, call: "_Call") -> list[Row | bytes]:
+        """Find the request's model and check all of the request; return what its images hold."""
+        call.model = self._repository.get(call.request.model)
+        call.top_k = _checked_top_k(call.request, call.model)
+        return self._image_rows.checked(call.request.images, call.model)
+
+    def _answered(self, call: "_Call", pending: asyncio.Future[BatchedRows]) -> ClassifyResponse | Status:
+        """The answer that a future of the batcher, done and not cancelled, makes."""
+        try:
+            batched = pending.result()
+            # Requests of a batch are answered one right after the other, so the last batch is the only one needed.
+            if self._ranked is None or self._ranked.logits is not batched.shared_logits:
+                self._ranked = RankedBatch(batched.shared_logits)
+            response = _response(call, batched, self._ranked)
+        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+            return self._failed(call, error)
+        self._count(call, StatusCode.OK, batched)
+        return response
+
+    def _failed(self, call: "_Call", error: Exception) -> Status:
+        status = status_from_error(error)
+        self._count(call, status.code)
+        return status
+
+    def _count(self, call: "_Call", code: StatusCode, batched: BatchedRows | None = None) -> None:
+        model_name = "" if call.model is None else call.model.name
+        self._metrics.count_request(call.method, model_name, code.name, self._clock() - call.started, batched)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way to its answer."""
+
+    method: str
+    request: ClassifyRequest
+    started: float
+    model: Model | None = None
+    """None until it is found."""
+    top_k: int = 1
+    preprocess_s: float = 0.0
+
+    @property
+    def found_model(self) -> Model:
+        """The model, once the request was checked."""
+        assert self.model is not None
+        return self.model
+
+
+def _all_rows(contents: list[Row | bytes]) -> TypeGuard[list[Row]]:
+    return bytes not in map(type, contents)
 
 
 async def _abort(context: ServicerContext[Any, Any], status: Status) -> NoReturn:
@@ -214,36 +297,31 @@ async def _abort(context: ServicerContext[Any, Any], status: Status) -> NoReturn
 
 def _checked_top_k(request: ClassifyRequest, model: Model) -> int:
     top_k = request.top_k if request.HasField("top_k") else 1
-    classes = model.manifest.classes
+    classes = model.classes
     if not 1 <= top_k <= classes:
         raise RequestError(f"top_k is {top_k}; {model.name} has {classes} classes, so it must be from 1 to {classes}")
     return top_k
 
 
-def _response(
-    request: ClassifyRequest, model: Model, top_k: int, batched: BatchedRows, preprocess_s: float
-) -> ClassifyResponse:
-    if not np.isfinite(batched.logits).all():
+def _response(call: _Call, batched: BatchedRows, ranked: RankedBatch) -> ClassifyResponse:
+    model, request, rows = call.found_model, call.request, len(batched.logits)
+    if not ranked.is_finite(batched.first_row, rows):
         raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
-    response = ClassifyResponse(
-        model=model.name,
-        model_version=model.manifest.version,
-        id=request.id,
-        timing=Timing(
-            preprocess_ms=preprocess_s * 1000,
-            queue_ms=batched.queue_ms,
-            compute_ms=batched.compute_ms,
-            batch_rows=batched.batch_rows,
-        ),
-    )
-    labels = model.manifest.labels
-    indices, probabilities = top_k_from_logits(batched.logits, top_k)
-    for row, (its_indices, its_probabilities) in enumerate(zip(indices.tolist(), probabilities.tolist(), strict=True)):
-        result = response.results.add()
-        for index, probability in zip(its_indices, its_probabilities, strict=True):
-            result.predictions.add(index=index, label=labels[index], probability=probability)
-        if request.return_logits:
-            result.logits = batched.logits[row].astype("<f4", copy=False).tobytes()
+    manifest = model.manifest
+    response = ClassifyResponse(model=manifest.name, model_version=manifest.version, id=request.id)
+    timing = response.timing
+    timing.preprocess_ms = call.preprocess_s * 1000
+    timing.queue_ms = batched.queue_ms
+    timing.compute_ms = batched.compute_ms
+    timing.batch_rows = batched.batch_rows
+    labels, results = manifest.labels, response.results
+    for predictions in ranked.top(call.top_k)[batched.first_row : batched.first_row + rows]:
+        add_prediction = results.add().predictions.add
+        for index, probability in predictions:
+            add_prediction(index=index, label=labels[index], probability=probability)
+    if request.return_logits:
+        for result, logits in zip(results, batched.logits, strict=True):
+            result.logits = logits.astype("<f4", copy=False).tobytes()
     return response
 
 

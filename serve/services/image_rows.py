@@ -21,37 +21,52 @@ Row = NDArray[np.uint8]
 class ImageRows:
     """Turns images into uint8 rows of a model's (height, width, channels).
 
-    Raw pixels are viewed where protobuf put them, not copied. Encoded images are decoded in `pool`, several at a time;
-    images that wait for it count against `max_queue_rows` as rows in the batcher's queue do.
+    Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in `pool`,
+    several at a time; images that wait for it count against `max_queue_rows` as rows in the batcher's queue do.
     """
 
     def __init__(self, pool: Executor, settings: Settings) -> None:
         self._pool = pool
         self._max_images = settings.max_images_per_request
         self._max_rows = settings.max_queue_rows
+        self._fast_decode = settings.fast_decode
         self._decoding_rows = 0
 
-    async def from_images(self, images: Sequence[Image], model: Model) -> tuple[list[Row], float]:
-        """Return a row for each image, in order, and the seconds that decoding took: 0 if all were raw.
+    def checked(self, images: Sequence[Image], model: Model) -> list[Row | bytes]:
+        """Return what `images` hold, in order: a row for each raw image, the bytes of each that is to be decoded.
 
         Raises:
-            RequestError: no image, too many of them, one without content, or raw pixels of the wrong length. All are
-                checked before any is decoded.
-            ImageError: bytes that are no image, or one beyond the bounds.
-            OverloadedError: the queue has no room for images that would have to be decoded first.
+            RequestError: no image, too many of them, one without content, or raw pixels of the wrong length.
         """
-        if not images:
+        count = len(images)
+        if not count:
             raise RequestError("the request has no image; send at least one")
-        if len(images) > self._max_images:
+        if count > self._max_images:
             raise RequestError(
-                f"the request has {len(images)} images, at most {self._max_images} are taken; send several requests, "
+                f"the request has {count} images, at most {self._max_images} are taken; send several requests, "
                 "or start the server with a larger --max-images-per-request"
             )
-        shape = model.manifest.input.row_shape
-        contents = [_checked(image, shape, position, len(images)) for position, image in enumerate(images)]
-        rows = [content for content in contents if not isinstance(content, bytes)]
-        if len(rows) == len(contents):
-            return rows, 0.0
+        shape = model.row_shape
+        height, width, channels = shape
+        size = height * width * channels
+        contents: list[Row | bytes] = []
+        for position, image in enumerate(images):
+            raw = image.raw
+            if len(raw) == size:
+                contents.append(np.ndarray(shape, np.uint8, raw))
+            elif image.WhichOneof("content") == "encoded":
+                contents.append(image.encoded)
+            else:
+                raise _no_image(image, shape, _which(position, count))
+        return contents
+
+    async def decoded(self, contents: Sequence[Row | bytes], model: Model) -> tuple[list[Row], float]:
+        """Return a row for each of what `checked` returned, in order, and the seconds that decoding took.
+
+        Raises:
+            ImageError: bytes that are no image, or one beyond the bounds.
+            OverloadedError: the queue has no room for images that have to be decoded first.
+        """
         started = time.monotonic()
         return await self._decoded(contents, model), time.monotonic() - started
 
@@ -70,6 +85,7 @@ class ImageRows:
             channels=spec.channels,
             resize_shorter_side=spec.preprocessing.resize_shorter_side,
             interpolation=spec.preprocessing.interpolation,
+            fast=self._fast_decode,
         )
         loop = asyncio.get_running_loop()
         self._decoding_rows += len(contents)
@@ -90,22 +106,14 @@ class ImageRows:
         return rows
 
 
-def _checked(image: Image, shape: tuple[int, int, int], position: int, count: int) -> Row | bytes:
-    content = image.WhichOneof("content")
-    if content == "encoded":
-        return image.encoded
-    if content is None:
-        raise RequestError(
-            f"{_which(position, count)} is empty; set `encoded` (a JPEG, PNG or WebP file) or `raw` (pixels)"
-        )
-    pixels = np.frombuffer(image.raw, np.uint8)
+def _no_image(image: Image, shape: tuple[int, int, int], which: str) -> RequestError:
+    if image.WhichOneof("content") is None:
+        return RequestError(f"{which} is empty; set `encoded` (a JPEG, PNG or WebP file) or `raw` (pixels)")
     height, width, channels = shape
-    if pixels.size != height * width * channels:
-        raise RequestError(
-            f"{_which(position, count)} has {pixels.size} raw bytes; the model takes {height} x {width} x {channels} "
-            f"(height, width, channels) uint8, which is {height * width * channels}"
-        )
-    return pixels.reshape(shape)
+    return RequestError(
+        f"{which} has {len(image.raw)} raw bytes; the model takes {height} x {width} x {channels} "
+        f"(height, width, channels) uint8, which is {height * width * channels}"
+    )
 
 
 def _which(position: int, count: int) -> str:

@@ -22,6 +22,7 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: StatusCode.DEADLINE_EXCEEDED,
     errors.ShuttingDownError: StatusCode.UNAVAILABLE,
+    errors.BackendLostError: StatusCode.UNAVAILABLE,
     errors.BackendError: StatusCode.INTERNAL,
 }
 """Every error that a request can meet. Any other class is a fault of the server: INTERNAL."""

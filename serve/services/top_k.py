@@ -1,7 +1,33 @@
-"""Logits to the k most probable classes."""
+"""Logits to the k most probable classes, once for each batch."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class RankedBatch:
+    """The logits (rows, classes) that requests of one batch share, with what is worked out of them once for all."""
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self.logits = logits
+        finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
+        self._finite: list[bool] = finite.tolist()
+        # A row that is not finite is refused by its request; in its neighbours' arithmetic it would make numpy warn.
+        self._rankable = logits if all(self._finite) else np.where(finite[:, np.newaxis], logits, np.float32(0))
+        self._by_k: dict[int, list[list[tuple[int, float]]]] = {}
+
+    def is_finite(self, first: int, rows: int) -> bool:
+        """Whether all logits of `rows` rows from `first` on are."""
+        return all(self._finite[first : first + rows])
+
+    def top(self, k: int) -> list[list[tuple[int, float]]]:
+        """For each row its k most probable classes as (index, probability); see `top_k_from_logits`."""
+        if (ranked := self._by_k.get(k)) is None:
+            indices, probabilities = top_k_from_logits(self._rankable, k)
+            ranked = [
+                list(zip(*row, strict=True)) for row in zip(indices.tolist(), probabilities.tolist(), strict=True)
+            ]
+            self._by_k[k] = ranked
+        return ranked
 
 
 def top_k_from_logits(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:

@@ -293,3 +293,31 @@ def test_pillows_globals_are_untouched():
 
     assert Image.MAX_IMAGE_PIXELS == 89478485
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def large_jpeg(width: int, height: int) -> bytes:
+    """A smooth picture, as photographs are at the scale of a pixel."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) * 255 // (height + width)], -1)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(801, 603), (400, 1000), (2048, 64)])
+def test_fast_decoding_of_a_large_jpeg_differs_little(size: tuple[int, int]) -> None:
+    data = large_jpeg(*size)
+    full, fast = (decode_image(data, height=32, width=32, resize_shorter_side=36, fast=fast) for fast in (False, True))
+    assert fast.shape == full.shape
+    assert np.abs(fast.astype(int) - full).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_fast_decoding_leaves_small_pictures_and_other_formats_alone(format: str) -> None:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels if format == "JPEG" else pixels.repeat(8, 0).repeat(8, 1)).save(file, format)
+    full, fast = (
+        decode_image(file.getvalue(), height=32, width=32, resize_shorter_side=36, fast=fast) for fast in (False, True)
+    )
+    assert np.array_equal(full, fast)

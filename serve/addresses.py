@@ -1,0 +1,42 @@
+"""Where a server listens."""
+
+import socket
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_bindable(host: str, port: int) -> None:
+    """Raise an `OSError` that says why `host:port` can't be bound; gRPC itself tells that only to its own log."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
+
+
+def claimed_port(host: str, port: int) -> socket.socket:
+    """Return a socket that holds `host:port`, 0 being any free one, for processes of this user that share it.
+
+    They listen with SO_REUSEPORT; this socket never does, so no connection is ever given to it. Whoever asks for the
+    port for itself alone is refused as long as it is open, and so is `check_bindable`.
+
+    Raises:
+        OSError: someone has the port already.
+    """
+    check_bindable(host, port)
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    claim = socket.socket(family, kind, protocol)
+    try:
+        # SO_REUSEADDR, else connections of an earlier server that linger in TIME_WAIT would forbid it. Taken back once
+        # bound, else the next `check_bindable` would be let in; and shared only now, so that nobody is joined unseen.
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        claim.bind(address)
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        claim.close()
+        raise
+    return claim

@@ -1,0 +1,63 @@
+"""What became of one model's requests and batches since the start, in plain counts and sums."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serve.batcher import BatchedRows, BatchStats
+
+
+@dataclass(slots=True)
+class DurationSum:
+    """How often something happened, and how long it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add_ms(self, ms: float) -> None:
+        """Count it once more."""
+        self.count += 1
+        self.ns += round(ms * 1e6)
+
+
+class InferenceStatistics:
+    """The statistics of one model."""
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        """`wall_clock` tells seconds since 1970."""
+        self.last_inference_ms = 0
+        """When a batch last succeeded, since 1970; 0: never."""
+        self.rows = 0
+        """Images of the batches that succeeded."""
+        self.batches = 0
+        """Batches that succeeded."""
+        self.compute_by_batch_rows: dict[int, DurationSum] = {}
+        """The backend calls that succeeded, by the rows of their batch before padding."""
+        self.success = DurationSum()
+        """Requests that were answered, from arrival to answer."""
+        self.fail = DurationSum()
+        """Requests that were not."""
+        self.queue = DurationSum()
+        """What answered requests waited for their last batch."""
+        self.compute = DurationSum()
+        """The backend calls of answered requests; one that several requests shared counts for each of them."""
+        self._wall_clock = wall_clock
+
+    def count_answer(self, seconds: float, batched: BatchedRows) -> None:
+        """Count one answered request."""
+        self.success.add_ms(1000 * seconds)
+        self.queue.add_ms(batched.queue_ms)
+        self.compute.add_ms(batched.compute_ms)
+
+    def count_failure(self, seconds: float) -> None:
+        """Count one request that was refused, failed or cancelled."""
+        self.fail.add_ms(1000 * seconds)
+
+    def count_batch(self, stats: BatchStats) -> None:
+        """Count one batch."""
+        if stats.failed:
+            return
+        self.last_inference_ms = round(1000 * self._wall_clock())
+        self.rows += stats.rows
+        self.batches += 1
+        self.compute_by_batch_rows.setdefault(stats.rows, DurationSum()).add_ms(stats.compute_ms)

@@ -1,0 +1,99 @@
+"""What the Open Inference Protocol tells about a model: its metadata, Triton's configuration of it, its statistics."""
+
+from protos.open_inference_pb2 import (
+    TYPE_FP32,
+    TYPE_UINT8,
+    InferBatchStatistics,
+    InferStatistics,
+    ModelConfig,
+    ModelDynamicBatching,
+    ModelInput,
+    ModelMetadataResponse,
+    ModelOutput,
+    ModelStatistics,
+    StatisticDuration,
+)
+from serve.inference_statistics import DurationSum, InferenceStatistics
+from serve.model import Model
+from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from serve.services.open_inference_tensors import INPUT_DATATYPE, OUTPUT_DATATYPE
+from serve.settings import Settings
+
+
+def metadata_of(model: Model) -> ModelMetadataResponse:
+    """The tensors of `model`; -1 stands for the number of images."""
+    manifest = model.manifest
+    tensor = ModelMetadataResponse.TensorMetadata
+    return ModelMetadataResponse(
+        name=manifest.name,
+        versions=[manifest.version],
+        platform=_platform(model),
+        inputs=[tensor(name=INPUT_NAME, datatype=INPUT_DATATYPE, shape=(-1, *manifest.input.row_shape))],
+        outputs=[tensor(name=OUTPUT_NAME, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
+    )
+
+
+def config_of(model: Model, settings: Settings) -> ModelConfig:
+    """How `model` is served.
+
+    `max_batch_size` is what a client may send at once; the batches that form of it are the preferred sizes.
+    """
+    manifest = model.manifest
+    return ModelConfig(
+        name=manifest.name,
+        platform=_platform(model),
+        backend=model.backend.name,
+        max_batch_size=settings.max_images_per_request,
+        input=[
+            ModelInput(
+                name=INPUT_NAME, data_type=TYPE_UINT8, format=ModelInput.FORMAT_NHWC, dims=manifest.input.row_shape
+            )
+        ],
+        output=[ModelOutput(name=OUTPUT_NAME, data_type=TYPE_FP32, dims=[manifest.classes])],
+        dynamic_batching=ModelDynamicBatching(
+            preferred_batch_size=model.backend.buckets,
+            max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),
+        ),
+    )
+
+
+def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatistics:
+    """What was counted for `model`.
+
+    The tensors' way in and out is counted but not timed: it is in `success` alone. perf_analyzer ends where the three
+    compute counts differ.
+    """
+    return ModelStatistics(
+        name=model.name,
+        version=model.manifest.version,
+        last_inference=statistics.last_inference_ms,
+        inference_count=statistics.rows,
+        execution_count=statistics.batches,
+        inference_stats=InferStatistics(
+            success=_duration(statistics.success),
+            fail=_duration(statistics.fail),
+            queue=_duration(statistics.queue),
+            compute_input=StatisticDuration(count=statistics.compute.count),
+            compute_infer=_duration(statistics.compute),
+            compute_output=StatisticDuration(count=statistics.compute.count),
+        ),
+        batch_stats=[
+            InferBatchStatistics(
+                batch_size=rows,
+                compute_input=StatisticDuration(count=compute.count),
+                compute_infer=_duration(compute),
+                compute_output=StatisticDuration(count=compute.count),
+            )
+            for rows, compute in sorted(statistics.compute_by_batch_rows.items())
+        ],
+    )
+
+
+def _platform(model: Model) -> str:
+    """As Triton names them: the runtime and the format that it runs."""
+    name = model.backend.name
+    return "tensorrt_plan" if name == "tensorrt" else f"{name}_onnx"
+
+
+def _duration(total: DurationSum) -> StatisticDuration:
+    return StatisticDuration(count=total.count, ns=total.ns)

@@ -1,0 +1,101 @@
+"""Counters and histograms for Prometheus that cost a request next to nothing.
+
+`prometheus_client`'s own take a lock for each number and walk through the buckets: 14 µs for one counter and one
+histogram, as much as everything else that is done for a request in Python. These are counted in one thread, the event
+loop's, and read by any other: a scrape may see a count without its sum, for as long as it takes to add it.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+
+class CounterTally:
+    """The count of one set of labels."""
+
+    __slots__ = ("count", "created")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.created = time.time()
+
+    def add(self, number: int = 1) -> None:
+        """Count `number` more."""
+        self.count += number
+
+
+class HistogramTally:
+    """The observations of one set of labels."""
+
+    __slots__ = ("_bounds", "counts", "created", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        """Of each bucket alone, the last of them unbounded."""
+        self.sum = 0.0
+        self.created = time.time()
+
+    def observe(self, value: float) -> None:
+        """Count `value` in the first bucket whose bound it doesn't pass."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+
+class Counter(Collector):
+    """A counter in `registry`, as `prometheus_client.Counter` shows it."""
+
+    def __init__(self, name: str, help: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name, self._help, self._labels = name, help, tuple(labels)
+        self._children: dict[tuple[str, ...], CounterTally] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> CounterTally:
+        """The tally of these labels, shown from now on."""
+        return self._children.setdefault(values, CounterTally())
+
+    def counts(self) -> dict[tuple[str, ...], int]:
+        """Every count, by its labels."""
+        return {values: tally.count for values, tally in self._children.copy().items()}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry."""
+        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
+        for values, tally in self._children.copy().items():
+            family.add_metric(values, tally.count, created=tally.created)
+        yield family
+
+
+class Histogram(Collector):
+    """A histogram in `registry`, as `prometheus_client.Histogram` shows it."""
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        """`bounds` of the buckets, ascending, without the infinite one."""
+        self._name, self._help, self._labels, self._bounds = name, help, tuple(labels), tuple(map(float, bounds))
+        self._children: dict[tuple[str, ...], HistogramTally] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> HistogramTally:
+        """The tally of these labels, shown from now on."""
+        if (tally := self._children.get(values)) is None:
+            tally = self._children[values] = HistogramTally(self._bounds)
+        return tally
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """For the registry."""
+        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
+        for values, tally in self._children.copy().items():
+            total, buckets = 0, []
+            for bound, count in zip((*self._bounds, float("inf")), tally.counts.copy(), strict=True):
+                total += count
+                buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+            family.add_metric(values, buckets, tally.sum)
+            family.add_sample(f"{self._name}_created", dict(zip(self._labels, values, strict=True)), tally.created)
+        yield family

@@ -1,0 +1,113 @@
+"""When an idle batcher gives its backend the next batch: turns of the event loop, not time, decide."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from serve.batcher import QUIET_TURNS, SLOW_CALL_SECONDS, Batcher
+
+ROW_SHAPE = (2, 3)
+ROW = np.zeros(ROW_SHAPE, np.uint8)
+
+
+class Recorder:
+    """A backend that notes the rows of its calls, and a clock that it moves on by `call_s`."""
+
+    def __init__(self, call_s=0.0):
+        self.calls = []
+        self.now = 100.0
+        self.call_s = call_s
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+
+    def __call__(self, pixels):
+        self.calls.append(len(pixels))
+        self.entered.release()
+        assert self.gate.wait(30)
+        self.now += self.call_s
+        return np.zeros((len(pixels), 2), np.float32)
+
+    def clock(self):
+        return self.now
+
+    def batcher(self, **options):
+        options = {"buckets": range(1, 9), "max_queue_rows": 64} | options
+        return Batcher(self, row_shape=ROW_SHAPE, clock=self.clock, **options)
+
+
+async def test_requests_that_trickle_in_turn_by_turn_share_a_batch():
+    backend = Recorder()
+    batcher = backend.batcher()
+    futures = []
+    for _ in range(5):
+        futures.append(batcher.submit([ROW]))
+        for _ in range(QUIET_TURNS - 2):
+            await asyncio.sleep(0)
+    await asyncio.gather(*futures)
+    assert backend.calls == [5]
+    await batcher.drain()
+
+
+async def test_a_request_alone_waits_for_no_more_than_the_quiet_turns():
+    backend = Recorder()
+    batcher = backend.batcher()
+    future = batcher.submit([ROW])
+    for _ in range(QUIET_TURNS + 2):
+        await asyncio.sleep(0)
+    assert batcher.queued_rows == 0
+    await future
+    await batcher.drain()
+
+
+async def test_a_full_batch_waits_for_nothing():
+    backend = Recorder()
+    batcher = backend.batcher()
+    future = batcher.submit([ROW] * 8)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert batcher.running_rows == 8
+    await future
+    await batcher.drain()
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_after_a_slow_call_what_waits_runs_at_once(slow):
+    backend = Recorder(call_s=2 * SLOW_CALL_SECONDS if slow else 0.0)
+    batcher = backend.batcher()
+    backend.gate.clear()
+    first = batcher.submit([ROW])
+    assert await asyncio.to_thread(backend.entered.acquire, timeout=30)
+    second = batcher.submit([ROW])
+    running_when_settled = []
+    first.add_done_callback(lambda _: running_when_settled.append(batcher.running_rows))
+    backend.gate.set()
+    await asyncio.gather(first, second)
+    assert running_when_settled == [1 if slow else 0]
+    assert backend.calls == [1, 1]
+    await batcher.drain()
+
+
+async def test_a_request_cancelled_in_the_quiet_turns_never_runs():
+    backend = Recorder()
+    batcher = backend.batcher()
+    cancelled, kept = batcher.submit([ROW]), batcher.submit([ROW])
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await kept
+    assert backend.calls == [1]
+    await batcher.drain()
+
+
+async def test_requests_of_one_batch_share_its_logits_and_know_their_rows():
+    backend = Recorder()
+    batcher = backend.batcher(buckets=(4,))
+    answers = await asyncio.gather(*(batcher.submit([ROW] * count) for count in (1, 2)))
+    assert answers[0].shared_logits is answers[1].shared_logits
+    assert [answer.first_row for answer in answers] == [0, 1]
+    split = await batcher.submit([ROW] * 6)
+    assert split.shared_logits is split.logits
+    assert (len(split.logits), split.first_row) == (6, 0)
+    await batcher.drain()
