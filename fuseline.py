@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": ("export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
     "serve": ("serve.cli", "serve", "Serve model packages over gRPC."),
     "classify": ("serve.cli", "classify", "Classify images on a running server."),
+    "health": ("serve.health_command", "health", "Ask a running server whether it serves."),
     "convert": ("export.convert_command", "convert", "Rename a checkpoint's tensors to another naming scheme."),
     "inspect": ("export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
     "engine": ("serve.engine_command", "engine", "Build TensorRT engines for a model package."),

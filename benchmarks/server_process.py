@@ -31,13 +31,15 @@ class ServerProcess:
 
 
 @contextmanager
-def started_server(package_folder: Path, *flags: str) -> Iterator[ServerProcess]:
+def started_server(package_folder: Path, *flags: str, module: str = "serve") -> Iterator[ServerProcess]:
     """Serve `package_folder` on a free loopback port, yield when it is ready, and end it with SIGTERM.
+
+    `module` is what `python -m` runs; it takes the flags of `fuseline serve`.
 
     Raises:
         BackendError: it ended, or wasn't ready in time; the message has what it said.
     """
-    command = [sys.executable, "-m", "serve", str(package_folder), "--host", "127.0.0.1", "--port", "0"]
+    command = [sys.executable, "-m", module, str(package_folder), "--host", "127.0.0.1", "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()

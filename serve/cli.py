@@ -4,12 +4,17 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serve.command_line import forget_port_of_kubernetes, run_command_line
+from serve.memory_guard import MemoryGuard, memory_limit_bytes
 from serve.settings import Settings, settings_from_flags
+
+if TYPE_CHECKING:
+    from serve.server import Server
+    from serve.workers.supervisor import Supervisor
 
 _STARTED = time.monotonic()
 
@@ -24,7 +29,8 @@ def _default(field: str) -> Any:
 
 def serve(
     packages: Annotated[
-        list[Path], typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote.")
+        list[Path],
+        typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote, or folders of them."),
     ],
     *,
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
@@ -48,7 +54,13 @@ def serve(
     decode_threads: Annotated[
         int | None, _option("decode_threads", "Threads that decode images; default: one for each CPU.")
     ] = None,
+    fast_decode: Annotated[
+        bool, _option("fast_decode", "Decode large JPEGs at a fraction of their size: faster, slightly other pixels.")
+    ] = _default("fast_decode"),
     threads: Annotated[int, _option("threads", "CPU threads of the backend; 0: it decides.")] = _default("threads"),
+    workers: Annotated[
+        int, _option("workers", "Processes that take requests, beside one that computes; 1: one process does both.")
+    ] = _default("workers"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -73,14 +85,21 @@ def serve(
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,
         decode_threads=decode_threads,
+        fast_decode=fast_decode,
         threads=threads,
+        workers=workers,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from serve.server import Server, join_address, run_server
+    # Before anything large is imported.
+    guard = MemoryGuard(memory_limit_bytes())
+    guard.start()
+    from serve.addresses import join_address
+    from serve.package_folders import package_folders
 
-    def announce(server: Server) -> None:
+    def announce(server: "Server | Supervisor") -> None:
+        guard.stop()
         for model in server.repository:
             backend = model.backend
             typer.echo(
@@ -91,7 +110,18 @@ def serve(
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {join_address(host, server.port)}{http}")
         sys.stdout.flush()
 
-    raise typer.Exit(run_server(packages, settings, announce))
+    if engine_cache is not None:
+        from serve.backends.engine_cache import check_engine_cache
+
+        check_engine_cache(engine_cache)
+    folders = package_folders(packages)
+    if settings.workers > 1:
+        from serve.workers.supervisor import run_supervisor
+
+        raise typer.Exit(run_supervisor(folders, settings, announce))
+    from serve.server import run_server
+
+    raise typer.Exit(run_server(folders, settings, announce))
 
 
 def classify(

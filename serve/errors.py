@@ -13,7 +13,8 @@
     ├── BackendError               the runtime failed on a valid batch
     ├── OverloadedError            the queue is full
     ├── DeadlineError              the deadline has passed, or can't be met
-    └── ShuttingDownError          the server is draining
+    ├── ShuttingDownError          the server is draining
+    └── BackendLostError           the process that computes has ended and is started again
 
 A message says what came, what was expected, and what to do. The mapping to gRPC statuses is one table in
 `serve.services.statuses`; the mapping to exit codes is `exit_code` here.
@@ -80,3 +81,7 @@ class DeadlineError(FuselineError):
 
 class ShuttingDownError(FuselineError):
     """The server is draining and admits nothing new."""
+
+
+class BackendLostError(FuselineError):
+    """The process that computes has ended and is being started again; retry."""

@@ -1,15 +1,17 @@
 """One loaded model: its package, a warmed backend and the batcher that feeds it."""
 
+import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from serve.backends import DEFAULT_BUCKETS, open_backend
 from serve.backends.base import Backend
-from serve.batcher import Batcher, BatchStats
+from serve.batcher import BatchedRows, Batcher, BatchStats, Row
 from serve.errors import PackageError
 from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
 from serve.reference import check_reference
@@ -23,10 +25,27 @@ _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
 
 
+class RowBatcher(Protocol):
+    """What requests are given to: `serve.batcher.Batcher`, or what stands for one in another process."""
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch."""
+        ...
+
+    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
+        """See `Batcher.submit`."""
+        ...
+
+    async def drain(self) -> None:
+        """See `Batcher.drain`."""
+        ...
+
+
 class Model:
     """A model that is ready: every bucket has run, and the backend was held against the package's reference."""
 
-    def __init__(self, package: ModelPackage, backend: Backend, backend_reason: str, batcher: Batcher) -> None:
+    def __init__(self, package: ModelPackage, backend: Backend, backend_reason: str, batcher: RowBatcher) -> None:
         self.package = package
         self.manifest: Manifest = package.manifest
         """What the package says of itself."""

@@ -182,7 +182,9 @@ class ModelPackage(_Spec):
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 size = stream.tell()
         except OSError as error:
-            raise PackageError(f"{path} is listed in {MANIFEST_NAME} but can't be read: {error.strerror}") from error
+            raise PackageError(
+                f"{path} is listed in {MANIFEST_NAME} but can't be read: {why_unreadable(error)}"
+            ) from error
         if size != file.bytes or digest != file.sha256:
             raise PackageError(
                 f"{path} has {size} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
@@ -210,7 +212,9 @@ def load_package(folder: Path) -> ModelPackage:
         if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
             raise PackageError(f"{path} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise PackageError(f"{path} can't be read: {why_unreadable(error)}") from error
+    except UnicodeDecodeError as error:
         raise PackageError(f"{path} can't be read: {error}") from error
     try:
         manifest = Manifest.model_validate_json(text)
@@ -218,6 +222,12 @@ def load_package(folder: Path) -> ModelPackage:
         rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
         raise PackageError(f"{path} is not a valid manifest of format 1: {rules}") from error
     return ModelPackage(folder=folder, manifest=manifest)
+
+
+def why_unreadable(error: OSError) -> str:
+    """The system's reason, and where it is one of permissions what mends it; servers have a user of their own."""
+    cure = "; `chmod -R a+rX` on the package lets every user read it" if isinstance(error, PermissionError) else ""
+    return f"{error.strerror}{cure}"
 
 
 def file_facts(folder: Path, path: str) -> dict[str, Any]:

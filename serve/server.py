@@ -78,7 +78,7 @@ class Server:
             self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
             self.http_port = self._http.port
         await self._add_models()
-        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._tell_health(serving=True)
         await self._grpc.start()
         self.ready = True
 
@@ -119,7 +119,8 @@ class Server:
     async def _statistics(self) -> Mapping[str, InferenceStatistics]:
         return self._metrics.statistics
 
-    async def _tell_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def _tell_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
@@ -193,5 +194,3 @@ async def _run(folders: Sequence[Path], settings: Settings, announce: Callable[[
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
     return 0
-
-

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     """Decode large JPEGs at a fraction of their size: faster, and not to the pixel what torchvision decodes."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Of the backend; 0: the runtime decides."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that take requests, beside one that computes; 1: one process does both."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none of a package's fits; None: in the user's cache

@@ -20,7 +20,7 @@ from typing import TypeVar
 from serve.backends.engine_builder import EngineBuild
 from serve.backends.engine_key import EngineDetails
 from serve.backends.engine_lock import file_lock
-from serve.errors import BackendUnavailableError
+from serve.errors import BackendUnavailableError, InputError
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +62,26 @@ def cached_engine(
     where = f"kept as {cache.folder / file}" if kept else "in memory only, so the next start builds it again"
     _LOG.info("built engine %s in %.1f s, %s; %s", bound_to.key, built.seconds, where, built.achieved)
     return engine
+
+
+def check_engine_cache(folder: Path) -> None:
+    """Make `folder`, which the user named as the engine cache, or refuse it if it is of no use.
+
+    A read-only one is, while it holds engines.
+
+    Raises:
+        InputError: nothing can be written there, and no engine is there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        if next(folder.glob("*.plan"), None) is None:
+            raise InputError(
+                f"--engine-cache {folder} holds no engine and can't keep one ({error.strerror}); make it writable for "
+                "the server's user, or leave --engine-cache out: engines then are built at each start"
+            ) from error
 
 
 class EngineCache:

@@ -124,14 +124,11 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: ModelStatisticsRequest, context: ServicerContext[ModelStatisticsRequest, ModelStatisticsResponse]
     ) -> ModelStatisticsResponse:
         """Tell what was counted for a model, or, when none is named, for each."""
-
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
 
         def statistics() -> ModelStatisticsResponse:
             models = [self._find(request.name, request.version)] if request.name else self._repository
-            return ModelStatisticsResponse(
-                model_stats=[statistics_of(model, counted[model.name]) for model in models]
-            )
+            return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
 
         return await _answered(context, statistics)
 

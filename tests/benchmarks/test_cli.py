@@ -46,6 +46,10 @@ BAD_INPUT = [
     (["report", "--out", "report"], "RESULT.json"),
     (["spine", "no-such-thing"], "neither a model package nor a checkpoint"),
     (["spine", "--backend", "openvino,abacus"], "abacus is none of onnxruntime, openvino, tensorrt"),
+    (["peers", "--case", "unary,duel"], "duel is none of unary, unary-224, stream"),
+    (["peers", "--rounds", "0"], "rounds"),
+    (["compare"], "BASE"),
+    (["compare", "main", "--case", "server,kitchen"], "kitchen is none of batcher, decode, server"),
     (["nonsense"], "nonsense"),
 ]
 

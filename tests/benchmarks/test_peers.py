@@ -26,9 +26,15 @@ def test_each_bar_is_held_against_what_it_is_about() -> None:
     alone = CaseRounds("alone", stretches(1, 1, p50_ms=1.75), stretches(1, 1), [0.25, 0.5])
     assert alone.measures() == (1.5, 1.25)
     assert alone.passed
-    found = [unary, images, alone]
-    assert [case["passed"] for case in as_json(found)["cases"]] == [True, False, True]
-    assert as_table(found).row_count == 3
+    network = CaseRounds("resnet18", [Stretch(38.0, 1, 1), Stretch(32.0, 1, 1)], stretches(1, 1), [800.0, 1000.0], 32)
+    assert network.measures() == (0.95, 1.0)
+    assert network.passed
+    slower = CaseRounds("resnet18", [Stretch(36.0, 1, 1)], stretches(1), [800.0], 32)
+    assert slower.measures() == (0.9,)
+    assert not slower.passed
+    found = [unary, images, alone, network, slower]
+    assert [case["passed"] for case in as_json(found)["cases"]] == [True, False, True, True, False]
+    assert as_table(found).row_count == 5
 
 
 @pytest.mark.parametrize("side", [32, 224])

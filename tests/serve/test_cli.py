@@ -16,7 +16,7 @@ from tests.serve.processes import ROOT, finished
 
 Run = Callable[..., tuple[int, str, str]]
 
-COMMANDS = ["export", "serve", "classify", "convert", "inspect", "engine", "doctor", "bench"]
+COMMANDS = ["export", "serve", "classify", "health", "convert", "inspect", "engine", "doctor", "bench"]
 
 
 @pytest.fixture

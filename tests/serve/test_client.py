@@ -174,7 +174,12 @@ def test_each_error_survives_the_way_to_a_status_and_back(error_class: type[erro
 
 def test_every_error_that_is_no_fault_of_the_server_has_its_status() -> None:
     of_requests = {errors.RequestError, errors.ImageError, errors.UnknownModelError}
-    of_the_moment = {errors.OverloadedError, errors.DeadlineError, errors.ShuttingDownError}
+    of_the_moment = {
+        errors.OverloadedError,
+        errors.DeadlineError,
+        errors.ShuttingDownError,
+        errors.BackendLostError,
+    }
     assert set(STATUS_CODE_OF_ERROR) == of_requests | of_the_moment | {errors.BackendError}
     assert status_from_error(KeyError("internal detail")).code is grpc.StatusCode.INTERNAL
     assert "internal detail" not in status_from_error(KeyError("internal detail")).message

@@ -8,10 +8,10 @@ import pytest
 
 from serve.backends import engine_cache
 from serve.backends.engine_builder import EngineBuild, build_engine
-from serve.backends.engine_cache import EngineCache, cached_engine, write_whole
+from serve.backends.engine_cache import EngineCache, cached_engine, check_engine_cache, write_whole
 from serve.backends.engine_key import EngineDetails
 from serve.backends.engine_precision import AchievedPrecision
-from serve.errors import BackendUnavailableError
+from serve.errors import BackendUnavailableError, InputError
 from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, details_of
 
@@ -170,6 +170,17 @@ bound_to = EngineDetails.model_validate_json(sys.argv[3])
 plan = cached_engine(EngineCache(Path(sys.argv[1])), bound_to, build=build, load=bytes)
 say(f"{len(plan)} bytes")
 """
+
+
+def test_a_named_cache_that_can_keep_nothing_and_holds_no_engine_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--engine-cache .*file/engines holds no engine and can't keep one \(.+\)"):
+        check_engine_cache(tmp_path / "file" / "engines")
+
+
+def test_a_named_cache_that_is_not_there_is_made_and_left_empty(tmp_path):
+    check_engine_cache(tmp_path / "a" / "engines")
+    assert list((tmp_path / "a" / "engines").iterdir()) == []
 
 
 @pytest.fixture(scope="module")

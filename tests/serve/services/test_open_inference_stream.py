@@ -52,10 +52,12 @@ async def test_requests_of_a_stream_share_a_batch_and_never_overfill_the_queue(s
     served = await start_server(max_batch=4, max_queue_rows=4, max_images_per_request=4)
     served.backend.hold()
     stream = stream_to(served)
-    for seed in range(20):
+    # One alone, so that the first batch holds one row and the other three of the bound wait.
+    await stream.write(infer_request(noise(1)))
+    await served.until_busy()
+    for seed in range(1, 20):
         await stream.write(infer_request(noise(1, seed)))
     await stream.done_writing()
-    await served.until_busy()
     await served.until(lambda: served.queued_rows == 3)
     served.backend.release()
     assert [answer.error_message async for answer in stream] == [""] * 20

@@ -1,0 +1,35 @@
+"""`fuseline health`: what a container's health check runs."""
+
+import os
+from typing import Annotated
+
+import typer
+
+
+def health(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where the server is; default: this machine, the port of FUSELINE_PORT or 8001."),
+    ] = None,
+    service: Annotated[str, typer.Option(help="A gRPC service's full name; default: the whole server.")] = "",
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="How long to wait for the answer.")] = 3.0,
+) -> None:
+    """Ask a server over gRPC (grpc.health.v1) whether it serves; the exit code is 0 if it says so, else 1."""
+    status = _status(address or f"127.0.0.1:{os.environ.get('FUSELINE_PORT', '8001')}", service, timeout_s)
+    typer.echo(status)
+    if status != "SERVING":
+        raise typer.Exit(1)
+
+
+def _status(address: str, service: str, timeout_s: float) -> str:
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    # A probe goes to this machine or this cluster, never through the proxy of `http_proxy`.
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=timeout_s)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            return f"no answer from {address}: {error.code().name}, {error.details()}"
+    return str(HealthCheckResponse.ServingStatus.Name(answer.status))

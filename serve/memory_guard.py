@@ -1,0 +1,112 @@
+"""Too little memory becomes a line in the log, instead of a process that the kernel killed without a word.
+
+A container that takes more than its control group allows gets SIGKILL, which nothing can catch, and is started again
+and again. What starting takes is known only when it is taken: so while a server starts, a thread watches.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from serve.errors import InputError
+
+_TAKEN_SHARE = 0.9
+"""Of the limit, by memory that the kernel can't take back. The rest is for what files map, page tables and requests."""
+
+_POLL_S = 0.001
+"""A runtime takes some MB a millisecond while it loads."""
+
+_LIMIT_FILES = (("sys/fs/cgroup", "memory.max", ""), ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory"))
+"""Of control groups, version 2 and 1: where their tree is, the file, and the controller's name in /proc/self/cgroup."""
+
+
+class MemoryGuard:
+    """Calls `on_shortage` once, from a thread, when this process comes near the limit of its control group.
+
+    What the processes below it hold counts too. By default the process then ends with one line and exit code 2. Where
+    there is no limit, nothing is done.
+    """
+
+    def __init__(self, limit_bytes: int | None, on_shortage: Callable[[str], None] | None = None) -> None:
+        self._limit_bytes = limit_bytes
+        self._on_shortage = on_shortage or _end_process
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Watch from now on."""
+        if self._limit_bytes is not None:
+            threading.Thread(target=self._watch, name="fuseline-memory", args=(self._limit_bytes,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped.set()
+
+    def _watch(self, limit_bytes: int) -> None:
+        while not self._stopped.wait(_POLL_S):
+            taken_bytes = unreclaimable_bytes()
+            if taken_bytes > _TAKEN_SHARE * limit_bytes:
+                self._on_shortage(
+                    f"too little memory to start: {taken_bytes // 2**20} of the {limit_bytes // 2**20} MiB that this "
+                    "process's control group may use are taken; allow it more (docker run --memory, in Kubernetes "
+                    "resources.limits.memory), or serve smaller batches (--max-batch) or fewer models"
+                )
+                return
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int | None:
+    """What the control groups of this process let it use, of version 1 or 2; None if that is no less than the machine.
+
+    The lowest limit of its group and those above it holds (https://docs.kernel.org/admin-guide/cgroup-v2.html). In a
+    container the tree mostly starts at the container's own group, whatever /proc calls it.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        for tree, file, controller in _LIMIT_FILES:
+            if controller in controllers.split(","):
+                within = (root / tree / group.strip("/"), *(root / tree / group.strip("/")).parents)
+                limits += [_limit_in(path / file) for path in within if path.is_relative_to(root / tree)]
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((limit for limit in limits if limit is not None and limit < machine_bytes), default=None)
+
+
+def unreclaimable_bytes() -> int:
+    """What this process and those below it hold and the kernel can't drop, as it can pages of files: proc(5), statm.
+
+    Pages that a fork still shares are counted in each; of the processes below are seen those that main threads started.
+    """
+    return _unreclaimable_bytes(os.getpid())
+
+
+def _unreclaimable_bytes(pid: int) -> int:
+    process = Path("/proc") / str(pid)
+    try:
+        _, resident, of_files, *_ = (process / "statm").read_text(encoding="ascii").split()
+    except OSError:
+        # It has ended.
+        return 0
+    try:
+        children = (process / "task" / str(pid) / "children").read_text(encoding="ascii").split()
+    except OSError:
+        # Some kernels list none.
+        children = []
+    own_bytes = (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
+    return own_bytes + sum(_unreclaimable_bytes(int(child)) for child in children)
+
+
+def _limit_in(file: Path) -> int | None:
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return None if text == "max" else int(text)
+
+
+def _end_process(message: str) -> None:
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(InputError.exit_code)

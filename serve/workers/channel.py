@@ -1,0 +1,45 @@
+"""Messages between the supervisor and one of its processes: a line of JSON each, over a Unix socket pair."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+_MAX_LINE_BYTES = 64 * 2**20
+"""Of reports, which grow with the models and statuses that are counted, a thousandth."""
+
+
+class Channel:
+    """One end. A message is a dict with `kind`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, kind: str, **contents: Any) -> None:
+        """Send a message; one to an end that has gone is dropped."""
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps({"kind": kind, **contents}).encode() + b"\n")
+
+    async def finish(self) -> None:
+        """Close this end, and return once everything sent has left this process."""
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """What the other end sends, until it goes."""
+        try:
+            while line := await self._reader.readline():
+                yield json.loads(line)
+        except ConnectionError:
+            return
+
+    def close(self) -> None:
+        """Close this end, and return at once."""
+        self._writer.close()
+
+
+async def open_channel(end: socket.socket) -> Channel:
+    """Talk over one end of a socket pair, which belongs to the channel from now on."""
+    return Channel(*await asyncio.open_unix_connection(sock=end, limit=_MAX_LINE_BYTES))

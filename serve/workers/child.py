@@ -1,0 +1,109 @@
+"""What the worker and backend processes have in common: how they are told what to do, and when they end."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict
+
+from serve.errors import FuselineError
+from serve.event_loop import run_event_loop
+from serve.inference_statistics import InferenceStatistics
+from serve.settings import Settings
+from serve.workers.channel import Channel, open_channel
+from serve.workers.reports import report_of
+
+_ORPHANED_EXIT_CODE = 3
+
+Statistics = Mapping[str, InferenceStatistics]
+
+
+class Orders(BaseModel):
+    """What the supervisor tells a process at its start, as JSON in its one argument."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    """For its log lines."""
+    settings: Settings
+    folders: tuple[Path, ...]
+    link_folder: Path
+    """Holds the socket on which the backend accepts workers; it goes with the supervisor."""
+    channel_file: int
+    lifeline_file: int
+    """Ends when the supervisor does."""
+    listener_file: int | None = None
+    """The socket of `link_folder`, for the backend."""
+
+    @property
+    def link_address(self) -> Path:
+        """The socket of `link_folder`."""
+        return self.link_folder / "backend"
+
+
+def run_child(work: Callable[[Orders, Channel], Awaitable[None]]) -> None:
+    """Run `work` with the orders in `sys.argv[1]`; an error of ours that it raises goes to the supervisor.
+
+    SIGTERM and SIGINT are left to the supervisor, which tells its processes in order. When it is gone, however it
+    ended, this process ends at once.
+    """
+    orders = Orders.model_validate_json(sys.argv[1])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_supervisor, args=(orders,), name="fuseline-lifeline", daemon=True).start()
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s %(name)s ({orders.title}): %(message)s",
+    )
+    run_event_loop(_run(work, orders))
+
+
+async def _run(work: Callable[[Orders, Channel], Awaitable[None]], orders: Orders) -> None:
+    channel = await open_channel(socket.socket(fileno=orders.channel_file))
+    try:
+        await work(orders, channel)
+    except FuselineError as error:
+        channel.send("failed", error=type(error).__name__, message=str(error))
+    await channel.finish()
+
+
+async def obey(
+    channel: Channel, registry: CollectorRegistry, statistics: Statistics, on_message: Callable[[dict[str, Any]], None]
+) -> None:
+    """Answer the supervisor's calls for a report until it says `drain`; other messages go to `on_message`."""
+    async for message in channel.messages():
+        if message["kind"] == "report":
+            send_report(channel, registry, statistics, message["number"])
+        elif message["kind"] == "drain":
+            return
+        else:
+            on_message(message)
+
+
+def send_report(
+    channel: Channel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
+) -> None:
+    """Tell the supervisor everything that this process has counted; `number` is of its question, if it asked."""
+    channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
+
+
+async def give_up(channel: Channel) -> None:
+    """End this process although something in it may hang, for which a normal exit would wait."""
+    await channel.finish()
+    os._exit(1)
+
+
+def _end_with_supervisor(orders: Orders) -> None:
+    """In a thread of its own, so that it works while the event loop is busy."""
+    os.read(orders.lifeline_file, 1)
+    shutil.rmtree(orders.link_folder, ignore_errors=True)
+    os._exit(_ORPHANED_EXIT_CODE)

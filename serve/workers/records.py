@@ -1,0 +1,111 @@
+"""What a worker and the backend process write to each other: records of a fixed head and, some, a tail.
+
+Worker to backend: SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing. Backend to
+worker: ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. An answered request's slots are
+the worker's again; after ERROR and CANCEL they are with RELEASED, which comes once nothing reads them any more, and
+never twice. Both ends are processes of one installation on one machine, in its byte order.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from struct import Struct, pack
+from typing import Any, NamedTuple
+
+SUBMIT, CANCEL, DRAIN = 1, 2, 3
+ANSWER, ERROR, RELEASED = 4, 5, 6
+
+_TO_BACKEND = Struct("=BHQId")
+_TO_WORKER = Struct("=BHQIdd")
+
+
+class ToBackend(NamedTuple):
+    """Head of a worker's record."""
+
+    kind: int
+    model: int
+    """Its position in the backend's list."""
+    number: int
+    """Of the request, unlike any other of this model and connection."""
+    rows: int
+    """Slots in the tail."""
+    deadline: float
+    """On the clock of `time.monotonic`, which all processes of a machine share; infinity: none."""
+
+
+class ToWorker(NamedTuple):
+    """Head of the backend's record."""
+
+    kind: int
+    model: int
+    number: int
+    size: int
+    """ANSWER: rows of the largest batch. ERROR: bytes of the tail."""
+    queue_ms: float
+    compute_ms: float
+
+
+def submit_record(model: int, number: int, slots: Sequence[int], deadline: float) -> bytes:
+    """A request whose rows lie in `slots`, in this order."""
+    rows = len(slots)
+    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline) + pack(f"={rows}I", *slots)
+
+
+def cancel_record(model: int, number: int) -> bytes:
+    """Nobody waits for this request any more."""
+    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0)
+
+
+def drain_record(model: int) -> bytes:
+    """No more requests for the model will come from this worker."""
+    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0)
+
+
+def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
+    """The logits are in the slots."""
+    return _TO_WORKER.pack(ANSWER, model, number, batch_rows, queue_ms, compute_ms)
+
+
+def error_record(model: int, number: int, text: bytes) -> bytes:
+    """The request failed; its slots may still be read."""
+    return _TO_WORKER.pack(ERROR, model, number, len(text), 0.0, 0.0) + text
+
+
+def released_record(model: int, number: int) -> bytes:
+    """The slots of a request that failed or was cancelled are not read any more."""
+    return _TO_WORKER.pack(RELEASED, model, number, 0, 0.0, 0.0)
+
+
+class RecordReader:
+    """Cuts a stream of bytes into records, wherever the pieces that arrive end."""
+
+    def __init__(self, head: Struct, tail_bytes: Callable[[tuple[Any, ...]], int]) -> None:
+        self._head = head
+        self._tail_bytes = tail_bytes
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[tuple[tuple[Any, ...], bytes]]:
+        """Yield (head, tail) of each record that is complete now. Read it to its end before `feed` is called again."""
+        data = self._rest + data if self._rest else data
+        unpack, size, position = self._head.unpack_from, self._head.size, 0
+        while position + size <= len(data):
+            head = unpack(data, position)
+            end = position + size + self._tail_bytes(head)
+            if end > len(data):
+                break
+            yield head, data[position + size : end]
+            position = end
+        self._rest = data[position:]
+
+
+def reader_of_worker_records() -> RecordReader:
+    """For the backend; heads are the fields of `ToBackend`."""
+    return RecordReader(_TO_BACKEND, lambda head: 4 * head[3])
+
+
+def reader_of_backend_records() -> RecordReader:
+    """For a worker; heads are the fields of `ToWorker`."""
+    return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] == ERROR else 0)
+
+
+def slots_from_tail(tail: bytes) -> list[int]:
+    """The slots of a SUBMIT."""
+    return memoryview(tail).cast("I").tolist()

@@ -1,0 +1,198 @@
+"""A worker's end of a batcher that runs in the backend process."""
+
+import asyncio
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from serve import errors
+from serve.batcher import BatchedRows, Row
+from serve.errors import (
+    BackendError,
+    BackendLostError,
+    DeadlineError,
+    FuselineError,
+    OverloadedError,
+    RequestError,
+    ShuttingDownError,
+)
+from serve.workers.arena import Arena
+from serve.workers.records import ToWorker, cancel_record, drain_record, submit_record
+from serve.workers.slots import SlotTable
+
+_UINT8 = np.dtype(np.uint8)
+
+
+class RemoteBatcher:
+    """Takes requests as `serve.batcher.Batcher` does, and has the backend process answer them.
+
+    What `Batcher.submit` promises holds here, except that the backend's refusals come by the future. Rows are copied
+    into shared memory by `submit`, so the caller's may change once it has returned. A slot is free again once the
+    backend no longer reads it, whatever became of its request. Everything happens on one event loop.
+    """
+
+    def __init__(self, model: int, arena: Arena, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is admitted before `connect`. `model` is the position in the backend's list."""
+        self._model = model
+        self._arena = arena
+        self._row_shape = arena.pixels.shape[1:]
+        self._clock = clock
+        self._slots = SlotTable(len(arena.pixels))
+        self._send: Callable[[bytes], None] | None = None
+        self._numbers = itertools.count()
+        self._pending: dict[int, _RemoteRequest] = {}
+        self._unanswered = 0
+        self._draining = False
+        self._drained = asyncio.Event()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch, of all workers, as far as the backend has told."""
+        return self._arena.queued_rows
+
+    @property
+    def taken_slots(self) -> int:
+        """Rows of this worker that wait, run, or have an answer that has yet to be read."""
+        return self._slots.taken
+
+    def connect(self, send: Callable[[bytes], None]) -> None:
+        """Admit from now on; `send` takes records to the backend, in order."""
+        self._send = send
+
+    def disconnect(self) -> None:
+        """Fail every request under way, and admit none: the backend has gone and reads nothing any more."""
+        self._send = None
+        self._arena.queued_rows = 0
+        pending, self._pending = self._pending, {}
+        for request in pending.values():
+            self._slots.give_back(request.slots)
+            if not request.done():
+                request.set_exception(_lost())
+
+    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
+        """Send a request on its way, or refuse it at once.
+
+        The future fails with what the backend's `Batcher.submit` raises or its future fails with, and with
+        `BackendLostError` when the backend process ends. Cancelling it drops the request.
+
+        Raises:
+            RequestError: no rows, or a row of another shape or dtype.
+            OverloadedError: there is no room for so many rows.
+            DeadlineError: the deadline has passed.
+            ShuttingDownError: `drain` was called.
+            BackendLostError: the backend process has ended and is not yet back.
+        """
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+        if self._send is None:
+            raise _lost()
+        if not rows:
+            raise RequestError("the request has no rows; send at least one")
+        for row in rows:
+            if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != self._row_shape:
+                raise RequestError(f"a row is {_describe(row)}, expected uint8 of shape {self._row_shape}")
+        if deadline is not None and (late_s := self._clock() - deadline) >= 0:
+            raise DeadlineError(f"the deadline passed {1000 * late_s:.1f} ms ago; allow more time")
+        slots = self._slots.take(len(rows))
+        if slots is None:
+            raise OverloadedError(
+                f"{self._slots.taken} rows are under way in this process, no room for {len(rows)} more; retry later"
+            )
+        pixels = self._arena.pixels
+        for slot, row in zip(slots, rows, strict=True):
+            pixels[slot] = row
+        number = next(self._numbers)
+        request = _RemoteRequest(slots, partial(self._cancel, number))
+        request.add_done_callback(self._count_answered)
+        self._pending[number] = request
+        self._unanswered += 1
+        self._send(submit_record(self._model, number, slots, math.inf if deadline is None else deadline))
+        return request
+
+    async def drain(self) -> None:
+        """Admit nothing new, and return once every request has its answer."""
+        if not self._draining and self._send is not None:
+            self._send(drain_record(self._model))
+        self._draining = True
+        if self._unanswered:
+            await self._drained.wait()
+
+    def answered(self, heads: Sequence[ToWorker]) -> None:
+        """Settle requests whose logits are in their slots, and free these."""
+        requests = [self._pending.pop(head.number) for head in heads]
+        # One copy for all, which they share as the requests of a batch do.
+        logits = self._arena.logits[[slot for request in requests for slot in request.slots]]
+        start = 0
+        for head, request in zip(heads, requests, strict=True):
+            end = start + len(request.slots)
+            self._slots.give_back(request.slots)
+            if not request.done():
+                request.set_result(
+                    BatchedRows(logits[start:end], head.queue_ms, head.compute_ms, head.size, logits, start)
+                )
+            start = end
+
+    def failed(self, number: int, text: bytes) -> None:
+        """Settle a request with the error that `error_text` has written."""
+        request = self._pending[number]
+        if not request.done():
+            request.set_exception(error_from_text(text))
+
+    def released(self, number: int) -> None:
+        """Free the slots of a request that failed or was cancelled."""
+        self._slots.give_back(self._pending.pop(number).slots)
+
+    def _cancel(self, number: int) -> None:
+        if self._send is not None:
+            self._send(cancel_record(self._model, number))
+
+    def _count_answered(self, _: object) -> None:
+        self._unanswered -= 1
+        if self._draining and not self._unanswered:
+            self._drained.set()
+
+
+class _RemoteRequest(asyncio.Future[BatchedRows]):
+    """A request under way: the very future that its caller awaits."""
+
+    __slots__ = ("slots", "tell_cancelled")
+
+    def __init__(self, slots: list[int], tell_cancelled: Callable[[], None]) -> None:
+        super().__init__()
+        self.slots = slots
+        self.tell_cancelled = tell_cancelled
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel as `asyncio.Future.cancel` does, and tell the backend; the slots are freed when it says so."""
+        if not super().cancel(msg):
+            return False
+        self.tell_cancelled()
+        return True
+
+
+def error_text(error: FuselineError, error_id: str | None) -> bytes:
+    """`error` for the tail of a record. `error_id` is the one under which it was logged, if it was."""
+    return json.dumps([type(error).__name__, str(error), error_id]).encode()
+
+
+def error_from_text(text: bytes) -> FuselineError:
+    """The error of `error_text`: of the same class and message, and with the id under which it is logged already."""
+    class_name, message, error_id = json.loads(text)
+    error_class = getattr(errors, class_name, BackendError)
+    error: FuselineError = error_class(message)
+    if error_id is not None:
+        vars(error)["fuseline_error_id"] = error_id
+    return error
+
+
+def _lost() -> BackendLostError:
+    return BackendLostError("the process that computes has ended and is being started again; send the request again")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

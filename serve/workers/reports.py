@@ -1,0 +1,172 @@
+"""What each process has counted, and the sum over all of them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
+from pydantic import BaseModel
+
+from serve.inference_statistics import DurationSum, InferenceStatistics
+
+_EARLIEST = ("_created", "process_start_time_seconds")
+"""Ends of the names of those samples of which the smallest counts, not the sum."""
+
+
+class Sample(BaseModel):
+    """One number."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(BaseModel):
+    """One metric, with a sample for each set of labels and, of histograms, each bucket."""
+
+    name: str
+    documentation: str
+    type: str
+    samples: list[Sample]
+
+
+class ModelCounts(BaseModel):
+    """`InferenceStatistics` of one model, without its clock. Durations are (count, nanoseconds)."""
+
+    last_inference_ms: int = 0
+    rows: int = 0
+    batches: int = 0
+    compute_by_batch_rows: dict[int, tuple[int, int]] = {}
+    success: tuple[int, int] = (0, 0)
+    fail: tuple[int, int] = (0, 0)
+    queue: tuple[int, int] = (0, 0)
+    compute: tuple[int, int] = (0, 0)
+
+
+class Report(BaseModel):
+    """Everything that one process has counted since its start."""
+
+    families: list[Family] = []
+    models: dict[str, ModelCounts] = {}
+
+    def counts(self) -> "Report":
+        """Without what is true only while the process lives: what it leaves when it ends."""
+        lasting = [family for family in self.families if family.type in {"counter", "histogram"}]
+        return Report(families=lasting, models=self.models)
+
+    def totals(self, name: str, label: str) -> dict[str, float]:
+        """Sums of the samples called `name`, by the value of `label`."""
+        sums: dict[str, float] = {}
+        for family in self.families:
+            for sample in family.samples:
+                if sample.name == name:
+                    sums[sample.labels[label]] = sums.get(sample.labels[label], 0.0) + sample.value
+        return sums
+
+
+def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceStatistics]) -> Report:
+    """What `registry` and `statistics` say now."""
+    return Report(
+        families=[
+            Family(
+                name=metric.name,
+                documentation=metric.documentation,
+                type=metric.type,
+                samples=[Sample(name=s.name, labels=s.labels, value=s.value) for s in metric.samples],
+            )
+            for metric in registry.collect()
+        ],
+        models={name: _counts_of(its) for name, its in statistics.items()},
+    )
+
+
+def summed(reports: Iterable[Report]) -> Report:
+    """The sum: of counters, histograms and gauges alike; of times of a start the earliest."""
+    families: dict[str, Family] = {}
+    samples: dict[tuple[str, tuple[tuple[str, str], ...]], Sample] = {}
+    models: dict[str, ModelCounts] = {}
+    for report in reports:
+        for family in report.families:
+            total = families.setdefault(family.name, family.model_copy(update={"samples": []}))
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                if (known := samples.get(key)) is None:
+                    samples[key] = known = sample.model_copy()
+                    total.samples.append(known)
+                elif sample.name.endswith(_EARLIEST):
+                    known.value = min(known.value, sample.value)
+                else:
+                    known.value += sample.value
+        for name, counts in report.models.items():
+            models[name] = _sum_of_two(models[name], counts) if name in models else counts
+    return Report(families=list(families.values()), models=models)
+
+
+def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceStatistics]:
+    """Counts as `InferenceStatistics`, by model."""
+    return {name: _statistics_from(counts) for name, counts in models.items()}
+
+
+class ReportCollector(Collector):
+    """A report in a registry."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        for family in self._report.families:
+            metric = Metric(family.name, family.documentation, family.type)
+            for sample in family.samples:
+                metric.add_sample(sample.name, sample.labels, sample.value)
+            yield metric
+
+
+def _counts_of(statistics: InferenceStatistics) -> ModelCounts:
+    durations: dict[str, Any] = {
+        name: _pair(getattr(statistics, name)) for name in ("success", "fail", "queue", "compute")
+    }
+    return ModelCounts(
+        last_inference_ms=statistics.last_inference_ms,
+        rows=statistics.rows,
+        batches=statistics.batches,
+        compute_by_batch_rows={rows: _pair(sum_) for rows, sum_ in statistics.compute_by_batch_rows.items()},
+        **durations,
+    )
+
+
+def _statistics_from(counts: ModelCounts) -> InferenceStatistics:
+    statistics = InferenceStatistics()
+    statistics.last_inference_ms = counts.last_inference_ms
+    statistics.rows = counts.rows
+    statistics.batches = counts.batches
+    statistics.compute_by_batch_rows = {
+        rows: DurationSum(*pair) for rows, pair in sorted(counts.compute_by_batch_rows.items())
+    }
+    for name in ("success", "fail", "queue", "compute"):
+        setattr(statistics, name, DurationSum(*getattr(counts, name)))
+    return statistics
+
+
+def _sum_of_two(one: ModelCounts, other: ModelCounts) -> ModelCounts:
+    by_rows = dict(one.compute_by_batch_rows)
+    for rows, pair in other.compute_by_batch_rows.items():
+        by_rows[rows] = _added(by_rows.get(rows, (0, 0)), pair)
+    return ModelCounts(
+        last_inference_ms=max(one.last_inference_ms, other.last_inference_ms),
+        rows=one.rows + other.rows,
+        batches=one.batches + other.batches,
+        compute_by_batch_rows=by_rows,
+        success=_added(one.success, other.success),
+        fail=_added(one.fail, other.fail),
+        queue=_added(one.queue, other.queue),
+        compute=_added(one.compute, other.compute),
+    )
+
+
+def _pair(total: DurationSum) -> tuple[int, int]:
+    return total.count, total.ns
+
+
+def _added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]

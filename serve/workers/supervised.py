@@ -1,0 +1,119 @@
+"""One process of the supervisor's, while it runs."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serve import errors
+from serve.errors import BackendError, FuselineError
+from serve.workers.channel import Channel, open_channel
+from serve.workers.child import Orders
+from serve.workers.reports import Report
+
+_log = logging.getLogger(__name__)
+
+
+class SupervisedProcess:
+    """A worker or backend process: whether it is ready, what it has counted, how it ended."""
+
+    def __init__(self, title: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.title = title
+        self.started = asyncio.get_running_loop().time()
+        self.ready: dict[str, Any] | None = None
+        """What it said when it became ready."""
+        self.failure: FuselineError | None = None
+        """Why it could not start, if it said so."""
+        self.drained = False
+        """Whether it answered everything before it ended."""
+        self.report = Report()
+        """The latest."""
+        self._process = process
+        self._channel = channel
+        self._questions: dict[int, asyncio.Event] = {}
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    async def run(self, on_ready: Callable[[], None], on_question: Callable[[int], None]) -> None:
+        """Take in what it says until it has ended. `on_question` is called when it asks for everyone's statistics."""
+        async for message in self._channel.messages():
+            match message["kind"]:
+                case "ready":
+                    self.ready = message
+                    on_ready()
+                case "failed":
+                    error_class = getattr(errors, message["error"], BackendError)
+                    self.failure = error_class(message["message"])
+                case "report":
+                    self.report = Report.model_validate(message["report"])
+                    if (asked := self._questions.pop(message["number"], None)) is not None:
+                        asked.set()
+                case "statistics":
+                    on_question(message["number"])
+                case "drained":
+                    self.drained = message["complete"]
+        await self._process.wait()
+        self._channel.close()
+        for asked in self._questions.values():
+            asked.set()
+
+    async def update_report(self, number: int) -> None:
+        """Have `report` brought up to date; `number` is no other question's. Returns too when the process ends."""
+        self._questions[number] = asked = asyncio.Event()
+        self._channel.send("report", number=number)
+        try:
+            await asked.wait()
+        finally:
+            self._questions.pop(number, None)
+
+    def tell_statistics(self, number: int, report: Report) -> None:
+        """Answer its question `number`."""
+        models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
+        self._channel.send("statistics", number=number, models=models)
+
+    def drain(self) -> None:
+        """Let it answer what it has and end; one that is not ready has nothing, and ends at once."""
+        if self.ready is None:
+            self.kill()
+        else:
+            self._channel.send("drain")
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    def ending(self) -> str:
+        """How it ended, for people."""
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"{self.title} (process {self.pid}) was ended by {signal.Signals(-code).name}"
+        return f"{self.title} (process {self.pid}) ended with exit code {code}"
+
+
+async def start_process(
+    title: str, command: Sequence[str], orders: Callable[[int], Orders], files: Sequence[int]
+) -> SupervisedProcess:
+    """Start `python COMMAND ORDERS` in a fresh interpreter with this one's search path.
+
+    `orders` is given the descriptor of the process's end of its channel; `files` are the others that it inherits.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            *command,
+            orders(theirs.fileno()).model_dump_json(),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), *files),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
+        )
+    return SupervisedProcess(title, process, await open_channel(ours))

@@ -1,0 +1,347 @@
+"""`fuseline serve --workers N`: starts a backend process and N workers, restarts those that die, drains them in order.
+
+The supervisor itself holds the gRPC port, answers HTTP and computes nothing.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
+from prometheus_client.registry import Collector
+
+from serve.addresses import claimed_port, join_address
+from serve.errors import BackendError, InputError
+from serve.http_endpoint import HttpEndpoint
+from serve.settings import Settings
+from serve.workers.child import Orders
+from serve.workers.reports import Report, ReportCollector, report_of, summed
+from serve.workers.supervised import SupervisedProcess, start_process
+from serve.workers.welcome import ServedModel, Welcome
+
+_BACKEND = "backend"
+_REPORT_TIMEOUT_S = 0.5
+_EXIT_TIMEOUT_S = 6.0
+"""Beyond the drain's own: the last answers' delivery, and the interpreter's end."""
+_MAX_FAILED_STARTS = 5
+_LONG_LIFE_S = 10.0
+_MAX_PAUSE_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What follows `python` to start each kind of process."""
+
+    backend: tuple[str, ...] = ("-m", "serve.workers.backend_process")
+    worker: tuple[str, ...] = ("-m", "serve.workers.worker_process")
+
+
+class Supervisor:
+    """Serves model packages from several processes. `start`, then `drain`, each once, on one event loop."""
+
+    def __init__(self, folders: Sequence[Path], settings: Settings, commands: Commands) -> None:
+        self.repository: tuple[ServedModel, ...] = ()
+        """The served models, once `start` has returned."""
+        self.port = 0
+        self.http_port: int | None = None
+        self._folders = tuple(folders)
+        self._settings = settings
+        self._commands = commands
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._restarts = Counter(
+            "fuseline_process_restarts",
+            "Processes started again after they had died.",
+            ["process"],
+            registry=self._registry,
+        )
+        for kind in (_BACKEND, "worker"):
+            self._restarts.labels(kind)
+        self._http: HttpEndpoint | None = None
+        self._claim: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._lifeline, self._lifeline_end = os.pipe()
+        self._link_folder = Path()
+        self._processes: dict[str, SupervisedProcess] = {}
+        self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._asked: set[asyncio.Task[None]] = set()
+        self._ended = Report()
+        self._numbers = itertools.count()
+        self._draining = False
+        self._complete = True
+        self._all_ready = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered now."""
+        backend = self._processes.get(_BACKEND)
+        if self._draining or backend is None or backend.ready is None:
+            return False
+        return any(its.ready is not None for title, its in self._processes.items() if title != _BACKEND)
+
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Fails when a process can't be started any more."""
+        return self._failed
+
+    async def start(self) -> None:
+        """Claim the port, start every process, and return when all are ready.
+
+        Raises:
+            InputError: a port is taken, or a folder is no sound package, or two have the same name.
+            BackendUnavailableError: the asked-for backend can't run here.
+            BackendError: a process died before it was ready.
+        """
+        if not hasattr(os, "memfd_create"):
+            raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
+        settings = self._settings
+        self._claim = self._claimed_port()
+        self.port = self._claim.getsockname()[1]
+        if settings.http_port:
+            registry = CollectorRegistry()
+            registry.register(_Totals(self, asyncio.get_running_loop()))
+            self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
+            self.http_port = self._http.port
+        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
+        self._listener.bind(str(self._link_folder / "backend"))
+        self._listener.listen(128)
+        titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
+        for title in titles:
+            self._keeping[title] = asyncio.create_task(self._keep(title))
+        all_ready = asyncio.create_task(self._all_ready.wait())
+        await asyncio.wait((all_ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        all_ready.cancel()
+        if self._failed.done():
+            self._failed.result()
+        backend = self._processes[_BACKEND].ready
+        assert backend is not None
+        self.repository = Welcome.model_validate(backend["welcome"]).models
+
+    async def drain(self) -> bool:
+        """Let the workers take nothing more and answer what they have, then the backend end.
+
+        Returns whether all of it was answered; what is not within `drain_timeout_s` is given up.
+        """
+        self._draining = True
+        titles = list(self._keeping)
+        for group in ([title for title in titles if title != _BACKEND], [_BACKEND]):
+            running = [self._processes[title] for title in group if title in self._processes]
+            for process in running:
+                # Once answers were given up, what is left to compute is nobody's.
+                (process.drain if self._complete else process.kill)()
+            waiting = [self._keeping[title] for title in group]
+            for title in group:
+                if title not in self._processes:
+                    self._keeping[title].cancel()
+            _, late = await asyncio.wait(waiting, timeout=self._settings.drain_timeout_s + _EXIT_TIMEOUT_S)
+            if late:
+                self.kill()
+                await asyncio.wait(late)
+            self._complete &= not late and all(its.drained or its.ready is None for its in running)
+        self.close()
+        return self._complete
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for process in self._processes.values():
+            process.kill()
+
+    def close(self) -> None:
+        """Free the ports and the folder, after the processes have ended."""
+        if self._http is not None:
+            self._http.close()
+        if self._claim is not None:
+            self._claim.close()
+        self._listener.close()
+        if self._link_folder != Path():
+            shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    async def totals(self) -> Report:
+        """The sum of what all processes have counted, those that have ended included.
+
+        One that doesn't answer at once counts with its latest report.
+        """
+        running = [process for process in self._processes.values() if process.ready is not None]
+        if running:
+            asking = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
+            _, late = await asyncio.wait(asking, timeout=_REPORT_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+        return self._sum()
+
+    def answers(self) -> str:
+        """How many requests were answered since the start, by gRPC status, for people."""
+        by_code = self._sum().totals("fuseline_requests_total", "code")
+        return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
+
+    def _sum(self) -> Report:
+        own = report_of(self._registry, {})
+        return summed((own, self._ended, *(process.report for process in self._processes.values())))
+
+    async def _keep(self, title: str) -> None:
+        """Run the process called `title`, again whenever it has ended, until the drain."""
+        was_ready, failed_starts, short_lives = False, 0, 0
+        while not self._draining:
+            process = await self._start(title)
+            self._processes[title] = process
+            try:
+                await process.run(self._note_ready, partial(self._answer, process))
+            finally:
+                self._ended = summed((self._ended, process.report.counts()))
+                del self._processes[title]
+            if self._draining:
+                return
+            was_ready = was_ready or process.ready is not None
+            failed_starts = 0 if process.ready is not None else failed_starts + 1
+            if not was_ready or failed_starts == _MAX_FAILED_STARTS:
+                self._give_up(process, failed_starts)
+                return
+            short_lives = short_lives + 1 if asyncio.get_running_loop().time() - process.started < _LONG_LIFE_S else 0
+            why = f": {process.failure}" if process.failure is not None else ""
+            _log.error("%s%s; it is started again", process.ending(), why)
+            self._restarts.labels(title.partition(" ")[0]).inc()
+            # At once, unless it dies again and again.
+            await asyncio.sleep(min(_MAX_PAUSE_S, 0.1 * 2 ** (short_lives - 1)) if short_lives > 1 else 0)
+
+    def _give_up(self, process: SupervisedProcess, attempts: int) -> None:
+        if self._failed.done():
+            return
+        times = "" if attempts == 1 else f", {attempts} times in a row"
+        self._failed.set_exception(
+            process.failure or BackendError(f"{process.ending()} before it was ready{times}; its log says more")
+        )
+
+    async def _start(self, title: str) -> SupervisedProcess:
+        settings = self._settings
+        is_backend = title == _BACKEND
+        if not is_backend:
+            threads = -(-settings.decode_threads // settings.workers)
+            settings = settings.model_copy(update={"port": self.port, "http_port": 0, "decode_threads": threads})
+        files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
+
+        def orders(channel_file: int) -> Orders:
+            return Orders(
+                title=title,
+                settings=settings,
+                folders=self._folders,
+                link_folder=self._link_folder,
+                channel_file=channel_file,
+                lifeline_file=self._lifeline,
+                listener_file=self._listener.fileno() if is_backend else None,
+            )
+
+        command = self._commands.backend if is_backend else self._commands.worker
+        return await start_process(title, command, orders, files)
+
+    def _note_ready(self) -> None:
+        processes = self._processes.values()
+        if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
+            self._all_ready.set()
+
+    def _answer(self, asker: SupervisedProcess, number: int) -> None:
+        async def answer() -> None:
+            asker.tell_statistics(number, await self.totals())
+
+        task = asyncio.create_task(answer())
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    def _claimed_port(self) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        try:
+            return claimed_port(host, port)
+        except OSError as error:
+            raise InputError(
+                f"gRPC can't listen on {join_address(host, port)} ({error.strerror or error}); --port takes another "
+                "one, 0 any free one, and --host another address"
+            ) from error
+
+
+class _Totals(Collector):
+    """The sum over all processes, for the HTTP endpoint's thread."""
+
+    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
+        self._supervisor = supervisor
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        asked = asyncio.run_coroutine_threadsafe(self._supervisor.totals(), self._loop)
+        with suppress(FutureTimeoutError):
+            yield from ReportCollector(asked.result(10 * _REPORT_TIMEOUT_S)).collect()
+
+
+def run_supervisor(
+    folders: Sequence[Path],
+    settings: Settings,
+    announce: Callable[[Supervisor], None],
+    commands: Commands = Commands(),
+) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the exit code: 0, or 1 if answers had to be given up.
+
+    `announce` is called when ready. A second signal ends all processes at once, with 128 + its number.
+    """
+    with asyncio.Runner() as runner:
+        return runner.run(_run(folders, settings, announce, commands))
+
+
+async def _run(
+    folders: Sequence[Path], settings: Settings, announce: Callable[[Supervisor], None], commands: Commands
+) -> int:
+    supervisor = Supervisor(folders, settings, commands)
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            _log.warning("second signal: exiting at once")
+            supervisor.kill()
+            supervisor.close()
+            os._exit(128 + number)
+        _log.info("%s: draining for at most %g s", signal.Signals(number).name, settings.drain_timeout_s)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        if not await _unless(stop, supervisor.start()):
+            return 0
+        announce(supervisor)
+        await asyncio.wait((asyncio.create_task(stop.wait()), supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
+        if supervisor.failed.done():
+            supervisor.failed.result()
+        complete = await supervisor.drain()
+    finally:
+        supervisor.kill()
+        supervisor.close()
+    if not complete:
+        _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)
+        return 1
+    _log.info("drained; answers since the start: %s", supervisor.answers())
+    return 0
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Await `work`; return whether it was done before `stop`."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        return False
+    working.result()
+    return True

@@ -1,0 +1,50 @@
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.workers.records import (
+    ANSWER,
+    CANCEL,
+    ERROR,
+    RELEASED,
+    SUBMIT,
+    ToBackend,
+    ToWorker,
+    answer_record,
+    cancel_record,
+    error_record,
+    reader_of_backend_records,
+    reader_of_worker_records,
+    released_record,
+    slots_from_tail,
+    submit_record,
+)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1))
+def test_a_workers_records_are_read_wherever_the_pieces_end(pieces: list[int]) -> None:
+    stream = submit_record(1, 2**40, [7, 0, 2**31], 12.5) + cancel_record(0, 5) + submit_record(0, 6, [1], math.inf)
+    reader, read, start = reader_of_worker_records(), [], 0
+    while start < len(stream):
+        for piece in pieces:
+            read += [(ToBackend(*head), tail) for head, tail in reader.feed(stream[start : start + piece])]
+            start += piece
+    (submit, slots), (cancel, nothing), (endless, one) = read
+    assert submit == (SUBMIT, 1, 2**40, 3, 12.5)
+    assert slots_from_tail(slots) == [7, 0, 2**31]
+    assert (cancel.kind, cancel.model, cancel.number, nothing) == (CANCEL, 0, 5, b"")
+    assert endless.deadline == math.inf
+    assert slots_from_tail(one) == [1]
+
+
+@given(st.integers(1, 100))
+def test_the_backends_records_are_read_wherever_the_pieces_end(piece: int) -> None:
+    stream = answer_record(0, 1, batch_rows=9, queue_ms=0.5, compute_ms=2.0)
+    stream += error_record(3, 2, "größer".encode()) + released_record(3, 2)
+    reader, read = reader_of_backend_records(), []
+    for start in range(0, len(stream), piece):
+        read += [(ToWorker(*head), tail) for head, tail in reader.feed(stream[start : start + piece])]
+    assert read[0] == ((ANSWER, 0, 1, 9, 0.5, 2.0), b"")
+    assert (read[1][0][:3], read[1][1].decode()) == ((ERROR, 3, 2), "größer")
+    assert read[2][0][:3] == (RELEASED, 3, 2)

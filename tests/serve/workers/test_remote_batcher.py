@@ -1,0 +1,332 @@
+"""A worker's and the backend's end of a batcher, joined in one process; the backend's calls are made by hand."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serve.batcher import Batcher, BatchStats
+from serve.errors import (
+    BackendError,
+    BackendLostError,
+    DeadlineError,
+    OverloadedError,
+    RequestError,
+    ShuttingDownError,
+)
+from serve.workers.arena import Arena, ArenaShape, create_memory
+from serve.workers.backend_link import BackendConnection
+from serve.workers.remote_batcher import RemoteBatcher
+from serve.workers.remote_requests import RemoteRequests
+
+ROW_SHAPE = (2, 2, 1)
+CLASSES = 3
+BUCKETS = (1, 2, 4)
+
+
+class Handed(Executor):
+    """Keeps calls until a test makes them."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+
+    def submit(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(call)
+
+
+def logits_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Tells rows apart."""
+    return pixels.reshape(len(pixels), -1)[:, :CLASSES].astype(np.float32)
+
+
+def row(value: int) -> NDArray[np.uint8]:
+    return np.arange(value, value + 4, dtype=np.uint8).reshape(ROW_SHAPE)
+
+
+class Transport:
+    def __init__(self, deliver: Callable[[bytes], None]) -> None:
+        self.write = deliver
+
+
+class Joined:
+    """Several workers of one batcher."""
+
+    def __init__(self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16) -> None:
+        self.now = 100.0
+        self.handed = Handed()
+        self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
+        self.batcher = Batcher(
+            self._infer,
+            row_shape=ROW_SHAPE,
+            buckets=BUCKETS,
+            max_queue_rows=max_queue_rows,
+            clock=lambda: self.now,
+            on_batch=self._on_batch,
+            executor=self.handed,
+        )
+        self.remotes: list[RemoteBatcher] = []
+        self.held: list[tuple[BackendConnection, bytes]] | None = None
+        """What the backend has sent and no worker has read, while it is a list."""
+        self.requests: list[RemoteRequests] = []
+        self.connections: list[BackendConnection] = []
+        for _ in range(workers):
+            shape = ArenaShape(ROW_SHAPE, CLASSES, slots)
+            file = create_memory(shape)
+            # Two mappings of one memory, as two processes have.
+            remote = RemoteBatcher(0, Arena(file, shape), clock=lambda: self.now)
+            self.remotes.append(remote)
+            connection = BackendConnection([remote], asyncio.Event())
+            requests = RemoteRequests([self.batcher], [Arena(file, shape)], partial(self._deliver, connection))
+            os.close(file)
+            connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
+            self.requests.append(requests)
+            self.connections.append(connection)
+
+    def _infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.infer(pixels)
+
+    def _on_batch(self, stats: BatchStats) -> None:
+        for requests in self.requests:
+            requests.batch_finished(0)
+
+    def _deliver(self, connection: BackendConnection, data: bytes) -> None:
+        if self.held is None:
+            connection.data_received(data)
+        else:
+            self.held.append((connection, data))
+
+    async def settle(self) -> None:
+        """Let everything that is under way arrive, except a call of the backend."""
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    async def run_batch(self) -> None:
+        """Let the backend make the call that it was handed."""
+        await self.settle()
+        call = self.handed.calls.pop(0)
+        await asyncio.to_thread(call)
+        await self.settle()
+
+
+async def test_the_answer_is_the_backends_and_frees_its_slots() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    request = remote.submit([row(10), row(20)])
+    assert remote.taken_slots == 2
+    await joined.run_batch()
+    batched = await request
+    assert batched.logits.tolist() == [[10, 11, 12], [20, 21, 22]]
+    assert batched.logits.dtype == np.float32
+    assert batched.batch_rows == 2
+    assert remote.taken_slots == 0
+
+
+async def test_rows_may_change_once_they_are_submitted() -> None:
+    joined = Joined()
+    pixels = row(10).copy()
+    request = joined.remotes[0].submit([pixels])
+    pixels[:] = 0
+    await joined.run_batch()
+    assert (await request).logits.tolist() == [[10, 11, 12]]
+
+
+async def test_requests_of_several_workers_share_a_batch_and_those_of_one_its_logits() -> None:
+    joined = Joined(workers=2)
+    first, second = joined.remotes[0].submit([row(1)]), joined.remotes[0].submit([row(2)])
+    other = joined.remotes[1].submit([row(3), row(4)])
+    await joined.run_batch()
+    answers = [await request for request in (first, second, other)]
+    assert [answer.batch_rows for answer in answers] == [4, 4, 4]
+    assert answers[0].shared_logits is answers[1].shared_logits
+    assert [answer.first_row for answer in answers] == [0, 1, 0]
+    for answer in answers:
+        rows = slice(answer.first_row, answer.first_row + len(answer.logits))
+        assert (answer.shared_logits[rows] == answer.logits).all()
+    assert answers[2].logits.tolist() == [[3, 4, 5], [4, 5, 6]]
+
+
+async def test_the_queues_bound_is_one_for_all_workers_and_a_refusal_keeps_no_slot() -> None:
+    joined = Joined(workers=2, max_queue_rows=4)
+    running = joined.remotes[0].submit([row(1)])
+    await joined.settle()
+    queued = joined.remotes[0].submit([row(2)] * 3)
+    await joined.settle()
+    assert joined.remotes[1].queued_rows == 0  # told with the next record of this worker, or the next batch
+    refused = joined.remotes[1].submit([row(3)] * 2)
+    with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
+        await refused
+    assert joined.remotes[1].queued_rows == 3
+    await joined.settle()
+    assert joined.remotes[1].taken_slots == 0
+    await joined.run_batch()
+    await joined.run_batch()
+    assert len((await running).logits) == 1
+    assert len((await queued).logits) == 3
+    assert [remote.queued_rows for remote in joined.remotes] == [0, 0]
+
+
+async def test_without_a_free_slot_a_request_is_refused_at_once() -> None:
+    joined = Joined(slots=3)
+    joined.remotes[0].submit([row(1)] * 2)
+    with pytest.raises(OverloadedError, match="2 rows are under way in this process, no room for 2 more"):
+        joined.remotes[0].submit([row(1)] * 2)
+    await joined.run_batch()
+    assert joined.remotes[0].submit([row(1)] * 3)
+
+
+async def test_cancelled_in_the_queue_it_never_runs_and_its_slots_are_free_after_the_batch() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    running = remote.submit([row(1)])
+    await joined.settle()
+    queued = remote.submit([row(2), row(3)])
+    await joined.settle()
+    assert joined.batcher.queued_rows == 2
+    queued.cancel()
+    await joined.settle()
+    assert joined.batcher.queued_rows == 0
+    await joined.run_batch()
+    assert (await running).batch_rows == 1
+    assert not joined.handed.calls
+    assert remote.taken_slots == 0
+
+
+async def test_cancelled_while_it_runs_its_slots_stay_taken_until_the_backend_reads_them_no_more() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    request = remote.submit([row(1), row(2)])
+    await joined.settle()
+    request.cancel()
+    await joined.settle()
+    assert remote.taken_slots == 2
+    await joined.run_batch()
+    assert remote.taken_slots == 0
+
+
+async def test_a_cancellation_that_crosses_the_answer_frees_the_slots_once() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    request = remote.submit([row(1)])
+    await joined.settle()
+    joined.held = []
+    await joined.run_batch()
+    request.cancel()
+    await joined.settle()
+    ((connection, answer),), joined.held = joined.held, None
+    assert remote.taken_slots == 1
+    connection.data_received(answer)
+    assert remote.taken_slots == 0
+    again = remote.submit([row(9)])
+    await joined.run_batch()
+    assert (await again).logits.tolist() == [[9, 10, 11]]
+
+
+async def test_one_whose_deadline_passes_in_the_queue_fails_and_its_slots_come_back() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    running = remote.submit([row(1)])
+    await joined.settle()
+    late = remote.submit([row(2)], deadline=101.0)
+    await joined.settle()
+    joined.now = 102.0
+    await joined.run_batch()
+    with pytest.raises(DeadlineError, match="the deadline passed after 2000.0 ms in the queue"):
+        await late
+    await running
+    assert remote.taken_slots == 0
+    with pytest.raises(DeadlineError, match="passed 1000.0 ms ago"):
+        remote.submit([row(1)], deadline=101.0)
+
+
+async def test_a_failed_batch_is_one_error_with_the_id_under_which_the_backend_logged_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    joined = Joined()
+
+    def fail(_: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise OSError("the device fell off the bus")
+
+    joined.infer = fail
+    requests = [joined.remotes[0].submit([row(value)]) for value in (1, 2)]
+    with caplog.at_level(logging.ERROR, "serve.workers.remote_requests"):
+        await joined.run_batch()
+    ids = set()
+    for request in requests:
+        with pytest.raises(BackendError, match="raised OSError") as caught:
+            await request
+        ids.add(vars(caught.value)["fuseline_error_id"])
+    assert len(ids) == 1
+    assert len(caplog.records) == 1
+    assert ids.pop() in caplog.text
+    assert "fell off the bus" in caplog.text
+    assert joined.remotes[0].taken_slots == 0
+    joined.infer = logits_of
+    again = joined.remotes[0].submit([row(5)])
+    await joined.run_batch()
+    assert (await again).logits.tolist() == [[5, 6, 7]]
+
+
+async def test_when_the_backend_goes_everything_under_way_fails_at_once_and_the_slots_are_free() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    requests = [remote.submit([row(value)]) for value in (1, 2, 3)]
+    requests[2].cancel()
+    await joined.settle()
+    joined.connections[0].connection_lost(None)
+    assert [request.done() for request in requests] == [True] * 3
+    for request in requests[:2]:
+        with pytest.raises(BackendLostError, match="send the request again"):
+            await request
+    assert remote.taken_slots == 0
+    with pytest.raises(BackendLostError):
+        remote.submit([row(1)])
+    await remote.drain()
+
+
+async def test_when_a_worker_goes_its_rows_leave_the_queue_and_others_are_answered() -> None:
+    joined = Joined(workers=2)
+    kept = joined.remotes[1].submit([row(1)])
+    await joined.settle()
+    lost = joined.remotes[0].submit([row(2)] * 3)
+    other = joined.remotes[1].submit([row(3)])
+    await joined.settle()
+    assert joined.batcher.queued_rows == 4
+    joined.requests[0].lose()
+    await joined.settle()
+    assert joined.batcher.queued_rows == 1
+    await joined.run_batch()
+    await joined.run_batch()
+    assert (await kept).logits.tolist() == [[1, 2, 3]]
+    assert (await other).batch_rows == 1
+    assert not lost.done()
+
+
+async def test_a_drain_waits_for_what_was_admitted_and_refuses_the_rest() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+    request = remote.submit([row(1)])
+    draining = asyncio.create_task(remote.drain())
+    await joined.settle()
+    assert not draining.done()
+    with pytest.raises(ShuttingDownError):
+        remote.submit([row(2)])
+    await joined.run_batch()
+    await draining
+    assert (await request).logits.tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [np.zeros((2, 2), np.uint8)], [np.zeros((1, 2, 1), np.uint8)], [np.zeros(ROW_SHAPE, np.float32)]]
+)
+async def test_rows_of_another_shape_or_dtype_are_refused_and_take_no_slot(rows: list[Any]) -> None:
+    joined = Joined()
+    with pytest.raises(RequestError):
+        joined.remotes[0].submit(rows)
+    assert joined.remotes[0].taken_slots == 0

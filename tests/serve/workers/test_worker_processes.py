@@ -1,0 +1,330 @@
+"""`fuseline serve --workers 2`: real processes on the loopback."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from protos.classify_pb2_grpc import ClassifierStub
+from protos.open_inference_pb2 import ModelStatisticsRequest
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from serve.client import Client
+from tests.serve.colours import encoded, noise, plain
+from tests.serve.processes import ServerProcess, finished, server_process
+from tests.serve.test_server_process import FAST, free_port, get
+
+WORKERS = ("--workers", 2)
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+
+
+def request(seed: int, rows: int = 1, top_k: int = 2) -> ClassifyRequest:
+    images = [Image(raw=pixels.tobytes()) for pixels in noise(rows, seed)]
+    return ClassifyRequest(images=images, top_k=top_k, return_logits=True, id=str(seed))
+
+
+def children_of(server: ServerProcess) -> dict[int, str]:
+    """The supervisor's processes that live: their ids, and `backend` or `worker`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            arguments = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        kind = re.search(r"serve\.workers\.(backend|worker)_process", arguments)
+        if int(parent) == server.process.pid and state != "Z" and kind:
+            found[int(folder.name)] = kind[1]
+    return found
+
+
+def one_of(server: ServerProcess, kind: str) -> int:
+    return next(pid for pid, its in children_of(server).items() if its == kind)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    """What is waited for lies in other processes, which tell no one."""
+    async with asyncio.timeout(timeout_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def metric(server: ServerProcess, line: str) -> float:
+    assert server.http_address is not None
+    found = re.search(rf"^{re.escape(line)} (\S+)$", get(server.http_address, "/metrics")[1], re.MULTILINE)
+    return 0.0 if found is None else float(found[1])
+
+
+async def connections(stack: AsyncExitStack, server: ServerProcess, count: int) -> list[ClassifierStub]:
+    """Each is a connection of its own, which the kernel gives to any of the workers."""
+    channels = [grpc.aio.insecure_channel(server.address, options=OWN_CONNECTION) for _ in range(count)]
+    return [ClassifierStub(await stack.enter_async_context(channel)) for channel in channels]
+
+
+@pytest.fixture(scope="module")
+def servers(package: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """One process, and a front end of two. Larger batches round differently, so theirs are of one image."""
+    with ExitStack() as stack:
+        one = stack.enter_context(server_process(package, *FAST, "--max-batch", 1))
+        two = stack.enter_context(
+            server_process(package, *FAST, "--max-batch", 1, *WORKERS, "--http-port", free_port())
+        )
+        yield one, two
+
+
+async def answers_of(server: ServerProcess) -> list[ClassifyResponse]:
+    jpeg = encoded(np.kron(noise(1, 5)[0], np.ones((9, 9, 1), np.uint8)), "JPEG")
+    requests = [request(seed) for seed in range(12)]
+    requests += [request(20, rows=40), request(21, rows=3, top_k=4)]
+    requests.append(ClassifyRequest(images=[Image(encoded=jpeg), Image(raw=plain("blue").tobytes())], id="jpeg"))
+    async with AsyncExitStack() as stack:
+        stubs = await connections(stack, server, 6)
+        answers = await asyncio.gather(*(stubs[n % 6].Classify(its) for n, its in enumerate(requests)))
+        stream = stubs[0].ClassifyStream()
+        for its in requests:
+            await stream.write(its)
+        await stream.done_writing()
+        streamed = [answer async for answer in stream]
+    answers += sorted(streamed, key=lambda answer: answer.id)
+    for answer in answers:
+        assert answer.timing.batch_rows
+        answer.ClearField("timing")
+    return answers
+
+
+async def test_its_answers_are_those_of_one_process_bit_for_bit(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    one, two = await asyncio.gather(*map(answers_of, servers))
+    assert len(one) == 30
+    assert one == two
+    assert sorted(children_of(servers[1]).values()) == ["backend", "worker", "worker"]
+
+
+async def test_metrics_and_statistics_are_the_sum_over_all_processes(
+    servers: tuple[ServerProcess, ServerProcess],
+) -> None:
+    _, server = servers
+    names = [
+        'fuseline_requests_total{code="OK",method="Classify",model="colours"}',
+        'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours"}',
+        'fuseline_request_seconds_count{method="Classify",model="colours"}',
+        'fuseline_batch_rows_sum{model="colours"}',
+    ]
+
+    def counts() -> list[float]:
+        return [metric(server, name) for name in names]
+
+    before = await asyncio.to_thread(counts)
+    async with AsyncExitStack() as stack:
+        stubs = await connections(stack, server, 8)
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=OWN_CONNECTION))
+        inference = GRPCInferenceServiceStub(channel)
+        earlier = (await inference.ModelStatistics(ModelStatisticsRequest(name="colours"))).model_stats[0]
+        await asyncio.gather(*(stub.Classify(request(n, rows=2)) for n, stub in enumerate(stubs)))
+        for stub in stubs[:3]:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.Classify(ClassifyRequest(images=[Image(raw=b"short")]))
+        later = (await inference.ModelStatistics(ModelStatisticsRequest(name="colours"))).model_stats[0]
+    after = await asyncio.to_thread(counts)
+    assert [b - a for a, b in zip(before, after, strict=True)] == [8, 3, 11, 16]
+    assert later.inference_stats.success.count - earlier.inference_stats.success.count == 8
+    assert later.inference_stats.fail.count - earlier.inference_stats.fail.count == 3
+    assert later.inference_count - earlier.inference_count == 16
+    text = (await asyncio.to_thread(get, str(server.http_address), "/metrics"))[1]
+    assert text.count("fuseline_model_info{") == 1
+    assert 'precision="fp32",version="1"} 1.0' in text
+
+
+async def test_under_load_every_answer_arrives_and_the_rest_is_refused_when_the_signal_comes(package: Path) -> None:
+    answered = 0
+
+    async def call_until_refused(stub: ClassifierStub, server: ServerProcess) -> grpc.StatusCode:
+        nonlocal answered
+        while True:
+            try:
+                await stub.Classify(request(answered), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            answered += 1
+            if answered == 300:
+                server.process.send_signal(signal.SIGTERM)
+
+    with server_process(package, *FAST, *WORKERS) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 8)
+            ends = await asyncio.gather(*(call_until_refused(stubs[n % 8], server) for n in range(32)))
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    counts = {
+        code: int(count) for count, code in re.findall(r"(\d+) ([A-Z_]+)", stderr.partition("since the start:")[2])
+    }
+    assert counts["OK"] == answered >= 300
+    assert set(counts) <= {"OK", "UNAVAILABLE"}
+    # gRPC itself answers CANCELLED to calls that no handler has seen when the server stops.
+    assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_the_queue_is_one_for_all_workers_and_what_it_holds_is_answered_by_the_drain(package: Path) -> None:
+    limits = ("--max-queue-rows", 6, "--max-images-per-request", 6, "--max-delay-ms", 10_000)
+    with server_process(package, *FAST, *WORKERS, *limits, "--http-port", free_port()) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 10)
+            waiting = [stub.Classify(request(seed)) for seed, stub in enumerate(stubs[:6])]
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 6)
+            for stub in stubs[6:]:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.Classify(request(9), timeout=10)
+                assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "6 rows of at most 6 are queued" in str(refused.value.details())
+            # What is cancelled makes room for others, whichever worker they come to.
+            waiting.pop().cancel()
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 5)
+            waiting.append(stubs[9].Classify(request(10)))
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 6)
+            server.process.send_signal(signal.SIGTERM)
+            assert {(await call).timing.batch_rows for call in waiting} == {6}
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+
+
+async def test_a_killed_worker_loses_its_own_connections_only_and_comes_back(package: Path) -> None:
+    with server_process(package, *FAST, *WORKERS, "--http-port", free_port()) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 12)
+            await asyncio.gather(*(stub.Classify(request(seed)) for seed, stub in enumerate(stubs)))
+            killed = one_of(server, "worker")
+            os.kill(killed, signal.SIGKILL)
+            # Connections of the other worker see nothing of it; those of this one are made again, by any that lives.
+            answers = await asyncio.gather(
+                *(stub.Classify(request(seed), wait_for_ready=True, timeout=20) for seed, stub in enumerate(stubs)),
+                return_exceptions=True,
+            )
+            lost = [answer for answer in answers if isinstance(answer, BaseException)]
+            assert all(isinstance(error, grpc.aio.AioRpcError) for error in lost)
+            assert {error.code() for error in lost} <= {grpc.StatusCode.UNAVAILABLE}
+            await until(lambda: metric(server, 'fuseline_process_restarts_total{process="worker"}') == 1)
+            await until(lambda: list(children_of(server).values()).count("worker") == 2)
+            again = [stub.Classify(request(1), wait_for_ready=True, timeout=20) for stub in stubs]
+            assert len(await asyncio.gather(*again)) == 12
+        server.process.send_signal(signal.SIGTERM)
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    assert f"(process {killed}) was ended by SIGKILL; it is started again" in stderr
+
+
+async def test_when_the_backend_is_killed_all_that_waits_is_unavailable_at_once_and_it_comes_back(
+    package: Path,
+) -> None:
+    arguments = (*FAST, *WORKERS, "--http-port", free_port(), "--max-batch", 16, "--max-delay-ms", 10_000)
+    with server_process(package, *arguments) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 8)
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+            watch = HealthStub(channel).Watch(HealthCheckRequest(service="fuseline.v1.Classifier"))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            waiting = [stub.Classify(request(seed)) for seed, stub in enumerate(stubs)]
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 8)
+            os.kill(one_of(server, "backend"), signal.SIGKILL)
+            killed = time.monotonic()
+            for call in waiting:
+                with pytest.raises(grpc.aio.AioRpcError) as lost:
+                    await call
+                assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert dict(lost.value.trailing_metadata())["fuseline-error"] == "BackendLostError"
+            assert time.monotonic() - killed < 2
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            assert server.http_address is not None
+            await until(lambda: get(str(server.http_address), "/readyz")[0] == 200)
+            full = await stubs[0].Classify(request(0, rows=16), wait_for_ready=True, timeout=20)
+            assert full.timing.batch_rows == 16
+        server.process.send_signal(signal.SIGTERM)
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    assert re.search(r"backend \(process \d+\) was ended by SIGKILL; it is started again", stderr)
+    assert "8 UNAVAILABLE" in stderr
+
+
+async def test_its_processes_end_with_it_even_when_it_is_killed(package: Path) -> None:
+    with server_process(package, *FAST, *WORKERS) as server:
+        children = children_of(server)
+        orders = (Path("/proc") / str(one_of(server, "worker")) / "cmdline").read_text()
+        link_folder = re.search(r'"link_folder":"([^"]+)"', orders)
+        assert link_folder is not None
+        assert Path(link_folder[1]).is_dir()  # noqa: ASYNC240
+        server.process.kill()
+        # Returns when stderr ends, which all its processes have.
+        await asyncio.to_thread(server.end)
+        await until(lambda: not any(map(lives, children)))
+    assert len(children) == 3
+    assert not Path(link_folder[1]).exists()  # noqa: ASYNC240
+    # The port is free again, to a server that wants it alone.
+    with server_process(package, *FAST, "--port", server.address.rpartition(":")[2]):
+        pass
+
+
+@pytest.mark.parametrize(("drain_timeout_s", "signals", "code"), [(0.3, 1, 1), (30, 2, 128 + signal.SIGTERM)])
+async def test_a_backend_that_hangs_holds_nobody_up(
+    package: Path, drain_timeout_s: float, signals: int, code: int
+) -> None:
+    with server_process(package, *FAST, *WORKERS, "--drain-timeout-s", drain_timeout_s) as server:
+        children = children_of(server)
+        os.kill(one_of(server, "backend"), signal.SIGSTOP)
+        async with AsyncExitStack() as stack:
+            (stub,) = await connections(stack, server, 1)
+            call = stub.Classify(request(0))
+            watch = HealthStub(grpc.aio.insecure_channel(server.address)).Watch(HealthCheckRequest(service=""))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            if signals == 2:
+                server.process.send_signal(signal.SIGTERM)
+            its_code, stderr = await asyncio.to_thread(server.end)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+        await until(lambda: not any(map(lives, children)))
+    assert its_code == code, stderr
+    assert ("given up" in stderr) == (signals == 1)
+
+
+def test_what_keeps_it_from_starting_is_one_line_and_2(package: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(package, damaged)
+    (damaged / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    code, stdout, stderr = finished(damaged, *FAST, *WORKERS)
+    assert (code, stdout) == (2, "")
+    assert re.fullmatch(r"error: .*model\.onnx.*sha256.*\n", stderr)
+
+
+async def test_its_port_is_refused_to_others_and_a_taken_one_is_refused_to_it(
+    servers: tuple[ServerProcess, ServerProcess], package: Path
+) -> None:
+    one, two = (server.address.rpartition(":")[2] for server in servers)
+    cases = [(one, WORKERS), (two, WORKERS), (two, ())]
+    attempts = (asyncio.to_thread(finished, package, "--port", port, "--http-port", 0, *more) for port, more in cases)
+    for (port, _), (code, stdout, stderr) in zip(cases, await asyncio.gather(*attempts), strict=True):
+        assert (code, stdout) == (2, "")
+        assert re.fullmatch(rf"error: .*:{port} \(Address already in use\); --port .*\n", stderr)
+
+
+def test_a_client_is_answered_by_whichever_worker_it_meets(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    for _ in range(4):
+        with Client(servers[1].address) as client:
+            assert client.classify(plain("green")).results[0].predictions[0].label == "green"
