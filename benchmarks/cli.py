@@ -1,6 +1,7 @@
-"""`fuseline bench engines|serve|report|loadgen|spine|read|gpu`."""
+"""`fuseline bench engines|serve|report|loadgen|peers|compare|spine|read|gpu`."""
 
 import re
+from importlib import import_module
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,26 @@ def engines(
 
 for command in (serving_commands.serve, serving_commands.loadgen, serving_commands.report):
     app.command()(command)
+
+
+def _add_program(name: str, module: str, function: str, purpose: str) -> None:
+    """Add a command that is a program of its own too: its options are declared there, and read when it is called."""
+
+    @app.command(
+        name,
+        help=purpose,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def run(context: typer.Context) -> None:
+        program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        program.command()(getattr(import_module(module), function))
+        command = typer.main.get_command(program)
+        raise typer.Exit(command.main(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
+
+
+_add_program("peers", "benchmarks.peers", "main", "Measure what the front end costs beside a bare grpc.aio echo.")
+_add_program("compare", "benchmarks.compare", "compare", "Compare two revisions' costs; exit code 1 if one regressed.")
 
 
 @app.command()

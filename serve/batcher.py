@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -20,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batch_profile import BatchProfile
+from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row
 from serve.call_thread import CallThread
 from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, RequestError, ShuttingDownError
 
-Row = NDArray[np.uint8]
-Logits = NDArray[np.float32]
+__all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Row"]
 
 _UINT8 = np.dtype(np.uint8)
 
@@ -38,24 +37,6 @@ SLOW_CALL_SECONDS = 0.002
 
 PROBE_AFTER_SECONDS = 1.0
 """After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
-
-
-class BatchedRows(NamedTuple):
-    """The answer to one request: logits (rows, classes) in the order of its rows, and where its time went.
-
-    `queue_ms` is from admission to the start of the batch that held its last row, `compute_ms` the sum of the backend
-    calls that held its rows, `batch_rows` the rows of all requests in the largest of those, before padding.
-
-    `logits` are the rows from `first_row` on of `shared_logits`, which is the same array for all requests that one
-    batch answered whole, in the order in which they are settled: what is worked out for all of it is worked out once.
-    """
-
-    logits: Logits
-    queue_ms: float
-    compute_ms: float
-    batch_rows: int
-    shared_logits: Logits
-    first_row: int
 
 
 class BatchStats(NamedTuple):
@@ -132,14 +113,16 @@ class Batcher:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
         self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
+        # Rows of the buffer from here on are zeros.
+        self._used_rows = 0
         self._classes: int | None = None
-        self._queue: OrderedDict[_Request, None] = OrderedDict()
+        self._queue: OrderedDict[Request, None] = OrderedDict()
         self._queued_rows = 0
         # Rows that were queued when the event loop last turned, and its turns since there were more.
         self._seen_rows = self._quiet_turns = 0
         # Of the queued requests. It may lie too early after some have left, never too late.
         self._earliest_deadline = math.inf
-        self._running: _Batch | None = None
+        self._running: Batch | None = None
         self._wake: asyncio.Handle | None = None
         self._draining = False
         self._drained = asyncio.Event()
@@ -189,7 +172,7 @@ class Batcher:
         if deadline is not None:
             self._check_deadline(deadline, row_count, now)
             self._earliest_deadline = min(self._earliest_deadline, deadline)
-        request = _Request(self, tuple(rows), math.inf if deadline is None else deadline, now)
+        request = Request(tuple(rows), math.inf if deadline is None else deadline, now, self.forget)
         self._queue[request] = None
         self._queued_rows += row_count
         if self._running is None:
@@ -237,7 +220,7 @@ class Batcher:
             else:
                 self._earliest_deadline = min(self._earliest_deadline, request.deadline)
 
-    def forget(self, request: "_Request") -> None:
+    def forget(self, request: Request) -> None:
         """Take what is left of a request out of the queue, if anything is."""
         if request in self._queue:
             del self._queue[request]
@@ -250,18 +233,18 @@ class Batcher:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
+        loop = asyncio.get_running_loop()
+        if not at_once and self._queue and self._may_grow():
+            self._wake = loop.call_soon(self._start_batch)
+            return
         now = self._clock()
         if now >= self._earliest_deadline:
             self._drop_expired(now)
         if not self._queue:
             self._seen_rows = self._quiet_turns = 0
             return
-        loop = asyncio.get_running_loop()
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
             self._wake = loop.call_later(seconds, self._start_batch)
-            return
-        if not at_once and self._may_grow():
-            self._wake = loop.call_soon(self._start_batch)
             return
         self._running = batch = self._form_batch(now)
         try:
@@ -286,9 +269,9 @@ class Batcher:
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
         return min(fuller_until, self._earliest_deadline - self._profile.seconds(self._queued_rows)) - now
 
-    def _form_batch(self, now: float) -> "_Batch":
+    def _form_batch(self, now: float) -> Batch:
         rows: list[Row] = []
-        shares: list[tuple[_Request, int]] = []
+        shares: list[tuple[Request, int]] = []
         while self._queue and len(rows) < self._max_batch_rows:
             request = next(iter(self._queue))
             share = request.rows[request.taken : request.taken + self._max_batch_rows - len(rows)]
@@ -302,16 +285,19 @@ class Batcher:
         if not self._queue:
             self._earliest_deadline = math.inf
         bucket = self._buckets[bisect_left(self._buckets, len(rows))]
-        return _Batch(rows, shares, bucket, now)
+        return Batch(rows, shares, bucket, now)
 
-    def _run(self, batch: "_Batch", loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         """Compute a batch; in the worker thread. Never raises, which would leave futures pending."""
         try:
             row_count = len(batch.rows)
             pixels = self._buffer[: batch.bucket]
             # Joined along the first axis of a row: a third of the time that `np.stack` takes.
             np.concatenate(batch.rows, out=pixels[:row_count].reshape(-1, *self._row_shape[1:]))
-            pixels[row_count:] = 0
+            # A large batch's rows past a small one's bucket stay; they are zeroed when a bucket has them again.
+            pixels[row_count : max(row_count, self._used_rows)] = 0
+            if self._used_rows <= batch.bucket:
+                self._used_rows = row_count
             started = self._clock()
             try:
                 output = self._infer(pixels)
@@ -339,7 +325,7 @@ class Batcher:
             f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
         )
 
-    def _finish(self, batch: "_Batch") -> None:
+    def _finish(self, batch: Batch) -> None:
         """Settle what the batch completes; on the event loop."""
         self._running = None
         outcome, start = batch.outcome, 0
@@ -367,55 +353,6 @@ class Batcher:
     def _set_drained_if_idle(self) -> None:
         if self._draining and self._running is None and not self._queue:
             self._drained.set()
-
-
-class _Request(asyncio.Future[BatchedRows]):
-    """An admitted request: the very future that its caller awaits."""
-
-    __slots__ = ("admitted", "batch_rows", "batcher", "compute_seconds", "deadline", "parts", "rows", "taken")
-
-    def __init__(self, batcher: Batcher, rows: tuple[Row, ...], deadline: float, admitted: float) -> None:
-        super().__init__()
-        self.batcher = batcher
-        self.rows = rows
-        self.deadline = deadline
-        self.admitted = admitted
-        self.taken = 0
-        self.parts: list[Logits] = []
-        self.compute_seconds = 0.0
-        self.batch_rows = 0
-
-    def cancel(self, msg: object = None) -> bool:
-        """Cancel as `asyncio.Future.cancel` does; rows that are not in a batch yet never run."""
-        if not super().cancel(msg):
-            return False
-        self.batcher.forget(self)
-        return True
-
-    def add(self, logits: Logits, start: int, row_count: int, batch: "_Batch") -> None:
-        """Take this request's next rows of a batch's logits; settle it when they are the last."""
-        self.compute_seconds += batch.compute_seconds
-        self.batch_rows = max(self.batch_rows, len(batch.rows))
-        own = logits[start : start + row_count]
-        if row_count < len(self.rows):
-            self.parts.append(own)
-            if sum(map(len, self.parts)) < len(self.rows):
-                return
-            own = logits = np.concatenate(self.parts)
-            start = 0
-        queue_ms = 1000 * (batch.started - self.admitted)
-        self.set_result(BatchedRows(own, queue_ms, 1000 * self.compute_seconds, self.batch_rows, logits, start))
-
-
-@dataclass(slots=True)
-class _Batch:
-    rows: list[Row]
-    shares: list[tuple[_Request, int]]
-    """Whose rows they are, in order, and how many of each."""
-    bucket: int
-    started: float
-    compute_seconds: float = 0.0
-    outcome: Logits | FuselineError | None = None
 
 
 def _backend_error(text: str, cause: BaseException) -> BackendError:

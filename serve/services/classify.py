@@ -24,15 +24,15 @@ from serve.errors import BackendError, RequestError, ShuttingDownError
 from serve.metrics import Metrics
 from serve.model import Model
 from serve.repository import Repository
+from serve.services.answer_queue import AnswerQueue
+from serve.services.calls import Calls
 from serve.services.image_rows import ImageRows, Row
+from serve.services.ordered_streams import in_flight_per_stream
 from serve.services.statuses import Status, status_from_error
 from serve.services.top_k import RankedBatch
 from serve.settings import Settings
 
 SERVICE_NAME = "fuseline.v1.Classifier"
-
-_USUAL_IN_FLIGHT_PER_STREAM = 64
-_DRAINING = "the server is shutting down and takes nothing new; send this to another server, or again later"
 
 
 class ClassifyService(ClassifierServicer):
@@ -56,9 +56,8 @@ class ClassifyService(ClassifierServicer):
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
-        self._calls = 0
-        self._draining = False
-        self._idle = asyncio.Event()
+        self._calls = Calls()
+        self._in_flight_per_stream = in_flight_per_stream(settings)
         self._stream_readers: set[asyncio.Task[None]] = set()
         self._ranked: RankedBatch | None = None
 
@@ -66,13 +65,11 @@ class ClassifyService(ClassifierServicer):
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]
     ) -> ClassifyResponse:
         """Classify the images of one request."""
-        if self._draining:
-            await _abort(context, self._refused("Classify"))
-        self._calls += 1
         try:
-            answer = await self._answer(request, self._deadline(context))
-        finally:
-            self._leave()
+            with self._calls:
+                answer = await self._answer(request, self._deadline(context))
+        except ShuttingDownError:
+            answer = self._refused("Classify")
         if isinstance(answer, Status):
             await _abort(context, answer)
         return answer
@@ -89,14 +86,11 @@ class ClassifyService(ClassifierServicer):
         answer still comes. When the server drains, requests already read are answered, then the stream ends with
         UNAVAILABLE.
         """
-        if self._draining:
-            await _abort(context, self._refused("ClassifyStream"))
-        self._calls += 1
         try:
-            error = await self._stream(request_iterator, context)
-        finally:
-            # Nothing may be awaited here: a second cancellation would skip what follows.
-            self._leave()
+            with self._calls:
+                error = await self._stream(request_iterator, context)
+        except ShuttingDownError:
+            error = self._refused("ClassifyStream")
         if error is not None:
             await _abort(context, error)
 
@@ -111,14 +105,13 @@ class ClassifyService(ClassifierServicer):
 
     def refuse(self) -> None:
         """Refuse what comes from now on, and read no further from streams."""
-        self._draining = True
+        self._calls.refuse()
         for reader in self._stream_readers:
             reader.cancel()
 
     async def idle(self) -> None:
         """Return, after `refuse`, once everything that came before has its answer."""
-        if self._calls:
-            await self._idle.wait()
+        await self._calls.idle()
 
     async def _stream(
         self,
@@ -127,8 +120,7 @@ class ClassifyService(ClassifierServicer):
     ) -> Status | None:
         """Answer a stream; return with what it must end, if not OK."""
         deadline = self._deadline(context)
-        answers: asyncio.Queue[ClassifyResponse | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(self._in_flight_per_stream())
+        answers: AnswerQueue[ClassifyResponse] = AnswerQueue(self._in_flight_per_stream)
         # What has no answer yet: of raw pixels the batcher's future itself, which costs no task; else a task.
         under_way: set[asyncio.Future[Any]] = set()
 
@@ -141,27 +133,28 @@ class ClassifyService(ClassifierServicer):
                     pending.add_done_callback(partial(settle, call))
                 else:
                     pending = asyncio.create_task(decode_and_answer(call, contents))
+                    pending.add_done_callback(under_way.discard)
             except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
-                answers.put_nowait(_stream_answer(call.request, self._failed(call, error)))
+                answers.put(_stream_answer(call.request, self._failed(call, error)))
                 return
             under_way.add(pending)
-            pending.add_done_callback(under_way.discard)
 
         def settle(call: _Call, pending: asyncio.Future[BatchedRows]) -> None:
+            under_way.discard(pending)
             if pending.cancelled():
                 self._count(call, StatusCode.CANCELLED)
                 return
-            answers.put_nowait(_stream_answer(call.request, self._answered(call, pending)))
+            answers.put(_stream_answer(call.request, self._answered(call, pending)))
 
         async def decode_and_answer(call: _Call, contents: list[Row | bytes]) -> None:
-            answers.put_nowait(_stream_answer(call.request, await self._decode_and_answer(call, contents, deadline)))
+            answers.put(_stream_answer(call.request, await self._decode_and_answer(call, contents, deadline)))
 
         async def read() -> None:
             try:
-                await slots.acquire()
+                await answers.take_room()
                 async for request in request_iterator:
                     begin(_Call("ClassifyStream", request, self._clock()))
-                    await slots.acquire()
+                    await answers.take_room()
             finally:
                 # Nothing more is read, so a drain has nothing to cut short, and must not cut short the wait below.
                 self._stream_readers.discard(reader)
@@ -170,12 +163,10 @@ class ClassifyService(ClassifierServicer):
 
         reader = asyncio.create_task(read())
         # Not in the reader's own `finally`, which a reader cancelled before its first step never enters.
-        reader.add_done_callback(lambda _: answers.put_nowait(None))
+        reader.add_done_callback(lambda _: answers.end())
         self._stream_readers.add(reader)
         try:
-            while (response := await answers.get()) is not None:
-                await context.write(response)
-                slots.release()
+            await answers.write_all(context.write)
         finally:
             self._stream_readers.discard(reader)
             for pending in (reader, *under_way):
@@ -185,19 +176,9 @@ class ClassifyService(ClassifierServicer):
         error = reader.exception()
         return status_from_error(error) if isinstance(error, Exception) else None
 
-    def _in_flight_per_stream(self) -> int:
-        """Enough for two full batches, but no more than the queue takes from a stream of single images."""
-        wanted = max(_USUAL_IN_FLIGHT_PER_STREAM, 2 * (self._settings.max_batch or 0))
-        return min(wanted, self._settings.max_queue_rows)
-
-    def _leave(self) -> None:
-        self._calls -= 1
-        if self._draining and not self._calls:
-            self._idle.set()
-
     def _refused(self, method: str) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)
-        return status_from_error(ShuttingDownError(_DRAINING))
+        return status_from_error(self._calls.refusal)
 
     def _deadline(self, context: ServicerContext[ClassifyRequest, ClassifyResponse]) -> float | None:
         remaining_s = context.time_remaining()

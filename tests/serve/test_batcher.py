@@ -630,3 +630,20 @@ async def test_batcher_that_is_dropped_ends_its_thread(backend):
 def test_settings_that_make_no_sense_are_refused(backend, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make(backend, **wrong)
+
+
+async def test_padding_is_zeros_whatever_the_batches_before_held():
+    seen = []
+
+    def infer(pixels):
+        seen.append(pixels.copy())
+        return np.zeros((len(pixels), 1), np.float32)
+
+    batcher = Batcher(infer, row_shape=ROW_SHAPE, buckets=[4, 8], max_queue_rows=8)
+    sizes = (8, 1, 5, 3, 6, 4, 7)
+    for size in sizes:
+        await batcher.submit(rows(*[7] * size))
+    await batcher.drain()
+    for size, pixels in zip(sizes, seen, strict=True):
+        assert (pixels[:size] == 7).all()
+        assert not pixels[size:].any()

@@ -1,0 +1,86 @@
+"""What a batcher's queue and batches hold: requests, each the very future of its answer, and the batch that runs."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import FuselineError
+
+Row = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+
+class BatchedRows(NamedTuple):
+    """The answer to one request: logits (rows, classes) in the order of its rows, and where its time went.
+
+    `queue_ms` is from admission to the start of the batch that held its last row, `compute_ms` the sum of the backend
+    calls that held its rows, `batch_rows` the rows of all requests in the largest of those, before padding.
+
+    `logits` are the rows from `first_row` on of `shared_logits`, which is the same array for all requests that one
+    batch answered whole, in the order in which they are settled: what is worked out for all of it is worked out once.
+    """
+
+    logits: Logits
+    queue_ms: float
+    compute_ms: float
+    batch_rows: int
+    shared_logits: Logits
+    first_row: int
+
+
+class Request(asyncio.Future[BatchedRows]):
+    """An admitted request: the very future that its caller awaits."""
+
+    __slots__ = ("admitted", "batch_rows", "compute_seconds", "deadline", "forget", "parts", "rows", "taken")
+
+    def __init__(
+        self, rows: tuple[Row, ...], deadline: float, admitted: float, forget: Callable[["Request"], None]
+    ) -> None:
+        """`deadline` and `admitted` are on the batcher's clock; `forget` takes a cancelled request from its queue."""
+        super().__init__()
+        self.rows = rows
+        self.deadline = deadline
+        self.admitted = admitted
+        self.forget = forget
+        self.taken = 0
+        self.parts: list[Logits] = []
+        self.compute_seconds = 0.0
+        self.batch_rows = 0
+
+    def cancel(self, msg: object = None) -> bool:
+        """Cancel as `asyncio.Future.cancel` does; rows that are not in a batch yet never run."""
+        if not super().cancel(msg):
+            return False
+        self.forget(self)
+        return True
+
+    def add(self, logits: Logits, start: int, row_count: int, batch: "Batch") -> None:
+        """Take this request's next rows of a batch's logits; settle it when they are the last."""
+        self.compute_seconds += batch.compute_seconds
+        self.batch_rows = max(self.batch_rows, len(batch.rows))
+        own = logits[start : start + row_count]
+        if row_count < len(self.rows):
+            self.parts.append(own)
+            if sum(map(len, self.parts)) < len(self.rows):
+                return
+            own = logits = np.concatenate(self.parts)
+            start = 0
+        queue_ms = 1000 * (batch.started - self.admitted)
+        self.set_result(BatchedRows(own, queue_ms, 1000 * self.compute_seconds, self.batch_rows, logits, start))
+
+
+@dataclass(slots=True)
+class Batch:
+    """One call of the backend."""
+
+    rows: list[Row]
+    shares: list[tuple[Request, int]]
+    """Whose rows they are, in order, and how many of each."""
+    bucket: int
+    started: float
+    compute_seconds: float = 0.0
+    outcome: Logits | FuselineError | None = None
