@@ -33,10 +33,13 @@ TITLES = {
     "folded": "PyTorch FP32, folded, channels_last",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-    "onnxruntime-int8": "ONNX Runtime int8",
-    "openvino-int8": "OpenVINO int8",
+    "onnxruntime-int8": "ONNX Runtime INT8",
+    "openvino-int8": "OpenVINO INT8",
     "tensorrt": "TensorRT",
 }
+
+TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CANDIDATES)
+"""Those whose titles say in what they compute."""
 
 Run = Callable[[], NDArray[np.float32]]
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.answers import check_logits
-from benchmarks.candidates import CANDIDATES, INT8_CANDIDATES, NEED_CHECKPOINT, TITLES
+from benchmarks.candidates import CANDIDATES, TELL_PRECISION, TITLES
 from benchmarks.engine_process import EngineProcess, Stretch
 from benchmarks.pictures import generated_pictures
 from benchmarks.stats import pair_ratios, spread_of
@@ -145,8 +145,8 @@ def as_table(comparison: EngineComparison, title: str) -> Table:
 
 
 def _title(figures: EngineFigures) -> str:
-    told = figures.candidate in (*NEED_CHECKPOINT, *INT8_CANDIDATES)
-    return TITLES[figures.candidate] if told else f"{TITLES[figures.candidate]} {figures.precision}"
+    title = TITLES[figures.candidate]
+    return title if figures.candidate in TELL_PRECISION else f"{title} {figures.precision.upper()}"
 
 
 def _open(

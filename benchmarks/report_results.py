@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from benchmarks.candidates import NEED_CHECKPOINT, TITLES
+from benchmarks.candidates import TELL_PRECISION, TITLES
 from serve.errors import InputError
 
 
@@ -115,7 +115,7 @@ class EngineRecord(_Record):
     def title(self) -> str:
         """For people; the precision goes without saying where it is in the name."""
         title = TITLES.get(self.candidate, self.candidate)
-        return title if self.candidate in NEED_CHECKPOINT else f"{title} {self.precision.upper()}"
+        return title if self.candidate in TELL_PRECISION else f"{title} {self.precision.upper()}"
 
 
 class EnginesResult(_Result):
