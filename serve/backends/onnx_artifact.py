@@ -30,7 +30,7 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
             f"package {name} has its {precision} ONNX graph for {', '.join(others)} only, none for {reader}; "
             "report.html in it says why"
         )
-    held = ", ".join(graph.precision for graph in graphs)
+    held = ", ".join(dict.fromkeys(graph.precision for graph in graphs))
     raise BackendUnavailableError(
         f"package {name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
     )
