@@ -34,6 +34,7 @@ _BACKEND = "backend"
 _REPORT_TIMEOUT_S = 0.5
 _EXIT_TIMEOUT_S = 6.0
 """Beyond the drain's own: the last answers' delivery, and the interpreter's end."""
+_KILL_AGAIN_S = 0.1
 _MAX_FAILED_STARTS = 5
 _LONG_LIFE_S = 10.0
 _MAX_PAUSE_S = 5.0
@@ -159,6 +160,17 @@ class Supervisor:
         """End every process at once."""
         for process in self._processes.values():
             process.kill()
+
+    async def end(self) -> None:
+        """End every process at once, and wait until they have: a loop that closes before complains of each."""
+        self._draining = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _EXIT_TIMEOUT_S
+        waiting = {task for task in self._keeping.values() if not task.done()}
+        while waiting and loop.time() < until:
+            # Again, as one may just be starting.
+            self.kill()
+            _, waiting = await asyncio.wait(waiting, timeout=_KILL_AGAIN_S)
 
     def close(self) -> None:
         """Free the ports and the folder, after the processes have ended."""
@@ -325,7 +337,7 @@ async def _run(
             supervisor.failed.result()
         complete = await supervisor.drain()
     finally:
-        supervisor.kill()
+        await supervisor.end()
         supervisor.close()
     if not complete:
         _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)

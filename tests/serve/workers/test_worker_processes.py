@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
@@ -24,6 +26,8 @@ from serve.client import Client
 from tests.serve.colours import encoded, noise, plain
 from tests.serve.processes import ServerProcess, finished, server_process
 from tests.serve.test_server_process import FAST, free_port, get
+
+ROOT = Path(__file__).parents[3]
 
 WORKERS = ("--workers", 2)
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
@@ -311,6 +315,30 @@ def test_what_keeps_it_from_starting_is_one_line_and_2(package: Path, tmp_path: 
     code, stdout, stderr = finished(damaged, *FAST, *WORKERS)
     assert (code, stdout) == (2, "")
     assert re.fullmatch(r"error: .*model\.onnx.*sha256.*\n", stderr)
+
+
+def test_when_it_fails_it_leaves_no_process_behind(package: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(package, damaged)
+    (damaged / "model.onnx").write_bytes(b"no graph")
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from serve.errors import PackageError\n"
+        "from serve.settings import settings_from_flags\n"
+        "from serve.workers.supervisor import run_supervisor\n"
+        "try:\n"
+        "    run_supervisor([Path(sys.argv[1])], settings_from_flags(port=0, http_port=0, workers=2), print)\n"
+        "except PackageError:\n"
+        "    try:\n"
+        "        print(os.waitpid(-1, os.WNOHANG))\n"
+        "    except ChildProcessError:\n"
+        "        print('none')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, damaged], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("none\n", "")
 
 
 async def test_its_port_is_refused_to_others_and_a_taken_one_is_refused_to_it(
