@@ -5,25 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.batch_rows import batch_rows
+from export.int8.runtimes import onnxruntime_logits
 from serve.backends import BACKENDS, open_backend, why_not_installed
 from serve.backends.onnx_artifact import READ_BY
-from serve.backends.onnxruntime import open_session
 from serve.backends.padded import infer_in_largest_bucket
 from serve.errors import BackendUnavailableError, ImageError, InputError, VerificationError
 from serve.images import decode_image
-from serve.model_package import (
-    INPUT_NAME,
-    OUTPUT_NAME,
-    Artifact,
-    InputSpec,
-    ModelPackage,
-    Normalization,
-    Verification,
-)
+from serve.model_package import Artifact, InputSpec, ModelPackage, Normalization, Verification
 from serve.reference import MAX_DIFFERENCE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -167,7 +161,8 @@ def verify_artifact(
     if not judging.all():
         source = f"{len(pixels)} held-out images of {source}"
     if artifact.details.get(READ_BY) == "tensorrt":
-        logits = _run_by_onnxruntime(package, artifact, pixels, on_progress)
+        logits = onnxruntime_logits(onnx.load_from_string(package.read(artifact)), pixels)
+        on_progress(1.0)
         described = "onnxruntime (CPU), which rounds as the graph says"
         return [compare(artifact, described, source, eager, logits, int8_bar=int8_bar)], []
     verifications, skipped = [], []
@@ -269,20 +264,5 @@ def _run(
         backend.close()
 
 
-def _run_by_onnxruntime(
-    package: ModelPackage, artifact: Artifact, pixels: NDArray[np.uint8], on_progress: Callable[[float], None]
-) -> NDArray[np.float32]:
-    """Logits of a graph that is for TensorRT, and that no backend here serves."""
-    session = open_session(package.checked_path(artifact))
-    rows = _batch_rows(pixels)
-    parts = []
-    for start in range(0, len(pixels), rows):
-        parts.append(session.run([OUTPUT_NAME], {INPUT_NAME: pixels[start : start + rows]})[0])
-        on_progress(min(1.0, (start + rows) / len(pixels)))
-    return np.concatenate(parts)
-
-
 def _batch_rows(pixels: NDArray[np.uint8]) -> int:
-    """Rows of a batch, so that activations take about the same memory whatever the image size."""
-    _, height, width, _ = pixels.shape
-    return int(np.clip(_BATCH_PIXELS // (height * width), 1, _MAX_BATCH_ROWS))
+    return batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)

@@ -1,17 +1,19 @@
 """What a batcher's queue and batches hold: requests, each the very future of its answer, and the batch that runs."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import FuselineError
+from serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]
 Logits = NDArray[np.float32]
+
+_UINT8 = np.dtype(np.uint8)
 
 
 class BatchedRows(NamedTuple):
@@ -84,3 +86,18 @@ class Batch:
     started: float
     compute_seconds: float = 0.0
     outcome: Logits | FuselineError | None = None
+
+
+def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...]) -> None:
+    """Raise `RequestError` if there are no rows, or one is not uint8 of `row_shape`."""
+    # One array of rows has no truth value.
+    if len(rows) == 0:
+        raise RequestError("the request has no rows; send at least one")
+    for row in rows:
+        if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != row_shape:
+            raise RequestError(f"a row is {described(row)}, expected uint8 of shape {row_shape}")
+
+
+def described(value: object) -> str:
+    """An array's type and shape, or what else `value` is, for people."""
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

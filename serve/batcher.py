@@ -19,13 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batch_profile import BatchProfile
-from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row
+from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
-from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, RequestError, ShuttingDownError
+from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, ShuttingDownError
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Row"]
-
-_UINT8 = np.dtype(np.uint8)
 
 QUIET_TURNS = 8
 """An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
@@ -154,12 +152,8 @@ class Batcher:
         """
         if self._draining:
             raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+        check_rows(rows, self._row_shape)
         row_count = len(rows)
-        if not row_count:
-            raise RequestError("the request has no rows; send at least one")
-        for row in rows:
-            if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != self._row_shape:
-                raise RequestError(f"a row is {_describe(row)}, expected uint8 of shape {self._row_shape}")
         now = self._clock()
         if now >= self._earliest_deadline:
             self._drop_expired(now)
@@ -321,7 +315,7 @@ class Batcher:
                 self._classes = classes
                 return output
         raise BackendError(
-            f"the backend returned {_describe(output)} for a batch of {bucket} rows, expected float32 of shape "
+            f"the backend returned {described(output)} for a batch of {bucket} rows, expected float32 of shape "
             f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
         )
 
@@ -359,7 +353,3 @@ def _backend_error(text: str, cause: BaseException) -> BackendError:
     error = BackendError(f"{text}; retry the request")
     error.__cause__ = cause
     return error
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.batch_rows import batch_rows
 from serve.backends import why_not_installed
 from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME
@@ -41,7 +42,7 @@ def run_batches(
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BackendError(f"ONNX Runtime {ort.__version__} can't load the graph to calibrate: {error}") from error
-    rows = int(np.clip(_BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1, _MAX_BATCH_ROWS))
+    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
     for start in range(0, len(pixels), rows):
         try:
             values: list[NDArray[Any]] = session.run(list(outputs), {INPUT_NAME: pixels[start : start + rows]})

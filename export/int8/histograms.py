@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
 
+from export.batch_rows import batch_rows
 from export.int8.runtimes import onnxruntime_session
 from serve.errors import VerificationError
 from serve.model_package import INPUT_NAME
@@ -51,7 +52,7 @@ def activation_histograms(
     """
     session = onnxruntime_session(_with_outputs(model, tensors))
     histograms = {name: Histogram(np.zeros(BINS, np.int64), 0.0, np.inf, -np.inf) for name in tensors}
-    rows = int(np.clip(_BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1, _MAX_BATCH_ROWS))
+    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
     for start in range(0, len(pixels), rows):
         values = session.run(list(tensors), {INPUT_NAME: pixels[start : start + rows]})
         for name, activation in zip(tensors, values, strict=True):

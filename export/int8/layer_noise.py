@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from export.batch_rows import batch_rows
 from export.int8.operators import layers_of
 from export.int8.runtimes import onnxruntime_session
 from serve.model_package import INPUT_NAME
@@ -31,7 +32,7 @@ def layer_noise(model: onnx.ModelProto, quantised: onnx.ModelProto, pixels: NDAr
     if not outputs:
         return {}
     session = onnxruntime_session(twin)
-    rows = int(np.clip(_BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1, _MAX_BATCH_ROWS))
+    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
     totals: dict[str, float] = {}
     for start in range(0, len(pixels), rows):
         sums = session.run(list(outputs), {INPUT_NAME: pixels[start : start + rows]})

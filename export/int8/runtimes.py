@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.batch_rows import batch_rows
 from serve.backends import why_not_installed
 from serve.backends.openvino import why_no_openvino
 from serve.errors import BackendUnavailableError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME
 
-# So that activations take about the same memory whatever the image size.
 _BATCH_PIXELS = 16 * 224 * 224
 _MAX_BATCH_ROWS = 64
 
@@ -63,5 +63,5 @@ def _openvino(model: onnx.ModelProto) -> Infer:
 
 
 def _in_batches(infer: Infer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    rows = int(np.clip(_BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1, _MAX_BATCH_ROWS))
+    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
     return np.concatenate([infer(pixels[start : start + rows]) for start in range(0, len(pixels), rows)])

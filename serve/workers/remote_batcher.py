@@ -8,24 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
-
 from serve import errors
-from serve.batcher import BatchedRows, Row
+from serve.batch_requests import BatchedRows, Row, check_rows
 from serve.errors import (
     BackendError,
     BackendLostError,
     DeadlineError,
     FuselineError,
     OverloadedError,
-    RequestError,
     ShuttingDownError,
 )
 from serve.workers.arena import Arena
 from serve.workers.records import ToWorker, cancel_record, drain_record, submit_record
 from serve.workers.slots import SlotTable
-
-_UINT8 = np.dtype(np.uint8)
 
 
 class RemoteBatcher:
@@ -91,11 +86,7 @@ class RemoteBatcher:
             raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
         if self._send is None:
             raise _lost()
-        if not rows:
-            raise RequestError("the request has no rows; send at least one")
-        for row in rows:
-            if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != self._row_shape:
-                raise RequestError(f"a row is {_describe(row)}, expected uint8 of shape {self._row_shape}")
+        check_rows(rows, self._row_shape)
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
             raise DeadlineError(f"the deadline passed {1000 * late_s:.1f} ms ago; allow more time")
         slots = self._slots.take(len(rows))
@@ -192,7 +183,3 @@ def error_from_text(text: bytes) -> FuselineError:
 
 def _lost() -> BackendLostError:
     return BackendLostError("the process that computes has ended and is being started again; send the request again")
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
