@@ -1,6 +1,7 @@
 """Requests become batches: an asyncio queue in front of a backend that is called by one thread.
 
-While the backend is busy the next batch forms; an idle backend takes what is there. Knows neither gRPC nor the model.
+While the backend is busy the next batch forms; an idle backend takes what is there. A batch that takes less than its
+hand-over to the thread would is computed on the event loop. Knows neither gRPC nor the model.
 """
 
 import asyncio
@@ -56,8 +57,8 @@ class Batcher:
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
     - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
       split and its results joined, in row order.
-    - `infer` is called by one thread at a time, with one of `buckets` rows: those of the requests and, to fill the
-      bucket, rows of zeros whose logits nobody gets.
+    - `infer` is called by one thread at a time, a thread of its own or the event loop's, with one of `buckets` rows:
+      those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
     - A batch that fails, fails its own requests only; the next one runs.
     - Cancelled and expired requests leave the queue before a batch forms.
     """
@@ -71,6 +72,7 @@ class Batcher:
         max_queue_rows: int,
         max_delay_ms: float = 0.0,
         seconds_per_bucket: Mapping[int, float] | None = None,
+        inline_below_ms: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
         executor: Executor | None = None,
@@ -85,6 +87,8 @@ class Batcher:
             max_queue_rows: how many rows may wait; those of the running batch don't count.
             max_delay_ms: how long an idle backend waits for a fuller batch.
             seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
+            inline_below_ms: batches that by their bucket's measured time take less are computed on the event loop,
+                where nothing else happens meanwhile.
             clock: monotonic seconds; deadlines are on it.
             on_batch: called on the event loop after each batch.
             executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
@@ -99,6 +103,7 @@ class Batcher:
         self._max_batch_rows = self._buckets[-1]
         self._max_queue_rows = max_queue_rows
         self._max_delay_seconds = max_delay_ms / 1000
+        self._inline_below_seconds = inline_below_ms / 1000
         self._clock = clock
         self._on_batch = on_batch
         self._thread: CallThread | None = None
@@ -241,6 +246,10 @@ class Batcher:
             self._wake = loop.call_later(seconds, self._start_batch)
             return
         self._running = batch = self._form_batch(now)
+        if self._profile.seconds(batch.bucket) < self._inline_below_seconds:
+            self._compute(batch)
+            self._finish(batch, inline=True)
+            return
         try:
             self._hand_over(partial(self._run, batch, loop))
         except RuntimeError as error:
@@ -282,7 +291,14 @@ class Batcher:
         return Batch(rows, shares, bucket, now)
 
     def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """Compute a batch; in the worker thread. Never raises, which would leave futures pending."""
+        """Compute a batch in the worker thread."""
+        self._compute(batch)
+        # A closed event loop has nobody left who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._finish, batch)
+
+    def _compute(self, batch: Batch) -> None:
+        """Set the outcome of a batch. Never raises, which would leave futures pending."""
         try:
             row_count = len(batch.rows)
             pixels = self._buffer[: batch.bucket]
@@ -303,9 +319,6 @@ class Batcher:
         # Even SystemExit: whatever the backend raises, somebody waits for an answer.
         except BaseException as error:  # noqa: BLE001
             batch.outcome = _backend_error(f"the backend raised {type(error).__name__} on a valid batch", error)
-        # A closed event loop has nobody left who waits.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._finish, batch)
 
     def _checked(self, output: Logits, bucket: int) -> Logits:
         """Raise `BackendError` unless `output` is float32 (bucket, classes), with as many classes as ever."""
@@ -319,15 +332,16 @@ class Batcher:
             f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
         )
 
-    def _finish(self, batch: Batch) -> None:
+    def _finish(self, batch: Batch, *, inline: bool = False) -> None:
         """Settle what the batch completes; on the event loop."""
         self._running = None
         outcome, start = batch.outcome, 0
         if isinstance(outcome, np.ndarray):
             now = self._clock()
             self._profile.learn(batch.bucket, now - batch.started, now)
-            # Before the answers are handed out, so that the backend doesn't idle meanwhile.
-            self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS)
+            if not inline:
+                # Before the answers are handed out, so that the backend doesn't idle meanwhile.
+                self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS)
             for request, row_count in batch.shares:
                 if not request.done():
                     request.add(outcome, start, row_count, batch)
@@ -337,7 +351,11 @@ class Batcher:
                 self.forget(request)
                 if not request.done():
                     request.set_exception(outcome)
-            self._start_batch()
+            if not inline:
+                self._start_batch()
+        if inline and self._queue and self._wake is None:
+            # Never from here: of a full queue each batch would be a call within the one before.
+            self._wake = asyncio.get_running_loop().call_soon(self._start_batch)
         self._set_drained_if_idle()
         if self._on_batch is not None:
             queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds

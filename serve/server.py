@@ -8,7 +8,6 @@ the models are warm.
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,6 @@ from protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from serve.addresses import check_bindable, join_address
 from serve.errors import InputError
-from serve.event_loop import run_event_loop
 from serve.http_endpoint import HttpEndpoint
 from serve.inference_statistics import InferenceStatistics
 from serve.metrics import Metrics
@@ -34,6 +32,7 @@ from serve.services.image_rows import ImageRows
 from serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from serve.services.open_inference import OpenInferenceService
 from serve.settings import Settings
+from serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
 """How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
@@ -160,22 +159,16 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
 
     `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
     """
-    return run_event_loop(_run(folders, settings, announce))
+
+    async def serve(stop: asyncio.Event) -> int:
+        return await _run(folders, settings, announce, stop)
+
+    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s)
 
 
-async def _run(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
-    stop = asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            _log.warning("second signal: exiting at once")
-            os._exit(128 + number)
-        _log.info("%s: draining for at most %g s", signal.Signals(number).name, settings.drain_timeout_s)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+async def _run(
+    folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event
+) -> int:
     server = Server(folders, settings)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())

@@ -1,5 +1,10 @@
-"""`python -m serve` with a backend that hangs for ever on a white picture, and says so in a line on stdout."""
+"""`python -m serve` with a backend that hangs for ever on a white picture, and says so in a line on stdout.
 
+It hangs on the event loop, on which so fast a backend is called; with `--in-thread` in the batcher's thread.
+"""
+
+import math
+import sys
 import threading
 from typing import Any
 
@@ -32,5 +37,10 @@ def open_hanging(*args: Any, **kwargs: Any) -> tuple[HangingBackend, str]:
 
 
 if __name__ == "__main__":
+    if "--in-thread" in sys.argv:
+        sys.argv.remove("--in-thread")
+        serve.model.INLINE_BELOW_MS = 0.0
+    else:
+        serve.model.INLINE_BELOW_MS = math.inf
     serve.model.open_backend = open_hanging
     main()

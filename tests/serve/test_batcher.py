@@ -647,3 +647,63 @@ async def test_padding_is_zeros_whatever_the_batches_before_held():
     for size, pixels in zip(sizes, seen, strict=True):
         assert (pixels[:size] == 7).all()
         assert not pixels[size:].any()
+
+
+async def test_a_batch_that_is_fast_enough_is_computed_on_the_event_loop_and_a_slower_one_in_the_thread():
+    backend = HeldBackend(held=False)
+    batcher = make(backend, seconds_per_bucket={1: 0.0009, 2: 0.0009, 4: 0.0011}, inline_below_ms=1.0, clock=Clock())
+    for numbers, inline in (((1,), True), ((1, 2, 3), False), ((4, 5), True)):
+        backend.threads.clear()
+        future = batcher.submit(rows(*numbers))
+        [answer] = await settled(future)
+        np.testing.assert_array_equal(answer.logits, logits_of(*numbers))
+        assert (threading.current_thread() in backend.threads) is inline
+    await batcher.drain()
+
+
+async def test_a_bucket_that_becomes_slow_leaves_the_event_loop():
+    clock = Clock()
+    backend = HeldBackend(held=False)
+    batcher = make(backend, buckets=(1,), seconds_per_bucket={1: 0.0}, inline_below_ms=1.0, clock=clock)
+
+    def slow(pixels):
+        clock.now += 0.02
+        return logits_of(*pixels[:, 0, 0].astype(int))
+
+    backend.misbehave = slow
+    await settled(batcher.submit(rows(1)))
+    assert backend.threads == {threading.current_thread()}
+    await settled(batcher.submit(rows(1)))
+    assert len(backend.threads) == 2
+    await batcher.drain()
+
+
+async def test_a_full_queue_of_batches_on_the_event_loop_is_answered_and_lets_the_loop_turn_between_them():
+    backend = HeldBackend(held=False)
+    batcher = make(
+        backend, buckets=(1,), max_queue_rows=3000, seconds_per_bucket={1: 0.0}, inline_below_ms=1e9, clock=Clock()
+    )
+    futures = [batcher.submit(rows(number % 200)) for number in range(3000)]
+    done_at_turn = []
+    while not futures[-1].done():
+        await asyncio.sleep(0)
+        done_at_turn.append(sum(future.done() for future in futures))
+    assert len(set(done_at_turn)) > 1000
+    for number, answer in enumerate(await settled(*futures)):
+        np.testing.assert_array_equal(answer.logits, logits_of(number % 200))
+    await batcher.drain()
+
+
+async def test_what_fails_on_the_event_loop_fails_its_own_batch_only():
+    backend = HeldBackend(held=False)
+    batcher = make(backend, buckets=(1,), seconds_per_bucket={1: 0.0}, inline_below_ms=1e9)
+
+    def fail(_):
+        raise ValueError("no")
+
+    backend.misbehave = fail
+    failed, answered = await settled(batcher.submit(rows(1)), batcher.submit(rows(2)))
+    assert isinstance(failed, BackendError)
+    np.testing.assert_array_equal(answered.logits, logits_of(2))
+    assert backend.threads == {threading.current_thread()}
+    await batcher.drain()

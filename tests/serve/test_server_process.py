@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -138,10 +139,13 @@ async def test_under_load_every_answer_arrives_and_the_rest_is_refused_when_the_
     assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path) -> None:
-    with server_process(
-        package, *FAST, "--drain-timeout-s", 0.2, command=("-m", "tests.serve.hanging_server")
-    ) as server:
+IN_THREAD = ("-m", "tests.serve.hanging_server", "--in-thread")
+ON_LOOP = ("-m", "tests.serve.hanging_server")
+
+
+@pytest.mark.parametrize("command", [IN_THREAD, ON_LOOP], ids=["in the thread", "on the event loop"])
+async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path, command: Sequence[str]) -> None:
+    with server_process(package, *FAST, "--drain-timeout-s", 0.2, command=command) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
             server.process.send_signal(signal.SIGTERM)
@@ -163,19 +167,30 @@ async def test_a_health_watch_that_stays_open_is_no_answer_still_owed(package: P
     assert code == 0, stderr
 
 
-async def test_a_second_signal_ends_it_at_once(package: Path) -> None:
-    with server_process(package, *FAST, command=("-m", "tests.serve.hanging_server")) as server:
+@pytest.mark.parametrize("command", [IN_THREAD, ON_LOOP], ids=["in the thread", "on the event loop"])
+async def test_a_second_signal_ends_it_at_once(package: Path, command: Sequence[str]) -> None:
+    with server_process(package, *FAST, command=command) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call = await hang(channel, server)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.stderr is not None
+            assert "SIGTERM: draining" in await asyncio.to_thread(server.process.stderr.readline)
+            server.process.send_signal(signal.SIGTERM)
+            code, _ = await asyncio.to_thread(server.end)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+    assert code == 128 + signal.SIGTERM
+
+
+async def test_health_turns_not_serving_while_it_drains(package: Path) -> None:
+    with server_process(package, *FAST, command=IN_THREAD) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
             health = HealthStub(channel).Watch(HealthCheckRequest(service=""))
             assert (await health.read()).status == HealthCheckResponse.SERVING
             server.process.send_signal(signal.SIGTERM)
             assert (await health.read()).status == HealthCheckResponse.NOT_SERVING
-            server.process.send_signal(signal.SIGTERM)
-            code, _ = await asyncio.to_thread(server.end)
-            with pytest.raises(grpc.aio.AioRpcError):
-                await call
-    assert code == 128 + signal.SIGTERM
+            call.cancel()
 
 
 async def hang(channel: grpc.aio.Channel, server: ServerProcess) -> grpc.aio.UnaryUnaryCall:

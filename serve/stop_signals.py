@@ -1,0 +1,93 @@
+"""SIGTERM and SIGINT, heeded also while the event loop is blocked.
+
+The event loop has a thread of its own, and the main thread waits for signals. A backend that is called on the loop and
+hangs blocks it for ever: a signal handler of the loop's would never run then, and the process could only be killed.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import Any
+
+from serve.event_loop import run_event_loop
+
+_GRACE_S = 3.0
+"""Beyond the drain's own time: the last answers' delivery, and the event loop's end."""
+_ENDED = 0
+"""No signal has this number."""
+
+_log = logging.getLogger(__name__)
+
+
+def run_until_signal(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]], *, drain_timeout_s: float) -> int:
+    """Run `work` on an event loop and return its exit code; its argument is set at the first SIGTERM or SIGINT.
+
+    A second signal ends the process at once, with 128 + its number. If `work` takes longer than `drain_timeout_s`, and
+    some seconds, after the first, the process ends with 1. To be called in the main thread. Raises what `work` raises.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        # The number of each signal, whichever thread it interrupts.
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            return _run(work, drain_timeout_s, reader, writer)
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _run(
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, int]],
+    drain_timeout_s: float,
+    numbers: socket.socket,
+    writer: socket.socket,
+) -> int:
+    running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    outcome: Future[int] = Future()
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        running.set_result((asyncio.get_running_loop(), stop))
+        return await work(stop)
+
+    def run() -> None:
+        try:
+            outcome.set_result(run_event_loop(main()))
+        # Whatever it is: it is raised again in the main thread.
+        except BaseException as error:  # noqa: BLE001
+            outcome.set_exception(error)
+        finally:
+            running.cancel()
+            writer.send(bytes([_ENDED]))
+
+    # A daemon, as it may hang when the process has to end.
+    threading.Thread(target=run, name="fuseline-loop", daemon=True).start()
+    if first := _next_number(numbers):
+        _log.info("%s: draining for at most %g s", signal.Signals(first).name, drain_timeout_s)
+        # It may end by itself just now.
+        with suppress(CancelledError, RuntimeError):
+            loop, stop = running.result()
+            loop.call_soon_threadsafe(stop.set)
+        numbers.settimeout(drain_timeout_s + _GRACE_S)
+        try:
+            second = _next_number(numbers)
+        except TimeoutError:
+            _log.error("the backend hangs; answers were still owed after %g s and are given up", drain_timeout_s)
+            os._exit(1)
+        if second:
+            _log.warning("second signal: exiting at once")
+            os._exit(128 + second)
+    return outcome.result()
+
+
+def _next_number(numbers: socket.socket) -> int:
+    return numbers.recv(1)[0]
