@@ -119,6 +119,7 @@ class Server:
         return self._metrics.statistics
 
     async def _tell_health(self, *, serving: bool) -> None:
+        self._open_inference.has_backend = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)

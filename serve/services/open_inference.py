@@ -74,8 +74,14 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self._settings = settings
         self._clock = clock
         self._read_statistics = statistics
+        self.has_backend = True
+        """Whether something computes the models now; if not, none is ready."""
         self._calls = Calls()
         self._streams = OrderedStreams(in_flight_per_stream(settings))
+
+    @property
+    def _ready(self) -> bool:
+        return self.has_backend and not self._calls.refused
 
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
@@ -86,8 +92,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
-        """Tell whether requests are taken: every model is warm before the first call, so until the server drains."""
-        return ServerReadyResponse(ready=not self._calls.refused)
+        """Tell whether requests are taken. Every model is warm before the first call."""
+        return ServerReadyResponse(ready=self._ready)
 
     async def ServerMetadata(  # noqa: N802
         self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
@@ -103,7 +109,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
             self._find(request.name, request.version)
         except UnknownModelError:
             return ModelReadyResponse(ready=False)
-        return ModelReadyResponse(ready=not self._calls.refused)
+        return ModelReadyResponse(ready=self._ready)
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
@@ -138,9 +144,10 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
         """Name the models that are served."""
+        state = "READY" if self._ready else "UNAVAILABLE"
         return RepositoryIndexResponse(
             models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.manifest.version, state="READY")
+                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.manifest.version, state=state)
                 for model in self._repository
             ]
         )

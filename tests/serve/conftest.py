@@ -79,6 +79,8 @@ async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.Mon
         return backends[-1], reason
 
     monkeypatch.setattr(serve.model, "open_backend", open_steered)
+    # A backend that a test holds must not hold the test's event loop too.
+    monkeypatch.setattr(serve.model, "INLINE_BELOW_MS", 0.0)
     server = Server([package], its_settings)
     await server.start()
     backend = backends[0]

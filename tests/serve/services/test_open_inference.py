@@ -335,6 +335,8 @@ async def test_drain_answers_what_was_admitted_and_refuses_the_rest(start_server
     assert (await stub.ServerLive(ServerLiveRequest())).live
     assert not (await stub.ServerReady(ServerReadyRequest())).ready
     assert not (await stub.ModelReady(ModelReadyRequest(name="colours"))).ready
+    index = await stub.RepositoryIndex(RepositoryIndexRequest())
+    assert [model.state for model in index.models] == ["UNAVAILABLE"]
     served.backend.release()
     assert [len(logits_of(await call)) for call in (running, queued)] == [1, 2]
     await draining

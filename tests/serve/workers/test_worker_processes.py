@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from protos.classify_pb2_grpc import ClassifierStub
-from protos.open_inference_pb2 import ModelStatisticsRequest
+from protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serve.client import Client
 from tests.serve.colours import encoded, noise, plain
@@ -253,8 +253,11 @@ async def test_when_the_backend_is_killed_all_that_waits_is_unavailable_at_once_
                 assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
                 assert dict(lost.value.trailing_metadata())["fuseline-error"] == "BackendLostError"
             assert time.monotonic() - killed < 2
+            open_inference = GRPCInferenceServiceStub(channel)
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            assert not (await open_inference.ServerReady(ServerReadyRequest())).ready
             assert (await watch.read()).status == HealthCheckResponse.SERVING
+            assert (await open_inference.ServerReady(ServerReadyRequest())).ready
             assert server.http_address is not None
             await until(lambda: get(str(server.http_address), "/readyz")[0] == 200)
             full = await stubs[0].Classify(request(0, rows=16), wait_for_ready=True, timeout=20)
