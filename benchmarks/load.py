@@ -13,12 +13,14 @@ import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.calls import CLASSIFY, CallError, open_calls
+from benchmarks.calls import CLASSIFY, Call, CallError, open_calls
 from benchmarks.generators import Cue, Window, drive, shares_of
 from benchmarks.stats import BURN_IN_S
 from serve.errors import BackendError
@@ -26,6 +28,16 @@ from serve.errors import BackendError
 KEPT_ANSWERS = 256
 """How many answers of the burn-in each process keeps, to be checked."""
 _PAUSE_AFTER_ERROR_S = 0.01
+
+
+class Transport(Protocol):
+    """`benchmarks.calls.open_calls`, or what stands in for it: how bytes get to a server. A function of a module."""
+
+    def __call__(
+        self, address: str, method: str, /, *, streams: int = 0, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Call]:
+        """Yield what sends one request and returns its answer, or raises `CallError`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,8 @@ class Load:
     processes: int = 1
     streams: int = 0
     """0: `method` is unary. Else it is bidirectional and each process shares its callers out over so many streams."""
+    transport: Transport = open_calls
+    """What `method` is given to: gRPC, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +155,7 @@ async def _drive(load: Load, cue: Cue) -> _Part:
     running = True
     warm = asyncio.Event()
 
-    async with open_calls(load.address, load.method, streams=load.streams) as call:
+    async with load.transport(load.address, load.method, streams=load.streams) as call:
 
         async def caller() -> None:
             nonlocal sent

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.calls import CLASSIFY, Call, CallError, open_calls
 from benchmarks.generators import Cue, Window, drive
-from benchmarks.load import KEPT_ANSWERS
+from benchmarks.load import KEPT_ANSWERS, Transport
 from benchmarks.stats import BURN_IN_S
 from serve.errors import BackendError, InputError
 
@@ -43,6 +43,8 @@ class OpenLoad:
     method: str = CLASSIFY
     processes: int = 1
     streams: int = 0
+    """As of `Load`."""
+    transport: Transport = open_calls
     """As of `Load`."""
     timeout_s: float | None = None
     """The deadline that is sent with each unary call."""
@@ -153,7 +155,7 @@ def _merge(parts: Sequence[_Part], window: Window) -> OpenResult:
 
 async def _drive(plan: _Plan, cue: Cue) -> _Part:
     load = plan.load
-    async with open_calls(load.address, load.method, streams=load.streams, timeout_s=load.timeout_s) as call:
+    async with load.transport(load.address, load.method, streams=load.streams, timeout_s=load.timeout_s) as call:
         try:
             await asyncio.wait_for(_one_answer(call, load.burn_in_requests[0]), load.patience_s)
         except TimeoutError as error:

@@ -23,7 +23,7 @@ class WireProtocol(Protocol):
 
     @property
     def name(self) -> str:
-        """One of `PROTOCOLS`."""
+        """One of `PROTOCOLS`, or `raw`."""
         ...
 
     @property
@@ -122,6 +122,30 @@ class OpenInference:
         else:
             values = np.array(output.contents.fp32_contents, "<f4")
         return values.astype(np.float32).reshape(output.shape)
+
+    def check(self, who: str, precision: str, answer: bytes, expected: NDArray[np.float32]) -> None:
+        check_logits(who, precision, self.logits(answer), expected)
+
+
+@dataclass(frozen=True, slots=True)
+class RawBytes:
+    """The pixels alone as the body of an HTTP POST to `method`; little-endian float32 logits alone as its answer."""
+
+    method: str
+    classes: int
+    name = "raw"
+    is_stream = False
+
+    def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
+        del with_logits  # the logits are all that there is to ask for
+        return pixels.tobytes()
+
+    def logits(self, answer: bytes) -> NDArray[np.float32]:
+        if not answer or len(answer) % (4 * self.classes):
+            raise VerificationError(
+                f"logits of {self.classes} classes take 4 bytes each, the server gave {len(answer)}"
+            )
+        return np.frombuffer(answer, "<f4").reshape(-1, self.classes)
 
     def check(self, who: str, precision: str, answer: bytes, expected: NDArray[np.float32]) -> None:
         check_logits(who, precision, self.logits(answer), expected)

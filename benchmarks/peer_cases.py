@@ -1,0 +1,158 @@
+"""What `fuseline bench peers` compares: contenders, cases of load, and bars."""
+
+from dataclasses import dataclass
+
+CONCURRENCY = 32
+SAME_ENGINE = "onnxruntime"
+"""What runs the model in every contender but those that say otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Who is measured under a load."""
+
+    title: str
+    server: str
+    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEERS`."""
+    backend: str = SAME_ENGINE
+    """Of Fuseline."""
+    precision: str = "fp32"
+    one_image: bool = False
+    """Whether a request has one image, however many the case says."""
+
+
+PEERS = {"triton": "Triton", "mosec": "Mosec"}
+"""Servers that a user would pick instead; installed by `make peers`."""
+
+CONTENDERS = {
+    "fuseline": Contender("Fuseline", "fuseline"),
+    "fuseline-openvino": Contender("Fuseline, OpenVINO", "fuseline", "openvino"),
+    "fuseline-int8": Contender("Fuseline, OpenVINO INT8", "fuseline", "openvino", "int8"),
+    "bare": Contender("the bare backend", "bare"),
+    "echo": Contender("grpc.aio echo", "echo"),
+    "triton": Contender("Triton", "triton"),
+    "mosec": Contender("Mosec", "mosec"),
+    "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
+}
+
+MEASURES = {
+    "CPU": "server CPU a request",
+    "CPU an image": "server CPU ms an image",
+    "images/s": "images/s",
+    "p50": "p50 ms",
+    "p99": "p99 ms",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a contender has to reach."""
+
+    contender: str
+    measure: str
+    """Of `MEASURES`."""
+    against: str
+    """Another contender, or empty: `limit` is a figure of its own."""
+    relation: str
+    """`times`: the ratio of the two; `above`: their difference; empty where there is no other."""
+    limit: float
+    is_least: bool
+    """Whether the limit is the least that passes, or else the most."""
+
+    def passes(self, value: float) -> bool:
+        """Whether `value` is within the bar."""
+        return value >= self.limit if self.is_least else value <= self.limit
+
+    @property
+    def text(self) -> str:
+        """The bar in words."""
+        against = f" {self.relation} that of {CONTENDERS[self.against].title}" if self.against else ""
+        return f"at {'least' if self.is_least else 'most'} {self.limit:g}{against}"
+
+
+def _at_least(limit: float, measure: str, against: str, contender: str = "fuseline") -> Bar:
+    return Bar(contender, measure, against, "times", limit, True)
+
+
+def _at_most(limit: float, measure: str, against: str = "", relation: str = "times") -> Bar:
+    return Bar("fuseline", measure, against, relation if against else "", limit, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of load, who is put under it, and the bars."""
+
+    title: str
+    side: int
+    """Of the picture, in pixels."""
+    classes: int
+    contenders: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    images: int = 1
+    """Of each request."""
+    stream: bool = False
+    concurrency: int = CONCURRENCY
+    least_seconds: float = 0.0
+    """Of a stretch: where a batch takes a second, fewer would count hardly any."""
+    network: str = ""
+    """With random weights, on all cores; empty: the tiny model, on one."""
+    share_of_capacity: float | None = None
+    """Open loop: requests are due as a Poisson process at this share of what Triton answers under `concurrency`, which
+    is measured at the beginning of each round. None: closed loop."""
+
+    @property
+    def model(self) -> tuple[str, int]:
+        """Cases of the same model share their servers."""
+        return self.network, self.side
+
+
+_ALIKE = ("fuseline", "echo", "triton", "mosec", "bare")
+_TO_ECHO = _at_most(1.5, "CPU", "echo")
+_LEAST_SECONDS = 3.0
+_RESNET = ("bare", "fuseline", "triton", "fuseline-openvino", "fuseline-int8", "mosec")
+
+CASES = {
+    "unary": Case("Classify, 3 KB", 32, 10, _ALIKE, (_TO_ECHO,)),
+    "unary-224": Case("Classify, 150 KB", 224, 1000, _ALIKE, (_TO_ECHO,)),
+    "stream": Case("ClassifyStream, 3 KB", 32, 10, ("fuseline", "echo", "bare"), (_TO_ECHO,), stream=True),
+    "images": Case(
+        "Classify, 16 x 3 KB",
+        32,
+        10,
+        ("fuseline", "echo", "mosec", "mosec-single", "bare"),
+        (_at_most(0.05, "CPU an image"), _at_most(1, "CPU an image", "mosec-single")),
+        images=16,
+    ),
+    "alone": Case(
+        "Classify, 3 KB, one at a time",
+        32,
+        10,
+        ("fuseline", "echo", "bare"),
+        (_at_most(1.5, "p50", "bare", "above"),),
+        concurrency=1,
+    ),
+    "resnet18": Case(
+        "Classify, ResNet-18 at 224",
+        224,
+        1000,
+        _RESNET,
+        (
+            _at_least(0.97, "images/s", "bare"),
+            _at_least(1.1, "images/s", "triton"),
+            _at_least(1.2, "images/s", "triton", "fuseline-openvino"),
+            _at_least(4, "images/s", "triton", "fuseline-int8"),
+        ),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+    ),
+    "resnet18-open": Case(
+        "ResNet-18, Poisson arrivals at 0.8 of Triton's capacity",
+        224,
+        1000,
+        ("fuseline", "triton", "mosec"),
+        (_at_most(1, "p99", "triton"),),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+        share_of_capacity=0.8,
+    ),
+}

@@ -1,0 +1,264 @@
+"""One model behind every contender that a case needs, ready to be put under load."""
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.answers import check_logits
+from benchmarks.calls import open_calls
+from benchmarks.candidates import INT8_CANDIDATES
+from benchmarks.cpu_time import cpu_seconds
+from benchmarks.echo_server import ECHO, ECHO_STREAM
+from benchmarks.engine_process import EngineProcess
+from benchmarks.load import Load, LoadResult, Transport, run_closed_loop
+from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
+from benchmarks.peer_cases import CONCURRENCY, CONTENDERS, PEERS, SAME_ENGINE, Case, Contender
+from benchmarks.peer_http import open_http_calls
+from benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL, Server, started_peer
+from benchmarks.peer_rounds import Stretch
+from benchmarks.pictures import generated_pictures
+from benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
+from benchmarks.server_process import started_server
+from benchmarks.subject import Subject, open_subject
+from benchmarks.tiny_package import write_tiny_package
+from serve.backends.onnx_artifact import onnx_artifact
+from serve.errors import BackendError, BackendUnavailableError
+from serve.model_package import INPUT_NAME, OUTPUT_NAME
+
+_PICTURES = 8
+_MIN_OPEN_REQUESTS = 100
+"""The p99 of fewer would be their maximum."""
+_MAX_CONNECTIONS = 900
+"""Each HTTP request under way has one, and the open loop's select(2) knows files below 1024 only."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerModel:
+    """A model, and where it is served. Everything runs throughout and sleeps unless it is measured."""
+
+    servers: dict[str, Server]
+    """Of each contender that is a server."""
+    bare: EngineProcess
+    pixels: NDArray[np.uint8]
+    """(rows, height, width, channels); servers are sent the first few."""
+    expected: dict[str, NDArray[np.float32]]
+    """Logits of `pixels`, (rows, classes), for each of Fuseline's contenders, by its bare backend."""
+    left_out: dict[str, str]
+    """Each of Fuseline's contenders that can't run here, and why."""
+
+    def measure_closed(self, name: str, case: Case, seconds: float) -> Stretch:
+        """Put the contender `name` under the load of `case` for `seconds`, its answers checked.
+
+        Raises:
+            VerificationError: an answer is wrong.
+            BackendError: a server failed, or a request did.
+        """
+        if CONTENDERS[name].server == "bare":
+            return self._measure_bare(case, seconds)
+        contender, wire, requests, burn_in = self._requests(name, case)
+        server = self.servers[name]
+        watch = _CpuWatch(server.pid)
+        load = Load(
+            server.address,
+            requests=requests,
+            burn_in_requests=burn_in,
+            concurrency=case.concurrency,
+            seconds=seconds,
+            method=_method(contender, wire),
+            streams=int(wire.is_stream),
+            transport=_transport(wire),
+        )
+        result = run_closed_loop(load, watch)
+        self._check(name, case, wire, result)
+        return _stretch(result, result.requests_per_s, _images(contender, case), watch)
+
+    def measure_open(self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int) -> Stretch:
+        """As `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
+        contender, wire, requests, burn_in = self._requests(name, case)
+        server = self.servers[name]
+        watch = _CpuWatch(server.pid)
+        load = OpenLoad(
+            server.address,
+            requests=requests,
+            burn_in_requests=burn_in,
+            rate_per_s=rate_per_s,
+            seconds=max(seconds, _MIN_OPEN_REQUESTS / rate_per_s),
+            seed=seed,
+            method=_method(contender, wire),
+            transport=_transport(wire),
+            max_under_way=_MAX_CONNECTIONS if isinstance(wire, RawBytes) else None,
+        )
+        result = run_open_loop(load, watch)
+        self._check(name, case, wire, result)
+        answered_per_s = result.answered / result.window_s
+        return _stretch(result, answered_per_s, _images(contender, case), watch, offered_per_s=rate_per_s)
+
+    def _measure_bare(self, case: Case, seconds: float) -> Stretch:
+        """One image where requests come alone, else as many as a batch takes at most."""
+        rows = 1 if case.concurrency == 1 else len(self.pixels)
+        # Calls of the tiny model are so short that a part of the time has thousands.
+        calls_s = self.bare.measure(self.pixels[:rows], seconds if case.network else seconds / 4).call_s
+        p50_s, p99_s = np.quantile(calls_s, (0.5, 0.99)).tolist()
+        return Stretch(1 / p50_s, rows / p50_s, 1e3 * p50_s, 1e3 * p99_s)
+
+    def _requests(self, name: str, case: Case) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
+        """Who, in what protocol, what is sent while the clock runs, and what before."""
+        contender = CONTENDERS[name]
+        wire = _wire(contender, case)
+        timed, burn_in = (
+            tuple(
+                wire.request(self.pixels[_pictures(index, contender, case)], with_logits=with_logits)
+                for index in range(_PICTURES)
+            )
+            for with_logits in (False, True)
+        )
+        return contender, wire, timed, burn_in
+
+    def _check(self, name: str, case: Case, wire: WireProtocol, result: LoadResult | OpenResult) -> None:
+        contender = CONTENDERS[name]
+        if result.errors:
+            raise BackendError(f"requests to {contender.title} failed: {dict(result.errors)}")
+        if contender.server == "echo":
+            return
+        expected = self.expected.get(name, self.expected["fuseline"])
+        for index, answer in result.answers:
+            rows = expected[_pictures(index, contender, case)]
+            wire.check(contender.title, contender.precision, answer, rows)
+
+
+@contextmanager
+def served_model(case: Case, names: Collection[str], echo: Server, folder: Path) -> Iterator[PeerModel]:
+    """Start the model of `case` behind each of the contenders `names`, and bare; end them afterwards.
+
+    Raises:
+        FuselineError: one of them can't be started, or gives other logits than the bare backend.
+    """
+    with ExitStack() as stack:
+        if case.network:
+            int8 = any(CONTENDERS[name].precision == "int8" for name in names)
+            subject, threads = stack.enter_context(open_subject(case.network, int8=int8)), 0
+        else:
+            package_folder = write_tiny_package(folder / str(case.side), side=case.side, classes=case.classes)
+            subject, threads = Subject("tiny", package_folder, None), 1
+        pixels = generated_pictures((case.side, case.side, 3), CONCURRENCY)
+        bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))
+        expected = {"fuseline": bare.logits(pixels)}
+        servers, left_out = {}, {}
+        for name in names:
+            contender = CONTENDERS[name]
+            if contender.server == "fuseline":
+                try:
+                    if name not in expected:
+                        expected[name] = _logits(contender, subject, threads, pixels, expected["fuseline"])
+                except BackendUnavailableError as error:
+                    left_out[name] = f"{contender.title} is left out: {error}"
+                    continue
+                flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
+                process = stack.enter_context(started_server(subject.package_folder, *flags))
+                servers[name] = Server(process.address, process.pid)
+            elif contender.server == "echo":
+                servers[name] = echo
+        graph = _graph(subject)
+        for peer in PEERS:
+            if alike := [name for name in names if CONTENDERS[name].server == peer]:
+                server = stack.enter_context(started_peer(peer, graph, threads=threads, folder=folder))
+                servers |= dict.fromkeys(alike, server)
+        yield PeerModel(servers, bare, pixels, expected, left_out)
+
+
+class _CpuWatch:
+    """Reads the clock and the CPU time of a server, its descendants included, at both edges of a window."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._edges: list[tuple[float, float]] = []
+
+    def __call__(self) -> None:
+        """Read them now."""
+        cpu_s = cpu_seconds(self._pid)
+        if cpu_s is None:
+            raise BackendError(f"the server's process {self._pid} is gone, or its CPU time can't be read")
+        self._edges.append((time.monotonic(), cpu_s))
+
+    @property
+    def cores(self) -> float:
+        """CPU seconds a second between the two edges."""
+        (start_s, before_s), (end_s, after_s) = self._edges
+        return (after_s - before_s) / (end_s - start_s)
+
+
+def _stretch(
+    result: LoadResult | OpenResult,
+    requests_per_s: float,
+    images: int,
+    watch: _CpuWatch,
+    offered_per_s: float | None = None,
+) -> Stretch:
+    p50_s, p99_s = np.quantile(result.latency_s, (0.5, 0.99)).tolist()
+    return Stretch(
+        requests_per_s=requests_per_s,
+        images_per_s=images * requests_per_s,
+        p50_ms=1e3 * p50_s,
+        p99_ms=1e3 * p99_s,
+        server_cpu_ms_per_request=1e3 * watch.cores / requests_per_s,
+        generator_cpu_share=result.generator_cpu_share,
+        offered_per_s=offered_per_s,
+    )
+
+
+def _wire(contender: Contender, case: Case) -> WireProtocol:
+    if contender.server == "triton":
+        return OpenInference(
+            model=PEER_MODEL,
+            input_name=INPUT_NAME,
+            datatype="UINT8",
+            row_shape=(case.side, case.side, 3),
+            channels_first=False,
+            output_name=OUTPUT_NAME,
+        )
+    if contender.server == "mosec":
+        return RawBytes(MOSEC_PATH, case.classes)
+    # The echo gets the very bytes that Fuseline gets.
+    return Classify(is_stream=case.stream)
+
+
+def _method(contender: Contender, wire: WireProtocol) -> str:
+    if contender.server == "echo":
+        return ECHO_STREAM if wire.is_stream else ECHO
+    return wire.method
+
+
+def _transport(wire: WireProtocol) -> Transport:
+    return open_http_calls if isinstance(wire, RawBytes) else open_calls
+
+
+def _images(contender: Contender, case: Case) -> int:
+    return 1 if contender.one_image else case.images
+
+
+def _pictures(index: int, contender: Contender, case: Case) -> list[int]:
+    """Which of the pictures request `index` has."""
+    return [(index + offset) % _PICTURES for offset in range(_images(contender, case))]
+
+
+def _logits(
+    contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """By the backend of `contender`, held against the logits `same` of the engine that the others run."""
+    int8 = next((name for name, backend in INT8_CANDIDATES.items() if backend == contender.backend), "")
+    candidate = int8 if contender.precision == "int8" else contender.backend
+    with EngineProcess(candidate, subject, threads) as engine:
+        logits = engine.logits(pixels)
+    check_logits(f"bare {candidate}", contender.precision, logits, same)
+    return logits
+
+
+def _graph(subject: Subject) -> Path:
+    """The very file that Fuseline's ONNX Runtime loads."""
+    package = subject.package
+    return package.checked_path(onnx_artifact(package, "fp32", reader="cpu"))

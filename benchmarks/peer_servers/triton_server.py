@@ -1,0 +1,55 @@
+"""NVIDIA Triton with its Python backend: `python triton_server.py MODEL.onnx GRPC_PORT HTTP_PORT THREADS`.
+
+Serves the model `model` by the Open Inference Protocol on 127.0.0.1. Triton forms the batches, of up to 32 rows, and
+waits for them for up to 1 ms. Ends on SIGINT. Needs nvidia-pytriton, which has tritonserver in it, and a Python whose
+libpython is a shared library.
+"""
+
+import secrets
+import sys
+from typing import Any
+
+import numpy as np
+from onnx_engine import open_engine  # type: ignore[import-not-found]
+from pytriton.decorators import batch  # type: ignore[import-not-found]
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor  # type: ignore[import-not-found]
+from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig  # type: ignore[import-not-found]
+
+_MAX_BATCH = 32
+_MAX_DELAY_US = 1000
+
+
+def _main(graph: str, grpc_port: int, http_port: int, threads: int) -> None:
+    engine = open_engine(graph, threads)
+
+    @batch  # type: ignore[untyped-decorator]
+    def infer(**inputs: Any) -> dict[str, Any]:
+        return {engine.output_name: engine.infer(inputs[engine.input_name])}
+
+    config = TritonConfig(
+        grpc_address="127.0.0.1",
+        grpc_port=grpc_port,
+        http_address="127.0.0.1",
+        http_port=http_port,
+        allow_metrics=False,
+    )
+    # The token guards the endpoints that load and unload models; nobody needs it here.
+    security = TritonSecurityConfig(access_token=secrets.token_hex())
+    with Triton(config=config, security_config=security) as triton:
+        triton.bind(
+            model_name="model",
+            infer_func=infer,
+            inputs=[Tensor(name=engine.input_name, dtype=np.uint8, shape=engine.row_shape)],
+            outputs=[Tensor(name=engine.output_name, dtype=np.float32, shape=(engine.classes,))],
+            config=ModelConfig(
+                batching=True,
+                max_batch_size=_MAX_BATCH,
+                batcher=DynamicBatcher(max_queue_delay_microseconds=_MAX_DELAY_US),
+            ),
+            strict=False,
+        )
+        triton.serve()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], *map(int, sys.argv[2:5]))
