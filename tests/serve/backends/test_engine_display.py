@@ -19,9 +19,11 @@ def test_on_a_terminal_it_is_a_bar_that_goes_when_it_is_done(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     reader, writer = pty.openpty()
     said = []
-    with os.fdopen(writer, "w", encoding="utf-8") as terminal:
-        with shown_build("building [the] engine", said.append, terminal) as on_progress:
-            on_progress("Choosing kernels", 0.4)
+    with (
+        os.fdopen(writer, "w", encoding="utf-8") as terminal,
+        shown_build("building [the] engine", said.append, terminal) as on_progress,
+    ):
+        on_progress("Choosing kernels", 0.4)
     shown = _until_the_end(reader)
     os.close(reader)
     assert said == []
