@@ -228,7 +228,7 @@ class Batcher:
             self._set_drained_if_idle()
 
     def _start_batch(self, *, at_once: bool = False) -> None:
-        """Hand the next batch to the worker thread, unless there is none or a fuller one may be waited for."""
+        """Have the next batch computed, unless there is none or a fuller one may be waited for."""
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None

@@ -11,12 +11,18 @@ from serve.backends.base import Backend
 def infer_in_largest_bucket(
     backend: Backend, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of the largest bucket.
+    """As `infer_in_bucket` with the largest one."""
+    return infer_in_bucket(backend, pixels, backend.buckets[-1], on_progress)
+
+
+def infer_in_bucket(
+    backend: Backend, pixels: NDArray[np.uint8], bucket: int, on_progress: Callable[[float], None] = lambda _: None
+) -> NDArray[np.float32]:
+    """Logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of `bucket` rows, one of the backend's.
 
     The last batch is filled with zeros, whose logits are left out. `on_progress` is given the share that is done.
     Raises `serve.errors.BackendError` when the runtime fails.
     """
-    bucket = backend.buckets[-1]
     parts = []
     for start in range(0, len(pixels), bucket):
         rows = pixels[start : start + bucket]
