@@ -49,7 +49,7 @@ def test_many_images_a_request_are_held_against_a_figure_and_against_mosecs_sing
         ((pytest.approx(0.05),), True),
         ((pytest.approx(0.3125),), True),
     ]
-    cheaper = rounds_of("images", fuseline=ours, mosec_single=[stretch(cpu_ms=0.08)])
+    cheaper = rounds_of("images", fuseline=ours, mosec_single=[stretch(cpu_ms=0.04)])
     assert [passed for _, passed in measured(cheaper)] == [True, False]
 
 
