@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -88,8 +89,8 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         threads=settings.threads,
         engine_cache=settings.engine_cache_folder,
     )
-    if settings.max_batch is None and backend.device == "CPU":
-        backend.buckets = cpu_buckets(package.manifest.input)
+    if backend.device == "CPU":
+        backend.buckets = cpu_buckets(settings.max_batch or cpu_max_batch(package.manifest.input))
     try:
         seconds_per_bucket = warm_up(backend, package)
         check_reference(backend, package)
@@ -110,10 +111,21 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
     return Model(package, backend, reason, batcher)
 
 
-def cpu_buckets(spec: InputSpec) -> tuple[int, ...]:
-    """Batch sizes for a CPU: those of `DEFAULT_BUCKETS` within `CPU_BATCH_PIXELS`."""
+def cpu_max_batch(spec: InputSpec) -> int:
+    """The largest of `DEFAULT_BUCKETS` within `CPU_BATCH_PIXELS`."""
     fitting = CPU_BATCH_PIXELS // (spec.height * spec.width)
-    return tuple(bucket for bucket in DEFAULT_BUCKETS if bucket <= max(1, fitting))
+    return max(bucket for bucket in DEFAULT_BUCKETS if bucket <= max(1, fitting))
+
+
+def cpu_buckets(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes in rows for a CPU, ascending: `buckets_up_to(max_batch)`, and those halfway between powers of two.
+
+    A CPU takes as long for a row of padding as for any other. With powers of two alone a batch of 5 costs as much as 8;
+    batches of all sizes up to 16 are padded by a quarter on average, with those in between by a tenth.
+    """
+    sizes = buckets_up_to(max_batch)
+    halfway = (low + low // 2 for low, high in pairwise(sizes) if high == 2 * low > 2)
+    return tuple(sorted((*sizes, *halfway)))
 
 
 def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:

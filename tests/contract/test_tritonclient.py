@@ -72,7 +72,7 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
         "max_batch_size": 128,
         "input": [{"name": "image", "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": ["8", "8", "3"]}],
         "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["4"]}],
-        "dynamic_batching": {"preferred_batch_size": [1, 2, 4, 8, 16, 32]},
+        "dynamic_batching": {"preferred_batch_size": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]},
     }
     assert seen["index"] == [{"name": "colours", "version": "1", "state": "READY"}]
 

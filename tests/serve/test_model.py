@@ -16,10 +16,9 @@ from serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from serve.model import Model, cpu_buckets, load_model, warm_up
+from serve.model import Model, cpu_buckets, cpu_max_batch, load_model, warm_up
 from serve.model_package import InputSpec, Preprocessing, load_package
 from serve.repository import Repository
-from serve.settings import buckets_up_to
 from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
@@ -45,13 +44,28 @@ def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
 @pytest.mark.parametrize(("side", "largest"), [(32, 32), (112, 32), (224, 16), (320, 4), (1024, 1)])
 def test_on_a_cpu_a_batch_holds_as_many_pixels_as_it_gains_from(side: int, largest: int) -> None:
     spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
-    assert cpu_buckets(spec) == buckets_up_to(largest)
+    assert cpu_max_batch(spec) == largest
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "buckets"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 2, 3)),
+        (4, (1, 2, 3, 4)),
+        (16, (1, 2, 3, 4, 6, 8, 12, 16)),
+        (20, (1, 2, 3, 4, 6, 8, 12, 16, 20)),
+    ],
+)
+def test_a_cpu_has_sizes_between_the_powers_of_two(max_batch: int, buckets: tuple[int, ...]) -> None:
+    assert cpu_buckets(max_batch) == buckets
 
 
 def test_an_asked_for_batch_is_taken_on_a_cpu_too(tmp_path: Path) -> None:
     folder = write_colours_package(tmp_path / "model")
-    assert load_model(folder, settings(max_batch=64), lambda *_: None).backend.buckets == buckets_up_to(64)
-    assert load_model(folder, settings(), lambda *_: None).backend.buckets == buckets_up_to(32)
+    assert load_model(folder, settings(max_batch=64), lambda *_: None).backend.buckets == cpu_buckets(64)
+    assert load_model(folder, settings(), lambda *_: None).backend.buckets == cpu_buckets(32)
 
 
 def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:

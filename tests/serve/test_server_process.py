@@ -71,7 +71,7 @@ def test_it_says_what_it_serves_answers_without_torch_and_ends_with_0(package: P
     )
     with server_process("serve", package, *FAST, command=("-c", tell_imports)) as server:
         assert re.search(
-            r"^colours \(version 1\): onnxruntime on .*, fp32, batches of 1, 2, 4, 8, 16, 32; .+$",
+            r"^colours \(version 1\): onnxruntime on .*, fp32, batches of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32; .+$",
             server.announcement,
             re.MULTILINE,
         )
@@ -206,7 +206,7 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
     with server_process(package, *FAST, "--http-port", free_port()) as server:
         assert server.http_address is not None
         with Client(server.address) as client:
-            client.classify(list(noise(3)))
+            client.classify(list(noise(5)))
             with pytest.raises(InputError):
                 client.classify(plain("red"), top_k=9)
         assert get(server.http_address, "/healthz")[0] == 200
@@ -216,7 +216,7 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
         assert status == 200
         assert 'fuseline_requests_total{code="OK",method="Classify",model="colours"} 1.0' in metrics
         assert 'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours"} 1.0' in metrics
-        assert 'fuseline_batch_rows_sum{model="colours"} 3.0' in metrics
+        assert 'fuseline_batch_rows_sum{model="colours"} 5.0' in metrics
         assert 'fuseline_padding_rows_total{model="colours"} 1.0' in metrics
 
 
