@@ -5,9 +5,11 @@ computes in is proven by the types of the parsed network's layers, read back bef
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from serve.backends.engine_target import Builder, available_builder
 from serve.backends.tensorrt_engine import check, import_library, logger_of, recent_errors, title
 from serve.errors import BackendError, InputError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
+
+_SIGNALS_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,14 +235,34 @@ def _build(
     progress = BuildProgress(on_progress)
     # TensorRT holds no reference to its monitor.
     config.progress_monitor = monitor = progress_monitor(trt, progress)
-    # A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks: so none run there.
-    with ThreadPoolExecutor(1, "tensorrt-build") as pool:
-        building = pool.submit(builder.build_serialized_network, network, config)
+    begin, built = threading.Event(), Future[Any]()
+
+    def build() -> None:
+        begin.wait()
         try:
-            plan = building.result()
-        except BaseException as error:
-            progress.stop(error)
-            raise
+            built.set_result(None if progress.error else builder.build_serialized_network(network, config))
+        # Raised again where the build is waited for.
+        except BaseException as error:  # noqa: BLE001
+            built.set_exception(error)
+
+    # A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks: so none run there.
+    # It may come anywhere in these lines. The thread touches nothing before it is told to begin, and what it uses is
+    # not let go of before it has ended.
+    thread = threading.Thread(target=build, name="tensorrt-build")
+    try:
+        thread.start()
+        begin.set()
+        while thread.is_alive():
+            # A signal that comes just before a wait begins doesn't end it; its handler runs between two of them.
+            thread.join(_SIGNALS_EVERY_S)
+        plan = built.result()
+    except BaseException as error:
+        progress.stop(error)
+        begin.set()
+        while thread.is_alive():
+            with suppress(KeyboardInterrupt):
+                thread.join(_SIGNALS_EVERY_S)
+        raise
     del monitor
     if progress.error is not None:
         raise progress.error

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends.onnx_artifact import onnx_artifact
-from serve.backends.openvino_streams import OpenVinoStreams
 from serve.cpu import this_cpu
 from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import ModelPackage
@@ -27,12 +26,8 @@ class OpenVinoBackend:
             raise BackendUnavailableError(reason)
         artifact = onnx_artifact(package, precision, reader="cpu")
         path = package.checked_path(artifact)
-        self._streams: OpenVinoStreams | None = None
         try:
             self._request: Any = open_request(path, threads=threads)
-            if threads != 1:
-                compiled = _compiled(path, "THROUGHPUT", threads)
-                self._streams = OpenVinoStreams(compiled, package.manifest.input.row_shape, max(buckets))
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error
         self.precision: str = artifact.precision
@@ -43,8 +38,6 @@ class OpenVinoBackend:
         if self._request is None:
             raise BackendError("the OpenVINO backend was closed")
         try:
-            if self._streams is not None and self._streams.pieces(len(pixels)):
-                return self._streams.infer(pixels)
             outputs = self._request.infer([pixels], share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed on {pixels.shape} pixels: {error}") from error
@@ -53,7 +46,7 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """See `serve.backends.base.Backend.close`."""
-        self._request = self._streams = None
+        self._request = None
 
 
 def why_no_openvino(precision: str) -> str | None:
@@ -65,20 +58,17 @@ def why_no_openvino(precision: str) -> str | None:
 
 
 def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:
-    """An OpenVINO inference request of `graph`, an ONNX file or its bytes, that uses all the cores for one batch.
+    """An OpenVINO inference request of `graph`, an ONNX file or its bytes, compiled for the CPU as for serving.
 
     Raises:
         RuntimeError: OpenVINO can't read or compile it.
     """
-    return _compiled(graph, "LATENCY", threads).create_infer_request()
-
-
-def _compiled(graph: Path | bytes, hint: str, threads: int) -> Any:
     import openvino as ov
 
+    # Batches are formed before they come here, so one request uses all the cores: the latency hint.
     # What isn't quantised is computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
-    config: dict[str, Any] = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"}
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     core = ov.Core()
-    return core.compile_model(core.read_model(graph), "CPU", config)
+    return core.compile_model(core.read_model(graph), "CPU", config).create_infer_request()

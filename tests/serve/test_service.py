@@ -105,7 +105,7 @@ async def test_requests_share_a_batch_and_get_their_own_answers(start_server: St
     for seed, response in enumerate(responses, start=1):
         np.testing.assert_allclose(logits_of(response), expected_logits(noise(1, seed)), atol=1e-5)
         assert response.timing.batch_rows == 5
-    assert served.backend.calls == [1, 8]
+    assert served.backend.calls == [1, 6]
 
 
 INVALID = {
@@ -266,7 +266,7 @@ async def test_get_model_describes_the_model_and_the_limits(start_server: StartS
     assert (description.resize_shorter_side, description.interpolation) == (8, "bilinear")
     assert (description.backend, description.precision) == ("onnxruntime", "fp32")
     assert description.backend_reason
-    assert tuple(description.batch_buckets) == (1, 2, 4, 6)
+    assert tuple(description.batch_buckets) == (1, 2, 3, 4, 6)
     assert description.max_images_per_request == 5
     assert json.loads(description.verification_json) == []
 

@@ -212,6 +212,30 @@ def test_ctrl_c_stops_the_build(trt):
     assert released.is_set()
 
 
+def test_ctrl_c_before_the_build_has_begun_leaves_no_build_behind(trt, monkeypatch):
+    real_start = threading.Thread.start
+
+    def interrupted_start(thread):
+        real_start(thread)
+        if thread.name == "tensorrt-build":
+            started.append(thread)
+            raise KeyboardInterrupt
+
+    started = []
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(
+            small_graph(),
+            precision="fp16",
+            capability="sm89",
+            max_batch=4,
+            on_progress=lambda *_: pytest.fail("a build that nobody waits for"),
+        )
+    [thread] = started
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 def test_all_parser_errors_come_in_one_message_with_their_nodes(trt):
     with pytest.raises(BackendError) as caught:
         build_engine(small_graph(unknown_operators=2), precision="fp16", capability="sm89", max_batch=4)

@@ -81,7 +81,7 @@ async def test_requests_share_a_batch_with_each_other_and_with_classify(start_se
     await served.until(lambda: served.queued_rows == 5)
     served.backend.release()
     _, *inferred, classified = await gathered
-    assert served.backend.calls == [1, 8]
+    assert served.backend.calls == [1, 6]
     for seed, response in enumerate(inferred, start=1):
         np.testing.assert_allclose(logits_of(response), expected_logits(noise(2, seed)), atol=1e-5)
     assert classified.timing.batch_rows == 5
@@ -219,7 +219,7 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
         ("image", TYPE_UINT8, ModelInput.FORMAT_NHWC, [8, 8, 3])
     ]
     assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", TYPE_FP32, [4])]
-    assert list(config.dynamic_batching.preferred_batch_size) == [1, 2, 4, 6]
+    assert list(config.dynamic_batching.preferred_batch_size) == [1, 2, 3, 4, 6]
     assert config.dynamic_batching.max_queue_delay_microseconds == 1500
 
 
