@@ -7,6 +7,7 @@ from serve.backends import open_backend
 from serve.errors import PackageError, VerificationError
 from serve.model_package import MANIFEST_NAME, Manifest, file_facts, load_package, save_manifest
 from serve.reference import REFERENCE_NAME, check_reference, write_reference
+from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
 
 
@@ -47,6 +48,16 @@ def test_a_model_that_answers_otherwise_is_not_served(folder: Path) -> None:
     with_reference(folder, pixels, expected_logits(pixels)[:, ::-1])
     with pytest.raises(VerificationError, match=r"fp32 on onnxruntime .* is not served.*--backend"):
         check(folder)
+
+
+def test_a_model_that_answers_otherwise_in_its_smallest_bucket_alone_is_not_served(folder: Path) -> None:
+    package = load_package(folder)
+    real, _ = open_backend(package, backend="onnxruntime", buckets=(1, 4), threads=1)
+    backend = SteeredBackend(real)
+    assert check_reference(backend, package) < 1e-6
+    backend.replacement = lambda pixels: real.infer(pixels)[:, ::-1] if len(pixels) == 1 else real.infer(pixels)
+    with pytest.raises(VerificationError, match="is not served"):
+        check_reference(backend, package)
 
 
 @pytest.mark.parametrize(
