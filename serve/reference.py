@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.backends.base import Backend
-from serve.backends.padded import infer_in_bucket
+from serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
 from serve.errors import PackageError, VerificationError
 from serve.model_package import ModelPackage
 
@@ -43,7 +43,7 @@ def check_reference(backend: Backend, package: ModelPackage) -> float:
         BackendError: the runtime failed.
     """
     pixels, expected = _read(package)
-    given = infer_in_bucket(backend, pixels, backend.buckets[-1])
+    given = infer_in_largest_bucket(backend, pixels)
     if given.shape != expected.shape:
         raise PackageError(
             f"{package.folder}: the model answers {len(pixels)} images with logits of shape {given.shape}, the "

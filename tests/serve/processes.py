@@ -1,13 +1,19 @@
 """`fuseline serve` as a process of its own."""
 
+import asyncio
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
+
+from protos.classify_pb2 import ClassifyRequest
+from protos.classify_pb2_grpc import ClassifierStub
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +74,35 @@ def finished(*arguments: object) -> tuple[int, str, str]:
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+async def check_drain_under_load(
+    server: ServerProcess, stubs: Sequence[ClassifierStub], request: Callable[[int], ClassifyRequest]
+) -> None:
+    """Have 32 clients call by `stubs` until they are refused, SIGTERM coming after 300 answers.
+
+    Fails unless what was admitted got its answer, the rest was refused, and the server ended with 0.
+    """
+    answered = 0
+
+    async def call_until_refused(stub: ClassifierStub) -> grpc.StatusCode:
+        nonlocal answered
+        while True:
+            try:
+                await stub.Classify(request(answered), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            answered += 1
+            if answered == 300:
+                server.process.send_signal(signal.SIGTERM)
+
+    ends = await asyncio.gather(*(call_until_refused(stubs[n % len(stubs)]) for n in range(32)))
+    code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    counts = {
+        code: int(count) for count, code in re.findall(r"(\d+) ([A-Z_]+)", stderr.partition("since the start:")[2])
+    }
+    assert counts["OK"] == answered >= 300
+    assert set(counts) <= {"OK", "UNAVAILABLE"}
+    # gRPC itself answers CANCELLED to calls that no handler has seen when the server stops.
+    assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}

@@ -26,7 +26,7 @@ from serve.errors import InputError
 from serve.server import Server
 from tests.serve.colours import encoded, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer, settings
-from tests.serve.processes import ROOT, ServerProcess, finished, server_process
+from tests.serve.processes import ROOT, ServerProcess, check_drain_under_load, finished, server_process
 
 FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
 
@@ -111,32 +111,9 @@ async def test_a_signal_answers_everything_that_waits_then_exits_with_0(package:
 
 
 async def test_under_load_every_answer_arrives_and_the_rest_is_refused_when_the_signal_comes(package: Path) -> None:
-    answered = 0
-
-    async def call_until_refused(stub: ClassifierStub, server: ServerProcess) -> grpc.StatusCode:
-        nonlocal answered
-        while True:
-            try:
-                await stub.Classify(request(answered), timeout=30)
-            except grpc.aio.AioRpcError as error:
-                return error.code()
-            answered += 1
-            if answered == 300:
-                server.process.send_signal(signal.SIGTERM)
-
     with server_process(package, *FAST) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            stub = ClassifierStub(channel)
-            ends = await asyncio.gather(*(call_until_refused(stub, server) for _ in range(32)))
-        code, stderr = await asyncio.to_thread(server.end)
-    assert code == 0
-    counts = {
-        code: int(count) for count, code in re.findall(r"(\d+) ([A-Z_]+)", stderr.partition("since the start:")[2])
-    }
-    assert counts["OK"] == answered >= 300
-    assert set(counts) <= {"OK", "UNAVAILABLE"}
-    # gRPC itself answers CANCELLED to calls that no handler has seen when the server stops.
-    assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            await check_drain_under_load(server, [ClassifierStub(channel)], request)
 
 
 IN_THREAD = ("-m", "tests.serve.hanging_server", "--in-thread")

@@ -24,7 +24,7 @@ from protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serve.client import Client
 from tests.serve.colours import encoded, noise, plain
-from tests.serve.processes import ServerProcess, finished, server_process
+from tests.serve.processes import ServerProcess, check_drain_under_load, finished, server_process
 from tests.serve.test_server_process import FAST, free_port, get
 
 ROOT = Path(__file__).parents[3]
@@ -157,32 +157,9 @@ async def test_metrics_and_statistics_are_the_sum_over_all_processes(
 
 
 async def test_under_load_every_answer_arrives_and_the_rest_is_refused_when_the_signal_comes(package: Path) -> None:
-    answered = 0
-
-    async def call_until_refused(stub: ClassifierStub, server: ServerProcess) -> grpc.StatusCode:
-        nonlocal answered
-        while True:
-            try:
-                await stub.Classify(request(answered), timeout=30)
-            except grpc.aio.AioRpcError as error:
-                return error.code()
-            answered += 1
-            if answered == 300:
-                server.process.send_signal(signal.SIGTERM)
-
     with server_process(package, *FAST, *WORKERS) as server:
         async with AsyncExitStack() as stack:
-            stubs = await connections(stack, server, 8)
-            ends = await asyncio.gather(*(call_until_refused(stubs[n % 8], server) for n in range(32)))
-        code, stderr = await asyncio.to_thread(server.end)
-    assert code == 0, stderr
-    counts = {
-        code: int(count) for count, code in re.findall(r"(\d+) ([A-Z_]+)", stderr.partition("since the start:")[2])
-    }
-    assert counts["OK"] == answered >= 300
-    assert set(counts) <= {"OK", "UNAVAILABLE"}
-    # gRPC itself answers CANCELLED to calls that no handler has seen when the server stops.
-    assert set(ends) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            await check_drain_under_load(server, await connections(stack, server, 8), request)
 
 
 async def test_the_queue_is_one_for_all_workers_and_what_it_holds_is_answered_by_the_drain(package: Path) -> None:
