@@ -37,7 +37,7 @@ class BatchedRows(NamedTuple):
 class Request(asyncio.Future[BatchedRows]):
     """An admitted request: the very future that its caller awaits."""
 
-    __slots__ = ("admitted", "batch_rows", "compute_seconds", "deadline", "forget", "parts", "rows", "taken")
+    __slots__ = ("admitted", "answered", "batch_rows", "compute_seconds", "deadline", "forget", "logits", "rows", "taken")
 
     def __init__(
         self, rows: tuple[Row, ...], deadline: float, admitted: float, forget: Callable[["Request"], None]
@@ -49,7 +49,8 @@ class Request(asyncio.Future[BatchedRows]):
         self.admitted = admitted
         self.forget = forget
         self.taken = 0
-        self.parts: list[Logits] = []
+        self.answered = 0
+        self.logits: Logits | None = None
         self.compute_seconds = 0.0
         self.batch_rows = 0
 
@@ -60,16 +61,22 @@ class Request(asyncio.Future[BatchedRows]):
         self.forget(self)
         return True
 
-    def add(self, logits: Logits, start: int, row_count: int, batch: "Batch") -> None:
-        """Take this request's next rows of a batch's logits; settle it when they are the last."""
+    def add(self, logits: Logits, start: int, first_row: int, row_count: int, batch: "Batch") -> None:
+        """Take a batch's logits from `start` on as those of this request's rows from `first_row` on.
+
+        Settles the request when none of its rows is left, in whatever order its batches were told.
+        """
         self.compute_seconds += batch.compute_seconds
         self.batch_rows = max(self.batch_rows, len(batch.rows))
         own = logits[start : start + row_count]
         if row_count < len(self.rows):
-            self.parts.append(own)
-            if sum(map(len, self.parts)) < len(self.rows):
+            if self.logits is None:
+                self.logits = np.empty((len(self.rows), logits.shape[1]), np.float32)
+            self.logits[first_row : first_row + row_count] = own
+            self.answered += row_count
+            if self.answered < len(self.rows):
                 return
-            own = logits = np.concatenate(self.parts)
+            own = logits = self.logits
             start = 0
         queue_ms = 1000 * (batch.started - self.admitted)
         self.set_result(BatchedRows(own, queue_ms, 1000 * self.compute_seconds, self.batch_rows, logits, start))
@@ -80,8 +87,8 @@ class Batch:
     """One call of the backend."""
 
     rows: list[Row]
-    shares: list[tuple[Request, int]]
-    """Whose rows they are, in order, and how many of each."""
+    shares: list[tuple[Request, int, int]]
+    """Whose rows they are, in order: the request, which of its rows is the first, and how many."""
     bucket: int
     started: float
     compute_seconds: float = 0.0

@@ -227,8 +227,11 @@ class Batcher:
             request.rows = ()
             self._set_drained_if_idle()
 
-    def _start_batch(self, *, at_once: bool = False) -> None:
-        """Have the next batch computed, unless there is none or a fuller one may be waited for."""
+    def _start_batch(self, *, at_once: bool = False, between_answers: bool = False) -> None:
+        """Have the next batch computed, unless there is none or a fuller one may be waited for.
+
+        `between_answers`: those of the batch before are still to be handed out, so none is computed on the event loop.
+        """
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -245,10 +248,15 @@ class Batcher:
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
             self._wake = loop.call_later(seconds, self._start_batch)
             return
-        self._running = batch = self._form_batch(now)
-        if self._profile.seconds(batch.bucket) < self._inline_below_seconds:
+        bucket = self._bucket_of(min(self._queued_rows, self._max_batch_rows))
+        inline = self._profile.seconds(bucket) < self._inline_below_seconds
+        if inline and between_answers:
+            self._wake = loop.call_soon(self._start_batch)
+            return
+        self._running = batch = self._form_batch(bucket, now)
+        if inline:
             self._compute(batch)
-            self._finish(batch, inline=True)
+            self._finish(batch)
             return
         try:
             self._hand_over(partial(self._run, batch, loop))
@@ -272,22 +280,24 @@ class Batcher:
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
         return min(fuller_until, self._earliest_deadline - self._profile.seconds(self._queued_rows)) - now
 
-    def _form_batch(self, now: float) -> Batch:
+    def _bucket_of(self, row_count: int) -> int:
+        return self._buckets[bisect_left(self._buckets, row_count)]
+
+    def _form_batch(self, bucket: int, now: float) -> Batch:
         rows: list[Row] = []
-        shares: list[tuple[Request, int]] = []
-        while self._queue and len(rows) < self._max_batch_rows:
+        shares: list[tuple[Request, int, int]] = []
+        while self._queue and len(rows) < bucket:
             request = next(iter(self._queue))
-            share = request.rows[request.taken : request.taken + self._max_batch_rows - len(rows)]
+            share = request.rows[request.taken : request.taken + bucket - len(rows)]
+            shares.append((request, request.taken, len(share)))
             request.taken += len(share)
             rows += share
-            shares.append((request, len(share)))
             if request.taken == len(request.rows):
                 del self._queue[request]
         self._queued_rows -= len(rows)
         self._seen_rows = self._quiet_turns = 0
         if not self._queue:
             self._earliest_deadline = math.inf
-        bucket = self._buckets[bisect_left(self._buckets, len(rows))]
         return Batch(rows, shares, bucket, now)
 
     def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
@@ -332,30 +342,25 @@ class Batcher:
             f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
         )
 
-    def _finish(self, batch: Batch, *, inline: bool = False) -> None:
+    def _finish(self, batch: Batch) -> None:
         """Settle what the batch completes; on the event loop."""
         self._running = None
         outcome, start = batch.outcome, 0
         if isinstance(outcome, np.ndarray):
             now = self._clock()
             self._profile.learn(batch.bucket, now - batch.started, now)
-            if not inline:
-                # Before the answers are handed out, so that the backend doesn't idle meanwhile.
-                self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS)
-            for request, row_count in batch.shares:
+            # Before the answers are handed out, so that the backend doesn't idle meanwhile.
+            self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS, between_answers=True)
+            for request, first_row, row_count in batch.shares:
                 if not request.done():
-                    request.add(outcome, start, row_count, batch)
+                    request.add(outcome, start, first_row, row_count, batch)
                 start += row_count
         elif outcome is not None:
-            for request, _ in batch.shares:
+            for request, _, _ in batch.shares:
                 self.forget(request)
                 if not request.done():
                     request.set_exception(outcome)
-            if not inline:
-                self._start_batch()
-        if inline and self._queue and self._wake is None:
-            # Never from here: of a full queue each batch would be a call within the one before.
-            self._wake = asyncio.get_running_loop().call_soon(self._start_batch)
+            self._start_batch(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
             queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds

@@ -678,6 +678,22 @@ async def test_a_bucket_that_becomes_slow_leaves_the_event_loop():
     await batcher.drain()
 
 
+async def test_a_bucket_that_becomes_fast_within_a_request_keeps_rows_and_answers_in_order():
+    seen = []
+
+    def infer(pixels):
+        seen.append((threading.current_thread() is threading.main_thread(), earlier.done()))
+        return logits_of(*pixels[:, 0, 0].astype(int))
+
+    batcher = make(infer, buckets=(2,), seconds_per_bucket={2: 0.0011}, inline_below_ms=1.0, clock=Clock())
+    earlier, split = batcher.submit(rows(1)), batcher.submit(rows(2, 3, 4, 5))
+    answers = await settled(earlier, split)
+    np.testing.assert_array_equal(answers[0].logits, logits_of(1))
+    np.testing.assert_array_equal(answers[1].logits, logits_of(2, 3, 4, 5))
+    assert seen == [(False, False), (True, True), (True, True)]
+    await batcher.drain()
+
+
 async def test_a_full_queue_of_batches_on_the_event_loop_is_answered_and_lets_the_loop_turn_between_them():
     backend = HeldBackend(held=False)
     batcher = make(
