@@ -37,7 +37,17 @@ class BatchedRows(NamedTuple):
 class Request(asyncio.Future[BatchedRows]):
     """An admitted request: the very future that its caller awaits."""
 
-    __slots__ = ("admitted", "answered", "batch_rows", "compute_seconds", "deadline", "forget", "logits", "rows", "taken")
+    __slots__ = (
+        "admitted",
+        "answered",
+        "batch_rows",
+        "compute_seconds",
+        "deadline",
+        "forget",
+        "logits",
+        "rows",
+        "taken",
+    )
 
     def __init__(
         self, rows: tuple[Row, ...], deadline: float, admitted: float, forget: Callable[["Request"], None]
