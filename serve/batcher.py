@@ -73,6 +73,7 @@ class Batcher:
         max_delay_ms: float = 0.0,
         seconds_per_bucket: Mapping[int, float] | None = None,
         inline_below_ms: float = 0.0,
+        unsaturated_rows: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
         executor: Executor | None = None,
@@ -89,6 +90,9 @@ class Batcher:
             seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
             inline_below_ms: batches that by their bucket's measured time take less are computed on the event loop,
                 where nothing else happens meanwhile.
+            unsaturated_rows: how many rows a batch has at most while fewer wait than the largest bucket has; None: as
+                many as wait. Where a row costs the same in any batch, smaller ones answer sooner: nobody waits for the
+                rows behind his own, nor a newcomer for all of a large batch that has just begun.
             clock: monotonic seconds; deadlines are on it.
             on_batch: called on the event loop after each batch.
             executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
@@ -101,6 +105,7 @@ class Batcher:
         self._row_shape = tuple(row_shape)
         self._buckets = sorted(set(buckets))
         self._max_batch_rows = self._buckets[-1]
+        self._unsaturated_rows = min(unsaturated_rows or self._max_batch_rows, self._max_batch_rows)
         self._max_queue_rows = max_queue_rows
         self._max_delay_seconds = max_delay_ms / 1000
         self._inline_below_seconds = inline_below_ms / 1000
@@ -248,7 +253,7 @@ class Batcher:
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
             self._wake = loop.call_later(seconds, self._start_batch)
             return
-        bucket = self._bucket_of(min(self._queued_rows, self._max_batch_rows))
+        bucket = self._next_bucket()
         inline = self._profile.seconds(bucket) < self._inline_below_seconds
         if inline and between_answers:
             self._wake = loop.call_soon(self._start_batch)
@@ -266,7 +271,7 @@ class Batcher:
 
     def _may_grow(self) -> bool:
         """Whether rows were queued within the last `QUIET_TURNS` turns of the event loop."""
-        if self._draining or self._queued_rows >= self._max_batch_rows:
+        if self._draining or self._queued_rows >= self._unsaturated_rows:
             return False
         if self._queued_rows > self._seen_rows:
             self._seen_rows, self._quiet_turns = self._queued_rows, 0
@@ -280,8 +285,10 @@ class Batcher:
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
         return min(fuller_until, self._earliest_deadline - self._profile.seconds(self._queued_rows)) - now
 
-    def _bucket_of(self, row_count: int) -> int:
-        return self._buckets[bisect_left(self._buckets, row_count)]
+    def _next_bucket(self) -> int:
+        saturated = self._queued_rows >= self._max_batch_rows
+        rows = self._max_batch_rows if saturated else min(self._queued_rows, self._unsaturated_rows)
+        return self._buckets[bisect_left(self._buckets, rows)]
 
     def _form_batch(self, bucket: int, now: float) -> Batch:
         rows: list[Row] = []

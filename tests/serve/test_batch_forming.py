@@ -111,3 +111,29 @@ async def test_requests_of_one_batch_share_its_logits_and_know_their_rows():
     assert split.shared_logits is split.logits
     assert (len(split.logits), split.first_row) == (6, 0)
     await batcher.drain()
+
+
+async def test_batches_stay_small_until_the_largest_can_be_filled():
+    backend = Recorder(call_s=2 * SLOW_CALL_SECONDS)
+    backend.gate.clear()
+    batcher = backend.batcher(buckets=(1, 2, 4, 8), unsaturated_rows=2)
+    futures = [batcher.submit([ROW] * 3)]
+    assert await asyncio.to_thread(backend.entered.acquire, timeout=30)
+    futures += [batcher.submit([ROW] * 4), batcher.submit([ROW] * 8)]
+    backend.gate.set()
+    answers = await asyncio.gather(*futures)
+    # 13 wait after the first two, 5 after the eight.
+    assert backend.calls == [2, 8, 2, 2, 1]
+    assert [len(answer.logits) for answer in answers] == [3, 4, 8]
+    await batcher.drain()
+
+
+async def test_an_idle_backend_does_not_wait_for_more_rows_than_the_next_batch_takes():
+    backend = Recorder()
+    batcher = backend.batcher(unsaturated_rows=2)
+    future = batcher.submit([ROW] * 2)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert batcher.queued_rows == 0
+    await future
+    await batcher.drain()

@@ -16,6 +16,7 @@ BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
 QUEUE_ROWS = (1, 5, 12, 40)
 INLINE_BELOW_MS = (0.0, 30.0, 100.0, 1e9)
 """None, those that turn out to be fast, most, and all are computed on the event loop."""
+UNSATURATED_ROWS = (None, 1, 2, 5)
 ROW_SHAPE = (3,)
 
 
@@ -75,6 +76,7 @@ class Schedule:
             max_delay_ms=3_600_000 if settings & 1 else 0,
             seconds_per_bucket={bucket: 0.1 * bucket for bucket in self.buckets} if settings & 2 else None,
             inline_below_ms=INLINE_BELOW_MS[settings >> 2 & 3],
+            unsaturated_rows=UNSATURATED_ROWS[settings >> 4 & 3],
             clock=lambda: self.now,
             executor=self.executor,
         )

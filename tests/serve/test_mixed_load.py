@@ -109,8 +109,6 @@ async def test_each_answer_is_that_of_its_own_image(package: Path, flags: tuple[
         async with AsyncExitStack() as stack, asyncio.timeout(60):
             options = [("grpc.use_local_subchannel_pool", 1)]
             channels = [grpc.aio.insecure_channel(server.address, options=options) for _ in range(CALLERS)]
-            callers = [
-                Caller(seed, await stack.enter_async_context(channel)) for seed, channel in enumerate(channels)
-            ]
+            callers = [Caller(seed, await stack.enter_async_context(channel)) for seed, channel in enumerate(channels)]
             await asyncio.gather(*(caller.run() for caller in callers))
     assert sum(caller.checked_rows for caller in callers) > CALLERS * CALLS

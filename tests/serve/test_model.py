@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 import serve.model
 from serve.backends import open_backend
 from serve.batcher import BatchStats
+from serve.cpu import usable_cpus
 from serve.errors import (
     FuselineError,
     InputError,
@@ -16,7 +17,7 @@ from serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from serve.model import Model, cpu_buckets, cpu_max_batch, load_model, warm_up
+from serve.model import Model, cpu_buckets, cpu_max_batch, cpu_unsaturated_rows, load_model, warm_up
 from serve.model_package import InputSpec, Preprocessing, load_package
 from serve.repository import Repository
 from tests.fakes import SteeredBackend
@@ -45,6 +46,29 @@ def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
 def test_on_a_cpu_a_batch_holds_as_many_pixels_as_it_gains_from(side: int, largest: int) -> None:
     spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
     assert cpu_max_batch(spec) == largest
+
+
+@pytest.mark.parametrize(
+    ("side", "threads", "rows"), [(224, 2, 4), (224, 1, 2), (224, 16, 32), (112, 1, 8), (640, 1, 1), (32, 1, 98)]
+)
+def test_on_a_cpu_cores_are_busy_with_two_pictures_each(side: int, threads: int, rows: int) -> None:
+    spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
+    assert cpu_unsaturated_rows(spec, threads) == rows
+    assert cpu_unsaturated_rows(spec, 0) == cpu_unsaturated_rows(spec, usable_cpus())
+
+
+@pytest.mark.parametrize(("max_delay_ms", "batches"), [(0, [2, 2, 1]), (1, [5])])
+async def test_batches_on_a_cpu_stay_small_unless_fuller_ones_are_asked_for(
+    package: Path, monkeypatch: pytest.MonkeyPatch, max_delay_ms: float, batches: list[int]
+) -> None:
+    monkeypatch.setattr(serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
+    seen: list[int] = []
+    model = load_model(
+        package, settings(threads=1, max_delay_ms=max_delay_ms), lambda _, stats: seen.append(stats.rows)
+    )
+    await model.batcher.submit(list(noise(5)))
+    assert seen == batches
+    await model.close()
 
 
 @pytest.mark.parametrize(
