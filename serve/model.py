@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,9 @@ CPU_CORE_PIXELS = 2 * 224 * 224
 """Pixels of a batch for each core from which on a row takes about as long in any batch. Measured with ResNet-18 at
 224 x 224: on 2 cores a row takes 0.95 to 1.15 times as long in a batch of 4 as in one of 16, alone 1.2 to 1.7 times; on
 1 core 1.06 to 1.13 times as long in a batch of 2 as in one of 8."""
+
+SMALL_BATCH_MS = 10.0
+"""Batches are kept small only where a small one takes so long: a faster network costs less than a batch of its own."""
 
 INLINE_BELOW_MS = 1.0
 """About what a busy event loop loses by handing a batch to a thread and back: a CPU's batch that takes less is computed
@@ -104,8 +107,10 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         backend.close()
         raise
     name = package.manifest.name
+    unsaturated_rows = None
     # Who sets a delay asks for fuller batches.
-    batches_small = backend.device == "CPU" and not settings.max_delay_ms
+    if backend.device == "CPU" and not settings.max_delay_ms:
+        unsaturated_rows = cpu_unsaturated_rows(package.manifest.input, settings.threads, seconds_per_bucket)
     batcher = Batcher(
         backend.infer,
         row_shape=package.manifest.input.row_shape,
@@ -114,7 +119,7 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         max_delay_ms=settings.max_delay_ms,
         seconds_per_bucket=seconds_per_bucket,
         inline_below_ms=INLINE_BELOW_MS if backend.device == "CPU" else 0.0,
-        unsaturated_rows=cpu_unsaturated_rows(package.manifest.input, settings.threads) if batches_small else None,
+        unsaturated_rows=unsaturated_rows,
         on_batch=lambda stats: on_batch(name, stats),
     )
     return Model(package, backend, reason, batcher)
@@ -126,9 +131,16 @@ def cpu_max_batch(spec: InputSpec) -> int:
     return max(bucket for bucket in DEFAULT_BUCKETS if bucket <= max(1, fitting))
 
 
-def cpu_unsaturated_rows(spec: InputSpec, threads: int) -> int:
-    """Rows from which on a larger batch saves a CPU hardly any time; `threads` 0 are those of all usable cores."""
-    return max(1, (threads or usable_cpus()) * CPU_CORE_PIXELS // (spec.height * spec.width))
+def cpu_unsaturated_rows(spec: InputSpec, threads: int, seconds_per_bucket: Mapping[int, float]) -> int | None:
+    """The bucket from which on a larger batch saves a CPU hardly any time; None where small batches don't pay.
+
+    `threads` 0 are those of all usable cores.
+    """
+    rows = (threads or usable_cpus()) * CPU_CORE_PIXELS // (spec.height * spec.width)
+    for bucket, seconds in sorted(seconds_per_bucket.items()):
+        if bucket >= rows:
+            return bucket if 1000 * seconds >= SMALL_BATCH_MS else None
+    return None
 
 
 def cpu_buckets(max_batch: int) -> tuple[int, ...]:

@@ -49,19 +49,36 @@ def test_on_a_cpu_a_batch_holds_as_many_pixels_as_it_gains_from(side: int, large
 
 
 @pytest.mark.parametrize(
-    ("side", "threads", "rows"), [(224, 2, 4), (224, 1, 2), (224, 16, 32), (112, 1, 8), (640, 1, 1), (32, 1, 98)]
+    ("side", "threads", "seconds_a_row", "rows"),
+    [
+        (224, 2, 0.015, 4),
+        (224, 1, 0.015, 2),
+        (224, 1, 0.004, None),
+        (224, 3, 0.015, 8),
+        (224, 16, 0.015, None),
+        (112, 1, 0.002, 8),
+        (640, 1, 0.1, 1),
+        (32, 1, 0.015, None),
+    ],
 )
-def test_on_a_cpu_cores_are_busy_with_two_pictures_each(side: int, threads: int, rows: int) -> None:
+def test_on_a_cpu_small_batches_give_each_core_two_pictures_unless_the_network_is_fast(
+    side: int, threads: int, seconds_a_row: float, rows: int | None
+) -> None:
     spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
-    assert cpu_unsaturated_rows(spec, threads) == rows
-    assert cpu_unsaturated_rows(spec, 0) == cpu_unsaturated_rows(spec, usable_cpus())
+    seconds_per_bucket = {bucket: bucket * seconds_a_row for bucket in (1, 2, 4, 8, 16)}
+    assert cpu_unsaturated_rows(spec, threads, seconds_per_bucket) == rows
+    of_all_cores = cpu_unsaturated_rows(spec, usable_cpus(), seconds_per_bucket)
+    assert cpu_unsaturated_rows(spec, 0, seconds_per_bucket) == of_all_cores
 
 
-@pytest.mark.parametrize(("max_delay_ms", "batches"), [(0, [2, 2, 1]), (1, [5])])
-async def test_batches_on_a_cpu_stay_small_unless_fuller_ones_are_asked_for(
-    package: Path, monkeypatch: pytest.MonkeyPatch, max_delay_ms: float, batches: list[int]
+@pytest.mark.parametrize(
+    ("max_delay_ms", "small_batch_ms", "batches"), [(0, 0, [2, 2, 1]), (1, 0, [5]), (0, 10_000, [5])]
+)
+async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_are_asked_for(
+    package: Path, monkeypatch: pytest.MonkeyPatch, max_delay_ms: float, small_batch_ms: float, batches: list[int]
 ) -> None:
     monkeypatch.setattr(serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(serve.model, "SMALL_BATCH_MS", small_batch_ms)
     seen: list[int] = []
     model = load_model(
         package, settings(threads=1, max_delay_ms=max_delay_ms), lambda _, stats: seen.append(stats.rows)
