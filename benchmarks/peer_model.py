@@ -31,8 +31,8 @@ from serve.errors import BackendError, BackendUnavailableError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 _PICTURES = 8
-_MIN_OPEN_REQUESTS = 100
-"""The p99 of fewer would be their maximum."""
+_MIN_OPEN_REQUESTS = 300
+"""The p99 of fewer is hardly more than their maximum."""
 _MAX_CONNECTIONS = 900
 """Each HTTP request under way has one, and the open loop's select(2) knows files below 1024 only."""
 

@@ -5,8 +5,11 @@ At the end errors are one line on stderr and an exit code, never a traceback.
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
 from serve.errors import FuselineError
 
@@ -19,10 +22,13 @@ _EXTRA_OF_MODULE = {
 
 
 def run_command_line(command: Callable[[], object]) -> None:
-    """Run `command`; exit with 2 for wrong input or a missing extra, 1 for failed work, 130 for Ctrl-C.
+    """Run `command`; exit with 2 for wrong input or a missing extra, 1 for failed work, 130 or 143 for a signal.
 
+    SIGTERM (143) ends `command` as Ctrl-C (130) does, not on the spot: temporary files go, and so do the processes that
+    it started. A second one does end it on the spot. A server has its own handler while it serves.
     Errors outside the tree of `serve.errors` are defects and keep their traceback.
     """
+    before = signal.signal(signal.SIGTERM, _exit_tidily)
     try:
         command()
     except FuselineError as error:
@@ -34,6 +40,8 @@ def run_command_line(command: Callable[[], object]) -> None:
         _end(f"{error.name} is not installed; pip install 'fuseline[{extra}]'", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def forget_port_of_kubernetes() -> None:
@@ -44,6 +52,11 @@ def forget_port_of_kubernetes() -> None:
     """
     if re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", os.environ.get("FUSELINE_PORT", "")):
         del os.environ["FUSELINE_PORT"]
+
+
+def _exit_tidily(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def _end(message: str, exit_code: int) -> None:

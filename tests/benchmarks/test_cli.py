@@ -1,6 +1,10 @@
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ import fuseline
 from benchmarks.results import check_writable, command_line
 from benchmarks.server_process import ServerProcess
 from serve.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -134,3 +140,43 @@ def test_a_folder_that_must_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="can't be written"):
         check_writable(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_sigterm_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "peers", "--peer", "none", "--case", "unary", "--rounds", "50"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
+    ) as process:
+        assert process.stderr is not None
+        started = []
+        try:
+            assert next(line for line in process.stderr if line.startswith("round 1"))
+            started = descendants(process.pid)
+            process.terminate()
+            process.wait(60)
+            # multiprocessing's own process ends a moment after the one that it belongs to.
+            deadline = time.monotonic() + 10
+            while (remaining := those_that_live(started)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not remaining
+        finally:
+            for pid in (process.pid, *those_that_live(started)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    # The server, the echo, the bare engine at least.
+    assert len(started) >= 3
+    assert not list(tmp_path.iterdir())
+
+
+def those_that_live(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and those that they have."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(pid for child in children for pid in descendants(child))]
