@@ -237,8 +237,8 @@ def planted(repository: Path, base: Tree, files: Path, tmp_path_factory: pytest.
 
 
 def plant(count: int) -> str:
-    text = "\n_form = Batcher._form_batch\n\n\ndef _counting(self, now):\n"
-    text += f"    for _ in range({count}):\n        pass\n    return _form(self, now)\n\n\n"
+    text = "\n_form = Batcher._form_batch\n\n\ndef _counting(*arguments):\n"
+    text += f"    for _ in range({count}):\n        pass\n    return _form(*arguments)\n\n\n"
     return f"{text}Batcher._form_batch = _counting\n"
 
 
