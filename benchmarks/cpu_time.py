@@ -13,6 +13,13 @@ _PROC = Path("/proc")
 
 def cpu_seconds(pid: int) -> float | None:
     """User and system time of process `pid` and its living descendants, to 10 ms; None where it can't be read."""
+    family = family_stats(pid)
+    ticks = sum(int(values[11]) + int(values[12]) for values in family.values())
+    return ticks / os.sysconf("SC_CLK_TCK") if family else None
+
+
+def family_stats(pid: int) -> dict[int, list[str]]:
+    """The fields of `stat` behind the name, of `pid` and its living descendants by process id; {} if it is gone."""
     stats = {}
     for folder in _PROC.glob("[0-9]*"):
         try:
@@ -22,13 +29,12 @@ def cpu_seconds(pid: int) -> float | None:
     # The second field is the name in brackets, which may hold anything, blanks and brackets too.
     fields = {its_pid: text.rpartition(")")[2].split() for its_pid, text in stats.items()}
     if pid not in fields:
-        return None
+        return {}
     family, fresh = {pid}, {pid}
     while fresh:
         fresh = {its_pid for its_pid, values in fields.items() if int(values[1]) in fresh} - family
         family |= fresh
-    ticks = sum(int(fields[its_pid][11]) + int(fields[its_pid][12]) for its_pid in family)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return {its_pid: fields[its_pid] for its_pid in family}
 
 
 def with_cores_used_by(pids: Sequence[int], work: Callable[[], T]) -> tuple[T, float]:

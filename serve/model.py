@@ -98,7 +98,8 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         threads=settings.threads,
         engine_cache=settings.engine_cache_folder,
     )
-    if backend.device == "CPU":
+    on_cpu = backend.device == "CPU"
+    if on_cpu:
         backend.buckets = cpu_buckets(settings.max_batch or cpu_max_batch(package.manifest.input))
     try:
         seconds_per_bucket = warm_up(backend, package)
@@ -109,7 +110,7 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
     name = package.manifest.name
     unsaturated_rows = None
     # Who sets a delay asks for fuller batches.
-    if backend.device == "CPU" and not settings.max_delay_ms:
+    if on_cpu and not settings.max_delay_ms:
         unsaturated_rows = cpu_unsaturated_rows(package.manifest.input, settings.threads, seconds_per_bucket)
     batcher = Batcher(
         backend.infer,
@@ -118,7 +119,7 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         max_queue_rows=settings.max_queue_rows,
         max_delay_ms=settings.max_delay_ms,
         seconds_per_bucket=seconds_per_bucket,
-        inline_below_ms=INLINE_BELOW_MS if backend.device == "CPU" else 0.0,
+        inline_below_ms=INLINE_BELOW_MS if on_cpu else 0.0,
         unsaturated_rows=unsaturated_rows,
         on_batch=lambda stats: on_batch(name, stats),
     )

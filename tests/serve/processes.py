@@ -16,6 +16,7 @@ from protos.classify_pb2 import ClassifyRequest
 from protos.classify_pb2_grpc import ClassifierStub
 
 ROOT = Path(__file__).parents[2]
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 @dataclass
@@ -74,6 +75,19 @@ def finished(*arguments: object) -> tuple[int, str, str]:
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def own_channel(server: ServerProcess) -> grpc.aio.Channel:
+    """A channel with a connection of its own, which the kernel gives to any of the server's workers."""
+    return grpc.aio.insecure_channel(server.address, options=_OWN_CONNECTION)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process is there and has not ended."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 async def check_drain_under_load(

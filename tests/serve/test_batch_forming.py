@@ -62,13 +62,14 @@ async def test_a_request_alone_waits_for_no_more_than_the_quiet_turns():
     await batcher.drain()
 
 
-async def test_a_full_batch_waits_for_nothing():
+@pytest.mark.parametrize(("unsaturated_rows", "row_count"), [(None, 8), (2, 2)])
+async def test_a_batch_of_as_many_rows_as_it_takes_waits_for_nothing(unsaturated_rows, row_count):
     backend = Recorder()
-    batcher = backend.batcher()
-    future = batcher.submit([ROW] * 8)
+    batcher = backend.batcher(unsaturated_rows=unsaturated_rows)
+    future = batcher.submit([ROW] * row_count)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert batcher.running_rows == 8
+    assert (batcher.running_rows, batcher.queued_rows) == (row_count, 0)
     await future
     await batcher.drain()
 
@@ -125,15 +126,4 @@ async def test_batches_stay_small_until_the_largest_can_be_filled():
     # 13 wait after the first two, 5 after the eight.
     assert backend.calls == [2, 8, 2, 2, 1]
     assert [len(answer.logits) for answer in answers] == [3, 4, 8]
-    await batcher.drain()
-
-
-async def test_an_idle_backend_does_not_wait_for_more_rows_than_the_next_batch_takes():
-    backend = Recorder()
-    batcher = backend.batcher(unsaturated_rows=2)
-    future = batcher.submit([ROW] * 2)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert batcher.queued_rows == 0
-    await future
     await batcher.drain()

@@ -15,7 +15,7 @@ from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.serve.colours import encoded, expected_logits, noise
-from tests.serve.processes import server_process
+from tests.serve.processes import own_channel, server_process
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 from tests.serve.test_server_process import FAST
 
@@ -50,7 +50,8 @@ class Caller:
     async def cancelled(self) -> None:
         """Whatever of it is in a batch already must not end up in another's answer."""
         call = self.classifier.Classify(self.request(self.rows()))
-        await asyncio.sleep(self.random.choice((0, 0.001, 0.003)))
+        for _ in range(self.random.randrange(30)):
+            await asyncio.sleep(0)
         call.cancel()
 
     async def tensor(self) -> None:
@@ -107,8 +108,6 @@ class Caller:
 async def test_each_answer_is_that_of_its_own_image(package: Path, flags: tuple[object, ...]) -> None:
     with server_process(package, *FAST, *flags, "--max-queue-rows", 5000) as server:
         async with AsyncExitStack() as stack, asyncio.timeout(60):
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channels = [grpc.aio.insecure_channel(server.address, options=options) for _ in range(CALLERS)]
-            callers = [Caller(seed, await stack.enter_async_context(channel)) for seed, channel in enumerate(channels)]
+            callers = [Caller(seed, await stack.enter_async_context(own_channel(server))) for seed in range(CALLERS)]
             await asyncio.gather(*(caller.run() for caller in callers))
     assert sum(caller.checked_rows for caller in callers) > CALLERS * CALLS

@@ -24,13 +24,19 @@ from protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serve.client import Client
 from tests.serve.colours import encoded, noise, plain
-from tests.serve.processes import ServerProcess, check_drain_under_load, finished, server_process
+from tests.serve.processes import (
+    ServerProcess,
+    check_drain_under_load,
+    finished,
+    lives,
+    own_channel,
+    server_process,
+)
 from tests.serve.test_server_process import FAST, free_port, get
 
 ROOT = Path(__file__).parents[3]
 
 WORKERS = ("--workers", 2)
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 def request(seed: int, rows: int = 1, top_k: int = 2) -> ClassifyRequest:
@@ -57,13 +63,6 @@ def one_of(server: ServerProcess, kind: str) -> int:
     return next(pid for pid, its in children_of(server).items() if its == kind)
 
 
-def lives(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     """What is waited for lies in other processes, which tell no one."""
     async with asyncio.timeout(timeout_s):
@@ -79,8 +78,7 @@ def metric(server: ServerProcess, line: str) -> float:
 
 async def connections(stack: AsyncExitStack, server: ServerProcess, count: int) -> list[ClassifierStub]:
     """Each is a connection of its own, which the kernel gives to any of the workers."""
-    channels = [grpc.aio.insecure_channel(server.address, options=OWN_CONNECTION) for _ in range(count)]
-    return [ClassifierStub(await stack.enter_async_context(channel)) for channel in channels]
+    return [ClassifierStub(await stack.enter_async_context(own_channel(server))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +136,7 @@ async def test_metrics_and_statistics_are_the_sum_over_all_processes(
     before = await asyncio.to_thread(counts)
     async with AsyncExitStack() as stack:
         stubs = await connections(stack, server, 8)
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=OWN_CONNECTION))
+        channel = await stack.enter_async_context(own_channel(server))
         inference = GRPCInferenceServiceStub(channel)
         earlier = (await inference.ModelStatistics(ModelStatisticsRequest(name="colours"))).model_stats[0]
         await asyncio.gather(*(stub.Classify(request(n, rows=2)) for n, stub in enumerate(stubs)))
