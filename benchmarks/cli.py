@@ -180,10 +180,10 @@ def gpu(
 
     The exit code is 1 if a contender answers wrongly.
     """
-    from benchmarks.gpu import GpuPlan, run_gpu
-    from benchmarks.gpu_contenders import COMPILE_MODES, CONTENDERS, DEVICES
-    from benchmarks.gpu_device import gpu_facts
-    from benchmarks.gpu_report import as_json, as_tables
+    from benchmarks.gpu.comparison import GpuPlan, run_gpu
+    from benchmarks.gpu.contender import COMPILE_MODES, CONTENDERS, DEVICES
+    from benchmarks.gpu.device import gpu_facts
+    from benchmarks.gpu.report import as_json, as_tables
 
     if probe:
         _probe(json)
@@ -221,7 +221,7 @@ def gpu(
 
 
 def _probe(json: Path | None) -> None:
-    from benchmarks.gpu_probe import probe_rtx
+    from benchmarks.gpu.probe import probe_rtx
 
     if json is not None:
         check_writable(json)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.gpu_subject import open_gpu_subject
+from benchmarks.gpu.subject import open_gpu_subject
 from benchmarks.subject import SMALL_ARCHITECTURE
 from serve.backends.base import Backend
 from serve.backends.cuda import Cuda, open_cuda

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.gpu_contenders import CONTENDERS, modes_on, start_contender
-from benchmarks.gpu_subject import open_gpu_subject
-from benchmarks.gpu_worker import Worker, WorkFailedError
+from benchmarks.gpu.contender import CONTENDERS, modes_on
+from benchmarks.gpu.start import start_contender
+from benchmarks.gpu.subject import open_gpu_subject
+from benchmarks.gpu.worker import Worker, WorkFailedError
 from serve.backends.cuda import Cuda
 from serve.backends.onnxruntime import OnnxRuntimeBackend
 from serve.backends.padded import infer_in_largest_bucket

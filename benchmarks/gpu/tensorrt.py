@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_contenders import Prepared
-from benchmarks.gpu_subject import GpuSubject
+from benchmarks.gpu.contender import Prepared
+from benchmarks.gpu.subject import GpuSubject
 from serve.backends.cuda import Cuda, open_cuda
 from serve.backends.engine_builder import build_engine
 from serve.backends.engine_target import available_builder
@@ -16,7 +16,7 @@ from serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_libra
 
 
 class TensorRTContender:
-    """The package's FP16 graph as an engine for the batch at hand; see `benchmarks.gpu_contenders.Opened`."""
+    """The package's FP16 graph as an engine for the batch at hand; see `benchmarks.gpu.contender.Opened`."""
 
     def __init__(self) -> None:
         """Raises `BackendUnavailableError` if there is no GPU, or no library builds for it."""
@@ -26,7 +26,7 @@ class TensorRTContender:
         self._timing_cache: bytes | None = None
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu_contenders.Opened.prepare`. The engine's kernels are chosen for this very batch."""
+        """See `benchmarks.gpu.contender.Opened.prepare`. The engine's kernels are chosen for this very batch."""
         started = time.monotonic()
         rows = len(pixels)
         artifact = subject.package.find("onnx", "fp16")

@@ -20,10 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_subject import GpuSubject
-from benchmarks.gpu_worker import Answerer, timed_calls
-from benchmarks.stats import BURN_IN_S
-from serve.errors import BackendUnavailableError
+from benchmarks.gpu.subject import GpuSubject
 
 Device = Literal["cuda", "cpu"]
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -95,74 +92,6 @@ class Answers:
     details: dict[str, Any]
 
 
-def start_contender(name: str, device: Device, compile_mode: str) -> Answerer:
-    """Open contender `name`; answer `prepare`, `measure`, `release` and `peak`.
-
-    Raises:
-        BackendUnavailableError: it can't run here.
-    """
-    opened = _open(name, device, compile_mode)
-    current: Prepared | None = None
-
-    def release() -> None:
-        nonlocal current
-        if current is not None:
-            current.release()
-        current = None
-
-    def answer(question: str, details: tuple[Any, ...]) -> Any:
-        nonlocal current
-        if question == "peak":
-            from benchmarks.gpu_peaks import measure_peak
-
-            return measure_peak(device, *details)
-        if question == "release":
-            return release()
-        if question == "prepare":
-            release()
-            subject, pixels, burn_in_s = details
-            current = opened.prepare(subject, pixels)
-            return _answers(current, min(burn_in_s, BURN_IN_S))
-        assert current is not None
-        mode, seconds = details
-        return timed_calls(_call(current, mode), seconds)
-
-    return answer
-
-
 def modes_on(device: Device) -> tuple[Mode, ...]:
     """Which calls there are to time."""
     return ("resident", "host") if device == "cuda" else ("resident",)
-
-
-def _open(name: str, device: Device, compile_mode: str) -> Opened:
-    if device == "cpu" and not CONTENDERS[name].on_cpu:
-        raise BackendUnavailableError("it needs a GPU")
-    if name == "onnxruntime":
-        from benchmarks.gpu_onnxruntime import OnnxRuntimeContender
-
-        return OnnxRuntimeContender(device)
-    if name == "tensorrt":
-        from benchmarks.gpu_tensorrt import TensorRTContender
-
-        return TensorRTContender()
-    from benchmarks.gpu_pytorch import PyTorchContender
-
-    return PyTorchContender(name, device, compile_mode)
-
-
-def _call(prepared: Prepared, mode: Mode) -> Callable[[], Any]:
-    if mode == "resident":
-        return prepared.resident
-    assert prepared.host is not None
-    return prepared.host
-
-
-def _answers(prepared: Prepared, burn_in_s: float) -> Answers:
-    """Burn in, then take the answers: what is checked is what the warmed call gives."""
-    timed_calls(prepared.resident, burn_in_s)
-    logits: dict[Mode, NDArray[np.float32]] = {"resident": prepared.resident_logits()}
-    if prepared.host is not None:
-        timed_calls(prepared.host, burn_in_s)
-        logits["host"] = prepared.host()
-    return Answers(logits, prepared.details)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.gpu_tensorrt import ReplayedBackend
+from benchmarks.gpu.tensorrt import ReplayedBackend
 from serve.backends.cuda import Cuda
 from serve.errors import BackendUnavailableError
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
@@ -33,11 +33,11 @@ def test_a_replay_runs_the_network_alone_on_the_pixels_of_the_last_call() -> Non
 
 
 def test_without_a_gpu_the_contender_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu_tensorrt
+    from benchmarks.gpu import tensorrt
 
     def refuse() -> Cuda:
         raise BackendUnavailableError("no NVIDIA driver is installed")
 
-    monkeypatch.setattr(gpu_tensorrt, "open_cuda", refuse)
+    monkeypatch.setattr(tensorrt, "open_cuda", refuse)
     with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"):
-        gpu_tensorrt.TensorRTContender()
+        tensorrt.TensorRTContender()

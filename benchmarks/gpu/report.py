@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import gpu_work
-from benchmarks.gpu import GpuRow, GpuRun
-from benchmarks.gpu_contenders import CONTENDERS, ELEMENT_BYTES, MODES, Mode, modes_on
-from benchmarks.gpu_peaks import SHEET_PEAKS, SheetPeak, peak_shares
+from benchmarks.gpu import work as work_counted
+from benchmarks.gpu.comparison import GpuRow, GpuRun
+from benchmarks.gpu.contender import CONTENDERS, ELEMENT_BYTES, MODES, Mode, modes_on
+from benchmarks.gpu.peaks import SHEET_PEAKS, SheetPeak, peak_shares
 from benchmarks.stats import Spread, pair_ratios, spread_of
 
 _BASELINE = "eager"
@@ -36,7 +36,7 @@ def as_json(run: GpuRun) -> dict[str, Any]:
         },
         "modes": {mode: MODES[mode] for mode in modes_on(run.plan.device)},
         "timing": "synchronised wall time of one call at a time, after a burn-in; answers checked before",
-        "work_counted": gpu_work.__doc__,
+        "work_counted": work_counted.__doc__,
         "networks": {
             title: {"input_side": subject.input_side, **asdict(subject.work)} for title, subject in run.subjects.items()
         },
@@ -158,4 +158,4 @@ def _why_no_sheet(run: GpuRun) -> str:
         return "a CPU was measured"
     if run.best_peak is None:
         return "the GPU's name is not known, as measuring its peaks failed"
-    return f"{run.best_peak.device} is not in benchmarks/gpu_peaks.py"
+    return f"{run.best_peak.device} is not in benchmarks/gpu/peaks.py"

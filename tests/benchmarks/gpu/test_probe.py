@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_probe
+from benchmarks.gpu import probe
 from serve.errors import BackendUnavailableError
 from tests.benchmarks.test_cli import exit_code
 
@@ -33,8 +33,8 @@ def test_without_the_library_that_is_the_answer(monkeypatch: pytest.MonkeyPatch)
     def refuse(library: str) -> None:
         raise BackendUnavailableError(f"{library} is not installed: pip install it")
 
-    monkeypatch.setattr(gpu_probe, "import_library", refuse)
-    found = gpu_probe.probe_rtx()
+    monkeypatch.setattr(probe, "import_library", refuse)
+    found = probe.probe_rtx()
     assert found["answer"] == "not tried: tensorrt_rtx is not installed: pip install it"
     assert found["attempts"] == []
 
@@ -54,4 +54,4 @@ def test_without_the_library_that_is_the_answer(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_the_answer_is_one_sentence(attempts: list[dict[str, object]], answer: str) -> None:
-    assert gpu_probe.answer_of({"capability": "sm90", "attempts": attempts}) == answer
+    assert probe.answer_of({"capability": "sm90", "attempts": attempts}) == answer

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.candidates import as_its_author_wrote_it
-from benchmarks.gpu_contenders import CONTENDERS, Device, Prepared
-from benchmarks.gpu_subject import GpuSubject
+from benchmarks.gpu.contender import CONTENDERS, Device, Prepared
+from benchmarks.gpu.subject import GpuSubject
 from serve.errors import BackendUnavailableError
 from serve.model_package import Normalization
 
@@ -22,7 +22,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 class PyTorchContender:
-    """`eager`, `eager-tf32`, `eager-fp16`, `compiled` or `graphed`; see `benchmarks.gpu_contenders.Opened`."""
+    """`eager`, `eager-tf32`, `eager-fp16`, `compiled` or `graphed`; see `benchmarks.gpu.contender.Opened`."""
 
     def __init__(self, name: str, device: Device, compile_mode: str) -> None:
         """Raises `BackendUnavailableError` if PyTorch has no GPU."""
@@ -40,7 +40,7 @@ class PyTorchContender:
             torch.backends.cuda.matmul.fp32_precision = "ieee"
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu_contenders.Opened.prepare`."""
+        """See `benchmarks.gpu.contender.Opened.prepare`."""
         started = time.monotonic()
         image = torch.from_numpy(pixels).to(self._device)
         forward = self._forward(subject)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.answers import check_logits
-from benchmarks.gpu_contenders import CONTENDERS, Answers, Device, Mode, Precision, modes_on, start_contender
-from benchmarks.gpu_device import gpu_facts
-from benchmarks.gpu_peaks import MeasuredPeak
-from benchmarks.gpu_subject import GpuSubject, check_model, open_gpu_subject
-from benchmarks.gpu_worker import Worker, WorkFailedError
+from benchmarks.gpu.contender import CONTENDERS, Answers, Device, Mode, Precision, modes_on
+from benchmarks.gpu.device import gpu_facts
+from benchmarks.gpu.peaks import MeasuredPeak
+from benchmarks.gpu.start import start_contender
+from benchmarks.gpu.subject import GpuSubject, check_model, open_gpu_subject
+from benchmarks.gpu.worker import Worker, WorkFailedError
 from benchmarks.stats import Spread, spread_of
 from serve.errors import BackendUnavailableError, InputError, VerificationError
 

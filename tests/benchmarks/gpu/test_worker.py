@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.gpu_worker import Worker, WorkFailedError, timed_calls
-from tests.benchmarks.gpu_faults import start_echo, start_refusing
+from benchmarks.gpu.worker import Worker, WorkFailedError, timed_calls
+from tests.benchmarks.gpu.faults import start_echo, start_refusing
 
 
 def test_a_worker_answers_fails_and_is_over() -> None:

@@ -5,8 +5,9 @@ import signal
 import threading
 from typing import Any
 
-from benchmarks.gpu_contenders import Answers, start_contender
-from benchmarks.gpu_worker import Answerer
+from benchmarks.gpu.contender import Answers
+from benchmarks.gpu.start import start_contender
+from benchmarks.gpu.worker import Answerer
 from serve.errors import BackendUnavailableError
 
 FAULTS = {

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.gpu_device import gpu_facts
-from benchmarks.gpu_subject import GpuSubject, open_gpu_subject
-from benchmarks.gpu_worker import Answerer, Worker, WorkFailedError
+from benchmarks.gpu.device import gpu_facts
+from benchmarks.gpu.subject import GpuSubject, open_gpu_subject
+from benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
 from benchmarks.subject import SMALL_ARCHITECTURE
 from serve.backends.cuda import open_cuda
 from serve.backends.engine_graph import graph_for_tensorrt

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import gpu_device
-from benchmarks.gpu_device import facts_from_line, gpu_facts
+from benchmarks.gpu import device
+from benchmarks.gpu.device import facts_from_line, gpu_facts
 
 LINE = "NVIDIA H100 80GB HBM3, 580.95.05, 9.0, 81559, 1, 1980, 1980, 2619, 2619, 71.32, 700.00, 31, Default, Disabled"
 
@@ -32,12 +32,12 @@ def test_the_first_gpu_that_cuda_may_use_is_asked_for(visible: str, monkeypatch:
         return SimpleNamespace(returncode=0, stdout=f"{LINE}\n")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(gpu_device.shutil, "which", lambda _: "/bin/nvidia-smi")
+    monkeypatch.setattr(device.shutil, "which", lambda _: "/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", run)
     assert gpu_facts() is not None
     assert asked[0][-1] == f"--id={visible.split(',', maxsplit=1)[0] or '0'}"
 
 
 def test_without_nvidia_smi_there_are_no_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_device.shutil, "which", lambda _: None)
+    monkeypatch.setattr(device.shutil, "which", lambda _: None)
     assert gpu_facts() is None

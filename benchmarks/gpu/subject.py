@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_work import NetworkWork, network_work
+from benchmarks.gpu.work import NetworkWork, network_work
 from benchmarks.pictures import generated_pictures
 from benchmarks.subject import ARCHITECTURES, random_checkpoint
 from serve.errors import InputError

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.gpu_work import NetworkWork, network_work
+from benchmarks.gpu.work import NetworkWork, network_work
 from export.inspecting.onnx_operations import operations_from_onnx
 
 SIDE, WIDTH, CLASSES = 4, 8, 5

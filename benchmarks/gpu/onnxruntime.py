@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_contenders import Device, Prepared
-from benchmarks.gpu_subject import GpuSubject
+from benchmarks.gpu.contender import Device, Prepared
+from benchmarks.gpu.subject import GpuSubject
 from serve.backends import why_not_installed
 from serve.backends.onnxruntime import open_session, why_no_cuda
 from serve.errors import BackendUnavailableError
@@ -14,7 +14,7 @@ from serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 
 class OnnxRuntimeContender:
-    """The package's FP16 graph on the CUDA provider, or the FP32 graph on the CPU; see `gpu_contenders.Opened`."""
+    """The package's FP16 graph on the CUDA provider, or the FP32 graph on the CPU; see `contender.Opened`."""
 
     def __init__(self, device: Device) -> None:
         """Raises `BackendUnavailableError` if ONNX Runtime, or on a GPU its CUDA provider, is not here."""
@@ -31,7 +31,7 @@ class OnnxRuntimeContender:
         self._ort: Any = ort
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu_contenders.Opened.prepare`."""
+        """See `benchmarks.gpu.contender.Opened.prepare`."""
         ort = self._ort
         # A session for each batch: the arena of a larger one would stay.
         session = self._session(subject)
