@@ -19,7 +19,8 @@ def engine(
         typer.Option(
             "--for",
             metavar="smNN,…",
-            help="Compute capabilities to build for, without a GPU; default: that of the GPU here.",
+            help="Compute capabilities to build for, without a GPU; default: that of the GPU here. For a GPU here that "
+            "TensorRT for RTX doesn't list: current or portable tries.",
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto (FP16 if the package has it), fp16, fp32 or int8.")] = "auto",

@@ -60,7 +60,7 @@ def add_engine(
     package or the new one. Of several processes that add to one package, one works at a time.
 
     Args:
-        capability: `sm89`, say; None: of the GPU here.
+        capability: `sm89`, say; None: of the GPU here. See `available_builder`, which has two words more.
         precision: of the graph to build from; `auto`: FP16 if the package has it, else FP32.
         max_batch: largest batch in rows.
         shown: makes the context in which a build's progress is shown.
@@ -102,7 +102,7 @@ def _add(package: ModelPackage, capability: str | None, precision: str, max_batc
         built = build_engine(
             onnx,
             precision=graph.precision,
-            capability=choice.capability,
+            capability=capability,
             max_batch=max_batch,
             allowed_fp32=graph.details.get(KEPT_FP32),
             on_progress=on_progress,

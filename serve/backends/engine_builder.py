@@ -15,6 +15,7 @@ from typing import Any
 
 from serve.backends.engine_graph import graph_for_tensorrt
 from serve.backends.engine_key import EngineDetails, Library
+from serve.backends.engine_limits import check_computable
 from serve.backends.engine_precision import (
     AchievedPrecision,
     achieved_precision,
@@ -82,7 +83,8 @@ def build_engine(
     Args:
         onnx: the package's file, whose sha256 the engine is bound to, already in `precision`.
         precision: what the convolutions and matrix multiplications of the parsed network must compute in.
-        capability: `sm89`, say, to build ahead of time; None for the GPU at hand. See `available_builder`.
+        capability: `sm89`, say, to build ahead of time; None for the GPU at hand. See `available_builder`, which has
+            two words more.
         max_batch: largest batch in rows; the smallest is 1.
         opt_batch: the batch that kernels are chosen for; by default `max_batch`: speed matters when batches fill.
         allowed_fp32: the ONNX nodes that may stay FP32 all the same; None: any. See `check_precision`.
@@ -93,7 +95,7 @@ def build_engine(
 
     Raises:
         InputError: an unknown capability, a batch profile out of order, or a graph of another form.
-        BackendUnavailableError: no library can build for `capability` here.
+        BackendUnavailableError: no library can build for `capability` here, or none can compute the graph on it.
         VerificationError: layers that carry weights are not in `precision`; the message names them.
         BackendError: the parser or the builder failed; the message has all of its errors, with the ONNX nodes.
     """
@@ -108,6 +110,7 @@ def build_engine(
     network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
     row_shape = _row_shape(network, trt)
     check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
+    check_computable(network, choice, layer_names)
     config = _configure(trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape)
     cache = _use_timing_cache(trt, config, timing_cache) if choice.library == "tensorrt" else None
     plan = _build(trt, builder, network, config, on_progress)
@@ -205,9 +208,9 @@ def _configure(
     batches.set_shape(INPUT_NAME, *((rows, *row_shape) for rows in profile))
     if config.add_optimization_profile(batches) < 0:
         raise BackendError(f"{title(trt)} refuses the batch profile {profile}: {recent_errors(trt)}")
-    if choice.library == "tensorrt_rtx":
+    if choice.setting is not None:
         config.num_compute_capabilities = 1
-        target = trt.ComputeCapability.__members__[choice.capability.upper()]
+        target = trt.ComputeCapability.__members__[choice.setting]
         check(config.set_compute_capability(target, 0), f"target {choice.capability}", trt)
     # Else the engine forgets what its layers compute in, and no inspector can prove it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

@@ -99,7 +99,7 @@ def check_precision(
 def precision_counts(network: Any) -> dict[str, dict[str, int]]:
     """Kind of layer -> type of its output -> how many."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for layer in _layers(network):
+    for layer in layers_of(network):
         counts[layer.type.name][_type(layer)] += 1
     return {kind: dict(of_type) for kind, of_type in sorted(counts.items())}
 
@@ -124,14 +124,14 @@ class _Weighted:
 
 
 def _weighted(network: Any) -> list[_Weighted]:
-    layers = _layers(network)
+    layers = layers_of(network)
     dequantised = {layer.get_output(0).name for layer in layers if layer.type.name == "DEQUANTIZE"}
     found = []
     for layer in layers:
         if layer.type.name in WEIGHTED_LAYERS:
             inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
             quantised = len(inputs) == 2 and all(tensor.name in dequantised for tensor in inputs)
-            found.append(_Weighted(layer, _node_name(layer), "INT8" if quantised else _type(layer)))
+            found.append(_Weighted(layer, node_name(layer), "INT8" if quantised else _type(layer)))
     return found
 
 
@@ -145,7 +145,8 @@ def _weights_of(layer: Any, trt: Any) -> int:
     return int(layer.num_output_maps * channels // layer.num_groups * kernel)
 
 
-def _layers(network: Any) -> list[Any]:
+def layers_of(network: Any) -> list[Any]:
+    """The layers of a parsed network, in its order."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
@@ -153,7 +154,7 @@ def _type(layer: Any) -> str:
     return str(layer.get_output(0).dtype.name)
 
 
-def _node_name(layer: Any) -> str:
+def node_name(layer: Any) -> str:
     """The ONNX node that `layer` came from: one node may become several layers with names of their own."""
     match = re.search(r"\[ONNX Layer: ([^\]]*)\]", layer.metadata)
     return match[1] if match else str(layer.name)

@@ -8,6 +8,10 @@ from serve.backends.engine_key import Library
 from serve.backends.tensorrt_engine import INSTALL, NAMES, import_library, is_installed, title
 from serve.errors import BackendError, BackendUnavailableError, InputError
 
+CURRENT, PORTABLE = "current", "portable"
+"""In the place of a capability: the GPU at hand, though TensorRT for RTX may not list it. `CURRENT` names that GPU to
+the library, `PORTABLE` leaves its default, an engine for several kinds of GPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Builder:
@@ -15,13 +19,15 @@ class Builder:
 
     library: Library
     capability: str
+    setting: str | None = None
+    """Which of its `ComputeCapability` TensorRT for RTX is told; None: none."""
 
 
 def available_builder(capability: str | None) -> Builder:
     """Say which library would build for `capability`, or for the GPU at hand if that is None.
 
     `tensorrt` builds for the GPU at hand alone. `tensorrt_rtx` builds ahead of time, without a GPU, for the
-    capabilities that it lists.
+    capabilities that it lists; for another GPU at hand only if it is asked to try, by `CURRENT` or `PORTABLE`.
 
     Raises:
         InputError: neither does `tensorrt_rtx` list `capability` nor is it that of the GPU at hand.
@@ -31,12 +37,12 @@ def available_builder(capability: str | None) -> Builder:
         at_hand, no_gpu = open_cuda().gpu().capability, ""
     except (BackendUnavailableError, BackendError) as error:
         at_hand, no_gpu = None, str(error)
-    target = at_hand if capability is None else capability
+    target = at_hand if capability in (None, CURRENT, PORTABLE) else capability
     if target is None:
         raise BackendUnavailableError(
             f"no GPU to build for: {no_gpu}; name one to build ahead of time, as `fuseline engine PACKAGE --for sm89`"
         )
-    if target == at_hand and is_installed("tensorrt"):
+    if target == at_hand and capability != PORTABLE and is_installed("tensorrt"):
         return Builder("tensorrt", target)
     if not is_installed("tensorrt_rtx"):
         other = f", or TensorRT: {INSTALL['tensorrt']}" if target == at_hand else ""
@@ -45,11 +51,16 @@ def available_builder(capability: str | None) -> Builder:
         )
     trt = import_library("tensorrt_rtx")
     offered = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
-    if target in offered:
+    if capability == PORTABLE:
         return Builder("tensorrt_rtx", target)
+    if capability == CURRENT:
+        return Builder("tensorrt_rtx", target, "CURRENT")
+    if target in offered:
+        return Builder("tensorrt_rtx", target, target.upper())
     if target == at_hand:
         raise BackendUnavailableError(
-            f"{title(trt)} builds for {', '.join(offered)}, the GPU here is {target}: {INSTALL['tensorrt']}"
+            f"{title(trt)} builds for {', '.join(offered)}, the GPU here is {target}: {INSTALL['tensorrt']}, or try "
+            f"`fuseline engine PACKAGE --for {CURRENT}`"
         )
     raise InputError(
         f"{title(trt)} can't build for {capability!r}, it builds for {', '.join(offered)}; TensorRT builds for others, "

@@ -121,8 +121,9 @@ def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: 
         (np.zeros((1, 3), np.float32), PackageError, "shape"),
         (np.full((1, 4), np.nan, np.float32), PackageError, "not finite"),
         (np.ones((1, 4), np.float32), VerificationError, "differ from PyTorch"),
+        (np.zeros((1, 4), np.float32), VerificationError, "differ from PyTorch"),
     ],
-    ids=["shape", "NaN", "wrong"],
+    ids=["shape", "NaN", "wrong", "zeros"],
 )
 def test_a_backend_that_answers_nonsense_is_refused_before_serving_and_released(
     package: Path,
@@ -168,3 +169,20 @@ async def test_repository_finds_by_name_and_refuses_a_second_of_the_same_name(pa
         repository.add(twin)
     await twin.close()
     await repository.close()
+
+
+@pytest.mark.parametrize("in_one_bucket", [1, 4])
+def test_a_backend_that_answers_zeros_in_one_size_of_batch_is_refused(
+    package: Path, monkeypatch: pytest.MonkeyPatch, in_one_bucket: int
+) -> None:
+    backend = steered(package)
+    infer = steered(package).infer
+
+    def zeros_in_that_bucket(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return infer(pixels) * np.float32(len(pixels) != in_one_bucket)
+
+    backend.replacement = zeros_in_that_bucket
+    monkeypatch.setattr(serve.model, "open_backend", lambda *_, **__: (backend, "test"))
+    with pytest.raises(VerificationError, match="differ from PyTorch"):
+        load(package)
+    assert backend.closed

@@ -16,7 +16,7 @@ from serve.backends.engine_builder import build_engine
 from serve.backends.engine_key import EngineDetails
 from serve.backends.engine_progress import BuildProgress
 from serve.backends.engine_target import available_builder
-from serve.errors import BackendError, InputError, VerificationError
+from serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 from tests.export.small_graph import CLASSES, quantised_graph, small_graph
 
 ROOT = Path(__file__).parents[3]
@@ -102,6 +102,29 @@ def test_a_layer_that_stays_fp32_must_be_named_or_all_be_allowed(trt):
 def test_an_fp16_engine_without_an_fp16_layer_is_refused_whatever_is_allowed(allowed, trt):
     with pytest.raises(VerificationError, match="3 of 3 .* not HALF"):
         build_engine(small_graph("fp32"), precision="fp16", capability="sm89", max_batch=4, allowed_fp32=allowed)
+
+
+@pytest.mark.parametrize(
+    ("graph", "precision"),
+    [
+        (small_graph("fp32"), "fp32"),
+        (small_graph(fp32_classifier=True), "fp16"),
+        (quantised_graph(), "int8"),
+    ],
+    ids=["fp32", "fp16 with an fp32 classifier", "int8"],
+)
+def test_on_sm75_an_fp32_matrix_product_is_refused_by_name(graph, precision, trt):
+    arguments = {"precision": precision, "max_batch": 4, "allowed_fp32": None, "layer_names": {"fc": "linear"}}
+    with pytest.raises(BackendUnavailableError) as refused:
+        build_engine(graph, capability="sm75", **arguments)
+    assert "on sm75, and may answer zeros instead: fc/Gemm (layer linear of the checkpoint)" in str(refused.value)
+    assert "export --fp16" in str(refused.value)
+    # No other capability has that fault.
+    assert build_engine(graph, capability="sm80", **arguments).plan
+
+
+def test_on_sm75_a_graph_that_is_fp16_throughout_is_built(trt):
+    assert build_engine(small_graph(), precision="fp16", capability="sm75", max_batch=4).plan
 
 
 @pytest.fixture(scope="module")

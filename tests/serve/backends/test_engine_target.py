@@ -30,7 +30,7 @@ def gpu_at_hand(monkeypatch, capability, installed):
     monkeypatch.setattr(engine_target, "is_installed", lambda library: library in installed)
 
 
-@pytest.mark.parametrize("capability", ["sm90", "SM89", "current", "none", "89", ""])
+@pytest.mark.parametrize("capability", ["sm90", "SM89", "CURRENT", "none", "89", ""])
 def test_an_unknown_capability_is_refused_with_those_on_offer(capability, no_gpu, trt):
     with pytest.raises(InputError, match=f"{capability!r}, it builds for .*sm89"):
         available_builder(capability)
@@ -65,3 +65,24 @@ def test_a_gpu_that_only_tensorrt_serves_says_so(monkeypatch, trt):
     gpu_at_hand(monkeypatch, "sm90", {"tensorrt_rtx"})
     with pytest.raises(BackendUnavailableError, match=r"the GPU here is sm90: pip install 'fuseline\[gpu\]'"):
         available_builder(None)
+
+
+@pytest.mark.parametrize(("word", "setting"), [("current", "CURRENT"), ("portable", None)])
+def test_a_gpu_that_tensorrt_for_rtx_does_not_list_is_tried_only_if_that_is_asked(monkeypatch, trt, word, setting):
+    gpu_at_hand(monkeypatch, "sm90", {"tensorrt_rtx"})
+    with pytest.raises(BackendUnavailableError, match=r"the GPU here is sm90: .*--for current"):
+        available_builder(None)
+    choice = available_builder(word)
+    assert (choice.library, choice.capability, choice.setting) == ("tensorrt_rtx", "sm90", setting)
+
+
+def test_the_words_for_the_gpu_at_hand_need_one(no_gpu, trt):
+    for word in ("current", "portable"):
+        with pytest.raises(BackendUnavailableError, match="no GPU to build for"):
+            available_builder(word)
+
+
+def test_tensorrt_itself_needs_no_such_word(monkeypatch, trt):
+    gpu_at_hand(monkeypatch, "sm90", {"tensorrt", "tensorrt_rtx"})
+    assert available_builder("current").library == "tensorrt"
+    assert available_builder("portable").library == "tensorrt_rtx"
