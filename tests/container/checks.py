@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from protos.classify_pb2_grpc import ClassifierStub
 from serve.client import Client
 from serve.errors import FuselineError
 from tests.container.conftest import Facts, typed
-from tests.container.podman import ROOT, Container, Podman, base_image
+from tests.container.podman import ROOT, WORK, Container, Podman, base_image
 
 MAX_SERVE_LAYERS_BYTES = 300e6
 CLIENTS = 8
@@ -67,6 +68,23 @@ def test_compose_knows_what_is_in_the_file() -> None:
     assert done.returncode == 0, done.stderr
     assert "condition: service_healthy" in done.stdout
     assert "fuseline health" in " ".join(re.findall(r"- (\S+)", done.stdout))
+
+
+def test_on_a_bare_system_these_first_checks_install_what_they_run(podman: Podman) -> None:
+    # The base image stands for the system; what the machine has for apt and Python lies outside it.
+    outside = (ROOT, sys.base_prefix, "/etc/apt", "/etc/ssl/certs")
+    first = "test_the_dockerfile_is_clean or test_compose_knows_what_is_in_the_file"
+    checks = f"{sys.executable} -B -m pytest -p no:cacheprovider tests/container/checks.py -k '{first}'"
+    code, log = podman.finished(
+        base_image(),
+        *("sh", "-c", f"! command -v podman && exec {checks}"),
+        flags=(
+            *(flag for path in outside for flag in ("--volume", f"{path}:{path}:ro")),
+            *("--network=host", "--tmpfs", WORK, "--workdir", ROOT),
+        ),
+    )
+    assert code == 0, log
+    assert "2 passed" in log
 
 
 def test_the_serving_image_is_small_has_no_torch_and_a_user_of_its_own(

@@ -28,10 +28,15 @@ def facts() -> Iterator[Facts]:
     print("\n" + "\n".join(f"{what:<58} {value}" for what, value in measured.items()))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tools() -> None:
+    """What the checks run, whichever of them comes first: podman-compose too runs podman."""
+    install_tools()
+
+
 @pytest.fixture(scope="session")
 def podman(facts: Facts) -> Podman:
     """podman with the base image."""
-    install_tools()
     podman = Podman()
     facts["base image"] = provide_base_image(podman)
     return podman
