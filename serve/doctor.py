@@ -1,8 +1,10 @@
 """What this machine can serve with, what `--backend auto` would choose and why, and what would serve better."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 from serve.backends import DEFAULT_BUCKETS, Verdict, judge_backends
@@ -75,12 +77,23 @@ def diagnose(
 
 
 def _runtime(name: str) -> Runtime:
-    for distribution in _DISTRIBUTIONS[name]:
+    found = []
+    for title in _DISTRIBUTIONS[name]:
         try:
-            return Runtime(name, distribution, version(distribution), _INSTALL[name])
+            found.append((title, distribution(title)))
         except PackageNotFoundError:
             continue
-    return Runtime(name, None, None, _INSTALL[name])
+    if not found:
+        return Runtime(name, None, None, _INSTALL[name])
+    # ONNX Runtime's two have one module: it is imported from whichever comes first on the path.
+    title, first = min(found, key=lambda each: _place_on_path(each[1]))
+    return Runtime(name, title, first.version, _INSTALL[name])
+
+
+def _place_on_path(found: Distribution) -> int:
+    folder = Path(str(found.locate_file(""))).resolve()
+    places = (place for place, entry in enumerate(sys.path) if Path(entry).resolve() == folder)
+    return next(places, len(sys.path))
 
 
 def _advice(

@@ -163,3 +163,15 @@ def test_it_is_light(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_two_builds_of_one_runtime_the_one_that_is_imported_is_told(run, tmp_path, monkeypatch):
+    for name, number in (("onnxruntime", "1.30.0"), ("onnxruntime_gpu", "1.31.1")):
+        folder = tmp_path / name / f"{name}-{number}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+    paths = [str(tmp_path / "onnxruntime"), str(tmp_path / "onnxruntime_gpu")]
+    monkeypatch.setattr(sys, "path", [*paths, *sys.path])
+    assert "ONNX Runtime      1.30.0 (onnxruntime)" in run()[1]
+    monkeypatch.setattr(sys, "path", [*paths[::-1], *sys.path[2:]])
+    assert "ONNX Runtime      1.31.1 (onnxruntime-gpu)" in run()[1]
