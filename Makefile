@@ -20,7 +20,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu container-test lint format protos lock bench bench-compare bench-gpu peers clean
+.PHONY: help setup demo test test-all test-gpu gpu-bundle gpu-run gpu-rehearsal container-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -57,8 +57,9 @@ demo: setup ## Train on real digits, export, serve, classify, and print one tabl
 test: setup ## Run the tests (under 10 minutes on 2 cores)
 	$(PYTEST)
 
-test-all: setup ## Run the tests and the slow ones
+test-all: setup ## Run the tests and the slow ones, and rehearse the run on a GPU
 	$(PYTEST) -m "not gpu"
+	$(MAKE) gpu-rehearsal
 
 container-test: setup $(CONTAINER_TOOLS_STAMP) ## Build both images, run them and hold them to docs/container.md (about 6 minutes; as root on Debian it installs podman)
 	$(BIN)/python -m pytest tests/container/checks.py --timeout 1800 -s
@@ -91,9 +92,21 @@ bench-compare: setup ## Has the checkout as it is become slower than BASE=main? 
 
 peers: setup $(PEER_TRITON_VENV)/.installed $(PEER_MOSEC_VENV)/.installed ## Install Triton and Mosec, each in an environment of its own, for `fuseline bench peers`
 
-MINUTES ?= 9
-bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU; MINUTES=9 bounds it
+MINUTES ?= 10
+bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU; MINUTES=10 bounds it
 	$(BIN)/fuseline bench gpu --minutes $(MINUTES)
+
+gpu-run: setup ## Do everything that a GPU is wanted for, into build/gpu-run; MINUTES=10 bounds it
+	$(BIN)/python -m benchmarks.gpu run --minutes $(MINUTES) --out build/gpu-run
+
+# The machine that a bundle is for: its Python, and what it has.
+GPU_PYTHON ?= 3.12
+GPU_TARGET ?= deploy/gpu-targets/h100-cuda13-py312.txt
+gpu-bundle: setup ## Make build/gpu-bundle, for a GPU machine without a package index; GPU_PYTHON=3.12, GPU_TARGET=FILE
+	$(BIN)/python -m deploy.gpu_bundle --target $(GPU_TARGET) --python $(GPU_PYTHON)
+
+gpu-rehearsal: setup ## Install a bundle and run it without a GPU and without a network (about 8 minutes, 6 GB)
+	$(BIN)/python -m pytest tests/deploy/rehearsal.py --timeout 1200 -s
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
 COMPILE_LIST := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -37,7 +37,7 @@ def machine_facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": _versions(),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
 
 
@@ -80,7 +80,7 @@ def _gpu() -> str | None:
     return _output_of("nvidia-smi", *query) or None
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The commit, with `+changes` after it if tracked or new files differ from it."""
     folder = str(Path(__file__).parent)
     revision = _output_of("git", "-C", folder, "rev-parse", "--short=12", "HEAD")
