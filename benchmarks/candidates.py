@@ -51,6 +51,8 @@ class Engine:
     name: str
     """As in `CANDIDATES`; of an engine opened as `auto`, the one that was chosen."""
     precision: str
+    device: str
+    """Of a backend what it says of itself; PyTorch runs on the CPU here."""
     prepare: Callable[[NDArray[np.uint8]], Run]
     """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
 
@@ -83,7 +85,7 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     def prepare(pixels: NDArray[np.uint8]) -> Run:
         return lambda: backend.infer(pixels)
 
-    return Engine(name if name in INT8_CANDIDATES else backend.name, backend.precision, prepare)
+    return Engine(name if name in INT8_CANDIDATES else backend.name, backend.precision, backend.device, prepare)
 
 
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
@@ -117,7 +119,7 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
 
             return run
 
-        return Engine(name, "fp32", prepare)
+        return Engine(name, "fp32", "CPU", prepare)
 
     body, mean = _folded(network, normalization)
 
@@ -132,7 +134,7 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
 
         return run
 
-    return Engine(name, "fp32", prepare_folded)
+    return Engine(name, "fp32", "CPU", prepare_folded)
 
 
 def as_its_author_wrote_it(network: Any) -> Any:

@@ -56,7 +56,7 @@ class EngineProcess:
         self._process.start()
         theirs.close()
         try:
-            self.name, self.precision = self._answer()
+            self.name, self.precision, self.device = self._answer()
         except FuselineError:
             self.close()
             raise
@@ -123,7 +123,7 @@ def _serve(connection: Connection, name: str, subject: Subject, threads: int) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         engine = open_engine(name, subject, threads)
-        connection.send((engine.name, engine.precision))
+        connection.send((engine.name, engine.precision, engine.device))
     except FuselineError as error:
         connection.send(error)
         return

@@ -28,6 +28,8 @@ class ServerProcess:
     pid: int
     ready_s: float
     """From the start of the process to its ready line: interpreter, imports, model, warm-up, reference check."""
+    announcement: str
+    """What it wrote before it was ready, that line included: the model, the backend and its device."""
 
 
 @contextmanager
@@ -49,25 +51,28 @@ def started_server(package_folder: Path, *flags: str, module: str = "serve") -> 
         watchdog = threading.Timer(_READY_TIMEOUT_S, process.kill)
         watchdog.start()
         try:
-            address = _ready_address(process)
+            address, announcement = _announced(process)
             watchdog.cancel()
             if address is None:
                 process.wait(_END_TIMEOUT_S)
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip()[-2000:]
                 raise BackendError(f"the server was never ready (exit code {process.returncode}): {said}")
-            yield ServerProcess(address, process.pid, time.perf_counter() - started)
+            yield ServerProcess(address, process.pid, time.perf_counter() - started, announcement)
         finally:
             watchdog.cancel()
             _end(process)
 
 
-def _ready_address(process: subprocess.Popen[str]) -> str | None:
+def _announced(process: subprocess.Popen[str]) -> tuple[str | None, str]:
+    """Where it listens, None if it ended first, and what it wrote until then."""
     assert process.stdout is not None
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if found := _ADDRESS.search(line):
-            return found[0]
-    return None
+            return found[0], "".join(lines)
+    return None, "".join(lines)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

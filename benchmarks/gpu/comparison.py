@@ -2,8 +2,8 @@
 
 A case is one network at one batch size. Every contender is got ready for it in a process of its own and held against
 eager PyTorch FP32 on the CPU; then they are timed round after round, every second round backwards. Cases come from the
-smallest batch to the largest, and a run whose time is up leaves the largest out and says so. A contender that is not
-here, runs out of memory, fails or answers wrongly is a row that says so, and the run goes on.
+smallest batch to the largest, or the other way round, and a run whose time is up leaves the last out and says so. A
+contender that is not here, runs out of memory, fails or answers wrongly is a row that says so, and the run goes on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +54,10 @@ class GpuPlan:
     input_side: int | None = None
     """Height and width of the pictures; None: each network's own."""
     compile_mode: str = "reduce-overhead"
+    engine_for: str | None = None
+    """What TensorRT builds for, see `available_builder`; None: the GPU at hand."""
+    largest_first: bool = False
+    """Whether the time goes to the largest batches, and the smallest are left out."""
 
 
 @dataclass(slots=True)
@@ -121,8 +125,12 @@ class GpuRun:
         return all(row.status != "wrong answer" for row in self.rows)
 
 
-def run_gpu(plan: GpuPlan, say: Callable[[str], None] = lambda _: None) -> GpuRun:
-    """Measure `plan`, within its minutes and one round more.
+def run_gpu(
+    plan: GpuPlan,
+    say: Callable[[str], None] = lambda _: None,
+    on_case: Callable[["GpuRun", Sequence[GpuRow]], None] = lambda *_: None,
+) -> GpuRun:
+    """Measure `plan`, within its minutes and one round more. `on_case` is called with each case's rows when it ends.
 
     Raises:
         BackendUnavailableError: a GPU is asked for and there is none.
@@ -146,15 +154,17 @@ def run_gpu(plan: GpuPlan, say: Callable[[str], None] = lambda _: None) -> GpuRu
             inputs[subject.title] = pixels, expected
         bench.measure_peak()
         longest_s = dict.fromkeys(inputs, 0.0)
-        for batch in sorted(plan.batches):
+        for batch in sorted(plan.batches, reverse=plan.largest_first):
             for title, (pixels, expected) in inputs.items():
                 needed_s = _CASE_MARGIN * longest_s[title]
-                if monotonic() + needed_s > deadline:
-                    run.rows += bench.dropped(title, batch, needed_s)
-                    continue
                 started = monotonic()
-                run.rows += bench.measure(title, pixels[:batch], expected[:batch])
-                longest_s[title] = max(longest_s[title], monotonic() - started)
+                if started + needed_s > deadline:
+                    rows = bench.dropped(title, batch, needed_s)
+                else:
+                    rows = bench.measure(title, pixels[:batch], expected[:batch])
+                    longest_s[title] = max(longest_s[title], monotonic() - started)
+                run.rows += rows
+                on_case(run, rows)
         bench.measure_peak()
     run.gpu_after = gpu_facts() if plan.device == "cuda" else None
     return run
@@ -302,7 +312,7 @@ class _Bench:
         return self._workers[name]
 
     def _started(self, name: str) -> Worker:
-        return Worker(start_contender, name, self._plan.device, self._plan.compile_mode)
+        return Worker(start_contender, name, self._plan.device, self._plan.compile_mode, self._plan.engine_for)
 
     def _end(self, name: str) -> None:
         self._ready.discard(name)

@@ -5,7 +5,7 @@ Its list of compute capabilities is what it can build for ahead of time. Whether
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.gpu.device import gpu_facts
@@ -26,8 +26,11 @@ _ROWS = (1, 8)
 _TIMEOUT_S = 300.0
 
 
-def probe_rtx() -> dict[str, Any]:
-    """What happened, ready for JSON: the GPU, the library, and of every capability that can be set what came of it."""
+def probe_rtx(on_attempt: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    """What happened, ready for JSON: the GPU, the library, and of every capability that can be set what came of it.
+
+    `on_attempt` is called with each as soon as it is known.
+    """
     found: dict[str, Any] = {"gpu": gpu_facts(), "capability": None, "library_version": None, "attempts": []}
     try:
         found["capability"] = open_cuda().gpu().capability
@@ -40,7 +43,7 @@ def probe_rtx() -> dict[str, Any]:
     found["library_version"] = trt.__version__
     with open_gpu_subject(SMALL_ARCHITECTURE, input_side=None, rows=_ROWS[-1]) as (subject, _, _):
         capabilities = (UNSET, *trt.ComputeCapability.__members__)
-        found["attempts"] = _attempts(capabilities, subject, run=found["capability"] is not None)
+        found["attempts"] = _attempts(capabilities, subject, found["capability"] is not None, on_attempt)
     return found | {"answer": answer_of(found)}
 
 
@@ -55,7 +58,9 @@ def answer_of(found: dict[str, Any]) -> str:
     return f"no engine of TensorRT for RTX runs on {found['capability']}; built: {', '.join(built) or 'none'}"
 
 
-def _attempts(capabilities: Sequence[str], subject: GpuSubject, *, run: bool) -> list[dict[str, Any]]:
+def _attempts(
+    capabilities: Sequence[str], subject: GpuSubject, run: bool, on_attempt: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
     """What came of each; one that fails or crashes costs its process, and the next gets a fresh one."""
     records = []
     worker: Worker | None = None
@@ -76,6 +81,7 @@ def _attempts(capabilities: Sequence[str], subject: GpuSubject, *, run: bool) ->
                 if worker is not None:
                     worker.close()
                 worker = None
+            on_attempt(record)
     finally:
         if worker is not None:
             worker.close()

@@ -40,7 +40,7 @@ def as_json(run: GpuRun) -> dict[str, Any]:
         "networks": {
             title: {"input_side": subject.input_side, **asdict(subject.work)} for title, subject in run.subjects.items()
         },
-        "rows": [_row_json(run, row, sheet) for row in run.rows],
+        "rows": [row_as_json(run, row) for row in run.rows],
     }
 
 
@@ -49,7 +49,8 @@ def as_tables(run: GpuRun) -> list[Table]:
     return [_table(run, title) for title in run.subjects]
 
 
-def _row_json(run: GpuRun, row: GpuRow, sheet: SheetPeak | None) -> dict[str, Any]:
+def row_as_json(run: GpuRun, row: GpuRow) -> dict[str, Any]:
+    """One row with its ratios and shares, as far as the run has come."""
     record: dict[str, Any] = {
         "model": row.model,
         "batch": row.batch,
@@ -68,7 +69,7 @@ def _row_json(run: GpuRun, row: GpuRow, sheet: SheetPeak | None) -> dict[str, An
             "ratio_to_eager": asdict(ratios) if ratios else None,
         }
     if "resident" in row.modes:
-        record["work"] = _work(run, row, sheet)
+        record["work"] = _work(run, row, _sheet(run))
     return record
 
 

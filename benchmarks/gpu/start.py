@@ -12,13 +12,13 @@ from benchmarks.stats import BURN_IN_S
 from serve.errors import BackendUnavailableError
 
 
-def start_contender(name: str, device: Device, compile_mode: str) -> Answerer:
+def start_contender(name: str, device: Device, compile_mode: str, engine_for: str | None = None) -> Answerer:
     """Open contender `name`; answer `prepare`, `measure`, `release` and `peak`.
 
     Raises:
         BackendUnavailableError: it can't run here.
     """
-    opened = _open(name, device, compile_mode)
+    opened = _open(name, device, compile_mode, engine_for)
     current: Prepared | None = None
 
     def release() -> None:
@@ -47,7 +47,7 @@ def start_contender(name: str, device: Device, compile_mode: str) -> Answerer:
     return answer
 
 
-def _open(name: str, device: Device, compile_mode: str) -> Opened:
+def _open(name: str, device: Device, compile_mode: str, engine_for: str | None) -> Opened:
     if device == "cpu" and not CONTENDERS[name].on_cpu:
         raise BackendUnavailableError("it needs a GPU")
     if name == "onnxruntime":
@@ -57,7 +57,7 @@ def _open(name: str, device: Device, compile_mode: str) -> Opened:
     if name == "tensorrt":
         from benchmarks.gpu.tensorrt import TensorRTContender
 
-        return TensorRTContender()
+        return TensorRTContender(engine_for)
     from benchmarks.gpu.pytorch import PyTorchContender
 
     return PyTorchContender(name, device, compile_mode)

@@ -18,11 +18,16 @@ from serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_libra
 class TensorRTContender:
     """The package's FP16 graph as an engine for the batch at hand; see `benchmarks.gpu.contender.Opened`."""
 
-    def __init__(self) -> None:
-        """Raises `BackendUnavailableError` if there is no GPU, or no library builds for it."""
+    def __init__(self, engine_for: str | None = None) -> None:
+        """`engine_for`: see `available_builder`.
+
+        Raises:
+            BackendUnavailableError: there is no GPU, or no library builds for it.
+        """
+        self._engine_for = engine_for
         self._cuda: Cuda = open_cuda()
         self._gpu = self._cuda.gpu()
-        available_builder(None)
+        available_builder(engine_for)
         self._timing_cache: bytes | None = None
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
@@ -32,7 +37,13 @@ class TensorRTContender:
         artifact = subject.package.find("onnx", "fp16")
         assert artifact is not None
         graph = subject.package.read(artifact)
-        build = build_engine(graph, precision="fp16", capability=None, max_batch=rows, timing_cache=self._timing_cache)
+        build = build_engine(
+            graph,
+            precision="fp16",
+            capability=self._engine_for,
+            max_batch=rows,
+            timing_cache=self._timing_cache,
+        )
         self._timing_cache = build.timing_cache
         trt = import_library(build.library)
         backend = ReplayedBackend(

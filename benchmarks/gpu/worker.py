@@ -136,12 +136,20 @@ def _work(connection: Connection, start: Callable[..., Answerer], arguments: tup
 
 def _failure(error: Exception) -> WorkFailedError:
     here = not isinstance(error, BackendUnavailableError)
-    words = " ".join((f"{type(error).__name__}: {error}" if here else f"{error}").split())
-    # Reasons go into result files, which name no folder of the machine.
-    words = _FOLDERS.sub("", words)
+    words = without_folders(f"{type(error).__name__}: {error}" if here else f"{error}")
     if any(sign in words.lower() for sign in _OUT_OF_MEMORY):
-        return WorkFailedError("out of memory", words[:_MAX_REASON_CHARACTERS])
-    return WorkFailedError("failed" if here else "not here", words[:_MAX_REASON_CHARACTERS])
+        return WorkFailedError("out of memory", words)
+    return WorkFailedError("failed" if here else "not here", words)
+
+
+def without_folders(words: str) -> str:
+    """`words` on one line, not too long, of paths only the last part: result files name no folder of the machine."""
+    return only_last_parts(" ".join(words.split()))[:_MAX_REASON_CHARACTERS]
+
+
+def only_last_parts(text: str) -> str:
+    """`text` with every absolute path cut to its last part."""
+    return _FOLDERS.sub("", text)
 
 
 def timed_calls(run: Callable[[], Any], seconds: float) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ FAULTS = {
 """Contender to its fault; the others are real."""
 
 
-def start_faulty(name: str, device: str, compile_mode: str) -> Answerer:
+def start_faulty(name: str, device: str, compile_mode: str, engine_for: str | None) -> Answerer:
     """As `start_contender`, with ONNX Runtime in the place of those that answer before they fail."""
     fault = FAULTS.get(name)
     if fault is None:
