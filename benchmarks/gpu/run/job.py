@@ -1,0 +1,62 @@
+"""What a step is told, and how it tells what it finds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.contender import Device
+from benchmarks.gpu.run.record import Row
+
+Emit = Callable[[Row], None]
+
+BUNDLE_VARIABLE = "FUSELINE_BUNDLE"
+"""Set by a bundle's `activate`: the folder into which it is installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What is asked for."""
+
+    out: Path
+    minutes: float = 10.0
+    device: Device = "cuda"
+    models: tuple[str, ...] = ("resnet50", "resnet18")
+    """Names or checkpoints; the first is exported, served and measured on the CPU too."""
+    batches: tuple[int, ...] = (128, 32, 8, 1)
+    """In this order: the most telling first."""
+    callers: tuple[int, ...] = (256, 64)
+    workers: tuple[int, ...] = (1, 8, 4, 12)
+    images: tuple[int, ...] = (16, 32)
+    """Of the requests that have several."""
+    seconds: float = 2.0
+    """Of each load on a server."""
+    steps: tuple[str, ...] = ()
+    """Which; empty: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One step's work, in the process that is its own."""
+
+    plan: RunPlan
+    work: Path
+    """A folder that lives as long as the run: checkpoints and packages."""
+    checkout: Path
+    """Where `tests` and pyproject.toml are."""
+    data: Path | None
+    """Where the trained network and its pictures are, if they are."""
+    deadline: float
+    """Of `time.monotonic`, when the process is ended."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """What earlier steps found that later ones build on. A step may add to it; it is passed on when the step ends."""
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+class NotHereError(Exception):
+    """A step can't run here; the message says why."""

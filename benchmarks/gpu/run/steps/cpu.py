@@ -1,0 +1,96 @@
+"""Step 7: what the cores do for the CPU backends: one instance with all of them against several with fewer."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.run.job import Emit, Job, NotHereError
+from benchmarks.gpu.run.record import Row
+from benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
+from benchmarks.pictures import generated_pictures
+from serve.errors import BackendUnavailableError
+from serve.model_package import load_package
+from serve.reference import check_reference
+
+_TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+_BATCH = 8
+_READY_S = 60.0
+
+
+def run(job: Job, emit: Emit) -> None:
+    """Every backend with every number of instances, for as long as there is time."""
+    if "package" not in job.found:
+        raise NotHereError("the package step left no package")
+    cores = sorted(os.sched_getaffinity(0))
+    single: dict[str, float] = {}
+    for instances in _instances(len(cores)):
+        for backend, title in _TITLES.items():
+            threads = len(cores) // instances
+            what = f"{title} FP32, batch {_BATCH}: {instances} x {threads} cores"
+            if job.left_s < 2 * job.plan.seconds:
+                emit(Row(what=what, status="dropped", reason="no time was left"))
+                continue
+            try:
+                images_per_s = _together(
+                    job, backend, [cores[n * threads : (n + 1) * threads] for n in range(instances)]
+                )
+            except WorkFailedError as failure:
+                status = "dropped" if failure.kind == "too slow" else failure.kind
+                emit(Row(what=what, status=status, reason=str(failure)))
+                continue
+            single.setdefault(backend, images_per_s)
+            figures = {"images/s": images_per_s, "x one instance": images_per_s / single[backend]}
+            emit(Row(what=what, figures=figures))
+
+
+def _instances(cores: int) -> Iterator[int]:
+    """1, 2, 4 and so on, up to an instance for each core."""
+    instances = 1
+    while instances <= cores:
+        yield instances
+        instances *= 2
+
+
+def _together(job: Job, backend: str, shares: list[list[int]]) -> float:
+    """Images a second of an instance on each of `shares`, all at work at the same time."""
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(start_instance, backend, job.found["package"], share)) for share in shares
+        ]
+        for worker in workers:
+            worker.ready(min(_READY_S, job.left_s))
+        with ThreadPoolExecutor(len(workers)) as threads:
+            timeout_s = job.left_s
+            asked = [threads.submit(worker.ask, "measure", job.plan.seconds, timeout_s=timeout_s) for worker in workers]
+            return sum(each.result() for each in asked)
+
+
+def start_instance(backend: str, package_folder: str, cores: list[int]) -> Answerer:
+    """Open `backend` for the CPU on `cores` alone, held against the package's reference; answer `measure`."""
+    # Before the runtime counts its cores and starts its threads.
+    os.sched_setaffinity(0, cores)
+    package = load_package(Path(package_folder))
+    settings: dict[str, Any] = {"precision": "fp32", "buckets": (1, _BATCH), "threads": len(cores)}
+    try:
+        if backend == "openvino":
+            from serve.backends.openvino import OpenVinoBackend
+
+            opened: Any = OpenVinoBackend(package, **settings)
+        else:
+            from serve.backends.onnxruntime import OnnxRuntimeBackend
+
+            opened = OnnxRuntimeBackend(package, **settings, cuda=False)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(f"{error.name} is not installed") from error
+    check_reference(opened, package)
+    pixels = generated_pictures(package.manifest.input.row_shape, _BATCH)
+
+    def answer(question: str, details: tuple[Any, ...]) -> Any:
+        assert question == "measure"
+        calls = timed_calls(lambda: opened.infer(pixels), *details)
+        return _BATCH * len(calls) / sum(calls)
+
+    return answer

@@ -1,0 +1,228 @@
+"""Step 3: a package exported with FP16 and an engine built here, each backend held against eager PyTorch FP32.
+
+`found` gets `package`, its folder, and `backend`, the first that answers rightly on the device that is asked for.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.answers import check_logits
+from benchmarks.gpu.run.job import Emit, Job
+from benchmarks.gpu.run.record import Row
+from benchmarks.gpu.worker import without_folders
+from benchmarks.pictures import generated_pictures
+from benchmarks.subject import ARCHITECTURES, random_checkpoint
+from serve.backends import DEFAULT_BUCKETS
+from serve.backends.base import Backend
+from serve.backends.engine_inspection import weights_by_precision
+from serve.backends.engine_key import LIBRARIES, EngineDetails
+from serve.backends.padded import infer_in_largest_bucket
+from serve.backends.tensorrt_engine import engine_from_plan, import_library
+from serve.errors import BackendError, BackendUnavailableError, FuselineError, VerificationError
+from serve.model_package import Artifact, ModelPackage, load_package
+from serve.reference import check_reference
+
+_PICTURES = 64
+_MOST_PICTURES = 1000
+TRAINED = Path("checkpoints") / "resnet20-12fca82f.th"
+"""In the folder of the job's data; its pictures are in cifar10-test."""
+_TRAINED_INPUT = ("--input-size", "32", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+Opener = Callable[[ModelPackage], Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Pictures, what eager PyTorch FP32 says to them, and what they show."""
+
+    pixels: NDArray[np.uint8]
+    """(n, height, width, channels)"""
+    expected: NDArray[np.float32]
+    """(n, classes)"""
+    labels: NDArray[np.int64] | None = None
+
+
+def run(job: Job, emit: Emit) -> None:
+    """Export, build, and hold every backend against PyTorch."""
+    model = job.plan.models[0]
+    title = Path(model).stem
+    checkpoint = random_checkpoint(model, job.work) if model in ARCHITECTURES else Path(model)
+    folder = job.work / title
+    exported = _exported(checkpoint, folder, ())
+    job.found["package"] = str(folder)
+    emit(exported)
+    emit(_engine_built(folder, job, title))
+    package = load_package(folder)
+    pixels = generated_pictures(package.manifest.input.row_shape, _PICTURES, seed=1)
+    sample = _Sample(pixels, _eager_logits(checkpoint, package, pixels))
+    for name, opener in _openers(job.plan.device).items():
+        row = _held_against(f"{title} on {name}", opener, package, sample)
+        if row.status == "measured" and "backend" not in job.found:
+            job.found["backend"] = row.figures["backend"]
+        emit(row)
+    if job.data is None:
+        emit(Row(what="trained ResNet-20", status="not here", reason="the bundle was made without its checkpoint"))
+    else:
+        _trained(job, job.data, emit)
+
+
+def _exported(checkpoint: Path, folder: Path, flags: Sequence[str]) -> Row:
+    """`fuseline export --fp16`, as a user types it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = _fuseline("export", "--fp16", str(checkpoint), "--out", str(folder), *flags)
+    package = load_package(folder)
+    return Row(
+        what=f"export --fp16 {checkpoint.name}",
+        figures={"s": seconds, "artifacts": len(package.manifest.artifacts)},
+        details={"verification": [entry.model_dump(mode="json") for entry in package.manifest.verification]},
+    )
+
+
+def _engine_built(folder: Path, job: Job, title: str) -> Row:
+    """`fuseline engine`: kept if the export built one, else built as the probe found that it can be."""
+    what, engine_for = f"engine of {title}", job.found.get("engine_for")
+    try:
+        seconds = _fuseline("engine", str(folder), *(("--for", engine_for) if engine_for else ()))
+        package = load_package(folder)
+        engine = next(artifact for artifact in package.manifest.artifacts[::-1] if artifact.format in LIBRARIES)
+        weights = _inspected(package, engine) if job.plan.device == "cuda" else {}
+    except BackendUnavailableError as error:
+        return Row(what=what, status="not here", reason=without_folders(str(error)))
+    except BackendError as error:
+        return Row(what=what, status="failed", reason=without_folders(str(error)))
+    details: dict[str, Any] = dict(engine.details)
+    figures = {
+        "s": seconds,
+        "MB": engine.bytes / 1e6,
+        "for": f"{details['library']} {details['library_version']}, {details['compute_capability']}",
+        "layers": _counted(details["achieved"]["layers"]),
+        "weights by inspector": _counted(weights),
+    }
+    return Row(what=what, figures=figures, details=details)
+
+
+def _inspected(package: ModelPackage, engine: Artifact) -> dict[str, int]:
+    details = EngineDetails.model_validate(engine.details)
+    trt = import_library(details.library)
+    return weights_by_precision(engine_from_plan(trt, package.read(engine)), trt)
+
+
+def _counted(counts: dict[str, int]) -> str | None:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or None
+
+
+def _fuseline(*arguments: str) -> float:
+    """Run the command; return its seconds. Its output is in the log.
+
+    Raises:
+        BackendUnavailableError: it ended with 2.
+        BackendError: it ended otherwise than with 0.
+    """
+    started = time.monotonic()
+    command = [sys.executable, "-m", "fuseline", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    seconds = time.monotonic() - started
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        said = without_folders((done.stderr.strip().splitlines() or ["it says nothing"])[-1].removeprefix("error: "))
+        raise (BackendUnavailableError if done.returncode == BackendUnavailableError.exit_code else BackendError)(said)
+    return round(seconds, 2)
+
+
+def _eager_logits(checkpoint: Path, package: ModelPackage, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from export.loading import NetworkSource, network_of, read_source
+    from export.verify import eager_logits
+
+    source = NetworkSource(checkpoint)
+    spec = package.manifest.input
+    network = network_of(read_source(source), source, (spec.height, spec.width))
+    return eager_logits(network.module, pixels, package.manifest.normalization, lambda _: None)
+
+
+def _openers(device: str) -> dict[str, Opener]:
+    """Title to what opens a backend, the best first."""
+
+    def tensorrt(package: ModelPackage) -> Backend:
+        from serve.backends.tensorrt import open_tensorrt
+
+        return open_tensorrt(package, precision="fp16", buckets=DEFAULT_BUCKETS)
+
+    def onnxruntime(package: ModelPackage, *, cuda: bool) -> Backend:
+        from serve.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(
+            package, precision="fp16" if cuda else "fp32", buckets=DEFAULT_BUCKETS, threads=0, cuda=cuda
+        )
+
+    def openvino(package: ModelPackage) -> Backend:
+        from serve.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(package, precision="fp32", buckets=DEFAULT_BUCKETS, threads=0)
+
+    on_gpu: dict[str, Opener] = {
+        "TensorRT FP16": tensorrt,
+        "ONNX Runtime CUDA FP16": lambda package: onnxruntime(package, cuda=True),
+    }
+    on_cpu: dict[str, Opener] = {
+        "OpenVINO FP32": openvino,
+        "ONNX Runtime FP32": lambda package: onnxruntime(package, cuda=False),
+    }
+    return on_gpu if device == "cuda" else on_gpu | on_cpu
+
+
+def _held_against(what: str, opener: Opener, package: ModelPackage, sample: _Sample) -> Row:
+    try:
+        backend = opener(package)
+        try:
+            reference = check_reference(backend, package)
+            logits = infer_in_largest_bucket(backend, sample.pixels)
+        finally:
+            backend.close()
+        check_logits(what, backend.precision, logits, sample.expected)
+    except (BackendUnavailableError, ModuleNotFoundError) as error:
+        return Row(what=what, status="not here", reason=without_folders(str(error)))
+    except VerificationError as error:
+        return Row(what=what, status="wrong answer", reason=without_folders(str(error)))
+    except FuselineError as error:
+        return Row(what=what, status="failed", reason=without_folders(str(error)))
+    expected, labels = sample.expected, sample.labels
+    figures = {
+        "backend": backend.name,
+        "precision": backend.precision,
+        "device": backend.device,
+        "pictures": len(logits),
+        "reference difference": reference,
+        "difference": float(np.abs(logits - expected).max() / np.ptp(expected)),
+        "same class": float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+    }
+    if labels is not None:
+        figures |= {
+            "right": int((logits.argmax(axis=1) == labels).sum()),
+            "right by eager PyTorch": int((expected.argmax(axis=1) == labels).sum()),
+        }
+    return Row(what=what, figures=figures)
+
+
+def _trained(job: Job, data: Path, emit: Emit) -> None:
+    """A trained network on its real pictures: how many it gets right, and how many eager FP32 does."""
+    from export.verify import sample_from_folder
+
+    folder, title = job.work / "resnet20", "trained ResNet-20"
+    emit(_exported(data / TRAINED, folder, _TRAINED_INPUT))
+    emit(_engine_built(folder, job, title))
+    package = load_package(folder)
+    pictures = sample_from_folder(data / "cifar10-test", package.manifest.input, _MOST_PICTURES)
+    shown = [name.split("/")[0] for name in pictures.names]
+    classes = sorted(set(shown))
+    labels = np.array([classes.index(name) for name in shown])
+    sample = _Sample(pictures.pixels, _eager_logits(data / TRAINED, package, pictures.pixels), labels)
+    for name, opener in _openers(job.plan.device).items():
+        emit(_held_against(f"{title} on {name}", opener, package, sample))

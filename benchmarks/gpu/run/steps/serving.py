@@ -1,0 +1,148 @@
+"""Step 5: the package served over gRPC on this machine, beside the bare backend in the same run."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from benchmarks.engine_process import EngineProcess
+from benchmarks.gpu.run.job import Emit, Job, NotHereError
+from benchmarks.gpu.run.record import Row
+from benchmarks.gpu.worker import without_folders
+from benchmarks.machine import usable_cores
+from benchmarks.pictures import generated_pictures
+from benchmarks.protocols import Classify
+from benchmarks.server_process import ServerProcess, started_server
+from benchmarks.serving import measure_serving
+from benchmarks.subject import Subject
+from benchmarks.target import Target, connect, expect_logits_of
+from serve.backends import DEFAULT_BUCKETS
+from serve.errors import FuselineError, VerificationError
+
+_BURN_IN_S = 1.0
+_START_S = 10.0
+"""A load's processes take some seconds, a server some more."""
+_CORES_OF_A_GENERATOR = 4
+"""Of the machine's, for each process of the load generator: one sends some thousand requests a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One load on a server."""
+
+    callers: int
+    images: int = 1
+    is_stream: bool = False
+
+    @property
+    def title(self) -> str:
+        """`Classify, 16 images, 64 callers`."""
+        call = "ClassifyStream" if self.is_stream else "Classify"
+        return f"{call}, {self.images} image{'s' if self.images > 1 else ''}, {self.callers} callers"
+
+
+def run(job: Job, emit: Emit) -> None:
+    """The bare backend, then for each number of workers a server with every load, most telling first."""
+    if "package" not in job.found or "backend" not in job.found:
+        raise NotHereError("the package step left no package with a backend that answers rightly")
+    backend = str(job.found["backend"])
+    subject = Subject("served", Path(job.found["package"]), None)
+    with EngineProcess(backend, subject) as bare:
+        if job.plan.device == "cuda" and bare.device == "CPU":
+            raise NotHereError(f"{backend} computes on the CPU here, not on the GPU")
+        bare_images_per_s = _bare(job, emit, bare, subject)
+        cores = usable_cores()
+        for workers in job.plan.workers:
+            if workers > cores:
+                emit(Row(what=_title(workers), status="dropped", reason=f"there are {cores} cores"))
+            elif job.left_s < _START_S + job.plan.seconds:
+                emit(Row(what=_title(workers), status="dropped", reason="no time was left"))
+            else:
+                _served(job, emit, workers, backend, subject, bare_images_per_s)
+
+
+def loads(job: Job) -> Iterator[Load]:
+    """In the order in which they are made."""
+    few = min(job.plan.callers)
+    for callers in job.plan.callers:
+        yield Load(callers)
+    yield Load(max(job.plan.callers), is_stream=True)
+    for images in job.plan.images:
+        yield Load(few, images)
+
+
+def _title(workers: int) -> str:
+    return f"--workers {workers}"
+
+
+def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject) -> float:
+    """Images a second of the backend alone, at the largest batch that a server forms."""
+    batch = max(DEFAULT_BUCKETS)
+    pixels = generated_pictures(subject.package.manifest.input.row_shape, batch)
+    stretch = bare.measure(pixels, job.plan.seconds)
+    emit(
+        Row(
+            what=f"bare {bare.name} {bare.precision}, batch {batch}",
+            figures={"images/s": stretch.images_per_s, "device": bare.device},
+        )
+    )
+    return stretch.images_per_s
+
+
+def _served(job: Job, emit: Emit, workers: int, backend: str, subject: Subject, bare_images_per_s: float) -> None:
+    flags = ("--backend", backend, *(("--workers", str(workers)) if workers > 1 else ()))
+    try:
+        with started_server(subject.package_folder, *flags) as server:
+            emit(Row(what=f"{_title(workers)}: ready", figures={"s": server.ready_s}))
+            print(server.announcement)
+            target = _target(job, server, subject)
+            for load in loads(job):
+                what = f"{_title(workers)}: {load.title}"
+                if job.left_s < job.plan.seconds + 2 * _BURN_IN_S:
+                    emit(Row(what=what, status="dropped", reason="no time was left"))
+                else:
+                    emit(_measured(job, what, target, load, bare_images_per_s))
+    except VerificationError as error:
+        emit(Row(what=_title(workers), status="wrong answer", reason=without_folders(str(error))))
+    except FuselineError as error:
+        emit(Row(what=_title(workers), status="failed", reason=without_folders(str(error))))
+
+
+def _target(job: Job, server: ServerProcess, subject: Subject) -> Target:
+    if job.plan.device == "cuda" and " on CPU, " in server.announcement:
+        raise VerificationError(f"the server computes on the CPU: {server.announcement}")
+    return expect_logits_of(subject, connect(server.address, server.pid))
+
+
+def _measured(job: Job, what: str, target: Target, load: Load, bare_images_per_s: float) -> Row:
+    try:
+        figures = measure_serving(
+            replace(target, protocol=Classify(is_stream=load.is_stream)),
+            concurrency=load.callers,
+            seconds=job.plan.seconds,
+            burn_in_s=_BURN_IN_S,
+            images_per_request=load.images,
+            processes=max(1, min(load.callers, usable_cores() // _CORES_OF_A_GENERATOR)),
+            streams=1,
+        )
+    except VerificationError as error:
+        return Row(what=what, status="wrong answer", reason=without_folders(str(error)))
+    except FuselineError as error:
+        return Row(what=what, status="failed", reason=without_folders(str(error)))
+    cpu_ms = figures.server_cpu_ms_per_request
+    errors = ", ".join(f"{count} {status}" for status, count in figures.errors.items())
+    reasons = [
+        f"the load generator used {figures.generator_cpu_share:.0%} of a core and limits this"
+    ] * figures.generator_was_busy
+    reasons += [f"refused: {errors}"] * bool(errors)
+    return Row(
+        what=what,
+        reason="; ".join(reasons) or None,
+        figures={
+            "images/s": figures.images_per_s,
+            "of bare": figures.images_per_s / bare_images_per_s,
+            "p50 ms": figures.latency_ms["p50"],
+            "p99 ms": figures.latency_ms["p99"],
+            "server CPU ms an image": None if cpu_ms is None else cpu_ms / load.images,
+        },
+        details=asdict(figures) | {"latency_histogram": None},
+    )
