@@ -29,7 +29,7 @@ def gpu() -> None:
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where gpu-run.json, .log and .txt go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where gpu-run.json, .md and .log go.")],
     minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="For all of it.")] = 10.0,
     device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu: rehearse what runs there.")] = "cuda",
     models: Annotated[

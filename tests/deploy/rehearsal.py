@@ -1,4 +1,4 @@
-"""The GPU bundle on a machine like the one it is for, without a GPU and without a network. `make gpu-rehearsal` runs this.
+"""The GPU bundle on a machine like the one it is for, without a GPU or a network: `make gpu-rehearsal` runs this.
 
 The machine is a fresh environment of the target's Python that holds what the target's list names and nothing else. The
 parts are installed in turn, run.sh runs for three minutes on the CPU, and what it leaves is read back.
@@ -75,19 +75,20 @@ def target_python() -> Path:
     lines = [name if version is None else f"{name}=={version.public}" for name, version in wanted.items()]
     asked = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", f"--python-version={PYTHON}"]
     asked += ["--python-platform=x86_64-manylinux_2_35", "-"]
-    resolved = subprocess.run(
-        [UV, *asked], input="\n".join(lines), capture_output=True, text=True, check=True, timeout=300
-    )
-    pins = [line for line in resolved.stdout.splitlines() if canonicalize_name(Requirement(line).name) in wanted]
-    install = ["pip", "install", "--quiet", "--no-deps", f"--python={python}", *pins]
-    subprocess.run([UV, *install], check=True, timeout=1800)
-    listed = subprocess.run(
-        [UV, "pip", "list", "--format=freeze", f"--python={python}"], capture_output=True, text=True, check=True
-    )
-    there = {canonicalize_name(line.partition("==")[0]) for line in listed.stdout.splitlines()}
+    resolved = _uv(*asked, input="\n".join(lines)).splitlines()
+    pins = [line for line in resolved if canonicalize_name(Requirement(line).name) in wanted]
+    _uv("pip", "install", "--quiet", "--no-deps", f"--python={python}", *pins)
+    listed = _uv("pip", "list", "--format=freeze", f"--python={python}").splitlines()
+    there = {canonicalize_name(line.partition("==")[0]) for line in listed}
     assert there == set(wanted)
     (folder / "complete").touch()
     return python
+
+
+def _uv(*arguments: str, input: str | None = None) -> str:
+    done = subprocess.run([UV, *arguments], input=input, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _interpreter() -> str:
@@ -163,9 +164,8 @@ def test_no_part_is_larger_than_a_transfer_may_be(bundle: Path, facts: Facts) ->
 
 
 def test_the_machine_reaches_no_network_and_lacks_what_is_carried(machine: Machine, target_python: Path) -> None:
-    code, _, err = machine(
-        target_python, "-m", "pip", "download", "--no-deps", "--retries", "0", "--timeout", "3", "six"
-    )
+    download = ("-m", "pip", "download", "--no-deps", "--retries=0", "--timeout=3", "six")
+    code, _, err = machine(target_python, *download)
     assert code != 0
     assert "No matching distribution" in err
     assert machine(target_python, "-c", "import pydantic")[0] == 1
@@ -248,7 +248,7 @@ def test_every_step_runs_or_says_why_not(machine: Machine, bundle: Path, tmp_pat
     assert rows["resnet8 on OpenVINO FP32"].figures["same class"] == 1
     assert rows["resnet8, batch 32: ONNX Runtime FP32"].figures["images/s"] > 0
     assert rows["--workers 1: Classify, 1 image, 16 callers"].figures["of bare"] > 0
-    assert rows["OpenVINO FP32, batch 8: 1 x 2 cores" if os.cpu_count() == 2 else next(iter(rows))]
+    assert [what for what in rows if what.startswith("OpenVINO FP32, batch 8: 1 x ")]
     # What comes back from a machine.
     files = list(out.iterdir())
     assert len(files) <= MAX_FILES
@@ -259,7 +259,7 @@ def test_every_step_runs_or_says_why_not(machine: Machine, bundle: Path, tmp_pat
         f"import sys; sys.argv[1:] = ['table', '{out / 'gpu-run.json'}']\n"
         "import runpy; runpy.run_module('benchmarks.gpu', run_name='__main__', alter_sys=True)"
     )
-    assert (code, page) == (0, (out / "gpu-run.txt").read_text())
+    assert (code, page) == (0, (out / "gpu-run.md").read_text())
     shutil.copytree(out, WORK / "out", dirs_exist_ok=True)
 
 

@@ -1,6 +1,8 @@
 """What the tests on a GPU share. All are marked `gpu` and are skipped, saying why, where there is none."""
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from serve.backends.base import Backend
 from serve.backends.cuda import Cuda, open_cuda
 from serve.backends.onnxruntime import OnnxRuntimeBackend
 from serve.backends.tensorrt import open_tensorrt
-from serve.errors import BackendUnavailableError
+from serve.errors import BackendUnavailableError, FuselineError
 from serve.model_package import ModelPackage
+from serve.package_engines import add_engine
 
 BUCKETS = (1, 8)
+ENGINE_FOR = os.environ.get("FUSELINE_ENGINE_FOR")
+"""What to build for where TensorRT for RTX doesn't list the GPU: `current` or `portable`; None: it is listed."""
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest difference of logits as a share of their range; of two pictures here they differ by 0.04 and more."""
 
@@ -45,7 +50,25 @@ def cuda() -> Cuda:
 @pytest.fixture(scope="session")
 def subject(cuda: Cuda) -> Iterator[Subject]:
     with open_gpu_subject(SMALL_ARCHITECTURE, input_side=None, rows=BUCKETS[-1]) as (opened, pixels, expected):
+        for precision in ("fp16", "fp32") if ENGINE_FOR else ():
+            _add_engine(opened.package_folder, precision)
         yield Subject(opened.package, pixels, expected)
+
+
+def _add_engine(package: Path, precision: str) -> None:
+    """A server would build none for such a GPU; one that the package has is taken."""
+    try:
+        add_engine(
+            package,
+            capability=ENGINE_FOR,
+            precision=precision,
+            max_batch=BUCKETS[-1],
+            shown=lambda: nullcontext(lambda *_: None),
+            on_wait=lambda: None,
+        )
+    except FuselineError as error:
+        # The tests in that precision are skipped then, as they find no engine.
+        print(f"no {precision} engine for {ENGINE_FOR}: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from serve.backends.onnxruntime import OnnxRuntimeBackend
 from serve.backends.padded import infer_in_largest_bucket
 from serve.backends.tensorrt_backend import TensorRTBackend
 from serve.reference import check_reference
-from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
+from tests.gpu.conftest import BUCKETS, ENGINE_FOR, TOLERANCE, OpenBackend, Subject
 
 pytestmark = pytest.mark.gpu
 
@@ -103,7 +103,8 @@ def test_a_graphs_replay_gives_the_logits_of_plain_execution(
 def test_the_benchmarks_contenders_answer_rightly_in_every_mode(name: str, cuda: Cuda) -> None:
     precision = "fp32" if CONTENDERS[name].precision == "fp32" else "fp16"
     opened = open_gpu_subject("resnet18", input_side=64, rows=2)
-    with opened as (subject, pixels, expected), Worker(start_contender, name, "cuda", "reduce-overhead") as worker:
+    contender = (name, "cuda", "reduce-overhead", ENGINE_FOR)
+    with opened as (subject, pixels, expected), Worker(start_contender, *contender) as worker:
         try:
             worker.ready(TIMEOUT_S)
             # Twice: the second batch must find nothing of the first.

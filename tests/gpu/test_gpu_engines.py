@@ -12,7 +12,7 @@ from serve.backends.tensorrt import open_tensorrt
 from serve.backends.tensorrt_engine import engine_from_plan, import_library
 from serve.errors import BackendUnavailableError, FuselineError
 from serve.model_package import Artifact, ModelPackage, file_facts
-from tests.gpu.conftest import BUCKETS, Subject
+from tests.gpu.conftest import BUCKETS, ENGINE_FOR, Subject
 
 pytestmark = pytest.mark.gpu
 
@@ -69,7 +69,7 @@ def test_an_engine_whose_details_lie_about_its_capability_is_refused_by_the_libr
 
 
 def test_an_engine_of_another_graph_is_refused(cuda: Cuda, subject: Subject, tmp_path: Path) -> None:
-    build = build_or_skip(subject.package, None)
+    build = build_or_skip(subject.package, ENGINE_FOR)
     other_graph = hashlib.sha256(b"another graph").hexdigest()
     package = with_engine(subject.package, build, tmp_path, graph_sha256=other_graph)
     with pytest.raises(BackendUnavailableError, match="built from another graph"):
@@ -77,7 +77,7 @@ def test_an_engine_of_another_graph_is_refused(cuda: Cuda, subject: Subject, tmp
 
 
 def test_the_engine_inspector_finds_the_weights_in_fp16(cuda: Cuda, subject: Subject) -> None:
-    build = build_or_skip(subject.package, None)
+    build = build_or_skip(subject.package, ENGINE_FOR)
     trt = import_library(build.library)
     engine = engine_from_plan(trt, build.plan)
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

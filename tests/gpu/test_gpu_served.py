@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serve.client import Client
-from tests.gpu.conftest import TOLERANCE, OpenBackend, Subject
+from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
 from tests.serve.processes import server_process
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -20,7 +20,7 @@ def test_a_package_served_on_the_gpu_classifies_as_pytorch_does(
     backend = open_on_gpu(name, subject.package)
     device = backend.device
     backend.close()
-    flags = ("--backend", name, "--precision", "fp16", "--port", "0", "--http-port", "0")
+    flags = ("--backend", name, "--precision", "fp16", "--max-batch", BUCKETS[-1], "--port", "0", "--http-port", "0")
     with server_process(subject.package.folder, *flags, "--engine-cache", engine_cache) as server:
         assert device in server.announcement
         with Client(server.address) as client:

@@ -17,7 +17,7 @@ from benchmarks.gpu.run.step_process import run_step
 from benchmarks.results import conditions
 from serve.errors import InputError
 
-RESULT, LOG, TABLE = "gpu-run.json", "gpu-run.log", "gpu-run.txt"
+RESULT, LOG, TABLE = "gpu-run.json", "gpu-run.log", "gpu-run.md"
 """The files in the folder that a run writes to."""
 MAX_LOG_BYTES = 12 * 2**20
 _LAST_WORDS_S = 5.0

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.gpu.run.job import Emit, Job, NotHereError
 from benchmarks.gpu.run.record import Row
 from benchmarks.gpu.worker import without_folders
+from serve.backends.engine_target import CURRENT, PORTABLE
 
 _FOLDER = "tests/gpu"
 _FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")
@@ -25,6 +26,8 @@ def run(job: Job, emit: Emit) -> None:
     if not folder.is_dir():
         raise NotHereError(f"there is no {_FOLDER} beside the code")
     os.environ["FUSELINE_LEAK_MINUTES"] = f"{job.left_s * _LEAK_SHARE / 60:.2f}"
+    if (word := job.found.get("engine_for")) in (CURRENT, PORTABLE):
+        os.environ["FUSELINE_ENGINE_FOR"] = word
     os.chdir(job.checkout)
     named = [f"{_FOLDER}/{name}" for name in _FILES if (folder / name).is_file()]
     others = [f"{_FOLDER}/{path.name}" for path in sorted(folder.glob("test_*.py")) if path.name not in _FILES]

@@ -49,7 +49,7 @@ def run(job: Job, emit: Emit) -> None:
     with EngineProcess(backend, subject) as bare:
         if job.plan.device == "cuda" and bare.device == "CPU":
             raise NotHereError(f"{backend} computes on the CPU here, not on the GPU")
-        bare_images_per_s = _bare(job, emit, bare, subject)
+        bare_images_per_s = _bare(job, emit, bare, subject, "at the start")
         cores = usable_cores()
         for workers in job.plan.workers:
             if workers > cores:
@@ -58,6 +58,8 @@ def run(job: Job, emit: Emit) -> None:
                 emit(Row(what=_title(workers), status="dropped", reason="no time was left"))
             else:
                 _served(job, emit, workers, backend, subject, bare_images_per_s)
+        if job.left_s > job.plan.seconds + _BURN_IN_S:
+            _bare(job, emit, bare, subject, "at the end")
 
 
 def loads(job: Job) -> Iterator[Load]:
@@ -74,14 +76,14 @@ def _title(workers: int) -> str:
     return f"--workers {workers}"
 
 
-def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject) -> float:
+def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject, when: str) -> float:
     """Images a second of the backend alone, at the largest batch that a server forms."""
     batch = max(DEFAULT_BUCKETS)
     pixels = generated_pictures(subject.package.manifest.input.row_shape, batch)
     stretch = bare.measure(pixels, job.plan.seconds)
     emit(
         Row(
-            what=f"bare {bare.name} {bare.precision}, batch {batch}",
+            what=f"bare {bare.name} {bare.precision}, batch {batch}, {when}",
             figures={"images/s": stretch.images_per_s, "device": bare.device},
         )
     )

@@ -49,9 +49,9 @@ def test_a_run_of_one_step_writes_its_files_and_prints_its_table(tmp_path: Path)
     code, out, err = gpu("run", "--device", "cpu", "--steps", "machine", "--minutes", "1", "--out", tmp_path)
     assert code == 0, err
     assert "The machine: doctor, nvidia-smi, versions" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-run.json", "gpu-run.log", "gpu-run.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-run.json", "gpu-run.log", "gpu-run.md"]
     table = gpu("table", tmp_path / "gpu-run.json")
-    assert table == (0, (tmp_path / "gpu-run.txt").read_text(), "")
+    assert table == (0, (tmp_path / "gpu-run.md").read_text(), "")
     assert "run.sh --minutes 1 --device cpu --models resnet50,resnet18" in table[1]
 
 

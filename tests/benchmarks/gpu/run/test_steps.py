@@ -48,7 +48,7 @@ def test_machine_package_serving_and_cpu_are_done_for_real_on_a_cpu(
         assert 0 < found["difference"] < 1e-3
     assert rows["resnet8 on ONNX Runtime CUDA FP16"].status == "not here"
     assert rows["trained ResNet-20"].status == "not here"
-    bare = rows["bare openvino fp32, batch 32"].figures["images/s"]
+    bare = rows["bare openvino fp32, batch 32, at the start"].figures["images/s"]
     for workers in (1, 2):
         for load in (
             "Classify, 1 image, 8 callers",
@@ -163,6 +163,7 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
     head = "import pytest, warnings\npytestmark = pytest.mark.gpu\n"
     (folder / "test_gpu_leaks.py").write_text(
         head + "import os\ndef test_time(): assert 0 < float(os.environ['FUSELINE_LEAK_MINUTES']) < 5\n"
+        "def test_word(): assert os.environ['FUSELINE_ENGINE_FOR'] == 'current'\n"
     )
     (folder / "test_gpu_backends.py").write_text(
         head + "def test_warns(): warnings.warn('old')\ndef test_wrong(): assert 1 == 2\n"
@@ -171,7 +172,7 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
     )
     (folder / "test_another.py").write_text("import nothing_of_that_name\n")
     rows: list[Row] = []
-    asked = job(tmp_path, checkout=tmp_path)
+    asked = job(tmp_path, checkout=tmp_path, found={"engine_for": "current"})
     status, reason = run_step(STEPS["tests"].module, asked, tmp_path / "log", rows.append)
     told = [(row.what, row.status) for row in rows]
     assert told[:1] == [("tests/gpu/test_another.py", "failed")], (told, reason)
@@ -187,6 +188,7 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
         ("test_gpu_backends.py::test_none", "skipped", "no GPU"),
         ("test_gpu_backends.py::test_broken (setup)", "failed", "ValueError: in x.py"),
         ("test_gpu_leaks.py::test_time", "passed", None),
+        ("test_gpu_leaks.py::test_word", "passed", None),
     ]
 
 
