@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.machine import git_revision
 from deploy.gpu_bundle.bundle import write_bundle
 from deploy.gpu_bundle.lacking import LackingError, Needed, lacking, read_lock
-from deploy.gpu_bundle.roots import CORE, PURPOSE, roots_of
+from deploy.gpu_bundle.roots import CORE, PURPOSE, check_python, roots_of
 from deploy.gpu_bundle.target import GLIBC, Target, TargetError, read_target
 from deploy.gpu_bundle.wheels import Wheels
 
@@ -53,10 +53,12 @@ def build(target: Target, target_name: str, out: Path, data: Path) -> Iterator[s
     """Write the parts to `out`, in the place of older ones, and yield what to tell of them.
 
     Raises:
+        TargetError: Fuseline doesn't run on the target's Python.
         LackingError: see `lacking`, and `Wheels.of`.
     """
+    check_python(ROOT / "pyproject.toml", target.python)
     locked = {name: pin for lock in _LOCKS for name, pin in read_lock(ROOT / lock, target).items()}
-    wheels = Wheels(out.with_name("gpu-wheels"), target)
+    wheels = Wheels(out.with_name(f"gpu-wheels-{target.python}"), target)
     needed = lacking(roots_of(ROOT / "pyproject.toml"), target, locked, wheels.requirements_of)
     facts = {
         "revision": git_revision(),

@@ -215,7 +215,8 @@ def _write_activate(home: Path) -> None:
         ("PATH", [f"{site}/bin" for site in sites]),
     ):
         if folders:
-            lines.append(f"export {name}={shlex.quote(':'.join(folders))}${{{name}:+:${name}}}")
+            words = shlex.quote(":".join(dict.fromkeys(folders)))
+            lines.append(f'export {name}={words}"${{{name}:+:${name}}}"')
     lines.append(f"export FUSELINE_PYTHON={shlex.quote(sys.executable)}")
     lines.append(f"export FUSELINE_BUNDLE={shlex.quote(str(home))}")
     partial = home / ".activate.partial"

@@ -4,7 +4,10 @@ import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from deploy.gpu_bundle.target import TargetError
 
 EXTRAS = ("cpu", "rtx", "export", "bench")
 TEST_TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout")
@@ -21,6 +24,13 @@ PURPOSE = {
     "openvino": "OpenVINO on the CPU",
     CUDA: "ONNX Runtime on the GPU",
 }
+
+
+def check_python(pyproject: Path, python: str) -> None:
+    """Raise `TargetError` if Fuseline doesn't run on `python`, such as `3.12`."""
+    supported = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["requires-python"]
+    if not SpecifierSet(supported).contains(f"{python}.0"):
+        raise TargetError(f"GPU_PYTHON={python}: Fuseline runs on Python {supported}")
 
 
 def roots_of(pyproject: Path) -> dict[str, list[Requirement]]:

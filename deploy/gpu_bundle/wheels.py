@@ -1,5 +1,6 @@
 """Wheels for a target, downloaded by pip against the hashes of the lock files, and what they say of themselves."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,14 @@ PLATFORMS = (
 
 
 class Wheels:
-    """A folder of wheels, into which what is asked for is downloaded once."""
+    """A folder of one target's wheels, into which what is asked for is downloaded once."""
 
     def __init__(self, folder: Path, target: Target) -> None:
         self._folder = folder
+        self._built = folder / "built"
+        """Those that were made here, whose sums no lock file has."""
         self._target = target
-        folder.mkdir(parents=True, exist_ok=True)
+        self._built.mkdir(parents=True, exist_ok=True)
 
     def of(self, pins: Iterable[Pin]) -> dict[Pin, Path]:
         """The wheel of each pin; what isn't in the folder is downloaded, its hash checked.
@@ -37,25 +40,25 @@ class Wheels:
             LackingError: there is no wheel for the target, or the index can't be reached.
         """
         wanted = list(pins)
-        there = self._found()
-        if missing := [pin for pin in wanted if (pin.name, pin.version) not in there]:
+        if missing := [pin for pin in wanted if self._found(pin) is None]:
             self._download(missing)
-            there = self._found()
-        return {pin: there[pin.name, pin.version] for pin in wanted}
+        return {pin: path for pin in wanted if (path := self._found(pin)) is not None}
 
     def requirements_of(self, pins: Iterable[Pin]) -> dict[Pin, Sequence[Requirement]]:
         """What each pin's wheel requires (core metadata, Requires-Dist), those of its extras included."""
         return {pin: requirements_in(path) for pin, path in self.of(pins).items()}
 
-    def _found(self) -> dict[tuple[str, str], Path]:
-        tags = self._target.python.replace(".", "")
-        found = {}
-        for path in self._folder.glob("*.whl"):
-            name, version, _, kinds = parse_wheel_filename(path.name)
-            # A folder may hold those of another Python's bundle too.
-            if any(kind.interpreter in (f"cp{tags}", "py3", "py2") or kind.abi == "abi3" for kind in kinds):
-                found[str(name), str(version)] = path
-        return found
+    def _found(self, pin: Pin) -> Path | None:
+        for path in (*self._folder.glob("*.whl"), *self._built.glob("*.whl")):
+            name, version, _, _ = parse_wheel_filename(path.name)
+            if (str(name), str(version)) == (pin.name, pin.version):
+                with path.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if path.parent == self._built or f"sha256:{digest}" in pin.hashes:
+                    return path
+                # Cut short, or changed since it came.
+                path.unlink()
+        return None
 
     def _download(self, pins: Sequence[Pin]) -> None:
         if self._pip(pins, *self._for_target()) is None:
@@ -79,7 +82,7 @@ class Wheels:
                     f"no wheel of {pin} for Python {self._target.python}, x86-64 and glibc {GLIBC[0]}.{GLIBC[1]} "
                     f"({said}), nor can a portable one be made of its source ({refused or 'it compiles something'})"
                 )
-            shutil.copy(wheels[0], self._folder)
+            shutil.copy(wheels[0], self._built)
 
     def _pip(self, pins: Sequence[Pin], command: str, *flags: str) -> str | None:
         """Run pip for `pins`, whose hashes it checks; None, or the last line of what it says against it."""

@@ -21,8 +21,9 @@ from protos.classify_pb2 import ClassifyRequest, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from serve.client import Client
 from serve.errors import FuselineError
-from tests.container.conftest import Facts, typed
+from tests.container.conftest import typed
 from tests.container.podman import ROOT, WORK, Container, Podman, base_image
+from tests.measured import Facts
 
 MAX_SERVE_LAYERS_BYTES = 300e6
 CLIENTS = 8

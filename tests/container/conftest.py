@@ -1,31 +1,25 @@
 """The two images, and a model package made with one of them; built once for all tests here."""
 
-import json
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.container.podman import ROOT, WORK, Podman, install_tools, provide_base_image
+from tests.measured import Facts, kept_facts
 
 SERVE, EXPORT = "fuseline", "fuseline-export"
 """As the README calls them."""
-
-Facts = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
 def facts() -> Iterator[Facts]:
     """What was measured: printed at the end and kept as build/container/measured.json."""
-    measured: Facts = {}
-    yield measured
-    (WORK / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    print("\n" + "\n".join(f"{what:<58} {value}" for what, value in measured.items()))
+    yield from kept_facts(WORK / "measured.json")
 
 
 @pytest.fixture(scope="session", autouse=True)

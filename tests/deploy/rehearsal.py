@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -23,6 +22,7 @@ from packaging.utils import canonicalize_name
 from benchmarks.gpu.run.record import read_record
 from deploy.gpu_bundle.parts import MAX_PART_BYTES
 from deploy.gpu_bundle.target import read_target
+from tests.measured import Facts, kept_facts
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "gpu-rehearsal"
@@ -36,16 +36,12 @@ _ALONE = (
     "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh14x', b'lo', 0x41))\n"
     "os.execvp(sys.argv[1], sys.argv[1:])\n"
 )
-Facts = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def facts() -> Iterator[Facts]:
     """What was measured: printed at the end and kept as build/gpu-rehearsal/measured.json."""
-    measured: Facts = {}
-    yield measured
-    (WORK / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    print("\n" + "\n".join(f"{what:<40} {value}" for what, value in measured.items()))
+    yield from kept_facts(WORK / "measured.json")
 
 
 @pytest.fixture(scope="module")

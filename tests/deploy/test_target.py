@@ -6,6 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from deploy.gpu_bundle.roots import check_python
 from deploy.gpu_bundle.target import Target, TargetError, read_target
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,13 @@ def test_a_file_that_is_not_there_and_a_python_that_is_none(tmp_path: Path) -> N
     for python in ("312", "3", "python3.12", "3.12.3", "2.7"):
         with pytest.raises(TargetError, match=f"GPU_PYTHON={python}: a version such as 3.12"):
             read(tmp_path, "numpy", python)
+
+
+def test_a_python_that_fuseline_does_not_run_on_is_refused() -> None:
+    check_python(ROOT / "pyproject.toml", "3.12")
+    for python in ("3.9", "3.99"):
+        with pytest.raises(TargetError, match=f"GPU_PYTHON={python}: Fuseline runs on Python >=3.11,<3.14"):
+            check_python(ROOT / "pyproject.toml", python)
 
 
 @pytest.mark.parametrize(

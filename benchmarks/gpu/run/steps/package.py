@@ -27,7 +27,7 @@ from serve.backends.engine_inspection import weights_by_precision
 from serve.backends.engine_key import LIBRARIES, EngineDetails
 from serve.backends.padded import infer_in_largest_bucket
 from serve.backends.tensorrt_engine import engine_from_plan, import_library
-from serve.errors import BackendError, BackendUnavailableError, FuselineError, VerificationError
+from serve.errors import BackendUnavailableError, FuselineError, VerificationError
 from serve.model_package import Artifact, ModelPackage, load_package
 from serve.reference import check_reference
 
@@ -96,8 +96,10 @@ def _engine_built(folder: Path, job: Job, title: str) -> Row:
         weights = _inspected(package, engine) if job.plan.device == "cuda" else {}
     except BackendUnavailableError as error:
         return Row(what=what, status="not here", reason=without_folders(str(error)))
-    except BackendError as error:
-        return Row(what=what, status="failed", reason=without_folders(str(error)))
+    except _CommandError as error:
+        # Without a GPU, or with one that nothing builds for.
+        unavailable = error.exit_code == BackendUnavailableError.exit_code
+        return Row(what=what, status="not here" if unavailable else "failed", reason=error.said)
     details: dict[str, Any] = dict(engine.details)
     figures = {
         "s": seconds,
@@ -119,13 +121,17 @@ def _counted(counts: dict[str, int]) -> str | None:
     return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or None
 
 
-def _fuseline(*arguments: str) -> float:
-    """Run the command; return its seconds. Its output is in the log.
+class _CommandError(Exception):
+    """`fuseline` ended with another code than 0."""
 
-    Raises:
-        BackendUnavailableError: it ended with 2.
-        BackendError: it ended otherwise than with 0.
-    """
+    def __init__(self, exit_code: int, said: str) -> None:
+        super().__init__(f"exit code {exit_code}: {said}")
+        self.exit_code = exit_code
+        self.said = said
+
+
+def _fuseline(*arguments: str) -> float:
+    """Run the command; return its seconds. Its output is in the log. Raises `_CommandError` if it fails."""
     started = time.monotonic()
     command = [sys.executable, "-m", "fuseline", *arguments]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
@@ -133,7 +139,7 @@ def _fuseline(*arguments: str) -> float:
     sys.stderr.write(done.stderr)
     if done.returncode:
         said = without_folders((done.stderr.strip().splitlines() or ["it says nothing"])[-1].removeprefix("error: "))
-        raise (BackendUnavailableError if done.returncode == BackendUnavailableError.exit_code else BackendError)(said)
+        raise _CommandError(done.returncode, said)
     return round(seconds, 2)
 
 
