@@ -154,9 +154,11 @@ def run_gpu(
             inputs[subject.title] = pixels, expected
         bench.measure_peak()
         longest_s = dict.fromkeys(inputs, 0.0)
+        largest = max(plan.batches)
         for batch in sorted(plan.batches, reverse=plan.largest_first):
             for title, (pixels, expected) in inputs.items():
-                needed_s = _CASE_MARGIN * longest_s[title]
+                # Of a smaller batch than those so far, time for its calls at least.
+                needed_s = longest_s[title] * (batch / largest if plan.largest_first else _CASE_MARGIN)
                 started = monotonic()
                 if started + needed_s > deadline:
                     rows = bench.dropped(title, batch, needed_s)

@@ -89,8 +89,9 @@ def _uv(*arguments: str, input: str | None = None) -> str:
 
 def _interpreter() -> str:
     """A Python of the target's version."""
-    places = [shutil.which(f"python{PYTHON}"), *sorted(Path.home().glob(f".pyenv/versions/{PYTHON}.*/bin/python"))]
-    for place in filter(None, places):
+    managed = subprocess.run([UV, "python", "find", PYTHON], capture_output=True, text=True, check=False).stdout.strip()
+    of_pyenv = sorted(Path.home().glob(f".pyenv/versions/{PYTHON}.*/bin/python"))
+    for place in filter(None, (shutil.which(f"python{PYTHON}"), managed, *of_pyenv)):
         # A shim may be there for a version that isn't.
         said = subprocess.run([place, "--version"], capture_output=True, text=True, check=False)
         if said.stdout.startswith(f"Python {PYTHON}."):

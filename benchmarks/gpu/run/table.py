@@ -45,11 +45,9 @@ def _heading(step: StepRecord) -> str:
 
 
 def _terminal(step: StepRecord) -> Iterator[Table | Text]:
-    if not step.rows:
-        yield Text(_heading(step))
-        return
+    yield Text(_heading(step), style="bold")
     for columns, rows in _blocks(step.rows):
-        table = Table(title=_heading(step), title_justify="left")
+        table = Table()
         table.add_column("what", overflow="fold")
         for name in columns:
             table.add_column(name, justify="right", overflow="fold")

@@ -191,6 +191,28 @@ def test_the_largest_batches_are_left_out_where_the_time_does_not_suffice(
     assert run.rows[-1].reason == "--minutes 3: 60 s were left and it may take 78 s"
 
 
+def test_largest_first_the_smallest_batches_are_left_out(
+    small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = benchmarks.gpu.comparison._Bench.measure
+    told: list[tuple[int, str]] = []
+
+    def measure(*arguments: object) -> list[GpuRow]:
+        clock.now += 60
+        return measured(*arguments)
+
+    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "measure", measure)
+    # One minute each. By its size the second needs a quarter of one, the third two seconds, and half a one is left.
+    run = run_gpu(
+        replace(plan_for(minutes=2.01), largest_first=True),
+        on_case=lambda so_far, rows: told.extend((row.batch, row.status) for row in rows),
+    )
+    assert [(row.batch, row.status) for row in run.rows] == [(32, "measured"), (8, "measured"), (1, "dropped")]
+    assert run.rows[-1].reason == "--minutes 2.01: 1 s were left and it may take 2 s"
+    # Each as soon as it is known.
+    assert told == [(row.batch, row.status) for row in run.rows]
+
+
 def test_time_that_runs_out_within_a_case_ends_it_after_a_whole_round(
     small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

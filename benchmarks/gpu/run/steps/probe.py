@@ -6,6 +6,7 @@ from benchmarks.gpu.probe import UNSET, probe_rtx
 from benchmarks.gpu.run.job import Emit, Job, NotHereError
 from benchmarks.gpu.run.record import Row
 from serve.backends.engine_target import CURRENT, PORTABLE
+from serve.backends.tensorrt_engine import is_installed
 
 _WORDS = {"CURRENT": CURRENT, UNSET: PORTABLE}
 """Setting to the word that asks for it, the better first; before both comes the GPU's own capability."""
@@ -22,7 +23,8 @@ def run(job: Job, emit: Emit) -> None:
     probed = probe_rtx(told)
     capability = probed["capability"]
     running = {attempt["asked"] for attempt in seen if attempt.get("ran")}
-    if capability is not None:
+    # TensorRT itself, where it is installed, builds for every GPU.
+    if capability is not None and not is_installed("tensorrt"):
         # The engine of another capability may run here too, but no server would take it.
         words = {capability.upper(): capability} | _WORDS
         if (word := next((word for asked, word in words.items() if asked in running), None)) is not None:

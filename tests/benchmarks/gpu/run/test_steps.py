@@ -137,8 +137,8 @@ def test_the_most_telling_loads_come_first(tmp_path: Path) -> None:
         "Classify, 1 image, 256 callers",
         "Classify, 1 image, 64 callers",
         "ClassifyStream, 1 image, 256 callers",
-        "Classify, 16 images, 64 callers",
-        "Classify, 32 images, 64 callers",
+        "Classify, 16 images, 16 callers",
+        "Classify, 32 images, 8 callers",
     ]
 
 
