@@ -13,6 +13,8 @@ from serve.backends.engine_target import CURRENT, PORTABLE
 _FOLDER = "tests/gpu"
 _FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")
 """The order; files that are not named here come after."""
+_PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
+"""Those that the settings of the tests name."""
 _LEAK_SHARE = 0.2
 """Of what is left at the start, for each of the two leak tests."""
 _NO_TESTS = 5
@@ -31,8 +33,10 @@ def run(job: Job, emit: Emit) -> None:
     os.chdir(job.checkout)
     named = [f"{_FOLDER}/{name}" for name in _FILES if (folder / name).is_file()]
     others = [f"{_FOLDER}/{path.name}" for path in sorted(folder.glob("test_*.py")) if path.name not in _FILES]
-    # Another machine's packages may warn of what is no fault of ours.
-    flags = ["-m", "gpu", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "filterwarnings=default"]
+    # Another machine has plugins that may not go with our pytest, and packages that warn of what is no fault of ours.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    plugins = [flag for plugin in _PLUGINS for flag in ("-p", plugin)]
+    flags = ["-m", "gpu", "-v", *plugins, "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     code = pytest.main([*flags, *named, *others], plugins=[_Reporter(emit)])
     if code == _NO_TESTS:
         raise NotHereError("no test is marked gpu there")

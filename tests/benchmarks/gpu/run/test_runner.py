@@ -18,18 +18,17 @@ from tests.serve.processes import lives
 PLAYED = "tests.benchmarks.gpu.run.played_steps"
 
 
-def played(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str, minutes: float = 5.0, **found: Any) -> RunRecord:
+def played(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> RunRecord:
     """A run of a step for each of `words`."""
     real = runner.run_step
 
     def with_words(module: str, job: Job, *arguments: Any) -> Any:
         job.found.setdefault("play", list(words))
-        job.found.update(found)
         return real(module, job, *arguments)
 
     monkeypatch.setattr(runner, "run_step", with_words)
     steps = {f"step{number}": Step(f"to go {word}", 1, PLAYED) for number, word in enumerate(words)}
-    return run_all(RunPlan(out, minutes=minutes, device="cpu"), "run.sh", steps=steps)
+    return run_all(RunPlan(out, minutes=5, device="cpu"), "run.sh", steps=steps)
 
 
 def test_a_step_that_goes_wrong_says_so_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
