@@ -85,7 +85,7 @@ def lacking(
     Raises:
         LackingError: a package is lacking that `locked` doesn't have, or has in a version that doesn't do.
     """
-    carried: dict[str, Pin] = {}
+    carried: set[str] = set()
     assumed: dict[Assumed, None] = {}
     groups: dict[str, tuple[Pin, ...]] = {}
     for group, requirements in roots.items():
@@ -96,13 +96,13 @@ def lacking(
             fresh: dict[Pin, set[str]] = {}
             while waiting:
                 requirement, needed_by = waiting.popleft()
-                pin = _pin_for(requirement, needed_by, target, locked, carried)
-                if pin is None:
-                    words = f"{canonicalize_name(requirement.name)}{requirement.specifier}"
-                    assumed[Assumed(words, needed_by)] = None
+                there = None if canonicalize_name(requirement.name) in carried else target.met_by(requirement)
+                if there is not None:
+                    assumed[Assumed(f"{there}{requirement.specifier}", needed_by)] = None
                     continue
+                pin = _pin_for(requirement, needed_by, locked)
                 if pin.name not in carried:
-                    carried[pin.name] = pin
+                    carried.add(pin.name)
                     found.append(pin)
                 unseen = {extra for extra in ("", *requirement.extras) if (pin.name, extra) not in seen}
                 seen |= {(pin.name, extra) for extra in unseen}
@@ -116,14 +116,9 @@ def lacking(
     return Needed(groups, tuple(assumed))
 
 
-def _pin_for(
-    requirement: Requirement, needed_by: str, target: Target, locked: dict[str, Pin], carried: dict[str, Pin]
-) -> Pin | None:
-    """What to carry for `requirement`; None: the target has it."""
-    name = canonicalize_name(requirement.name)
-    if name not in carried and target.has(requirement):
-        return None
-    pin = carried.get(name) or locked.get(name)
+def _pin_for(requirement: Requirement, needed_by: str, locked: dict[str, Pin]) -> Pin:
+    """What to carry for `requirement`."""
+    pin = locked.get(canonicalize_name(requirement.name))
     if pin is None:
         raise LackingError(f"{needed_by} needs {requirement}, which no lock file has; run `make lock`")
     if not requirement.specifier.contains(pin.version, prereleases=True):

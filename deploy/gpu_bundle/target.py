@@ -11,6 +11,8 @@ from packaging.version import InvalidVersion, Version
 
 GLIBC = (2, 35)
 """The oldest that wheels may ask for, and the target must have."""
+_SAME_MODULE = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Package to others that bring its module: to carry it beside them would hide them."""
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(==(?P<version>[^\s=]+)| *@ *\S.*)?")
 
 
@@ -27,13 +29,15 @@ class Target:
     packages: dict[str, Version | None]
     """Canonical name to version; None: it is there, in a version that isn't known and is taken to do."""
 
-    def has(self, requirement: Requirement) -> bool:
-        """Whether `requirement` is met there, as far as the list tells."""
+    def met_by(self, requirement: Requirement) -> str | None:
+        """The package there that meets `requirement`, as far as the list tells; None: none does."""
         name = canonicalize_name(requirement.name)
-        if name not in self.packages:
-            return False
-        version = self.packages[name]
-        return version is None or requirement.specifier.contains(version, prereleases=True)
+        for candidate in (name, *_SAME_MODULE.get(name, ())):
+            if candidate in self.packages:
+                version = self.packages[candidate]
+                if version is None or requirement.specifier.contains(version, prereleases=True):
+                    return candidate
+        return None
 
     def wants(self, marker: Marker | None, extra: str = "") -> bool:
         """Whether what carries `marker` is for this machine."""

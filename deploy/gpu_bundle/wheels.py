@@ -40,9 +40,13 @@ class Wheels:
             LackingError: there is no wheel for the target, or the index can't be reached.
         """
         wanted = list(pins)
-        if missing := [pin for pin in wanted if self._found(pin) is None]:
+        missing = [pin for pin in wanted if self._found(pin) is None]
+        if missing:
             self._download(missing)
-        return {pin: path for pin in wanted if (path := self._found(pin)) is not None}
+        found = {pin: path for pin in wanted if (path := self._found(pin)) is not None}
+        if lost := [str(pin) for pin in wanted if pin not in found]:
+            raise LackingError(f"pip brought {', '.join(lost)} under another name than expected, or with other sums")
+        return found
 
     def requirements_of(self, pins: Iterable[Pin]) -> dict[Pin, Sequence[Requirement]]:
         """What each pin's wheel requires (core metadata, Requires-Dist), those of its extras included."""

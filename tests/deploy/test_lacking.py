@@ -47,6 +47,12 @@ def test_the_walk_ends_at_what_the_target_has_and_tells_what_it_assumes() -> Non
     assert needed.assumed == (Assumed("wire>=2", "server==4.2"), Assumed("numbers>=1", "server==4.2"))
 
 
+def test_what_brings_the_same_module_is_assumed_under_its_own_name() -> None:
+    needed = walk({"onnxruntime-gpu": "1.30"}, core="onnxruntime>=1.27", cuda="onnxruntime-gpu>=1.27")
+    assert needed.pins == {"core": (), "cuda": ()}
+    assert needed.assumed == (Assumed("onnxruntime-gpu>=1.27", "fuseline"),)
+
+
 def test_what_the_target_has_in_too_old_a_version_is_carried() -> None:
     assert names(walk({"wire": "1.9", "numbers": "1.0"}, core="server")) == ["server", "wire", "typing-things"]
 

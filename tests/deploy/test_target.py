@@ -72,7 +72,15 @@ def test_a_python_that_fuseline_does_not_run_on_is_refused() -> None:
 def test_a_version_that_is_not_known_will_do_and_others_are_compared(
     tmp_path: Path, requirement: str, there: bool
 ) -> None:
-    assert read(tmp_path, "torch==2.11.0+cu130\nscipy\n").has(Requirement(requirement)) == there
+    met_by = read(tmp_path, "torch==2.11.0+cu130\nscipy\n").met_by(Requirement(requirement))
+    assert (met_by is not None) == there
+
+
+def test_onnx_runtime_with_cuda_does_for_the_one_for_cpus(tmp_path: Path) -> None:
+    target = read(tmp_path, "onnxruntime-gpu==1.30.0\n")
+    assert target.met_by(Requirement("onnxruntime>=1.27")) == "onnxruntime-gpu"
+    assert target.met_by(Requirement("onnxruntime>=1.31")) is None
+    assert read(tmp_path, "onnxruntime\n").met_by(Requirement("onnxruntime-gpu")) is None
 
 
 @pytest.mark.parametrize(
