@@ -19,6 +19,7 @@ from serve.model import load_model
 from serve.model_package import load_package, save_manifest
 from serve.settings import Settings
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
+from tests.serve import fake_gpu
 from tests.serve.backends.engine_packages import GRAPHS, details_of, install, package_of, put_gpu_in
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
@@ -286,6 +287,13 @@ async def test_a_server_is_ready_when_its_engine_is_built_and_no_request_builds_
     for rows, answer in zip((1, 3, 8, 20), answers, strict=True):
         np.testing.assert_allclose(answer.logits, expected_logits(pixels[:rows], CLASSES), rtol=1e-6)
     assert builds == ["fp16"]
+
+
+def test_an_engine_that_answers_zeros_is_not_served(tmp_path, fake_libraries, monkeypatch):
+    folder = package_of(tmp_path / "small", ("fits.plan", "tensorrt", "fp16", details_of(), b"plan")).folder
+    monkeypatch.setattr(fake_gpu, "expected_logits", lambda pixels, classes: np.zeros((len(pixels), classes)))
+    with pytest.raises(VerificationError, match="is not served: .* its logits differ from PyTorch's"):
+        load_model(folder, Settings(backend="tensorrt"), lambda *_: None)
 
 
 def test_a_server_finds_the_new_engine_of_a_package_before_it_builds_one(tmp_path, rtx, builds):

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, ModeFigures
@@ -14,9 +15,15 @@ from benchmarks.gpu.run.job import Job, NotHereError, RunPlan
 from benchmarks.gpu.run.record import Row
 from benchmarks.gpu.run.runner import STEPS, run_all
 from benchmarks.gpu.run.step_process import run_step
-from benchmarks.gpu.run.steps import cpu, engines, probe, serving
+from benchmarks.gpu.run.steps import cpu, engines, package, probe, serving
 from benchmarks.gpu.subject import GpuSubject
 from benchmarks.gpu.work import NetworkWork
+from serve.backends import tensorrt
+from serve.model_package import ModelPackage
+from tests.export.small_graph import CLASSES, ROW_SHAPE
+from tests.serve import fake_gpu
+from tests.serve.backends.engine_packages import details_of, install, package_of, put_gpu_in
+from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -129,6 +136,46 @@ def test_rows_of_the_engines_have_both_ways_and_shares_on_a_gpu(tmp_path: Path) 
         "TFLOPS": pytest.approx(3.2),
         "of the sheet's FP16": pytest.approx(3.2 / 989.5),
     }
+
+
+@pytest.fixture
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModelPackage:
+    """A package with an engine that fits the fake GPU here, and runs on it."""
+    cudart, library = FakeCudart(), FakeTensorRT()
+    engine = FakeEngine(cudart, row_shape=ROW_SHAPE, classes=CLASSES, types=library.DataType)
+    engine.layers = [{"Name": "stem", "Weights": {"Type": "Half", "Count": 216}}]
+    put_gpu_in(monkeypatch, cudart)
+    install(monkeypatch, {"tensorrt": library})
+    monkeypatch.setattr(package, "import_library", lambda _: library)
+    for module in (tensorrt, package):
+        monkeypatch.setattr(module, "engine_from_plan", lambda *_: engine)
+    return package_of(tmp_path / "small", ("fits.plan", "tensorrt", "fp16", details_of(), b"a plan"))
+
+
+def held_on_fake_gpu(opened: ModelPackage) -> Row:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, *ROW_SHAPE), np.uint8)
+    sample = package._Sample(pixels, expected_logits(pixels, CLASSES).astype(np.float32))
+    return package._held_against("small", package._openers("cuda")["TensorRT FP16"], opened, sample)
+
+
+def test_an_engine_on_a_gpu_is_held_against_pytorch_and_tells_its_weights(on_fake_gpu: ModelPackage) -> None:
+    row = held_on_fake_gpu(on_fake_gpu)
+    assert row.status == "measured", row.reason
+    assert row.figures["device"] == "Fake RTX 4090 (TensorRT)"
+    assert row.figures["pictures"] == 40
+    assert row.figures["difference"] < 1e-6
+    assert package._inspected(on_fake_gpu, on_fake_gpu.manifest.artifacts[-1]) == {"fp16": 216}
+
+
+def test_an_engine_that_answers_zeros_is_a_wrong_answer(
+    on_fake_gpu: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fake_gpu, "expected_logits", lambda pixels, classes: np.zeros((len(pixels), classes), np.float32)
+    )
+    row = held_on_fake_gpu(on_fake_gpu)
+    assert row.status == "wrong answer"
+    assert "is not served: on the package's reference images its logits differ" in (row.reason or "")
 
 
 def test_the_most_telling_loads_come_first(tmp_path: Path) -> None:
