@@ -257,9 +257,8 @@ def _missing(manifest: dict, home: Path) -> list[str]:
         parts = dict.fromkeys(part for part, stored, _ in chunks if not (home / "arrived" / stored).is_file())
         told.append(f"still missing for {purpose}: {', '.join(parts)}")
     if _installed("core", home):
-        told.append(
-            f"ready: sh {home / 'run.sh'} --minutes 10 --out DIR; or `. {home / 'activate'}` and `fuseline --help`"
-        )
+        run, activate = (shlex.quote(str(home / name)) for name in ("run.sh", "activate"))
+        told.append(f"ready: sh {run} --minutes 10 --out DIR; or `. {activate}` and `fuseline --help`")
     return told
 
 

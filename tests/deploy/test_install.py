@@ -61,7 +61,7 @@ def parts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+    return tmp_path / "a home"
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def install(home: Path) -> Callable[[Path], Installed]:
 
 def says(home: Path, code: str) -> str:
     """What Python prints after `. activate`."""
-    command = f'. {home}/activate && "$FUSELINE_PYTHON" -c "{code}"'
+    command = f'. "{home}/activate" && "$FUSELINE_PYTHON" -c "{code}"'
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 

@@ -1,10 +1,11 @@
 """What a run on a GPU found: one JSON file that is whole and true at any time, and its reader."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serve.errors import InputError
 
@@ -31,6 +32,22 @@ class Row(BaseModel):
     """What the table shows; the unit is in the name."""
     details: dict[str, Any] = Field(default_factory=dict)
     """All else."""
+
+    @field_validator("figures", "details", mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        """NaN and infinity as text, since JSON has neither: what came of a fault must not end the run."""
+        return _as_json_has_it(value)
+
+
+def _as_json_has_it(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _as_json_has_it(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json_has_it(each) for each in value]
+    return value
 
 
 class StepRecord(BaseModel):
