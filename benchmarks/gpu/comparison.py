@@ -196,7 +196,7 @@ class _Bench:
         self._run = run
         self._plan = run.plan
         self._deadline = deadline
-        self._budget = f"--minutes {run.plan.minutes:g}"
+        self._budget = f"--minutes {run.plan.minutes:.3g}"
         self._say = say
         self._workers = {name: self._started(name) for name in dict.fromkeys((PEAK_BY, *run.plan.contenders))}
         self._ready: set[str] = set()

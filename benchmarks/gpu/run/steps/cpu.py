@@ -41,9 +41,10 @@ def run(job: Job, emit: Emit) -> None:
                 status = "dropped" if failure.kind == "too slow" else failure.kind
                 emit(Row(what=what, status=status, reason=str(failure)))
                 continue
-            single.setdefault(backend, images_per_s)
-            figures = {"images/s": images_per_s, "x one instance": images_per_s / single[backend]}
-            emit(Row(what=what, figures=figures))
+            if instances == 1:
+                single[backend] = images_per_s
+            ratio = images_per_s / single[backend] if backend in single else None
+            emit(Row(what=what, figures={"images/s": images_per_s, "x one instance": ratio}))
 
 
 def _instances(cores: int) -> Iterator[int]:

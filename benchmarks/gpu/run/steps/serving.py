@@ -16,7 +16,7 @@ from benchmarks.serving import measure_serving
 from benchmarks.subject import Subject
 from benchmarks.target import Target, connect, expect_logits_of
 from serve.backends import DEFAULT_BUCKETS
-from serve.errors import FuselineError, VerificationError
+from serve.errors import BackendError, FuselineError, VerificationError
 
 _BURN_IN_S = 1.0
 _WAVES = 4
@@ -116,7 +116,7 @@ def _served(job: Job, emit: Emit, workers: int, backend: str, subject: Subject, 
 
 def _target(job: Job, server: ServerProcess, subject: Subject) -> Target:
     if job.plan.device == "cuda" and " on CPU, " in server.announcement:
-        raise VerificationError(f"the server computes on the CPU: {server.announcement}")
+        raise BackendError(f"the server computes on the CPU: {server.announcement}")
     return expect_logits_of(subject, connect(server.address, server.pid))
 
 
@@ -136,11 +136,11 @@ def _measured(what: str, target: Target, load: Load, seconds: float, bare_images
     except FuselineError as error:
         return Row(what=what, status="failed", reason=without_folders(str(error)))
     cpu_ms = figures.server_cpu_ms_per_request
-    errors = ", ".join(f"{count} {status}" for status, count in figures.errors.items())
-    reasons = [
-        f"the load generator used {figures.generator_cpu_share:.0%} of a core and limits this"
-    ] * figures.generator_was_busy
-    reasons += [f"refused: {errors}"] * bool(errors)
+    reasons = []
+    if figures.generator_was_busy:
+        reasons.append(f"the load generator used {figures.generator_cpu_share:.0%} of a core and limits this")
+    if figures.errors:
+        reasons.append(f"refused: {', '.join(f'{count} {status}' for status, count in figures.errors.items())}")
     return Row(
         what=what,
         reason="; ".join(reasons) or None,
