@@ -40,8 +40,8 @@ def check_device(
     held, total = told.get("memory_used_mib"), told.get("memory_mib")
     if isinstance(held, int | float) and held > MOST_HELD_MIB and not shared:
         raise BackendUnavailableError(
-            f"others hold {held:.0f} of {total:.0f} MiB of the memory of {found.gpus[0].name}: large batches may not "
-            "fit, and no figure would mean anything; end them, or --shared-gpu measures beside them"
+            f"others hold {held:.0f} of {total or 'unknown'} MiB of the memory of {found.gpus[0].name}: large batches "
+            "may not fit, and no figure would mean anything; end them, or --shared-gpu measures beside them"
         )
 
 

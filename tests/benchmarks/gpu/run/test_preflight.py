@@ -37,6 +37,8 @@ def test_a_gpu_whose_memory_others_hold_is_refused_unless_that_is_asked_for() ->
         check_device("cuda", driver=lambda: HOPPER, facts=lambda: facts(70000))
     check_device("cuda", shared=True, driver=lambda: HOPPER, facts=lambda: facts(70000))
     check_device("cuda", driver=lambda: HOPPER, facts=lambda: facts(MOST_HELD_MIB))
+    with pytest.raises(BackendUnavailableError, match="others hold 70000 of unknown MiB"):
+        check_device("cuda", driver=lambda: HOPPER, facts=lambda: {"memory_used_mib": 70000})
     # What nvidia-smi doesn't tell can't be held against anyone.
     check_device("cuda", driver=lambda: HOPPER, facts=lambda: None)
     check_device("cuda", driver=lambda: HOPPER, facts=lambda: {"memory_mib": 81559})
