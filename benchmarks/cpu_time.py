@@ -20,14 +20,7 @@ def cpu_seconds(pid: int) -> float | None:
 
 def family_stats(pid: int) -> dict[int, list[str]]:
     """The fields of `stat` behind the name, of `pid` and its living descendants by process id; {} if it is gone."""
-    stats = {}
-    for folder in _PROC.glob("[0-9]*"):
-        try:
-            stats[int(folder.name)] = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-    # The second field is the name in brackets, which may hold anything, blanks and brackets too.
-    fields = {its_pid: text.rpartition(")")[2].split() for its_pid, text in stats.items()}
+    fields = process_stats()
     if pid not in fields:
         return {}
     family, fresh = {pid}, {pid}
@@ -35,6 +28,18 @@ def family_stats(pid: int) -> dict[int, list[str]]:
         fresh = {its_pid for its_pid, values in fields.items() if int(values[1]) in fresh} - family
         family |= fresh
     return {its_pid: fields[its_pid] for its_pid in family}
+
+
+def process_stats() -> dict[int, list[str]]:
+    """The fields of `stat` behind the name, of every process by its id: state, parent, group and so on."""
+    stats = {}
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            stats[int(folder.name)] = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+    # The second field is the name in brackets, which may hold anything, blanks and brackets too.
+    return {its_pid: text.rpartition(")")[2].split() for its_pid, text in stats.items()}
 
 
 def with_cores_used_by(pids: Sequence[int], work: Callable[[], T]) -> tuple[T, float]:

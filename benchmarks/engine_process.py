@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.candidates import open_engine
 from benchmarks.cpu_time import peak_memory_mb
-from benchmarks.stats import BURN_IN_S
+from benchmarks.stats import BURN_IN_S, call_times
 from benchmarks.subject import Subject
 from serve.errors import BackendError, FuselineError
 
@@ -146,10 +146,4 @@ def _timed(run: Any, seconds: float) -> tuple[float, ...]:
     run()
     while time.perf_counter() - began < min(BURN_IN_S, seconds):
         run()
-    calls: list[float] = []
-    began = time.perf_counter()
-    while not calls or time.perf_counter() - began < seconds:
-        started = time.perf_counter()
-        run()
-        calls.append(time.perf_counter() - started)
-    return tuple(calls)
+    return call_times(run, seconds)

@@ -55,7 +55,16 @@ def check_writable(path: Path) -> None:
 
 def write_result(path: Path, benchmark: str, taken: Conditions, figures: Mapping[str, Any]) -> None:
     """Write one JSON object; an older file is replaced whole."""
-    record = {"benchmark": benchmark, **taken.facts, **figures}
+    write_json(path, {"benchmark": benchmark, **taken.facts, **figures})
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write `record` so that at any time the file has its old content, or all of the new.
+
+    Raises:
+        ValueError: it holds a NaN or an infinity, which JSON has not.
+        OSError: it can't be written.
+    """
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     staging.replace(path)

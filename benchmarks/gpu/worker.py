@@ -3,11 +3,11 @@
 import multiprocessing
 import re
 import signal
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Self
 
+from benchmarks.stats import call_times
 from serve.errors import BackendUnavailableError
 
 Failing = Literal["not here", "out of memory", "too slow", "failed"]
@@ -76,7 +76,9 @@ class Worker:
         try:
             self._connection.send((question, arguments))
         except OSError as error:
-            raise WorkFailedError("failed", f"its process is gone{self._exit_words()}: {error}") from error
+            raise WorkFailedError(
+                "failed", f"its process is gone{exit_words(self._process.exitcode)}: {error}"
+            ) from error
         return self._answer(timeout_s)
 
     def close(self) -> None:
@@ -97,18 +99,19 @@ class Worker:
         except (EOFError, OSError) as error:
             self._process.join(_END_TIMEOUT_S)
             raise WorkFailedError(
-                "failed", f"its process died{self._exit_words()}; what it said is on stderr"
+                "failed", f"its process died{exit_words(self._process.exitcode)}; what it said is on stderr"
             ) from error
         self._at_work = False
         if isinstance(answer, WorkFailedError):
             raise answer
         return answer
 
-    def _exit_words(self) -> str:
-        code = self._process.exitcode
-        if code is None:
-            return ""
-        return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+
+def exit_words(code: int | None) -> str:
+    """` by SIGSEGV`, ` with exit code 3`, to stand behind a verb; nothing of a process that has no exit code yet."""
+    if code is None:
+        return ""
+    return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
 
 
 def _work(connection: Connection, start: Callable[..., Answerer], arguments: tuple[Any, ...]) -> None:
@@ -155,10 +158,4 @@ def only_last_parts(text: str) -> str:
 def timed_calls(run: Callable[[], Any], seconds: float) -> tuple[float, ...]:
     """Seconds of each call of `run`, one after the other for `seconds`, at least one, after one that isn't counted."""
     run()
-    calls: list[float] = []
-    began = time.perf_counter()
-    while not calls or time.perf_counter() - began < seconds:
-        started = time.perf_counter()
-        run()
-        calls.append(time.perf_counter() - started)
-    return tuple(calls)
+    return call_times(run, seconds)

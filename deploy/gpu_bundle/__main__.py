@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.gpu.run.job import PICTURES, TRAINED
 from benchmarks.machine import git_revision
 from deploy.gpu_bundle.bundle import write_bundle
 from deploy.gpu_bundle.lacking import LackingError, Needed, lacking, read_lock
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = "checkout.zip"
 _LOCKS = ("requirements-serve-gpu.lock", "requirements.lock")
 """The second decides where both have a package: it is what the tests run with."""
-_TRAINED = "checkpoints/resnet20-12fca82f.th"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -111,9 +111,9 @@ def _checkout(path: Path, data: Path) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             _add(archive, ROOT / name, name)
-        if (trained := data / _TRAINED).is_file():
-            _add(archive, trained, f"data/{_TRAINED}")
-            for picture in sorted((data / "cifar10-test").glob("*/*.jpg")):
+        if (trained := data / TRAINED).is_file():
+            _add(archive, trained, f"data/{TRAINED}")
+            for picture in sorted((data / PICTURES).glob("*/*.jpg")):
                 _add(archive, picture, f"data/{picture.relative_to(data)}")
     return path
 

@@ -39,14 +39,13 @@ class Wheels:
         Raises:
             LackingError: there is no wheel for the target, or the index can't be reached.
         """
-        wanted = list(pins)
-        missing = [pin for pin in wanted if self._found(pin) is None]
-        if missing:
+        found = {pin: self._found(pin) for pin in pins}
+        if missing := [pin for pin, path in found.items() if path is None]:
             self._download(missing)
-        found = {pin: path for pin in wanted if (path := self._found(pin)) is not None}
-        if lost := [str(pin) for pin in wanted if pin not in found]:
+            found |= {pin: self._found(pin) for pin in missing}
+        if lost := [str(pin) for pin, path in found.items() if path is None]:
             raise LackingError(f"pip brought {', '.join(lost)} under another name than expected, or with other sums")
-        return found
+        return {pin: path for pin, path in found.items() if path is not None}
 
     def requirements_of(self, pins: Iterable[Pin]) -> dict[Pin, Sequence[Requirement]]:
         """What each pin's wheel requires (core metadata, Requires-Dist), those of its extras included."""

@@ -11,6 +11,10 @@ from benchmarks.gpu.run.record import Row
 
 Emit = Callable[[Row], None]
 
+TRAINED = Path("checkpoints") / "resnet20-12fca82f.th"
+"""A trained CIFAR ResNet-20, in the folder of the job's data."""
+PICTURES = Path("cifar10-test")
+"""Beside it: its pictures, a folder for each class."""
 BUNDLE_VARIABLE = "FUSELINE_BUNDLE"
 """Set by a bundle's `activate`: the folder into which it is installed."""
 
@@ -46,11 +50,11 @@ class Job:
     checkout: Path
     """Where `tests` and pyproject.toml are."""
     data: Path | None
-    """Where the trained network and its pictures are, if they are."""
+    """Where `TRAINED` and `PICTURES` are, if they are."""
     deadline: float
     """Of `time.monotonic`, when the process is ended."""
     found: dict[str, Any] = field(default_factory=dict)
-    """What earlier steps found that later ones build on. A step may add to it; it is passed on when the step ends."""
+    """What earlier steps found that later ones build on. What a step adds goes along with its next row, or its end."""
 
     @property
     def left_s(self) -> float:

@@ -1,15 +1,15 @@
 """What a run on a GPU found: one JSON file that is whole and true at any time, and its reader."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from serve.errors import InputError
+from benchmarks.gpu.worker import without_folders
+from benchmarks.results import write_json
+from serve.errors import FuselineError, InputError, VerificationError
 
-FORMAT = 1
 RowStatus = Literal["measured", "passed", "not here", "skipped", "dropped", "out of memory", "failed", "wrong answer"]
 StepStatus = Literal["waiting", "running", "done", "not here", "out of time", "failed", "interrupted"]
 _BAD_ROWS = ("failed", "wrong answer")
@@ -38,6 +38,12 @@ class Row(BaseModel):
     def _finite(cls, value: Any) -> Any:
         """NaN and infinity as text, since JSON has neither: what came of a fault must not end the run."""
         return _as_json_has_it(value)
+
+
+def failure_row(what: str, error: FuselineError) -> Row:
+    """The row of what came to `error`; what is only not here is no failure, and told otherwise."""
+    status: RowStatus = "wrong answer" if isinstance(error, VerificationError) else "failed"
+    return Row(what=what, status=status, reason=without_folders(str(error)))
 
 
 def _as_json_has_it(value: Any) -> Any:
@@ -75,7 +81,7 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     benchmark: Literal["gpu-run"] = "gpu-run"
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     command: str
     started_utc: str
     load_average_before: float | None
@@ -97,9 +103,7 @@ class RunRecord(BaseModel):
 
     def write(self, path: Path) -> None:
         """Replace the file whole."""
-        staging = path.with_name(f".{path.name}.partial")
-        staging.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        staging.replace(path)
+        write_json(path, self.model_dump(mode="json"))
 
 
 def read_record(path: Path) -> RunRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.device import gpu_facts
-from benchmarks.gpu.run.job import BUNDLE_VARIABLE, Job, RunPlan
+from benchmarks.gpu.run.job import BUNDLE_VARIABLE, TRAINED, Job, RunPlan
 from benchmarks.gpu.run.record import Row, RunRecord, StepRecord
 from benchmarks.gpu.run.schedule import limit_s
 from benchmarks.gpu.run.step_process import run_step
@@ -137,8 +137,6 @@ def _bundle() -> dict[str, Any] | None:
 
 def _beside_the_code() -> tuple[Path, Path | None]:
     """Where the tests are, and the trained network with its pictures, if they are here."""
-    from benchmarks.gpu.run.steps.package import TRAINED
-
     folder = os.environ.get(BUNDLE_VARIABLE)
     checkout = _ROOT if folder is None else Path(folder) / "checkout"
     data = _ROOT.parent / "shared" / "data" if folder is None else checkout / "data"

@@ -11,9 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_time import process_stats
 from benchmarks.gpu.run.job import Job, NotHereError
 from benchmarks.gpu.run.record import Row, StepStatus
-from benchmarks.gpu.worker import without_folders
+from benchmarks.gpu.worker import exit_words, without_folders
 from serve.errors import BackendUnavailableError
 
 _END_S = 5.0
@@ -51,7 +52,7 @@ def _follow(
             said, found = connection.recv()
         except (EOFError, OSError):
             process.join(_END_S)
-            return "failed", f"its process died{_exit_words(process.exitcode)}; the log has what it said"
+            return "failed", f"its process died{exit_words(process.exitcode)}; the log has what it said"
         job.found.update(found)
         if not isinstance(said, Row):
             status, reason = said
@@ -74,21 +75,7 @@ def _end(process: Any) -> None:
 
 def _group_lives(group: int) -> bool:
     """Whether a process of the group is still there, but for those that only wait to be collected."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # Behind the name in brackets: state, parent, group (man 5 proc).
-            state, _, its_group = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state not in "ZX":
-            return True
-    return False
-
-
-def _exit_words(code: int | None) -> str:
-    if code is None:
-        return ""
-    return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+    return any(int(values[2]) == group and values[0] not in "ZX" for values in process_stats().values())
 
 
 def _work(connection: Connection, module: str, job: Job, log: Path) -> None:

@@ -11,11 +11,13 @@ from benchmarks.gpu.run.job import Emit, Job, NotHereError
 from benchmarks.gpu.run.record import Row
 from benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
 from benchmarks.pictures import generated_pictures
+from serve.backends import why_not_installed
+from serve.backends.base import Backend
 from serve.errors import BackendUnavailableError
-from serve.model_package import load_package
+from serve.model_package import ModelPackage, load_package
 from serve.reference import check_reference
 
-_TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 _BATCH = 8
 _READY_S = 60.0
 
@@ -27,7 +29,7 @@ def run(job: Job, emit: Emit) -> None:
     cores = sorted(os.sched_getaffinity(0))
     single: dict[str, float] = {}
     for instances in _instances(len(cores)):
-        for backend, title in _TITLES.items():
+        for backend, title in TITLES.items():
             threads = len(cores) // instances
             what = f"{title} FP32, batch {_BATCH}: {instances} x {threads} cores"
             if job.left_s < 2 * job.plan.seconds:
@@ -69,23 +71,29 @@ def _together(job: Job, backend: str, shares: list[list[int]]) -> float:
             return sum(each.result() for each in asked)
 
 
+def open_fp32_on_cpu(backend: str, package: ModelPackage, *, buckets: tuple[int, ...], threads: int = 0) -> Backend:
+    """Open `openvino` or `onnxruntime` for the CPU, though a GPU may be here, which `open_backend` would take.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    if (reason := why_not_installed(backend)) is not None:
+        raise BackendUnavailableError(reason)
+    if backend == "openvino":
+        from serve.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(package, precision="fp32", buckets=buckets, threads=threads)
+    from serve.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(package, precision="fp32", buckets=buckets, threads=threads, cuda=False)
+
+
 def start_instance(backend: str, package_folder: str, cores: list[int]) -> Answerer:
     """Open `backend` for the CPU on `cores` alone, held against the package's reference; answer `measure`."""
     # Before the runtime counts its cores and starts its threads.
     os.sched_setaffinity(0, cores)
     package = load_package(Path(package_folder))
-    settings: dict[str, Any] = {"precision": "fp32", "buckets": (1, _BATCH), "threads": len(cores)}
-    try:
-        if backend == "openvino":
-            from serve.backends.openvino import OpenVinoBackend
-
-            opened: Any = OpenVinoBackend(package, **settings)
-        else:
-            from serve.backends.onnxruntime import OnnxRuntimeBackend
-
-            opened = OnnxRuntimeBackend(package, **settings, cuda=False)
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(f"{error.name} is not installed") from error
+    opened = open_fp32_on_cpu(backend, package, buckets=(1, _BATCH), threads=len(cores))
     check_reference(opened, package)
     pixels = generated_pictures(package.manifest.input.row_shape, _BATCH)
 

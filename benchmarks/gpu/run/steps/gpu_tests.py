@@ -17,9 +17,8 @@ _PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
 """Those that the settings of the tests name."""
 _LEAK_SHARE = 0.2
 """Of what is left at the start, for each of the two leak tests."""
-_NO_TESTS = 5
-_ENDED_WELL = (0, 1)
-"""Exit codes of pytest: all passed; some failed, which is told test by test."""
+_ENDED_WELL = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+"""What failed is told test by test."""
 
 
 def run(job: Job, emit: Emit) -> None:
@@ -38,7 +37,7 @@ def run(job: Job, emit: Emit) -> None:
     plugins = [flag for plugin in _PLUGINS for flag in ("-p", plugin)]
     flags = ["-m", "gpu", "-v", *plugins, "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     code = pytest.main([*flags, *named, *others], plugins=[_Reporter(emit)])
-    if code == _NO_TESTS:
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise NotHereError("no test is marked gpu there")
     if code not in _ENDED_WELL:
         raise RuntimeError(f"pytest ended with {int(code)}")

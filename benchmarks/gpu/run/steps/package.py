@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.answers import check_logits
-from benchmarks.gpu.run.job import Emit, Job
-from benchmarks.gpu.run.record import Row
+from benchmarks.gpu.run.job import PICTURES, TRAINED, Emit, Job
+from benchmarks.gpu.run.record import Row, failure_row
+from benchmarks.gpu.run.steps.cpu import TITLES, open_fp32_on_cpu
 from benchmarks.gpu.worker import without_folders
 from benchmarks.pictures import generated_pictures
 from benchmarks.subject import ARCHITECTURES, random_checkpoint
-from serve.backends import DEFAULT_BUCKETS
+from serve.backends import DEFAULT_BUCKETS, why_not_installed
 from serve.backends.base import Backend
 from serve.backends.engine_inspection import weights_by_precision
 from serve.backends.engine_key import LIBRARIES, EngineDetails
 from serve.backends.padded import infer_in_largest_bucket
 from serve.backends.tensorrt_engine import engine_from_plan, import_library
-from serve.errors import BackendUnavailableError, FuselineError, VerificationError
+from serve.errors import BackendUnavailableError, FuselineError
 from serve.model_package import Artifact, ModelPackage, load_package
 from serve.reference import check_reference
 
 _PICTURES = 64
 _MOST_PICTURES = 1000
-TRAINED = Path("checkpoints") / "resnet20-12fca82f.th"
-"""In the folder of the job's data; its pictures are in cifar10-test."""
 _TRAINED_INPUT = ("--input-size", "32", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 Opener = Callable[[ModelPackage], Backend]
 
@@ -161,25 +161,16 @@ def _openers(device: str) -> dict[str, Opener]:
 
         return open_tensorrt(package, precision="fp16", buckets=DEFAULT_BUCKETS)
 
-    def onnxruntime(package: ModelPackage, *, cuda: bool) -> Backend:
+    def onnxruntime(package: ModelPackage) -> Backend:
+        if (reason := why_not_installed("onnxruntime")) is not None:
+            raise BackendUnavailableError(reason)
         from serve.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(
-            package, precision="fp16" if cuda else "fp32", buckets=DEFAULT_BUCKETS, threads=0, cuda=cuda
-        )
+        return OnnxRuntimeBackend(package, precision="fp16", buckets=DEFAULT_BUCKETS, threads=0, cuda=True)
 
-    def openvino(package: ModelPackage) -> Backend:
-        from serve.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(package, precision="fp32", buckets=DEFAULT_BUCKETS, threads=0)
-
-    on_gpu: dict[str, Opener] = {
-        "TensorRT FP16": tensorrt,
-        "ONNX Runtime CUDA FP16": lambda package: onnxruntime(package, cuda=True),
-    }
+    on_gpu: dict[str, Opener] = {"TensorRT FP16": tensorrt, "ONNX Runtime CUDA FP16": onnxruntime}
     on_cpu: dict[str, Opener] = {
-        "OpenVINO FP32": openvino,
-        "ONNX Runtime FP32": lambda package: onnxruntime(package, cuda=False),
+        f"{title} FP32": partial(open_fp32_on_cpu, name, buckets=DEFAULT_BUCKETS) for name, title in TITLES.items()
     }
     return on_gpu if device == "cuda" else on_gpu | on_cpu
 
@@ -193,12 +184,10 @@ def _held_against(what: str, opener: Opener, package: ModelPackage, sample: _Sam
         finally:
             backend.close()
         check_logits(what, backend.precision, logits, sample.expected)
-    except (BackendUnavailableError, ModuleNotFoundError) as error:
+    except BackendUnavailableError as error:
         return Row(what=what, status="not here", reason=without_folders(str(error)))
-    except VerificationError as error:
-        return Row(what=what, status="wrong answer", reason=without_folders(str(error)))
     except FuselineError as error:
-        return Row(what=what, status="failed", reason=without_folders(str(error)))
+        return failure_row(what, error)
     expected, labels = sample.expected, sample.labels
     figures = {
         "backend": backend.name,
@@ -225,7 +214,7 @@ def _trained(job: Job, data: Path, emit: Emit) -> None:
     emit(_exported(data / TRAINED, folder, _TRAINED_INPUT))
     emit(_engine_built(folder, job, title))
     package = load_package(folder)
-    pictures = sample_from_folder(data / "cifar10-test", package.manifest.input, _MOST_PICTURES)
+    pictures = sample_from_folder(data / PICTURES, package.manifest.input, _MOST_PICTURES)
     shown = [name.split("/")[0] for name in pictures.names]
     classes = sorted(set(shown))
     labels = np.array([classes.index(name) for name in shown])

@@ -14,15 +14,9 @@ _WORDS = {"CURRENT": CURRENT, UNSET: PORTABLE}
 
 def run(job: Job, emit: Emit) -> None:
     """Try every setting. `found` gets `engine_for`, the word for the first setting that answers rightly here."""
-    seen: list[dict[str, Any]] = []
-
-    def told(attempt: dict[str, Any]) -> None:
-        seen.append(attempt)
-        emit(_row(attempt))
-
-    probed = probe_rtx(told)
+    probed = probe_rtx(lambda attempt: emit(_row(attempt)))
     capability = probed["capability"]
-    running = {attempt["asked"] for attempt in seen if attempt.get("ran")}
+    running = {attempt["asked"] for attempt in probed["attempts"] if attempt.get("ran")}
     # TensorRT itself, where it is installed, builds for every GPU.
     if capability is not None and not is_installed("tensorrt"):
         # The engine of another capability may run here too, but no server would take it.

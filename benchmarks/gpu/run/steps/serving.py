@@ -6,8 +6,7 @@ from pathlib import Path
 
 from benchmarks.engine_process import EngineProcess
 from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row
-from benchmarks.gpu.worker import without_folders
+from benchmarks.gpu.run.record import Row, failure_row
 from benchmarks.machine import usable_cores
 from benchmarks.pictures import generated_pictures
 from benchmarks.protocols import Classify
@@ -16,7 +15,7 @@ from benchmarks.serving import measure_serving
 from benchmarks.subject import Subject
 from benchmarks.target import Target, connect, expect_logits_of
 from serve.backends import DEFAULT_BUCKETS
-from serve.errors import BackendError, FuselineError, VerificationError
+from serve.errors import BackendError, FuselineError
 
 _BURN_IN_S = 1.0
 _WAVES = 4
@@ -108,10 +107,8 @@ def _served(job: Job, emit: Emit, workers: int, backend: str, subject: Subject, 
                     emit(Row(what=what, status="dropped", reason=f"it takes {seconds:.0f} s, and no time was left"))
                 else:
                     emit(_measured(what, target, load, seconds, bare_images_per_s))
-    except VerificationError as error:
-        emit(Row(what=_title(workers), status="wrong answer", reason=without_folders(str(error))))
     except FuselineError as error:
-        emit(Row(what=_title(workers), status="failed", reason=without_folders(str(error))))
+        emit(failure_row(_title(workers), error))
 
 
 def _target(job: Job, server: ServerProcess, subject: Subject) -> Target:
@@ -131,10 +128,8 @@ def _measured(what: str, target: Target, load: Load, seconds: float, bare_images
             processes=max(1, min(load.callers, usable_cores() // _CORES_OF_A_GENERATOR)),
             streams=1,
         )
-    except VerificationError as error:
-        return Row(what=what, status="wrong answer", reason=without_folders(str(error)))
     except FuselineError as error:
-        return Row(what=what, status="failed", reason=without_folders(str(error)))
+        return failure_row(what, error)
     cpu_ms = figures.server_cpu_ms_per_request
     reasons = []
     if figures.generator_was_busy:
