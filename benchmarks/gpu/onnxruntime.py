@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from benchmarks.gpu.contender import Device, Prepared
 from benchmarks.gpu.subject import GpuSubject
 from serve.backends import why_not_installed
+from serve.backends.bound_session import BoundBatch
 from serve.backends.onnxruntime import open_session, why_no_cuda
 from serve.errors import BackendUnavailableError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 
 class OnnxRuntimeContender:
@@ -35,31 +35,28 @@ class OnnxRuntimeContender:
         ort = self._ort
         # A session for each batch: the arena of a larger one would stay.
         session = self._session(subject)
-        classes = subject.package.manifest.classes
-        image = ort.OrtValue.ortvalue_from_numpy(pixels, self._device, 0)
-        logits = ort.OrtValue.ortvalue_from_shape_and_type((len(pixels), classes), np.float32, self._device, 0)
-        binding = session.io_binding()
-        binding.bind_ortvalue_input(INPUT_NAME, image)
-        binding.bind_ortvalue_output(OUTPUT_NAME, logits)
-
-        def resident() -> None:
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+        batch = BoundBatch(
+            session,
+            rows=len(pixels),
+            row_shape=pixels.shape[1:],
+            classes=subject.package.manifest.classes,
+            device=self._device,
+        )
+        batch.put(pixels)
 
         def host() -> NDArray[np.float32]:
-            image.update_inplace(pixels)
-            resident()
-            answer: NDArray[np.float32] = logits.numpy()
-            return answer
+            batch.put(pixels)
+            batch.run()
+            return batch.logits()
 
         def release() -> None:
-            nonlocal session, binding, image, logits
-            del binding, image, logits, session
+            nonlocal session, batch
+            del batch, session
 
-        resident()
+        batch.run()
         return Prepared(
-            resident=resident,
-            resident_logits=lambda: logits.numpy().copy(),
+            resident=batch.run,
+            resident_logits=batch.logits,
             host=host if self._on_gpu else None,
             details={"onnxruntime": ort.__version__, "providers": session.get_providers()},
             release=release,

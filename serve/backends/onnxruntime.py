@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.backends.bound_session import BoundSession
 from serve.backends.onnx_artifact import onnx_artifact
 from serve.cpu import this_cpu
 from serve.errors import BackendError, BackendUnavailableError
@@ -28,6 +29,9 @@ class OnnxRuntimeBackend:
                 raise BackendUnavailableError(reason)
             # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
             ort.preload_dlls()
+            # cuDNN's frontend logs an error for each kernel that it tries and can't use, hundreds at each opening, in
+            # the default logger; what fails in the end is raised.
+            ort.set_default_logger_severity(4)
         artifact = onnx_artifact(package, precision, reader="cuda" if cuda else "cpu")
         path = package.checked_path(artifact)
         try:
@@ -42,12 +46,26 @@ class OnnxRuntimeBackend:
         self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"
         self.precision: str = artifact.precision
         self.buckets = buckets
+        self._bound: BoundSession | None = None
+        if cuda:
+            try:
+                self._bound = BoundSession(
+                    self._session,
+                    buckets=buckets,
+                    row_shape=package.manifest.input.row_shape,
+                    classes=package.manifest.classes,
+                    device="cuda",
+                )
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime {ort.__version__} can't capture {artifact.path}: {error}") from error
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `serve.backends.base.Backend.infer`."""
         if self._session is None:
             raise BackendError("the ONNX Runtime backend was closed")
         try:
+            if self._bound is not None:
+                return self._bound.infer(pixels)
             logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
@@ -55,11 +73,13 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """See `serve.backends.base.Backend.close`."""
-        self._session = None
+        if self._bound is not None:
+            self._bound.close()
+        self._bound = self._session = None
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:
-    """An ONNX Runtime session of `graph`, a file or its bytes, configured as for serving.
+    """An ONNX Runtime session of `graph`, a file or its bytes, configured as for serving: on a GPU, with CUDA graphs.
 
     Raises:
         Exception: whatever ONNX Runtime raises on a graph that it can't load.
@@ -70,14 +90,14 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # A pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
-    options.enable_mem_pattern = False
+    options.enable_mem_pattern = cuda
     # Spinning workers take the cores that the front end and the decoders need between batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not this_cpu().int8:
         # Without VNNI the fast INT8 products of x86 overflow 16 bits; the exact ones take three times as long with it.
         options.add_session_config_entry("session.x64quantprecision", "1")
     # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
-    on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if cuda else []
+    on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})] if cuda else []
     return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
 
 
