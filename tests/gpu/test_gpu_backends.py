@@ -1,23 +1,20 @@
 """The backends on a GPU answer as eager PyTorch does, and as they do on a CPU."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from benchmarks.gpu.contender import CONTENDERS, modes_on
-from benchmarks.gpu.start import start_contender
-from benchmarks.gpu.subject import open_gpu_subject
-from benchmarks.gpu.worker import Worker, WorkFailedError
-from serve.backends.cuda import Cuda
 from serve.backends.onnxruntime import OnnxRuntimeBackend
 from serve.backends.padded import infer_in_largest_bucket
 from serve.backends.tensorrt_backend import TensorRTBackend
 from serve.reference import check_reference
-from tests.gpu.conftest import BUCKETS, ENGINE_FOR, TOLERANCE, OpenBackend, Subject
+from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
 
 pytestmark = pytest.mark.gpu
 
 FP16_SPACING = 2.0**-10
-TIMEOUT_S = 240.0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -53,6 +50,23 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str, subject: Subject, op
     finally:
         backend.close()
     np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_a_change_of_batch_size_costs_no_new_plan(name: str, subject: Subject, open_on_gpu: OpenBackend) -> None:
+    """ONNX Runtime without CUDA graphs took 130 ms and more for each change, on an H100."""
+    backend = open_on_gpu(name, subject.package)
+    took_s = []
+    try:
+        # From another thread than the one that opened it, as a server does.
+        with ThreadPoolExecutor(1) as server:
+            for rows in BUCKETS * 10:
+                started = time.monotonic()
+                server.submit(backend.infer, subject.pixels[:rows]).result()
+                took_s.append(time.monotonic() - started)
+    finally:
+        backend.close()
+    assert sorted(took_s)[-2] < 0.05, "all but one call, which the machine may have held up"
 
 
 class PlainBackend(TensorRTBackend):
@@ -96,29 +110,6 @@ def test_a_graphs_replay_gives_the_logits_of_plain_execution(
     np.testing.assert_array_equal(replayed, again)
     # The same kernels on the same numbers; atomic sums, if an engine has any, come in any order.
     assert np.abs(replayed - plain).max() <= FP16_SPACING * np.ptp(plain)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_the_benchmarks_contenders_answer_rightly_in_every_mode(name: str, cuda: Cuda) -> None:
-    precision = "fp32" if CONTENDERS[name].precision == "fp32" else "fp16"
-    opened = open_gpu_subject("resnet18", input_side=64, rows=2)
-    contender = (name, "cuda", "reduce-overhead", ENGINE_FOR)
-    with opened as (subject, pixels, expected), Worker(start_contender, *contender) as worker:
-        try:
-            worker.ready(TIMEOUT_S)
-            # Twice: the second batch must find nothing of the first.
-            for rows in (1, 2):
-                answers = worker.ask("prepare", subject, pixels[:rows], 0.05, timeout_s=TIMEOUT_S)
-                assert answers.logits.keys() == set(modes_on("cuda"))
-                for mode, logits in answers.logits.items():
-                    assert np.abs(logits - expected[:rows]).max() <= TOLERANCE[precision] * np.ptp(expected), mode
-                    assert worker.ask("measure", mode, 0.05, timeout_s=TIMEOUT_S)
-            worker.ask("release", timeout_s=TIMEOUT_S)
-        except WorkFailedError as failure:
-            if failure.kind != "not here":
-                raise
-            pytest.skip(f"{name} does not run here: {failure}")
 
 
 def test_many_rows_go_through_in_batches_of_the_largest_bucket(subject: Subject, open_on_gpu: OpenBackend) -> None:
