@@ -52,6 +52,11 @@ class OpenLoad:
     """How long the first answer of all is waited for, and the last ones after the window."""
     max_under_way: int | None = None
     """Of each process; beyond it nothing is sent. None: 10,000, or as many as take 1 GiB."""
+    cool_down_s: float = 0.0
+    """How long the load goes on after the window. Without it a server that drops requests finds room for the last of
+    the window."""
+    least_answers: int = 1
+    """Fewer answers in the window end the run; 0 where a server may fail to answer any in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,9 @@ class OpenResult:
     answered_latency_s: NDArray[np.float64]
     """The part of `latency_s` that has answers."""
     errors: Counter[str]
-    """gRPC status, `UNANSWERED` or `NOT_SENT` to how often, burn-in included."""
+    """gRPC status, `UNANSWERED` or `NOT_SENT` to how often, burn-in and cool-down included."""
+    window_errors: Counter[str]
+    """The part of `errors` that was due in the window."""
     answers: tuple[tuple[int, bytes], ...]
     """As of `LoadResult`."""
     generator_cpu_share: float
@@ -81,7 +88,7 @@ def run_open_loop(load: OpenLoad, at_edge: Callable[[], None] = lambda: None) ->
 
     Raises:
         InputError: no request would be due in the window.
-        BackendError: nothing was answered, or the server gave no sign of life.
+        BackendError: fewer than `least_answers` came, or the server gave no sign of life.
     """
     if round(load.rate_per_s * load.seconds) < 1:
         raise InputError(
@@ -89,17 +96,21 @@ def run_open_loop(load: OpenLoad, at_edge: Callable[[], None] = lambda: None) ->
         )
     burn_in = poisson_arrivals(load.rate_per_s, load.burn_in_s, load.seed + 1) - load.burn_in_s
     timed = poisson_arrivals(load.rate_per_s, load.seconds, load.seed)
-    plans = [_Plan(load, burn_in[n :: load.processes], timed[n :: load.processes]) for n in range(load.processes)]
+    cool_down = poisson_arrivals(load.rate_per_s, load.cool_down_s, load.seed + 2) + load.seconds
+    plans = [
+        _Plan(load, *(arrivals[n :: load.processes] for arrivals in (burn_in, timed, cool_down)))
+        for n in range(load.processes)
+    ]
     parts, window = drive(
         _drive,
         [plan for plan in plans if len(plan.timed_s)],
         seconds=load.seconds,
         lead_s=load.burn_in_s,
-        drain_s=load.patience_s,
+        drain_s=load.cool_down_s + load.patience_s,
         at_edge=at_edge,
         precise=True,
     )
-    return _merge(parts, window)
+    return _merge(parts, window, load.least_answers)
 
 
 def poisson_arrivals(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float64]:
@@ -119,6 +130,7 @@ class _Plan:
     load: OpenLoad
     burn_in_s: NDArray[np.float64]
     timed_s: NDArray[np.float64]
+    cool_down_s: NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -130,16 +142,18 @@ class _Part:
     send_lag_s: NDArray[np.float64]
     due: int
     errors: Counter[str]
+    window_errors: Counter[str]
     answers: list[tuple[int, bytes]]
     cpu_share: float = 0.0
 
 
-def _merge(parts: Sequence[_Part], window: Window) -> OpenResult:
+def _merge(parts: Sequence[_Part], window: Window, least_answers: int) -> OpenResult:
     errors: Counter[str] = sum((part.errors for part in parts), Counter())
     answered = np.concatenate([part.answered_latency_s for part in parts])
-    if not len(answered):
+    if len(answered) < least_answers:
         failed = ", ".join(f"{number} {status}" for status, number in errors.items()) or "no errors either"
-        raise BackendError(f"nothing that was sent in {window[1] - window[0]:g} s was answered ({failed})")
+        few = f"only {len(answered)}" if len(answered) else "nothing"
+        raise BackendError(f"{few} of what was sent in {window[1] - window[0]:g} s was answered ({failed})")
     return OpenResult(
         due=sum(part.due for part in parts),
         answered=len(answered),
@@ -147,6 +161,7 @@ def _merge(parts: Sequence[_Part], window: Window) -> OpenResult:
         send_lag_s=np.concatenate([part.send_lag_s for part in parts]),
         answered_latency_s=answered,
         errors=errors,
+        window_errors=sum((part.window_errors for part in parts), Counter()),
         answers=tuple(answer for part in parts for answer in part.answers),
         generator_cpu_share=max(part.cpu_share for part in parts),
         window_s=window[1] - window[0],
@@ -169,7 +184,9 @@ async def _drive(plan: _Plan, cue: Cue) -> _Part:
         await asyncio.sleep(max(0.0, end - time.monotonic()))
         # A generator that is late is busy beyond the window's end.
         cpu_share = (time.process_time() - cpu_before) / (time.monotonic() - began)
-        part = await sender.finish(end + load.patience_s)
+        sender.end_window()
+        await sender.send(load.burn_in_requests, start + plan.cool_down_s)
+        part = await sender.finish(end + load.cool_down_s + load.patience_s)
     part.cpu_share = cpu_share
     return part
 
@@ -193,6 +210,7 @@ class _Sender:
         self._max_under_way = load.max_under_way or _most_under_way(max(map(len, load.requests)))
         self._under_way: set[asyncio.Task[None]] = set()
         self._errors: Counter[str] = Counter()
+        self._window_errors: Counter[str] = Counter()
         self._burn_in_answers: deque[tuple[int, bytes]] = deque(maxlen=KEPT_ANSWERS)
         self._last_answers: dict[int, bytes] = {}
         self._due = 0
@@ -205,6 +223,10 @@ class _Sender:
         """What is sent from now on is timed; so many will be due."""
         self._is_timed = True
         self._due = due
+
+    def end_window(self) -> None:
+        """What is sent from now on keeps the load up and is not timed."""
+        self._is_timed = False
 
     async def send(self, requests: tuple[bytes, ...], due_s: NDArray[np.float64]) -> None:
         """Send `requests` in turn, each when it is due."""
@@ -233,6 +255,7 @@ class _Sender:
             send_lag_s=np.array(self._send_lag_s),
             due=self._due,
             errors=self._errors,
+            window_errors=self._window_errors,
             answers=[*self._burn_in_answers, *self._last_answers.items()],
         )
 
@@ -242,7 +265,7 @@ class _Sender:
         try:
             answer = await self._call(request)
         except CallError as error:
-            self._errors[error.status] += 1
+            self._count(error.status, is_timed=is_timed)
             return
         except asyncio.CancelledError:
             self._give_up(UNANSWERED, due, is_timed=is_timed)
@@ -254,9 +277,14 @@ class _Sender:
             self._burn_in_answers.append((index, answer))
 
     def _give_up(self, why: str, due: float, *, is_timed: bool) -> None:
-        self._errors[why] += 1
+        self._count(why, is_timed=is_timed)
         if is_timed:
             self._given_up_due_s.append(due)
+
+    def _count(self, status: str, *, is_timed: bool) -> None:
+        self._errors[status] += 1
+        if is_timed:
+            self._window_errors[status] += 1
 
 
 def _most_under_way(request_bytes: int) -> int:

@@ -96,7 +96,7 @@ def test_requests_without_an_answer_count_with_how_long_they_were_waited_for() -
         result = run_open_loop(open_load(address, rate_per_s=40.0))
         never.set()
     assert (result.due, result.answered, len(result.latency_s)) == (20, 10, 20)
-    assert result.errors == {UNANSWERED: 10}
+    assert result.errors == result.window_errors == {UNANSWERED: 10}
     # Due in the window, waited for until 1 s after it.
     assert (result.latency_s >= 1.0).sum() >= 10
     assert len(result.answered_latency_s) == 10
@@ -148,8 +148,31 @@ def test_nothing_answered_is_no_figure() -> None:
             raise RuntimeError("out of order")
         return b"answer"
 
-    with little_server(refuse) as address, pytest.raises(BackendError, match="was answered .*UNKNOWN"):
-        run_open_loop(open_load(address, rate_per_s=20.0))
+    with little_server(refuse) as address:
+        with pytest.raises(BackendError, match="nothing of what was sent in 0.5 s was answered .*UNKNOWN"):
+            run_open_loop(open_load(address, rate_per_s=20.0))
+        result = run_open_loop(open_load(address, rate_per_s=20.0, least_answers=0))
+    assert (result.due, result.answered, len(result.latency_s)) == (10, 0, 0)
+    assert result.errors == {"UNKNOWN": 10}
+
+
+def test_the_load_goes_on_after_the_window_and_only_the_window_counts() -> None:
+    asked: list[tuple[bytes, float]] = []
+
+    def refuse_the_untimed_from_the_second_on(request: bytes) -> bytes:
+        asked.append((request, time.monotonic()))
+        if request == b"burn-in" and len(asked) > 1:
+            raise RuntimeError("out of order")
+        return b"answer"
+
+    with little_server(refuse_the_untimed_from_the_second_on) as address:
+        result = run_open_loop(open_load(address, rate_per_s=40.0, cool_down_s=0.5))
+    # 20 are due in the window, 20 more after it, 4 before.
+    assert (result.due, result.answered) == (20, 20)
+    assert result.errors == {"UNKNOWN": 24}
+    assert result.window_errors == {}
+    last_timed_s = max(at for request, at in asked if request == b"timed")
+    assert sum(at > last_timed_s for request, at in asked if request == b"burn-in") == 20
 
 
 def test_a_server_that_went_away_is_told_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
