@@ -10,27 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.answers import check_logits
-from benchmarks.calls import open_calls
 from benchmarks.candidates import INT8_CANDIDATES
 from benchmarks.cpu_time import cpu_seconds
-from benchmarks.echo_server import ECHO, ECHO_STREAM
 from benchmarks.engine_process import EngineProcess
-from benchmarks.load import Load, LoadResult, Transport, run_closed_loop
+from benchmarks.load import Load, LoadResult, run_closed_loop
 from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
 from benchmarks.peer_cases import CONCURRENCY, CONTENDERS, PEERS, SAME_ENGINE, Case, Contender
-from benchmarks.peer_http import open_http_calls
-from benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL, Server, started_peer
+from benchmarks.peer_processes import Server, started_peer
+from benchmarks.peer_requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from benchmarks.peer_rounds import Stretch
 from benchmarks.pictures import generated_pictures
-from benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
+from benchmarks.protocols import RawBytes, WireProtocol
 from benchmarks.server_process import started_server
 from benchmarks.subject import Subject, open_subject
 from benchmarks.tiny_package import write_tiny_package
 from serve.backends.onnx_artifact import onnx_artifact
 from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
 
-_PICTURES = 8
 _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""
 _MAX_CONNECTIONS = 900
@@ -69,13 +65,13 @@ class PeerModel:
             burn_in_requests=burn_in,
             concurrency=case.concurrency,
             seconds=seconds,
-            method=_method(contender, wire),
+            method=method_of(contender, wire),
             streams=int(wire.is_stream),
-            transport=_transport(wire),
+            transport=transport_of(wire),
         )
         result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
-        return _stretch(result, result.requests_per_s, _images(contender, case), watch)
+        return _stretch(result, result.requests_per_s, images_of(contender, case), watch)
 
     def measure_open(self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int) -> Stretch:
         """As `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
@@ -89,14 +85,14 @@ class PeerModel:
             rate_per_s=rate_per_s,
             seconds=max(seconds, _MIN_OPEN_REQUESTS / rate_per_s),
             seed=seed,
-            method=_method(contender, wire),
-            transport=_transport(wire),
+            method=method_of(contender, wire),
+            transport=transport_of(wire),
             max_under_way=_MAX_CONNECTIONS if isinstance(wire, RawBytes) else None,
         )
         result = run_open_loop(load, watch)
         self._check(name, case, wire, result)
         answered_per_s = result.answered / result.window_s
-        return _stretch(result, answered_per_s, _images(contender, case), watch, offered_per_s=rate_per_s)
+        return _stretch(result, answered_per_s, images_of(contender, case), watch, offered_per_s=rate_per_s)
 
     def _measure_bare(self, case: Case, seconds: float) -> Stretch:
         """One image where requests come alone, else as many as a batch takes at most."""
@@ -109,11 +105,11 @@ class PeerModel:
     def _requests(self, name: str, case: Case) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
         """Who, in what protocol, what is sent while the clock runs, and what before."""
         contender = CONTENDERS[name]
-        wire = _wire(contender, case)
+        wire = wire_of(contender, case)
         timed, burn_in = (
             tuple(
-                wire.request(self.pixels[_pictures(index, contender, case)], with_logits=with_logits)
-                for index in range(_PICTURES)
+                wire.request(self.pixels[pictures_of(index, contender, case)], with_logits=with_logits)
+                for index in range(PICTURES)
             )
             for with_logits in (False, True)
         )
@@ -127,7 +123,7 @@ class PeerModel:
             return
         expected = self.expected.get(name, self.expected["fuseline"])
         for index, answer in result.answers:
-            rows = expected[_pictures(index, contender, case)]
+            rows = expected[pictures_of(index, contender, case)]
             wire.check(contender.title, contender.precision, answer, rows)
 
 
@@ -209,41 +205,6 @@ def _stretch(
         generator_cpu_share=result.generator_cpu_share,
         offered_per_s=offered_per_s,
     )
-
-
-def _wire(contender: Contender, case: Case) -> WireProtocol:
-    if contender.server == "triton":
-        return OpenInference(
-            model=PEER_MODEL,
-            input_name=INPUT_NAME,
-            datatype="UINT8",
-            row_shape=(case.side, case.side, 3),
-            channels_first=False,
-            output_name=OUTPUT_NAME,
-        )
-    if contender.server == "mosec":
-        return RawBytes(MOSEC_PATH, case.classes)
-    # The echo gets the very bytes that Fuseline gets.
-    return Classify(is_stream=case.stream)
-
-
-def _method(contender: Contender, wire: WireProtocol) -> str:
-    if contender.server == "echo":
-        return ECHO_STREAM if wire.is_stream else ECHO
-    return wire.method
-
-
-def _transport(wire: WireProtocol) -> Transport:
-    return open_http_calls if isinstance(wire, RawBytes) else open_calls
-
-
-def _images(contender: Contender, case: Case) -> int:
-    return 1 if contender.one_image else case.images
-
-
-def _pictures(index: int, contender: Contender, case: Case) -> list[int]:
-    """Which of the pictures request `index` has."""
-    return [(index + offset) % _PICTURES for offset in range(_images(contender, case))]
 
 
 def _logits(

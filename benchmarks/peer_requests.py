@@ -1,0 +1,51 @@
+"""What each contender is asked, where, and by which transport."""
+
+from benchmarks.calls import open_calls
+from benchmarks.echo_server import ECHO, ECHO_STREAM
+from benchmarks.load import Transport
+from benchmarks.peer_cases import Case, Contender
+from benchmarks.peer_http import open_http_calls
+from benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL
+from benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
+from serve.model_package import INPUT_NAME, OUTPUT_NAME
+
+PICTURES = 8
+
+
+def wire_of(contender: Contender, case: Case) -> WireProtocol:
+    """The protocol that `contender` is asked in."""
+    if contender.server == "triton":
+        return OpenInference(
+            model=PEER_MODEL,
+            input_name=INPUT_NAME,
+            datatype="UINT8",
+            row_shape=(case.side, case.side, 3),
+            channels_first=False,
+            output_name=OUTPUT_NAME,
+        )
+    if contender.server == "mosec":
+        return RawBytes(MOSEC_PATH, case.classes)
+    # The echo gets the very bytes that Fuseline gets.
+    return Classify(is_stream=case.stream)
+
+
+def method_of(contender: Contender, wire: WireProtocol) -> str:
+    """Where requests go: a gRPC method or an HTTP path."""
+    if contender.server == "echo":
+        return ECHO_STREAM if wire.is_stream else ECHO
+    return wire.method
+
+
+def transport_of(wire: WireProtocol) -> Transport:
+    """HTTP for raw bytes, else gRPC."""
+    return open_http_calls if isinstance(wire, RawBytes) else open_calls
+
+
+def images_of(contender: Contender, case: Case) -> int:
+    """Of each request."""
+    return 1 if contender.one_image else case.images
+
+
+def pictures_of(index: int, contender: Contender, case: Case) -> list[int]:
+    """Which of the pictures request `index` has."""
+    return [(index + offset) % PICTURES for offset in range(images_of(contender, case))]
