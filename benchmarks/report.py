@@ -15,10 +15,19 @@ from benchmarks.report_charts import (
     batches_chart,
     engines_chart,
     latency_chart,
+    overload_chart,
     percentile_chart,
     throughput_chart,
 )
-from benchmarks.report_results import EnginesResult, LoadGenResult, Result, ServeResult, labels_of, read_results
+from benchmarks.report_results import (
+    EnginesResult,
+    LoadGenResult,
+    PeersResult,
+    Result,
+    ServeResult,
+    labels_of,
+    read_results,
+)
 from export.html_page import page_environment
 from serve.errors import InputError
 
@@ -104,6 +113,15 @@ def _plan(results: Sequence[Result]) -> list[_Planned]:
                 f"Grey: {TITLES.get(compared.baseline, compared.baseline)}, the baseline."
             )
             planned.append((name, title, note, partial(engines_chart, result=compared)))
+        if isinstance(compared, PeersResult):
+            case = compared.overload.case
+            note = (
+                f"Goodput: requests answered within {case.deadline_ms:g} ms of when they were due. Capacity: what the "
+                "contender itself answers in a closed loop of the same round. Medians of the rounds; whiskers span the "
+                "quartiles."
+            )
+            draw = partial(overload_chart, curves=compared.curves(), deadline_ms=case.deadline_ms)
+            planned.append((f"overload-{compared.file}.png", "Goodput under overload", note, draw))
     return planned
 
 
@@ -128,6 +146,8 @@ def _facts(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _model(result: Result) -> str:
+    if isinstance(result, PeersResult):
+        return result.overload.case.network
     return result.model if isinstance(result, EnginesResult) else result.server.model
 
 

@@ -1,6 +1,6 @@
-"""The report's charts, each as a PNG file. One colour for each contender, units on every axis."""
+"""The report's charts, each as a PNG file, or as its name ends. One colour for each contender, units on every axis."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from benchmarks.latency_histogram import decoded
 from benchmarks.report_results import EnginesResult, OpenPoint, Point, ServeResult
+from benchmarks.stats import Spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, which colour-blind people tell apart; in an order that keeps neighbours apart."""
@@ -42,6 +43,8 @@ _STYLE: dict[Any, Any] = {
 }
 _WIDTH = 8.6
 """Inches, of every chart, so that letters have one size on the page."""
+_SIDE_STEP = 1.012
+"""Ratio of the places of two contenders at one load, on a logarithmic axis."""
 _NINES = (0, 50, 90, 99, 99.9, 99.99)
 
 
@@ -149,6 +152,46 @@ def batches_chart(path: Path, result: ServeResult) -> None:
         axes.legend(
             handles=patches, title="rows of the batch", alignment="left", loc="center left", bbox_to_anchor=(1.07, 0.5)
         )
+
+
+def overload_chart(path: Path, curves: Mapping[str, Mapping[float, Spread]], deadline_ms: float) -> None:
+    """Goodput against offered load, both in multiples of each contender's own capacity.
+
+    `curves`: title to load to goodput; medians are joined, quartiles are whiskers.
+    """
+    with _chart(path) as axes:
+        loads = sorted({load for curve in curves.values() for load in curve})
+        ideal = [(load, min(load, 1.0)) for load in sorted({*loads, 1.0})]
+        axes.plot(
+            *zip(*ideal, strict=True), color="#8a8f98", linewidth=1, linestyle=":", label="offered, up to capacity"
+        )
+        for number, (colour, (title, curve)) in enumerate(zip(_colours(len(curves)), curves.items(), strict=True)):
+            spreads = [curve[load] for load in loads]
+            medians = [spread.median for spread in spreads]
+            whiskers = [
+                [spread.median - spread.lower_quartile for spread in spreads],
+                [spread.upper_quartile - spread.median for spread in spreads],
+            ]
+            # Side by side, or the whiskers of contenders that do alike would hide each other.
+            places = [load * _SIDE_STEP ** (number - (len(curves) - 1) / 2) for load in loads]
+            axes.errorbar(
+                places,
+                medians,
+                whiskers,
+                color=colour,
+                marker="o",
+                elinewidth=1.1,
+                capsize=2,
+                clip_on=False,
+                label=title,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(loads, [f"{load:g}" for load in loads])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("offered load, multiples of the contender's own capacity (Poisson arrivals)")
+        axes.set_ylabel(f"goodput within {deadline_ms:g} ms / own capacity")
+        _legend(axes, axes.get_legend_handles_labels()[0])
 
 
 def engines_chart(path: Path, result: EnginesResult) -> None:

@@ -1,13 +1,14 @@
-"""Result files as the report reads them: those of `bench serve`, `bench engines` and `bench loadgen`."""
+"""Result files as the report reads them: of `bench serve`, `engines` and `loadgen`, and `peers` with its overload."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from benchmarks.candidates import TELL_PRECISION, TITLES
+from benchmarks.stats import Spread, spread_of
 from serve.errors import InputError
 
 
@@ -150,7 +151,75 @@ class LoadGenResult(_Result):
     agreements: tuple[AgreementRecord, ...]
 
 
-Result = ServeResult | EnginesResult | LoadGenResult
+class OverloadStretchRecord(_Record):
+    """As `benchmarks.peer_overload.OverloadStretch`."""
+
+    load: float
+    goodput_of_capacity: float
+
+
+class OverloadRoundRecord(_Record):
+    """As `benchmarks.peer_overload.OverloadRound`."""
+
+    stretches: Annotated[tuple[OverloadStretchRecord, ...], Field(min_length=1)]
+
+
+class OverloadCaseRecord(_Record):
+    """As `benchmarks.peer_cases.OverloadCase`."""
+
+    title: str
+    network: str
+    deadline_ms: float
+
+
+class OverloadRecord(_Record):
+    """As `benchmarks.peer_overload.OverloadRounds`."""
+
+    case: OverloadCaseRecord
+    rounds: dict[str, Annotated[tuple[OverloadRoundRecord, ...], Field(min_length=1)]]
+
+
+class ContenderRecord(_Record):
+    """As `benchmarks.peer_cases.Contender`."""
+
+    title: str
+
+
+class PeersResult(_Result):
+    """Of `bench peers`; only its overload is read."""
+
+    benchmark: Literal["peers"]
+    contenders: dict[str, ContenderRecord]
+    cases: tuple[OverloadRecord, ...]
+
+    @field_validator("cases", mode="before")
+    @classmethod
+    def _with_overload(cls, cases: Any) -> Any:
+        if not isinstance(cases, list):
+            return cases
+        overload = [case for case in cases if isinstance(case, dict) and case.get("name") == "overload"]
+        if not overload:
+            raise ValueError("there is no case overload, and others aren't drawn")
+        return overload
+
+    @property
+    def overload(self) -> OverloadRecord:
+        """The case that is drawn."""
+        return self.cases[0]
+
+    def curves(self) -> dict[str, dict[float, Spread]]:
+        """As `benchmarks.peer_overload.OverloadRounds.curves`."""
+        found = {}
+        for name, rounds in self.overload.rounds.items():
+            by_load: dict[float, list[float]] = {}
+            for each in rounds:
+                for stretch in each.stretches:
+                    by_load.setdefault(stretch.load, []).append(stretch.goodput_of_capacity)
+            found[self.contenders[name].title] = {load: spread_of(values) for load, values in by_load.items()}
+        return found
+
+
+Result = ServeResult | EnginesResult | LoadGenResult | PeersResult
 _ADAPTER: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator="benchmark")])
 
 
@@ -158,7 +227,7 @@ def read_results(paths: Sequence[Path]) -> tuple[Result, ...]:
     """Read result files, in their order.
 
     Raises:
-        InputError: one can't be read, or is no result of `serve`, `engines` or `loadgen`.
+        InputError: one can't be read, or is no result of `serve`, `engines`, `loadgen` or `peers` with its overload.
     """
     return tuple(_read(path) for path in paths)
 
@@ -175,7 +244,7 @@ def _read(path: Path) -> Result:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
             f"{path} is no result that a report is made of: {where}: {first['msg']}; expected what "
-            "`fuseline bench serve|engines|loadgen --json FILE` wrote"
+            "`fuseline bench serve|engines|loadgen|peers --json FILE` wrote"
         ) from error
 
 

@@ -179,11 +179,12 @@ def loadgen(
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULT.json …", help="What --json of serve, engines and loadgen wrote.")
+        list[Path],
+        typer.Argument(metavar="RESULT.json …", help="What --json of serve, engines, loadgen and peers wrote."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the PNGs go.")],
 ) -> None:
-    """Make one HTML page and PNGs of result files: latency, throughput, batch sizes, engines."""
+    """Make one HTML page and PNGs of result files: latency, throughput, batch sizes, engines, overload."""
     from benchmarks.report import write_report
 
     for path in write_report(results, out):

@@ -177,7 +177,11 @@ def test_series_are_named_by_what_tells_them_apart(results: dict[str, Path], tmp
     [
         ("{", "can't be read as JSON"),
         ("[1]", "is no result that a report is made of"),
-        ('{"benchmark": "gpu"}', "expected what `fuseline bench serve|engines|loadgen"),
+        ('{"benchmark": "gpu"}', "expected what `fuseline bench serve|engines|loadgen|peers"),
+        (
+            '{"benchmark": "peers", "command": "x", "started_utc": "x", "machine": {}, "contenders": {}, "cases": []}',
+            "cases: Value error, there is no case overload",
+        ),
         ('{"benchmark": "serve", "command": "x", "started_utc": "x", "machine": {}}', "server: Field required"),
     ],
 )
