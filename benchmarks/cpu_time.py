@@ -9,6 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _PROC = Path("/proc")
+_IDLE_CORES = 0.2
+_IDLE_LOOK_S = 0.25
+"""In steps of 10 ms: four make 0.16 of a core."""
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -50,6 +53,20 @@ def with_cores_used_by(pids: Sequence[int], work: Callable[[], T]) -> tuple[T, f
     after = [cpu_seconds(pid) for pid in pids]
     used = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
     return result, sum(used) / elapsed
+
+
+def becomes_idle(pid: int, patience_s: float) -> bool:
+    """Wait until process `pid` and its descendants use under a fifth of a core; whether that came in `patience_s`.
+
+    True where its CPU time can't be read, as when it is gone.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        _, cores = with_cores_used_by([pid], lambda: time.sleep(_IDLE_LOOK_S))
+        if cores < _IDLE_CORES:
+            return True
+        if time.monotonic() > deadline:
+            return False
 
 
 def peak_memory_mb(pid: int) -> float | None:

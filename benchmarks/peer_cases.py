@@ -5,6 +5,14 @@ from dataclasses import dataclass
 CONCURRENCY = 32
 SAME_ENGINE = "onnxruntime"
 """What runs the model in every contender but those that say otherwise."""
+OVERLOAD_DEADLINE_MS = 250.0
+"""Sent with every call of the case `overload`; an answer within it, from when the request was due, is goodput."""
+OVERLOAD_LOADS = (0.8, 1.0, 2.0, 5.0)
+"""What is offered to each contender, in multiples of its own capacity."""
+OVERLOAD_LEAST = {2.0: 0.9, 5.0: 0.9}
+"""Load to the goodput that Fuseline has to keep, as a share of its own capacity."""
+OVERLOAD_LEAST_LEAD = 0.0
+"""How far above each Triton's share Fuseline's has to be at these loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +21,7 @@ class Contender:
 
     title: str
     server: str
-    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEERS`."""
+    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
     """Of Fuseline."""
     precision: str = "fp32"
@@ -23,6 +31,9 @@ class Contender:
 
 PEERS = {"triton": "Triton", "mosec": "Mosec"}
 """Servers that a user would pick instead; installed by `make peers`."""
+PEER_SERVERS = {"triton": "triton", "triton-policy": "triton", "mosec": "mosec"}
+"""Server to which of `PEERS` it is. `triton-policy` is Triton with a queue policy: it rejects what has waited for
+`OVERLOAD_DEADLINE_MS`, or for less if the request says so."""
 
 CONTENDERS = {
     "fuseline": Contender("Fuseline", "fuseline"),
@@ -33,7 +44,18 @@ CONTENDERS = {
     "triton": Contender("Triton", "triton"),
     "mosec": Contender("Mosec", "mosec"),
     "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
+    "triton-policy": Contender("Triton, queue policy", "triton-policy"),
+    "triton-policy-100": Contender("Triton, queue policy 100 ms", "triton-policy"),
 }
+QUEUE_TIMEOUT_MS = {"triton-policy": OVERLOAD_DEADLINE_MS, "triton-policy-100": 100.0}
+"""Contender to what its requests under an open load say as Triton's parameter `timeout`: how long they may wait. A
+request that has waited for nearly all of its deadline is computed and comes late, so the second one says less."""
+
+
+def goodput_at(load: float) -> str:
+    """The measure, of `MEASURES`, under `load` times the contender's own capacity."""
+    return f"goodput at {load:g}"
+
 
 MEASURES = {
     "CPU": "server CPU a request",
@@ -41,6 +63,7 @@ MEASURES = {
     "images/s": "images/s",
     "p50": "p50 ms",
     "p99": "p99 ms",
+    **{goodput_at(load): f"goodput / own capacity, offered {load:g} times it" for load in OVERLOAD_LOADS},
 }
 
 
@@ -106,10 +129,20 @@ class Case:
         return self.network, self.side
 
 
+@dataclass(frozen=True, slots=True)
+class OverloadCase(Case):
+    """Poisson arrivals at multiples of what each contender itself answers under `concurrency`, measured just before."""
+
+    loads: tuple[float, ...] = OVERLOAD_LOADS
+    """Multiples of the contender's own capacity."""
+    deadline_ms: float = OVERLOAD_DEADLINE_MS
+
+
 _ALIKE = ("fuseline", "echo", "triton", "mosec", "bare")
 _TO_ECHO = _at_most(1.5, "CPU", "echo")
 _LEAST_SECONDS = 3.0
 _RESNET = ("bare", "fuseline", "triton", "fuseline-openvino", "fuseline-int8", "mosec")
+_TRITONS = ("triton", "triton-policy", "triton-policy-100")
 
 CASES = {
     "unary": Case("Classify, 3 KB", 32, 10, _ALIKE, (_TO_ECHO,)),
@@ -154,5 +187,21 @@ CASES = {
         least_seconds=_LEAST_SECONDS,
         network="resnet18",
         share_of_capacity=0.8,
+    ),
+    "overload": OverloadCase(
+        "ResNet-18, overload",
+        224,
+        1000,
+        ("fuseline", *_TRITONS, "mosec"),
+        (
+            *(Bar("fuseline", goodput_at(load), "", "", least, True) for load, least in OVERLOAD_LEAST.items()),
+            *(
+                Bar("fuseline", goodput_at(load), triton, "above", OVERLOAD_LEAST_LEAD, True)
+                for load in OVERLOAD_LEAST
+                for triton in _TRITONS
+            ),
+        ),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
     ),
 }

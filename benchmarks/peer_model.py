@@ -1,7 +1,8 @@
 """One model behind every contender that a case needs, ready to be put under load."""
 
+import dataclasses
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,21 @@ from numpy.typing import NDArray
 
 from benchmarks.answers import check_logits
 from benchmarks.candidates import INT8_CANDIDATES
-from benchmarks.cpu_time import cpu_seconds
+from benchmarks.cpu_time import becomes_idle, cpu_seconds
 from benchmarks.engine_process import EngineProcess
 from benchmarks.load import Load, LoadResult, run_closed_loop
 from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
-from benchmarks.peer_cases import CONCURRENCY, CONTENDERS, PEERS, SAME_ENGINE, Case, Contender
+from benchmarks.peer_cases import (
+    CONCURRENCY,
+    CONTENDERS,
+    PEER_SERVERS,
+    QUEUE_TIMEOUT_MS,
+    SAME_ENGINE,
+    Case,
+    Contender,
+    OverloadCase,
+)
+from benchmarks.peer_overload import REFUSALS, OverloadRound, overload_stretch
 from benchmarks.peer_processes import Server, started_peer
 from benchmarks.peer_requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from benchmarks.peer_rounds import Stretch
@@ -31,6 +42,10 @@ _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""
 _MAX_CONNECTIONS = 900
 """Each HTTP request under way has one, and the open loop's select(2) knows files below 1024 only."""
+_COOL_DOWN_DEADLINES = 2
+"""How long an overload goes on after its window, so that the last of the window has as little room as the others."""
+_IDLE_PATIENCE_S = 120.0
+"""Mosec computes what nobody waits for any more, up to 1,024 requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +71,62 @@ class PeerModel:
         """
         if CONTENDERS[name].server == "bare":
             return self._measure_bare(case, seconds)
+        watch = _CpuWatch(self.servers[name].pid)
+        result = self._closed_loop(name, case, seconds, watch)
+        return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
+
+    def measure_open(self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int) -> Stretch:
+        """As `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
+        watch = _CpuWatch(self.servers[name].pid)
+        wire, load = self._open_load(name, case, seconds, rate_per_s=rate_per_s, seed=seed)
+        result = run_open_loop(load, watch)
+        self._check(name, case, wire, result)
+        answered_per_s = result.answered / result.window_s
+        return _stretch(result, answered_per_s, images_of(CONTENDERS[name], case), watch, offered_per_s=rate_per_s)
+
+    def measure_overload(self, name: str, case: OverloadCase, seconds: float, *, seed: int) -> OverloadRound:
+        """Find the capacity of the contender `name` as `measure_closed`, then offer it each load of `case`.
+
+        Each stretch lasts `seconds`, or longer as in `measure_open`, and the next begins when the server has done with
+        this one. Refusals count, in the closed loop too, where a queue policy may reject.
+
+        Raises:
+            VerificationError: an answer is wrong.
+            BackendError: a server failed, a request did otherwise than by one of `REFUSALS`, or the server didn't come
+                to rest.
+        """
+        closed = self._closed_loop(name, case, seconds, refusals=REFUSALS)
+        deadline_s = case.deadline_ms / 1e3
+        stretches = []
+        for load in case.loads:
+            rate_per_s = load * closed.requests_per_s
+            queue_timeout_ms = QUEUE_TIMEOUT_MS.get(name, 0.0)
+            wire, plan = self._open_load(
+                name, case, seconds, rate_per_s=rate_per_s, seed=seed, queue_timeout_ms=queue_timeout_ms
+            )
+            plan = dataclasses.replace(
+                plan, timeout_s=deadline_s, cool_down_s=_COOL_DOWN_DEADLINES * deadline_s, least_answers=0
+            )
+            result = run_open_loop(plan)
+            self._check(name, case, wire, result, REFUSALS)
+            if not becomes_idle(self.servers[name].pid, _IDLE_PATIENCE_S):
+                raise BackendError(f"{CONTENDERS[name].title} was still busy {_IDLE_PATIENCE_S:g} s after its load")
+            stretches.append(
+                overload_stretch(result, load=load, offered_per_s=rate_per_s, deadline_ms=case.deadline_ms)
+            )
+        return OverloadRound(closed.requests_per_s, dict(closed.errors), tuple(stretches))
+
+    def _closed_loop(
+        self,
+        name: str,
+        case: Case,
+        seconds: float,
+        at_edge: Callable[[], None] = lambda: None,
+        refusals: Collection[str] = (),
+    ) -> LoadResult:
         contender, wire, requests, burn_in = self._requests(name, case)
-        server = self.servers[name]
-        watch = _CpuWatch(server.pid)
         load = Load(
-            server.address,
+            self.servers[name].address,
             requests=requests,
             burn_in_requests=burn_in,
             concurrency=case.concurrency,
@@ -69,17 +135,16 @@ class PeerModel:
             streams=int(wire.is_stream),
             transport=transport_of(wire),
         )
-        result = run_closed_loop(load, watch)
-        self._check(name, case, wire, result)
-        return _stretch(result, result.requests_per_s, images_of(contender, case), watch)
+        result = run_closed_loop(load, at_edge)
+        self._check(name, case, wire, result, refusals)
+        return result
 
-    def measure_open(self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int) -> Stretch:
-        """As `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
-        contender, wire, requests, burn_in = self._requests(name, case)
-        server = self.servers[name]
-        watch = _CpuWatch(server.pid)
-        load = OpenLoad(
-            server.address,
+    def _open_load(
+        self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int, queue_timeout_ms: float = 0.0
+    ) -> tuple[WireProtocol, OpenLoad]:
+        contender, wire, requests, burn_in = self._requests(name, case, queue_timeout_ms)
+        return wire, OpenLoad(
+            self.servers[name].address,
             requests=requests,
             burn_in_requests=burn_in,
             rate_per_s=rate_per_s,
@@ -89,10 +154,6 @@ class PeerModel:
             transport=transport_of(wire),
             max_under_way=_MAX_CONNECTIONS if isinstance(wire, RawBytes) else None,
         )
-        result = run_open_loop(load, watch)
-        self._check(name, case, wire, result)
-        answered_per_s = result.answered / result.window_s
-        return _stretch(result, answered_per_s, images_of(contender, case), watch, offered_per_s=rate_per_s)
 
     def _measure_bare(self, case: Case, seconds: float) -> Stretch:
         """One image where requests come alone, else as many as a batch takes at most."""
@@ -102,10 +163,12 @@ class PeerModel:
         p50_s, p99_s = np.quantile(calls_s, (0.5, 0.99)).tolist()
         return Stretch(1 / p50_s, rows / p50_s, 1e3 * p50_s, 1e3 * p99_s)
 
-    def _requests(self, name: str, case: Case) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
+    def _requests(
+        self, name: str, case: Case, queue_timeout_ms: float = 0.0
+    ) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
         """Who, in what protocol, what is sent while the clock runs, and what before."""
         contender = CONTENDERS[name]
-        wire = wire_of(contender, case)
+        wire = wire_of(contender, case, queue_timeout_ms)
         timed, burn_in = (
             tuple(
                 wire.request(self.pixels[pictures_of(index, contender, case)], with_logits=with_logits)
@@ -115,9 +178,16 @@ class PeerModel:
         )
         return contender, wire, timed, burn_in
 
-    def _check(self, name: str, case: Case, wire: WireProtocol, result: LoadResult | OpenResult) -> None:
+    def _check(
+        self,
+        name: str,
+        case: Case,
+        wire: WireProtocol,
+        result: LoadResult | OpenResult,
+        refusals: Collection[str] = (),
+    ) -> None:
         contender = CONTENDERS[name]
-        if result.errors:
+        if not result.errors.keys() <= set(refusals):
             raise BackendError(f"requests to {contender.title} failed: {dict(result.errors)}")
         if contender.server == "echo":
             return
@@ -160,9 +230,9 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
             elif contender.server == "echo":
                 servers[name] = echo
         graph = _graph(subject)
-        for peer in PEERS:
-            if alike := [name for name in names if CONTENDERS[name].server == peer]:
-                server = stack.enter_context(started_peer(peer, graph, threads=threads, folder=folder))
+        for peer_server in PEER_SERVERS:
+            if alike := [name for name in names if CONTENDERS[name].server == peer_server]:
+                server = stack.enter_context(started_peer(peer_server, graph, threads=threads, folder=folder))
                 servers |= dict.fromkeys(alike, server)
         yield PeerModel(servers, bare, pixels, expected, left_out)
 

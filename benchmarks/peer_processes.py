@@ -23,7 +23,7 @@ from typing import IO
 import grpc
 
 from benchmarks.calls import CHANNEL_OPTIONS
-from benchmarks.peer_cases import PEERS
+from benchmarks.peer_cases import OVERLOAD_DEADLINE_MS, PEER_SERVERS, PEERS
 from protos.open_inference_pb2 import ModelReadyRequest
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serve.errors import BackendError
@@ -72,11 +72,11 @@ def peer_versions(peer: str, root: Path = _HERE.parent) -> dict[str, str]:
 
 
 @contextmanager
-def started_peer(peer: str, graph: Path, *, threads: int, folder: Path) -> Iterator[Server]:
-    """Serve the ONNX file `graph` by `peer` on a free loopback port, yield when it is ready, and end it.
+def started_peer(server: str, graph: Path, *, threads: int, folder: Path) -> Iterator[Server]:
+    """Serve the ONNX file `graph` by `server` on a free loopback port, yield when it is ready, and end it.
 
     Args:
-        peer: of `PEERS`; it is installed.
+        server: of `PEER_SERVERS`; its peer is installed.
         graph: takes uint8 pixels.
         threads: of ONNX Runtime; 0 leaves it to it.
         folder: for the peer's own temporary files.
@@ -84,10 +84,13 @@ def started_peer(peer: str, graph: Path, *, threads: int, folder: Path) -> Itera
     Raises:
         BackendError: it ended, or wasn't ready in time; the message has what it said.
     """
+    peer = PEER_SERVERS[server]
     port, other_port = _free_ports(2)
     if peer == "triton":
         settings = {"PYTRITON_HOME": str(folder)}
-        arguments = ["triton_server.py", str(graph), str(port), str(other_port), str(threads)]
+        queue_timeout_us = round(1e3 * OVERLOAD_DEADLINE_MS) if server == "triton-policy" else 0
+        numbers = (port, other_port, threads, queue_timeout_us)
+        arguments = ["triton_server.py", str(graph), *map(str, numbers)]
         is_ready = _triton_is_ready
     else:
         arguments = ["mosec_server.py", "--address", "127.0.0.1", "--port", str(port), "--log-level", "warning"]

@@ -3,7 +3,7 @@
 from benchmarks.calls import open_calls
 from benchmarks.echo_server import ECHO, ECHO_STREAM
 from benchmarks.load import Transport
-from benchmarks.peer_cases import Case, Contender
+from benchmarks.peer_cases import PEER_SERVERS, Case, Contender
 from benchmarks.peer_http import open_http_calls
 from benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL
 from benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
@@ -12,9 +12,10 @@ from serve.model_package import INPUT_NAME, OUTPUT_NAME
 PICTURES = 8
 
 
-def wire_of(contender: Contender, case: Case) -> WireProtocol:
-    """The protocol that `contender` is asked in."""
-    if contender.server == "triton":
+def wire_of(contender: Contender, case: Case, queue_timeout_ms: float = 0.0) -> WireProtocol:
+    """The protocol that `contender` is asked in. Requests to Triton say `queue_timeout_ms`, unless that is 0."""
+    peer = PEER_SERVERS.get(contender.server)
+    if peer == "triton":
         return OpenInference(
             model=PEER_MODEL,
             input_name=INPUT_NAME,
@@ -22,8 +23,9 @@ def wire_of(contender: Contender, case: Case) -> WireProtocol:
             row_shape=(case.side, case.side, 3),
             channels_first=False,
             output_name=OUTPUT_NAME,
+            queue_timeout_us=round(1e3 * queue_timeout_ms),
         )
-    if contender.server == "mosec":
+    if peer == "mosec":
         return RawBytes(MOSEC_PATH, case.classes)
     # The echo gets the very bytes that Fuseline gets.
     return Classify(is_stream=case.stream)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.peer_cases import CASES, CONTENDERS, MEASURES, Bar, Case
 from benchmarks.stats import Spread, pair_ratios, spread_of
@@ -57,6 +57,33 @@ class CaseRounds:
         """Note what `contender` did in its latest round."""
         self.stretches.setdefault(contender, []).append(stretch)
 
+    def measured(self, contender: str, measure: str) -> list[float]:
+        """`measure`, of `MEASURES`, in each round; empty if the contender wasn't measured."""
+        return [stretch.measured(measure) for stretch in self.stretches.get(contender, ())]
+
+    def as_json(self) -> dict[str, Any]:
+        """Every round."""
+        return asdict(self) | {"case": asdict(self.case)}
+
+
+class Rounds(Protocol):
+    """`CaseRounds`, or what another kind of load has in its place."""
+
+    name: str
+
+    @property
+    def case(self) -> Case:
+        """What was measured."""
+        ...
+
+    def measured(self, contender: str, measure: str) -> list[float]:
+        """`measure`, of `MEASURES`, in each round; empty if the contender wasn't measured."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """Every round."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -83,16 +110,16 @@ class Verdict:
         return f"{CONTENDERS[self.bar.contender].title}: {MEASURES[self.bar.measure]}"
 
 
-def verdicts(found: Sequence[CaseRounds]) -> list[Verdict]:
+def verdicts(found: Sequence[Rounds]) -> list[Verdict]:
     """Every bar of every case, those too that could not be measured."""
     return [Verdict(each.name, bar, _values(each, bar)) for each in found for bar in each.case.bars]
 
 
-def _values(rounds: CaseRounds, bar: Bar) -> tuple[float, ...]:
+def _values(rounds: Rounds, bar: Bar) -> tuple[float, ...]:
     needed = (bar.contender, bar.against) if bar.against else (bar.contender,)
-    if any(name not in rounds.stretches for name in needed):
+    values, *others = (rounds.measured(name, bar.measure) for name in needed)
+    if not values or not all(others):
         return ()
-    values, *others = ([stretch.measured(bar.measure) for stretch in rounds.stretches[name]] for name in needed)
     if not others:
         return tuple(values)
     if bar.relation == "times":
@@ -100,12 +127,12 @@ def _values(rounds: CaseRounds, bar: Bar) -> tuple[float, ...]:
     return tuple(value - other for value, other in zip(values, others[0], strict=True))
 
 
-def as_json(found: Sequence[CaseRounds], left_out: Mapping[str, str]) -> dict[str, Any]:
+def as_json(found: Sequence[Rounds], left_out: Mapping[str, str]) -> dict[str, Any]:
     """Every round, and every verdict."""
     return {
         "left_out": dict(left_out),
         "contenders": {name: asdict(contender) for name, contender in CONTENDERS.items()},
-        "cases": [asdict(each) | {"case": asdict(each.case)} for each in found],
+        "cases": [each.as_json() for each in found],
         "verdicts": [
             asdict(verdict)
             | {

@@ -1,4 +1,4 @@
-"""What the contenders did and how the bars stand, as two tables."""
+"""What the contenders did and how the bars stand, as tables."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,16 +7,22 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.peer_cases import CASES, CONTENDERS
+from benchmarks.peer_overload import OverloadRounds
+from benchmarks.peer_overload_table import as_overload_table
 from benchmarks.peer_rounds import CaseRounds, Stretch, Verdict, verdicts
 from benchmarks.serving_figures import GENERATOR_LIMIT
 from benchmarks.stats import spread_of
 
 
-def as_tables(found: Sequence[CaseRounds], left_out: Mapping[str, str]) -> Group:
+def as_tables(found: Sequence[CaseRounds | OverloadRounds], left_out: Mapping[str, str]) -> Group:
     """Medians of each contender in each case; each bar with median (quartiles); why somebody isn't there."""
     unable = {name: why for each in found for name, why in each.left_out.items()}
+    plain = [each for each in found if isinstance(each, CaseRounds)]
     return Group(
-        _figures(found), _bars(verdicts(found)), *(Text(why) for why in [*left_out.values(), *unable.values()])
+        *([_figures(plain)] if plain else []),
+        *(as_overload_table(each) for each in found if isinstance(each, OverloadRounds)),
+        _bars(verdicts(found)),
+        *(Text(why) for why in [*left_out.values(), *unable.values()]),
     )
 
 

@@ -3,7 +3,8 @@
 All get the same pictures from the same load generator, in turn. Where the model costs next to nothing (see
 `benchmarks.tiny_package`), what is compared is what the front ends cost; where it is ResNet-18, what they leave of the
 engine, which is the same ONNX Runtime with the same graph behind all of them. A ratio is of two neighbours in time.
-The exit code is 1 if a bar is missed.
+Under overload each contender is held against its own capacity, by what it keeps of it in goodput. The exit code is 1
+if a bar is missed.
 """
 
 import sys
@@ -12,23 +13,27 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
 from benchmarks.bench_command import choices_of
 from benchmarks.machine import describe
-from benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case
+from benchmarks.peer_cases import CASES, CONTENDERS, PEER_SERVERS, PEERS, Case, OverloadCase
 from benchmarks.peer_model import PeerModel, served_model
+from benchmarks.peer_overload import OverloadRounds
 from benchmarks.peer_processes import peer_versions, started_echo, why_left_out
 from benchmarks.peer_rounds import CaseRounds, Stretch, as_json, verdicts
 from benchmarks.peer_table import as_tables
 from benchmarks.results import check_writable, conditions, write_result
 from serve.errors import InputError
 
+T = TypeVar("T")
+
 _NONE = "none"
 _PIPE_WIDTH = 200
+_CHART_ENDINGS = (".png", ".svg")
 
 
 def run_peers(
@@ -38,7 +43,7 @@ def run_peers(
     rounds: int,
     seconds: float,
     say: Callable[[str], None] = lambda _: None,
-) -> list[CaseRounds]:
+) -> list[CaseRounds | OverloadRounds]:
     """Measure the cases `names`, each contender `rounds` times for `seconds`, the order turned round every other time.
 
     `peers`, of `PEERS`, are those that take part. A case whose rate is Triton's is left empty without Triton.
@@ -47,7 +52,7 @@ def run_peers(
         VerificationError: an answer is wrong.
         BackendError: a server failed, or a request did.
     """
-    found = [CaseRounds(name) for name in names]
+    found = [OverloadRounds(name) if isinstance(CASES[name], OverloadCase) else CaseRounds(name) for name in names]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuseline-peers-")))
         echo = stack.enter_context(started_echo())
@@ -68,9 +73,9 @@ def run_peers(
                 for number in range(rounds):
                     for each in alike:
                         what = f"round {number + 1} of {rounds}: {each.case.title}"
-                        for name, measure in _steps(each, number, contenders[each.name], served, seconds):
+                        for name, step in _steps(each, number, contenders[each.name], served, seconds):
                             say(f"{what}: {CONTENDERS[name].title}")
-                            each.add(name, measure())
+                            step()
     return found
 
 
@@ -79,25 +84,38 @@ def contenders_of(case: Case, peers: Collection[str]) -> tuple[str, ...]:
     if case.share_of_capacity is not None and "triton" not in peers:
         return ()
     return tuple(
-        name for name in case.contenders if (server := CONTENDERS[name].server) not in PEERS or server in peers
+        name for name in case.contenders if (peer := PEER_SERVERS.get(CONTENDERS[name].server)) is None or peer in peers
     )
 
 
 def _steps(
-    rounds: CaseRounds, number: int, names: Sequence[str], served: PeerModel, seconds: float
-) -> Iterator[tuple[str, Callable[[], Stretch]]]:
-    """(contender, its stretch) in the order of a round; the rate of an open loop is found before the first."""
+    rounds: CaseRounds | OverloadRounds, number: int, names: Sequence[str], served: PeerModel, seconds: float
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(contender, what measures it and notes that) in the order of a round."""
+    stretch_s = max(seconds, rounds.case.least_seconds)
+    able = [name for name in names if name not in rounds.left_out]
+    ordered = able if number % 2 == 0 else able[::-1]
+    if isinstance(rounds, OverloadRounds):
+        for name in ordered:
+            yield (
+                name,
+                _noting(rounds.add, name, partial(served.measure_overload, name, rounds.case, stretch_s, seed=number)),
+            )
+        return
+    # The rate of an open loop is found before the first.
     case = rounds.case
-    stretch_s = max(seconds, case.least_seconds)
     measure: Callable[[str, Case, float], Stretch] = served.measure_closed
     if case.share_of_capacity is not None and names:
         capacity_per_s = served.measure_closed("triton", case, stretch_s).requests_per_s
         rounds.capacity_per_s.append(capacity_per_s)
         rate_per_s = case.share_of_capacity * capacity_per_s
         measure = partial(served.measure_open, rate_per_s=rate_per_s, seed=number)
-    able = [name for name in names if name not in rounds.left_out]
-    for name in able if number % 2 == 0 else able[::-1]:
-        yield name, partial(measure, name, case, stretch_s)
+    for name in ordered:
+        yield name, _noting(rounds.add, name, partial(measure, name, case, stretch_s))
+
+
+def _noting(add: Callable[[str, T], None], name: str, measure: Callable[[], T]) -> Callable[[], None]:
+    return lambda: add(name, measure())
 
 
 def peers_asked_for(text: str | None, missing: Mapping[str, str]) -> tuple[str, ...]:
@@ -125,9 +143,14 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each is measured.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.2, max=600, help="How long each stretch is measured.")] = 2.0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every figure here.")] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the case overload here, as .png or .svg.")
+    ] = None,
 ) -> None:
     """Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec. The exit code is 1 if a bar is missed."""
     names = choices_of("--case", case, CASES)
+    if chart is not None:
+        _check_chart(chart, names)
     missing = {name: why for name in PEERS if (why := why_left_out(name)) is not None}
     peers = peers_asked_for(peer, missing)
     left_out = {
@@ -160,8 +183,25 @@ def main(
     out.print(command, markup=False, soft_wrap=True)
     if json is not None:
         write_result(json, "peers", taken, {"peer_versions": versions} | as_json(found, left_out))
+    if chart is not None:
+        _draw(chart, found)
     if any(verdict.passed is False for verdict in verdicts(found)):
         raise typer.Exit(1)
+
+
+def _check_chart(chart: Path, names: Sequence[str]) -> None:
+    if chart.suffix not in _CHART_ENDINGS:
+        raise InputError(f"--chart {chart}: a name that ends in {' or '.join(_CHART_ENDINGS)} was expected")
+    if not any(isinstance(CASES[name], OverloadCase) for name in names):
+        raise InputError(f"--chart {chart} draws the case overload, which --case {','.join(names)} doesn't name")
+    check_writable(chart, "--chart")
+
+
+def _draw(chart: Path, found: Sequence[CaseRounds | OverloadRounds]) -> None:
+    from benchmarks.report_charts import overload_chart
+
+    (drawn,) = (each for each in found if isinstance(each, OverloadRounds))
+    overload_chart(chart, drawn.curves(), drawn.case.deadline_ms)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ class OpenInference:
     output_name: str
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    queue_timeout_us: int = 0
+    """Triton's parameter `timeout`, how long a request may wait in its queue; 0: none is sent."""
     name = "open-inference"
     method = MODEL_INFER
     is_stream = False
@@ -109,6 +111,8 @@ class OpenInference:
             outputs=[ModelInferRequest.InferRequestedOutputTensor(name=self.output_name)],
             raw_input_contents=[tensor.astype(_DTYPES[self.datatype]).tobytes()],
         )
+        if self.queue_timeout_us:
+            request.parameters["timeout"].int64_param = self.queue_timeout_us
         return request.SerializeToString()
 
     def logits(self, answer: bytes) -> NDArray[np.float32]:

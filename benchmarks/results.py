@@ -41,8 +41,8 @@ def command_line(command: str, *arguments: str, **options: Any) -> str:
     return " ".join(words)
 
 
-def check_writable(path: Path) -> None:
-    """Raise `InputError` if `write_result` couldn't write to `path`; lets a caller know before the measuring."""
+def check_writable(path: Path, flag: str = "--json") -> None:
+    """Raise `InputError` if the file of `flag` couldn't be written to `path`; lets a caller know before measuring."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8"):
@@ -50,7 +50,7 @@ def check_writable(path: Path) -> None:
         if not path.stat().st_size:
             path.unlink()
     except OSError as error:
-        raise InputError(f"--json {path} can't be written: {error.strerror}") from error
+        raise InputError(f"{flag} {path} can't be written: {error.strerror}") from error
 
 
 def write_result(path: Path, benchmark: str, taken: Conditions, figures: Mapping[str, Any]) -> None:

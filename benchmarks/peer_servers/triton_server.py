@@ -1,8 +1,9 @@
-"""NVIDIA Triton with its Python backend: `python triton_server.py MODEL.onnx GRPC_PORT HTTP_PORT THREADS`.
+"""NVIDIA Triton with its Python backend: `python triton_server.py MODEL.onnx GRPC_PORT HTTP_PORT THREADS QUEUE_US`.
 
 Serves the model `model` by the Open Inference Protocol on 127.0.0.1. Triton forms the batches, of up to 32 rows, and
-waits for them for up to 1 ms. Ends on SIGINT. Needs nvidia-pytriton, which has tritonserver in it, and a Python whose
-libpython is a shared library.
+waits for them for up to 1 ms. With QUEUE_US above 0 it rejects a request that has waited so many microseconds, or what
+its parameter `timeout` says if that is less; with 0 requests wait however long it takes. Ends on SIGINT. Needs
+nvidia-pytriton, which has tritonserver in it, and a Python whose libpython is a shared library.
 """
 
 import secrets
@@ -12,14 +13,20 @@ from typing import Any
 import numpy as np
 from onnx_engine import open_engine  # type: ignore[import-not-found]
 from pytriton.decorators import batch  # type: ignore[import-not-found]
-from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor  # type: ignore[import-not-found]
+from pytriton.model_config import (  # type: ignore[import-not-found]
+    DynamicBatcher,
+    ModelConfig,
+    QueuePolicy,
+    Tensor,
+    TimeoutAction,
+)
 from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig  # type: ignore[import-not-found]
 
 _MAX_BATCH = 32
 _MAX_DELAY_US = 1000
 
 
-def _main(graph: str, grpc_port: int, http_port: int, threads: int) -> None:
+def _main(graph: str, grpc_port: int, http_port: int, threads: int, queue_us: int) -> None:
     engine = open_engine(graph, threads)
 
     @batch  # type: ignore[untyped-decorator]
@@ -33,6 +40,7 @@ def _main(graph: str, grpc_port: int, http_port: int, threads: int) -> None:
         http_port=http_port,
         allow_metrics=False,
     )
+    policy = QueuePolicy(TimeoutAction.REJECT, default_timeout_microseconds=queue_us, allow_timeout_override=True)
     # The token guards the endpoints that load and unload models; nobody needs it here.
     security = TritonSecurityConfig(access_token=secrets.token_hex())
     with Triton(config=config, security_config=security) as triton:
@@ -44,7 +52,9 @@ def _main(graph: str, grpc_port: int, http_port: int, threads: int) -> None:
             config=ModelConfig(
                 batching=True,
                 max_batch_size=_MAX_BATCH,
-                batcher=DynamicBatcher(max_queue_delay_microseconds=_MAX_DELAY_US),
+                batcher=DynamicBatcher(
+                    max_queue_delay_microseconds=_MAX_DELAY_US, default_queue_policy=policy if queue_us else None
+                ),
             ),
             strict=False,
         )
@@ -52,4 +62,4 @@ def _main(graph: str, grpc_port: int, http_port: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], *map(int, sys.argv[2:5]))
+    _main(sys.argv[1], *map(int, sys.argv[2:6]))

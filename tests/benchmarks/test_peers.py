@@ -115,6 +115,8 @@ def test_who_takes_part_depends_on_what_is_installed() -> None:
     assert contenders_of(CASES["images"], []) == ("fuseline", "echo", "bare")
     assert contenders_of(CASES["resnet18-open"], ["mosec"]) == ()
     assert contenders_of(CASES["resnet18-open"], ["triton"]) == ("fuseline", "triton")
+    assert contenders_of(CASES["overload"], ["mosec"]) == ("fuseline", "mosec")
+    assert contenders_of(CASES["overload"], ["triton"]) == ("fuseline", "triton", "triton-policy", "triton-policy-100")
 
 
 def test_skipping_says_why(tmp_path: Path) -> None:

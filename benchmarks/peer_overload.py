@@ -1,0 +1,137 @@
+"""What the contenders did under multiples of their own capacity, round by round: the goodput that they kept."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.open_loop import NOT_SENT, OpenResult
+from benchmarks.peer_cases import CASES, CONTENDERS, OverloadCase, goodput_at
+from benchmarks.peer_http import CONNECTION_LOST
+from benchmarks.stats import Spread, spread_of
+
+REFUSALS = frozenset(
+    {
+        "RESOURCE_EXHAUSTED",
+        "DEADLINE_EXCEEDED",
+        "UNAVAILABLE",
+        "CANCELLED",
+        "HTTP_408",
+        "HTTP_429",
+        "HTTP_503",
+        CONNECTION_LOST,
+        NOT_SENT,
+    }
+)
+"""How a server says that it has too much to do, or that the deadline has passed. Any other error ends the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadStretch:
+    """What one contender did under one load for a while."""
+
+    load: float
+    """Multiple of the capacity that the same round measured."""
+    offered_per_s: float
+    goodput_per_s: float
+    """Requests answered within the deadline, from when they were due."""
+    answered_per_s: float
+    """However late."""
+    due: int
+    """Requests of the window; each was answered or refused."""
+    refused: dict[str, float]
+    """Status to its share of the requests that were due."""
+    p50_ms: float | None
+    """Of those answered, from when they were due; None if none was."""
+    p99_ms: float | None
+    send_lag_p99_ms: float
+    """How late the generator itself was; part of the latency."""
+    generator_cpu_share: float
+    """CPU seconds of the load generator for each second; near 1 it limits what is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadRound:
+    """One contender in one round."""
+
+    capacity_per_s: float
+    """Requests answered a second in a closed loop, without a deadline."""
+    capacity_errors: dict[str, int]
+    """Status to how often a request of that closed loop was refused."""
+    stretches: tuple[OverloadStretch, ...]
+    """One for each load of the case."""
+
+    def goodput_of_capacity(self, load: float) -> float:
+        """Goodput under `load`, as a share of the capacity."""
+        return next(each.goodput_per_s for each in self.stretches if each.load == load) / self.capacity_per_s
+
+
+@dataclass(slots=True)
+class OverloadRounds:
+    """The case; lists have a value for each round."""
+
+    name: str
+    rounds: dict[str, list[OverloadRound]] = field(default_factory=dict)
+    """Of each contender that was measured."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Contender to why it can't run here; peers that aren't installed are no contenders."""
+
+    @property
+    def case(self) -> OverloadCase:
+        """What was measured."""
+        case = CASES[self.name]
+        assert isinstance(case, OverloadCase)
+        return case
+
+    def add(self, contender: str, measured: OverloadRound) -> None:
+        """Note what `contender` did in its latest round."""
+        self.rounds.setdefault(contender, []).append(measured)
+
+    def measured(self, contender: str, measure: str) -> list[float]:
+        """`measure`, of `goodput_at`, in each round; empty if the contender wasn't measured."""
+        load = next(load for load in self.case.loads if goodput_at(load) == measure)
+        return [each.goodput_of_capacity(load) for each in self.rounds.get(contender, ())]
+
+    def curves(self) -> dict[str, dict[float, Spread]]:
+        """Title of each contender to load to goodput as a share of its capacity."""
+        return {
+            CONTENDERS[name].title: {
+                load: spread_of([each.goodput_of_capacity(load) for each in rounds]) for load in self.case.loads
+            }
+            for name, rounds in self.rounds.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Every round; each stretch with its goodput as a share of the capacity."""
+        rounds = {
+            name: [
+                asdict(each)
+                | {
+                    "stretches": [
+                        asdict(stretch) | {"goodput_of_capacity": each.goodput_of_capacity(stretch.load)}
+                        for stretch in each.stretches
+                    ]
+                }
+                for each in listed
+            ]
+            for name, listed in self.rounds.items()
+        }
+        return asdict(self) | {"rounds": rounds, "case": asdict(self.case)}
+
+
+def overload_stretch(result: OpenResult, *, load: float, offered_per_s: float, deadline_ms: float) -> OverloadStretch:
+    """What `result`, of an open loop at `load` times the capacity, says."""
+    answered_ms = 1e3 * result.answered_latency_s
+    p50_ms, p99_ms = np.quantile(answered_ms, (0.5, 0.99)).tolist() if len(answered_ms) else (None, None)
+    return OverloadStretch(
+        load=load,
+        offered_per_s=offered_per_s,
+        goodput_per_s=int((answered_ms <= deadline_ms).sum()) / result.window_s,
+        answered_per_s=result.answered / result.window_s,
+        due=result.due,
+        refused={status: number / result.due for status, number in result.window_errors.items()},
+        p50_ms=p50_ms,
+        p99_ms=p99_ms,
+        send_lag_p99_ms=1e3 * float(np.quantile(result.send_lag_s, 0.99)),
+        generator_cpu_share=result.generator_cpu_share,
+    )
