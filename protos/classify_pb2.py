@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/classify.proto\x12\x0b\x66useline.v1\"4\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\r\n\x03raw\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x85\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.fuseline.v1.Image\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x04 \x01(\t\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x42\x08\n\x06_top_k\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"K\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.fuseline.v1.Prediction\x12\x0e\n\x06logits\x18\x02 \x01(\x0c\"Y\n\x06Timing\x12\x15\n\rpreprocess_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"@\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nerror_name\x18\x03 \x01(\t\"\xbd\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.fuseline.v1.ImageResult\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.fuseline.v1.Timing\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.fuseline.v1.StreamError\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xe5\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x1b\n\x13resize_shorter_side\x18\x08 \x01(\r\x12\x15\n\rinterpolation\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x0c \x01(\t\x12\x15\n\rbatch_buckets\x18\r \x03(\r\x12\x1e\n\x16max_images_per_request\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\x04\x12\x19\n\x11verification_json\x18\x10 \x01(\t2\xf1\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.fuseline.v1.GetModelRequest\x1a\x1d.fuseline.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/classify.proto\x12\x0b\x66useline.v1\"4\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\r\n\x03raw\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x99\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.fuseline.v1.Image\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x04 \x01(\t\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x12\x12\n\ntimeout_ms\x18\x06 \x01(\rB\x08\n\x06_top_k\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"K\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.fuseline.v1.Prediction\x12\x0e\n\x06logits\x18\x02 \x01(\x0c\"Y\n\x06Timing\x12\x15\n\rpreprocess_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"X\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nerror_name\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\xbd\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.fuseline.v1.ImageResult\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.fuseline.v1.Timing\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.fuseline.v1.StreamError\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xe5\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x1b\n\x13resize_shorter_side\x18\x08 \x01(\r\x12\x15\n\rinterpolation\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x0c \x01(\t\x12\x15\n\rbatch_buckets\x18\r \x03(\r\x12\x1e\n\x16max_images_per_request\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\x04\x12\x19\n\x11verification_json\x18\x10 \x01(\t2\xf1\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.fuseline.v1.GetModelRequest\x1a\x1d.fuseline.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=38
   _globals['_IMAGE']._serialized_end=90
   _globals['_CLASSIFYREQUEST']._serialized_start=93
-  _globals['_CLASSIFYREQUEST']._serialized_end=226
-  _globals['_PREDICTION']._serialized_start=228
-  _globals['_PREDICTION']._serialized_end=291
-  _globals['_IMAGERESULT']._serialized_start=293
-  _globals['_IMAGERESULT']._serialized_end=368
-  _globals['_TIMING']._serialized_start=370
-  _globals['_TIMING']._serialized_end=459
-  _globals['_STREAMERROR']._serialized_start=461
-  _globals['_STREAMERROR']._serialized_end=525
-  _globals['_CLASSIFYRESPONSE']._serialized_start=528
-  _globals['_CLASSIFYRESPONSE']._serialized_end=717
-  _globals['_GETMODELREQUEST']._serialized_start=719
-  _globals['_GETMODELREQUEST']._serialized_end=751
-  _globals['_GETMODELRESPONSE']._serialized_start=754
-  _globals['_GETMODELRESPONSE']._serialized_end=1111
-  _globals['_CLASSIFIER']._serialized_start=1114
-  _globals['_CLASSIFIER']._serialized_end=1355
+  _globals['_CLASSIFYREQUEST']._serialized_end=246
+  _globals['_PREDICTION']._serialized_start=248
+  _globals['_PREDICTION']._serialized_end=311
+  _globals['_IMAGERESULT']._serialized_start=313
+  _globals['_IMAGERESULT']._serialized_end=388
+  _globals['_TIMING']._serialized_start=390
+  _globals['_TIMING']._serialized_end=479
+  _globals['_STREAMERROR']._serialized_start=481
+  _globals['_STREAMERROR']._serialized_end=569
+  _globals['_CLASSIFYRESPONSE']._serialized_start=572
+  _globals['_CLASSIFYRESPONSE']._serialized_end=761
+  _globals['_GETMODELREQUEST']._serialized_start=763
+  _globals['_GETMODELREQUEST']._serialized_end=795
+  _globals['_GETMODELRESPONSE']._serialized_start=798
+  _globals['_GETMODELRESPONSE']._serialized_end=1155
+  _globals['_CLASSIFIER']._serialized_start=1158
+  _globals['_CLASSIFIER']._serialized_end=1399
 # @@protoc_insertion_point(module_scope)

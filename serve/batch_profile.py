@@ -1,37 +1,61 @@
 """How long a batch takes, as far as has been measured."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-LEARNING_RATE = 0.2
-"""Weight of the newest batch in the moving average of a bucket's seconds."""
+SPEED_RATE = 0.2
+"""Weight of the newest batch in the device's speed, which all buckets share: a neighbour on the machine slows each."""
+
+BUCKET_RATE = 0.05
+"""Weight of the newest batch in how its bucket compares with the others."""
+
+RECENT_SECONDS = 0.3
+"""What was measured so long ago weighs a third: the first batch after a pause counts for nearly everything."""
+
+LARGEST_STEP = math.log(2)
+"""Of one batch among others: a hiccup of the machine that takes ten times as long is no sign of ten times the load."""
 
 
 class BatchProfile:
-    """Seconds by bucket, each an exponentially weighted moving average of what was measured.
+    """Seconds by bucket: what a bucket takes beside the others, times how fast the device is at present.
 
     An unmeasured bucket counts as the next smaller measured one, or nothing: this errs to admit.
     """
 
     def __init__(self, buckets: Sequence[int], measured: Mapping[int, float], now: float) -> None:
+        """`buckets` are ascending rows, `measured` seconds of some of them."""
         self._buckets = buckets
-        self._measured = dict(measured)
+        self._relative = {bucket: seconds for bucket, seconds in measured.items() if seconds > 0}
+        self._speed = 1.0
+        self.table = self._filled()
+        """Seconds of a batch in each bucket."""
         self.learned_at = now
 
     def learn(self, bucket: int, seconds: float, now: float) -> None:
-        """Take in one more measured batch."""
-        known = self._measured.get(bucket, seconds)
-        self._measured[bucket] = known + LEARNING_RATE * (seconds - known)
+        """Take in one more measured batch, which ended at `now`."""
+        # A clock that is too coarse for it tells 0.
+        seconds = max(seconds, 1e-6)
+        forgotten = 1 - math.exp(-max(0.0, now - seconds - self.learned_at) / RECENT_SECONDS)
         self.learned_at = now
+        if (known := self._relative.get(bucket)) is None:
+            self._relative[bucket] = seconds / self._speed
+        else:
+            step = math.log(seconds / (known * self._speed))
+            if forgotten < 0.5:
+                step = min(max(step, -LARGEST_STEP), LARGEST_STEP)
+            self._relative[bucket] = known * math.exp(BUCKET_RATE * step)
+            self._speed *= math.exp(max(SPEED_RATE, forgotten) * step * (1 - BUCKET_RATE))
+        self.table = self._filled()
 
-    def seconds(self, rows: int) -> float:
-        """All the batches that `rows` queued rows make."""
-        full, rest = divmod(rows, self._buckets[-1])
-        seconds = full * self._batch_seconds(self._buckets[-1]) if full else 0.0
-        return seconds + self._batch_seconds(rest) if rest else seconds
+    def batch_seconds(self, rows: int) -> float:
+        """Of one batch of `rows`, at most the largest bucket, in its bucket."""
+        return self.table[bisect_left(self._buckets, rows)]
 
-    def _batch_seconds(self, rows: int) -> float:
-        for index in range(bisect_left(self._buckets, rows), -1, -1):
-            if (seconds := self._measured.get(self._buckets[index])) is not None:
-                return seconds
-        return 0.0
+    def _filled(self) -> list[float]:
+        table, last = [], 0.0
+        for bucket in self._buckets:
+            if (relative := self._relative.get(bucket)) is not None:
+                last = relative * self._speed
+            table.append(last)
+        return table

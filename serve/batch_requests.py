@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.admission import Foreseen
 from serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]
@@ -45,18 +46,31 @@ class Request(asyncio.Future[BatchedRows]):
         "deadline",
         "forget",
         "logits",
+        "prediction",
+        "row_count",
         "rows",
         "taken",
     )
 
     def __init__(
-        self, rows: tuple[Row, ...], deadline: float, admitted: float, forget: Callable[["Request"], None]
+        self,
+        rows: tuple[Row, ...],
+        *,
+        deadline: float,
+        admitted: float,
+        prediction: Foreseen,
+        forget: Callable[["Request"], None],
     ) -> None:
-        """`deadline` and `admitted` are on the batcher's clock; `forget` takes a cancelled request from its queue."""
+        """`deadline` and `admitted` are on the batcher's clock; `forget` takes a cancelled request from its queue.
+
+        `prediction`: when it was taken to be answered.
+        """
         super().__init__()
         self.rows = rows
+        self.row_count = len(rows)
         self.deadline = deadline
         self.admitted = admitted
+        self.prediction = prediction
         self.forget = forget
         self.taken = 0
         self.answered = 0

@@ -19,12 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.admission import Admission, Foreseen, Load, Ready, passed_deadline
 from serve.batch_profile import BatchProfile
 from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
-from serve.errors import BackendError, DeadlineError, FuselineError, OverloadedError, ShuttingDownError
+from serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
 
-__all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Row"]
+__all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Promise", "Ready", "Row"]
 
 QUIET_TURNS = 8
 """An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
@@ -34,8 +35,15 @@ and each batch costs as much CPU as several requests. A turn without anything to
 SLOW_CALL_SECONDS = 0.002
 """After a call that took so long, whatever waits is the next batch at once: the backend's time is what is scarce."""
 
-PROBE_AFTER_SECONDS = 1.0
+PROBE_AFTER_SECONDS = 0.5
 """After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
+
+DELIVERY_TURNS = 3
+"""Turns of the event loop until whoever waits for an answer has written it."""
+
+
+SHORTEST_WAIT_SECONDS = 0.0001
+"""Timers are no more precise than that."""
 
 
 class BatchStats(NamedTuple):
@@ -51,6 +59,15 @@ class BatchStats(NamedTuple):
     failed: bool
 
 
+class Misses(NamedTuple):
+    """How the predictions came true since the batch before: of those answered, and how many left the queue too late."""
+
+    late_seconds: Sequence[float]
+    """Of each answered request, handed out minus predicted."""
+    dropped: int
+    """Requests that could not be answered in time any more."""
+
+
 class Batcher:
     """Batches rows of many requests for one backend. Everything but `infer` happens on one event loop.
 
@@ -60,7 +77,7 @@ class Batcher:
     - `infer` is called by one thread at a time, a thread of its own or the event loop's, with one of `buckets` rows:
       those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
     - A batch that fails, fails its own requests only; the next one runs.
-    - Cancelled and expired requests leave the queue before a batch forms.
+    - Cancelled requests leave the queue before a batch forms, and so do those that can't be answered in time any more.
     """
 
     def __init__(
@@ -70,12 +87,14 @@ class Batcher:
         row_shape: tuple[int, ...],
         buckets: Sequence[int],
         max_queue_rows: int,
+        max_queue_ms: float = math.inf,
         max_delay_ms: float = 0.0,
         seconds_per_bucket: Mapping[int, float] | None = None,
         inline_below_ms: float = 0.0,
         unsaturated_rows: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
+        on_misses: Callable[[Misses], None] | None = None,
         executor: Executor | None = None,
     ) -> None:
         """Make an idle batcher.
@@ -86,6 +105,7 @@ class Batcher:
             row_shape: shape of one row.
             buckets: the batch sizes in rows that `infer` may be called with; the largest is the largest batch.
             max_queue_rows: how many rows may wait; those of the running batch don't count.
+            max_queue_ms: how long a request without a deadline may wait for its first batch, as predicted.
             max_delay_ms: how long an idle backend waits for a fuller batch.
             seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
             inline_below_ms: batches that by their bucket's measured time take less are computed on the event loop,
@@ -95,22 +115,26 @@ class Batcher:
                 rows behind his own, nor a newcomer for all of a large batch that has just begun.
             clock: monotonic seconds; deadlines are on it.
             on_batch: called on the event loop after each batch.
+            on_misses: called on the event loop once the answers of a batch are handed out.
             executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
         """
         if not buckets or min(buckets) < 1 or not row_shape:
             raise ValueError(f"buckets {list(buckets)}, row_shape {row_shape}: expected some of each, buckets above 0")
-        if max_queue_rows < 1 or max_delay_ms < 0:
-            raise ValueError(f"max_queue_rows {max_queue_rows}, max_delay_ms {max_delay_ms}: expected >= 1 and >= 0")
+        if max_queue_rows < 1 or max_delay_ms < 0 or max_queue_ms <= 0:
+            raise ValueError(
+                f"max_queue_rows {max_queue_rows}, max_queue_ms {max_queue_ms}, max_delay_ms {max_delay_ms}: expected "
+                "at least 1, above 0, and at least 0"
+            )
         self._infer = infer
         self._row_shape = tuple(row_shape)
         self._buckets = sorted(set(buckets))
         self._max_batch_rows = self._buckets[-1]
         self._unsaturated_rows = min(unsaturated_rows or self._max_batch_rows, self._max_batch_rows)
-        self._max_queue_rows = max_queue_rows
         self._max_delay_seconds = max_delay_ms / 1000
         self._inline_below_seconds = inline_below_ms / 1000
         self._clock = clock
         self._on_batch = on_batch
+        self._on_misses = on_misses
         self._thread: CallThread | None = None
         if executor is None:
             self._thread = CallThread("fuseline-batcher")
@@ -120,12 +144,23 @@ class Batcher:
         else:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
+        self._admission = Admission(
+            self._profile,
+            self._buckets,
+            unsaturated_rows=self._unsaturated_rows,
+            max_queue_rows=max_queue_rows,
+            max_queue_seconds=max_queue_ms / 1000,
+        )
+        # (predicted, how much later) of what left the queue because it would have been late.
+        self._given_up: list[tuple[float, float]] = []
         self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
         # Rows of the buffer from here on are zeros.
         self._used_rows = 0
         self._classes: int | None = None
         self._queue: OrderedDict[Request, None] = OrderedDict()
         self._queued_rows = 0
+        # Of requests that are admitted and whose images are being decoded.
+        self._promised_rows = 0
         # Rows that were queued when the event loop last turned, and its turns since there were more.
         self._seen_rows = self._quiet_turns = 0
         # Of the queued requests. It may lie too early after some have left, never too late.
@@ -141,44 +176,85 @@ class Batcher:
         return self._queued_rows
 
     @property
+    def unsaturated_rows(self) -> int:
+        """See `__init__`."""
+        return self._unsaturated_rows
+
+    @property
     def running_rows(self) -> int:
         """Rows of the batch that the backend computes now, before padding."""
         return 0 if self._running is None else len(self._running.rows)
 
-    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
-        """Admit a request or refuse it at once; call it on the event loop.
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "Promise":
+        """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
+
+        Until it is given to `submit`, or withdrawn, its rows count as queued for who comes later.
+        """
+        if self._draining:
+            raise _shutting_down()
+        now = self._clock()
+        promise = Promise(self, row_count, self._admission.check(self.load(now), row_count, deadline, now, ready))
+        self._promised_rows += row_count
+        return promise
+
+    def take_back(self, row_count: int) -> None:
+        """So many promised rows are promised no longer."""
+        self._promised_rows -= row_count
+
+    def outlook(self) -> list[float]:
+        """What another process has to know to admit requests by itself: see `serve.workers.remote_batcher`.
+
+        Rows that are queued, promised, and running; when the running batch ends; when a batch was last measured; and
+        `Admission.state`.
+        """
+        now = self._clock()
+        load = self.load(now)
+        ahead = (self._queued_rows, self._promised_rows, load.running_rows)
+        return [*ahead, now + load.busy_seconds, self._profile.learned_at, *self._admission.state()]
+
+    def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: "Promise | None" = None
+    ) -> asyncio.Future[BatchedRows]:
+        """Admit a request or refuse it at once; call it on the event loop. What has a `promise` is admitted already.
 
         The rows, each of the row shape and uint8, must not change until the future is done. Cancelling the future drops
         the request: rows that are not in a batch yet never run and make room at once.
 
-        The future fails with `DeadlineError` when `deadline` (on the batcher's clock) passes before all its rows are in
-        a batch, and with `BackendError`, or the `FuselineError` that the backend raised, when one of its batches fails.
+        The future fails with `DeadlineError` when it turns out, before all its rows are in a batch, that `deadline` (on
+        the batcher's clock) can't be met, and with `BackendError`, or the `FuselineError` that the backend raised, when
+        one of its batches fails.
 
         Raises:
             RequestError: no rows, or a row of another shape or dtype.
-            OverloadedError: there is no room for so many rows.
-            DeadlineError: the deadline has passed or, by the measured time of batches, can't be met.
+            OverloadedError: there is no room for so many rows, or too many are ahead of them to meet the deadline.
+            DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
             ShuttingDownError: `drain` was called.
         """
         if self._draining:
-            raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+            raise _shutting_down()
         check_rows(rows, self._row_shape)
         row_count = len(rows)
         now = self._clock()
         if now >= self._earliest_deadline:
             self._drop_expired(now)
-        if self._queued_rows + row_count > self._max_queue_rows:
-            if row_count > self._max_queue_rows:
-                limit = f"the queue's limit is {self._max_queue_rows} rows"
-                raise OverloadedError(f"a request of {row_count} rows can never be queued, {limit}; send it in parts")
-            queued = f"{self._queued_rows} rows of at most {self._max_queue_rows} are queued"
-            raise OverloadedError(f"{queued}, no room for {row_count} more; retry later")
-        if deadline is not None:
-            self._check_deadline(deadline, row_count, now)
-            self._earliest_deadline = min(self._earliest_deadline, deadline)
-        request = Request(tuple(rows), math.inf if deadline is None else deadline, now, self.forget)
+        if promise is None:
+            foreseen = self._admission.check(self.load(now), row_count, deadline, now)
+        else:
+            promise.withdraw()
+            foreseen = promise.foreseen
+            if deadline is not None and deadline <= now:
+                raise passed_deadline(now - deadline)
+        request = Request(
+            tuple(rows),
+            deadline=math.inf if deadline is None else deadline,
+            admitted=now,
+            prediction=foreseen,
+            forget=self.forget,
+        )
+        self._earliest_deadline = min(self._earliest_deadline, request.deadline)
         self._queue[request] = None
         self._queued_rows += row_count
+        self._admission.note_rows(row_count)
         if self._running is None:
             # Not before this turn of the event loop ends, so that all that arrived in it forms one batch.
             if self._wake is not None and self._max_delay_seconds:
@@ -199,20 +275,14 @@ class Batcher:
             self._end_thread()
             self._thread.join()
 
-    def _check_deadline(self, deadline: float, row_count: int, now: float) -> None:
-        if deadline <= now:
-            raise DeadlineError(f"the deadline passed {1000 * (now - deadline):.1f} ms ago; allow more time")
-        seconds = self._profile.seconds(self._queued_rows + row_count)
-        if self._running is not None:
-            seconds += max(0.0, self._running.started + self._profile.seconds(self._running.bucket) - now)
-        elif not self._queue and now - self._profile.learned_at >= PROBE_AFTER_SECONDS:
-            return
-        if now + seconds > deadline:
-            raise DeadlineError(
-                f"the deadline is in {1000 * (deadline - now):.1f} ms, but going by recent batches the answer takes "
-                f"{1000 * seconds:.1f} ms with {self._queued_rows + self.running_rows} rows ahead; allow more time or "
-                "retry later"
-            )
+    def load(self, now: float) -> Load:
+        """What is ahead of a request that comes now."""
+        running, waiting = self._running, self._queued_rows + self._promised_rows
+        if running is None:
+            idle = not waiting and now - self._profile.learned_at >= PROBE_AFTER_SECONDS
+            return Load(waiting, 0, 0.0, idle)
+        busy = running.started + self._profile.batch_seconds(running.bucket) - now
+        return Load(waiting, len(running.rows), max(0.0, busy))
 
     def _drop_expired(self, now: float) -> None:
         self._earliest_deadline = math.inf
@@ -250,11 +320,16 @@ class Batcher:
         if not self._queue:
             self._seen_rows = self._quiet_turns = 0
             return
-        if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > 0:
+        if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
             self._wake = loop.call_later(seconds, self._start_batch)
             return
-        bucket = self._next_bucket()
-        inline = self._profile.seconds(bucket) < self._inline_below_seconds
+        self._admission.begin_batch(self._queued_rows, now)
+        bucket = self._next_bucket(now)
+        if not self._queue:
+            self._seen_rows = self._quiet_turns = 0
+            self._set_drained_if_idle()
+            return
+        inline = self._profile.batch_seconds(bucket) < self._inline_below_seconds
         if inline and between_answers:
             self._wake = loop.call_soon(self._start_batch)
             return
@@ -283,12 +358,62 @@ class Batcher:
         if self._draining or self._queued_rows >= self._max_batch_rows:
             return 0.0
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
-        return min(fuller_until, self._earliest_deadline - self._profile.seconds(self._queued_rows)) - now
+        needed = self._admission.predict(0, self._queued_rows, 0.0).answered
+        return min(fuller_until, self._earliest_deadline - needed - self._admission.margin(needed)) - now
 
-    def _next_bucket(self) -> int:
-        saturated = self._queued_rows >= self._max_batch_rows
-        rows = self._max_batch_rows if saturated else min(self._queued_rows, self._unsaturated_rows)
-        return self._buckets[bisect_left(self._buckets, rows)]
+    def _next_bucket(self, now: float) -> int:
+        """The bucket of the next batch; what can't be answered in time has left the queue."""
+        bucket = self._bucket_of(min(self._queued_rows, self._admission.next_batch_rows(self._queued_rows)))
+        if self._earliest_deadline >= now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds:
+            return bucket
+        best, best_score = bucket, 0.0
+        for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
+            in_time, _ = self._foreseen(candidate, now)
+            score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
+            if score >= best_score:
+                best, best_score = candidate, score
+        _, late = self._foreseen(best, now)
+        for request, finish in late:
+            self._give_up(request, finish, now)
+        return self._bucket_of(min(best, self._queued_rows)) if self._queued_rows else best
+
+    def _bucket_of(self, rows: int) -> int:
+        """The smallest bucket that holds `rows`; with more work than time, a smaller one if padding costs more."""
+        above = bisect_left(self._buckets, rows)
+        bucket = self._buckets[above]
+        if bucket > rows and above and self._admission.saturated:
+            below, seconds = self._buckets[above - 1], self._profile.batch_seconds
+            if below * seconds(bucket) > rows * seconds(below) > 0:
+                return below
+        return bucket
+
+    def _foreseen(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
+        """How many rows a batch of `bucket` begun now would have for requests that are answered in time, and those that
+        would come to late although they are in turn, with when they would be answered.
+        """
+        room, late = bucket, []
+        finish = now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds
+        for request in self._queue:
+            left = len(request.rows) - request.taken
+            whole = finish if left <= room else finish + self._admission.predict(0, left - room, 0.0).answered
+            if whole > request.deadline and not request.prediction.is_trial:
+                late.append((request, whole))
+                continue
+            room -= min(room, left)
+            if not room:
+                break
+        return bucket - room, late
+
+    def _give_up(self, request: Request, finish: float, now: float) -> None:
+        self.forget(request)
+        waited, left = 1000 * (now - request.admitted), 1000 * (request.deadline - now)
+        self._given_up.append((request.prediction.seconds, finish - request.prediction.at))
+        request.set_exception(
+            DeadlineError(
+                f"after {waited:.1f} ms in the queue the deadline is in {left:.1f} ms, which is too soon: batches take "
+                "longer than they did; allow more time or retry later"
+            )
+        )
 
     def _form_batch(self, bucket: int, now: float) -> Batch:
         rows: list[Row] = []
@@ -353,8 +478,8 @@ class Batcher:
         """Settle what the batch completes; on the event loop."""
         self._running = None
         outcome, start = batch.outcome, 0
+        now = self._clock()
         if isinstance(outcome, np.ndarray):
-            now = self._clock()
             self._profile.learn(batch.bucket, now - batch.started, now)
             # Before the answers are handed out, so that the backend doesn't idle meanwhile.
             self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS, between_answers=True)
@@ -362,6 +487,7 @@ class Batcher:
                 if not request.done():
                     request.add(outcome, start, first_row, row_count, batch)
                 start += row_count
+            asyncio.get_running_loop().call_soon(self._note_delivery, batch, now, DELIVERY_TURNS)
         elif outcome is not None:
             for request, _, _ in batch.shares:
                 self.forget(request)
@@ -374,9 +500,46 @@ class Batcher:
             failed = not isinstance(outcome, np.ndarray)
             self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
 
+    def _note_delivery(self, batch: Batch, finished: float, turns: int) -> None:
+        """Learn, a few turns after a batch has finished, how far the predictions of its requests missed."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._note_delivery, batch, finished, turns - 1)
+            return
+        now = self._clock()
+        misses = [
+            (request.prediction.seconds, now - request.prediction.at)
+            for request, first_row, row_count in batch.shares
+            if first_row + row_count == request.row_count
+        ]
+        given_up, self._given_up = self._given_up, []
+        if self._on_misses is not None:
+            self._on_misses(Misses([late for _, late in misses], len(given_up)))
+        self._admission.learn(misses + given_up, delivery_seconds=now - finished)
+
     def _set_drained_if_idle(self) -> None:
         if self._draining and self._running is None and not self._queue:
             self._drained.set()
+
+
+class Promise:
+    """Room for the rows of an admitted request whose images are being decoded."""
+
+    __slots__ = ("_batcher", "_row_count", "foreseen")
+
+    def __init__(self, batcher: Batcher, row_count: int, foreseen: Foreseen) -> None:
+        self._batcher: Batcher | None = batcher
+        self._row_count = row_count
+        self.foreseen = foreseen
+
+    def withdraw(self) -> None:
+        """Give the room back. Calling it again does nothing."""
+        if self._batcher is not None:
+            self._batcher.take_back(self._row_count)
+            self._batcher = None
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
 
 
 def _backend_error(text: str, cause: BaseException) -> BackendError:

@@ -44,6 +44,10 @@ def serve(
     max_queue_rows: Annotated[int, _option("max_queue_rows", "Images that may wait; more are refused.")] = _default(
         "max_queue_rows"
     ),
+    max_queue_ms: Annotated[
+        float,
+        _option("max_queue_ms", "How long a request without a deadline may wait; one that would longer is refused."),
+    ] = _default("max_queue_ms"),
     max_delay_ms: Annotated[
         float, _option("max_delay_ms", "How long an idle backend waits for a fuller batch.")
     ] = _default("max_delay_ms"),
@@ -81,6 +85,7 @@ def serve(
         precision=precision,
         max_batch=max_batch,
         max_queue_rows=max_queue_rows,
+        max_queue_ms=max_queue_ms,
         max_delay_ms=max_delay_ms,
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
-from serve.services.statuses import ERROR_METADATA_KEY, error_from_status
+from serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
@@ -248,7 +248,8 @@ class Client:
         # Every error of a synchronous call is the call itself; the stubs don't say so.
         call = cast(grpc.Call, error)
         code, details = call.code(), call.details() or ""
-        name = next((str(value) for key, value in call.trailing_metadata() or () if key == ERROR_METADATA_KEY), None)
+        metadata = call.trailing_metadata() or ()
+        name = next((str(value) for key, value in metadata if key == ERROR_METADATA_KEY), None)
         if name is None and code is grpc.StatusCode.UNAVAILABLE:
             return InputError(f"no server answers at {self.address} ({details}); is `fuseline serve` running there?")
         if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -259,7 +260,7 @@ class Client:
             return ShuttingDownError(
                 f"{self.address} dropped the call before taking it up, as a server that stops does"
             )
-        return error_from_status(code, details, name)
+        return error_from_status(code, details, name, retry_after_from_metadata(metadata))
 
 
 def _channel_options(address: str) -> list[tuple[str, int]]:
@@ -300,4 +301,6 @@ def _stream_answer(response: ClassifyResponse) -> StreamAnswer:
     if not response.HasField("error"):
         return StreamAnswer(position, _answer(response), None)
     code = next(code for code in grpc.StatusCode if code.value[0] == response.error.code)
-    return StreamAnswer(position, None, error_from_status(code, response.error.message, response.error.error_name))
+    told = response.error
+    retry_after_s = told.retry_after_ms / 1000 or None
+    return StreamAnswer(position, None, error_from_status(code, told.message, told.error_name, retry_after_s))

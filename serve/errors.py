@@ -11,7 +11,7 @@
     ├── BackendUnavailableError    the asked-for runtime is not installed or has no device (exit code 2)
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
     ├── BackendError               the runtime failed on a valid batch
-    ├── OverloadedError            the queue is full
+    ├── OverloadedError            the queue is too long, by rows or by time
     ├── DeadlineError              the deadline has passed, or can't be met
     ├── ShuttingDownError          the server is draining
     └── BackendLostError           the process that computes has ended and is started again
@@ -72,7 +72,12 @@ class BackendError(FuselineError):
 
 
 class OverloadedError(FuselineError):
-    """The queue is full; retry later."""
+    """The queue is too long; retry later."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """In so many seconds there is likely to be room; None: not known."""
 
 
 class DeadlineError(FuselineError):

@@ -5,12 +5,31 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
-from serve.batcher import BatchedRows, BatchStats
+from serve.batcher import BatchedRows, BatchStats, Misses
 from serve.inference_statistics import InferenceStatistics
 from serve.model import Model
 from serve.tallies import Counter, CounterTally, Histogram, HistogramTally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_MISS_SECONDS = (
+    -1,
+    -0.25,
+    -0.1,
+    -0.05,
+    -0.025,
+    -0.01,
+    -0.005,
+    -0.001,
+    0,
+    0.001,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    1,
+)
 _ROWS = tuple(2**exponent for exponent in range(11))
 
 
@@ -62,6 +81,19 @@ class Metrics:
         )
         self._failed_batches = Counter(
             "fuseline_failed_batches", "Batches that the backend failed on.", ["model"], registry=self.registry
+        )
+        self._prediction_misses = Histogram(
+            "fuseline_prediction_miss_seconds",
+            "How much later than predicted at admission an answer was handed out; below 0: earlier.",
+            ["model"],
+            bounds=_MISS_SECONDS,
+            registry=self.registry,
+        )
+        self._dropped_requests = Counter(
+            "fuseline_dropped_requests",
+            "Admitted requests that left the queue because they could not be answered in time any more.",
+            ["model"],
+            registry=self.registry,
         )
         self._queued_rows = Gauge("fuseline_queued_rows", "Rows that wait now.", ["model"], registry=self.registry)
         self._info = Gauge(
@@ -131,6 +163,14 @@ class Metrics:
         if stats.failed:
             self._failed_batches.labels(model).add()
         self.statistics[model].count_batch(stats)
+
+    def count_misses(self, model: str, misses: Misses) -> None:
+        """Count how the predictions for the requests of one batch came true."""
+        observe = self._prediction_misses.labels(model).observe
+        for seconds in misses.late_seconds:
+            observe(seconds)
+        if misses.dropped:
+            self._dropped_requests.labels(model).add(misses.dropped)
 
 
 class _BatchTallies(NamedTuple):

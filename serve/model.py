@@ -3,16 +3,16 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from serve.backends import DEFAULT_BUCKETS, open_backend
 from serve.backends.base import Backend
-from serve.batcher import BatchedRows, Batcher, BatchStats, Row
+from serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Ready, Row
 from serve.cpu import usable_cpus
 from serve.errors import PackageError
 from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
@@ -39,6 +39,14 @@ _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
 
 
+class AdmittedRows(Protocol):
+    """What a batcher promises: see `serve.batcher.Promise`."""
+
+    def withdraw(self) -> None:
+        """Give the room back."""
+        ...
+
+
 class RowBatcher(Protocol):
     """What requests are given to: `serve.batcher.Batcher`, or what stands for one in another process."""
 
@@ -47,8 +55,14 @@ class RowBatcher(Protocol):
         """Rows that wait for a batch."""
         ...
 
-    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
-        """See `Batcher.submit`."""
+    def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Any = None
+    ) -> asyncio.Future[BatchedRows]:
+        """See `Batcher.submit`; `promise` is one of this batcher's."""
+        ...
+
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "AdmittedRows":
+        """See `Batcher.promise`."""
         ...
 
     async def drain(self) -> None:
@@ -79,10 +93,22 @@ class Model:
         self.backend.close()
 
 
-def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchStats], None]) -> Model:
+class BatchCounts(Protocol):
+    """What counts batches: `serve.metrics.Metrics`, or what stands before it."""
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        """Count one batch of the model of that name."""
+        ...
+
+    def count_misses(self, model: str, misses: Misses) -> None:
+        """Count how the predictions for one batch came true."""
+        ...
+
+
+def load_model(folder: Path, settings: Settings, counts: BatchCounts) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and hold it against the package's reference.
 
-    Blocks meanwhile. `on_batch` is called with the model's name after each batch.
+    Blocks meanwhile. `counts` is told of every batch.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
@@ -117,11 +143,13 @@ def load_model(folder: Path, settings: Settings, on_batch: Callable[[str, BatchS
         row_shape=package.manifest.input.row_shape,
         buckets=backend.buckets,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_ms=settings.max_queue_ms,
         max_delay_ms=settings.max_delay_ms,
         seconds_per_bucket=seconds_per_bucket,
         inline_below_ms=INLINE_BELOW_MS if on_cpu else 0.0,
         unsaturated_rows=unsaturated_rows,
-        on_batch=lambda stats: on_batch(name, stats),
+        on_batch=lambda stats: counts.count_batch(name, stats),
+        on_misses=lambda misses: counts.count_misses(name, misses),
     )
     return Model(package, backend, reason, batcher)
 

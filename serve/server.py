@@ -37,6 +37,11 @@ from serve.stop_signals import run_until_signal
 _FLUSH_S = 2.0
 """How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
 
+_MAX_PENDING_CALLS = 2**31 - 1
+
+_MAX_CALLS_PER_CONNECTION = 4096
+"""Of each that isn't taken up yet gRPC holds at most 64 KiB, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -111,7 +116,7 @@ class Server:
 
     async def _add_models(self) -> None:
         for folder in self._folders:
-            model = await asyncio.to_thread(load_model, folder, self._settings, self._metrics.count_batch)
+            model = await asyncio.to_thread(load_model, folder, self._settings, self._metrics)
             self.repository.add(model)
             self._metrics.watch(model)
 
@@ -142,6 +147,12 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # Beyond so many calls that wait to be taken up gRPC drops some at random (1,000) and all (3,000), with
+                # a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's.
+                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+                # What bounds their memory instead: a client's further calls wait on its own side.
+                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
                 # Else a second server would share the port and take half of the first one's requests.
                 ("grpc.so_reuseport", int(self._shares_port)),
             ]

@@ -119,12 +119,13 @@ class ClassifyService(ClassifierServicer):
         context: ServicerContext[ClassifyRequest, ClassifyResponse],
     ) -> Status | None:
         """Answer a stream; return with what it must end, if not OK."""
-        deadline = self._deadline(context)
+        stream_deadline = self._deadline(context)
         answers: AnswerQueue[ClassifyResponse] = AnswerQueue(self._in_flight_per_stream)
         # What has no answer yet: of raw pixels the batcher's future itself, which costs no task; else a task.
         under_way: set[asyncio.Future[Any]] = set()
 
         def begin(call: _Call) -> None:
+            deadline = call.deadline(stream_deadline)
             try:
                 contents = self._checked(call)
                 pending: asyncio.Future[Any]
@@ -132,7 +133,7 @@ class ClassifyService(ClassifierServicer):
                     pending = call.found_model.batcher.submit(contents, deadline=deadline)
                     pending.add_done_callback(partial(settle, call))
                 else:
-                    pending = asyncio.create_task(decode_and_answer(call, contents))
+                    pending = asyncio.create_task(decode_and_answer(call, contents, deadline))
                     pending.add_done_callback(under_way.discard)
             except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
                 answers.put(_stream_answer(call.request, self._failed(call, error)))
@@ -146,7 +147,7 @@ class ClassifyService(ClassifierServicer):
                 return
             answers.put(_stream_answer(call.request, self._answered(call, pending)))
 
-        async def decode_and_answer(call: _Call, contents: list[Row | bytes]) -> None:
+        async def decode_and_answer(call: _Call, contents: list[Row | bytes], deadline: float | None) -> None:
             answers.put(_stream_answer(call.request, await self._decode_and_answer(call, contents, deadline)))
 
         async def read() -> None:
@@ -186,6 +187,7 @@ class ClassifyService(ClassifierServicer):
 
     async def _answer(self, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse | Status:
         call = _Call("Classify", request, self._clock())
+        deadline = call.deadline(deadline)
         try:
             contents = self._checked(call)
             if not _all_rows(contents):
@@ -200,9 +202,11 @@ class ClassifyService(ClassifierServicer):
     ) -> ClassifyResponse | Status:
         model = call.found_model
         try:
-            rows, call.preprocess_s = await self._image_rows.decoded(contents, model)
+            begun = time.monotonic()
+            rows, promise = await self._image_rows.decoded(contents, model, deadline)
+            call.preprocess_s = time.monotonic() - begun
             self._metrics.count_preprocess(model.name, call.preprocess_s)
-            pending = model.batcher.submit(rows, deadline=deadline)
+            pending = model.batcher.submit(rows, deadline=deadline, promise=promise)
         except asyncio.CancelledError:
             self._count(call, StatusCode.CANCELLED)
             raise
@@ -261,6 +265,13 @@ class _Call:
     top_k: int = 1
     preprocess_s: float = 0.0
 
+    def deadline(self, of_call: float | None) -> float | None:
+        """When the answer has to be there: by the deadline of the gRPC call, and within the request's own timeout."""
+        if not self.request.timeout_ms:
+            return of_call
+        own = self.started + self.request.timeout_ms / 1000
+        return own if of_call is None else min(own, of_call)
+
     @property
     def found_model(self) -> Model:
         """The model, once the request was checked."""
@@ -312,7 +323,12 @@ def _stream_answer(request: ClassifyRequest, answer: ClassifyResponse | Status) 
     return ClassifyResponse(
         model=request.model,
         id=request.id,
-        error=StreamError(code=answer.code.value[0], message=answer.message, error_name=answer.error_name),
+        error=StreamError(
+            code=answer.code.value[0],
+            message=answer.message,
+            error_name=answer.error_name,
+            retry_after_ms=answer.retry_after_ms,
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -10,27 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.classify_pb2 import Image
-from serve.errors import ImageError, OverloadedError, RequestError
+from serve.batcher import Ready
+from serve.errors import ImageError, RequestError
 from serve.images import decode_image
-from serve.model import Model
+from serve.model import AdmittedRows, Model
 from serve.settings import Settings
 
 Row = NDArray[np.uint8]
+
+DECODE_RATE = 0.05
+"""Weight of the newest image in what decoding one takes."""
 
 
 class ImageRows:
     """Turns images into uint8 rows of a model's (height, width, channels).
 
     Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in `pool`,
-    several at a time; images that wait for it count against `max_queue_rows` as rows in the batcher's queue do.
+    several at a time, once the model's batcher has promised to take their rows: how long that takes is measured.
     """
 
     def __init__(self, pool: Executor, settings: Settings) -> None:
         self._pool = pool
         self._max_images = settings.max_images_per_request
-        self._max_rows = settings.max_queue_rows
+        self._threads = settings.decode_threads
         self._fast_decode = settings.fast_decode
-        self._decoding_rows = 0
+        self._decoding = 0
+        # Of one image, on average.
+        self._decode_seconds = 0.0
 
     def checked(self, images: Sequence[Image], model: Model) -> list[Row | bytes]:
         """Return what `images` hold, in order: a row for each raw image, the bytes of each that is to be decoded.
@@ -60,23 +66,36 @@ class ImageRows:
                 raise _no_image(image, shape, _which(position, count))
         return contents
 
-    async def decoded(self, contents: Sequence[Row | bytes], model: Model) -> tuple[list[Row], float]:
-        """Return a row for each of what `checked` returned, in order, and the seconds that decoding took.
+    async def decoded(
+        self, contents: Sequence[Row | bytes], model: Model, deadline: float | None
+    ) -> tuple[list[Row], AdmittedRows]:
+        """Have the model's batcher promise room, then make a row of each of what `checked` returned, in order.
+
+        The promise is for `RowBatcher.submit`.
 
         Raises:
             ImageError: bytes that are no image, or one beyond the bounds.
-            OverloadedError: the queue has no room for images that have to be decoded first.
+            OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
         """
-        started = time.monotonic()
-        return await self._decoded(contents, model), time.monotonic() - started
+        encoded = sum(isinstance(data, bytes) for data in contents)
+        promise = model.batcher.promise(len(contents), deadline=deadline, ready=self._ready(encoded))
+        self._decoding += encoded
+        try:
+            return await self._decoded(contents, model), promise
+        except BaseException:
+            promise.withdraw()
+            raise
+        finally:
+            self._decoding -= encoded
+
+    def _ready(self, images: int) -> Ready:
+        """When so many more will be decoded."""
+        rounds = -(-images // self._threads)
+        return Ready(
+            self._decode_seconds * max((self._decoding + images) / self._threads, rounds), self._decode_seconds * rounds
+        )
 
     async def _decoded(self, contents: Sequence[Row | bytes], model: Model) -> list[Row]:
-        waiting = model.batcher.queued_rows + self._decoding_rows
-        if waiting + len(contents) > self._max_rows:
-            raise OverloadedError(
-                f"{waiting} images wait already and {len(contents)} more would pass the queue's {self._max_rows}; "
-                "send again later"
-            )
         spec = model.manifest.input
         decode = partial(
             decode_image,
@@ -88,22 +107,31 @@ class ImageRows:
             fast=self._fast_decode,
         )
         loop = asyncio.get_running_loop()
-        self._decoding_rows += len(contents)
-        try:
-            decoding = [loop.run_in_executor(self._pool, decode, data) for data in contents if isinstance(data, bytes)]
-            # All are awaited even when one fails: what is left running would be no one's.
-            outcomes = iter(await asyncio.gather(*decoding, return_exceptions=True))
-        finally:
-            self._decoding_rows -= len(contents)
+        decoding = [
+            loop.run_in_executor(self._pool, _timed, decode, data) for data in contents if isinstance(data, bytes)
+        ]
+        # All are awaited even when one fails: what is left running would be no one's.
+        outcomes = iter(await asyncio.gather(*decoding, return_exceptions=True))
         rows = []
         for position, content in enumerate(contents):
-            row = next(outcomes) if isinstance(content, bytes) else content
-            if isinstance(row, ImageError):
-                raise ImageError(f"{_which(position, len(contents))}: {row}") from row
-            if isinstance(row, BaseException):
-                raise row
+            if not isinstance(content, bytes):
+                rows.append(content)
+                continue
+            outcome = next(outcomes)
+            if isinstance(outcome, ImageError):
+                raise ImageError(f"{_which(position, len(contents))}: {outcome}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+            row, seconds = outcome
+            self._decode_seconds += (DECODE_RATE if self._decode_seconds else 1.0) * (seconds - self._decode_seconds)
             rows.append(row)
         return rows
+
+
+def _timed(decode: Callable[[bytes], Row], data: bytes) -> tuple[Row, float]:
+    started = time.monotonic()
+    row = decode(data)
+    return row, time.monotonic() - started
 
 
 def _no_image(image: Image, shape: tuple[int, int, int], which: str) -> RequestError:

@@ -6,14 +6,21 @@ that can't be made.
 """
 
 import logging
+import math
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status as RpcStatus
 from grpc import StatusCode
 
 from serve import errors
 
 ERROR_METADATA_KEY = "fuseline-error"
+
+DETAILS_METADATA_KEY = "grpc-status-details-bin"
+"""Where gRPC libraries look for a `google.rpc.Status` with details."""
 
 STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.RequestError: StatusCode.INVALID_ARGUMENT,
@@ -37,11 +44,28 @@ class Status:
     code: StatusCode
     message: str
     error_name: str
+    retry_after_s: float | None = None
+    """When there is likely to be room; None: not known, or not the reason."""
 
     @property
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What lets `error_from_status` give the same class back."""
-        return ((ERROR_METADATA_KEY, self.error_name),)
+    def retry_after_ms(self) -> int:
+        """`retry_after_s` rounded up, at least 1; 0 for None."""
+        return 0 if self.retry_after_s is None else max(1, math.ceil(1000 * self.retry_after_s))
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What lets `error_from_status` give the same error back, and a `google.rpc.RetryInfo` where it may be retried.
+
+        Its form is that of gRPC's richer error model (https://grpc.io/docs/guides/error/), which most clients read.
+        """
+        name = (ERROR_METADATA_KEY, self.error_name)
+        if self.retry_after_s is None:
+            return (name,)
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(self.retry_after_ms)
+        rich = RpcStatus(code=self.code.value[0], message=self.message)
+        rich.details.add().Pack(retry)
+        return name, (DETAILS_METADATA_KEY, rich.SerializeToString())
 
 
 def status_from_error(error: Exception) -> Status:
@@ -54,7 +78,7 @@ def status_from_error(error: Exception) -> Status:
         (STATUS_CODE_OF_ERROR[c] for c in type(error).__mro__ if c in STATUS_CODE_OF_ERROR), StatusCode.INTERNAL
     )
     if code is not StatusCode.INTERNAL:
-        return Status(code, str(error), type(error).__name__)
+        return Status(code, str(error), type(error).__name__, getattr(error, "retry_after_s", None))
     error_id = _logged(error)
     return Status(
         code,
@@ -72,8 +96,28 @@ def _logged(error: Exception) -> str:
     return error_id
 
 
-def error_from_status(code: StatusCode, message: str, error_name: str | None = None) -> errors.FuselineError:
+def retry_after_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
+    """Seconds of the `google.rpc.RetryInfo` in a call's trailing metadata; None where there is none."""
+    for key, value in metadata:
+        if key == DETAILS_METADATA_KEY and isinstance(value, bytes):
+            retry = RetryInfo()
+            for detail in RpcStatus.FromString(value).details:
+                if detail.Unpack(retry):
+                    return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return None
+
+
+def error_from_status(
+    code: StatusCode, message: str, error_name: str | None = None, retry_after_s: float | None = None
+) -> errors.FuselineError:
     """Return the error that a status stands for: of class `error_name` where known, else the table read backwards."""
+    error = _error_of(code, message, error_name)
+    if isinstance(error, errors.OverloadedError):
+        error.retry_after_s = retry_after_s
+    return error
+
+
+def _error_of(code: StatusCode, message: str, error_name: str | None) -> errors.FuselineError:
     for error_class in STATUS_CODE_OF_ERROR:
         if error_class.__name__ == error_name:
             return error_class(message)

@@ -1,8 +1,13 @@
-"""The shared memory between one worker and the backend process: the rows of one model's requests, and their logits."""
+"""The shared memory between one worker and the backend process: the rows of one model's requests, and their logits.
+
+Before them lie numbers that either side tells the other: what the backend has to do, and what the worker is about to
+send. Each number has one writer and is read as it happens to be.
+"""
 
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +15,9 @@ from numpy.typing import NDArray
 
 _ALIGNMENT = 64
 """Of the parts, in bytes: a cache line, which no two of them share."""
+
+_MOST_NUMBERS = 96
+"""Of the backend's, in float64; it has some 30, and one for each bucket, of which there are at most 26."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +30,8 @@ class ArenaShape:
 
     @property
     def logits_offset(self) -> int:
-        """Where the logits begin; before them lies the number of queued rows."""
-        return _ALIGNMENT
+        """Where the logits begin; before them lie the numbers."""
+        return _ALIGNMENT + 8 * _MOST_NUMBERS
 
     @property
     def pixels_offset(self) -> int:
@@ -56,16 +64,27 @@ class Arena:
             (shape.slots, shape.classes), np.float32, memory, shape.logits_offset
         )
         """(slots, classes)."""
-        self._queued_rows: NDArray[np.uint32] = np.ndarray((1,), np.uint32, memory)
+        self._promised_rows: NDArray[np.uint64] = np.ndarray((1,), np.uint64, memory)
+        self._outlook: NDArray[np.float64] = np.ndarray((_MOST_NUMBERS,), np.float64, memory, _ALIGNMENT)
 
     @property
-    def queued_rows(self) -> int:
-        """Rows of all workers that waited when the backend last told."""
-        return int(self._queued_rows[0])
+    def promised_rows(self) -> int:
+        """Rows that this worker has admitted and not yet sent; the worker writes it."""
+        return int(self._promised_rows[0])
 
-    @queued_rows.setter
-    def queued_rows(self, rows: int) -> None:
-        self._queued_rows[0] = rows
+    @promised_rows.setter
+    def promised_rows(self, rows: int) -> None:
+        self._promised_rows[0] = rows
+
+    @property
+    def outlook(self) -> list[float]:
+        """What the backend last told of its queue, as many numbers as `_MOST_NUMBERS`; zeros before it has."""
+        numbers: list[float] = self._outlook.tolist()
+        return numbers
+
+    @outlook.setter
+    def outlook(self, numbers: Sequence[float]) -> None:
+        self._outlook[: len(numbers)] = numbers
 
 
 def create_memory(shape: ArenaShape) -> int:

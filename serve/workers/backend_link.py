@@ -11,9 +11,12 @@ from typing import NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.admission import Admission
+from serve.batch_profile import BatchProfile
 from serve.errors import BackendError
 from serve.model import Model
 from serve.model_package import ModelPackage
+from serve.settings import Settings
 from serve.workers.arena import Arena, create_memory
 from serve.workers.outbox import Outbox
 from serve.workers.records import ANSWER, ERROR, ToWorker, reader_of_backend_records
@@ -32,11 +35,11 @@ class BackendChangedError(Exception):
 class BackendLink:
     """Holds this worker's memory and its models, whose batchers run in the backend process."""
 
-    def __init__(self, address: Path, max_queue_rows: int) -> None:
+    def __init__(self, address: Path, settings: Settings) -> None:
         self.models: list[Model] = []
         """What is served; known once `open` has returned."""
         self._address = address
-        self._max_queue_rows = max_queue_rows
+        self._settings = settings
         self._welcome: Welcome | None = None
         self._batchers: list[RemoteBatcher] = []
         self._files: list[int] = []
@@ -84,9 +87,17 @@ class BackendLink:
         if self._welcome is None:
             self._welcome = welcome
             for position, served in enumerate(welcome.models):
-                shape = served.arena_shape(self._max_queue_rows)
+                shape = served.arena_shape(self._settings.max_queue_rows)
                 self._files.append(file := create_memory(shape))
-                self._batchers.append(batcher := RemoteBatcher(position, Arena(file, shape)))
+                buckets = served.backend.buckets
+                admission = Admission(
+                    BatchProfile(buckets, {}, 0.0),
+                    buckets,
+                    unsaturated_rows=served.unsaturated_rows,
+                    max_queue_rows=self._settings.max_queue_rows,
+                    max_queue_seconds=self._settings.max_queue_ms / 1000,
+                )
+                self._batchers.append(batcher := RemoteBatcher(position, Arena(file, shape), admission))
                 self.models.append(
                     Model(
                         ModelPackage(folder=served.folder, manifest=served.manifest),

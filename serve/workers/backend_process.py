@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from serve.batcher import Batcher, BatchStats
+from serve.batcher import Batcher, BatchStats, Misses
 from serve.metrics import Metrics
-from serve.model import Model, load_model
+from serve.model import BatchCounts, Model, load_model
 from serve.repository import Repository
 from serve.settings import Settings
 from serve.workers.arena import Arena
@@ -20,7 +20,7 @@ from serve.workers.child import Orders, give_up, obey, run_child, send_report
 from serve.workers.remote_requests import RemoteRequests
 from serve.workers.welcome import Welcome, welcome_to, welcome_worker
 
-LoadModel = Callable[[Path, Settings, Callable[[str, BatchStats], None]], Model]
+LoadModel = Callable[[Path, Settings, BatchCounts], Model]
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class BackendProcess:
         """Serve. Raises what `load_model` does."""
         settings = self._orders.settings
         for folder in self._orders.folders:
-            model = await asyncio.to_thread(self._load, folder, settings, self._count_batch)
+            model = await asyncio.to_thread(self._load, folder, settings, self)
             self._repository.add(model)
             self._metrics.watch(model)
             self._models.append(model)
             assert isinstance(model.batcher, Batcher)
             self.batchers.append(model.batcher)
-        welcome = welcome_to(self._models)
+        welcome = welcome_to(self._models, self.batchers)
         assert self._orders.listener_file is not None
         listener = socket.socket(fileno=self._orders.listener_file)
         listener.setblocking(False)
@@ -98,9 +98,14 @@ class BackendProcess:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _count_batch(self, name: str, stats: BatchStats) -> None:
-        self._metrics.count_batch(name, stats)
-        position = next(index for index, model in enumerate(self._models) if model.name == name)
+    def count_misses(self, model: str, misses: Misses) -> None:
+        """See `serve.model.BatchCounts`."""
+        self._metrics.count_misses(model, misses)
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        """See `serve.model.BatchCounts`; also let the workers have back what the batch read."""
+        self._metrics.count_batch(model, stats)
+        position = next(index for index, its in enumerate(self._models) if its.name == model)
         for worker in self.workers:
             worker.requests.batch_finished(position)
 

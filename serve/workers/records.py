@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 SUBMIT, CANCEL, DRAIN = 1, 2, 3
 ANSWER, ERROR, RELEASED = 4, 5, 6
 
-_TO_BACKEND = Struct("=BHQId")
+NOT_FORESEEN = (0.0, 0.0, False)
+
+_TO_BACKEND = Struct("=BHQIddd?")
 _TO_WORKER = Struct("=BHQIdd")
 
 
@@ -29,6 +31,12 @@ class ToBackend(NamedTuple):
     """Slots in the tail."""
     deadline: float
     """On the clock of `time.monotonic`, which all processes of a machine share; infinity: none."""
+    foreseen_at: float
+    """On it too, when the answer was predicted for as the worker admitted the request; 0: the backend admits it."""
+    foreseen_seconds: float
+    """From that admission to `foreseen_at`."""
+    is_trial: bool
+    """See `serve.admission.Foreseen`."""
 
 
 class ToWorker(NamedTuple):
@@ -43,20 +51,22 @@ class ToWorker(NamedTuple):
     compute_ms: float
 
 
-def submit_record(model: int, number: int, slots: Sequence[int], deadline: float) -> bytes:
-    """A request whose rows lie in `slots`, in this order."""
+def submit_record(
+    model: int, number: int, slots: Sequence[int], deadline: float, foreseen: tuple[float, float, bool] = NOT_FORESEEN
+) -> bytes:
+    """A request whose rows lie in `slots`, in this order; `foreseen` if the worker has admitted it."""
     rows = len(slots)
-    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline) + pack(f"={rows}I", *slots)
+    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline, *foreseen) + pack(f"={rows}I", *slots)
 
 
 def cancel_record(model: int, number: int) -> bytes:
     """Nobody waits for this request any more."""
-    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0)
+    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *NOT_FORESEEN)
 
 
 def drain_record(model: int) -> bytes:
     """No more requests for the model will come from this worker."""
-    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0)
+    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *NOT_FORESEEN)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:

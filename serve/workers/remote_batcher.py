@@ -9,17 +9,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from serve import errors
+from serve.admission import DELIVERY_RATE, Admission, Foreseen, Load, Ready, passed_deadline
 from serve.batch_requests import BatchedRows, Row, check_rows
+from serve.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from serve.errors import (
     BackendError,
     BackendLostError,
-    DeadlineError,
     FuselineError,
     OverloadedError,
     ShuttingDownError,
 )
 from serve.workers.arena import Arena
-from serve.workers.records import ToWorker, cancel_record, drain_record, submit_record
+from serve.workers.records import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
 from serve.workers.slots import SlotTable
 
 
@@ -31,13 +32,21 @@ class RemoteBatcher:
     backend no longer reads it, whatever became of its request. Everything happens on one event loop.
     """
 
-    def __init__(self, model: int, arena: Arena, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is admitted before `connect`. `model` is the position in the backend's list."""
+    def __init__(
+        self, model: int, arena: Arena, admission: Admission, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Nothing is admitted before `connect`. `model` is the position in the backend's list.
+
+        `admission` decides on what is decoded here first, by what the backend tells.
+        """
         self._model = model
         self._arena = arena
         self._row_shape = arena.pixels.shape[1:]
         self._clock = clock
         self._slots = SlotTable(len(arena.pixels))
+        self._admission = admission
+        # From the backend's answers to when they are handed out here: the backend's predictions end with the former.
+        self._delivery_seconds = 0.0
         self._send: Callable[[bytes], None] | None = None
         self._numbers = itertools.count()
         self._pending: dict[int, _RemoteRequest] = {}
@@ -48,7 +57,7 @@ class RemoteBatcher:
     @property
     def queued_rows(self) -> int:
         """Rows that wait for a batch, of all workers, as far as the backend has told."""
-        return self._arena.queued_rows
+        return int(self._arena.outlook[0])
 
     @property
     def taken_slots(self) -> int:
@@ -62,15 +71,34 @@ class RemoteBatcher:
     def disconnect(self) -> None:
         """Fail every request under way, and admit none: the backend has gone and reads nothing any more."""
         self._send = None
-        self._arena.queued_rows = 0
+        self._arena.outlook = [0.0, 0.0, 0.0]
         pending, self._pending = self._pending, {}
         for request in pending.values():
             self._slots.give_back(request.slots)
             if not request.done():
                 request.set_exception(_lost())
 
-    def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> asyncio.Future[BatchedRows]:
-        """Send a request on its way, or refuse it at once.
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "RemotePromise":
+        """Admit a request, as `Batcher.promise` does, by what the backend last told.
+
+        Raises what `submit` does.
+        """
+        self._check_open()
+        queued, promised, running, ends, learned_at, *state = self._arena.outlook
+        self._admission.take_state(state)
+        now = self._clock()
+        # What this worker has promised since the backend last looked isn't in its count.
+        waiting = int(queued + max(promised, self._arena.promised_rows))
+        idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
+        load = Load(waiting, int(running), max(0.0, ends - now), idle)
+        foreseen = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
+        self._arena.promised_rows += row_count
+        return RemotePromise(self._arena, row_count, foreseen)
+
+    def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: "RemotePromise | None" = None
+    ) -> asyncio.Future[BatchedRows]:
+        """Send a request on its way, or refuse it at once. What has a `promise` is admitted already.
 
         The future fails with what the backend's `Batcher.submit` raises or its future fails with, and with
         `BackendLostError` when the backend process ends. Cancelling it drops the request.
@@ -82,13 +110,12 @@ class RemoteBatcher:
             ShuttingDownError: `drain` was called.
             BackendLostError: the backend process has ended and is not yet back.
         """
-        if self._draining:
-            raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
-        if self._send is None:
-            raise _lost()
+        self._check_open()
         check_rows(rows, self._row_shape)
+        if promise is not None:
+            promise.withdraw()
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
-            raise DeadlineError(f"the deadline passed {1000 * late_s:.1f} ms ago; allow more time")
+            raise passed_deadline(late_s)
         slots = self._slots.take(len(rows))
         if slots is None:
             raise OverloadedError(
@@ -102,8 +129,21 @@ class RemoteBatcher:
         request.add_done_callback(self._count_answered)
         self._pending[number] = request
         self._unanswered += 1
-        self._send(submit_record(self._model, number, slots, math.inf if deadline is None else deadline))
+        until = self._earlier(deadline)
+        foreseen = NOT_FORESEEN if promise is None else promise.foreseen
+        assert self._send is not None
+        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, foreseen))
         return request
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+        if self._send is None:
+            raise _lost()
+
+    def _earlier(self, deadline: float | None) -> float | None:
+        """When the backend has to have the answer, so that it is handed out by `deadline`."""
+        return None if deadline is None else deadline - self._delivery_seconds
 
     async def drain(self) -> None:
         """Admit nothing new, and return once every request has its answer."""
@@ -127,6 +167,13 @@ class RemoteBatcher:
                     BatchedRows(logits[start:end], head.queue_ms, head.compute_ms, head.size, logits, start)
                 )
             start = end
+        asyncio.get_running_loop().call_soon(self._note_delivery, self._clock(), DELIVERY_TURNS)
+
+    def _note_delivery(self, began: float, turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._note_delivery, began, turns - 1)
+            return
+        self._delivery_seconds += DELIVERY_RATE * (self._clock() - began - self._delivery_seconds)
 
     def failed(self, number: int, text: bytes) -> None:
         """Settle a request with the error that `error_text` has written."""
@@ -146,6 +193,23 @@ class RemoteBatcher:
         self._unanswered -= 1
         if self._draining and not self._unanswered:
             self._drained.set()
+
+
+class RemotePromise:
+    """As `serve.batcher.Promise`, of which the backend sees how many rows all have together."""
+
+    __slots__ = ("_arena", "_row_count", "foreseen")
+
+    def __init__(self, arena: Arena, row_count: int, foreseen: Foreseen) -> None:
+        self._arena: Arena | None = arena
+        self._row_count = row_count
+        self.foreseen = foreseen
+
+    def withdraw(self) -> None:
+        """Give the room back. Calling it again does nothing."""
+        if self._arena is not None:
+            self._arena.promised_rows -= self._row_count
+            self._arena = None
 
 
 class _RemoteRequest(asyncio.Future[BatchedRows]):
@@ -168,14 +232,17 @@ class _RemoteRequest(asyncio.Future[BatchedRows]):
 
 def error_text(error: FuselineError, error_id: str | None) -> bytes:
     """`error` for the tail of a record. `error_id` is the one under which it was logged, if it was."""
-    return json.dumps([type(error).__name__, str(error), error_id]).encode()
+    retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
+    return json.dumps([type(error).__name__, str(error), error_id, retry_after_s]).encode()
 
 
 def error_from_text(text: bytes) -> FuselineError:
     """The error of `error_text`: of the same class and message, and with the id under which it is logged already."""
-    class_name, message, error_id = json.loads(text)
+    class_name, message, error_id, retry_after_s = json.loads(text)
     error_class = getattr(errors, class_name, BackendError)
     error: FuselineError = error_class(message)
+    if isinstance(error, OverloadedError):
+        error.retry_after_s = retry_after_s
     if error_id is not None:
         vars(error)["fuseline_error_id"] = error_id
     return error

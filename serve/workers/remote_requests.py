@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from serve.batcher import BatchedRows, Batcher
+from serve.admission import Foreseen
+from serve.batcher import BatchedRows, Batcher, Promise
 from serve.errors import BackendError, FuselineError
 from serve.workers.arena import Arena
 from serve.workers.records import (
@@ -40,28 +41,36 @@ class RemoteRequests:
         self._out: list[bytes] = []
         # By model: requests that ended while a batch ran, which may read their rows.
         self._unreleased: list[list[int]] = [[] for _ in batchers]
+        # By model: what the worker had promised when it was last looked at.
+        self._promised_rows = [0 for _ in batchers]
         self._lost = False
         self.drained: set[int] = set()
         """Models that the worker has no more requests for."""
+        for model in range(len(batchers)):
+            self.tell_outlook(model)
 
     def receive(self, data: bytes) -> None:
         """Take in what the worker has sent."""
         models = set()
-        for (kind, model, number, _, deadline), tail in self._reader.feed(data):
+        for (kind, model, number, _, deadline, *foreseen), tail in self._reader.feed(data):
+            if model not in models:
+                models.add(model)
+                self._count_promised(model, self._arenas[model].promised_rows)
             if kind == SUBMIT:
-                self._submit(model, number, slots_from_tail(tail), deadline)
+                self._submit(model, number, slots_from_tail(tail), deadline, Foreseen(*foreseen))
             elif kind == DRAIN:
                 self.drained.add(model)
             elif (request := self._pending.get((model, number))) is not None:
                 # One that was just answered is there no more.
                 request.cancel()
-            models.add(model)
         for model in models:
-            self.tell_queued_rows(model)
+            self.tell_outlook(model)
 
     def lose(self) -> None:
         """Drop every request: the worker has gone."""
         self._lost = True
+        for model in range(len(self._batchers)):
+            self._count_promised(model, 0)
         for request in tuple(self._pending.values()):
             request.cancel()
 
@@ -71,17 +80,24 @@ class RemoteRequests:
             self._unreleased[model] = []
             for number in numbers:
                 self._write(released_record(model, number))
-        self.tell_queued_rows(model)
+        self._count_promised(model, self._arenas[model].promised_rows)
+        self.tell_outlook(model)
 
-    def tell_queued_rows(self, model: int) -> None:
-        """Let the worker see how many rows wait."""
-        self._arenas[model].queued_rows = self._batchers[model].queued_rows
+    def tell_outlook(self, model: int) -> None:
+        """Let the worker see what it has to know to admit a request by itself."""
+        self._arenas[model].outlook = self._batchers[model].outlook()
 
-    def _submit(self, model: int, number: int, slots: list[int], deadline: float) -> None:
-        pixels = self._arenas[model].pixels
+    def _count_promised(self, model: int, rows: int) -> None:
+        self._batchers[model].take_back(self._promised_rows[model] - rows)
+        self._promised_rows[model] = rows
+
+    def _submit(self, model: int, number: int, slots: list[int], deadline: float, foreseen: Foreseen) -> None:
+        batcher, pixels = self._batchers[model], self._arenas[model].pixels
         rows = [pixels[slot] for slot in slots]
+        # The worker counts the rows that it has promised.
+        promise = Promise(batcher, 0, foreseen) if foreseen.at else None
         try:
-            request = self._batchers[model].submit(rows, deadline=None if deadline == math.inf else deadline)
+            request = batcher.submit(rows, deadline=None if deadline == math.inf else deadline, promise=promise)
         except FuselineError as error:
             self._write(error_record(model, number, error_text(error, None)))
             self._write(released_record(model, number))

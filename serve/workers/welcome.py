@@ -7,10 +7,12 @@ each model; then both write records.
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from serve.batcher import Batcher
 from serve.model import Model
 from serve.model_package import Manifest
 from serve.workers.arena import ArenaShape
@@ -38,6 +40,8 @@ class ServedModel(BaseModel):
     manifest: Manifest
     backend: BackendFacts
     backend_reason: str
+    unsaturated_rows: int
+    """See `serve.batcher.Batcher`."""
 
     @property
     def name(self) -> str:
@@ -61,8 +65,8 @@ class Welcome(BaseModel):
     models: tuple[ServedModel, ...]
 
 
-def welcome_to(models: list[Model]) -> Welcome:
-    """What workers are told of `models`."""
+def welcome_to(models: Sequence[Model], batchers: Sequence[Batcher]) -> Welcome:
+    """What workers are told of `models` and the batchers before them."""
     return Welcome(
         models=tuple(
             ServedModel(
@@ -75,8 +79,9 @@ def welcome_to(models: list[Model]) -> Welcome:
                     buckets=model.backend.buckets,
                 ),
                 backend_reason=model.backend_reason,
+                unsaturated_rows=batcher.unsaturated_rows,
             )
-            for model in models
+            for model, batcher in zip(models, batchers, strict=True)
         )
     )
 

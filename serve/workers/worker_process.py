@@ -29,7 +29,7 @@ class WorkerServer(Server):
 
     def __init__(self, orders: Orders, channel: Channel) -> None:
         super().__init__(orders.folders, orders.settings)
-        self.link = BackendLink(orders.link_address, orders.settings.max_queue_rows)
+        self.link = BackendLink(orders.link_address, orders.settings)
         self._channel = channel
         self._question_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[dict[str, InferenceStatistics]]] = {}

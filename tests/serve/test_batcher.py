@@ -496,11 +496,14 @@ async def test_deadline_that_the_profile_cannot_meet_is_refused_at_once(backend)
     batcher, first = await held_batcher(backend, clock=clock, seconds_per_bucket=SECONDS_PER_BUCKET)
     clock.now += 0.25
     waiting = batcher.submit(rows(1, 2, 3))
-    # 0.75 s of the running batch, 2.0 s of a full batch, 1.0 s of a batch of one row.
-    for too_early in (0.5, 3.74):
-        with pytest.raises(DeadlineError, match=r"the answer takes 3750.0 ms with 4 rows ahead"):
-            batcher.submit(rows(4, 5), deadline=clock.now + too_early)
-    in_time = batcher.submit(rows(4, 5), deadline=clock.now + 3.75)
+    # 0.75 s of the running batch, 2.0 s of a full batch, 1.0 s of a batch of one row, and the way to the caller.
+    with pytest.raises(OverloadedError, match=r"the answer takes 3752.0 ms with 4 rows ahead") as refused:
+        batcher.submit(rows(4, 5), deadline=clock.now + 3.75)
+    assert refused.value.retry_after_s == pytest.approx(0.002)
+    # Two rows take 1.5 s even if nobody is ahead.
+    with pytest.raises(DeadlineError, match=r"an idle server takes 1502.0 ms for 2 rows"):
+        batcher.submit(rows(4, 5), deadline=clock.now + 1.5)
+    in_time = batcher.submit(rows(4, 5), deadline=clock.now + 3.7521)
     clock.now += 10
     in_time.cancel()
     backend.release_all()
@@ -512,7 +515,7 @@ async def test_overdue_running_batch_counts_as_about_to_end(backend):
     clock = Clock()
     batcher, first = await held_batcher(backend, clock=clock, seconds_per_bucket=SECONDS_PER_BUCKET)
     clock.now += 50
-    in_time = batcher.submit([row(1)], deadline=clock.now + 1.0)
+    in_time = batcher.submit([row(1)], deadline=clock.now + 2)
     backend.release_all()
     await settled(first, in_time)
     np.testing.assert_array_equal(in_time.result().logits, logits_of(1))
@@ -527,20 +530,27 @@ async def test_profile_learns_from_each_batch():
         return np.zeros((len(pixels), 3), np.float32)
 
     batcher = make(infer, clock=clock, seconds_per_bucket={1: 1.0})
+    clock.now += 5
     await settled(batcher.submit([row(1)]))
-    for too_early in (1.0, 1.19):
-        with pytest.raises(DeadlineError):
-            batcher.submit([row(1)], deadline=clock.now + too_early)
-    await settled(batcher.submit([row(1)], deadline=clock.now + 1.2001))
+    # The only batch for a while tells nearly all.
+    with pytest.raises(DeadlineError):
+        batcher.submit([row(1)], deadline=clock.now + 1.9)
+    await settled(batcher.submit([row(1)], deadline=clock.now + 2.1))
     await settled(batcher.submit(rows(1, 2)))
-    with pytest.raises(DeadlineError, match=r"takes 2000\.0 ms"):
+    with pytest.raises(DeadlineError, match=r"takes 20\d\d\.\d ms"):
         batcher.submit(rows(1, 2), deadline=clock.now + 1.9)
     await batcher.drain()
 
 
 async def test_stale_profile_is_tried_again_rather_than_refusing_forever():
     clock = Clock()
-    batcher = make(HeldBackend(held=False), clock=clock, seconds_per_bucket={1: 60.0})
+    backend = HeldBackend(held=False)
+
+    def infer(pixels):
+        clock.now += 1.0
+        return backend(pixels)
+
+    batcher = make(infer, clock=clock, seconds_per_bucket={1: 60.0})
     with pytest.raises(DeadlineError):
         batcher.submit([row(1)], deadline=clock.now + 2)
     clock.now += 1
@@ -549,8 +559,9 @@ async def test_stale_profile_is_tried_again_rather_than_refusing_forever():
         batcher.submit([row(2)], deadline=clock.now + 2)
     (answer,) = await settled(tried)
     np.testing.assert_array_equal(answer.logits, logits_of(1))
-    with pytest.raises(DeadlineError, match=r"takes 48000\.0 ms"):
-        batcher.submit([row(1)], deadline=clock.now + 2)
+    # It took 1 s, and nothing else was measured for long.
+    (answer,) = await settled(batcher.submit([row(3)], deadline=clock.now + 2))
+    np.testing.assert_array_equal(answer.logits, logits_of(3))
     await batcher.drain()
 
 
@@ -583,7 +594,7 @@ async def test_delay_never_costs_a_deadline(backend):
     patient = batcher.submit([row(1)])
     await loop_turns()
     assert batcher.queued_rows == 1
-    urgent = batcher.submit([row(2)], deadline=clock.now + 1.0)
+    urgent = batcher.submit([row(2)], deadline=clock.now + 1.00205)
     await settled(patient, urgent)
     assert backend.batches == [[1, 2]]
     await batcher.drain()
@@ -651,7 +662,7 @@ async def test_padding_is_zeros_whatever_the_batches_before_held():
 
 async def test_a_batch_that_is_fast_enough_is_computed_on_the_event_loop_and_a_slower_one_in_the_thread():
     backend = HeldBackend(held=False)
-    batcher = make(backend, seconds_per_bucket={1: 0.0009, 2: 0.0009, 4: 0.0011}, inline_below_ms=1.0, clock=Clock())
+    batcher = make(backend, seconds_per_bucket={1: 0.0009, 2: 0.0009, 4: 0.02}, inline_below_ms=1.0, clock=Clock())
     for numbers, inline in (((1,), True), ((1, 2, 3), False), ((4, 5), True)):
         backend.threads.clear()
         future = batcher.submit(rows(*numbers))

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.batcher import BatchedRows, Batcher
+from serve.batcher import BatchedRows, Batcher, Ready
 from serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
@@ -17,6 +17,7 @@ QUEUE_ROWS = (1, 5, 12, 40)
 INLINE_BELOW_MS = (0.0, 30.0, 100.0, 1e9)
 """None, those that turn out to be fast, most, and all are computed on the event loop."""
 UNSATURATED_ROWS = (None, 1, 2, 5)
+MAX_QUEUE_MS = (float("inf"), 200.0)
 ROW_SHAPE = (3,)
 
 
@@ -62,9 +63,11 @@ class Schedule:
         self.buckets = BUCKETS[self.next() % len(BUCKETS)]
         self.max_queue_rows = QUEUE_ROWS[self.next() % len(QUEUE_ROWS)]
         settings = self.next()
+        self.max_queue_ms = MAX_QUEUE_MS[settings >> 6 & 1]
         self.fault = None
         self.executor = ManualExecutor()
         self.sent = []
+        self.promises = []
         self.computed = set()
         self.drains = []
         self.loop_errors = []
@@ -73,6 +76,7 @@ class Schedule:
             row_shape=ROW_SHAPE,
             buckets=self.buckets,
             max_queue_rows=self.max_queue_rows,
+            max_queue_ms=self.max_queue_ms,
             max_delay_ms=3_600_000 if settings & 1 else 0,
             seconds_per_bucket={bucket: 0.1 * bucket for bucket in self.buckets} if settings & 2 else None,
             inline_below_ms=INLINE_BELOW_MS[settings >> 2 & 3],
@@ -113,6 +117,8 @@ class Schedule:
             if action & 0x40:
                 await self.turn()
             self.check_bounds()
+        while self.promises:
+            self.keep_promise()
         self.drains.append(asyncio.create_task(self.batcher.drain()))
         await self.turn()
         for _ in range(2 * self.max_queue_rows):
@@ -130,6 +136,8 @@ class Schedule:
 
     def act(self, action):
         kind, value = action & 0x07, action >> 3 & 0x07
+        if self.promises and self.next() & 1:
+            self.keep_promise()
         if kind <= 2:
             self.submit(1 + (self.next() % 10 if value & 1 else 0), (None, None, 0.05, 0.5)[value >> 1])
         elif kind == 3 and self.sent:
@@ -149,11 +157,19 @@ class Schedule:
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
         deadline = None if patience is None else self.now + patience
-        room = self.max_queue_rows - self.batcher.queued_rows
+        room = self.max_queue_rows - self.batcher.queued_rows - self.promised
+        rows = [pixels_of(number) for number in numbers]
         try:
-            future = self.batcher.submit([pixels_of(number) for number in numbers], deadline=deadline)
-        except OverloadedError:
-            assert count > room
+            promise = self.promise(count, deadline) if self.next() & 1 else None
+            if promise is not None and self.next() & 1:
+                # It waits for its images, and is sent or withdrawn by a later action.
+                self.promises.append((promise, count))
+                return
+            future = self.batcher.submit(rows, deadline=deadline, promise=promise)
+        except OverloadedError as error:
+            # By rows, or because the deadline or the longest wait would be passed.
+            assert count > room or deadline is not None or self.max_queue_ms < float("inf")
+            assert error.retry_after_s is None or error.retry_after_s > 0
         except DeadlineError:
             assert deadline is not None
         except ShuttingDownError:
@@ -161,12 +177,36 @@ class Schedule:
         else:
             self.sent.append(Sent(numbers, future, deadline))
 
+    def promise(self, count, deadline):
+        ready = 0.01 * (self.next() & 7)
+        return self.batcher.promise(count, deadline=deadline, ready=Ready(ready, ready / 2))
+
+    @property
+    def promised(self):
+        return sum(count for _, count in self.promises)
+
+    def keep_promise(self):
+        promise, count = self.promises.pop(0)
+        if self.next() & 1:
+            promise.withdraw()
+            promise.withdraw()
+            return
+        first = 1 + sum(len(sent.numbers) for sent in self.sent)
+        numbers = list(range(first, first + count))
+        try:
+            future = self.batcher.submit([pixels_of(number) for number in numbers], promise=promise)
+        except ShuttingDownError:
+            assert self.drains
+            promise.withdraw()
+        else:
+            self.sent.append(Sent(numbers, future, None))
+
     def compute(self):
         if self.executor.calls:
             self.executor.make_next_call()
 
     def check_bounds(self):
-        assert 0 <= self.batcher.queued_rows <= self.max_queue_rows
+        assert 0 <= self.batcher.queued_rows + self.promised <= self.max_queue_rows
         assert 0 <= self.batcher.running_rows <= max(self.buckets)
         assert len(self.executor.calls) <= 1
         waiting = sum(len(sent.numbers) for sent in self.sent if not sent.future.done())
@@ -189,8 +229,8 @@ class Schedule:
                 assert 1 <= answer.batch_rows <= max(self.buckets)
                 assert not sent.batch_failed
             elif isinstance(error, DeadlineError):
+                # It has passed, or what was measured says that it will have.
                 assert sent.deadline is not None
-                assert sent.deadline <= self.now
                 assert not self.computed.issuperset(sent.numbers)
             else:
                 assert isinstance(error, BackendError)

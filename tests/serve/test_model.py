@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 import serve.model
 from serve.backends import open_backend
-from serve.batcher import BatchStats
+from serve.batcher import BatchStats, Misses
 from serve.cpu import usable_cpus
 from serve.errors import (
     FuselineError,
@@ -29,8 +29,21 @@ def steered(folder: Path, buckets: tuple[int, ...] = (1, 2, 4)) -> SteeredBacken
     return SteeredBackend(open_backend(load_package(folder), backend="onnxruntime", buckets=buckets, threads=1)[0])
 
 
+class Counted:
+    """Keeps what it is told of batches."""
+
+    def __init__(self, seen: list[tuple[str, BatchStats]]) -> None:
+        self._seen = seen
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        self._seen.append((model, stats))
+
+    def count_misses(self, model: str, misses: Misses) -> None:
+        """Not kept."""
+
+
 def load(folder: Path, seen: list[tuple[str, BatchStats]] | None = None) -> Model:
-    return load_model(folder, settings(max_batch=4), lambda *batch: None if seen is None else seen.append(batch))
+    return load_model(folder, settings(max_batch=4), Counted([] if seen is None else seen))
 
 
 def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
@@ -79,12 +92,10 @@ async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_a
 ) -> None:
     monkeypatch.setattr(serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
     monkeypatch.setattr(serve.model, "SMALL_BATCH_MS", small_batch_ms)
-    seen: list[int] = []
-    model = load_model(
-        package, settings(threads=1, max_delay_ms=max_delay_ms), lambda _, stats: seen.append(stats.rows)
-    )
+    seen: list[tuple[str, BatchStats]] = []
+    model = load_model(package, settings(threads=1, max_delay_ms=max_delay_ms), Counted(seen))
     await model.batcher.submit(list(noise(5)))
-    assert seen == batches
+    assert [stats.rows for _, stats in seen] == batches
     await model.close()
 
 
@@ -105,8 +116,8 @@ def test_a_cpu_has_sizes_between_the_powers_of_two(max_batch: int, buckets: tupl
 
 def test_an_asked_for_batch_is_taken_on_a_cpu_too(tmp_path: Path) -> None:
     folder = write_colours_package(tmp_path / "model")
-    assert load_model(folder, settings(max_batch=64), lambda *_: None).backend.buckets == cpu_buckets(64)
-    assert load_model(folder, settings(), lambda *_: None).backend.buckets == cpu_buckets(32)
+    assert load_model(folder, settings(max_batch=64), Counted([])).backend.buckets == cpu_buckets(64)
+    assert load_model(folder, settings(), Counted([])).backend.buckets == cpu_buckets(32)
 
 
 def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from serve.backends import open_backend, tensorrt, tensorrt_engine
 from serve.backends.engine_builder import build_engine
 from serve.backends.tensorrt import open_tensorrt, why_unavailable
 from serve.errors import BackendUnavailableError, PackageError, VerificationError
+from serve.metrics import Metrics
 from serve.model import load_model
 from serve.model_package import load_package, save_manifest
 from serve.settings import Settings
@@ -293,7 +294,7 @@ def test_an_engine_that_answers_zeros_is_not_served(tmp_path, fake_libraries, mo
     folder = package_of(tmp_path / "small", ("fits.plan", "tensorrt", "fp16", details_of(), b"plan")).folder
     monkeypatch.setattr(fake_gpu, "expected_logits", lambda pixels, classes: np.zeros((len(pixels), classes)))
     with pytest.raises(VerificationError, match="is not served: .* its logits differ from PyTorch's"):
-        load_model(folder, Settings(backend="tensorrt"), lambda *_: None)
+        load_model(folder, Settings(backend="tensorrt"), Metrics())
 
 
 def test_a_server_finds_the_new_engine_of_a_package_before_it_builds_one(tmp_path, rtx, builds):

@@ -14,12 +14,13 @@ from serve.model_package import load_package
 from serve.workers.backend_link import BackendChangedError, BackendLink
 from serve.workers.welcome import BackendFacts, ServedModel, Welcome, welcome_worker
 from tests.serve.colours import noise
+from tests.serve.conftest import settings
 
 
 def welcome(package: Path, *, largest_batch: int) -> Welcome:
     facts = BackendFacts(name="onnxruntime", precision="fp32", device="CPU", buckets=(largest_batch,))
     manifest = load_package(package).manifest
-    return Welcome(models=(ServedModel(folder=package, manifest=manifest, backend=facts, backend_reason="a test"),))
+    return Welcome(models=(ServedModel(folder=package, manifest=manifest, backend=facts, backend_reason="a test", unsaturated_rows=1),))
 
 
 @asynccontextmanager
@@ -37,7 +38,7 @@ async def accepted(listener: socket.socket, what: Welcome) -> tuple[socket.socke
 
 
 async def test_it_connects_again_when_the_backend_is_back_with_the_same_memory(package: Path, tmp_path: Path) -> None:
-    link = BackendLink(tmp_path / "backend", max_queue_rows=8)
+    link = BackendLink(tmp_path / "backend", settings(max_queue_rows=8, max_images_per_request=8))
     told: asyncio.Queue[bool] = asyncio.Queue()
     opening = asyncio.create_task(link.open())
     async with asyncio.timeout(30), listening(tmp_path) as listener:
@@ -67,7 +68,7 @@ async def test_it_connects_again_when_the_backend_is_back_with_the_same_memory(p
 
 
 async def test_a_backend_that_comes_back_with_something_else_is_refused(package: Path, tmp_path: Path) -> None:
-    link = BackendLink(tmp_path / "backend", max_queue_rows=8)
+    link = BackendLink(tmp_path / "backend", settings(max_queue_rows=8, max_images_per_request=8))
     opening = asyncio.create_task(link.open())
 
     def ignore(_: bool) -> Awaitable[None]:

@@ -24,14 +24,14 @@ from serve.workers.records import (
 
 @given(st.lists(st.integers(1, 60), min_size=1))
 def test_a_workers_records_are_read_wherever_the_pieces_end(pieces: list[int]) -> None:
-    stream = submit_record(1, 2**40, [7, 0, 2**31], 12.5) + cancel_record(0, 5) + submit_record(0, 6, [1], math.inf)
+    stream = submit_record(1, 2**40, [7, 0, 2**31], 12.5, (11.5, 2.5, True)) + cancel_record(0, 5) + submit_record(0, 6, [1], math.inf)
     reader, read, start = reader_of_worker_records(), [], 0
     while start < len(stream):
         for piece in pieces:
             read += [(ToBackend(*head), tail) for head, tail in reader.feed(stream[start : start + piece])]
             start += piece
     (submit, slots), (cancel, nothing), (endless, one) = read
-    assert submit == (SUBMIT, 1, 2**40, 3, 12.5)
+    assert submit == (SUBMIT, 1, 2**40, 3, 12.5, 11.5, 2.5, True)
     assert slots_from_tail(slots) == [7, 0, 2**31]
     assert (cancel.kind, cancel.model, cancel.number, nothing) == (CANCEL, 0, 5, b"")
     assert endless.deadline == math.inf

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serve.admission import Admission
+from serve.batch_profile import BatchProfile
 from serve.batcher import Batcher, BatchStats
 from serve.errors import (
     BackendError,
@@ -55,6 +57,17 @@ class Transport:
         self.write = deliver
 
 
+def admission_of(max_queue_rows: int) -> Admission:
+    """As the backend's, before anything is known."""
+    return Admission(
+        BatchProfile(BUCKETS, {}, 0.0),
+        BUCKETS,
+        unsaturated_rows=BUCKETS[-1],
+        max_queue_rows=max_queue_rows,
+        max_queue_seconds=1.0,
+    )
+
+
 class Joined:
     """Several workers of one batcher."""
 
@@ -80,7 +93,7 @@ class Joined:
             shape = ArenaShape(ROW_SHAPE, CLASSES, slots)
             file = create_memory(shape)
             # Two mappings of one memory, as two processes have.
-            remote = RemoteBatcher(0, Arena(file, shape), clock=lambda: self.now)
+            remote = RemoteBatcher(0, Arena(file, shape), admission_of(max_queue_rows), clock=lambda: self.now)
             self.remotes.append(remote)
             connection = BackendConnection([remote], asyncio.Event())
             requests = RemoteRequests([self.batcher], [Arena(file, shape)], partial(self._deliver, connection))
