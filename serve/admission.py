@@ -2,14 +2,14 @@
 
 A request's answer is predicted from what was measured: the rest of the running batch, the rows ahead, its own batch,
 and what handing out takes. Predictions miss; by how much is measured too, and a deadline has to lie so much later.
-Acting only on what will be in time is Clockwork's idea (Gujarati et al., OSDI 2020), leaving early what won't be Nexus's
+Acting only on what will be in time is Clockwork's idea (Gujarati et al., OSDI 2020), dropping early what won't Nexus's
 (Shen et al., SOSP 2019).
 """
 
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from serve.batch_profile import BatchProfile
 from serve.errors import DeadlineError, OverloadedError
@@ -29,7 +29,8 @@ WAY_SECONDS, WAY_SHARE = 0.002, 0.05
 PATIENT_SHARE = 0.5
 """See `Admission._chosen_rows`."""
 
-ABOUT_AS_GOOD = 0.98
+ABOUT_AS_GOOD = 0.95
+"""So much of the best is taken for noise where there is another reason to choose."""
 
 BUDGET_RECOVERY = 0.02
 """How far one caller with more time moves the time that callers are taken to have."""
@@ -156,6 +157,12 @@ class Admission:
         self._note_caller(left)
         return Foreseen(now + answered, answered, is_trial=surely > left)
 
+    def crowd(self, load: Load) -> Literal["rows", "time"] | None:
+        """Why whoever can wait had better: half the longest wait is predicted, or the next batch is full."""
+        if self.predict(load.waiting_rows, 1, load.busy_seconds).starts > self._max_queue_seconds / 2:
+            return "time"
+        return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
+
     def _too_many(self, waiting_rows: int, rows: int, answered: float) -> OverloadedError:
         most = self._max_queue_rows
         if rows > most:
@@ -249,14 +256,17 @@ class Admission:
         if self._budget == math.inf:
             return best
         for bucket in self._buckets:
-            if (seconds := self._profile.batch_seconds(bucket)) <= 0:
-                return self._buckets[-1]
-            patient = PATIENT_SHARE * (self._budget - seconds) / seconds
-            score = bucket / seconds * min(1.0, max(0.0, patient))
+            score = self._score(bucket)
             # What is about as good gives way to the larger: a batch costs something besides.
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = bucket, max(score, best_score)
-        return best
+        # Predictions hold as long as batches are as large as they were.
+        return best if self._score(self.batch_rows) < ABOUT_AS_GOOD * best_score else self.batch_rows
+
+    def _score(self, bucket: int) -> float:
+        if (seconds := self._profile.batch_seconds(bucket)) <= 0:
+            return math.inf
+        return bucket / seconds * min(1.0, max(0.0, PATIENT_SHARE * (self._budget - seconds) / seconds))
 
     def learn(self, misses: Sequence[tuple[float, float]], *, delivery_seconds: float) -> None:
         """Take in (predicted seconds, actual minus predicted seconds) of the requests that one batch answered.

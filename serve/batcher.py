@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import Admission, Foreseen, Load, Ready, passed_deadline
+from serve.admission import ABOUT_AS_GOOD, Admission, Foreseen, Load, Ready, passed_deadline
 from serve.batch_profile import BatchProfile
 from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
@@ -184,6 +184,11 @@ class Batcher:
     def running_rows(self) -> int:
         """Rows of the batch that the backend computes now, before padding."""
         return 0 if self._running is None else len(self._running.rows)
+
+    @property
+    def crowd(self) -> Literal["rows", "time"] | None:
+        """See `Admission.crowd`."""
+        return self._admission.crowd(self.load(self._clock()))
 
     def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "Promise":
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
@@ -370,8 +375,8 @@ class Batcher:
         for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
             in_time, _ = self._foreseen(candidate, now)
             score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
-            if score >= best_score:
-                best, best_score = candidate, score
+            if score >= ABOUT_AS_GOOD * best_score:
+                best, best_score = candidate, max(score, best_score)
         _, late = self._foreseen(best, now)
         for request, finish in late:
             self._give_up(request, finish, now)

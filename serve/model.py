@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class RowBatcher(Protocol):
     @property
     def queued_rows(self) -> int:
         """Rows that wait for a batch."""
+        ...
+
+    @property
+    def crowd(self) -> Literal["rows", "time"] | None:
+        """See `Batcher.crowd`."""
         ...
 
     def submit(

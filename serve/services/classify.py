@@ -27,7 +27,7 @@ from serve.repository import Repository
 from serve.services.answer_queue import AnswerQueue
 from serve.services.calls import Calls
 from serve.services.image_rows import ImageRows, Row
-from serve.services.ordered_streams import in_flight_per_stream
+from serve.services.ordered_streams import StreamPace
 from serve.services.statuses import Status, status_from_error
 from serve.services.top_k import RankedBatch
 from serve.settings import Settings
@@ -57,7 +57,6 @@ class ClassifyService(ClassifierServicer):
         self._settings = settings
         self._clock = clock
         self._calls = Calls()
-        self._in_flight_per_stream = in_flight_per_stream(settings)
         self._stream_readers: set[asyncio.Task[None]] = set()
         self._ranked: RankedBatch | None = None
 
@@ -120,7 +119,8 @@ class ClassifyService(ClassifierServicer):
     ) -> Status | None:
         """Answer a stream; return with what it must end, if not OK."""
         stream_deadline = self._deadline(context)
-        answers: AnswerQueue[ClassifyResponse] = AnswerQueue(self._in_flight_per_stream)
+        answers: AnswerQueue[ClassifyResponse] = AnswerQueue()
+        pace = StreamPace(self._settings)
         # What has no answer yet: of raw pixels the batcher's future itself, which costs no task; else a task.
         under_way: set[asyncio.Future[Any]] = set()
 
@@ -140,6 +140,9 @@ class ClassifyService(ClassifierServicer):
                 return
             under_way.add(pending)
 
+        def has_room(in_flight: int) -> bool:
+            return pace.has_room(in_flight, len(under_way))
+
         def settle(call: _Call, pending: asyncio.Future[BatchedRows]) -> None:
             under_way.discard(pending)
             if pending.cancelled():
@@ -152,10 +155,12 @@ class ClassifyService(ClassifierServicer):
 
         async def read() -> None:
             try:
-                await answers.take_room()
+                await answers.take_room(has_room)
                 async for request in request_iterator:
-                    begin(_Call("ClassifyStream", request, self._clock()))
-                    await answers.take_room()
+                    begin(call := _Call("ClassifyStream", request, self._clock()))
+                    batcher = None if call.model is None else call.model.batcher
+                    pace.note(batcher, has_timeout=bool(request.timeout_ms))
+                    await answers.take_room(has_room)
             finally:
                 # Nothing more is read, so a drain has nothing to cut short, and must not cut short the wait below.
                 self._stream_readers.discard(reader)

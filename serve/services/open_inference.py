@@ -1,6 +1,7 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it, for raw pixels."""
 
 import asyncio
+import math
 import reprlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -41,7 +42,7 @@ from serve.repository import Repository
 from serve.services.calls import Calls
 from serve.services.open_inference_config import config_of, metadata_of, statistics_of
 from serve.services.open_inference_tensors import pixels_from_request, response_from_logits
-from serve.services.ordered_streams import OrderedStreams, in_flight_per_stream
+from serve.services.ordered_streams import OrderedStreams, StreamPace
 from serve.services.statuses import Status, status_from_error
 from serve.settings import Settings
 
@@ -57,7 +58,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     """Answers open_inference.proto's methods for the models of a repository.
 
     What `ClassifyService` guarantees holds here too: every request is answered once, in full or by one error, and
-    leaves the queue when its client cancels or its deadline passes. A request's parameters have no effect.
+    leaves the queue when its client cancels or its deadline can't be met. Of a request's parameters only `timeout` has an
+    effect: microseconds from its arrival, after which its answer is of no use.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self.has_backend = True
         """Whether something computes the models now; if not, none is ready."""
         self._calls = Calls()
-        self._streams = OrderedStreams(in_flight_per_stream(settings))
+        self._streams = OrderedStreams()
 
     @property
     def _ready(self) -> bool:
@@ -199,6 +201,13 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     ) -> Status | None:
         """Answer a stream; return with what it must end, if not OK."""
         deadline = self._deadline(context)
+        pace = StreamPace(self._settings)
+
+        def begin(request: ModelInferRequest) -> _Inference:
+            inference = self._begun(request, deadline)
+            batcher = None if inference.model is None else inference.model.batcher
+            pace.note(batcher, has_timeout=timeout_of(request) is not None)
+            return inference
 
         async def finish(inference: _Inference) -> None:
             answer = await self._finished("ModelStreamInfer", inference)
@@ -212,7 +221,11 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
         try:
             ended = await self._streams.run(
-                requests, begin=lambda request: self._begun(request, deadline), finish=finish, abandon=abandon
+                requests,
+                begin=begin,
+                finish=finish,
+                abandon=abandon,
+                has_room=lambda in_flight: pace.has_room(in_flight, in_flight),
             )
         except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
             return status_from_error(error)
@@ -225,6 +238,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     def _begun(self, request: ModelInferRequest, deadline: float | None) -> "_Inference":
         """Check a request and hand it to its model's batcher; `_finished` must follow. Never raises."""
         started = self._clock()
+        if (timeout_s := timeout_of(request)) is not None:
+            deadline = min(started + timeout_s, math.inf if deadline is None else deadline)
         model = None
         try:
             model = self._find(request.model_name, request.model_version)
@@ -270,6 +285,12 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
                 f"there is no version {reprlib.repr(version)} of {model.name} here; served: {model.manifest.version!r}"
             )
         return model
+
+
+def timeout_of(request: ModelInferRequest) -> float | None:
+    """Seconds of the parameter `timeout`, in microseconds as Triton has it; None where it is absent or 0."""
+    timeout_us = request.parameters["timeout"].int64_param if "timeout" in request.parameters else 0
+    return timeout_us / 1e6 if timeout_us > 0 else None
 
 
 class _Inference(NamedTuple):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from serve.model import RowBatcher
 from serve.settings import Settings
 
 _USUAL_IN_FLIGHT = 64
@@ -12,17 +13,44 @@ _Request = TypeVar("_Request")
 _Begun = TypeVar("_Begun")
 
 
-def in_flight_per_stream(settings: Settings) -> int:
-    """Enough for two full batches, but no more than the queue takes from a stream of single images."""
-    return min(max(_USUAL_IN_FLIGHT, 2 * (settings.max_batch or 0)), settings.max_queue_rows)
+_ALWAYS = 2
+"""Requests that a stream may have under way although the next batch is full already."""
+
+
+class StreamPace:
+    """How many requests of one stream are taken in before those ahead are answered.
+
+    A stream that isn't held back would fill the queue, and every other caller would wait behind it. One whose requests
+    have timeouts of their own isn't held back: its requests are refused as those of separate calls are.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._usual = min(max(_USUAL_IN_FLIGHT, 2 * (settings.max_batch or 0)), settings.max_queue_rows)
+        self._most = settings.max_queue_rows
+        self._batcher: RowBatcher | None = None
+        self._has_timeouts = False
+
+    def note(self, batcher: RowBatcher | None, *, has_timeout: bool) -> None:
+        """What the latest request was for, and whether it had a timeout."""
+        self._batcher = batcher
+        self._has_timeouts = has_timeout
+
+    def has_room(self, in_flight: int, under_way: int) -> bool:
+        """Whether one more is taken in, of `in_flight` of which `under_way` have no answer yet."""
+        if self._has_timeouts:
+            return in_flight < self._most
+        if in_flight >= self._usual:
+            return False
+        if self._batcher is None or not under_way:
+            return True
+        crowd = self._batcher.crowd
+        return crowd is None or (crowd == "rows" and under_way < _ALWAYS)
 
 
 class OrderedStreams:
     """The streams of one service. All of it on one event loop."""
 
-    def __init__(self, in_flight: int) -> None:
-        """Of each stream at most `in_flight` requests are begun and not finished; further ones are not read yet."""
-        self._in_flight = in_flight
+    def __init__(self) -> None:
         self._readers: set[asyncio.Task[None]] = set()
 
     def cut_short(self) -> None:
@@ -37,21 +65,31 @@ class OrderedStreams:
         begin: Callable[[_Request], _Begun],
         finish: Callable[[_Begun], Awaitable[None]],
         abandon: Callable[[_Begun], None],
+        has_room: Callable[[int], bool],
     ) -> bool:
         """Call `begin` with each of `requests` as it comes, then `finish` with what that returned, one after another.
+
+        The next one is read when `has_room` of so many that are begun and not finished; it has to be true of 0.
 
         Returns whether the requests ended of themselves: False after `cut_short`. What was begun and can't be finished,
         because this call is cancelled or a `finish` raises, goes to `abandon`. Raises what `requests` raises, after
         everything begun is finished.
         """
         begun: asyncio.Queue[_Begun | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(self._in_flight)
+        in_flight, finished = 0, asyncio.Event()
+
+        async def room() -> None:
+            while not has_room(in_flight):
+                finished.clear()
+                await finished.wait()
 
         async def read() -> None:
-            await slots.acquire()
+            nonlocal in_flight
+            await room()
             async for request in requests:
                 begun.put_nowait(begin(request))
-                await slots.acquire()
+                in_flight += 1
+                await room()
 
         reader = asyncio.create_task(read())
         # Not in the reader's own `finally`, which a reader cancelled before its first step never enters.
@@ -60,7 +98,8 @@ class OrderedStreams:
         try:
             while (item := await begun.get()) is not None:
                 await finish(item)
-                slots.release()
+                in_flight -= 1
+                finished.set()
         finally:
             self._readers.discard(reader)
             reader.cancel()

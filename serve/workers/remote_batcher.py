@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from serve import errors
 from serve.admission import DELIVERY_RATE, Admission, Foreseen, Load, Ready, passed_deadline
@@ -64,6 +65,14 @@ class RemoteBatcher:
         """Rows of this worker that wait, run, or have an answer that has yet to be read."""
         return self._slots.taken
 
+    @property
+    def crowd(self) -> Literal["rows", "time"] | None:
+        """See `Admission.crowd`."""
+        load = self._load()
+        # What the backend hasn't told of yet lies in this worker's slots.
+        sent = max(load.waiting_rows, self._slots.taken - load.running_rows)
+        return self._admission.crowd(load._replace(waiting_rows=sent))
+
     def connect(self, send: Callable[[bytes], None]) -> None:
         """Admit from now on; `send` takes records to the backend, in order."""
         self._send = send
@@ -84,13 +93,7 @@ class RemoteBatcher:
         Raises what `submit` does.
         """
         self._check_open()
-        queued, promised, running, ends, learned_at, *state = self._arena.outlook
-        self._admission.take_state(state)
-        now = self._clock()
-        # What this worker has promised since the backend last looked isn't in its count.
-        waiting = int(queued + max(promised, self._arena.promised_rows))
-        idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
-        load = Load(waiting, int(running), max(0.0, ends - now), idle)
+        load, now = self._load(), self._clock()
         foreseen = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
         self._arena.promised_rows += row_count
         return RemotePromise(self._arena, row_count, foreseen)
@@ -134,6 +137,15 @@ class RemoteBatcher:
         assert self._send is not None
         self._send(submit_record(self._model, number, slots, math.inf if until is None else until, foreseen))
         return request
+
+    def _load(self) -> Load:
+        """What is ahead, by what the backend last told and what this worker has promised or sent since."""
+        queued, promised, running, ends, learned_at, *state = self._arena.outlook
+        self._admission.take_state(state)
+        now = self._clock()
+        waiting = int(queued + max(promised, self._arena.promised_rows))
+        idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
+        return Load(waiting, int(running), max(0.0, ends - now), idle)
 
     def _check_open(self) -> None:
         if self._draining:
