@@ -39,7 +39,7 @@ _FLUSH_S = 2.0
 
 _MAX_PENDING_CALLS = 2**31 - 1
 
-_MAX_CALLS_PER_CONNECTION = 4096
+_MAX_CALLS_PER_CONNECTION = 16_384
 """Of each that isn't taken up yet gRPC holds at most 64 KiB, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
 
 _log = logging.getLogger(__name__)

@@ -58,8 +58,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     """Answers open_inference.proto's methods for the models of a repository.
 
     What `ClassifyService` guarantees holds here too: every request is answered once, in full or by one error, and
-    leaves the queue when its client cancels or its deadline can't be met. Of a request's parameters only `timeout` has an
-    effect: microseconds from its arrival, after which its answer is of no use.
+    leaves the queue when its client cancels or its deadline can't be met. Of a request's parameters only `timeout` has
+    an effect: microseconds from its arrival, after which its answer is of no use.
     """
 
     def __init__(

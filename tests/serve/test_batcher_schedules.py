@@ -166,10 +166,11 @@ class Schedule:
                 self.promises.append((promise, count))
                 return
             future = self.batcher.submit(rows, deadline=deadline, promise=promise)
-        except OverloadedError as error:
+        except OverloadedError as refused:
             # By rows, or because the deadline or the longest wait would be passed.
             assert count > room or deadline is not None or self.max_queue_ms < float("inf")
-            assert error.retry_after_s is None or error.retry_after_s > 0
+            told = refused.retry_after_s
+            assert told is None or told > 0
         except DeadlineError:
             assert deadline is not None
         except ShuttingDownError:

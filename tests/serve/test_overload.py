@@ -1,4 +1,4 @@
-"""Overload in virtual time: goodput stays at what a closed loop gets, whatever is offered, and the rest is told at once."""
+"""Overload in virtual time: goodput stays at what a closed loop gets, whatever is offered; the rest is told at once."""
 
 import asyncio
 import functools

@@ -1,10 +1,9 @@
-"""An event loop whose time is simulated, and a backend that takes such time: thousands of arrivals in a second or two."""
+"""An event loop whose time is simulated, and a backend that takes such time: thousands of arrivals in a second."""
 
 import asyncio
 import selectors
 from collections.abc import Callable
 from concurrent.futures import Executor
-
 
 
 class _NoSelector(selectors.BaseSelector):

@@ -20,7 +20,11 @@ from tests.serve.conftest import settings
 def welcome(package: Path, *, largest_batch: int) -> Welcome:
     facts = BackendFacts(name="onnxruntime", precision="fp32", device="CPU", buckets=(largest_batch,))
     manifest = load_package(package).manifest
-    return Welcome(models=(ServedModel(folder=package, manifest=manifest, backend=facts, backend_reason="a test", unsaturated_rows=1),))
+    return Welcome(
+        models=(
+            ServedModel(folder=package, manifest=manifest, backend=facts, backend_reason="a test", unsaturated_rows=1),
+        )
+    )
 
 
 @asynccontextmanager

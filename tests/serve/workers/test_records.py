@@ -24,7 +24,11 @@ from serve.workers.records import (
 
 @given(st.lists(st.integers(1, 60), min_size=1))
 def test_a_workers_records_are_read_wherever_the_pieces_end(pieces: list[int]) -> None:
-    stream = submit_record(1, 2**40, [7, 0, 2**31], 12.5, (11.5, 2.5, True)) + cancel_record(0, 5) + submit_record(0, 6, [1], math.inf)
+    stream = (
+        submit_record(1, 2**40, [7, 0, 2**31], 12.5, (11.5, 2.5, True))
+        + cancel_record(0, 5)
+        + submit_record(0, 6, [1], math.inf)
+    )
     reader, read, start = reader_of_worker_records(), [], 0
     while start < len(stream):
         for piece in pieces:
