@@ -15,10 +15,7 @@ from serve.batch_profile import BatchProfile
 from serve.errors import DeadlineError, OverloadedError
 
 KEPT_MISSES = 200
-"""Batches from which a margin is learned."""
-
-EXPECTED_WORSE = 0
-"""So many of them may miss by more than the margin: 1 in 100."""
+"""Batches from which a margin is learned: what the worst of them missed by. The next one misses by more once in 200."""
 
 LARGEST_MARGIN_SHARE = 0.4
 """Of the time that is predicted. A machine that misses by more isn't mended by refusing nearly all."""
@@ -35,6 +32,8 @@ ABOUT_AS_GOOD = 0.95
 BUDGET_RECOVERY = 0.02
 """How far one caller with more time moves the time that callers are taken to have."""
 
+BUDGET_SECONDS = 2.0
+"""After so long without a caller who has a deadline, they are taken to have any time."""
 
 RATE_SECONDS = 0.5
 """What was counted so long ago weighs a third in the rate at which rows come."""
@@ -107,6 +106,7 @@ class Admission:
         self.saturated = False
         """Whether there is more work than the backend gets done, or was just now."""
         self._budget = math.inf
+        self._budget_noted_at = -math.inf
         self._rows_per_s = 0.0
         self._counted_from: float | None = None
         self._counted_rows = 0
@@ -128,7 +128,7 @@ class Admission:
         if load.waiting_rows + rows > self._max_queue_rows:
             raise self._too_many(load.waiting_rows, rows, answered)
         if deadline is None:
-            if starts - ready.seconds > self._max_queue_seconds:
+            if starts - ready.alone_seconds > self._max_queue_seconds:
                 raise OverloadedError(
                     f"{load.waiting_rows + load.running_rows} rows are ahead, which by recent batches takes "
                     f"{1000 * starts:.0f} ms, and a request without a deadline waits "
@@ -147,14 +147,14 @@ class Admission:
                     f"the deadline is in {1000 * left:.1f} ms, but going by recent batches an idle server takes "
                     f"{1000 * alone:.1f} ms for {rows} rows; allow more time"
                 )
-            self._note_caller(left)
+            self._note_caller(left, now)
             raise OverloadedError(
                 f"the deadline is in {1000 * left:.1f} ms, but going by recent batches the answer takes "
                 f"{1000 * surely:.1f} ms with {load.waiting_rows + load.running_rows} rows ahead; allow more time or "
                 "retry later",
                 surely - left,
             )
-        self._note_caller(left)
+        self._note_caller(left, now)
         return Foreseen(now + answered, answered, is_trial=surely > left)
 
     def crowd(self, load: Load) -> Literal["rows", "time"] | None:
@@ -176,8 +176,9 @@ class Admission:
             answered * (total - most) / total or None,
         )
 
-    def _note_caller(self, seconds: float) -> None:
+    def _note_caller(self, seconds: float, now: float) -> None:
         """A caller gave so much time; those with little have batches that they can wait for."""
+        self._budget_noted_at = now
         if seconds < self._budget:
             self._budget = max(seconds, 1e-6)
         elif self._budget < math.inf:
@@ -237,6 +238,8 @@ class Admission:
             self.saturated = True
         elif 2 * queued_rows < self._buckets[-1]:
             self.saturated = False
+        if now - self._budget_noted_at > BUDGET_SECONDS:
+            self._budget = math.inf
         self.batch_rows = self._chosen_rows()
         if self._counted_from is None:
             self._counted_from = now
@@ -282,7 +285,7 @@ class Admission:
         for horizon, late in worst.items():
             kept = self._misses.setdefault(horizon, deque(maxlen=KEPT_MISSES))
             kept.append(late)
-            self._margins[horizon] = max(0.0, sorted(kept)[-1 - min(EXPECTED_WORSE, len(kept) // 50)])
+            self._margins[horizon] = max(0.0, *kept)
 
     def state(self) -> list[float]:
         """All that `check` goes by, for `take_state` of another process; always as many numbers."""

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from serve.admission import Admission, Load
+from serve.admission import Admission, Load, Ready
 from serve.batch_profile import BatchProfile
 from serve.batcher import Batcher
-from serve.errors import DeadlineError
+from serve.errors import DeadlineError, OverloadedError
 from tests.serve.overload import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 
@@ -226,3 +226,22 @@ def test_what_is_promised_counts_as_ahead_of_those_who_come_later():
     behind = admission.check(Load(3, 1, 0.05), 1, None, 0.0)
     assert alone.seconds == pytest.approx(0.1)
     assert behind.seconds == pytest.approx(0.05 + 4 * 0.1)
+
+
+def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
+    profile = BatchProfile(list(CPU), CPU, 0.0)
+    admission = Admission(profile, list(CPU), unsaturated_rows=4, max_queue_rows=64, max_queue_seconds=1.0)
+    admission.check(Load(0, 0, 0.0), 1, 10.1, 10.0)
+    admission.begin_batch(32, 10.0)
+    assert admission.batch_rows == 4
+    admission.begin_batch(32, 12.1)
+    assert admission.batch_rows == 16
+
+
+def test_without_a_deadline_the_wait_for_a_decoder_counts_too():
+    profile = BatchProfile([1], {1: 0.1}, 0.0)
+    admission = Admission(profile, [1], unsaturated_rows=1, max_queue_rows=64, max_queue_seconds=1.0)
+    own = 5.0
+    admission.check(Load(0, 0, 0.0), 1, None, 0.0, Ready(own + 0.9, own))
+    with pytest.raises(OverloadedError, match="waits 1000 ms at most"):
+        admission.check(Load(0, 0, 0.0), 1, None, 0.0, Ready(own + 1.2, own))
