@@ -131,7 +131,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class OverloadCase(Case):
-    """Poisson arrivals at multiples of what each contender itself answers under `concurrency`, measured just before."""
+    """Poisson arrivals at multiples of what each contender itself answers under `concurrency`, measured before each."""
 
     loads: tuple[float, ...] = OVERLOAD_LOADS
     """Multiples of the contender's own capacity."""

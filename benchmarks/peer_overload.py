@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.load import LoadResult
 from benchmarks.open_loop import NOT_SENT, OpenResult
 from benchmarks.peer_cases import CASES, CONTENDERS, OverloadCase, goodput_at
 from benchmarks.peer_http import CONNECTION_LOST
@@ -31,7 +32,11 @@ class OverloadStretch:
     """What one contender did under one load for a while."""
 
     load: float
-    """Multiple of the capacity that the same round measured."""
+    """Multiple of the capacity."""
+    capacity_per_s: float
+    """Requests answered a second in a closed loop without a deadline, just before."""
+    capacity_errors: dict[str, int]
+    """Status to how often a request of that closed loop was refused."""
     offered_per_s: float
     goodput_per_s: float
     """Requests answered within the deadline, from when they were due."""
@@ -49,21 +54,26 @@ class OverloadStretch:
     generator_cpu_share: float
     """CPU seconds of the load generator for each second; near 1 it limits what is measured."""
 
+    @property
+    def goodput_of_capacity(self) -> float:
+        """Goodput as a share of the capacity."""
+        return self.goodput_per_s / self.capacity_per_s
+
 
 @dataclass(frozen=True, slots=True)
 class OverloadRound:
     """One contender in one round."""
 
-    capacity_per_s: float
-    """Requests answered a second in a closed loop, without a deadline."""
-    capacity_errors: dict[str, int]
-    """Status to how often a request of that closed loop was refused."""
     stretches: tuple[OverloadStretch, ...]
     """One for each load of the case."""
+    checked_answers: int
+    """Kept of all these loops to be checked."""
+    wrong_answers: int
+    """Among them. Only of a peer: a wrong answer of Fuseline's ends the run."""
 
     def goodput_of_capacity(self, load: float) -> float:
-        """Goodput under `load`, as a share of the capacity."""
-        return next(each.goodput_per_s for each in self.stretches if each.load == load) / self.capacity_per_s
+        """Of the stretch under `load`."""
+        return next(each.goodput_of_capacity for each in self.stretches if each.load == load)
 
 
 @dataclass(slots=True)
@@ -108,7 +118,7 @@ class OverloadRounds:
                 asdict(each)
                 | {
                     "stretches": [
-                        asdict(stretch) | {"goodput_of_capacity": each.goodput_of_capacity(stretch.load)}
+                        asdict(stretch) | {"goodput_of_capacity": stretch.goodput_of_capacity}
                         for stretch in each.stretches
                     ]
                 }
@@ -119,13 +129,15 @@ class OverloadRounds:
         return asdict(self) | {"rounds": rounds, "case": asdict(self.case)}
 
 
-def overload_stretch(result: OpenResult, *, load: float, offered_per_s: float, deadline_ms: float) -> OverloadStretch:
-    """What `result`, of an open loop at `load` times the capacity, says."""
+def overload_stretch(capacity: LoadResult, result: OpenResult, *, load: float, deadline_ms: float) -> OverloadStretch:
+    """What `result`, of an open loop at `load` times what `capacity` says, amounts to."""
     answered_ms = 1e3 * result.answered_latency_s
     p50_ms, p99_ms = np.quantile(answered_ms, (0.5, 0.99)).tolist() if len(answered_ms) else (None, None)
     return OverloadStretch(
         load=load,
-        offered_per_s=offered_per_s,
+        capacity_per_s=capacity.requests_per_s,
+        capacity_errors=dict(capacity.errors),
+        offered_per_s=load * capacity.requests_per_s,
         goodput_per_s=int((answered_ms <= deadline_ms).sum()) / result.window_s,
         answered_per_s=result.answered / result.window_s,
         due=result.due,

@@ -19,23 +19,23 @@ def as_overload_table(found: OverloadRounds) -> Table:
     repeats = max(map(len, found.rounds.values()), default=0)
     table = Table(title=f"{case.title}: answered within {case.deadline_ms:g} ms, medians of {repeats} rounds")
     table.add_column("contender")
-    headings = ("capacity/s", "offered", "offered/s", "goodput/s", "goodput /\nown capacity", "p50 ms", "p99 ms")
+    headings = ("load", "capacity/s", "offered/s", "goodput/s", "goodput /\nown capacity", "p50 ms", "p99 ms")
     for heading in (*headings, "generator\nCPU", "refused"):
         table.add_column(heading, justify="right")
     table.add_column("by status")
     is_limited = False
     for name, rounds in found.rounds.items():
-        capacity = f"{_median([each.capacity_per_s for each in rounds]):.1f}"
         for index, load in enumerate(case.loads):
             stretches = [each.stretches[index] for each in rounds]
             busiest = max(each.generator_cpu_share for each in stretches)
             is_limited |= busiest > GENERATOR_LIMIT
             table.add_row(
-                *((CONTENDERS[name].title, capacity) if not index else ("", "")),
+                CONTENDERS[name].title if not index else "",
                 f"{load:g} x",
+                f"{_median([each.capacity_per_s for each in stretches]):.1f}",
                 f"{_median([each.offered_per_s for each in stretches]):.1f}",
                 f"{_median([each.goodput_per_s for each in stretches]):.1f}",
-                f"{spread_of([each.goodput_of_capacity(load) for each in rounds]):.3f}",
+                f"{spread_of([each.goodput_of_capacity for each in stretches]):.3f}",
                 _milliseconds([each.p50_ms for each in stretches]),
                 _milliseconds([each.p99_ms for each in stretches]),
                 f"{busiest:.0%}{'*' if busiest > GENERATOR_LIMIT else ''}",
@@ -43,10 +43,17 @@ def as_overload_table(found: OverloadRounds) -> Table:
                 _statuses(stretches),
             )
         table.add_section()
-    if is_limited:
-        table.caption = "* the load generator may be the limit"
-        table.caption_justify = "left"
+    table.caption = "\n".join([*(["* the load generator may be the limit"] if is_limited else []), *_wrong(found)])
+    table.caption_justify = "left"
     return table
+
+
+def _wrong(found: OverloadRounds) -> list[str]:
+    return [
+        f"{CONTENDERS[name].title}: {wrong} of {sum(each.checked_answers for each in rounds)} checked answers wrong"
+        for name, rounds in found.rounds.items()
+        if (wrong := sum(each.wrong_answers for each in rounds))
+    ]
 
 
 def _statuses(stretches: Sequence[OverloadStretch]) -> str:

@@ -117,7 +117,7 @@ def _plan(results: Sequence[Result]) -> list[_Planned]:
             case = compared.overload.case
             note = (
                 f"Goodput: requests answered within {case.deadline_ms:g} ms of when they were due. Capacity: what the "
-                "contender itself answers in a closed loop of the same round. Medians of the rounds; whiskers span the "
+                "contender itself answered in a closed loop just before. Medians of the rounds; whiskers span the "
                 "quartiles."
             )
             draw = partial(overload_chart, curves=compared.curves(), deadline_ms=case.deadline_ms)

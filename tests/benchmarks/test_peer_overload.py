@@ -1,13 +1,15 @@
 """What is measured, told and decided about goodput under overload."""
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from rich.console import Console
 import benchmarks.peers
 from benchmarks.calls import CallError, open_calls
 from benchmarks.cpu_time import becomes_idle
+from benchmarks.load import LoadResult
 from benchmarks.open_loop import NOT_SENT, OpenResult
 from benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case, OverloadCase
 from benchmarks.peer_model import PeerModel
@@ -35,7 +38,8 @@ from benchmarks.report_results import PeersResult, read_results
 from benchmarks.tiny_package import write_tiny_package
 from protos.classify_pb2 import ClassifyResponse, ImageResult, Prediction
 from protos.classify_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
-from protos.open_inference_pb2 import ModelInferRequest
+from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 from serve.errors import BackendError, VerificationError
 from tests.benchmarks.little_servers import little_server
 from tests.benchmarks.test_cli import exit_code
@@ -47,6 +51,8 @@ CALL_S = 0.02
 def stretch(load: float, goodput_per_s: float, capacity_per_s: float = 100.0, **changes: Any) -> OverloadStretch:
     settings: dict[str, Any] = {
         "load": load,
+        "capacity_per_s": capacity_per_s,
+        "capacity_errors": {},
         "offered_per_s": load * capacity_per_s,
         "goodput_per_s": goodput_per_s,
         "answered_per_s": goodput_per_s,
@@ -60,9 +66,11 @@ def stretch(load: float, goodput_per_s: float, capacity_per_s: float = 100.0, **
     return OverloadStretch(**(settings | changes))
 
 
-def a_round(*goodputs_per_s: float, capacity_per_s: float = 100.0, **changes: Any) -> OverloadRound:
+def a_round(
+    *goodputs_per_s: float, capacity_per_s: float = 100.0, wrong_answers: int = 0, **changes: Any
+) -> OverloadRound:
     stretches = (stretch(*pair, capacity_per_s, **changes) for pair in zip(LOADS, goodputs_per_s, strict=True))
-    return OverloadRound(capacity_per_s, {}, tuple(stretches))
+    return OverloadRound(tuple(stretches), 500, wrong_answers)
 
 
 def rounds_of(**rounds: list[OverloadRound]) -> OverloadRounds:
@@ -71,7 +79,7 @@ def rounds_of(**rounds: list[OverloadRound]) -> OverloadRounds:
 
 FOUND = rounds_of(
     fuseline=[a_round(80, 96, 95, 88), a_round(40, 48, 46, 46, capacity_per_s=50), a_round(80, 100, 97, 95)],
-    triton=[a_round(80, 60, 0, 0, p50_ms=None, p99_ms=None)] * 3,
+    triton=[a_round(80, 60, 0, 0, p50_ms=None, p99_ms=None, wrong_answers=1)] * 3,
     triton_policy=[a_round(80, 90, 96, 0), a_round(80, 90, 10, 0), a_round(80, 90, 98, 0)],
 )
 
@@ -89,8 +97,11 @@ def test_what_came_of_an_open_loop() -> None:
         generator_cpu_share=0.1,
         window_s=2.0,
     )
-    found = overload_stretch(result, load=2.0, offered_per_s=4.0, deadline_ms=250.0)
+    capacity = LoadResult(2.0, np.array([0.5] * 8), Counter({"UNAVAILABLE": 1}), (), 0.1, 4.0)
+    found = overload_stretch(capacity, result, load=2.0, deadline_ms=250.0)
     assert (found.goodput_per_s, found.answered_per_s, found.due) == (1.5, 2.0, 8)
+    assert (found.capacity_per_s, found.offered_per_s, found.goodput_of_capacity) == (2.0, 4.0, 0.75)
+    assert found.capacity_errors == {"UNAVAILABLE": 1}
     assert found.refused == {"DEADLINE_EXCEEDED": 0.375, NOT_SENT: 0.125}
     assert found.p50_ms == pytest.approx(225)
     assert found.send_lag_p99_ms == pytest.approx(1)
@@ -118,14 +129,22 @@ def test_tables_and_json_tell_every_load_of_every_contender() -> None:
         console.print(as_tables([FOUND], {}))
     text = capture.get()
     assert "Fuseline beside its peers" not in text
-    for told in ("0.950 (0.935 to 0.960)", "25% RESOURCE_EXHAUSTED", "5 x", "Triton, queue policy", "not measured"):
+    for told in (
+        "0.950 (0.935 to 0.960)",
+        "25% RESOURCE_EXHAUSTED",
+        "5 x",
+        "100.0",
+        "Triton, queue policy",
+        "not measured",
+    ):
         assert told in text, told
+    assert "Triton: 3 of 1500 checked answers wrong" in text
     assert "DEADLINE_EXCEEDED" not in text
 
     (case,) = as_json([FOUND], {})["cases"]
     assert case["case"]["deadline_ms"] == 250
     first, second, _ = case["rounds"]["fuseline"]
-    assert (first["capacity_per_s"], second["capacity_per_s"]) == (100, 50)
+    assert [each["stretches"][0]["capacity_per_s"] for each in (first, second)] == [100, 50]
     assert [each["goodput_of_capacity"] for each in second["stretches"]] == [0.8, 0.96, 0.92, 0.92]
     assert second["stretches"][3]["refused"] == {"RESOURCE_EXHAUSTED": 0.25, "DEADLINE_EXCEEDED": 0.001}
 
@@ -194,16 +213,30 @@ class OneAtATime(ClassifierServicer):
             self._room.release()
 
 
+class OftenRight(GRPCInferenceServiceServicer):
+    """Each call takes `CALL_S`; those whose number is in `wrong` are answered wrongly."""
+
+    def __init__(self, wrong: Container[int]) -> None:
+        self._wrong, self._turn, self._numbers = wrong, threading.Lock(), itertools.count()
+
+    def ModelInfer(self, request, context):
+        with self._turn:
+            time.sleep(CALL_S)
+            logits = [20, 0] if next(self._numbers) in self._wrong else [0, 20]
+        output = ModelInferResponse.InferOutputTensor(name="logits", datatype="FP32", shape=[1, 2])
+        return ModelInferResponse(outputs=[output], raw_output_contents=[np.array(logits, "<f4").tobytes()])
+
+
+def too_much(room: int, status: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED) -> Callable[[grpc.Server], None]:
+    return partial(add_ClassifierServicer_to_server, OneAtATime(room, status))
+
+
 @contextmanager
-def modelled(room: int, status: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED) -> Iterator[PeerModel]:
-    """A model of two classes, of which the second is always right, behind `OneAtATime`."""
-
-    def add(server: grpc.Server) -> None:
-        add_ClassifierServicer_to_server(OneAtATime(room, status), server)
-
+def modelled(add: Callable[[grpc.Server], None], name: str = "fuseline") -> Iterator[PeerModel]:
+    """A model of two classes, of which the second is always right, behind what `add` adds to a server."""
     with little_server(servicer=add) as address:
         yield PeerModel(
-            servers={"fuseline": Server(address, os.getpid())},
+            servers={name: Server(address, os.getpid())},
             bare=SimpleNamespace(),
             pixels=np.zeros((8, 2, 2, 3), np.uint8),
             expected={"fuseline": np.repeat(np.array([[0, 20]], np.float32), 8, axis=0)},
@@ -221,12 +254,12 @@ def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_requests")
 def test_a_contender_is_offered_multiples_of_its_own_capacity() -> None:
-    with modelled(room=4) as model:
+    with modelled(too_much(room=4)) as model:
         found = model.measure_overload("fuseline", CASE, 0.8, seed=0)
-    assert 0.4 / CALL_S < found.capacity_per_s <= 1.05 / CALL_S
     below, above = found.stretches
     assert (below.load, above.load) == CASE.loads
-    assert above.offered_per_s == pytest.approx(3 * found.capacity_per_s)
+    assert 0.4 / CALL_S < above.capacity_per_s <= 1.05 / CALL_S
+    assert above.offered_per_s == pytest.approx(3 * above.capacity_per_s)
     assert above.due == pytest.approx(above.offered_per_s * 0.8, abs=1)
     assert sum(below.refused.values()) < 0.3
     assert 0.4 < above.refused["RESOURCE_EXHAUSTED"] < 0.9
@@ -237,7 +270,7 @@ def test_a_contender_is_offered_multiples_of_its_own_capacity() -> None:
 @pytest.mark.usefixtures("few_requests")
 def test_a_server_whose_queue_only_grows_keeps_nothing() -> None:
     # Those that nobody waits for any more are computed all the same.
-    with modelled(room=1000) as model:
+    with modelled(too_much(room=1000)) as model:
         found = model.measure_overload("fuseline", CASE, 0.8, seed=0)
     assert found.goodput_of_capacity(3.0) < 0.3
     assert found.stretches[1].refused["DEADLINE_EXCEEDED"] > 0.7
@@ -245,12 +278,27 @@ def test_a_server_whose_queue_only_grows_keeps_nothing() -> None:
 
 @pytest.mark.usefixtures("few_requests")
 def test_other_errors_than_refusals_and_wrong_answers_end_the_run() -> None:
-    with modelled(room=2, status=grpc.StatusCode.INTERNAL) as model, pytest.raises(BackendError, match="INTERNAL"):
+    broken = too_much(room=2, status=grpc.StatusCode.INTERNAL)
+    with modelled(broken) as model, pytest.raises(BackendError, match="INTERNAL"):
         model.measure_overload("fuseline", CASE, 0.4, seed=0)
-    with modelled(room=4) as model:
+    with modelled(too_much(room=4)) as model:
         model.expected["fuseline"] = model.expected["fuseline"][:, ::-1]
         with pytest.raises(VerificationError, match="Fuseline answered class 1"):
             model.measure_overload("fuseline", CASE, 0.4, seed=0)
+
+
+@pytest.mark.usefixtures("few_requests")
+def test_a_peers_wrong_answers_are_counted_while_they_are_few() -> None:
+    def add(wrong: Container[int]) -> Callable[[grpc.Server], None]:
+        return partial(add_GRPCInferenceServiceServicer_to_server, OftenRight(wrong))
+
+    # The tenth call belongs to the closed loop's burn-in, whose answers are kept.
+    with modelled(add({10}), "triton") as model:
+        found = model.measure_overload("triton", CASE, 0.4, seed=0)
+    assert found.wrong_answers == 1
+    assert found.checked_answers > 50
+    with modelled(add(range(100_000)), "triton") as model, pytest.raises(VerificationError, match="Triton gives other"):
+        model.measure_overload("triton", CASE, 0.4, seed=0)
 
 
 @pytest.mark.slow
@@ -264,7 +312,7 @@ def test_a_short_run_measures_the_real_peers_under_overload(monkeypatch: pytest.
     for name in everyone:
         (measured,) = found.rounds[name]
         for each in measured.stretches:
-            assert each.offered_per_s == pytest.approx(each.load * measured.capacity_per_s)
+            assert each.offered_per_s == pytest.approx(each.load * each.capacity_per_s)
             assert each.answered_per_s == pytest.approx(each.offered_per_s, rel=0.05)
 
 
