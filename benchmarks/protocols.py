@@ -54,6 +54,8 @@ class Classify:
     """fuseline.v1.Classifier with raw pixels: `Classify`, or `ClassifyStream` with `is_stream`."""
 
     is_stream: bool = False
+    timeout_ms: int = 0
+    """Of each request, as its message says; 0: none."""
 
     @property
     def name(self) -> str:
@@ -65,7 +67,8 @@ class Classify:
 
     def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
         images = [Image(raw=picture.tobytes()) for picture in pixels]
-        return ClassifyRequest(images=images, return_logits=with_logits).SerializeToString()
+        request = ClassifyRequest(images=images, return_logits=with_logits, timeout_ms=self.timeout_ms)
+        return request.SerializeToString()
 
     def logits(self, answer: bytes) -> NDArray[np.float32]:
         response = ClassifyResponse.FromString(answer)

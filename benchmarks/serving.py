@@ -1,6 +1,7 @@
 """`fuseline bench serve`: throughput and latency of a running server, its answers checked."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.latency_histogram import encoded, histogram_of, percentiles_ms
 from benchmarks.load import Load, LoadResult, run_closed_loop
 from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
+from benchmarks.protocols import Classify
 from benchmarks.server_watch import ServerWatch
 from benchmarks.serving_figures import GENERATOR_LIMIT, OpenFigures, ServingFigures
 from benchmarks.serving_table import as_json, as_table
@@ -107,7 +109,8 @@ def measure_open(
     """One open loop against `target`: `rate_per_s` requests are due each second, whatever the server does.
 
     Args as those of `measure_serving`, and:
-        send_deadline: give the server `deadline_s` too, as the deadline of each call, so that it may refuse.
+        send_deadline: give the server `deadline_s` too, so that it may refuse: as the deadline of each call, on a
+            ClassifyStream as the `timeout_ms` of each request.
         seed: of the arrivals.
 
     Raises:
@@ -115,10 +118,13 @@ def measure_open(
         BackendError: nothing was answered.
         InputError: no request would be due.
     """
+    asked = target
+    if send_deadline and deadline_s is not None and target.protocol == Classify(is_stream=True):
+        asked = replace(target, protocol=Classify(is_stream=True, timeout_ms=max(1, round(1000 * deadline_s))))
     load = OpenLoad(
         address=target.address,
-        requests=target.requests(images_per_request, with_logits=False),
-        burn_in_requests=target.requests(images_per_request, with_logits=True),
+        requests=asked.requests(images_per_request, with_logits=False),
+        burn_in_requests=asked.requests(images_per_request, with_logits=True),
         rate_per_s=rate_per_s,
         seconds=seconds,
         seed=seed,

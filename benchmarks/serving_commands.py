@@ -76,8 +76,8 @@ def serve(
     precision = choice_of("--precision", precision, MAX_DIFFERENCE)
     if protocol != "open-inference" and (given := model or input_name or output_name):
         raise InputError(f"{given}: --model, --input-name and --output-name go with --protocol open-inference")
-    if send_deadline and (deadline_ms is None or protocol == "stream" or not rates):
-        raise InputError("--send-deadline needs --deadline-ms and --rate; requests of a stream have no deadline")
+    if send_deadline and (deadline_ms is None or not rates):
+        raise InputError("--send-deadline needs --deadline-ms and --rate")
     command = command_line(
         "serve",
         "ADDRESS",
