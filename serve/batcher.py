@@ -235,6 +235,9 @@ class Batcher:
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
             ShuttingDownError: `drain` was called.
         """
+        if promise is not None:
+            # Whatever becomes of it, its rows are queued now, or never.
+            promise.withdraw()
         if self._draining:
             raise _shutting_down()
         check_rows(rows, self._row_shape)
@@ -245,7 +248,6 @@ class Batcher:
         if promise is None:
             foreseen = self._admission.check(self.load(now), row_count, deadline, now)
         else:
-            promise.withdraw()
             foreseen = promise.foreseen
             if deadline is not None and deadline <= now:
                 raise passed_deadline(now - deadline)

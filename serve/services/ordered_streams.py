@@ -7,11 +7,10 @@ from typing import TypeVar
 from serve.model import RowBatcher
 from serve.settings import Settings
 
-_USUAL_IN_FLIGHT = 64
-
 _Request = TypeVar("_Request")
 _Begun = TypeVar("_Begun")
 
+_USUAL_IN_FLIGHT = 64
 
 _ALWAYS = 2
 """Requests that a stream may have under way although the next batch is full already."""

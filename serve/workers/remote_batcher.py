@@ -113,10 +113,11 @@ class RemoteBatcher:
             ShuttingDownError: `drain` was called.
             BackendLostError: the backend process has ended and is not yet back.
         """
+        if promise is not None:
+            # Whatever becomes of it, its rows are sent now, or never.
+            promise.withdraw()
         self._check_open()
         check_rows(rows, self._row_shape)
-        if promise is not None:
-            promise.withdraw()
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
             raise passed_deadline(late_s)
         slots = self._slots.take(len(rows))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serve.admission import Admission
+from serve.admission import Admission, Ready
 from serve.batch_profile import BatchProfile
 from serve.batcher import Batcher, BatchStats
 from serve.errors import (
@@ -25,7 +25,7 @@ from serve.errors import (
 )
 from serve.workers.arena import Arena, ArenaShape, create_memory
 from serve.workers.backend_link import BackendConnection
-from serve.workers.remote_batcher import RemoteBatcher
+from serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
 from serve.workers.remote_requests import RemoteRequests
 
 ROW_SHAPE = (2, 2, 1)
@@ -343,3 +343,76 @@ async def test_rows_of_another_shape_or_dtype_are_refused_and_take_no_slot(rows:
     with pytest.raises(RequestError):
         joined.remotes[0].submit(rows)
     assert joined.remotes[0].taken_slots == 0
+
+
+def ready(seconds: float = 0.0) -> Ready:
+    return Ready(seconds, seconds)
+
+
+async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
+    joined = Joined(workers=2, max_queue_rows=4)
+    first, second = joined.remotes
+    promise = first.promise(3, ready=ready())
+    # The backend looks at each worker's promises whenever that one sends, or a batch ends.
+    running = first.submit([row(1)])
+    await joined.settle()
+    with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
+        await second.submit([row(2)] * 2)
+    await joined.settle()
+    with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
+        second.promise(2, ready=ready())
+    request = first.submit([row(3)] * 3, promise=promise)
+    await joined.run_batch()
+    await joined.run_batch()
+    assert len((await request).logits) == 3
+    assert (await running).logits.tolist() == [[1, 2, 3]]
+    assert second.promise(4, ready=ready())
+
+
+async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
+    joined = Joined()
+    remote = joined.remotes[0]
+
+    def slow(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        joined.now += 0.2
+        return logits_of(pixels)
+
+    joined.infer = slow
+    # Nothing is measured yet, so everything is admitted.
+    remote.promise(1, deadline=joined.now + 0.001, ready=ready()).withdraw()
+    first = remote.submit([row(1)])
+    await joined.run_batch()
+    await first
+    with pytest.raises(DeadlineError, match="an idle server takes 2"):
+        remote.promise(1, deadline=joined.now + 0.1, ready=ready())
+    with pytest.raises(DeadlineError, match="an idle server takes 5"):
+        remote.promise(1, deadline=joined.now + 0.4, ready=ready(0.3))
+    remote.promise(1, deadline=joined.now + 0.3, ready=ready()).withdraw()
+
+
+async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
+    joined = Joined(max_queue_rows=4)
+    remote = joined.remotes[0]
+    promise = remote.promise(4, ready=ready())
+    remote.disconnect()
+    with pytest.raises(BackendLostError):
+        remote.submit([row(1)] * 4, promise=promise)
+    remote.connect(lambda _: None)
+    assert remote.promise(4, ready=ready())
+
+
+async def test_when_a_worker_goes_its_promises_go_too() -> None:
+    joined = Joined(workers=2, max_queue_rows=4)
+    joined.remotes[0].promise(3, ready=ready())
+    joined.remotes[0].submit([row(1)])
+    await joined.settle()
+    assert joined.batcher.load(joined.now).waiting_rows == 3
+    joined.requests[0].lose()
+    await joined.run_batch()
+    assert joined.batcher.load(joined.now).waiting_rows == 0
+
+
+async def test_a_refusal_keeps_its_delay_on_the_way_to_the_worker() -> None:
+    error = error_from_text(error_text(OverloadedError("too many", 0.25), None))
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after_s == 0.25
