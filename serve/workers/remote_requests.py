@@ -88,6 +88,7 @@ class RemoteRequests:
         self._arenas[model].outlook = self._batchers[model].outlook()
 
     def _count_promised(self, model: int, rows: int) -> None:
+        rows = 0 if self._lost else rows
         self._batchers[model].take_back(self._promised_rows[model] - rows)
         self._promised_rows[model] = rows
 
