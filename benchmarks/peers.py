@@ -31,6 +31,8 @@ from serve.errors import InputError
 
 T = TypeVar("T")
 
+_USUAL = tuple(name for name, case in CASES.items() if not isinstance(case, OverloadCase))
+
 _NONE = "none"
 _PIPE_WIDTH = 200
 _CHART_ENDINGS = (".png", ".svg")
@@ -135,7 +137,9 @@ def peers_asked_for(text: str | None, missing: Mapping[str, str]) -> tuple[str, 
 
 
 def main(
-    case: Annotated[str, typer.Option(metavar="NAME,…", help=f"Of {', '.join(CASES)}.")] = ",".join(CASES),
+    case: Annotated[
+        str, typer.Option(metavar="NAME,…", help=f"Of {', '.join(CASES)}; overload takes 5 minutes a round.")
+    ] = ",".join(_USUAL),
     peer: Annotated[
         str | None,
         typer.Option(metavar="NAME,…", help=f"Of {', '.join(PEERS)}, or {_NONE}; all that make peers has installed."),

@@ -26,7 +26,7 @@ class Settings(BaseModel):
     """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see `serve.model`)."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows (images) that wait, of one model; one more is refused."""
-    max_queue_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 1000.0
+    max_queue_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 2000.0
     """How long a request without a deadline may wait, as predicted; one that would wait longer is refused."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     """How long an idle backend waits for a fuller batch; 0: not at all."""

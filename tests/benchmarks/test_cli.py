@@ -56,7 +56,7 @@ BAD_INPUT = [
     (["peers", "--rounds", "0"], "rounds"),
     (["peers", "--case", "unary", "--chart", "x.png"], "--chart x.png draws the case overload, which --case unary"),
     (["peers", "--chart", "x.gif"], "--chart x.gif: a name that ends in .png or .svg was expected"),
-    (["peers", "--chart", "/dev/null/x.svg"], "--chart /dev/null/x.svg can't be written"),
+    (["peers", "--case", "overload", "--chart", "/dev/null/x.svg"], "--chart /dev/null/x.svg can't be written"),
     (["compare"], "BASE"),
     (["compare", "main", "--case", "server,kitchen"], "kitchen is none of batcher, decode, server"),
     (["nonsense"], "nonsense"),
