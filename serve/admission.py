@@ -8,7 +8,7 @@ Acting only on what will be in time is Clockwork's idea (Gujarati et al., OSDI 2
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from serve.batch_profile import BatchProfile
@@ -68,6 +68,24 @@ class Ready(NamedTuple):
     seconds: float
     alone_seconds: float
     """If nobody were ahead."""
+
+
+class Promise:
+    """Room for the rows of an admitted request that are yet to be made."""
+
+    __slots__ = ("_give_back", "_row_count", "foreseen")
+
+    def __init__(self, row_count: int, foreseen: Foreseen, *, give_back: Callable[[int], None]) -> None:
+        """`give_back` is called once with `row_count`."""
+        self._row_count = row_count
+        self._give_back = give_back
+        self.foreseen = foreseen
+
+    def withdraw(self) -> None:
+        """Give the room back. Calling it again does nothing."""
+        row_count, self._row_count = self._row_count, 0
+        if row_count:
+            self._give_back(row_count)
 
 
 AT_ONCE = Ready(0.0, 0.0)

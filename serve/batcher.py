@@ -19,13 +19,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import ABOUT_AS_GOOD, Admission, Foreseen, Load, Ready, passed_deadline
+from serve.admission import ABOUT_AS_GOOD, Admission, Load, Promise, Ready, passed_deadline
 from serve.batch_profile import BatchProfile
 from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
 from serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
+from serve.event_loop import call_after_turns
 
-__all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Promise", "Ready", "Row"]
+__all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
 
 QUIET_TURNS = 8
 """An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
@@ -190,7 +191,7 @@ class Batcher:
         """See `Admission.crowd`."""
         return self._admission.crowd(self.load(self._clock()))
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "Promise":
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
         Until it is given to `submit`, or withdrawn, its rows count as queued for who comes later.
@@ -198,7 +199,8 @@ class Batcher:
         if self._draining:
             raise _shutting_down()
         now = self._clock()
-        promise = Promise(self, row_count, self._admission.check(self.load(now), row_count, deadline, now, ready))
+        foreseen = self._admission.check(self.load(now), row_count, deadline, now, ready)
+        promise = Promise(row_count, foreseen, give_back=self.take_back)
         self._promised_rows += row_count
         return promise
 
@@ -218,7 +220,7 @@ class Batcher:
         return [*ahead, now + load.busy_seconds, self._profile.learned_at, *self._admission.state()]
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: "Promise | None" = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
     ) -> asyncio.Future[BatchedRows]:
         """Admit a request or refuse it at once; call it on the event loop. What has a `promise` is admitted already.
 
@@ -494,7 +496,7 @@ class Batcher:
                 if not request.done():
                     request.add(outcome, start, first_row, row_count, batch)
                 start += row_count
-            asyncio.get_running_loop().call_soon(self._note_delivery, batch, now, DELIVERY_TURNS)
+            call_after_turns(DELIVERY_TURNS, partial(self._note_delivery, batch, now))
         elif outcome is not None:
             for request, _, _ in batch.shares:
                 self.forget(request)
@@ -507,11 +509,8 @@ class Batcher:
             failed = not isinstance(outcome, np.ndarray)
             self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
 
-    def _note_delivery(self, batch: Batch, finished: float, turns: int) -> None:
-        """Learn, a few turns after a batch has finished, how far the predictions of its requests missed."""
-        if turns:
-            asyncio.get_running_loop().call_soon(self._note_delivery, batch, finished, turns - 1)
-            return
+    def _note_delivery(self, batch: Batch, finished: float) -> None:
+        """Learn, once the answers of a batch are handed out, how far the predictions of its requests missed."""
         now = self._clock()
         misses = [
             (request.prediction.seconds, now - request.prediction.at)
@@ -526,23 +525,6 @@ class Batcher:
     def _set_drained_if_idle(self) -> None:
         if self._draining and self._running is None and not self._queue:
             self._drained.set()
-
-
-class Promise:
-    """Room for the rows of an admitted request whose images are being decoded."""
-
-    __slots__ = ("_batcher", "_row_count", "foreseen")
-
-    def __init__(self, batcher: Batcher, row_count: int, foreseen: Foreseen) -> None:
-        self._batcher: Batcher | None = batcher
-        self._row_count = row_count
-        self.foreseen = foreseen
-
-    def withdraw(self) -> None:
-        """Give the room back. Calling it again does nothing."""
-        if self._batcher is not None:
-            self._batcher.take_back(self._row_count)
-            self._batcher = None
 
 
 def _shutting_down() -> ShuttingDownError:

@@ -19,6 +19,12 @@ def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(main)
 
 
+def call_after_turns(turns: int, call: Callable[[], object]) -> None:
+    """Have the running loop make `call` once it has turned so often: what it had to do at that time is done then."""
+    loop = asyncio.get_running_loop()
+    loop.call_soon(call_after_turns, turns - 1, call) if turns else loop.call_soon(call)
+
+
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from serve.admission import Promise, Ready
 from serve.backends import DEFAULT_BUCKETS, open_backend
 from serve.backends.base import Backend
-from serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Ready, Row
+from serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from serve.cpu import usable_cpus
 from serve.errors import PackageError
 from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
@@ -39,14 +40,6 @@ _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
 
 
-class AdmittedRows(Protocol):
-    """What a batcher promises: see `serve.batcher.Promise`."""
-
-    def withdraw(self) -> None:
-        """Give the room back."""
-        ...
-
-
 class RowBatcher(Protocol):
     """What requests are given to: `serve.batcher.Batcher`, or what stands for one in another process."""
 
@@ -61,12 +54,12 @@ class RowBatcher(Protocol):
         ...
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Any = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
     ) -> asyncio.Future[BatchedRows]:
-        """See `Batcher.submit`; `promise` is one of this batcher's."""
+        """See `Batcher.submit`."""
         ...
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "AdmittedRows":
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
         """See `Batcher.promise`."""
         ...
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.classify_pb2 import Image
-from serve.batcher import Ready
+from serve.admission import Promise, Ready
 from serve.errors import ImageError, RequestError
 from serve.images import decode_image
-from serve.model import AdmittedRows, Model
+from serve.model import Model
 from serve.settings import Settings
 
 Row = NDArray[np.uint8]
@@ -68,7 +68,7 @@ class ImageRows:
 
     async def decoded(
         self, contents: Sequence[Row | bytes], model: Model, deadline: float | None
-    ) -> tuple[list[Row], AdmittedRows]:
+    ) -> tuple[list[Row], Promise]:
         """Have the model's batcher promise room, then make a row of each of what `checked` returned, in order.
 
         The promise is for `RowBatcher.submit`.

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from serve import errors
-from serve.admission import DELIVERY_RATE, Admission, Foreseen, Load, Ready, passed_deadline
+from serve.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
 from serve.batch_requests import BatchedRows, Row, check_rows
 from serve.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from serve.errors import (
@@ -20,6 +20,7 @@ from serve.errors import (
     OverloadedError,
     ShuttingDownError,
 )
+from serve.event_loop import call_after_turns
 from serve.workers.arena import Arena
 from serve.workers.records import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
 from serve.workers.slots import SlotTable
@@ -87,7 +88,7 @@ class RemoteBatcher:
             if not request.done():
                 request.set_exception(_lost())
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> "RemotePromise":
+    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
         """Admit a request, as `Batcher.promise` does, by what the backend last told.
 
         Raises what `submit` does.
@@ -96,10 +97,13 @@ class RemoteBatcher:
         load, now = self._load(), self._clock()
         foreseen = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
         self._arena.promised_rows += row_count
-        return RemotePromise(self._arena, row_count, foreseen)
+        return Promise(row_count, foreseen, give_back=self._take_back)
+
+    def _take_back(self, row_count: int) -> None:
+        self._arena.promised_rows -= row_count
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: "RemotePromise | None" = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
     ) -> asyncio.Future[BatchedRows]:
         """Send a request on its way, or refuse it at once. What has a `promise` is admitted already.
 
@@ -180,12 +184,9 @@ class RemoteBatcher:
                     BatchedRows(logits[start:end], head.queue_ms, head.compute_ms, head.size, logits, start)
                 )
             start = end
-        asyncio.get_running_loop().call_soon(self._note_delivery, self._clock(), DELIVERY_TURNS)
+        call_after_turns(DELIVERY_TURNS, partial(self._note_delivery, self._clock()))
 
-    def _note_delivery(self, began: float, turns: int) -> None:
-        if turns:
-            asyncio.get_running_loop().call_soon(self._note_delivery, began, turns - 1)
-            return
+    def _note_delivery(self, began: float) -> None:
         self._delivery_seconds += DELIVERY_RATE * (self._clock() - began - self._delivery_seconds)
 
     def failed(self, number: int, text: bytes) -> None:
@@ -206,23 +207,6 @@ class RemoteBatcher:
         self._unanswered -= 1
         if self._draining and not self._unanswered:
             self._drained.set()
-
-
-class RemotePromise:
-    """As `serve.batcher.Promise`, of which the backend sees how many rows all have together."""
-
-    __slots__ = ("_arena", "_row_count", "foreseen")
-
-    def __init__(self, arena: Arena, row_count: int, foreseen: Foreseen) -> None:
-        self._arena: Arena | None = arena
-        self._row_count = row_count
-        self.foreseen = foreseen
-
-    def withdraw(self) -> None:
-        """Give the room back. Calling it again does nothing."""
-        if self._arena is not None:
-            self._arena.promised_rows -= self._row_count
-            self._arena = None
 
 
 class _RemoteRequest(asyncio.Future[BatchedRows]):

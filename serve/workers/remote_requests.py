@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from serve.admission import Foreseen
-from serve.batcher import BatchedRows, Batcher, Promise
+from serve.admission import Foreseen, Promise
+from serve.batcher import BatchedRows, Batcher
 from serve.errors import BackendError, FuselineError
 from serve.workers.arena import Arena
 from serve.workers.records import (
@@ -95,8 +95,8 @@ class RemoteRequests:
     def _submit(self, model: int, number: int, slots: list[int], deadline: float, foreseen: Foreseen) -> None:
         batcher, pixels = self._batchers[model], self._arenas[model].pixels
         rows = [pixels[slot] for slot in slots]
-        # The worker counts the rows that it has promised.
-        promise = Promise(batcher, 0, foreseen) if foreseen.at else None
+        # Its room is given back by the worker's own count.
+        promise = Promise(0, foreseen, give_back=batcher.take_back) if foreseen.at else None
         try:
             request = batcher.submit(rows, deadline=None if deadline == math.inf else deadline, promise=promise)
         except FuselineError as error:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serve.batcher import Batcher, Ready
+from serve.admission import Ready
+from serve.batcher import Batcher
 from serve.errors import DeadlineError, OverloadedError
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 

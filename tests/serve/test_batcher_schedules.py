@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.batcher import BatchedRows, Batcher, Ready
+from serve.admission import Ready
+from serve.batcher import BatchedRows, Batcher
 from serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
