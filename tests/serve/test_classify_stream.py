@@ -94,20 +94,37 @@ async def test_a_bounded_number_of_requests_is_under_way(start_server: StartServ
     await served.until_busy()
     sent += 1
     sending = asyncio.create_task(send())
-    await served.until(lambda: sent == 3 * BOUND and served.queued_rows + served.backend.calls[0] >= BOUND)
+    await served.until(lambda: sent == 3 * BOUND and served.queued_rows >= 4)
     # Were there no bound, the requests sent would be read in these turns of the loop.
     for _ in range(200):
         await asyncio.sleep(0)
-    assert served.queued_rows + served.backend.calls[0] == BOUND
+    # The next batch, behind which other callers come.
+    assert served.queued_rows == 4
     served.backend.release()
     assert sorted([int(response.id) async for response in stream]) == list(range(3 * BOUND))
     await sending
 
 
+async def test_requests_with_timeouts_are_bounded_by_the_queue_alone(start_server: StartServer) -> None:
+    served = await start_server(max_batch=4, max_queue_rows=100, max_images_per_request=16)
+    served.backend.hold()
+    stream = served.stub.ClassifyStream()
+    for position in range(150):
+        await stream.write(stream_request(position, timeout_ms=60_000))
+    await served.until(lambda: served.queued_rows >= 99 - 4)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    # Of 100 in flight some run.
+    assert served.queued_rows + served.backend.calls[0] == 100
+    served.backend.release()
+    await stream.done_writing()
+    assert sorted([int(response.id) async for response in stream]) == list(range(150))
+
+
 async def test_a_stream_of_single_images_never_overloads_a_queue_smaller_than_its_bound(
     start_server: StartServer,
 ) -> None:
-    served = await start_server(max_batch=4, max_queue_rows=16, max_images_per_request=16)
+    served = await start_server(max_batch=4, max_queue_rows=3, max_images_per_request=3)
     served.backend.hold()
     stream = served.stub.ClassifyStream()
 
@@ -118,7 +135,7 @@ async def test_a_stream_of_single_images_never_overloads_a_queue_smaller_than_it
 
     sending = asyncio.create_task(send())
     await served.until_busy()
-    await served.until(lambda: served.queued_rows + served.backend.calls[0] >= 16)
+    await served.until(lambda: served.queued_rows + served.backend.calls[0] >= 3)
     # Were the bound larger, requests that the queue has no room for would be read in these turns of the loop.
     for _ in range(200):
         await asyncio.sleep(0)
@@ -137,7 +154,7 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
     await served.until_busy()
     for position in range(1, 10):
         await stream.write(stream_request(position))
-    await served.until(lambda: served.queued_rows == 9)
+    await served.until(lambda: served.queued_rows == 4)
     stream.cancel()
     await served.until(lambda: served.queued_rows == 0)
     served.backend.release()
