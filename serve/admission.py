@@ -228,8 +228,8 @@ class Admission:
         batches = (total - 1) // size
         starts = busy_seconds + rows_ahead // size * full_seconds
         wait = busy_seconds + batches * full_seconds
-        last = float(total - batches * size)
-        if wait:
+        last: float = total - batches * size
+        if wait and last < size:
             # Those who come meanwhile share the last batch.
             last = min(size, last + self._rows_per_s * wait)
         seconds = self._seconds_of(last)
@@ -289,21 +289,33 @@ class Admission:
             return math.inf
         return bucket / seconds * min(1.0, max(0.0, PATIENT_SHARE * (self._budget - seconds) / seconds))
 
-    def learn(self, misses: Sequence[tuple[float, float]], *, delivery_seconds: float) -> None:
-        """Take in (predicted seconds, actual minus predicted seconds) of the requests that one batch answered.
+    def learn(
+        self,
+        answered: Sequence[Foreseen],
+        now: float,
+        *,
+        delivery_seconds: float,
+        late: Sequence[tuple[Foreseen, float]] = (),
+    ) -> None:
+        """Take in what was foreseen of the requests that one batch answered, which were handed out at `now`.
 
-        `delivery_seconds`: from the end of that batch until its answers were handed out.
+        `late`: what was foreseen of those that left the queue meanwhile, and when they would have been answered.
+        `delivery_seconds`: from the end of that batch until `now`.
         """
         self.delivery_seconds += DELIVERY_RATE * (delivery_seconds - self.delivery_seconds)
         worst: dict[int, float] = {}
-        for predicted, late in misses:
-            horizon = _horizon(predicted)
-            if late > worst.get(horizon, -math.inf):
-                worst[horizon] = late
-        for horizon, late in worst.items():
-            kept = self._misses.setdefault(horizon, deque(maxlen=KEPT_MISSES))
-            kept.append(late)
-            self._margins[horizon] = max(0.0, *kept)
+        for at, seconds, _ in answered:
+            # `_horizon`, without the call: this is done for every request.
+            horizon = int(1000 * seconds).bit_length()
+            if now - at > worst.get(horizon, -math.inf):
+                worst[horizon] = now - at
+        for foreseen, finish in late:
+            horizon = _horizon(foreseen.seconds)
+            worst[horizon] = max(finish - foreseen.at, worst.get(horizon, -math.inf))
+        for horizon, miss in worst.items():
+            kept = self._misses.setdefault(min(horizon, _HORIZONS - 1), deque(maxlen=KEPT_MISSES))
+            kept.append(miss)
+            self._margins[min(horizon, _HORIZONS - 1)] = max(0.0, *kept)
 
     def state(self) -> list[float]:
         """All that `check` goes by, for `take_state` of another process; always as many numbers."""

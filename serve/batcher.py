@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import ABOUT_AS_GOOD, Admission, Load, Promise, Ready, passed_deadline
+from serve.admission import ABOUT_AS_GOOD, Admission, Foreseen, Load, Promise, Ready, passed_deadline
 from serve.batch_profile import BatchProfile
 from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
@@ -152,8 +152,8 @@ class Batcher:
             max_queue_rows=max_queue_rows,
             max_queue_seconds=max_queue_ms / 1000,
         )
-        # (predicted, how much later) of what left the queue because it would have been late.
-        self._given_up: list[tuple[float, float]] = []
+        # Of what left the queue as it would have been late: what was foreseen, and when it would have been answered.
+        self._given_up: list[tuple[Foreseen, float]] = []
         self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
         # Rows of the buffer from here on are zeros.
         self._used_rows = 0
@@ -416,7 +416,7 @@ class Batcher:
     def _give_up(self, request: Request, finish: float, now: float) -> None:
         self.forget(request)
         waited, left = 1000 * (now - request.admitted), 1000 * (request.deadline - now)
-        self._given_up.append((request.prediction.seconds, finish - request.prediction.at))
+        self._given_up.append((request.prediction, finish))
         request.set_exception(
             DeadlineError(
                 f"after {waited:.1f} ms in the queue the deadline is in {left:.1f} ms, which is too soon: batches take "
@@ -512,15 +512,15 @@ class Batcher:
     def _note_delivery(self, batch: Batch, finished: float) -> None:
         """Learn, once the answers of a batch are handed out, how far the predictions of its requests missed."""
         now = self._clock()
-        misses = [
-            (request.prediction.seconds, now - request.prediction.at)
+        answered = [
+            request.prediction
             for request, first_row, row_count in batch.shares
             if first_row + row_count == request.row_count
         ]
         given_up, self._given_up = self._given_up, []
         if self._on_misses is not None:
-            self._on_misses(Misses([late for _, late in misses], len(given_up)))
-        self._admission.learn(misses + given_up, delivery_seconds=now - finished)
+            self._on_misses(Misses([now - foreseen.at for foreseen in answered], len(given_up)))
+        self._admission.learn(answered, now, late=given_up, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
         if self._draining and self._running is None and not self._queue:

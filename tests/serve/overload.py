@@ -234,9 +234,9 @@ def _batcher(loop, machine, random, outcome, options):
     )
     learn = batcher._admission.learn
 
-    def noted(misses, **rest):
-        outcome.predictions += misses
-        learn(misses, **rest)
+    def noted(answered, now, **rest):
+        outcome.predictions += [(foreseen.seconds, now - foreseen.at) for foreseen in answered]
+        learn(answered, now, **rest)
 
     batcher._admission.learn = noted
     return batcher
