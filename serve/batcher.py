@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import ABOUT_AS_GOOD, Admission, Foreseen, Load, Promise, Ready, passed_deadline
+from serve.admission import ABOUT_AS_GOOD, UNFORESEEN, Admission, Foreseen, Load, Promise, Ready, passed_deadline
 from serve.batch_profile import BatchProfile
 from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from serve.call_thread import CallThread
@@ -248,7 +248,14 @@ class Batcher:
         if now >= self._earliest_deadline:
             self._drop_expired(now)
         if promise is None:
-            foreseen = self._admission.check(self.load(now), row_count, deadline, now)
+            if (
+                deadline is None
+                and self._queued_rows + self._promised_rows + row_count <= self._admission.free_rows
+                and not self._admission.needs_prediction()
+            ):
+                foreseen = UNFORESEEN
+            else:
+                foreseen = self._admission.check(self.load(now), row_count, deadline, now)
         else:
             foreseen = promise.foreseen
             if deadline is not None and deadline <= now:
@@ -515,7 +522,7 @@ class Batcher:
         answered = [
             request.prediction
             for request, first_row, row_count in batch.shares
-            if first_row + row_count == request.row_count
+            if first_row + row_count == request.row_count and request.prediction is not UNFORESEEN
         ]
         given_up, self._given_up = self._given_up, []
         if self._on_misses is not None:
