@@ -41,6 +41,9 @@ RATE_SECONDS = 0.5
 DELIVERY_RATE = 0.1
 """Weight of the newest batch in what handing out takes."""
 
+_HORIZONS = 24
+"""Classes of `_horizon`; the last one begins at 70 minutes."""
+
 
 class Prediction(NamedTuple):
     """Seconds from now."""
@@ -78,6 +81,9 @@ class Ready(NamedTuple):
     """If nobody were ahead."""
 
 
+AT_ONCE = Ready(0.0, 0.0)
+
+
 class Promise:
     """Room for the rows of an admitted request that are yet to be made."""
 
@@ -94,9 +100,6 @@ class Promise:
         row_count, self._row_count = self._row_count, 0
         if row_count:
             self._give_back(row_count)
-
-
-AT_ONCE = Ready(0.0, 0.0)
 
 
 class Load(NamedTuple):
@@ -333,10 +336,11 @@ class Admission:
         for foreseen, finish in late:
             horizon = _horizon(foreseen.seconds)
             worst[horizon] = max(finish - foreseen.at, worst.get(horizon, -math.inf))
-        for horizon, miss in worst.items():
-            kept = self._misses.setdefault(min(horizon, _HORIZONS - 1), deque(maxlen=KEPT_MISSES))
+        for unbounded, miss in worst.items():
+            horizon = min(unbounded, _HORIZONS - 1)
+            kept = self._misses.setdefault(horizon, deque(maxlen=KEPT_MISSES))
             kept.append(miss)
-            self._margins[min(horizon, _HORIZONS - 1)] = max(0.0, *kept)
+            self._margins[horizon] = max(0.0, *kept)
 
     def state(self) -> list[float]:
         """All that `check` goes by, for `take_state` of another process; always as many numbers."""
@@ -357,9 +361,6 @@ class Admission:
 def passed_deadline(seconds: float) -> DeadlineError:
     """What to tell a request whose deadline passed so long ago."""
     return DeadlineError(f"the deadline passed {1000 * seconds:.1f} ms ago; allow more time")
-
-
-_HORIZONS = 24
 
 
 def _horizon(seconds: float) -> int:

@@ -11,25 +11,8 @@ from serve.model import Model
 from serve.tallies import Counter, CounterTally, Histogram, HistogramTally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_MISS_SECONDS = (
-    -1,
-    -0.25,
-    -0.1,
-    -0.05,
-    -0.025,
-    -0.01,
-    -0.005,
-    -0.001,
-    0,
-    0.001,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    1,
-)
+_LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_MISS_SECONDS = (*(-seconds for seconds in reversed(_LATE_SECONDS)), 0, *_LATE_SECONDS)
 _ROWS = tuple(2**exponent for exponent in range(11))
 
 
