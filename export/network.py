@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from serve.model_package import Assumption
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
@@ -21,7 +23,11 @@ class TrainedNetwork:
     """The module's submodule names to the checkpoint's, for every layer with weights."""
     classes: int
     in_channels: int
-    default_input_size: int
-    """Side in pixels of the pictures that such a network is usually trained on."""
+    default_input_size: int | None
+    """Side in pixels of the pictures that such a network is usually trained on; None where no size is customary."""
+    told_input_size: tuple[int, int] | None = None
+    """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
+    assumptions: tuple[Assumption, ...] = ()
+    """What changes answers and was taken as is customary, or as a flag says."""
     unseen: tuple[str, ...] = ()
     """What nothing in the checkpoint tells and was taken as is customary: sentences for the report."""

@@ -121,6 +121,38 @@ class Verification(_Spec):
     logit_range: Annotated[float, Field(ge=0)]
     bar: str
     passed: bool
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of these images whose top-1 class is that of their folder; None if nothing told their classes."""
+    eager_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same of eager PyTorch FP32 on the same images."""
+
+
+class Assumption(_Spec):
+    """Something that changes answers and that neither tensors nor, at first, anything else told."""
+
+    key: str
+    """What `--assume KEY=VALUE` calls it: `shortcut`, `activation`, `size`, `normalization`."""
+    value: str
+    """What it was taken to be, as `--assume` takes it."""
+    meaning: str
+    """For people: a sentence that says what was taken."""
+    alternatives: tuple[str, ...] = ()
+    """Other values in use, as `--assume` takes them."""
+    flag: str
+    """The flag of `fuseline export` that settles it: `--assume shortcut=VALUE`."""
+    settled_by: str | None = None
+    """What told: a flag, the checkpoint's file, images; None while it is open."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing has told yet."""
+        return self.settled_by is None
+
+    @property
+    def line(self) -> str:
+        """For people: what was assumed, what else it could be, and the flag that settles it."""
+        others = f"; it could also be {', '.join(self.alternatives)}" if self.alternatives else ""
+        return f"assumed {self.key}={self.value}: {self.meaning}{others}; {self.flag} settles it"
 
 
 class Manifest(_Spec):
@@ -138,6 +170,8 @@ class Manifest(_Spec):
     """A few images and eager PyTorch's logits for them: see `serve.reference`."""
     provenance: dict[str, Any]
     verification: tuple[Verification, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    """All that no tensor told and that changes answers, settled or not."""
 
     @property
     def classes(self) -> int:
