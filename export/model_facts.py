@@ -104,9 +104,8 @@ def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: l
 
 
 def _input_size(checkpoint: Checkpoint, network: TrainedNetwork, flag: tuple[int, int] | None) -> tuple[int, int]:
-    default = (network.default_input_size, network.default_input_size)
     stored = checkpoint.metadata.get("input_size")
-    height, width = flag or ((stored, stored) if isinstance(stored, int) else default)
+    height, width = flag or ((stored, stored) if isinstance(stored, int) else network.usual_input_size)
     check_input_size(height, width)
     return height, width
 
