@@ -66,7 +66,7 @@ def inspect_network(
         sha256=sha256,
         architecture=network.architecture,
         evidence=network.evidence,
-        unseen=network.unseen,
+        unseen=tuple(assumption.line for assumption in network.assumptions if assumption.is_open),
         notes=notes,
         classes=network.classes,
         input_shape=shape,

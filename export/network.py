@@ -31,8 +31,6 @@ class TrainedNetwork:
     """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
     assumptions: tuple[Assumption, ...] = ()
     """What changes answers and was taken as is customary, or as a flag says."""
-    unseen: tuple[str, ...] = ()
-    """What nothing in the checkpoint tells and was taken as is customary: sentences for the report."""
 
     @property
     def usual_input_size(self) -> tuple[int, int]:
