@@ -23,7 +23,7 @@ from export.normalizations import customary, normalization_named
 from export.sample import ImageFolder
 from export.training_statistics import MAX_IMAGES, MIN_IMAGES, USUAL_MISFIT, observed
 from export.verify import normalised
-from serve.model_package import InputSpec
+from serve.model_package import Assumption, InputSpec
 
 _FEW = 8
 _BUDGET_PIXELS = 24 * 224 * 224
@@ -33,11 +33,12 @@ _CLEARLY = 0.7
 trained with, of what another that is in use gives, 0.65 with the stride on the right convolution; 0.87 with its
 normalisation, of CIFAR-10's, which costs one picture in 125."""
 _ABOUT_AS_WELL = 1.1
+_LEANS = 0.9
 _LEAST_GAIN = 0.05
 _MOST_ROUNDS = 4
 _SAME_LOGITS = 1e-3
 """Of the logits' range: a difference that changes no answer."""
-_LEAST_LIFT = 0.05
+_LEAST_LIFT = 0.1
 _WORTH_A_LOOK = 1.5
 
 
@@ -76,6 +77,8 @@ class Findings:
     """`assumed` itself where nothing fits clearly better."""
     settled: Mapping[str, str] = field(default_factory=dict)
     """Key of an assumption to why nothing else comes into question."""
+    leanings: tuple[str, ...] = ()
+    """What fits better than `best`, but not clearly: sentences."""
     tried: tuple[Trial, ...] = ()
 
     @property
@@ -94,20 +97,24 @@ class Witnesses:
     images: ImageFolder
     truth: NDArray[np.int64] | None = None
     """(n,): classes of the images."""
+    doubt_flags: bool = False
+    """Ask also about what a flag says."""
     _pixels: dict[tuple[InputSpec, int], NDArray[np.uint8]] = field(default_factory=dict)
 
     def ask(self, on_progress: Callable[[float], None] = lambda _: None) -> Findings | None:
         """Compare what was assumed with what else is in use; None with too few images."""
         if len(self.images.files) < MIN_IMAGES:
             return None
-        start = {a.key: a.value for a in self.facts.assumptions if a.is_open and self._alternatives(a.key, a.value)}
+        asked = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
+        start = {a.key: a.value for a in asked if self._alternatives(a.key, a.value)}
         count = self._count()
         try_out = cache(lambda values, images: self._trial(dict(values), images))
 
         def trial(values: Mapping[str, str], images: int = count) -> Trial:
             return try_out(tuple(values.items()), images)
 
-        current, tried = trial(start), []
+        current = trial(start)
+        tried: list[Trial] = []
         for number in range(_MOST_ROUNDS):
             few = trial(current.values, _FEW)
             changed = [
@@ -123,9 +130,15 @@ class Witnesses:
             tried += rivals
             better = [rival for rival in rivals if rival.images == count and is_clearly_better(rival, current)]
             if not better:
-                return Findings(trial(start), current, _settled(current, rivals, few), tuple(tried))
-            current = min(better, key=_order)
-        return Findings(trial(start), current, {}, tuple(tried))
+                break
+            current = _best_of(better)
+        assumed = trial(start)
+        if current is not assumed:
+            if _is_plausible(current, assumed):
+                return Findings(assumed, current, tried=tuple(tried))
+            return Findings(assumed, assumed, leanings=(_nearest(current, assumed),), tried=tuple(tried))
+        settled = _settled(assumed, rivals, few)
+        return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tuple(tried))
 
     def prefers_shared_size(self, shared: tuple[int, int]) -> bool:
         """Whether `shared`, the size that all images have, fits about as well as the assumed one, or better."""
@@ -164,8 +177,8 @@ class Witnesses:
         if SIZE in values and values[SIZE] != size_as_text((facts.input.height, facts.input.width)):
             facts = with_input_size(facts, self.checkpoint, input_size_from_text(values[SIZE]))
         normalization = facts.normalization
-        if NORMALIZATION in values:
-            normalization = normalization_named(values[NORMALIZATION], facts.input.channels)
+        if (name := values.get(NORMALIZATION)) in customary(facts.input.channels):
+            normalization = normalization_named(name or "", facts.input.channels)
         indices = self.images.spread(count)
         module = self.trained.module
         if isinstance(self.trained, Recognised):
@@ -183,20 +196,45 @@ _CUSTOMARY_SIDES = (28, 32, 64, 128, 224, 256)
 _MOST_SIDE = 512
 
 
+def is_by_flag(assumption: Assumption) -> bool:
+    """Whether the user said it."""
+    return (assumption.settled_by or "").startswith(("--assume", "--input-size", "--mean"))
+
+
 def is_clearly_better(one: Trial, other: Trial) -> bool:
     """Whether the witnesses prefer `one` beyond chance; both are of the same images."""
     fits = (
         one.misfit is not None
         and other.misfit is not None
-        and one.misfit <= USUAL_MISFIT
         and one.misfit <= _CLEARLY * other.misfit
         and other.misfit - one.misfit >= _LEAST_GAIN
     )
     if one.right is None or other.right is None:
         return fits
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
-    lifts = gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right))
-    return bool(lifts) or (fits and gained >= lost)
+    return (fits and gained >= lost) or _lifts(one, other)
+
+
+def _lifts(one: Trial, other: Trial) -> bool:
+    """Whether `one` gets far more right, and the BatchNorms don't speak against it."""
+    if one.right is None or other.right is None:
+        return False
+    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
+    far = gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right))
+    return bool(far) and (one.misfit is None or other.misfit is None or one.misfit <= other.misfit)
+
+
+def _is_plausible(best: Trial, assumed: Trial) -> bool:
+    """Whether `best` is about what a network does that is used as it was trained."""
+    if best.misfit is None:
+        return True
+    return best.misfit <= USUAL_MISFIT or (best.misfit <= 2 * USUAL_MISFIT and _lifts(best, assumed))
+
+
+def _best_of(better: list[Trial]) -> Trial:
+    """The one that fits best, unless another gets far more right."""
+    best = min(better, key=_order)
+    return next((trial for trial in better if _lifts(trial, best)), best)
 
 
 def same_logits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
@@ -212,7 +250,7 @@ def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
 
 
 def _order(trial: Trial) -> tuple[float, float]:
-    return (-(trial.accuracy or 0.0), trial.misfit if trial.misfit is not None else np.inf)
+    return (trial.misfit if trial.misfit is not None else 0.0, -(trial.accuracy or 0.0))
 
 
 def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
@@ -231,3 +269,25 @@ def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
         else:
             settled[key] = f"images: {current.described}; with {nearest.values[key]} {nearest.described}"
     return settled
+
+
+def _leanings(current: Trial, rivals: list[Trial], settled: Mapping[str, str]) -> Iterator[str]:
+    """What the images prefer without being clear, of what stays open."""
+    for key, value in current.values.items():
+        others = [r for r in rivals if r.values[key] != value and r.images == current.images and r.misfit is not None]
+        best = min(others, key=lambda rival: rival.misfit or 0.0, default=None)
+        if key in settled or best is None or best.misfit is None or current.misfit is None:
+            continue
+        if best.misfit <= _LEANS * current.misfit:
+            yield (
+                f"the images fit {key}={best.values[key]} a little better ({best.described}) than {key}={value} "
+                f"({current.described}), too little to tell"
+            )
+
+
+def _nearest(best: Trial, assumed: Trial) -> str:
+    changes = ", ".join(f"{key}={value}" for key, value in best.values.items() if assumed.values[key] != value)
+    return (
+        f"nothing that is in use fits the images as the training's own did; nearest is {changes} ({best.described}, "
+        f"as assumed {assumed.described})"
+    )

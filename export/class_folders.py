@@ -12,6 +12,7 @@ from export.sample import ImageFolder
 KEY = "folders"
 """What `--assume` calls it: `classes`, or `other` where they are none."""
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval", "images"})
+_LEAST_FOLDERS = 2
 _SHOWN = 4
 
 
@@ -45,7 +46,7 @@ def class_folders(images: ImageFolder, labels: Sequence[str] | None, classes: in
     """
     names = _folders(images.folder)
     inside = [path.relative_to(images.folder).parts for path in images.files]
-    if not names or all(len(parts) == 1 for parts in inside):
+    if len(names) < _LEAST_FOLDERS or all(len(parts) == 1 for parts in inside):
         return None, ""
     if any(len(parts) == 1 for parts in inside):
         return None, "some of the images lie beside the folders, so that the folders are taken for no classes"

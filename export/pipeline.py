@@ -136,7 +136,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             doubts = (*doubts, trained_on.doubt)
     eager = _eager(trained, facts, sample, narrator)
     if told.truth is not None:
-        facts = replace(facts, assumptions=check_accuracy(eager, told.truth, facts.assumptions))
+        facts = replace(facts, assumptions=check_accuracy(eager, told.truth, facts.assumptions, told.doubts))
     if not facts.labels_told:
         doubts = (*doubts, no_labels(len(facts.labels)))
     open_ones = tuple(assumption.line for assumption in facts.assumptions if assumption.is_open)

@@ -1,13 +1,13 @@
 """What the user's images tell of what nothing else does: sizes, classes, and which of the values in use fit."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.alternatives import Findings, Witnesses, same_logits
+from export.alternatives import Findings, Witnesses, is_by_flag, same_logits
 from export.architectures import Recognised, with_values
 from export.assumptions import check_assumed, settled
 from export.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from export.model_facts import SIZE, ModelFacts, size_assumption, with_input_siz
 from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.sample import ImageFolder, generated_sample
+from export.training_statistics import USUAL_MISFIT
 from export.verify import eager_logits
 from serve.errors import InputError, VerificationError
 from serve.model_package import Assumption
@@ -88,8 +89,11 @@ def settle(
         if findings.changes:
             raise VerificationError(_fits_better(findings, command))
         facts = replace(facts, assumptions=settled(facts.assumptions, findings.settled))
+        doubts += findings.leanings
+        if findings.best.misfit is not None and findings.best.misfit > USUAL_MISFIT:
+            doubts += _doubts_of_flags(Witnesses(trained, facts, checkpoint, images, truth, doubt_flags=True))
     enlarged = images.enlarged_for(facts.input)
-    if 2 * enlarged > len(images.files) and not _is_by_flag(facts, SIZE):
+    if 2 * enlarged > len(images.files) and not any(a.key == SIZE and is_by_flag(a) for a in facts.assumptions):
         doubts.append(
             f"{enlarged} of {len(images.files)} images are smaller than the input, {facts.described_input}, and were "
             "enlarged; if the training took them as they are, --input-size N says so"
@@ -98,7 +102,10 @@ def settle(
 
 
 def check_accuracy(
-    logits: NDArray[np.float32], truth: NDArray[np.int64], assumptions: Sequence[Assumption]
+    logits: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    assumptions: Sequence[Assumption],
+    doubts: Sequence[str] = (),
 ) -> tuple[Assumption, ...]:
     """Eager PyTorch's `logits` (n, classes) against the folders' classes (n,); settles that these are the classes.
 
@@ -110,12 +117,11 @@ def check_accuracy(
     told = f"{right:.1%} of {len(truth)} images are of their folder's class"
     if right > chance + _DEVIATIONS * np.sqrt(chance * (1 - chance) / len(truth)):
         return settled(assumptions, {FOLDERS: f"images: {told}"})
-    by_flag = any(a.key == FOLDERS and not a.is_open for a in assumptions)
-    if len(truth) < _LEAST_JUDGED or by_flag:
+    if len(truth) < _LEAST_JUDGED or any(a.key == FOLDERS and is_by_flag(a) for a in assumptions):
         return tuple(assumptions)
     raise VerificationError(
         f"only {told}, and guessing gets {chance:.1%}: the network isn't used as it was trained, or the folders' "
-        "sorted names aren't its classes, so nothing was written. Nothing else that is customary does better. "
+        f"sorted names aren't its classes, so nothing was written. {''.join(f'{doubt}. ' for doubt in doubts)}"
         "--labels FILE gives the classes' names in order, --mean and --std, --input-size or --assume KEY=VALUE what "
         "the training had; --assume folders=other leaves the folders out, --assume folders=classes takes them, and "
         "this accuracy, as they are"
@@ -177,8 +183,16 @@ def _without_what_cannot_matter(trained: TrainedNetwork, facts: ModelFacts) -> M
     return replace(facts, assumptions=settled(facts.assumptions, reason))
 
 
-def _is_by_flag(facts: ModelFacts, key: str) -> bool:
-    return any(a.key == key and (a.settled_by or "").startswith("--") for a in facts.assumptions)
+def _doubts_of_flags(witnesses: Witnesses) -> Iterator[str]:
+    """What flags say, where the images fit something else clearly better; a flag is the user's word, and holds."""
+    findings = witnesses.ask()
+    if findings is not None and findings.changes:
+        said = ", ".join(f"{key}={findings.assumed.values[key]}" for key in findings.changes)
+        better = ", ".join(f"{key}={value}" for key, value in findings.changes.items())
+        yield (
+            f"the images fit {better} clearly better ({findings.best.described}) than what a flag says, {said} "
+            f"({findings.assumed.described})"
+        )
 
 
 def _fits_better(findings: Findings, command: str) -> str:
