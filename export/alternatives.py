@@ -8,6 +8,7 @@ value, until none fits clearly better. Two witnesses speak: the statistics that 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,10 @@ class Trial:
     """(images,): whether the top-1 class is the folder's; None if nothing tells the classes."""
     logits: NDArray[np.float32]
 
+    def changes_from(self, other: "Trial") -> dict[str, str]:
+        """What it takes in another way than `other` does, by key."""
+        return {key: value for key, value in self.values.items() if other.values[key] != value}
+
     @property
     def accuracy(self) -> float | None:
         """Share of images whose class is right."""
@@ -84,7 +89,20 @@ class Findings:
     @property
     def changes(self) -> dict[str, str]:
         """What fits clearly better than was assumed, by key."""
-        return {key: value for key, value in self.best.values.items() if self.assumed.values[key] != value}
+        return self.best.changes_from(self.assumed)
+
+    @property
+    def table(self) -> tuple[dict[str, Any], ...]:
+        """For the report: `changes` (text, empty of what was assumed), `misfit`, `accuracy` and `images` of each."""
+        return tuple(
+            {
+                "changes": ", ".join(f"{key}={value}" for key, value in trial.changes_from(self.assumed).items()),
+                "misfit": trial.misfit,
+                "accuracy": trial.accuracy,
+                "images": trial.images,
+            }
+            for trial in (self.assumed, *self.tried)
+        )
 
 
 @dataclass(frozen=True)
@@ -267,7 +285,8 @@ def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
         if nearest is None:
             settled[key] = f"images: {', '.join(other.values[key] for other in others)} changes no answer"
         else:
-            settled[key] = f"images: {current.described}; with {nearest.values[key]} {nearest.described}"
+            peer = peers[others.index(nearest)]
+            settled[key] = f"images: {peer.described}; with {nearest.values[key]} {nearest.described}"
     return settled
 
 
@@ -286,7 +305,7 @@ def _leanings(current: Trial, rivals: list[Trial], settled: Mapping[str, str]) -
 
 
 def _nearest(best: Trial, assumed: Trial) -> str:
-    changes = ", ".join(f"{key}={value}" for key, value in best.values.items() if assumed.values[key] != value)
+    changes = ", ".join(f"{key}={value}" for key, value in best.changes_from(assumed).items())
     return (
         f"nothing that is in use fits the images as the training's own did; nearest is {changes} ({best.described}, "
         f"as assumed {assumed.described})"

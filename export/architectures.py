@@ -17,7 +17,7 @@ from export.families.choices import assumptions_of, spec_with
 from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
-from export.families.naming_schemes import SCHEMES, NamingScheme, scheme_named
+from export.families.naming_schemes import SCHEMES, scheme_named
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
@@ -88,7 +88,7 @@ def _fit(candidate: Candidate, config: Mapping[str, Any], assumed: Mapping[str, 
         spec = candidate.spec(config)
     except ArchitectureError:
         return None
-    spec = _with_assumed(spec, candidate.placement.scheme, assumed)
+    spec = _with_assumed(spec, candidate.placement.scheme.name, assumed)
     module = empty_module(spec)
     return None if any(deviations(candidate, module).values()) else _Fit(candidate, spec, module)
 
@@ -108,9 +108,9 @@ def _compute_the_same(one: _Fit, other: _Fit) -> bool:
     return one.spec == other.spec and bodies[0] == bodies[1]
 
 
-def _with_assumed(spec: Spec, scheme: NamingScheme, assumed: Mapping[str, str]) -> Spec:
+def _with_assumed(spec: Spec, naming: str, assumed: Mapping[str, str]) -> Spec:
     taken = spec_with(spec, assumed)
-    if isinstance(taken, ResNetSpec) and scheme.name.startswith("huggingface"):
+    if isinstance(taken, ResNetSpec) and naming.startswith("huggingface"):
         # transformers' blocks have ReLU between their convolutions, whatever its config says of their ends.
         return replace(taken, inner_activation="relu")
     return taken
@@ -149,7 +149,7 @@ def with_values(recognised: Recognised, values: Mapping[str, str]) -> nn.Module:
 
     BatchNorm's eps stays that of `recognised` unless `values` has one.
     """
-    spec = _with_assumed(recognised.spec, scheme_named(recognised.naming), values)
+    spec = _with_assumed(recognised.spec, recognised.naming, values)
     module = empty_module(spec)
     _load(module, recognised.module.state_dict())
     if "eps" not in values:

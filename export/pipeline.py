@@ -190,9 +190,10 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 fp16_ranges=written.guarded.ranges if written.guarded else (),
                 engine_note=written.engine_note,
                 skipped=skipped,
+                tried=told.findings.table if told.findings else (),
                 fp16_deviation=written.guarded.deviation if written.guarded else None,
                 int8={path: graph.findings for path, graph in written.int8.items()},
-                warnings=(*open_ones, *facts.warnings, *doubts, *written.int8_warnings),
+                warnings=(*facts.warnings, *doubts, *written.int8_warnings),
             )
             check_passed(verifications)
             write_report(folder, report)

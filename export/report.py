@@ -40,6 +40,8 @@ class Report:
     engine_note: str
     """Which engine was built, or why none was."""
     skipped: tuple[Skipped, ...]
+    tried: tuple[dict[str, Any], ...]
+    """What was assumed and each alternative that the images were asked about: `Findings.table`."""
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def settle(
     facts = _with_shared_size(Witnesses(trained, facts, checkpoint, images, truth))
     with narrator.step("Asking the images about what was assumed") as step:
         findings = Witnesses(trained, facts, checkpoint, images, truth).ask(step.advance_to)
-        step.done(f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "too few")
+        came = f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "too few"
+        step.done(f"{came}; input {facts.described_input}")
     if findings is not None:
         if findings.changes:
             raise VerificationError(_fits_better(findings, command))
