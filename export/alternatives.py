@@ -27,7 +27,7 @@ from export.verify import normalised
 from serve.model_package import Assumption, InputSpec
 
 _FEW = 8
-_BUDGET_PIXELS = 24 * 224 * 224
+_BUDGET_PIXELS = 16 * 224 * 224
 _MOST_LABELLED = 200
 _CLEARLY = 0.7
 """A misfit of at most so much of another's is clearly better. The trained ResNet-20: 0.30 with the shortcut that it was
@@ -120,7 +120,7 @@ class Witnesses:
     _pixels: dict[tuple[InputSpec, int], NDArray[np.uint8]] = field(default_factory=dict)
 
     def ask(self, on_progress: Callable[[float], None] = lambda _: None) -> Findings | None:
-        """Compare what was assumed with what else is in use; None with too few images."""
+        """Compare what was assumed with what else is in use; None where no witness can speak."""
         if len(self.images.files) < MIN_IMAGES:
             return None
         asked = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
@@ -132,6 +132,8 @@ class Witnesses:
             return try_out(tuple(values.items()), images)
 
         current = trial(start)
+        if current.misfit is None and current.right is None:
+            return None
         tried: list[Trial] = []
         for number in range(_MOST_ROUNDS):
             few = trial(current.values, _FEW)

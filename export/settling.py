@@ -84,7 +84,7 @@ def settle(
     facts = _with_shared_size(Witnesses(trained, facts, checkpoint, images, truth))
     with narrator.step("Asking the images about what was assumed") as step:
         findings = Witnesses(trained, facts, checkpoint, images, truth).ask(step.advance_to)
-        came = f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "too few"
+        came = f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "they can't tell"
         step.done(f"{came}; input {facts.described_input}")
     if findings is not None:
         if findings.changes:
