@@ -42,7 +42,7 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
         for item in _in_order(client.classify_stream(files, top_k=top_k, model=model)):
             file = files[item.position]
             if as_json:
-                sys.stdout.write(json.dumps(_json_object(file, item), ensure_ascii=False) + "\n")
+                sys.stdout.write(json.dumps(_json_object(file, item)) + "\n")
             elif item.answer is not None:
                 _print_table(console, file, item.answer, label_width)
             if item.error is not None:

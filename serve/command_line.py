@@ -1,8 +1,11 @@
 """How every command begins and ends.
 
-At the end errors are one line on stderr and an exit code, never a traceback.
+It may print whatever it likes: what the terminal's encoding lacks is replaced. At the end errors are one line on stderr
+and an exit code, never a traceback.
 """
 
+import codecs
+import io
 import os
 import re
 import signal
@@ -12,6 +15,19 @@ from types import FrameType
 from typing import NoReturn
 
 from serve.errors import FuselineError
+
+_STAND_INS = {
+    **dict.fromkeys(range(0x2580, 0x25A0), "#"),  # block elements: bars
+    **dict.fromkeys(range(0x2500, 0x2580), "-"),  # box drawing: tables and progress bars
+    **dict.fromkeys(range(0x2800, 0x2900), "."),  # Braille: spinners
+    ord("✓"): "+",
+    ord("…"): "~",
+    ord("·"): "-",
+    ord("×"): "x",
+}
+"""Code points that tables, bars and ticks are drawn with, to characters as wide that every encoding has."""
+
+_REPLACE = "fuseline.replace"
 
 _EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors", "jinja2"), "export"),
@@ -28,6 +44,7 @@ def run_command_line(command: Callable[[], object]) -> None:
     it started. A second one does end it on the spot. A server has its own handler while it serves.
     Errors outside the tree of `serve.errors` are defects and keep their traceback.
     """
+    _print_in_any_encoding()
     before = signal.signal(signal.SIGTERM, _exit_tidily)
     try:
         command()
@@ -52,6 +69,26 @@ def forget_port_of_kubernetes() -> None:
     """
     if re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", os.environ.get("FUSELINE_PORT", "")):
         del os.environ["FUSELINE_PORT"]
+
+
+def _print_in_any_encoding() -> None:
+    """Let stdout and stderr take every text: what their encoding lacks is written by stand-ins or as an escape."""
+    codecs.register_error(_REPLACE, _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        # Others, as tests and notebooks put there, have no encoding that could lack anything.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_REPLACE)
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(ord(c)) or _escaped(c) for c in lacking), error.end
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _exit_tidily(number: int, _: FrameType | None) -> NoReturn:
