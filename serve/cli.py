@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.command_line import forget_port_of_kubernetes, run_command_line
+from serve.command_line import forget_service_links, forgotten_links, run_command_line
 from serve.memory_guard import MemoryGuard, memory_limit_bytes
 from serve.settings import Settings, settings_from_flags
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from serve.workers.supervisor import Supervisor
 
 _STARTED = time.monotonic()
+
+_log = logging.getLogger(__name__)
 
 
 def _option(field: str, help: str) -> Any:
@@ -97,6 +99,8 @@ def serve(
         engine_cache=engine_cache,
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for link in forgotten_links:
+        _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # Before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
@@ -154,5 +158,5 @@ def main() -> None:
     """`python -m serve`, which is `fuseline serve`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
-    forget_port_of_kubernetes()
+    forget_service_links()
     run_command_line(app)

@@ -16,6 +16,11 @@ from typing import NoReturn
 
 from serve.errors import FuselineError
 
+forgotten_links: list[str] = []
+"""`NAME=VALUE` of what `forget_service_links` removed, for the log of a server, which begins later."""
+
+_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
 _STAND_INS = {
     **dict.fromkeys(range(0x2580, 0x25A0), "#"),  # block elements: bars
     **dict.fromkeys(range(0x2500, 0x2580), "-"),  # box drawing: tables and progress bars
@@ -61,14 +66,18 @@ def run_command_line(command: Callable[[], object]) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def forget_port_of_kubernetes() -> None:
-    """Remove `FUSELINE_PORT` from the environment if it is what Kubernetes sets for a Service called "fuseline".
+def forget_service_links() -> None:
+    """Remove from the environment what Kubernetes sets there for Services and a flag would read as its own.
 
-    That is a URL such as tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while
-    `--port` reads a number from the same variable. Every other value stays, to be refused if it is wrong.
+    A Service called "fuseline" makes `FUSELINE_PORT`, one called "fuseline-http" `FUSELINE_HTTP_PORT`: URLs such as
+    tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while flags read numbers
+    there. No flag can have the name of its other variables: those have `_SERVICE_HOST`, `_SERVICE_PORT` or
+    `_PORT_8001_TCP` in them. Every other value stays, to be refused if it is wrong.
     """
-    if re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", os.environ.get("FUSELINE_PORT", "")):
-        del os.environ["FUSELINE_PORT"]
+    links = {name: value for name, value in os.environ.items() if re.fullmatch(r"FUSELINE_(\w+_)?PORT", name)}
+    forgotten_links[:] = [f"{name}={value}" for name, value in links.items() if _LINK.fullmatch(value)]
+    for link in forgotten_links:
+        del os.environ[link.partition("=")[0]]
 
 
 def _print_in_any_encoding() -> None:
