@@ -40,8 +40,8 @@ class Checkpoint:
     """What was done: the container taken, prefixes stripped, types changed, metadata left out."""
     metadata: dict[str, Any]
     """Of what stood beside the weights: `labels` (list of str), `mean` and `std` (lists of float, of pixels scaled to
-    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`); each only if it is
-    there and well-formed."""
+    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`), `crop_offset`
+    (`rounded` or `floored`); each only if it is there and well-formed."""
     counters: dict[str, Tensor] = field(default_factory=dict)
     """Every `num_batches_tracked`, without wrappers' prefixes."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -100,7 +100,8 @@ def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: l
                 f"{customary} is assumed"
             )
     interpolation = checkpoint.metadata.get("interpolation", "bilinear")
-    return Preprocessing(resize_shorter_side=resize, interpolation=interpolation)
+    crop_offset = checkpoint.metadata.get("crop_offset", "rounded")
+    return Preprocessing(resize_shorter_side=resize, interpolation=interpolation, crop_offset=crop_offset)
 
 
 def _input_size(checkpoint: Checkpoint, network: TrainedNetwork, flag: tuple[int, int] | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from serve.backends import BACKENDS, open_backend, why_not_installed
 from serve.backends.onnx_artifact import READ_BY
 from serve.backends.padded import infer_in_largest_bucket
 from serve.errors import BackendUnavailableError, ImageError, InputError, VerificationError
-from serve.images import decode_image
+from serve.images import decode_for
 from serve.model_package import Artifact, InputSpec, ModelPackage, Normalization, Verification
 from serve.reference import MAX_DIFFERENCE
 
@@ -68,14 +68,7 @@ def sample_from_folder(folder: Path, input_spec: InputSpec, max_images: int) -> 
     pixels = np.empty((len(files), *input_spec.row_shape), np.uint8)
     for row, path in enumerate(files):
         try:
-            pixels[row] = decode_image(
-                path.read_bytes(),
-                height=input_spec.height,
-                width=input_spec.width,
-                channels=input_spec.channels,
-                resize_shorter_side=input_spec.preprocessing.resize_shorter_side,
-                interpolation=input_spec.preprocessing.interpolation,
-            )
+            pixels[row] = decode_for(input_spec, path.read_bytes())
         except ImageError as error:
             raise ImageError(f"--images: {path}: {error}") from error
         except OSError as error:

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from serve.errors import ImageError
+from serve.model_package import CropOffset, InputSpec
 
 MAX_PIXELS = 50_000_000
 """Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
@@ -54,6 +55,7 @@ def decode_image(
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     max_pixels: int = MAX_PIXELS,
     fast: bool = False,
+    crop_offset: CropOffset = "rounded",
 ) -> NDArray[np.uint8]:
     """Return the pixels (height, width, channels), C-contiguous, RGB or grey, of a JPEG, PNG or WebP file.
 
@@ -61,6 +63,8 @@ def decode_image(
     channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
     there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
     animation the first frame is taken.
+
+    `crop_offset`: `floored` crops as transformers' image processors do; see `serve.model_package.Preprocessing`.
 
     `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
     is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.
@@ -91,9 +95,29 @@ def decode_image(
         raise ImageError(f"{_describe(data)} is truncated or damaged ({error}); send the whole file") from error
     if converted.size != (resized_width, resized_height):
         converted = converted.resize((resized_width, resized_height), _INTERPOLATIONS[interpolation])
-    left, top = _crop_offset(resized_width, width), _crop_offset(resized_height, height)
+    left, top = (
+        _offset(resized, crop, crop_offset) for resized, crop in ((resized_width, width), (resized_height, height))
+    )
     cropped = converted.crop((left, top, left + width, top + height))
     return np.asarray(cropped, dtype=np.uint8).reshape(height, width, channels)
+
+
+def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[np.uint8]:
+    """Return `decode_image`'s pixels (height, width, channels) for a network that takes `spec`.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    return decode_image(
+        data,
+        height=spec.height,
+        width=spec.width,
+        channels=spec.channels,
+        resize_shorter_side=spec.preprocessing.resize_shorter_side,
+        interpolation=spec.preprocessing.interpolation,
+        crop_offset=spec.preprocessing.crop_offset,
+        fast=fast,
+    )
 
 
 def _open_header(data: bytes, max_pixels: int) -> ImageFile:
@@ -164,9 +188,11 @@ def _resized_size(width: int, height: int, shorter_side: int) -> tuple[int, int]
     return int(shorter_side * width / height), shorter_side
 
 
-def _crop_offset(size: int, crop: int) -> int:
-    """As torchvision's `center_crop`, along one side; below 0 where black is padded, less of it on the left or top."""
-    return round((size - crop) / 2.0) if crop <= size else -((crop - size) // 2)
+def _offset(size: int, crop: int, kind: CropOffset) -> int:
+    """Where a crop begins along one side; below 0 where black is padded, less of it on the left or top."""
+    if crop > size:
+        return -((crop - size) // 2)
+    return round((size - crop) / 2.0) if kind == "rounded" else (size - crop) // 2
 
 
 def _describe(data: bytes) -> str:

@@ -35,6 +35,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Precision = Literal["fp32", "fp16", "int8"]
+CropOffset = Literal["rounded", "floored"]
 
 
 class _Spec(BaseModel):
@@ -42,10 +43,13 @@ class _Spec(BaseModel):
 
 
 class Preprocessing(_Spec):
-    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then CenterCrop."""
+    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then a centre crop."""
 
     resize_shorter_side: Annotated[int, Field(ge=1, le=2 * MAX_INPUT_SIDE)]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_offset: CropOffset = "rounded"
+    """Where the crop begins if an odd number of pixels is left over: half of it `rounded` to even, as torchvision's
+    CenterCrop, or `floored`, as transformers' image processors."""
 
 
 class InputSpec(_Spec):
