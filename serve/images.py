@@ -22,7 +22,10 @@ _FAST_DECODE_GAP = 2
 answered another class for one picture in eight."""
 
 _MODES = {1: "L", 3: "RGB"}
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+"""Pillow's modes of 8 bits a channel or fewer, which it converts by their meaning. It clips all others at 255."""
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PILLOW_CANNOT = "cannot handle "
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 _SIGNATURES = (
@@ -62,7 +65,8 @@ def decode_image(
     They are, to the pixel, those of torchvision's image loader (`PIL.Image.open(...).convert("RGB")`, or "L" for one
     channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
     there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
-    animation the first frame is taken.
+    animation the first frame is taken. Of 16 bits a channel the upper 8 are taken (value // 256), of a grey PNG too,
+    which that loader makes white.
 
     `crop_offset`: `floored` crops as transformers' image processors do; see `serve.model_package.Preprocessing`.
 
@@ -88,7 +92,7 @@ def decode_image(
             # Sets libjpeg's scale to the smallest that keeps both sides; the mode is left to `convert` below.
             image.draft(None, (_FAST_DECODE_GAP * resized_width, _FAST_DECODE_GAP * resized_height))
         image.load()
-        converted: Image.Image = image if image.mode == mode else image.convert(mode)
+        converted = _in_mode(image, mode)
     except MemoryError:
         raise
     except Exception as error:
@@ -137,9 +141,22 @@ def _open_header(data: bytes, max_pixels: int) -> ImageFile:
         raise
     # Pillow's readers raise whatever hostile bytes make them trip over: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
+        if str(error).startswith(_PILLOW_CANNOT):
+            cure = "save it as an ordinary JPEG, with 8 bits a channel and 1, 3 or 4 channels"
+            raise ImageError(f"{_describe(data)} is of a kind that isn't read ({error}); {cure}") from error
         raise ImageError(f"{_describe(data)} has a damaged header ({error}); send the whole file") from error
     _check_pixels(str(image.format), *image.size, max_pixels)
+    if image.mode not in (*_CONVERTIBLE, "I;16"):
+        raise ImageError(f"{_describe(data)} has pixels of the kind {image.mode}; save it with 8 bits a channel")
     return image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image`, which is loaded, as `L` or `RGB`."""
+    if image.mode == "I;16":
+        # As Pillow itself does with 16-bit colours; of grey it would clip what is above 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
 
 
 class _JpegImageFile(JpegImageFile):
