@@ -16,6 +16,8 @@ from serve.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
+LABEL_HOLDS_FROM = 0.5
+
 _DEFAULT_TOP_K = 5
 _MAX_LABEL_WIDTH = 32
 _BAR_WIDTH = 30
@@ -23,6 +25,9 @@ _BAR_WIDTH = 30
 
 def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
+
+    Of a multi-label model a table says `yes` of labels of probability 0.5 or more. What the model's export assumed, and
+    nothing has settled, is said on stderr first.
 
     The code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
 
@@ -38,13 +43,16 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
             top_k = min(_DEFAULT_TOP_K, len(served.labels))
         elif not 1 <= top_k <= len(served.labels):
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
+        for assumption in served.assumptions:
+            if assumption.is_open:
+                sys.stderr.write(f"warning: {served.name}: {assumption.line}\n")
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
         for item in _in_order(client.classify_stream(files, top_k=top_k, model=model)):
             file = files[item.position]
             if as_json:
-                sys.stdout.write(json.dumps(_json_object(file, item)) + "\n")
+                sys.stdout.write(json.dumps(_json_object(file, item, served.task)) + "\n")
             elif item.answer is not None:
-                _print_table(console, file, item.answer, label_width)
+                _print_table(console, file, item.answer, label_width, served.task)
             if item.error is not None:
                 sys.stderr.write(f"error: {file}: {item.error}\n")
                 exit_code = max(exit_code, item.error.exit_code)
@@ -79,22 +87,26 @@ def _in_order(answers: Iterable[StreamAnswer]) -> Iterator[StreamAnswer]:
             due += 1
 
 
-def _print_table(console: Console, file: Path, answer: Answer, label_width: int) -> None:
+def _print_table(console: Console, file: Path, answer: Answer, label_width: int, task: str) -> None:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=label_width, no_wrap=True, overflow="ellipsis")
     table.add_column(width=_BAR_WIDTH)
     table.add_column(justify="right")
-    for prediction in answer.results[0].predictions:
-        table.add_row(
+    predictions = answer.results[0].predictions
+    for prediction in predictions:
+        row = (
             Text(prediction.label),
             Bar(1.0, 0.0, prediction.probability, width=_BAR_WIDTH, color="green"),
             f"{prediction.probability:.1%}",
         )
+        # Of a multi-label model the most probable label may not hold, and several may.
+        told = () if task == "single-label" else ("yes" if prediction.probability >= LABEL_HOLDS_FROM else "no",)
+        table.add_row(*row, *told)
     console.print(Text(str(file), style="bold"), soft_wrap=True)
     console.print(table)
 
 
-def _json_object(file: Path, item: StreamAnswer) -> dict[str, object]:
+def _json_object(file: Path, item: StreamAnswer, task: str) -> dict[str, object]:
     if item.answer is None:
         return {"image": str(file), "error": str(item.error)}
     answer = item.answer
@@ -102,6 +114,7 @@ def _json_object(file: Path, item: StreamAnswer) -> dict[str, object]:
         "image": str(file),
         "model": answer.model,
         "model_version": answer.model_version,
+        "task": task,
         "predictions": [
             {"index": p.index, "label": p.label, "probability": p.probability} for p in answer.results[0].predictions
         ],

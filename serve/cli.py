@@ -111,8 +111,9 @@ def serve(
         guard.stop()
         for model in server.repository:
             backend = model.backend
+            kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             typer.echo(
-                f"{model.name} (version {model.manifest.version}): {backend.name} on {backend.device}, "
+                f"{model.name} (version {model.manifest.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}"
             )
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""

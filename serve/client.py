@@ -16,9 +16,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
+from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
+from serve.model_package import Assumption
 from serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
@@ -34,7 +35,7 @@ _SMALLEST_LIMIT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class and its probability."""
+    """One class and its probability; of a multi-label model, one label and its own."""
 
     index: int
     label: str
@@ -46,7 +47,7 @@ class ImageAnswer:
     """The answer for one image."""
 
     predictions: tuple[Prediction, ...]
-    """Most probable first."""
+    """Most probable first. Of a multi-label model those of probability 0.5 or more are customarily taken to hold."""
 
     logits: NDArray[np.float32] | None = None
     """(classes,); only when asked for."""
@@ -79,6 +80,22 @@ class StreamAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactVerification:
+    """How far one artifact, on one backend, was found to agree with eager PyTorch FP32 at the export."""
+
+    artifact: str
+    backend: str
+    images: int
+    agreement: float
+    """Share of the images with the same top-1 class, or the same set of labels where the model is multi-label."""
+    passed: bool
+    accuracy: float | None
+    """Share of the images whose top-1 class is the one that was told of them; None: nothing told."""
+    eager_accuracy: float | None
+    """The same of eager PyTorch FP32."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """A served model and its server's limits."""
 
@@ -98,6 +115,12 @@ class ModelDescription:
     max_images_per_request: int
     max_message_bytes: int
     verification_json: str
+    task: str = "single-label"
+    """`single-label`, by softmax over all labels, or `multi-label`, each label by its own sigmoid."""
+    crop_offset: str = "rounded"
+    assumptions: tuple[Assumption, ...] = ()
+    """All that was assumed at the export; `is_open` where nothing has settled it."""
+    verification: tuple[ArtifactVerification, ...] = ()
 
 
 class Client:
@@ -127,10 +150,7 @@ class Client:
         """Describe the model called `name`; empty: the server's only one."""
         with self._errors_of_the_tree(timeout_s):
             described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
-        description = ModelDescription(
-            **{field.name: getattr(described, field.name) for field in fields(ModelDescription)}
-            | {"labels": tuple(described.labels), "batch_buckets": tuple(described.batch_buckets)}
-        )
+        description = _description(described)
         self._known_models[name] = description
         return description
 
@@ -148,7 +168,7 @@ class Client:
         Args:
             images: see `ImageLike`. Encoded ones are resized and cropped by the server; raw pixels must already have
                 the shape of the model's input.
-            top_k: how many classes to return for each image.
+            top_k: how many classes to return for each image, the most probable ones.
             model: may be empty when the server has only one.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
@@ -276,6 +296,43 @@ def _set_top_k(request: ClassifyRequest, top_k: int) -> None:
         request.top_k = top_k
     except ValueError as error:
         raise RequestError(f"top_k is {top_k}; it must be from 1 to the number of the model's classes") from error
+
+
+def _description(response: GetModelResponse) -> ModelDescription:
+    plain = {field.name: getattr(response, field.name) for field in fields(ModelDescription)}
+    return ModelDescription(
+        **plain
+        | {
+            "labels": tuple(response.labels),
+            "batch_buckets": tuple(response.batch_buckets),
+            # Servers that don't know of these have one of each.
+            "task": response.task or "single-label",
+            "crop_offset": response.crop_offset or "rounded",
+            "assumptions": tuple(
+                Assumption(
+                    key=told.key,
+                    value=told.value,
+                    meaning=told.meaning,
+                    alternatives=tuple(told.alternatives),
+                    flag=told.flag,
+                    settled_by=told.settled_by if told.HasField("settled_by") else None,
+                )
+                for told in response.assumptions
+            ),
+            "verification": tuple(
+                ArtifactVerification(
+                    artifact=told.artifact,
+                    backend=told.backend,
+                    images=told.images,
+                    agreement=told.agreement,
+                    passed=told.passed,
+                    accuracy=told.accuracy if told.HasField("accuracy") else None,
+                    eager_accuracy=told.eager_accuracy if told.HasField("eager_accuracy") else None,
+                )
+                for told in response.verification
+            ),
+        }
+    )
 
 
 def _answer(response: ClassifyResponse) -> Answer:

@@ -12,11 +12,13 @@ from grpc import StatusCode
 from grpc.aio import ServicerContext
 
 from protos.classify_pb2 import (
+    Assumption,
     ClassifyRequest,
     ClassifyResponse,
     GetModelRequest,
     GetModelResponse,
     StreamError,
+    Verification,
 )
 from protos.classify_pb2_grpc import ClassifierServicer
 from serve.batcher import BatchedRows
@@ -241,7 +243,7 @@ class ClassifyService(ClassifierServicer):
             batched = pending.result()
             # Requests of a batch are answered one right after the other, so the last batch is the only one needed.
             if self._ranked is None or self._ranked.logits is not batched.shared_logits:
-                self._ranked = RankedBatch(batched.shared_logits)
+                self._ranked = RankedBatch(batched.shared_logits, call.found_model.manifest.task)
             response = _response(call, batched, self._ranked)
         except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
             return self._failed(call, error)
@@ -350,6 +352,8 @@ def _description(model: Model, settings: Settings) -> GetModelResponse:
         channels=spec.channels,
         resize_shorter_side=spec.preprocessing.resize_shorter_side,
         interpolation=spec.preprocessing.interpolation,
+        crop_offset=spec.preprocessing.crop_offset,
+        task=manifest.task,
         backend=model.backend.name,
         precision=model.backend.precision,
         backend_reason=model.backend_reason,
@@ -357,4 +361,17 @@ def _description(model: Model, settings: Settings) -> GetModelResponse:
         max_images_per_request=settings.max_images_per_request,
         max_message_bytes=settings.max_message_bytes,
         verification_json=json.dumps([result.model_dump(mode="json") for result in manifest.verification]),
+        assumptions=[Assumption(**assumption.model_dump()) for assumption in manifest.assumptions],
+        verification=[
+            Verification(
+                artifact=result.artifact,
+                backend=result.backend,
+                images=result.images,
+                agreement=result.agreement,
+                passed=result.passed,
+                accuracy=result.accuracy,
+                eager_accuracy=result.eager_accuracy,
+            )
+            for result in manifest.verification
+        ],
     )

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +31,17 @@ BIASES = np.array([0, 0, 0, 1], np.float32)
 
 
 def write_colours_package(
-    folder: Path, *, name: str = "colours", labels: tuple[str, ...] = LABELS, weights: NDArray[np.float32] = WEIGHTS
+    folder: Path,
+    *,
+    name: str = "colours",
+    labels: tuple[str, ...] = LABELS,
+    weights: NDArray[np.float32] = WEIGHTS,
+    **told: Any,
 ) -> Path:
-    """Write a package whose logits are `mean of each channel / 255 @ weights + BIASES`, and return its folder."""
+    """Write a package whose logits are `mean of each channel / 255 @ weights + BIASES`, and return its folder.
+
+    `told` are further fields of the manifest.
+    """
     folder.mkdir(parents=True)
     nodes = [
         helper.make_node("Cast", [INPUT_NAME], ["pixels"], to=TensorProto.FLOAT),
@@ -67,6 +76,7 @@ def write_colours_package(
             artifacts=(Artifact.model_validate(model_file),),
             reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
             provenance={},
+            **told,
         ),
     )
     return folder
