@@ -1,7 +1,7 @@
 """`export CHECKPOINT`, which is also `fuseline export` and `python -m export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Na
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
+
+if TYPE_CHECKING:
+    from serve.model_package import Task
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -39,8 +42,8 @@ def export(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Of the other half, the share that must have PyTorch's top-1 class; default: 0.98. Layers that INT8 "
-            "harms most stay in FP32 until it holds.",
+            help="Of the other half, the share that must have PyTorch's top-1 class (multi-label: its set of labels); "
+            "default: 0.98. Layers that INT8 harms most stay in FP32 until it holds.",
         ),
     ] = None,
     images: Annotated[
@@ -57,6 +60,14 @@ def export(
         str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="single-label|multi-label",
+            help="Whether a picture has one of the labels (softmax) or any number of them (a sigmoid for each); "
+            "default: what the checkpoint says, or single-label.",
+        ),
+    ] = None,
     input_size: InputSize = None,
     ema: Ema = False,
     naming: Naming = None,
@@ -108,21 +119,30 @@ def export(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         input_size=None if input_size is None else input_size_from_text(input_size),
+        task=None if task is None else _task(task),
     )
     result = export_checkpoint(options, ConsoleNarrator())
-    worst = min(v.top1_agreement for v in result.manifest.verification)
+    worst = min(result.manifest.verification, key=lambda verification: verification.agreement)
     verified = {v.artifact for v in result.manifest.verification}
     not_run = [a.path for a in result.manifest.artifacts if a.path not in verified]
     unproven = f"; NOT run here: {', '.join(not_run)}" if not_run else ""
+    agreement = f"{worst.agreement_on} agreement with PyTorch at least {worst.agreement:.2%}"
     typer.echo(
-        f"{result.folder}/ is complete: {len(verified)} artifacts verified, top-1 agreement with PyTorch at least "
-        f"{worst:.2%}{unproven}; see {result.folder}/report.html, serve it with: fuseline serve {result.folder}"
+        f"{result.folder}/ is complete: {len(verified)} artifacts verified, {agreement}{unproven}; see "
+        f"{result.folder}/report.html, serve it with: fuseline serve {result.folder}"
     )
 
 
 def main() -> None:
     """Run `export` alone, the console script and `python -m export`."""
     run_command_line(app)
+
+
+def _task(text: str) -> "Task":
+    match text:
+        case "single-label" | "multi-label":
+            return text
+    raise InputError(f"--task {text!r}: single-label or multi-label was expected")
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

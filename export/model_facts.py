@@ -9,7 +9,7 @@ from export.input_size import check_input_size
 from export.labels import labels_from
 from export.network import TrainedNetwork
 from serve.errors import InputError
-from serve.model_package import InputSpec, Normalization, Preprocessing
+from serve.model_package import InputSpec, Normalization, Preprocessing, Task, described_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,6 +28,7 @@ class ModelFacts:
     input: InputSpec
     normalization: Normalization
     labels: tuple[str, ...]
+    task: Task
     assumptions: tuple[str, ...]
     """What was assumed because nothing said it, and a flag would: sentences for the user."""
     unseen: tuple[str, ...]
@@ -39,6 +40,11 @@ class ModelFacts:
         kind = "RGB" if self.input.channels == 3 else "grey"
         return f"{self.input.height} x {self.input.width} {kind}"
 
+    @property
+    def described_classes(self) -> str:
+        """For people: `10 classes`, or what they are where several may hold."""
+        return described_classes(len(self.labels), self.task)
+
 
 def facts_from(
     checkpoint: Checkpoint,
@@ -48,18 +54,22 @@ def facts_from(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: tuple[int, int] | None = None,
+    task: Task | None = None,
 ) -> ModelFacts:
     """Flags win over what the checkpoint holds, which wins over what is customary, which is said.
 
     `labels` is a file's path or `imagenet`, as `labels_from` takes it.
 
     Raises:
-        InputError: labels, mean, std or the input size don't fit the network.
+        InputError: labels, mean, std or the input size don't fit the network, it was trained for regression, or it has
+            a single logit.
     """
+    meaning = _task(checkpoint, network, task)
     if network.classes < 2:
+        by = " and export it with --task single-label" if meaning == "multi-label" else ""
         raise InputError(
             "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
-            "classes by softmax. With two rows it is one: stack the weight to [0, w] and the bias to [0, b]"
+            f"classes. With two rows it is one, by softmax: stack the weight to [0, w] and the bias to [0, b]{by}"
         )
     assumptions: list[str] = list(checkpoint.metadata.get("warnings", ()))
     height, width = _input_size(checkpoint, network, input_size)
@@ -72,9 +82,23 @@ def facts_from(
         ),
         normalization=_normalization(checkpoint, network, mean, std, assumptions),
         labels=_labels(checkpoint, network, labels, assumptions),
+        task=meaning,
         assumptions=tuple(assumptions),
         unseen=network.unseen,
     )
+
+
+def _task(checkpoint: Checkpoint, network: TrainedNetwork, flag: Task | None) -> Task:
+    if flag is not None:
+        return flag
+    stored: Any = checkpoint.metadata.get("task", "single-label")
+    if stored == "regression":
+        several = "; if they are logits of classes all the same, say so: --task single-label or --task multi-label"
+        raise InputError(
+            "the checkpoint says that it was trained for regression: its outputs are quantities, and Fuseline serves "
+            f"classifiers of 2 or more classes{several if network.classes > 1 else ''}"
+        )
+    return stored  # type: ignore[no-any-return]
 
 
 def _channels(network: TrainedNetwork) -> Any:

@@ -37,6 +37,7 @@ from serve.model_package import (
     Manifest,
     ModelPackage,
     PackageFile,
+    Task,
     Verification,
     check_destination,
     file_facts,
@@ -75,6 +76,8 @@ class ExportOptions:
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     """(height, width) in pixels."""
+    task: Task | None = None
+    """None: what the checkpoint says, or single-label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,10 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             mean=options.mean,
             std=options.std,
             input_size=options.input_size,
+            task=options.task,
         )
         untold = "; what no tensor tells was taken as customary, see report.html" if facts.unseen else ""
-        step.done(f"{trained.architecture}, {len(facts.labels)} classes, input {facts.described_input}{untold}")
+        step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}{untold}")
     with narrator.step("Collecting images to verify on") as step:
         sample, doubts = _sample(options, facts)
         step.done(sample.source)
@@ -156,6 +160,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 artifacts=written.artifacts,
                 reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
                 provenance=_provenance(checkpoint, options),
+                task=facts.task,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
             verifications, skipped = _verify(package, sample, eager, options.int8, narrator)
@@ -279,7 +284,9 @@ def _verify(
             done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, int8_bar=bar)
             verifications += done
             skipped += left
-            results = [f"{v.backend} top-1 {v.top1_agreement:.2%}, off by {v.max_abs_difference:.2g}" for v in done]
+            results = [
+                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}" for v in done
+            ]
             step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in left))))
     if not verifications:
         reasons = "; ".join(s.reason for s in skipped)

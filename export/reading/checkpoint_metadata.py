@@ -22,9 +22,18 @@ _FORMS = {
     "resize_shorter_side": f"a whole number from 1 to {2 * MAX_INPUT_SIDE}",
     "interpolation": "bilinear or bicubic",
     "crop_offset": "rounded or floored",
+    "problem_type": "single_label_classification, multi_label_classification or regression",
 }
 _CHOICES = {"interpolation": ("bilinear", "bicubic"), "crop_offset": ("rounded", "floored")}
-_KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", *_CHOICES)
+_TASKS = {
+    "singlelabelclassification": "single-label",
+    "multilabelclassification": "multi-label",
+    "regression": "regression",
+    # torchmetrics' own.
+    "multiclass": "single-label",
+    "multilabel": "multi-label",
+}
+_KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", *_CHOICES, "problem_type", "task")
 _MAX_CHANNELS = 64
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -66,6 +75,7 @@ def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     """
     warnings: list[str] = []
     found = _of_timm(config, warnings) if "architecture" in config else _of_hugging_face(config, preprocessor, warnings)
+    found["problem_type"] = config.get("problem_type")
     metadata: dict[str, Any] = {"warnings": warnings} if warnings else {}
     _take(metadata, found, notes, "in the folder's configuration")
     return metadata
@@ -73,12 +83,13 @@ def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
 
 def _take(metadata: dict[str, Any], level: Mapping[Any, Any], notes: list[str], where: str) -> None:
     for key in _KEYS:
-        target = "labels" if key in LABEL_KEYS else key
+        target = "labels" if key in LABEL_KEYS else "task" if key == "problem_type" else key
         if target in metadata or level.get(key) is None:
             continue
         value = _well_formed(target, _value(level[key]))
         if value is None:
-            notes.append(f"`{key}` {where} is left out: expected {_FORMS[target]}")
+            if key in _FORMS or target in _FORMS:  # a `task` may be anything else too
+                notes.append(f"`{key}` {where} is left out: expected {_FORMS.get(target) or _FORMS[key]}")
         else:
             metadata[target] = value
 
@@ -89,6 +100,8 @@ def _well_formed(target: str, value: Any) -> Any:
         value = value.flatten().tolist() if value.numel() <= _MAX_CHANNELS else None
     if target == "labels":
         return _labels(value)
+    if target == "task":
+        return _TASKS.get(re.sub("[-_ ]", "", value).lower()) if isinstance(value, str) else None
     if target in ("input_size", "resize_shorter_side"):
         return value if type(value) is int and 0 < value <= _LARGEST[target] else None
     if target in _CHOICES:
