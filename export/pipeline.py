@@ -17,6 +17,7 @@ from export.loading import NetworkSource, network_of, read_source
 from export.model_facts import ModelFacts, facts_from
 from export.network import TrainedNetwork
 from export.progress import Narrator
+from export.reading.wrapper_prefixes import printable
 from export.report import Report, write_report
 from export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
 from export.verify import (
@@ -296,7 +297,7 @@ def _verify(
 
 def _provenance(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
     return {
-        "checkpoint": options.source.checkpoint.name,
+        "checkpoint": printable(options.source.checkpoint.name),
         "checkpoint_sha256": checkpoint.sha256,
         "reading": list(checkpoint.notes),
         "versions": {name: found for name in _VERSIONS_OF if (found := _version(name)) is not None},

@@ -14,6 +14,7 @@ from export.batch_rows import batch_rows
 from export.int8.closeness import agreement as agreement_of
 from export.int8.closeness import answer_margins, same_answers
 from export.int8.runtimes import onnxruntime_logits
+from export.reading.wrapper_prefixes import printable
 from serve.backends import BACKENDS, open_backend, why_not_installed
 from serve.backends.onnx_artifact import READ_BY
 from serve.backends.padded import infer_in_largest_bucket
@@ -75,7 +76,8 @@ def sample_from_folder(folder: Path, input_spec: InputSpec, max_images: int) -> 
             raise ImageError(f"--images: {path}: {error}") from error
         except OSError as error:
             raise InputError(f"--images: {path} can't be read: {error.strerror}") from error
-    return Sample(pixels, tuple(str(path.relative_to(folder)) for path in files), f"{len(files)} images of {folder}")
+    names = tuple(printable(str(path.relative_to(folder))) for path in files)
+    return Sample(pixels, names, printable(f"{len(files)} images of {folder}"))
 
 
 def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample:

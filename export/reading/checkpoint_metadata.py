@@ -29,6 +29,7 @@ _TASKS = {
     "singlelabelclassification": "single-label",
     "multilabelclassification": "multi-label",
     "regression": "regression",
+    "singlelabel": "single-label",
     # torchmetrics' own.
     "multiclass": "single-label",
     "multilabel": "multi-label",

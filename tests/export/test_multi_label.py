@@ -173,6 +173,14 @@ def test_what_stands_beside_the_weights_tells_too(tmp_path: Path, key: str, valu
         assert not any("left out" in note for note in checkpoint.notes)
 
 
+@pytest.mark.parametrize("task", ["single-label", "multi-label"])
+def test_what_convert_writes_into_a_file_is_read_from_it(tmp_path: Path, task: Task) -> None:
+    metadata = {"format": "pt", "task": json.dumps(task), "crop_offset": json.dumps("floored")}
+    save_file(tiny_network().state_dict(), tmp_path / "converted.safetensors", metadata=metadata)
+    checkpoint = read_checkpoint(tmp_path / "converted.safetensors")
+    assert checkpoint.metadata == {"task": task, "crop_offset": "floored"}
+
+
 def test_a_problem_that_is_not_known_is_noted(tmp_path: Path) -> None:
     checkpoint = written(tmp_path, problem_type="ranking")
     assert any("`problem_type` in the folder's configuration is left out" in note for note in checkpoint.notes)
