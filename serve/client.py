@@ -178,12 +178,12 @@ class Client:
                 message over the server's limit among it.
         """
         several = [images] if isinstance(images, str | Path | bytes | np.ndarray) else images
-        request = ClassifyRequest(
-            model=model, images=[self._message(image, model) for image in several], return_logits=return_logits
-        )
-        _set_top_k(request, top_k)
-        self._check_size(request)
         with self._errors_of_the_tree(timeout_s):
+            request = ClassifyRequest(
+                model=model, images=[self._message(image, model) for image in several], return_logits=return_logits
+            )
+            _set_top_k(request, top_k)
+            self._check_size(request)
             response = self._stub.Classify(request, timeout=timeout_s)
         return _answer(response)
 
@@ -263,6 +263,8 @@ class Client:
             yield
         except grpc.RpcError as error:
             raise self._error_from_rpc(error, timeout_s) from error
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{error.object!r} can't be sent: it is no UTF-8 text") from error
 
     def _error_from_rpc(self, error: grpc.RpcError, timeout_s: float | None) -> FuselineError:
         # Every error of a synchronous call is the call itself; the stubs don't say so.
