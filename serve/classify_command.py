@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serve.client import Answer, Client, StreamAnswer
+from serve.client import Client, Prediction, StreamAnswer
 from serve.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -40,19 +40,26 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     with Client(address) as client:
         served = client.model(model)
         if top_k is None:
-            top_k = min(_DEFAULT_TOP_K, len(served.labels))
-        elif not 1 <= top_k <= len(served.labels):
+            # Of a multi-label model more of them may hold than are shown otherwise.
+            asked = len(served.labels) if served.task == "multi-label" else min(_DEFAULT_TOP_K, len(served.labels))
+        elif 1 <= top_k <= len(served.labels):
+            asked = top_k
+        else:
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
         for assumption in served.assumptions:
             if assumption.is_open:
                 sys.stderr.write(f"warning: {served.name}: {assumption.line}\n")
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
-        for item in _in_order(client.classify_stream(files, top_k=top_k, model=model)):
+        for item in _in_order(client.classify_stream(files, top_k=asked, model=model)):
             file = files[item.position]
+            predictions = () if item.answer is None else item.answer.results[0].predictions
+            if top_k is None:
+                holding = sum(prediction.probability >= LABEL_HOLDS_FROM for prediction in predictions)
+                predictions = predictions[: max(holding, _DEFAULT_TOP_K)]
             if as_json:
-                sys.stdout.write(json.dumps(_json_object(file, item, served.task)) + "\n")
+                sys.stdout.write(json.dumps(_json_object(file, item, predictions, served.task)) + "\n")
             elif item.answer is not None:
-                _print_table(console, file, item.answer, label_width, served.task)
+                _print_table(console, file, predictions, label_width, served.task)
             if item.error is not None:
                 sys.stderr.write(f"error: {file}: {item.error}\n")
                 exit_code = max(exit_code, item.error.exit_code)
@@ -87,12 +94,11 @@ def _in_order(answers: Iterable[StreamAnswer]) -> Iterator[StreamAnswer]:
             due += 1
 
 
-def _print_table(console: Console, file: Path, answer: Answer, label_width: int, task: str) -> None:
+def _print_table(console: Console, file: Path, predictions: Sequence[Prediction], label_width: int, task: str) -> None:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=label_width, no_wrap=True, overflow="ellipsis")
     table.add_column(width=_BAR_WIDTH)
     table.add_column(justify="right")
-    predictions = answer.results[0].predictions
     for prediction in predictions:
         row = (
             Text(prediction.label),
@@ -106,7 +112,7 @@ def _print_table(console: Console, file: Path, answer: Answer, label_width: int,
     console.print(table)
 
 
-def _json_object(file: Path, item: StreamAnswer, task: str) -> dict[str, object]:
+def _json_object(file: Path, item: StreamAnswer, predictions: Sequence[Prediction], task: str) -> dict[str, object]:
     if item.answer is None:
         return {"image": str(file), "error": str(item.error)}
     answer = item.answer
@@ -115,9 +121,7 @@ def _json_object(file: Path, item: StreamAnswer, task: str) -> dict[str, object]
         "model": answer.model,
         "model_version": answer.model_version,
         "task": task,
-        "predictions": [
-            {"index": p.index, "label": p.label, "probability": p.probability} for p in answer.results[0].predictions
-        ],
+        "predictions": [{"index": p.index, "label": p.label, "probability": p.probability} for p in predictions],
         "timing": {
             "preprocess_ms": answer.preprocess_ms,
             "queue_ms": answer.queue_ms,

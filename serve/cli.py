@@ -139,7 +139,10 @@ def classify(
         list[Path], typer.Argument(metavar="IMAGE|DIR", help="JPEG, PNG or WebP files, or folders of them.")
     ],
     top_k: Annotated[
-        int | None, typer.Option(help="How many classes to show for each image; default: 5, or all if fewer.")
+        int | None,
+        typer.Option(
+            help="How many classes to show for each image; default: 5, or all if fewer, and every label that holds."
+        ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",

@@ -36,9 +36,10 @@ def write_colours_package(
     name: str = "colours",
     labels: tuple[str, ...] = LABELS,
     weights: NDArray[np.float32] = WEIGHTS,
+    biases: NDArray[np.float32] = BIASES,
     **told: Any,
 ) -> Path:
-    """Write a package whose logits are `mean of each channel / 255 @ weights + BIASES`, and return its folder.
+    """Write a package whose logits are `mean of each channel / 255 @ weights + biases`, and return its folder.
 
     `told` are further fields of the manifest.
     """
@@ -49,7 +50,7 @@ def write_colours_package(
         helper.make_node("ReduceMean", ["scaled", "axes"], ["means"], keepdims=0),
         helper.make_node("Gemm", ["means", "weights", "biases"], [OUTPUT_NAME]),
     ]
-    constants = {"full": np.float32(255), "axes": np.array([1, 2]), "weights": weights, "biases": BIASES}
+    constants = {"full": np.float32(255), "axes": np.array([1, 2]), "weights": weights, "biases": biases}
     graph = helper.make_graph(
         nodes,
         name,
@@ -61,7 +62,7 @@ def write_colours_package(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
     pixels = noise(4)
-    write_reference(folder, pixels, expected_logits(pixels, weights).astype(np.float32))
+    write_reference(folder, pixels, expected_logits(pixels, weights, biases).astype(np.float32))
     model_file = file_facts(folder, "model.onnx") | {"format": "onnx", "precision": "fp32"}
     save_manifest(
         folder,
@@ -82,9 +83,11 @@ def write_colours_package(
     return folder
 
 
-def expected_logits(pixels: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS) -> NDArray[np.float64]:
+def expected_logits(
+    pixels: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS, biases: NDArray[np.float32] = BIASES
+) -> NDArray[np.float64]:
     """What the model answers for (rows, height, width, channels)."""
-    return pixels.astype(np.float64).mean(axis=(1, 2)) / 255 @ weights + BIASES
+    return pixels.astype(np.float64).mean(axis=(1, 2)) / 255 @ weights + biases
 
 
 def noise(rows: int, seed: int = 0) -> NDArray[np.uint8]:

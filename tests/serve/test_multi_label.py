@@ -112,6 +112,22 @@ def test_the_client_and_the_command_tell_it(
     )
 
 
+def test_every_label_that_holds_is_shown_unless_fewer_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    biases = np.array([2, 2, 2, 2, 2, 2, 2, -2, -2], np.float32)
+    told: dict[str, Any] = {"labels": tuple("abcdefghi"), "weights": np.zeros((3, 9), np.float32), "biases": biases}
+    package = write_colours_package(tmp_path / "many", task="multi-label", **told)
+    (tmp_path / "red.png").write_bytes(encoded(plain("red")))
+    with server_process(package, "--port", 0, "--http-port", 0, "--backend", "onnxruntime") as server:
+        for arguments, shown in (((), 7), (("--top-k", "3"), 3), (("--top-k", "9"), 9)):
+            command = ["fuseline", "classify", str(tmp_path / "red.png"), "--address", server.address, "--json"]
+            monkeypatch.setattr(sys, "argv", [*command, *arguments])
+            with pytest.raises(SystemExit, match="0"):
+                fuseline.main()
+            assert len(json.loads(capfd.readouterr().out)["predictions"]) == shown
+
+
 def test_workers_answer_the_same(package: Path) -> None:
     arguments = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--workers", 2)
     with server_process(package, *arguments) as server, Client(server.address) as client:
