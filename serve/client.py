@@ -8,7 +8,7 @@ with Client("127.0.0.1:8001") as client:
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
@@ -16,10 +16,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse, Image
+from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
-from serve.model_package import Assumption
+from serve.model_description import ModelDescription, description_from_response
 from serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
@@ -79,50 +79,6 @@ class StreamAnswer:
     error: FuselineError | None
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactVerification:
-    """How far one artifact, on one backend, was found to agree with eager PyTorch FP32 at the export."""
-
-    artifact: str
-    backend: str
-    images: int
-    agreement: float
-    """Share of the images with the same top-1 class, or the same set of labels where the model is multi-label."""
-    passed: bool
-    accuracy: float | None
-    """Share of the images whose top-1 class is the one that was told of them; None: nothing told."""
-    eager_accuracy: float | None
-    """The same of eager PyTorch FP32."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """A served model and its server's limits."""
-
-    name: str
-    version: str
-    architecture: str
-    labels: tuple[str, ...]
-    height: int
-    width: int
-    channels: int
-    resize_shorter_side: int
-    interpolation: str
-    backend: str
-    precision: str
-    backend_reason: str
-    batch_buckets: tuple[int, ...]
-    max_images_per_request: int
-    max_message_bytes: int
-    verification_json: str
-    task: str = "single-label"
-    """`single-label`, by softmax over all labels, or `multi-label`, each label by its own sigmoid."""
-    crop_offset: str = "rounded"
-    assumptions: tuple[Assumption, ...] = ()
-    """All that was assumed at the export; `is_open` where nothing has settled it."""
-    verification: tuple[ArtifactVerification, ...] = ()
-
-
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
@@ -150,7 +106,7 @@ class Client:
         """Describe the model called `name`; empty: the server's only one."""
         with self._errors_of_the_tree(timeout_s):
             described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
-        description = _description(described)
+        description = description_from_response(described)
         self._known_models[name] = description
         return description
 
@@ -298,43 +254,6 @@ def _set_top_k(request: ClassifyRequest, top_k: int) -> None:
         request.top_k = top_k
     except ValueError as error:
         raise RequestError(f"top_k is {top_k}; it must be from 1 to the number of the model's classes") from error
-
-
-def _description(response: GetModelResponse) -> ModelDescription:
-    plain = {field.name: getattr(response, field.name) for field in fields(ModelDescription)}
-    return ModelDescription(
-        **plain
-        | {
-            "labels": tuple(response.labels),
-            "batch_buckets": tuple(response.batch_buckets),
-            # Servers that don't know of these have one of each.
-            "task": response.task or "single-label",
-            "crop_offset": response.crop_offset or "rounded",
-            "assumptions": tuple(
-                Assumption(
-                    key=told.key,
-                    value=told.value,
-                    meaning=told.meaning,
-                    alternatives=tuple(told.alternatives),
-                    flag=told.flag,
-                    settled_by=told.settled_by if told.HasField("settled_by") else None,
-                )
-                for told in response.assumptions
-            ),
-            "verification": tuple(
-                ArtifactVerification(
-                    artifact=told.artifact,
-                    backend=told.backend,
-                    images=told.images,
-                    agreement=told.agreement,
-                    passed=told.passed,
-                    accuracy=told.accuracy if told.HasField("accuracy") else None,
-                    eager_accuracy=told.eager_accuracy if told.HasField("eager_accuracy") else None,
-                )
-                for told in response.verification
-            ),
-        }
-    )
 
 
 def _answer(response: ClassifyResponse) -> Answer:

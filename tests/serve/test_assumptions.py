@@ -12,7 +12,8 @@ import fuseline
 from export.inspecting.inspection_view import show_package
 from export.inspecting.package_inspection import inspect_package
 from protos.classify_pb2 import GetModelRequest
-from serve.client import ArtifactVerification, Client
+from serve.client import Client
+from serve.model_description import ArtifactVerification
 from serve.model_package import Assumption, Verification, load_package
 from tests.serve.colours import encoded, plain, write_colours_package
 from tests.serve.conftest import StartServer
