@@ -3,7 +3,7 @@
 import heapq
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.bar import Bar
@@ -27,7 +27,7 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
 
     Of a multi-label model a table says `yes` of labels of probability 0.5 or more. What the model's export assumed, and
-    nothing has settled, is said on stderr first.
+    nothing has settled, is said on stderr first; in JSON it is among each image's values, for programs.
 
     The code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
 
@@ -46,9 +46,10 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
             asked = top_k
         else:
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
-        for assumption in served.assumptions:
-            if assumption.is_open:
-                sys.stderr.write(f"warning: {served.name}: {assumption.line}\n")
+        open_assumptions = [assumption.line for assumption in served.assumptions if assumption.is_open]
+        if not as_json:
+            for line in open_assumptions:
+                sys.stderr.write(f"warning: {served.name}: {line}\n")
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
         for item in _in_order(client.classify_stream(files, top_k=asked, model=model)):
             file = files[item.position]
@@ -57,7 +58,8 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
                 holding = sum(prediction.probability >= LABEL_HOLDS_FROM for prediction in predictions)
                 predictions = predictions[: max(holding, _DEFAULT_TOP_K)]
             if as_json:
-                sys.stdout.write(json.dumps(_json_object(file, item, predictions, served.task)) + "\n")
+                told = {"task": served.task} | ({"assumptions": open_assumptions} if open_assumptions else {})
+                sys.stdout.write(json.dumps(_json_object(file, item, predictions, told)) + "\n")
             elif item.answer is not None:
                 _print_table(console, file, predictions, label_width, served.task)
             if item.error is not None:
@@ -112,7 +114,9 @@ def _print_table(console: Console, file: Path, predictions: Sequence[Prediction]
     console.print(table)
 
 
-def _json_object(file: Path, item: StreamAnswer, predictions: Sequence[Prediction], task: str) -> dict[str, object]:
+def _json_object(
+    file: Path, item: StreamAnswer, predictions: Sequence[Prediction], told: Mapping[str, object]
+) -> dict[str, object]:
     if item.answer is None:
         return {"image": str(file), "error": str(item.error)}
     answer = item.answer
@@ -120,7 +124,7 @@ def _json_object(file: Path, item: StreamAnswer, predictions: Sequence[Predictio
         "image": str(file),
         "model": answer.model,
         "model_version": answer.model_version,
-        "task": task,
+        **told,
         "predictions": [{"index": p.index, "label": p.label, "probability": p.probability} for p in predictions],
         "timing": {
             "preprocess_ms": answer.preprocess_ms,

@@ -26,6 +26,7 @@ _STAND_INS = {
     **dict.fromkeys(range(0x2500, 0x2580), "-"),  # box drawing: tables and progress bars
     **dict.fromkeys(range(0x2800, 0x2900), "."),  # Braille: spinners
     ord("✓"): "+",
+    ord("✗"): "x",
     ord("…"): "~",
     ord("·"): "-",
     ord("×"): "x",

@@ -1,6 +1,7 @@
 """What an export assumed is told by the server's log, its description, the client and the commands."""
 
 import io
+import json
 import logging
 import sys
 from pathlib import Path
@@ -87,22 +88,27 @@ def test_the_client_has_all_of_it(live_address: str) -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["table", "json"])
 def test_classify_says_what_is_open_beside_its_answers(
     live_address: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
 ) -> None:
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
-    command = ["fuseline", "classify", str(tmp_path), "--address", live_address, *arguments]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="0"):
-        fuseline.main()
-    out, err = capfd.readouterr()
+
+    def classify(*arguments: str) -> tuple[str, str]:
+        command = ["fuseline", "classify", str(tmp_path), "--address", live_address, *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit, match="0"):
+            fuseline.main()
+        return tuple(capfd.readouterr())  # type: ignore[return-value]
+
+    out, err = classify()
     assert err == f"warning: colours: {LINE}\n"
     assert "assumed" not in out
+    out, err = classify("--json")
+    assert err == ""
+    assert json.loads(out)["assumptions"] == [LINE]
 
 
 def test_workers_log_it_once(package: Path) -> None:
