@@ -155,12 +155,11 @@ def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
 
     from export.fold import fold_network
 
-    side = network.default_input_size
     folded = fold_network(
         network.module,
         mean=normalization.mean,
         std=normalization.std,
-        probe=torch.zeros((1, network.in_channels, side, side)),
+        probe=torch.zeros((1, network.in_channels, *network.usual_input_size)),
     )
     mean = torch.tensor(folded.pixel_mean).reshape(1, -1, 1, 1)
     return folded.module.to(memory_format=torch.channels_last), mean

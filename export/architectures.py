@@ -6,14 +6,15 @@ rows that lead to different ones are refused, as nothing in the file tells which
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from export.families.candidate import Candidate, Head, deviations, empty_module
-from export.families.evidence import evidence_of, unseen_of, unseen_without_modules
+from export.families.choices import assumptions_of, spec_with
+from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import SCHEMES, scheme_named
@@ -21,9 +22,10 @@ from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
 from export.families.resnet_spec import ResNetSpec
+from export.families.told import told_by_file
 from serve.errors import ArchitectureError
 
-__all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in"]
+__all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in", "with_values"]
 
 
 def recognise(
@@ -33,6 +35,7 @@ def recognise(
     config: Mapping[str, Any] = {},
     layer_settings: Mapping[str, Mapping[str, Any]] = {},
     head: Head | None = None,
+    assumed: Mapping[str, str] = {},
 ) -> Recognised:
     """The network that `tensors` (name to weights) are, loaded strictly. `num_batches_tracked` is not needed.
 
@@ -46,8 +49,10 @@ def recognise(
         layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
+        assumed: what `--assume` says of choices that no tensor tells, by key; see `export.families.choices`.
 
     Raises:
+        InputError: a value of `assumed` that its choice hasn't.
         ArchitectureError: they are no network of a known naming, or not exactly one, or two namings fit that compute
             differently: the message says what was found, what was expected, and which flag helps.
     """
@@ -57,7 +62,7 @@ def recognise(
     schemes = SCHEMES if naming is None else (scheme_named(naming),)
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
     whole = [candidate for candidate in candidates if candidate.is_whole]
-    fits = _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config)) is not None)
+    fits = _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None)
     if not fits:
         raise refusal_of(candidates, weights, config, head)
     if len(fits) > 1:
@@ -67,7 +72,7 @@ def recognise(
             f"this network has a classifier of its own, {fits[0].candidate.placement.modules['fc']} for "
             f"{fits[0].spec.classes} classes; --head-from is for backbones without one: leave it out"
         )
-    return _recognised(fits[0], config, layer_settings)
+    return _recognised(fits[0], config, layer_settings, assumed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +83,12 @@ class _Fit:
     """Without its weights, on the meta device."""
 
 
-def _fit(candidate: Candidate, config: Mapping[str, Any]) -> _Fit | None:
+def _fit(candidate: Candidate, config: Mapping[str, Any], assumed: Mapping[str, str]) -> _Fit | None:
     try:
         spec = candidate.spec(config)
     except ArchitectureError:
         return None
+    spec = _with_assumed(spec, candidate.placement.scheme.name, assumed)
     module = empty_module(spec)
     return None if any(deviations(candidate, module).values()) else _Fit(candidate, spec, module)
 
@@ -102,17 +108,27 @@ def _compute_the_same(one: _Fit, other: _Fit) -> bool:
     return one.spec == other.spec and bodies[0] == bodies[1]
 
 
-def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[str, Mapping[str, Any]]) -> Recognised:
+def _with_assumed(spec: Spec, naming: str, assumed: Mapping[str, str]) -> Spec:
+    taken = spec_with(spec, assumed)
+    if isinstance(taken, ResNetSpec) and naming.startswith("huggingface"):
+        # transformers' blocks have ReLU between their convolutions, whatever its config says of their ends.
+        return replace(taken, inner_activation="relu")
+    return taken
+
+
+def _recognised(
+    fit: _Fit,
+    config: Mapping[str, Any],
+    layer_settings: Mapping[str, Mapping[str, Any]],
+    assumed: Mapping[str, str],
+) -> Recognised:
     module, spec, placement = fit.module, fit.spec, fit.candidate.placement
-    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith("num_batches_tracked")}
-    module.load_state_dict(fit.candidate.found() | counters, assign=True)
-    module.eval().requires_grad_(False)
+    _load(module, fit.candidate.found())
     layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
     layer_names = {layer: placement.modules[layer] for layer in layers}
     taken = apply_layer_settings(module, layer_names, layer_settings)
-    # A whole module's layers were held against the network just now, and transformers' config.json says the rest.
-    described = placement.scheme.name.startswith("huggingface") and config.get("model_type") == "resnet"
-    untold = () if layer_settings or described else (unseen_without_modules(placement.scheme),)
+    told = told_by_file(placement.scheme, config, layer_settings)
+    classifier = placement.modules["fc"]
     return Recognised(
         spec=spec,
         module=module,
@@ -122,6 +138,28 @@ def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[st
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,
-        default_input_size=spec.default_input_size,
-        unseen=(*unseen_of(spec, placement.scheme, placement.modules["fc"], config), *untold),
+        # Grey pictures have no customary size: digits have 28 x 28 or 32 x 32, X-rays 224 x 224 and more.
+        default_input_size=spec.default_input_size if spec.in_channels > 1 else None,
+        assumptions=tuple(assumptions_of(spec, placement.scheme, classifier, told=told, flags=assumed)),
     )
+
+
+def with_values(recognised: Recognised, values: Mapping[str, str]) -> nn.Module:
+    """The same tensors, whose memory is shared, in a network with other `values` of its choices; eval mode.
+
+    BatchNorm's eps stays that of `recognised` unless `values` has one.
+    """
+    spec = _with_assumed(recognised.spec, recognised.naming, values)
+    module = empty_module(spec)
+    _load(module, recognised.module.state_dict())
+    if "eps" not in values:
+        for name, layer in recognised.module.named_modules():
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(ours := module.get_submodule(name), nn.BatchNorm2d):
+                ours.eps = layer.eps
+    return module
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith("num_batches_tracked")}
+    module.load_state_dict({**tensors, **counters}, assign=True)
+    module.eval().requires_grad_(False)

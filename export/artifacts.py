@@ -16,7 +16,8 @@ from export.model_facts import ModelFacts
 from export.onnx_graph import onnx_from_network
 from export.precision import PrecisionShare, precision_share
 from export.progress import Narrator
-from export.verify import INT8_MIN_AGREEMENT, Sample, judged_by
+from export.sample import Sample
+from export.verify import INT8_MIN_AGREEMENT, judged_by
 from serve.backends import DEFAULT_BUCKETS
 from serve.backends.engine_builder import build_engine
 from serve.backends.engine_precision import KEPT_FP32

@@ -1,11 +1,13 @@
 """`export CHECKPOINT`, which is also `fuseline export` and `python -m export`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
+from export.flags import Assume, Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
@@ -69,6 +71,10 @@ def export(
         ),
     ] = None,
     input_size: InputSize = None,
+    assume: Assume = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse while anything that changes answers is assumed and not settled.")
+    ] = False,
     ema: Ema = False,
     naming: Naming = None,
     head_from: HeadFrom = None,
@@ -106,7 +112,10 @@ def export(
             head_from=head_from,
             factory=factory,
             factory_arguments=factory_arguments,
+            assume=assume,
         ),
+        command=_command_line(),
+        strict=strict,
         out=out,
         name=name,
         force=force,
@@ -124,11 +133,13 @@ def export(
     result = export_checkpoint(options, ConsoleNarrator())
     worst = min(result.manifest.verification, key=lambda verification: verification.agreement)
     verified = {v.artifact for v in result.manifest.verification}
+    right = [v for v in result.manifest.verification if v.accuracy is not None]
+    accurate = f", {min(v.accuracy or 0.0 for v in right):.2%} right at least" if right else ""
     not_run = [a.path for a in result.manifest.artifacts if a.path not in verified]
     unproven = f"; NOT run here: {', '.join(not_run)}" if not_run else ""
     agreement = f"{worst.agreement_on} agreement with PyTorch at least {worst.agreement:.2%}"
     typer.echo(
-        f"{result.folder}/ is complete: {len(verified)} artifacts verified, {agreement}{unproven}; see "
+        f"{result.folder}/ is complete: {len(verified)} artifacts verified, {agreement}{accurate}{unproven}; see "
         f"{result.folder}/report.html, serve it with: fuseline serve {result.folder}"
     )
 
@@ -136,6 +147,12 @@ def export(
 def main() -> None:
     """Run `export` alone, the console script and `python -m export`."""
     run_command_line(app)
+
+
+def _command_line() -> str:
+    """What the user typed, as a shell takes it; of a bare `export`, a word of the shell's own, as `fuseline export`."""
+    program, *arguments = sys.argv
+    return shlex.join(["fuseline", *([] if Path(program).name == "fuseline" else ["export"]), *arguments])
 
 
 def _task(text: str) -> "Task":

@@ -120,8 +120,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def _verified(path: Path, scheme: NamingScheme, original: Recognised, config: Mapping[str, Any]) -> tuple[str, ...]:
     written = read_checkpoint(path)
     again = recognise(written.tensors, naming=scheme.name, config=config)
-    side = original.default_input_size
-    images = torch.randn((_PROBE_ROWS, original.in_channels, side, side), generator=torch.Generator().manual_seed(0))
+    shape = (_PROBE_ROWS, original.in_channels, *original.usual_input_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = original.module(images)
         if not torch.equal(again.module(images), expected):

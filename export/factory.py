@@ -52,9 +52,6 @@ def network_from_factory(
     module = module.float().eval().requires_grad_(False)
     stored = checkpoint.metadata.get("input_size")
     side = stored if isinstance(stored, int) else DEFAULT_INPUT_SIDE
-    unseen: tuple[str, ...] = ()
-    if input_size is None and not isinstance(stored, int):
-        unseen = (f"nothing says the size of the images that {reference} is for: {side} x {side} is taken",)
     channels = _in_channels(module)
     tried, classes, opened = _tried(module, channels, input_size or (side, side), reference)
     names = {f"{opened}{layer}": layer.removeprefix(prefix) for layer in _layers(module)}
@@ -66,7 +63,6 @@ def network_from_factory(
         classes=classes,
         in_channels=channels,
         default_input_size=side,
-        unseen=unseen,
     )
 
 

@@ -25,6 +25,14 @@ FactoryArguments = Annotated[
     list[str] | None,
     typer.Option("--factory-arg", metavar="NAME=VALUE", help="An argument of --factory; may come several times."),
 ]
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Say what no tensor tells, such as shortcut=zeros-after or normalization=cifar10; what is assumed is "
+        "printed with its key and values. May come several times.",
+    ),
+]
 InputSize = Annotated[
     str | None,
     typer.Option(metavar="N|HxW", help="Pixels; default: what the checkpoint says, 32 for a 3x3 stem, or 224."),
@@ -39,9 +47,11 @@ def network_source(
     head_from: Path | None,
     factory: str | None,
     factory_arguments: Sequence[str] | None,
+    assume: Sequence[str] | None = None,
 ) -> "NetworkSource":
     """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
+    from export.assumptions import assumed_from_texts
     from export.loading import NetworkSource, factory_arguments_from_texts
 
     return NetworkSource(
@@ -51,4 +61,5 @@ def network_source(
         head_from=head_from,
         factory=factory,
         factory_arguments=factory_arguments_from_texts(factory_arguments or ()),
+        assumed=assumed_from_texts(assume or ()),
     )

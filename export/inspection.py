@@ -58,7 +58,7 @@ def inspect_network(
         InputError: the network takes no picture of that size.
         ArchitectureError: it can't be traced, or a BatchNorm of it normalises by its batch.
     """
-    height, width = input_size or (network.default_input_size, network.default_input_size)
+    height, width = input_size or network.usual_input_size
     shape = (network.in_channels, height, width)
     traced = _trace(network, shape)
     graph = operations_from_trace(traced, network.layer_names)
@@ -71,7 +71,7 @@ def inspect_network(
         sha256=sha256,
         architecture=network.architecture,
         evidence=network.evidence,
-        unseen=network.unseen,
+        unseen=tuple(assumption.line for assumption in network.assumptions if assumption.is_open),
         notes=notes,
         classes=network.classes,
         input_shape=shape,
@@ -89,7 +89,7 @@ def _trace(network: TrainedNetwork, shape: tuple[int, int, int]) -> fx.GraphModu
     try:
         return trace(network.module, shape)
     except ArchitectureError as tracing:
-        usual = network.default_input_size
+        height, width = network.usual_input_size
         # Is it the size, or the network? A picture that size tells.
         try:
             with torch.inference_mode():
@@ -97,7 +97,7 @@ def _trace(network: TrainedNetwork, shape: tuple[int, int, int]) -> fx.GraphModu
         except Exception as error:  # user code runs here
             raise InputError(
                 f"--input-size: the network takes no picture of {shape[1]} x {shape[2]} pixels and {shape[0]} "
-                f"channels: {str(error).strip() or type(error).__name__}; its usual size is {usual} x {usual}"
+                f"channels: {str(error).strip() or type(error).__name__}; its usual size is {height} x {width}"
             ) from error
         raise tracing
 

@@ -28,6 +28,8 @@ class NetworkSource:
     factory: str | None = None
     """`package.module:function` that builds the network; None: recognise it."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    """What the user says of what nothing tells, by key; see `export.families.choices`."""
 
 
 def read_source(source: NetworkSource) -> Checkpoint:
@@ -58,6 +60,7 @@ def network_of(
             config=checkpoint.config,
             layer_settings=checkpoint.layer_settings,
             head=head,
+            assumed=source.assumed,
         )
     for flag, value in (("--naming", source.naming), ("--head-from", source.head_from)):
         if value is not None:

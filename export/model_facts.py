@@ -1,18 +1,29 @@
 """What the tensors alone don't say: labels, normalisation and input size, from the flags, the checkpoint or custom."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from export.checkpoint import Checkpoint
-from export.input_size import check_input_size
+from export.input_size import MIN_INPUT_SIDE, check_input_size, input_size_from_text
 from export.labels import labels_from
 from export.network import TrainedNetwork
+from export.normalizations import KEY, normalization_from
 from serve.errors import InputError
-from serve.model_package import InputSpec, Normalization, Preprocessing, Task, described_classes
+from serve.model_package import (
+    MAX_INPUT_SIDE,
+    Assumption,
+    InputSpec,
+    Normalization,
+    Preprocessing,
+    Task,
+    described_classes,
+)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZE = "size"
+"""What `--assume` calls the input size."""
+USUAL_SIDES_SMALL = (28, 32, 64, 224)
+USUAL_SIDES = (32, 64, 128, 224, 256)
 # torchvision's evaluation recipe resizes to 256 and crops 224; small images are used whole.
 _RESIZE_RATIO = 256 / 224
 _SMALL_INPUT_SIDE = 64
@@ -29,10 +40,12 @@ class ModelFacts:
     normalization: Normalization
     labels: tuple[str, ...]
     task: Task
-    assumptions: tuple[str, ...]
-    """What was assumed because nothing said it, and a flag would: sentences for the user."""
-    unseen: tuple[str, ...]
-    """What no tensor tells and was taken as is customary: sentences for the report."""
+    assumptions: tuple[Assumption, ...]
+    """What changes answers and was taken as customary, or as a flag says."""
+    warnings: tuple[str, ...]
+    """What else the user should know: sentences."""
+    labels_told: bool = True
+    """Whether a flag or the checkpoint named the classes."""
 
     @property
     def described_input(self) -> str:
@@ -54,15 +67,25 @@ def facts_from(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_size: tuple[int, int] | None = None,
+    assumed: Mapping[str, str] = {},
+    shared_size: tuple[int, int] | None = None,
     task: Task | None = None,
 ) -> ModelFacts:
-    """Flags win over what the checkpoint holds, which wins over what is customary, which is said.
+    """Flags win over what the checkpoint holds, which wins over what images show, then over what is customary.
 
-    `labels` is a file's path or `imagenet`, as `labels_from` takes it.
+    Args:
+        checkpoint: with what stood beside its weights.
+        network: which says what is customary for its kind.
+        labels: a file's path or `imagenet`, as `labels_from` takes it.
+        mean: per channel, of pixels scaled to 0..1; with `std`.
+        std: as `mean`.
+        input_size: (height, width) in pixels.
+        assumed: what `--assume` says; `size` and `normalization` of it are taken here.
+        shared_size: (height, width) that all of the user's images have; taken where no size is customary.
 
     Raises:
-        InputError: labels, mean, std or the input size don't fit the network, it was trained for regression, or it has
-            a single logit.
+        InputError: labels, mean, std or the input size don't fit the network; nothing tells the size of its input; it
+            was trained for regression, or has a single logit.
     """
     meaning = _task(checkpoint, network, task)
     if network.classes < 2:
@@ -71,20 +94,25 @@ def facts_from(
             "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
             f"classes. With two rows it is one, by softmax: stack the weight to [0, w] and the bias to [0, b]{by}"
         )
-    assumptions: list[str] = list(checkpoint.metadata.get("warnings", ()))
-    height, width = _input_size(checkpoint, network, input_size)
+    warnings: list[str] = list(checkpoint.metadata.get("warnings", ()))
+    channels = _channels(network)
+    (height, width), size = _input_size(checkpoint, network, input_size, assumed.get(SIZE), shared_size)
+    normalization, normalized = normalization_from(checkpoint.metadata, channels, mean, std, assumed.get(KEY), warnings)
+    names, told = _labels(checkpoint, network, labels, warnings)
+    others = (assumption for assumption in network.assumptions if assumption.key != SIZE)
     return ModelFacts(
         input=InputSpec(
             height=height,
             width=width,
-            channels=_channels(network),
-            preprocessing=_preprocessing(checkpoint, (height, width), assumptions),
+            channels=channels,
+            preprocessing=_preprocessing(checkpoint, (height, width), warnings),
         ),
-        normalization=_normalization(checkpoint, network, mean, std, assumptions),
-        labels=_labels(checkpoint, network, labels, assumptions),
+        normalization=normalization,
+        labels=names,
         task=meaning,
-        assumptions=tuple(assumptions),
-        unseen=network.unseen,
+        assumptions=(*size, *normalized, *others),
+        warnings=tuple(warnings),
+        labels_told=told,
     )
 
 
@@ -101,13 +129,39 @@ def _task(checkpoint: Checkpoint, network: TrainedNetwork, flag: Task | None) ->
     return stored  # type: ignore[no-any-return]
 
 
+def with_input_size(facts: ModelFacts, checkpoint: Checkpoint, size: tuple[int, int]) -> ModelFacts:
+    """The same for an input of `size`, (height, width) in pixels, resized as is customary for it."""
+    preprocessing = _preprocessing(checkpoint, size, [])
+    spec = facts.input.model_copy(update={"height": size[0], "width": size[1], "preprocessing": preprocessing})
+    return replace(facts, input=spec)
+
+
+def size_assumption(size: tuple[int, int], network: TrainedNetwork, settled_by: str | None) -> Assumption:
+    """That the input has `size`, (height, width) in pixels."""
+    text = size_as_text(size)
+    sides = USUAL_SIDES_SMALL if size[0] <= _SMALL_INPUT_SIDE else USUAL_SIDES
+    return Assumption(
+        key=SIZE,
+        value=text,
+        meaning=f"{network.architecture} was trained on pictures of {size[0]} x {size[1]} pixels",
+        alternatives=tuple(str(side) for side in sides if str(side) != text),
+        flag="--input-size N",
+        settled_by=settled_by,
+    )
+
+
+def size_as_text(size: tuple[int, int]) -> str:
+    """`224`, or `224x160`, as --input-size takes it."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
 def _channels(network: TrainedNetwork) -> Any:
     if network.in_channels not in (1, 3):
         raise InputError(f"the first convolution takes {network.in_channels} channels; images have 1 or 3")
     return network.in_channels
 
 
-def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: list[str]) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], warnings: list[str]) -> Preprocessing:
     # Of the longer side of the crop, so that it always lies within the resized image.
     side = max(size)
     customary = side if side <= _SMALL_INPUT_SIDE else round(side * _RESIZE_RATIO)
@@ -119,7 +173,7 @@ def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: l
         if stored >= side:
             resize = stored
         else:
-            assumptions.append(
+            warnings.append(
                 f"the checkpoint's resize to {stored} is below the input size {size[0]} x {size[1]} and is left out; "
                 f"{customary} is assumed"
             )
@@ -128,69 +182,59 @@ def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], assumptions: l
     return Preprocessing(resize_shorter_side=resize, interpolation=interpolation, crop_offset=crop_offset)
 
 
-def _input_size(checkpoint: Checkpoint, network: TrainedNetwork, flag: tuple[int, int] | None) -> tuple[int, int]:
-    default = (network.default_input_size, network.default_input_size)
-    stored = checkpoint.metadata.get("input_size")
-    height, width = flag or ((stored, stored) if isinstance(stored, int) else default)
-    check_input_size(height, width)
-    return height, width
-
-
-def _normalization(
+def _input_size(
     checkpoint: Checkpoint,
     network: TrainedNetwork,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    assumptions: list[str],
-) -> Normalization:
-    if (mean is None) != (std is None):
-        raise InputError("--mean and --std belong together: only one of them came")
-    stored_mean, stored_std = checkpoint.metadata.get("mean"), checkpoint.metadata.get("std")
-    if mean is None and isinstance(stored_mean, list) and isinstance(stored_std, list):
-        mean, std = stored_mean, stored_std
-    if mean is None or std is None:
-        grey = network.in_channels == 1
-        mean = (sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN
-        std = (sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD
-        alone = "mean" if stored_mean else "std"
-        if stored_mean or stored_std:
-            assumptions.append(f"the checkpoint has a {alone} without its counterpart, which is left out")
-        assumptions.append(
-            f"nothing says how the training normalised its pixels; ImageNet's mean {_comma(mean)} and std "
-            f"{_comma(std)} are assumed. If it used others, give --mean and --std: wrong ones cost accuracy in silence"
-        )
-    for flag, values in (("--mean", mean), ("--std", std)):
-        if len(values) != network.in_channels:
-            raise InputError(f"{flag} has {len(values)} values, the network takes {network.in_channels} channels")
-    if any(not 0 < value <= 10 for value in std) or any(not -10 <= value <= 10 for value in mean):
+    flag: tuple[int, int] | None,
+    assumed: str | None,
+    shared: tuple[int, int] | None,
+) -> tuple[tuple[int, int], tuple[Assumption, ...]]:
+    if flag is not None and assumed is not None and input_size_from_text(assumed) != flag:
+        raise InputError(f"--input-size {size_as_text(flag)} and --assume {SIZE}={assumed} contradict each other")
+    stored = checkpoint.metadata.get("input_size")
+    size, settled_by = network.told_input_size, None
+    if flag is not None or assumed is not None:
+        size = flag or input_size_from_text(assumed or "")
+        settled_by = f"--input-size {size_as_text(size)}" if flag else f"--assume {SIZE}={assumed}"
+    elif isinstance(stored, int):
+        size = (stored, stored)
+    elif size is None and shared is not None and network.default_input_size is None and _is_input_size(shared):
+        size, settled_by = shared, "--images: all of them have this size"
+    elif size is None and network.default_input_size is not None:
+        size = (network.default_input_size, network.default_input_size)
+        return size, (size_assumption(size, network, None),)
+    if size is None:
+        grey = "a network for grey pictures" if network.in_channels == 1 else "it"
         raise InputError(
-            f"--mean {_comma(mean)} --std {_comma(std)}: both are of pixels scaled to 0..1, std above 0; "
-            "divide values of pixels 0..255 by 255"
+            f"nothing says the size of the pictures that {network.architecture} was trained on, and none is customary "
+            f"for {grey}: --input-size 28 (or 32, 64, 224) says it, or --images DIR with pictures that all have it"
         )
-    return Normalization(mean=tuple(mean), std=tuple(std))
+    check_input_size(*size)
+    told = (size_assumption(size, network, settled_by),) if settled_by else ()
+    return size, told
+
+
+def _is_input_size(size: tuple[int, int]) -> bool:
+    return all(MIN_INPUT_SIDE <= side <= MAX_INPUT_SIDE for side in size)
 
 
 def _labels(
-    checkpoint: Checkpoint, network: TrainedNetwork, flag: str | None, assumptions: list[str]
-) -> tuple[str, ...]:
+    checkpoint: Checkpoint, network: TrainedNetwork, flag: str | None, warnings: list[str]
+) -> tuple[tuple[str, ...], bool]:
     if flag is not None:
-        return labels_from(flag, network.classes)
+        return labels_from(flag, network.classes), True
     stored = checkpoint.metadata.get("labels")
     if isinstance(stored, list) and len(stored) == network.classes:
         odd = [index for index, label in enumerate(stored) if len(str(label).strip().splitlines()) != 1]
         if not odd:
-            return tuple(str(label).strip() for label in stored)
-        assumptions.append(
-            f"the checkpoint's labels are left out: that of class {odd[0]} is empty or has several lines"
-        )
+            return tuple(str(label).strip() for label in stored), True
+        warnings.append(f"the checkpoint's labels are left out: that of class {odd[0]} is empty or has several lines")
     elif isinstance(stored, list):
-        assumptions.append(
-            f"the checkpoint's {len(stored)} labels don't fit {network.classes} classes and are left out"
-        )
-    imagenet = " or --labels imagenet" if network.classes == _IMAGENET_CLASSES else ""
-    assumptions.append(f"no labels came: classes are called by their index; --labels labels.txt{imagenet} names them")
-    return tuple(str(index) for index in range(network.classes))
+        warnings.append(f"the checkpoint's {len(stored)} labels don't fit {network.classes} classes and are left out")
+    return tuple(str(index) for index in range(network.classes)), False
 
 
-def _comma(values: Sequence[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+def no_labels(classes: int) -> str:
+    """For people: that nothing named the classes, and what would."""
+    imagenet = " or --labels imagenet" if classes == _IMAGENET_CLASSES else ""
+    return f"no labels came: classes are called by their index; --labels labels.txt{imagenet} names them"

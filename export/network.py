@@ -7,6 +7,8 @@ from torch import nn
 
 from serve.model_package import Assumption
 
+_ANY_INPUT_SIDE = 224
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
@@ -29,5 +31,9 @@ class TrainedNetwork:
     """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
     assumptions: tuple[Assumption, ...] = ()
     """What changes answers and was taken as is customary, or as a flag says."""
-    unseen: tuple[str, ...] = ()
-    """What nothing in the checkpoint tells and was taken as is customary: sentences for the report."""
+
+    @property
+    def usual_input_size(self) -> tuple[int, int]:
+        """(height, width) on which it can be looked at, where nothing says what it was trained on."""
+        side = self.default_input_size or _ANY_INPUT_SIDE
+        return self.told_input_size or (side, side)

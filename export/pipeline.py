@@ -11,24 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.artifacts import Fp16Options, Int8Options, write_artifacts
+from export.assumptions import check_none_open
 from export.checkpoint import Checkpoint
 from export.fold import FoldedNetwork, fold_network
 from export.loading import NetworkSource, network_of, read_source
-from export.model_facts import ModelFacts, facts_from
+from export.model_facts import ModelFacts, facts_from, no_labels
 from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.reading.wrapper_prefixes import printable
 from export.report import Report, write_report
+from export.sample import ImageFolder, Sample, generated_sample, image_folder
+from export.settling import check_accuracy, settle
 from export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
 from export.verify import (
     INT8_MIN_AGREEMENT,
-    Sample,
     Skipped,
     check_passed,
     eager_logits,
-    generated_sample,
     normalised,
-    sample_from_folder,
     verify_artifact,
 )
 from serve.backends.engine_target import available_builder
@@ -79,6 +79,10 @@ class ExportOptions:
     """(height, width) in pixels."""
     task: Task | None = None
     """None: what the checkpoint says, or single-label."""
+    strict: bool = False
+    """Refuse while anything that changes answers is assumed and not settled."""
+    command: str = "fuseline export CHECKPOINT"
+    """The user's command line, for messages that say how to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     with narrator.step(f"Reading {options.source.checkpoint.name}") as step:
         checkpoint = read_source(options.source)
         step.done("; ".join((f"{len(checkpoint.tensors)} tensors", *checkpoint.notes)))
+    images = None if options.images is None else image_folder(options.images, options.max_images)
     with narrator.step("Recognising the architecture") as step:
+        shared_size = None if images is None else images.shared_size
         trained = network_of(checkpoint, options.source, options.input_size)
         facts = facts_from(
             checkpoint,
@@ -116,21 +122,33 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             mean=options.mean,
             std=options.std,
             input_size=options.input_size,
+            assumed=options.source.assumed,
+            shared_size=shared_size,
             task=options.task,
         )
-        untold = "; what no tensor tells was taken as customary, see report.html" if facts.unseen else ""
-        step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}{untold}")
+        step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}")
+    told = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, narrator)
+    facts, doubts = told.facts, told.doubts
     with narrator.step("Collecting images to verify on") as step:
-        sample, doubts = _sample(options, facts)
+        sample, generated = _sample(options, images, facts)
+        doubts = (*doubts, *generated)
         step.done(sample.source)
-    if options.images is not None:
+    if images is not None:
         with narrator.step("Comparing activations with those of the training") as step:
-            trained_on = _training_statistics(trained, facts, sample)
+            trained_on = _training_statistics(trained, facts, sample, images)
             step.done(trained_on.described if trained_on else "too few images, or no BatchNorm to compare with")
         if trained_on and not trained_on.as_in_training:
             doubts = (*doubts, trained_on.doubt)
-    for warning in (*facts.assumptions, *doubts):
+    eager = _eager(trained, facts, sample, narrator)
+    if told.truth is not None:
+        facts = replace(facts, assumptions=check_accuracy(eager, told.truth, facts.assumptions, told.doubts))
+    if not facts.labels_told:
+        doubts = (*doubts, no_labels(len(facts.labels)))
+    open_ones = tuple(assumption.line for assumption in facts.assumptions if assumption.is_open)
+    for warning in (*open_ones, *facts.warnings, *doubts):
         narrator.warn(warning)
+    if options.strict:
+        check_none_open(facts.assumptions)
     with narrator.step("Folding BatchNorm and input scaling") as step:
         network = _named_as_in_checkpoint(_fold(trained, facts, sample), trained.layer_names)
         kept = f"; {len(network.kept)} kept as a scale and a shift" if network.kept else ", none left"
@@ -138,7 +156,6 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
 
     try:
         with new_package_folder(destination, replace=options.force) as folder:
-            eager = _eager(trained, facts, sample, narrator)
             write_reference(folder, sample.pixels, eager)
             written = write_artifacts(
                 folder,
@@ -162,9 +179,10 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
                 provenance=_provenance(checkpoint, options),
                 task=facts.task,
+                assumptions=facts.assumptions,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
-            verifications, skipped = _verify(package, sample, eager, options.int8, narrator)
+            verifications, skipped = _verify(package, sample, eager, told.truth, options.int8, narrator)
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
@@ -178,9 +196,10 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 fp16_ranges=written.guarded.ranges if written.guarded else (),
                 engine_note=written.engine_note,
                 skipped=skipped,
+                tried=told.findings.table if told.findings else (),
                 fp16_deviation=written.guarded.deviation if written.guarded else None,
                 int8={path: graph.findings for path, graph in written.int8.items()},
-                warnings=(*facts.assumptions, *facts.unseen, *doubts, *written.int8_warnings),
+                warnings=(*facts.warnings, *doubts, *written.int8_warnings),
             )
             check_passed(verifications)
             write_report(folder, report)
@@ -221,9 +240,9 @@ def _name(options: ExportOptions, destination: Path) -> str:
     return name
 
 
-def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
-    if options.images is not None:
-        return sample_from_folder(options.images, facts.input, options.max_images), ()
+def _sample(options: ExportOptions, images: ImageFolder | None, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
+    if images is not None:
+        return images.sample(facts.input), ()
     done = "verified" if options.fp16 is None else "verified, and FP16 held against overflow,"
     if options.int8 is not None:
         done = f"INT8 was calibrated, and all {done}"
@@ -232,10 +251,12 @@ def _sample(options: ExportOptions, facts: ModelFacts) -> tuple[Sample, tuple[st
     return generated_sample(facts.input, options.generated_images or usual), (doubt,)
 
 
-def _training_statistics(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> TrainingStatistics | None:
-    # From all over the folder, as its subfolders are often classes.
-    spread = np.linspace(0, len(sample.pixels) - 1, min(MAX_IMAGES, len(sample.pixels))).astype(int)
-    return training_statistics(trained.module, normalised(sample.pixels[spread], facts.normalization))
+def _training_statistics(
+    trained: TrainedNetwork, facts: ModelFacts, sample: Sample, images: ImageFolder
+) -> TrainingStatistics | None:
+    return training_statistics(
+        trained.module, normalised(sample.pixels[images.spread(MAX_IMAGES)], facts.normalization)
+    )
 
 
 def _fold(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> FoldedNetwork:
@@ -274,6 +295,7 @@ def _verify(
     package: ModelPackage,
     sample: Sample,
     eager: NDArray[np.float32],
+    truth: NDArray[np.int64] | None,
     int8: Int8Options | None,
     narrator: Narrator,
 ) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
@@ -282,17 +304,27 @@ def _verify(
     for artifact in package.manifest.artifacts:
         with narrator.step(f"Verifying {artifact.path}") as step:
             bar = INT8_MIN_AGREEMENT if int8 is None else int8.bar
-            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, int8_bar=bar)
+            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, int8_bar=bar, truth=truth)
             verifications += done
             skipped += left
             results = [
-                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}" for v in done
+                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}{_right(v)}"
+                for v in done
             ]
             step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in left))))
     if not verifications:
         reasons = "; ".join(s.reason for s in skipped)
         raise BackendUnavailableError(f"no backend could run the export, so it can't be verified: {reasons}")
     return tuple(verifications), tuple(skipped)
+
+
+def _right(verification: Verification) -> str:
+    if verification.accuracy is None:
+        return ""
+    right, eager = (
+        round((share or 0.0) * verification.images) for share in (verification.accuracy, verification.eager_accuracy)
+    )
+    return f", {right} of {verification.images} right (eager {eager})"
 
 
 def _provenance(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,16 +13,14 @@ from export.batch_rows import batch_rows
 from export.int8.closeness import agreement as agreement_of
 from export.int8.closeness import answer_margins, same_answers
 from export.int8.runtimes import onnxruntime_logits
-from export.reading.wrapper_prefixes import printable
+from export.sample import Sample
 from serve.backends import BACKENDS, open_backend, why_not_installed
 from serve.backends.onnx_artifact import READ_BY
 from serve.backends.padded import infer_in_largest_bucket
-from serve.errors import BackendUnavailableError, ImageError, InputError, VerificationError
-from serve.images import decode_for
-from serve.model_package import AGREEMENT_ON, Artifact, InputSpec, ModelPackage, Normalization, Task, Verification
+from serve.errors import BackendUnavailableError, VerificationError
+from serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
 from serve.reference import MAX_DIFFERENCE
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FP16_MIN_AGREEMENT = 0.995
 """Smallest share of images on which an FP16 artifact's answer, its top-1 class or set of labels, is eager's."""
 INT8_MIN_AGREEMENT = 0.98
@@ -35,68 +32,12 @@ _MAX_BATCH_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Images on which artifacts are verified."""
-
-    pixels: NDArray[np.uint8]
-    """(n, height, width, channels), as they enter the network."""
-    names: tuple[str, ...]
-    source: str
-    """For people: the folder, or that they were generated."""
-
-
-@dataclass(frozen=True, slots=True)
 class Skipped:
     """An artifact that could not be run here, and why."""
 
     artifact: str
     backend: str
     reason: str
-
-
-def sample_from_folder(folder: Path, input_spec: InputSpec, max_images: int) -> Sample:
-    """Decode up to `max_images` images of `folder`, found recursively, evenly spread over their sorted names.
-
-    Raises:
-        InputError: the folder is missing or has no image.
-        ImageError: an image can't be decoded; the file is named.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--images {folder}: there is no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not files:
-        raise InputError(f"--images {folder}: no {', '.join(IMAGE_SUFFIXES)} file in it or its subfolders")
-    if len(files) > max_images:
-        files = [files[index] for index in np.linspace(0, len(files) - 1, max_images).round().astype(int)]
-    pixels = np.empty((len(files), *input_spec.row_shape), np.uint8)
-    for row, path in enumerate(files):
-        try:
-            pixels[row] = decode_for(input_spec, path.read_bytes())
-        except ImageError as error:
-            raise ImageError(f"--images: {path}: {error}") from error
-        except OSError as error:
-            raise InputError(f"--images: {path} can't be read: {error.strerror}") from error
-    names = tuple(printable(str(path.relative_to(folder))) for path in files)
-    return Sample(pixels, names, printable(f"{len(files)} images of {folder}"))
-
-
-def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample:
-    """`count` generated images: random colour fields from coarse to fine, as smooth and as busy as photographs are.
-
-    They show arithmetic faults; they can't show what a network does on its own domain, so the report says so.
-    """
-    generator = np.random.default_rng(seed)
-    height, width, channels = input_spec.row_shape
-    pixels = np.empty((count, height, width, channels), np.uint8)
-    for row in range(count):
-        total = np.zeros((1, channels, height, width), np.float32)
-        for cells in (2, 4, 8, 16, 32):
-            noise = torch.from_numpy(generator.normal(size=(1, channels, cells, cells)).astype(np.float32))
-            # Amplitude falls as 1/frequency, as in natural images (Field 1987).
-            total += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").numpy() * (2.0 / cells)
-        brightness, contrast = generator.uniform(60, 200), generator.uniform(20, 90)
-        pixels[row] = np.clip(total[0].transpose(1, 2, 0) * contrast + brightness, 0, 255).astype(np.uint8)
-    return Sample(pixels, tuple(f"generated {row}" for row in range(count)), f"{count} generated images")
 
 
 def eager_logits(
@@ -146,12 +87,14 @@ def verify_artifact(
     on_progress: Callable[[float], None],
     *,
     int8_bar: float = INT8_MIN_AGREEMENT,
+    truth: NDArray[np.int64] | None = None,
 ) -> tuple[list[Verification], list[Skipped]]:
     """Run `artifact` through each backend that can load it here and hold its logits against `eager`.
 
     Args:
         eager: logits (n, classes) of all images of `sample`, of which `judged_by` chooses.
         int8_bar: see `compare`.
+        truth: (n,), the class of each image of `sample`, if anything tells.
     """
     judging, task = judged_by(artifact.precision, len(sample.pixels)), package.manifest.task
     pixels, eager, source = sample.pixels[judging], eager[judging], sample.source
@@ -161,7 +104,8 @@ def verify_artifact(
         logits = onnxruntime_logits(onnx.load_from_string(package.read(artifact)), pixels)
         on_progress(1.0)
         described = "onnxruntime (CPU), which rounds as the graph says"
-        return [compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)], []
+        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
+        return [_with_accuracy(compared, truth, judging, eager, logits)], []
     verifications, skipped = [], []
     names = [name for name in BACKENDS if (name == "tensorrt") == (artifact.format != "onnx")]
     for number, name in enumerate(names):
@@ -177,8 +121,22 @@ def verify_artifact(
         except BackendUnavailableError as error:
             skipped.append(Skipped(artifact.path, name, str(error)))
             continue
-        verifications.append(compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task))
+        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
+        verifications.append(_with_accuracy(compared, truth, judging, eager, logits))
     return verifications, skipped
+
+
+def _with_accuracy(
+    compared: Verification,
+    truth: NDArray[np.int64] | None,
+    judging: NDArray[np.bool_],
+    eager: NDArray[np.float32],
+    served: NDArray[np.float32],
+) -> Verification:
+    if truth is None:
+        return compared
+    right, eager_right = (float((logits.argmax(axis=1) == truth[judging]).mean()) for logits in (served, eager))
+    return compared.model_copy(update={"accuracy": right, "eager_accuracy": eager_right})
 
 
 def compare(

@@ -124,6 +124,12 @@ def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[n
     )
 
 
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) in pixels of a JPEG, PNG or WebP file, from its header. Raises `ImageError` as decoding does."""
+    image = _open_header(data, max_pixels)
+    return image.height, image.width
+
+
 def _open_header(data: bytes, max_pixels: int) -> ImageFile:
     """Read the header only. `Image.open` is avoided: it warns by a global bound and parses what is of no use here."""
     try:

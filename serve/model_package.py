@@ -176,7 +176,7 @@ class Assumption(_Spec):
     def line(self) -> str:
         """For people: what was assumed, what else it could be, and the flag that settles it."""
         others = f"; it could also be {', '.join(self.alternatives)}" if self.alternatives else ""
-        return f"assumed {self.key}={self.value}: {self.meaning}{others}; {self.flag} settles it"
+        return f"assumed {self.key}={self.value}: {self.meaning}{others}; to settle it: {self.flag}"
 
 
 class Manifest(_Spec):

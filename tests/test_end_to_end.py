@@ -12,9 +12,9 @@ from export.loading import NetworkSource
 from export.pipeline import ExportOptions, export_checkpoint
 from export.progress import ConsoleNarrator
 from serve.client import Client
+from serve.model_package import load_package
 from tests.serve.processes import ServerProcess, server_process
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EAGER_RIGHT = 832
 """Of these 1000 JPEGs, by eager PyTorch FP32: ../shared/data/README.md."""
 
@@ -22,19 +22,26 @@ EAGER_RIGHT = 832
 @pytest.fixture(scope="module")
 def resnet20_package(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    (folder / "labels.txt").write_text("\n".join(CIFAR10))
     options = ExportOptions(
         source=NetworkSource(shared_data / "checkpoints" / "resnet20-12fca82f.th"),
         out=folder / "resnet20",
         fp16=Fp16Options(),
         images=shared_data / "cifar10-test",
-        max_images=100,
-        labels=str(folder / "labels.txt"),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
     export_checkpoint(options, ConsoleNarrator())
     return options.out
+
+
+def test_every_artifact_s_accuracy_on_class_folders_is_eager_pytorch_s(resnet20_package: Path) -> None:
+    manifest = load_package(resnet20_package).manifest
+    assert manifest.labels == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    right = {(check.artifact, check.backend): check.accuracy for check in manifest.verification}
+    assert len(right) == 4
+    assert {check.eager_accuracy for check in manifest.verification} == {EAGER_RIGHT / 1000}
+    assert all(round(1000 * share) == EAGER_RIGHT for (path, _), share in right.items() if path == "model.onnx")
+    assert all(abs(round(1000 * share) - EAGER_RIGHT) <= 3 for share in right.values())
 
 
 @pytest.fixture(

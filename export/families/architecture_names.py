@@ -137,6 +137,14 @@ def _remarks(spec: ResNetSpec) -> list[str]:
         remarks.append(f"strides on convolution {spec.strided_conv}")
     if spec.first_stage_stride != 1:
         remarks.append("stage 1 strides")
+    if spec.shortcut == "option-a" and spec.padded_shortcut != "zeros-around":
+        remarks.append(f"shortcuts {spec.padded_shortcut}")
+    if spec.stem_stride is not None:
+        remarks.append(f"stem strides by {spec.stem_stride}")
+    if spec.stem_pool is not None:
+        remarks.append(f"stem pool {spec.stem_pool}")
+    if spec.eps != 1e-5:
+        remarks.append(f"eps {spec.eps:g}")
     if spec.activation != "relu":
         remarks.append(spec.activation.upper().replace("SILU", "SiLU"))
     if spec.biased_convs:

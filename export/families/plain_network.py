@@ -11,6 +11,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from export.families.resnet import activation_layer
+from export.families.resnet_spec import Activation
 from serve.errors import ArchitectureError
 
 _LAYER = re.compile(r"features\.(\d+)\.(weight|bias|running_mean|running_var)$")
@@ -29,6 +31,9 @@ class PlainSpec:
     classes: int
     in_channels: int = 3
     biased: bool = False
+    eps: float = 1e-5
+    """Of every BatchNorm."""
+    activation: Activation = "relu"
 
     @property
     def default_input_size(self) -> int:
@@ -64,8 +69,8 @@ class PlainNetwork(nn.Module):
             stride = 2 if (index > 0 and out == 2 * width) or (index == 0 and kernel == 7) else 1
             layers += [
                 nn.Conv2d(width, out, kernel, stride, kernel // 2, bias=spec.biased),
-                nn.BatchNorm2d(out),
-                nn.ReLU(),
+                nn.BatchNorm2d(out, spec.eps),
+                activation_layer(spec.activation),
             ]
             if index == 0 and spec.maxpool:
                 layers.append(nn.MaxPool2d(3, 2, 1))

@@ -6,8 +6,8 @@ those of `export.families.resnet` unless the spec says otherwise.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from export.families.activations import ACTIVATIONS
 from export.families.resnet import average_pool, stem_convolutions, stem_pool
 from export.families.resnet_spec import PreActResNetSpec
 
@@ -28,7 +28,7 @@ class PreActResNet(nn.Module):
                 f"layer{stage + 1}", nn.Sequential(*(PreActBlock(spec, stage, block) for block in range(blocks)))
             )
         if spec.final_norm:
-            self.bn = nn.BatchNorm2d(spec.out_widths[-1])
+            self.bn = nn.BatchNorm2d(spec.out_widths[-1], spec.eps)
         self.fc = nn.Linear(spec.out_widths[-1], spec.classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class PreActResNet(nn.Module):
         for stage in range(1, len(self.spec.blocks_per_stage) + 1):
             features = self.get_submodule(f"layer{stage}")(features)
         if self.spec.final_norm:
-            features = F.relu(self.bn(features))
+            features = ACTIVATIONS[self.spec.activation](self.bn(features))
         logits: Tensor = self.fc(features.mean((2, 3)))
         return logits
 
@@ -52,16 +52,17 @@ class PreActBlock(nn.Module):
         stride = spec.stride_of_stage(stage) if block == 0 else 1
         first, second = (spec.stride_of_conv(number, stride) for number in (1, 2))
         biased = spec.biased_convs
-        self.bn1 = nn.BatchNorm2d(in_width)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.bn1 = nn.BatchNorm2d(in_width, spec.eps)
+        self.bn2 = nn.BatchNorm2d(inner, spec.eps)
         if spec.block == "basic":
             self.conv1 = nn.Conv2d(in_width, inner, 3, first, 1, bias="conv1" in biased)
             self.conv2 = nn.Conv2d(inner, out, 3, second, 1, bias="conv2" in biased)
         else:
             self.conv1 = nn.Conv2d(in_width, inner, 1, first, bias="conv1" in biased)
             self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=spec.groups, bias="conv2" in biased)
-            self.bn3 = nn.BatchNorm2d(inner)
+            self.bn3 = nn.BatchNorm2d(inner, spec.eps)
             self.conv3 = nn.Conv2d(inner, out, 1, bias="conv3" in biased)
+        self.activation = ACTIVATIONS[spec.activation]
         self.bottleneck = spec.block == "bottleneck"
         self.projects = block == 0 and spec.projected_stages[stage]
         self.projects_activated = spec.projection_input == "activated"
@@ -74,10 +75,10 @@ class PreActBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Feature map, NCHW, of the same rows."""
-        activated = F.relu(self.bn1(features))
-        residual: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        activated = self.activation(self.bn1(features))
+        residual: Tensor = self.conv2(self.activation(self.bn2(self.conv1(activated))))
         if self.bottleneck:
-            residual = self.conv3(F.relu(self.bn3(residual)))
+            residual = self.conv3(self.activation(self.bn3(residual)))
         if not self.projects:
             return residual + features
         projected: Tensor = self.downsample(self.pool(activated if self.projects_activated else features))

@@ -6,16 +6,13 @@ convolutions, strides by 2 and a max-pool follows; a single 3x3 one, for 32x32 p
 nothing about strides, so a network that strides elsewhere can't be told from its tensors.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.families.resnet_spec import Activation, ResNetSpec
+from export.families.activations import ACTIVATIONS
+from export.families.resnet_spec import Activation, PaddedShortcut, ResNetSpec
 
 __all__ = ["ResNet", "ResNetSpec", "average_pool", "stem_convolutions", "stem_pool"]
-
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class ResNet(nn.Module):
@@ -29,7 +26,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.conv1 = stem_convolutions(spec)
-        self.bn1 = nn.BatchNorm2d(spec.stem_width)
+        self.bn1 = nn.BatchNorm2d(spec.stem_width, spec.eps)
         self.maxpool = stem_pool(spec)
         for stage, blocks in enumerate(spec.blocks_per_stage):
             self.add_module(
@@ -39,7 +36,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (rows, classes) of `images` (rows, channels, height, width)."""
-        features = self.maxpool(_ACTIVATIONS[self.spec.activation](self.bn1(self.conv1(images))))
+        features = self.maxpool(ACTIVATIONS[self.spec.activation](self.bn1(self.conv1(images))))
         for stage in range(1, len(self.spec.blocks_per_stage) + 1):
             features = self.get_submodule(f"layer{stage}")(features)
         # adaptive_avg_pool2d(1) is the same number, but torch.export decomposes it into an as_strided that exports to a
@@ -60,28 +57,29 @@ class ResidualBlock(nn.Module):
         biased = spec.biased_convs
         if spec.block == "basic":
             self.conv1 = nn.Conv2d(in_width, inner, 3, first, 1, bias="conv1" in biased)
-            self.bn1 = nn.BatchNorm2d(inner)
+            self.bn1 = nn.BatchNorm2d(inner, spec.eps)
             self.conv2 = nn.Conv2d(inner, out, 3, second, 1, bias="conv2" in biased)
-            self.bn2 = nn.BatchNorm2d(out)
+            self.bn2 = nn.BatchNorm2d(out, spec.eps)
         else:
             self.conv1 = nn.Conv2d(in_width, inner, 1, first, bias="conv1" in biased)
-            self.bn1 = nn.BatchNorm2d(inner)
+            self.bn1 = nn.BatchNorm2d(inner, spec.eps)
             self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=spec.groups, bias="conv2" in biased)
-            self.bn2 = nn.BatchNorm2d(inner)
+            self.bn2 = nn.BatchNorm2d(inner, spec.eps)
             self.conv3 = nn.Conv2d(inner, out, 1, bias="conv3" in biased)
-            self.bn3 = nn.BatchNorm2d(out)
+            self.bn3 = nn.BatchNorm2d(out, spec.eps)
         self.se = SqueezeExcitation(out, spec.squeeze_widths[stage]) if spec.squeeze_widths else nn.Identity()
         self.bottleneck = spec.block == "bottleneck"
-        self.activation = _ACTIVATIONS[spec.activation]
+        self.activation = ACTIVATIONS[spec.activation]
+        self.inner_activation = ACTIVATIONS[spec.inner_activation]
         self.pool: nn.Module = nn.Identity()
         self.downsample: nn.Module
         if block == 0 and spec.projected_stages[stage]:
             if spec.pooled_shortcuts and stride == 2:
                 self.pool, stride = average_pool(), 1
             projection = nn.Conv2d(in_width, out, 1, stride, bias="shortcut" in biased)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out, spec.eps))
         elif stride == 2:
-            self.downsample = PaddedShortcut(out - in_width)
+            self.downsample = PaddedIdentity(out - in_width, spec.padded_shortcut)
         elif in_width == out:
             self.downsample = nn.Identity()
         else:
@@ -89,9 +87,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Feature map, NCHW, of the same rows."""
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
+        residual = self.bn2(self.conv2(self.inner_activation(self.bn1(self.conv1(features)))))
         if self.bottleneck:
-            residual = self.bn3(self.conv3(F.relu(residual)))
+            residual = self.bn3(self.conv3(self.inner_activation(residual)))
         return self.activation(self.se(residual) + self.downsample(self.pool(features)))
 
 
@@ -109,44 +107,62 @@ class SqueezeExcitation(nn.Module):
         return features * gate.sigmoid()
 
 
-class PaddedShortcut(nn.Module):
-    """He et al.'s option A: every second pixel, with zero channels added, half of them before and half after.
+class PaddedIdentity(nn.Module):
+    """He et al.'s option A: the input at half the side, with channels of zeros added.
 
-    The paper leaves open where the zeros go; half and half is what github.com/akamaster/pytorch_resnet_cifar10 does.
+    The paper leaves open where the zeros go and how the side is halved. Half before and half after, of every second
+    pixel, is what github.com/akamaster/pytorch_resnet_cifar10 does; others add all of them after, or average.
     """
 
-    def __init__(self, new_channels: int) -> None:
+    def __init__(self, new_channels: int, kind: PaddedShortcut) -> None:
         super().__init__()
-        self.before = new_channels // 2
+        self.averages = kind.startswith("average")
+        self.before = new_channels // 2 if kind.endswith("around") else 0
         self.after = new_channels - self.before
 
     def forward(self, features: Tensor) -> Tensor:
         """Feature map of half the side and more channels."""
-        return F.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        halved = F.avg_pool2d(features, 2) if self.averages else features[:, :, ::2, ::2]
+        return F.pad(halved, (0, 0, 0, 0, self.before, self.after))
 
 
 def stem_convolutions(spec: ResNetSpec) -> nn.Module:
     """What takes the picture, without the BatchNorm that may follow: a 3x3 or 7x7 convolution, or three of 3x3."""
     bias = "stem" in spec.biased_convs
     if spec.stem == "3x3":
-        return nn.Conv2d(spec.in_channels, spec.stem_width, 3, 1, 1, bias=bias)
+        return nn.Conv2d(spec.in_channels, spec.stem_width, 3, spec.stem_strides_by, 1, bias=bias)
     if spec.stem == "7x7-maxpool":
-        return nn.Conv2d(spec.in_channels, spec.stem_width, 7, 2, 3, bias=bias)
+        return nn.Conv2d(spec.in_channels, spec.stem_width, 7, spec.stem_strides_by, 3, bias=bias)
     first, second = spec.stem_inner_widths
     return nn.Sequential(
-        nn.Conv2d(spec.in_channels, first, 3, 2, 1, bias=bias),
-        nn.BatchNorm2d(first),
-        nn.ReLU(),
+        nn.Conv2d(spec.in_channels, first, 3, spec.stem_strides_by, 1, bias=bias),
+        nn.BatchNorm2d(first, spec.eps),
+        activation_layer(spec.activation),
         nn.Conv2d(first, second, 3, 1, 1, bias=bias),
-        nn.BatchNorm2d(second),
-        nn.ReLU(),
+        nn.BatchNorm2d(second, spec.eps),
+        activation_layer(spec.activation),
         nn.Conv2d(second, spec.stem_width, 3, 1, 1, bias=bias),
     )
 
 
 def stem_pool(spec: ResNetSpec) -> nn.Module:
     """What follows the stem's activation."""
-    return nn.Identity() if spec.stem == "3x3" else nn.MaxPool2d(3, 2, 1)
+    pools = {"none": nn.Identity(), "max3": nn.MaxPool2d(3, 2, 1), "max2": nn.MaxPool2d(2)}
+    return pools[spec.pool_after_stem]
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """`activation` as a module."""
+    return nn.ReLU() if activation == "relu" else _ActivationLayer(activation)
+
+
+class _ActivationLayer(nn.Module):
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.compute = ACTIVATIONS[activation]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.compute(features)
 
 
 def average_pool() -> nn.Module:

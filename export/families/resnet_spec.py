@@ -10,7 +10,11 @@ Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7-maxpool", "deep-maxpool", "3x3"]
 Shortcut = Literal["projection", "option-a"]
 ConvRole = Literal["stem", "conv1", "conv2", "conv3", "shortcut"]
-Activation = Literal["relu", "gelu", "silu"]
+Activation = Literal[
+    "relu", "relu6", "leaky-relu", "leaky-relu-0.1", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh"
+]
+PaddedShortcut = Literal["zeros-around", "zeros-after", "average-zeros-around", "average-zeros-after"]
+StemPool = Literal["none", "max3", "max2"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,18 @@ class ResNetSpec:
     bottleneck's second."""
     first_stage_stride: int = 1
     activation: Activation = "relu"
-    """Of the stem and at the end of each block; within a block it is ReLU, as transformers has it."""
+    """Of the stem and at the end of each block."""
+    inner_activation: Activation = "relu"
+    """Between a block's convolutions; with transformers ReLU always."""
+    padded_shortcut: PaddedShortcut = "zeros-around"
+    """Of option A: whether it skips every second pixel or averages 2 x 2, and where the new channels' zeros go."""
+    stem_stride: int | None = None
+    """Of the first convolution; None is the customary one: 1 for a single 3x3, else 2."""
+    stem_pool: StemPool | None = None
+    """What follows the stem: nothing, a 3x3 max-pool of stride 2 with padding, or a 2x2 one. None is the customary one:
+    nothing after a single 3x3 convolution, else the 3x3 one."""
+    eps: float = 1e-5
+    """Of every BatchNorm."""
 
     @property
     def in_widths(self) -> tuple[int, ...]:
@@ -70,6 +85,21 @@ class ResNetSpec:
         return 32 if self.stem == "3x3" else 224
 
     @property
+    def stem_strides_by(self) -> int:
+        """Stride of the first convolution."""
+        return self.stem_stride or (1 if self.stem == "3x3" else 2)
+
+    @property
+    def pool_after_stem(self) -> StemPool:
+        """What follows the stem."""
+        return self.stem_pool or ("none" if self.stem == "3x3" else "max3")
+
+    @property
+    def striding_conv(self) -> int:
+        """Number, from 1, of the convolution in a block that strides."""
+        return self.strided_conv or (1 if self.block == "basic" else 2)
+
+    @property
     def convs_per_block(self) -> int:
         """Convolutions on a block's residual branch."""
         return 2 if self.block == "basic" else 3
@@ -90,7 +120,7 @@ class ResNetSpec:
 
     def stride_of_conv(self, number: int, block_stride: int) -> int:
         """Stride of a block's convolution `number`, from 1, in a block that strides by `block_stride`."""
-        return block_stride if number == (self.strided_conv or (1 if self.block == "basic" else 2)) else 1
+        return block_stride if number == self.striding_conv else 1
 
 
 @dataclass(frozen=True)

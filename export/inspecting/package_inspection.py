@@ -104,7 +104,7 @@ def _inspect_graph(package: ModelPackage, artifact: Artifact) -> Inspection:
         sha256=artifact.sha256,
         architecture=manifest.architecture,
         evidence=report.evidence,
-        unseen=report.warnings,
+        unseen=(*(a.line for a in manifest.assumptions if a.is_open), *report.warnings),
         notes=(
             *notes,
             *(str(note) for note in (reading if isinstance(reading, list) else ())),

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from export.checkpoint import Checkpoint
-from export.model_facts import IMAGENET_MEAN, facts_from
+from export.model_facts import facts_from, no_labels
 from export.network import TrainedNetwork
 from serve.errors import InputError
 
@@ -15,7 +15,6 @@ def network(**other: Any) -> TrainedNetwork:
         "classes": 10,
         "in_channels": 3,
         "default_input_size": 32,
-        "unseen": ("the first stride is taken to be 1",),
     }
     return TrainedNetwork(
         module=nn.Identity(), architecture="a network", evidence=(), layer_names={}, **(facts | other)
@@ -28,14 +27,15 @@ def checkpoint(**metadata: Any) -> Checkpoint:
 
 def test_what_nothing_says_is_assumed_and_said() -> None:
     facts = facts_from(checkpoint(), network())
-    assert facts.normalization.mean == IMAGENET_MEAN
+    assert facts.normalization.mean == (0.485, 0.456, 0.406)
     assert facts.labels == tuple(map(str, range(10)))
     assert facts.input.row_shape == (32, 32, 3)
     assert facts.input.preprocessing.resize_shorter_side == 32
-    normalisation, labels = facts.assumptions
-    assert facts.unseen == network().unseen
-    assert "ImageNet" in normalisation
-    assert "--labels" in labels
+    assert [(a.key, a.value, a.is_open) for a in facts.assumptions] == [
+        ("size", "32", True),
+        ("normalization", "imagenet", True),
+    ]
+    assert not facts.labels_told
 
 
 def test_what_the_checkpoint_says_is_taken_without_assumption() -> None:
@@ -43,6 +43,7 @@ def test_what_the_checkpoint_says_is_taken_without_assumption() -> None:
     facts = facts_from(checkpoint(**stored), network())
     assert (facts.labels[1], facts.normalization.std, facts.input.height) == ("b", (0.2, 0.2, 0.2), 48)
     assert facts.assumptions == ()
+    assert facts.labels_told
 
 
 def test_flags_win_over_the_checkpoint(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_flags_win_over_the_checkpoint(tmp_path: Path) -> None:
 def test_stored_labels_of_another_count_are_left_out_and_said() -> None:
     facts = facts_from(checkpoint(labels=["a", "b"], mean=[0.1] * 3, std=[0.2] * 3), network())
     assert facts.labels[0] == "0"
-    assert any("2 labels don't fit 10 classes" in assumption for assumption in facts.assumptions)
+    assert any("2 labels don't fit 10 classes" in warning for warning in facts.warnings)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,8 @@ def test_a_single_logit_is_refused_with_the_cure() -> None:
 
 
 def test_a_thousand_classes_without_labels_name_the_word_that_labels_them() -> None:
-    assumed = facts_from(checkpoint(), network(classes=1000)).assumptions
-    assert any("--labels imagenet" in sentence for sentence in assumed)
+    assert "--labels imagenet" in no_labels(1000)
+    assert "--labels imagenet" not in no_labels(10)
 
 
 def test_a_size_flag_that_says_the_stored_size_keeps_its_resize() -> None:
@@ -120,4 +121,4 @@ def test_a_size_flag_that_says_the_stored_size_keeps_its_resize() -> None:
     ],
 )
 def test_what_the_checkpoint_says_and_is_not_taken_is_said(stored: dict[str, Any], said: str) -> None:
-    assert any(said in sentence for sentence in facts_from(checkpoint(**stored), network()).assumptions)
+    assert any(said in sentence for sentence in facts_from(checkpoint(**stored), network()).warnings)

@@ -22,6 +22,8 @@ from export.loading import NetworkSource, network_of
 from export.model_facts import ModelFacts, facts_from
 from export.pipeline import ExportOptions, ExportResult, export_checkpoint
 from export.progress import ConsoleNarrator
+from export.sample import image_folder
+from export.settling import _folders
 from export.trace import trace
 from export.verify import compare
 from serve.errors import ArchitectureError, InputError, VerificationError
@@ -194,6 +196,19 @@ def test_regression_is_refused_with_a_cure_that_works(tmp_path: Path) -> None:
     assert facts_of(checkpoint, "single-label").task == "single-label"
     with pytest.raises(InputError, match="trained for regression.*2 or more classes$"):
         facts_of(written(tmp_path, classes=1, problem_type="regression"))
+
+
+def test_folders_tell_no_truth_of_pictures_with_several_labels(tmp_path: Path) -> None:
+    checkpoint = written(tmp_path)
+    for label in LABELS:
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / label / "1.png")
+    images = image_folder(tmp_path / "pictures", 10)
+    assert _folders(images, facts_of(checkpoint, "single-label"), {})[0] is not None
+    several = facts_of(checkpoint, "multi-label")
+    assert _folders(images, several, {}) == (None, "")
+    with pytest.raises(InputError, match="folders=classes: a folder tells one class .* leave it out"):
+        _folders(images, several, {"folders": "classes"})
 
 
 def test_a_single_logit_is_refused_and_the_cure_names_the_flag_it_needs(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from export.fold import fold_network
 from export.half.fp16_graph import fp16_from_fp32
 from export.onnx_graph import check_graph, onnx_from_network, with_cast_first
 from export.precision import check_fp16, precision_share
-from export.verify import generated_sample, normalised
+from export.sample import generated_sample
+from export.verify import normalised
 from serve.errors import ArchitectureError, VerificationError
 from serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.resnets import tiny_network

@@ -87,7 +87,9 @@ def test_labels_normalisation_size_and_images_are_taken_from_the_flags(
         "--mean", "0.5,0.5,0.5", "--std", "0.2,0.3,0.4", "--input-size", "40x48",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "warning" not in result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert all(line.startswith("warning: assumed ") for line in warnings), "each flag settles what it says"
+    assert not any("size=" in line or "normalization=" in line for line in warnings)
     manifest = load_package(tmp_path / "m").manifest
     assert manifest.labels[3] == "kind 3"
     assert manifest.normalization.std == (0.2, 0.3, 0.4)
@@ -224,7 +226,7 @@ def test_a_grey_network_is_exported_too(run_export: RunExport, tmp_path: Path) -
     torch.manual_seed(0)
     grey = trained_like(cifar_resnet18(width=8, in_channels=1))
     torch.save(grey.state_dict(), tmp_path / "grey.pt")
-    result = run_export(tmp_path / "grey.pt", "--fp16")
+    result = run_export(tmp_path / "grey.pt", "--fp16", "--input-size", "32")
     assert result.exit_code == 0, result.stderr
     assert load_package(tmp_path / "grey").manifest.input.row_shape == (32, 32, 1)
 

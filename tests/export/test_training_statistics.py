@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from export.architectures import recognise
 from export.checkpoint import read_checkpoint
+from export.sample import image_folder
 from export.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
-from export.verify import normalised, sample_from_folder
+from export.verify import normalised
 from serve.model_package import InputSpec, Normalization, Preprocessing
 
 RIGHT = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -26,7 +27,7 @@ def pictures(shared_data: Path):
 
     def load(side: int = 32, count: int = 64):
         spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
-        return sample_from_folder(shared_data / "cifar10-test", spec, count).pixels
+        return image_folder(shared_data / "cifar10-test", count).sample(spec).pixels
 
     return load
 

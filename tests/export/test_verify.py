@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.verify import _batch_rows, check_passed, compare, generated_sample, sample_from_folder
+from export.sample import generated_sample, image_folder
+from export.verify import _batch_rows, check_passed, compare
 from serve.errors import InputError, VerificationError
 from serve.model_package import Artifact, InputSpec, Preprocessing, Verification
 
@@ -88,16 +89,16 @@ def test_a_folders_images_are_found_below_it_spread_evenly_and_cropped_as_served
         shade = np.full((48, 60, 3), number * 20, np.uint8)
         Image.fromarray(shade).save(tmp_path / ("a" if number % 2 else ".") / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    everything = sample_from_folder(tmp_path, SPEC, 100)
+    everything = image_folder(tmp_path, 100).sample(SPEC)
     assert everything.pixels.shape == (9, 32, 40, 3)
-    some = sample_from_folder(tmp_path, SPEC, 3)
+    some = image_folder(tmp_path, 3).sample(SPEC)
     assert len(some.names) == 3
     assert {some.names[0], some.names[-1]} == {everything.names[0], everything.names[-1]}
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no .jpg"):
-        sample_from_folder(tmp_path, SPEC, 10)
+        image_folder(tmp_path, 10).sample(SPEC)
 
 
 def test_fp16_that_agrees_but_is_far_off_is_refused_as_a_server_would() -> None:

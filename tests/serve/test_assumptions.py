@@ -28,7 +28,7 @@ OPEN = Assumption(
     flag="--assume shortcut=VALUE",
 )
 SETTLED = Assumption(key="size", value="8", meaning="pictures are 8 x 8", flag="--input-size 8", settled_by="a flag")
-LINE = "assumed shortcut=B: shortcuts are convolutions; it could also be A, C; --assume shortcut=VALUE settles it"
+LINE = "assumed shortcut=B: shortcuts are convolutions; it could also be A, C; to settle it: --assume shortcut=VALUE"
 
 
 def verification(**told: float) -> Verification:

@@ -196,28 +196,33 @@ def test_the_evidence_says_what_told_each_part():
     assert recognised.evidence == (
         "names of torchvision (267 of 267 tensors placed)",
         "bottleneck blocks (1x1, 3x3 and 1x1 convolutions), 3-4-6-3",
-        "7x7 first convolution: stride 2 and a max-pool follow",
+        "7x7 first convolution",
         "3x3 convolutions of 32 groups: their weights have 1/32 of the input channels",
     )
-    assert recognised.unseen[:-1] == (
-        "tensors don't tell strides: bottlenecks are taken to stride on their 3x3 convolution, as torchvision's",
-    )
+    assert {a.key: (a.value, a.alternatives) for a in recognised.assumptions} == {
+        "stride": ("conv2", ("conv1",)),
+        "first-stage-stride": ("1", ("2",)),
+        "stem-stride": ("2", ("1",)),
+        "pool": ("max3", ("none", "max2")),
+        "activation": ("relu", ("leaky-relu-0.1", "gelu", "silu", "elu", "tanh")),
+        "eps": ("1e-05", ("0.001",)),
+    }
 
 
 def test_what_a_bare_state_dict_leaves_open_is_said_with_the_way_out():
     tensors = on_meta(torchvision.models.resnet18)
-    (untold,) = recognise(tensors).unseen
-    assert "activations" in untold
-    assert "eps 1e-5" in untold
-    assert "--factory package.module:function" in untold
-    assert recognise(tensors, layer_settings={"conv1": {"type": "Conv2d", "stride": (2, 2)}}).unseen == ()
+    lines = {a.key: a.line for a in recognise(tensors).assumptions}
+    assert all(f"--assume {key}=VALUE" in line for key, line in lines.items())
+    assert "activations are relu; it could also be leaky-relu-0.1" in lines["activation"]
+    told = recognise(tensors, layer_settings={"": {"class": "torchvision.models.resnet.ResNet", "type": "ResNet"}})
+    assert told.assumptions == ()
 
 
 def test_what_a_small_network_leaves_open_is_said():
-    unseen = recognise(on_meta(option_a_resnet, 20)).unseen
-    assert len(unseen) == 3
-    assert "3x3 first convolution is taken to have stride 1 and no max-pool" in unseen[0]
-    assert "half of their zero channels before and half after" in unseen[1]
+    assumed = {a.key: a for a in recognise(on_meta(option_a_resnet, 20)).assumptions}
+    assert (assumed["stem-stride"].value, assumed["pool"].value) == ("1", "none")
+    assert "half of their zero channels before and half after" in assumed["shortcut"].meaning
+    assert assumed["shortcut"].alternatives == ("zeros-after", "average-zeros-around", "average-zeros-after")
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -226,7 +231,7 @@ def test_a_classifier_behind_dropout_in_a_sequential_is_found(place):
     reference.fc = nn.Sequential(*[nn.Dropout(0.5)] * place, nn.Linear(512, 3))
     recognised = recognise(trained_like(reference).state_dict())
     assert recognised.layer_names["fc"] == f"fc.{place}"
-    assert f"the classifier stands in a Sequential, as fc.{place}" in recognised.unseen[0]
+    assert f"the classifier stands in a Sequential, as fc.{place}" in recognised.assumptions[-1].meaning
     assert_equal_logits(reference, recognised, side=64)
 
 

@@ -16,7 +16,8 @@ from export.fold import fold_network
 from export.half.fp16_graph import fp16_from_fp32
 from export.onnx_graph import onnx_from_network
 from export.precision import check_fp16
-from export.verify import generated_sample, normalised
+from export.sample import generated_sample
+from export.verify import normalised
 from serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
 from tests.export.resnets import cifar_resnet18, option_a_resnet, trained_like

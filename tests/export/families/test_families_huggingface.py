@@ -34,10 +34,7 @@ def test_computes_what_transformers_computes(shape):
     recognised = recognise(reference.state_dict())
     assert recognised.naming == "huggingface"
     assert recognised.layer_names["fc"] == "classifier.1"
-    assert recognised.unseen[:-1] == (
-        "no config.json came: the activations are taken to be ReLU, the first stage not to stride, and the strides to "
-        "be on 3x3 convolutions, as transformers has them unless told otherwise",
-    )
+    assert {"stride", "activation"} <= {a.key for a in recognised.assumptions}
     assert_equal_logits(reference, recognised, side=70)
 
 
@@ -57,7 +54,7 @@ def test_the_config_is_honoured(shape, told):
     reference = network(**shape, **told)
     tensors = reference.state_dict()
     recognised = recognise(tensors, config=reference.config.to_dict())
-    assert recognised.unseen == ()
+    assert recognised.assumptions == ()
     assert_equal_logits(reference, recognised, side=70)
     without = recognise(tensors).spec
     assert (without == recognised.spec) == (not told)

@@ -19,7 +19,7 @@ def test_computes_what_the_plain_network_computes(bias):
     assert recognised.naming == "plain"
     assert recognised.architecture == f"plain-18 (widths 8 to 64{', convolution biases' if bias else ''})"
     assert recognised.default_input_size == 32
-    assert any("stride by 2 where its width doubles" in sentence for sentence in recognised.unseen)
+    assert any("strides by 2 where its width doubles" in a.meaning for a in recognised.assumptions)
     assert_equal_logits(reference, recognised, side=32)
 
 
@@ -28,7 +28,7 @@ def test_a_max_pool_behind_a_7x7_stem_is_told_from_the_indices(pool):
     reference = trained_like(PlainReference(PLAIN18[:10], stem=7, pool=pool))
     recognised = recognise(reference.state_dict())
     assert recognised.spec.maxpool == pool
-    assert any("max-pool of stride 2" in sentence for sentence in recognised.unseen) == pool
+    assert any("max-pool of stride 2" in a.meaning for a in recognised.assumptions) == pool
     assert recognised.default_input_size == 224
     assert_equal_logits(reference, recognised, side=70)
 

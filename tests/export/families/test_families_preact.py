@@ -23,7 +23,7 @@ def test_computes_what_preactresnet_computes(bottleneck):
     recognised = recognise(reference.state_dict())
     assert (recognised.naming, recognised.default_input_size) == ("preact", 32)
     assert not recognised.spec.final_norm
-    assert any("activated input" in sentence for sentence in recognised.unseen)
+    assert any("activated input" in a.meaning for a in recognised.assumptions)
     assert_equal_logits(reference, recognised, side=32)
 
 
@@ -72,7 +72,7 @@ def test_computes_what_wide_resnet_pytorch_computes(depth, k):
     recognised = recognise(reference.state_dict())
     assert recognised.naming == "wide-shortcut"
     assert recognised.spec.strided_conv == 2
-    assert any("stride on convolution 2" in sentence for sentence in recognised.unseen)
+    assert any("stride on their convolution 2" in a.meaning for a in recognised.assumptions)
     assert_equal_logits(reference, recognised, side=32)
 
 

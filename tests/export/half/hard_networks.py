@@ -13,7 +13,7 @@ from export.architectures import recognise
 from export.fold import fold_network
 from export.network import TrainedNetwork
 from export.onnx_graph import onnx_from_network
-from export.verify import generated_sample
+from export.sample import generated_sample
 from serve.model_package import InputSpec, Preprocessing
 from tests.export.resnets import tiny_network
 

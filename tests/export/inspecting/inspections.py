@@ -10,11 +10,16 @@ from export.inspecting.traced_operations import operations_from_trace
 from export.inspection import inspect_network
 from export.network import TrainedNetwork
 from export.trace import trace
+from serve.model_package import Assumption
+
+UNTOLD = Assumption(
+    key="stride", value="conv1", meaning="strides are not told by tensors", flag="--assume stride=VALUE"
+)
 
 
 def trained(module: nn.Module, *, side: int = 32, names: Mapping[str, str] | None = None, **facts) -> TrainedNetwork:
     """`module` as though recognised."""
-    known = {"architecture": "a network", "evidence": (), "classes": 10, "in_channels": 3, "unseen": ()} | facts
+    known = {"architecture": "a network", "evidence": (), "classes": 10, "in_channels": 3} | facts
     return TrainedNetwork(
         module=module.eval().requires_grad_(False),
         layer_names=names or {name: name for name, _ in module.named_modules()},

@@ -7,7 +7,7 @@ from torch import nn
 
 from export.inspecting.inspected import Inspection
 from export.inspecting.inspection_page import inspection_page
-from tests.export.inspecting.inspections import look
+from tests.export.inspecting.inspections import UNTOLD, look
 from tests.export.resnets import tiny_network, trained_like
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&{{ 7*7 }}"
@@ -38,7 +38,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def found() -> Inspection:
-    return look(trained_like(tiny_network()), evidence=("the stem is 3x3",), unseen=("strides are not told",))
+    return look(trained_like(tiny_network()), evidence=("the stem is 3x3",), assumptions=(UNTOLD,))
 
 
 def test_the_page_needs_nothing_beside_it(found: Inspection) -> None:
@@ -60,7 +60,7 @@ def test_the_page_needs_nothing_beside_it(found: Inspection) -> None:
 def test_the_page_holds_every_section(found: Inspection) -> None:
     page = inspection_page(found)
     for text in (
-        *("The stem is 3x3.", "Strides are not told.", "8.87 M", "the picture: 32", "data:image/png"),
+        *("The stem is 3x3.", "Assumed stride=conv1", "8.87 M", "the picture: 32", "data:image/png"),
         *("BatchNorm gains", "on generated images only", "nothing at risk", "layer4.0.shortcut.0"),
     ):
         assert text in page, text
@@ -70,7 +70,15 @@ def test_the_page_holds_every_section(found: Inspection) -> None:
 def test_hostile_names_are_text(found: Inspection) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
     names = {name: HOSTILE + name for name, _ in module.named_modules()}
-    page = inspection_page(look(module, names=names, architecture=HOSTILE, evidence=(HOSTILE,), unseen=(HOSTILE,)))
+    page = inspection_page(
+        look(
+            module,
+            names=names,
+            architecture=HOSTILE,
+            evidence=(HOSTILE,),
+            assumptions=(UNTOLD.model_copy(update={"meaning": HOSTILE}),),
+        )
+    )
     tags = Tags(page)
     assert tags.open == []
     assert not [tag for tag, _ in tags.tags if tag == "script"]

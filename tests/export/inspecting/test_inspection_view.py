@@ -8,7 +8,7 @@ from torch import nn
 
 from export.inspecting.inspected import Inspection
 from export.inspecting.inspection_view import show_inspection
-from tests.export.inspecting.inspections import look
+from tests.export.inspecting.inspections import UNTOLD, look
 from tests.export.resnets import tiny_network, trained_like
 
 
@@ -24,7 +24,7 @@ def gated() -> Inspection:
     module = trained_like(timm.create_model("seresnext26d_32x4d", num_classes=10))
     prefix = "backbone.encoder.stages."
     names = {name: prefix + name for name, _ in module.named_modules() if name.startswith("layer")}
-    return look(module, side=64, names=names, unseen=("strides are not told by tensors",))
+    return look(module, side=64, names=names, assumptions=(UNTOLD,))
 
 
 @pytest.mark.parametrize("width", [100, 140, 1000])
@@ -57,14 +57,20 @@ def test_a_pipe_gets_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_why_it_was_recognised_and_what_is_not_told(gated: Inspection) -> None:
-    assert "not told: strides are not told by tensors" in shown(gated, 100)
+    assert "not told: assumed stride=conv1: strides are not told by tensors" in shown(gated, 100)
 
 
 def test_hostile_names_neither_style_nor_command_the_terminal() -> None:
     hostile = "[red]\x1b]0;owned\x07[/nonsense]"
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
     names = {name: hostile + name for name, _ in module.named_modules()}
-    found = look(module, names=names, architecture=hostile, evidence=(hostile,), unseen=(hostile,))
+    found = look(
+        module,
+        names=names,
+        architecture=hostile,
+        evidence=(hostile,),
+        assumptions=(UNTOLD.model_copy(update={"meaning": hostile}),),
+    )
     for width in (100, 1000):
         out = shown(found, width)
         assert "\x1b" not in out

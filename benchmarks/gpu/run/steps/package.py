@@ -208,13 +208,13 @@ def _held_against(what: str, opener: Opener, package: ModelPackage, sample: _Sam
 
 def _trained(job: Job, data: Path, emit: Emit) -> None:
     """A trained network on its real pictures: how many it gets right, and how many eager FP32 does."""
-    from export.verify import sample_from_folder
+    from export.sample import image_folder
 
     folder, title = job.work / "resnet20", "trained ResNet-20"
     emit(_exported(data / TRAINED, folder, _TRAINED_INPUT))
     emit(_engine_built(folder, job, title))
     package = load_package(folder)
-    pictures = sample_from_folder(data / PICTURES, package.manifest.input, _MOST_PICTURES)
+    pictures = image_folder(data / PICTURES, _MOST_PICTURES).sample(package.manifest.input)
     shown = [name.split("/")[0] for name in pictures.names]
     classes = sorted(set(shown))
     labels = np.array([classes.index(name) for name in shown])

@@ -1,0 +1,312 @@
+"""Which of the values in use fits best, of what nothing tells: a network's BatchNorms and labelled images are asked.
+
+What was assumed is compared with each other value of each open assumption, then with the best of them and each other
+value, until none fits clearly better. Two witnesses speak: the statistics that BatchNorms carry from the training
+(`export.training_statistics`), and, where images lie in folders of their classes, how many the network gets right.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.architectures import Recognised, with_values
+from export.checkpoint import Checkpoint
+from export.families.choices import choices_in
+from export.input_size import input_size_from_text
+from export.model_facts import SIZE, ModelFacts, size_as_text, with_input_size
+from export.network import TrainedNetwork
+from export.normalizations import KEY as NORMALIZATION
+from export.normalizations import customary, normalization_named
+from export.sample import ImageFolder
+from export.training_statistics import MAX_IMAGES, MIN_IMAGES, USUAL_MISFIT, observed
+from export.verify import normalised
+from serve.model_package import Assumption, InputSpec
+
+_FEW = 8
+_BUDGET_PIXELS = 24 * 224 * 224
+_MOST_LABELLED = 200
+_CLEARLY = 0.7
+"""A misfit of at most so much of another's is clearly better. The trained ResNet-20: 0.30 with the shortcut that it was
+trained with, of what another that is in use gives, 0.65 with the stride on the right convolution; 0.87 with its
+normalisation, of CIFAR-10's, which costs one picture in 125."""
+_ABOUT_AS_WELL = 1.1
+_LEANS = 0.9
+_LEAST_GAIN = 0.05
+_MOST_ROUNDS = 4
+_SAME_LOGITS = 1e-3
+"""Of the logits' range: a difference that changes no answer."""
+_LEAST_LIFT = 0.1
+_WORTH_A_LOOK = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the witnesses say of one way to take what is open."""
+
+    values: Mapping[str, str]
+    """By key of the assumption."""
+    images: int
+    misfit: float | None
+    """As `TrainingStatistics.misfit`; None of a network without BatchNorms or on too few images."""
+    right: NDArray[np.bool_] | None
+    """(images,): whether the top-1 class is the folder's; None if nothing tells the classes."""
+    logits: NDArray[np.float32]
+
+    def changes_from(self, other: "Trial") -> dict[str, str]:
+        """What it takes in another way than `other` does, by key."""
+        return {key: value for key, value in self.values.items() if other.values[key] != value}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of images whose class is right."""
+        return None if self.right is None else float(self.right.mean())
+
+    @property
+    def described(self) -> str:
+        """For people: both figures."""
+        told = [] if self.misfit is None else [f"misfit {self.misfit:.2f}"]
+        told += [] if self.accuracy is None else [f"{self.accuracy:.1%} right"]
+        return f"{', '.join(told) or 'not comparable'} on {self.images} images"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What asking the witnesses came to."""
+
+    assumed: Trial
+    best: Trial
+    """`assumed` itself where nothing fits clearly better."""
+    settled: Mapping[str, str] = field(default_factory=dict)
+    """Key of an assumption to why nothing else comes into question."""
+    leanings: tuple[str, ...] = ()
+    """What fits better than `best`, but not clearly: sentences."""
+    tried: tuple[Trial, ...] = ()
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What fits clearly better than was assumed, by key."""
+        return self.best.changes_from(self.assumed)
+
+    @property
+    def table(self) -> tuple[dict[str, Any], ...]:
+        """For the report: `changes` (text, empty of what was assumed), `misfit`, `accuracy` and `images` of each."""
+        return tuple(
+            {
+                "changes": ", ".join(f"{key}={value}" for key, value in trial.changes_from(self.assumed).items()),
+                "misfit": trial.misfit,
+                "accuracy": trial.accuracy,
+                "images": trial.images,
+            }
+            for trial in (self.assumed, *self.tried)
+        )
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """A network, images, and what of it may be taken in other ways."""
+
+    trained: TrainedNetwork
+    facts: ModelFacts
+    checkpoint: Checkpoint
+    images: ImageFolder
+    truth: NDArray[np.int64] | None = None
+    """(n,): classes of the images."""
+    doubt_flags: bool = False
+    """Ask also about what a flag says."""
+    _pixels: dict[tuple[InputSpec, int], NDArray[np.uint8]] = field(default_factory=dict)
+
+    def ask(self, on_progress: Callable[[float], None] = lambda _: None) -> Findings | None:
+        """Compare what was assumed with what else is in use; None with too few images."""
+        if len(self.images.files) < MIN_IMAGES:
+            return None
+        asked = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
+        start = {a.key: a.value for a in asked if self._alternatives(a.key, a.value)}
+        count = self._count()
+        try_out = cache(lambda values, images: self._trial(dict(values), images))
+
+        def trial(values: Mapping[str, str], images: int = count) -> Trial:
+            return try_out(tuple(values.items()), images)
+
+        current = trial(start)
+        tried: list[Trial] = []
+        for number in range(_MOST_ROUNDS):
+            few = trial(current.values, _FEW)
+            changed = [
+                {**current.values, key: other}
+                for key, value in current.values.items()
+                for other in self._alternatives(key, value)
+            ]
+            rivals = []
+            for done, values in enumerate(changed):
+                glance = trial(values, _FEW)
+                rivals.append(trial(values) if _is_worth_a_look(glance, few) else glance)
+                on_progress((number + (done + 1) / len(changed)) / _MOST_ROUNDS)
+            tried += rivals
+            better = [rival for rival in rivals if rival.images == count and is_clearly_better(rival, current)]
+            if not better:
+                break
+            current = _best_of(better)
+        assumed = trial(start)
+        if current is not assumed:
+            if _is_plausible(current, assumed):
+                return Findings(assumed, current, tried=tuple(tried))
+            return Findings(assumed, assumed, leanings=(_nearest(current, assumed),), tried=tuple(tried))
+        settled = _settled(assumed, rivals, few)
+        return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tuple(tried))
+
+    def prefers_shared_size(self, shared: tuple[int, int]) -> bool:
+        """Whether `shared`, the size that all images have, fits about as well as the assumed one, or better."""
+        start = {a.key: a.value for a in self.facts.assumptions if a.key == SIZE}
+        assumed, other = (self._trial(values, self._count()) for values in (start, {SIZE: size_as_text(shared)}))
+        if assumed.misfit is None or other.misfit is None:
+            return True
+        return other.misfit <= _ABOUT_AS_WELL * assumed.misfit or is_clearly_better(other, assumed)
+
+    def _alternatives(self, key: str, value: str) -> tuple[str, ...]:
+        return tuple(other for other in self._usual(key) if other != value)
+
+    def _usual(self, key: str) -> Iterator[str]:
+        if key == NORMALIZATION:
+            yield from customary(self.facts.input.channels)
+        elif key == SIZE:
+            yield from dict.fromkeys(map(size_as_text, self._sizes()))
+        elif isinstance(self.trained, Recognised):
+            yield from next((choice.usual for choice in choices_in(self.trained.spec) if choice.key == key), ())
+
+    def _sizes(self) -> Iterator[tuple[int, int]]:
+        """The size that all images share, and those that are customary and cost not much more."""
+        if (shared := self.images.shared_size) is not None and max(shared) <= _MOST_SIDE:
+            yield shared
+        most = 2 * max(self.facts.input.height, self.facts.input.width)
+        yield from ((side, side) for side in _CUSTOMARY_SIDES if side <= most)
+
+    def _count(self) -> int:
+        """How many images are looked at: more of small ones."""
+        spec = self.facts.input
+        most = MAX_IMAGES if self.truth is None else _MOST_LABELLED
+        return max(_FEW, min(most, _BUDGET_PIXELS // (spec.height * spec.width), len(self.images.files)))
+
+    def _trial(self, values: Mapping[str, str], count: int) -> Trial:
+        facts = self.facts
+        if SIZE in values and values[SIZE] != size_as_text((facts.input.height, facts.input.width)):
+            facts = with_input_size(facts, self.checkpoint, input_size_from_text(values[SIZE]))
+        normalization = facts.normalization
+        if (name := values.get(NORMALIZATION)) in customary(facts.input.channels):
+            normalization = normalization_named(name or "", facts.input.channels)
+        indices = self.images.spread(count)
+        module = self.trained.module
+        if isinstance(self.trained, Recognised):
+            module = with_values(self.trained, values)
+        if (key := (facts.input, count)) not in self._pixels:
+            self._pixels[key] = self.images.pixels(facts.input, indices)
+        pixels = self._pixels[key]
+        logits, statistics = observed(module, normalised(pixels, normalization))
+        right = None if self.truth is None else logits.argmax(1).numpy() == self.truth[indices]
+        misfit = None if statistics is None or len(indices) < MIN_IMAGES else statistics.misfit
+        return Trial(values, len(indices), misfit, right, logits.numpy())
+
+
+_CUSTOMARY_SIDES = (28, 32, 64, 128, 224, 256)
+_MOST_SIDE = 512
+
+
+def is_by_flag(assumption: Assumption) -> bool:
+    """Whether the user said it."""
+    return (assumption.settled_by or "").startswith(("--assume", "--input-size", "--mean"))
+
+
+def is_clearly_better(one: Trial, other: Trial) -> bool:
+    """Whether the witnesses prefer `one` beyond chance; both are of the same images."""
+    fits = (
+        one.misfit is not None
+        and other.misfit is not None
+        and one.misfit <= _CLEARLY * other.misfit
+        and other.misfit - one.misfit >= _LEAST_GAIN
+    )
+    if one.right is None or other.right is None:
+        return fits
+    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
+    return (fits and gained >= lost) or _lifts(one, other)
+
+
+def _lifts(one: Trial, other: Trial) -> bool:
+    """Whether `one` gets far more right, and the BatchNorms don't speak against it."""
+    if one.right is None or other.right is None:
+        return False
+    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
+    far = gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right))
+    return bool(far) and (one.misfit is None or other.misfit is None or one.misfit <= other.misfit)
+
+
+def _is_plausible(best: Trial, assumed: Trial) -> bool:
+    """Whether `best` is about what a network does that is used as it was trained."""
+    if best.misfit is None:
+        return True
+    return best.misfit <= USUAL_MISFIT or (best.misfit <= 2 * USUAL_MISFIT and _lifts(best, assumed))
+
+
+def _best_of(better: list[Trial]) -> Trial:
+    """The one that fits best, unless another gets far more right."""
+    best = min(better, key=_order)
+    return next((trial for trial in better if _lifts(trial, best)), best)
+
+
+def same_logits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    """Whether no logit (rows, classes) differs by what could change an answer."""
+    return float(np.abs(one - other).max()) <= _SAME_LOGITS * float(np.ptp(one))
+
+
+def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
+    """Whether a few images leave open that it fits better than `few` does."""
+    if glance.misfit is None or few.misfit is None:
+        return True
+    return glance.misfit <= _WORTH_A_LOOK * few.misfit
+
+
+def _order(trial: Trial) -> tuple[float, float]:
+    return (trial.misfit if trial.misfit is not None else 0.0, -(trial.accuracy or 0.0))
+
+
+def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
+    """Keys of which each other value is clearly worse than what `current` has, or changes nothing."""
+    settled = {}
+    for key, value in current.values.items():
+        others = [rival for rival in rivals if rival.values[key] != value]
+        peers = [current if other.images == current.images else few for other in others]
+        worse = [other for other, peer in zip(others, peers, strict=True) if is_clearly_better(peer, other)]
+        same = [other for other, peer in zip(others, peers, strict=True) if same_logits(peer.logits, other.logits)]
+        if not others or len(worse) + sum(other not in worse for other in same) < len(others):
+            continue
+        nearest = min(worse, key=_order, default=None)
+        if nearest is None:
+            settled[key] = f"images: {', '.join(other.values[key] for other in others)} changes no answer"
+        else:
+            peer = peers[others.index(nearest)]
+            settled[key] = f"images: {peer.described}; with {nearest.values[key]} {nearest.described}"
+    return settled
+
+
+def _leanings(current: Trial, rivals: list[Trial], settled: Mapping[str, str]) -> Iterator[str]:
+    """What the images prefer without being clear, of what stays open."""
+    for key, value in current.values.items():
+        others = [r for r in rivals if r.values[key] != value and r.images == current.images and r.misfit is not None]
+        best = min(others, key=lambda rival: rival.misfit or 0.0, default=None)
+        if key in settled or best is None or best.misfit is None or current.misfit is None:
+            continue
+        if best.misfit <= _LEANS * current.misfit:
+            yield (
+                f"the images fit {key}={best.values[key]} a little better ({best.described}) than {key}={value} "
+                f"({current.described}), too little to tell"
+            )
+
+
+def _nearest(best: Trial, assumed: Trial) -> str:
+    changes = ", ".join(f"{key}={value}" for key, value in best.changes_from(assumed).items())
+    return (
+        f"nothing that is in use fits the images as the training's own did; nearest is {changes} ({best.described}, "
+        f"as assumed {assumed.described})"
+    )

@@ -1,0 +1,122 @@
+"""The images that an export looks at: a folder of the user's, or generated ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.reading.wrapper_prefixes import printable
+from serve.errors import ImageError, InputError
+from serve.images import decode_for, image_size
+from serve.model_package import InputSpec
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images on which artifacts are verified."""
+
+    pixels: NDArray[np.uint8]
+    """(n, height, width, channels), as they enter the network."""
+    names: tuple[str, ...]
+    source: str
+    """For people: the folder, or that they were generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Images in a folder and its subfolders, of which only the headers were read."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    """In the order of their names; evenly spread over all, if there are more than were wanted."""
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) in pixels of each."""
+
+    @property
+    def shared_size(self) -> tuple[int, int] | None:
+        """(height, width) that all of them have; None if they differ."""
+        return self.sizes[0] if len(set(self.sizes)) == 1 else None
+
+    def enlarged_for(self, input_spec: InputSpec) -> int:
+        """How many are smaller than what they are resized to."""
+        return sum(min(size) < input_spec.preprocessing.resize_shorter_side for size in self.sizes)
+
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Indices of at most `count` of them from all over the folder, as its subfolders are often classes."""
+        return np.linspace(0, len(self.files) - 1, min(count, len(self.files))).round().astype(np.int64)
+
+    def pixels(self, input_spec: InputSpec, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(n, height, width, channels) of the files at `indices`, as they enter the network.
+
+        Raises:
+            ImageError: one can't be decoded; the file is named.
+            InputError: one can't be read.
+        """
+        pixels = np.empty((len(indices), *input_spec.row_shape), np.uint8)
+        for row, index in enumerate(indices):
+            path = self.files[index]
+            try:
+                pixels[row] = decode_for(input_spec, _read(path))
+            except ImageError as error:
+                raise ImageError(f"--images: {path}: {error}") from error
+        return pixels
+
+    def sample(self, input_spec: InputSpec) -> Sample:
+        """All of them, decoded. Raises as `pixels` does."""
+        names = tuple(printable(str(path.relative_to(self.folder))) for path in self.files)
+        source = printable(f"{len(names)} images of {self.folder}")
+        return Sample(self.pixels(input_spec, range(len(self.files))), names, source)
+
+
+def image_folder(folder: Path, max_images: int) -> ImageFolder:
+    """Up to `max_images` images of `folder`, found recursively, evenly spread over their sorted names.
+
+    Raises:
+        InputError: the folder is missing or has no image, or one can't be read.
+        ImageError: the header of one is damaged; the file is named.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--images {folder}: there is no such folder")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"--images {folder}: no {', '.join(IMAGE_SUFFIXES)} file in it or its subfolders")
+    if len(files) > max_images:
+        files = [files[index] for index in np.linspace(0, len(files) - 1, max_images).round().astype(int)]
+    sizes = []
+    for path in files:
+        try:
+            sizes.append(image_size(_read(path)))
+        except ImageError as error:
+            raise ImageError(f"--images: {path}: {error}") from error
+    return ImageFolder(folder, tuple(files), tuple(sizes))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--images: {path} can't be read: {error.strerror}") from error
+
+
+def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample:
+    """`count` generated images: random colour fields from coarse to fine, as smooth and as busy as photographs are.
+
+    They show arithmetic faults; they can't show what a network does on its own domain, so the report says so.
+    """
+    generator = np.random.default_rng(seed)
+    height, width, channels = input_spec.row_shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
+    for row in range(count):
+        total = np.zeros((1, channels, height, width), np.float32)
+        for cells in (2, 4, 8, 16, 32):
+            noise = torch.from_numpy(generator.normal(size=(1, channels, cells, cells)).astype(np.float32))
+            # Amplitude falls as 1/frequency, as in natural images (Field 1987).
+            total += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").numpy() * (2.0 / cells)
+        brightness, contrast = generator.uniform(60, 200), generator.uniform(20, 90)
+        pixels[row] = np.clip(total[0].transpose(1, 2, 0) * contrast + brightness, 0, 255).astype(np.uint8)
+    return Sample(pixels, tuple(f"generated {row}" for row in range(count)), f"{count} generated images")
