@@ -34,9 +34,9 @@ _COMMANDS = {
 
 def main() -> None:
     """Run the `fuseline` command."""
-    from serve.command_line import forget_port_of_kubernetes, run_command_line
+    from serve.command_line import forget_service_links, run_command_line
 
-    forget_port_of_kubernetes()
+    forget_service_links()
     run_command_line(partial(_command_line(), prog_name="fuseline"))
 
 

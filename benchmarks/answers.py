@@ -28,23 +28,32 @@ def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected
 
 
 def check_response(
-    who: str, precision: str, response: classify_pb2.ClassifyResponse, expected: NDArray[np.float32]
+    who: str,
+    precision: str,
+    response: classify_pb2.ClassifyResponse,
+    expected: NDArray[np.float32],
+    task: str = "single-label",
 ) -> None:
     """Raise `VerificationError` unless `response` answers images whose logits are `expected` (images, classes).
 
-    Logits are compared where the response has them; the best prediction always is.
+    Logits are compared where the response has them; the best prediction always is, by what `task` makes of logits.
     """
     if len(response.results) != len(expected):
         raise VerificationError(f"{who} gave {len(response.results)} results for {len(expected)} images")
     for result, logits in zip(response.results, expected, strict=True):
         if result.logits:
             check_logits(who, precision, np.frombuffer(result.logits, "<f4"), logits)
-        _check_best(who, result.predictions[0], logits)
+        _check_best(who, result.predictions[0], _probabilities(logits.astype(np.float64), task))
 
 
-def _check_best(who: str, best: classify_pb2.Prediction, logits: NDArray[np.float32]) -> None:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()
+def _probabilities(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
+    if task == "multi-label":
+        return 1 / (1 + np.exp(-logits))
+    shifted = np.exp(logits - logits.max())
+    return shifted / shifted.sum()
+
+
+def _check_best(who: str, best: classify_pb2.Prediction, probabilities: NDArray[np.float64]) -> None:
     # Relative, since a thousand classes of an untrained network all have about 0.001.
     tolerance = _PROBABILITY_TOLERANCE * probabilities.max()
     is_best = probabilities[best.index] >= probabilities.max() - tolerance

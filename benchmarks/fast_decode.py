@@ -12,7 +12,7 @@ from benchmarks.stats import pair_ratios, spread_of
 from serve.backends import open_backend
 from serve.command_line import run_command_line
 from serve.errors import InputError
-from serve.images import decode_image
+from serve.images import decode_for
 from serve.model_package import load_package
 
 _SUFFIXES = (".jpg", ".jpeg")
@@ -28,15 +28,7 @@ def main(
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise InputError(f"there is no JPEG in {folder}; name a folder with some")
-    spec = model.manifest.input
-    decode = partial(
-        decode_image,
-        height=spec.height,
-        width=spec.width,
-        channels=spec.channels,
-        resize_shorter_side=spec.preprocessing.resize_shorter_side,
-        interpolation=spec.preprocessing.interpolation,
-    )
+    decode = partial(decode_for, model.manifest.input)
     backend, _ = open_backend(model, backend="auto", precision="fp32", buckets=(1,))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     differences, same = [], 0
@@ -54,6 +46,7 @@ def main(
     full_ms, fast_ms = (spread_of([1e3 * each for each in seconds[fast]]) for fast in (False, True))
     # Pairs are neighbours in time: both ways of one repeat of one picture.
     ratio = spread_of(pair_ratios(seconds[True], seconds[False]))
+    spec = model.manifest.input
     print(f"{len(files)} pictures, {model.manifest.name} at {spec.height} x {spec.width}, CPU time: median (quartiles)")
     print(f"full {full_ms} ms, --fast-decode {fast_ms} ms, ratio {ratio:.2f}")
     print(f"mean difference of a pixel {np.mean(differences):.2f} of 255; same class {same} of {len(files)}")

@@ -56,6 +56,8 @@ class Classify:
     is_stream: bool = False
     timeout_ms: int = 0
     """Of each request, as its message says; 0: none."""
+    task: str = "single-label"
+    """What the model's logits mean: `GetModelResponse.task`."""
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class Classify:
         return np.stack([np.frombuffer(result.logits, "<f4") for result in response.results])
 
     def check(self, who: str, precision: str, answer: bytes, expected: NDArray[np.float32]) -> None:
-        check_response(who, precision, ClassifyResponse.FromString(answer), expected)
+        check_response(who, precision, ClassifyResponse.FromString(answer), expected, self.task)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,8 +119,9 @@ def measure_open(
         InputError: no request would be due.
     """
     asked = target
-    if send_deadline and deadline_s is not None and target.protocol == Classify(is_stream=True):
-        asked = replace(target, protocol=Classify(is_stream=True, timeout_ms=max(1, round(1000 * deadline_s))))
+    protocol = target.protocol
+    if send_deadline and deadline_s is not None and isinstance(protocol, Classify) and protocol.is_stream:
+        asked = replace(target, protocol=replace(protocol, timeout_ms=max(1, round(1000 * deadline_s))))
     load = OpenLoad(
         address=target.address,
         requests=asked.requests(images_per_request, with_logits=False),

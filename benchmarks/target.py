@@ -79,7 +79,7 @@ def connect(address: str, pid: int | None = None, *, stream: bool = False) -> Ta
     model = _ask(address, expected_server, model_of)
     pixels = generated_pictures((model.height, model.width, model.channels), DISTINCT_PICTURES)
     target = _answered_alone(Target(address, model, pixels, np.empty(0, np.float32), _checked(pid)), expected_server)
-    return dataclasses.replace(target, protocol=Classify(is_stream=stream))
+    return dataclasses.replace(target, protocol=Classify(is_stream=stream, task=target.model.task))
 
 
 def connect_open_inference(

@@ -23,7 +23,7 @@ from serve.backends.engine_builder import build_engine
 from serve.backends.engine_precision import KEPT_FP32
 from serve.backends.onnx_artifact import READ_BY, Reader
 from serve.errors import BackendError, BackendUnavailableError, VerificationError
-from serve.model_package import Artifact, file_facts
+from serve.model_package import Artifact, Task, file_facts
 
 FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"
@@ -49,7 +49,7 @@ class Int8Options:
     """How the INT8 graphs are made."""
 
     bar: float = INT8_MIN_AGREEMENT
-    """Smallest share of held-out images that must have eager PyTorch's top-1 class."""
+    """Smallest share of held-out images that must have eager PyTorch's top-1 class, or its set of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,7 @@ def write_artifacts(
         "labels": facts.labels,
         "input": facts.input.model_dump(mode="json"),
         "normalization": facts.normalization.model_dump(mode="json"),
+        "task": facts.task,
     }
     with narrator.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
@@ -132,7 +133,7 @@ def write_artifacts(
     quantised: dict[str, Int8Graph] = {}
     int8_warnings: tuple[str, ...] = ()
     if int8 is not None:
-        quantised, int8_warnings = _int8_graphs(fp32, sample, eager, layer_names, int8.bar, narrator)
+        quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, narrator)
         for path, graph in quantised.items():
             told = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
             artifacts.append(_write(folder, path, _bytes(graph.model), "onnx", "int8", told))
@@ -164,6 +165,7 @@ def _int8_graphs(
     fp32: onnx.ModelProto,
     sample: Sample,
     eager: NDArray[np.float32],
+    task: Task,
     layer_names: Mapping[str, str],
     bar: float,
     narrator: Narrator,
@@ -171,7 +173,12 @@ def _int8_graphs(
     held_out = judged_by("int8", len(sample.pixels))
     with narrator.step("Calibrating INT8") as step:
         calibrated = calibrate(
-            fp32, sample.pixels[~held_out], sample.pixels[held_out], eager[held_out], on_progress=step.advance_to
+            fp32,
+            sample.pixels[~held_out],
+            sample.pixels[held_out],
+            eager[held_out],
+            task=task,
+            on_progress=step.advance_to,
         )
         step.done(f"{len(calibrated.images.held_out)} of the images held out")
     graphs = {}

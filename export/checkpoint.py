@@ -25,6 +25,9 @@ _STATISTICS = ("running_mean", "running_var", _COUNTER)
 _MAX_NAMED_CLASSES = 6
 _MAX_DIMENSIONS = 32
 
+TRAINED_FOR = {"multi-label": "several labels of one picture", "regression": "regression"}
+"""`task` of the metadata to words."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -40,8 +43,9 @@ class Checkpoint:
     """What was done: the container taken, prefixes stripped, types changed, metadata left out."""
     metadata: dict[str, Any]
     """Of what stood beside the weights: `labels` (list of str), `mean` and `std` (lists of float, of pixels scaled to
-    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`); each only if it is
-    there and well-formed."""
+    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`), `crop_offset`
+    (`rounded` or `floored`), `task` (`single-label`, `multi-label` or `regression`); each only if it is there and
+    well-formed."""
     counters: dict[str, Tensor] = field(default_factory=dict)
     """Every `num_batches_tracked`, without wrappers' prefixes."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +91,8 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
             f"{path}: what stands beside its weights can't be read ({error}); save the state dict alone: "
             "torch.save(model.state_dict(), PATH)"
         ) from error
+    if (task := metadata.get("task", "single-label")) != "single-label":
+        notes.append(f"trained for {TRAINED_FOR[task]}, as what stands beside the weights says")
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
     return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)

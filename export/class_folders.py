@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.reading.wrapper_prefixes import printable
 from export.sample import ImageFolder
 
 KEY = "folders"
@@ -64,7 +65,7 @@ def class_folders(images: ImageFolder, labels: Sequence[str] | None, classes: in
         )
     truth = _truth(inside, {name: index for index, name in enumerate(names)})
     if labels is None:
-        return ClassFolders(names, truth, tuple(_doubts_of_order(names))), ""
+        return ClassFolders(tuple(map(printable, names)), truth, tuple(_doubts_of_order(names))), ""
     doubt = (
         f"the folders' names ({_some(names)}) don't fit the labels ({_some(labels)}); the folders in sorted order are "
         "taken for the classes, as torchvision's ImageFolder has them"

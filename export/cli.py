@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from export.flags import Assume, Ema, Factory, FactoryArguments, HeadFrom, Input
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
+
+if TYPE_CHECKING:
+    from serve.model_package import Task
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,8 +44,8 @@ def export(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="Of the other half, the share that must have PyTorch's top-1 class; default: 0.98. Layers that INT8 "
-            "harms most stay in FP32 until it holds.",
+            help="Of the other half, the share that must have PyTorch's top-1 class (multi-label: its set of labels); "
+            "default: 0.98. Layers that INT8 harms most stay in FP32 until it holds.",
         ),
     ] = None,
     images: Annotated[
@@ -59,6 +62,14 @@ def export(
         str | None, typer.Option(metavar="R,G,B", help="Mean of the training pixels scaled to 0..1.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Their standard deviation.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="single-label|multi-label",
+            help="Whether a picture has one of the labels (softmax) or any number of them (a sigmoid for each); "
+            "default: what the checkpoint says, or single-label.",
+        ),
+    ] = None,
     input_size: InputSize = None,
     assume: Assume = None,
     strict: Annotated[
@@ -117,18 +128,19 @@ def export(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         input_size=None if input_size is None else input_size_from_text(input_size),
+        task=None if task is None else _task(task),
     )
     result = export_checkpoint(options, ConsoleNarrator())
-    worst = min(v.top1_agreement for v in result.manifest.verification)
+    worst = min(result.manifest.verification, key=lambda verification: verification.agreement)
     verified = {v.artifact for v in result.manifest.verification}
     right = [v for v in result.manifest.verification if v.accuracy is not None]
     accurate = f", {min(v.accuracy or 0.0 for v in right):.2%} right at least" if right else ""
     not_run = [a.path for a in result.manifest.artifacts if a.path not in verified]
     unproven = f"; NOT run here: {', '.join(not_run)}" if not_run else ""
+    agreement = f"{worst.agreement_on} agreement with PyTorch at least {worst.agreement:.2%}"
     typer.echo(
-        f"{result.folder}/ is complete: {len(verified)} artifacts verified, top-1 agreement with PyTorch at least "
-        f"{worst:.2%}{accurate}{unproven}; see {result.folder}/report.html, serve it with: fuseline serve "
-        f"{result.folder}"
+        f"{result.folder}/ is complete: {len(verified)} artifacts verified, {agreement}{accurate}{unproven}; see "
+        f"{result.folder}/report.html, serve it with: fuseline serve {result.folder}"
     )
 
 
@@ -141,6 +153,13 @@ def _command_line() -> str:
     """What the user typed, as a shell takes it; of a bare `export`, a word of the shell's own, as `fuseline export`."""
     program, *arguments = sys.argv
     return shlex.join(["fuseline", *([] if Path(program).name == "fuseline" else ["export"]), *arguments])
+
+
+def _task(text: str) -> "Task":
+    match text:
+        case "single-label" | "multi-label":
+            return text
+    raise InputError(f"--task {text!r}: single-label or multi-label was expected")
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

@@ -13,6 +13,7 @@ from export.inspecting.operations import OperationGraph
 from export.inspecting.traced_operations import operations_from_trace
 from export.loading import NetworkSource, network_of, read_source
 from export.network import TrainedNetwork
+from export.reading.wrapper_prefixes import printable
 from export.trace import trace
 from serve.errors import ArchitectureError, InputError
 
@@ -33,7 +34,11 @@ def inspect_source(source: NetworkSource, input_size: tuple[int, int] | None = N
     checkpoint = read_source(source)
     network = network_of(checkpoint, source, input_size)
     return inspect_network(
-        network, file=checkpoint.path.name, sha256=checkpoint.sha256, notes=checkpoint.notes, input_size=input_size
+        network,
+        file=printable(checkpoint.path.name),
+        sha256=checkpoint.sha256,
+        notes=checkpoint.notes,
+        input_size=input_size,
     )
 
 

@@ -10,7 +10,15 @@ from export.labels import labels_from
 from export.network import TrainedNetwork
 from export.normalizations import KEY, normalization_from
 from serve.errors import InputError
-from serve.model_package import MAX_INPUT_SIDE, Assumption, InputSpec, Normalization, Preprocessing
+from serve.model_package import (
+    MAX_INPUT_SIDE,
+    Assumption,
+    InputSpec,
+    Normalization,
+    Preprocessing,
+    Task,
+    described_classes,
+)
 
 SIZE = "size"
 """What `--assume` calls the input size."""
@@ -31,6 +39,7 @@ class ModelFacts:
     input: InputSpec
     normalization: Normalization
     labels: tuple[str, ...]
+    task: Task
     assumptions: tuple[Assumption, ...]
     """What changes answers and was taken as customary, or as a flag says."""
     warnings: tuple[str, ...]
@@ -44,6 +53,11 @@ class ModelFacts:
         kind = "RGB" if self.input.channels == 3 else "grey"
         return f"{self.input.height} x {self.input.width} {kind}"
 
+    @property
+    def described_classes(self) -> str:
+        """For people: `10 classes`, or what they are where several may hold."""
+        return described_classes(len(self.labels), self.task)
+
 
 def facts_from(
     checkpoint: Checkpoint,
@@ -55,6 +69,7 @@ def facts_from(
     input_size: tuple[int, int] | None = None,
     assumed: Mapping[str, str] = {},
     shared_size: tuple[int, int] | None = None,
+    task: Task | None = None,
 ) -> ModelFacts:
     """Flags win over what the checkpoint holds, which wins over what images show, then over what is customary.
 
@@ -69,12 +84,15 @@ def facts_from(
         shared_size: (height, width) that all of the user's images have; taken where no size is customary.
 
     Raises:
-        InputError: labels, mean, std or the input size don't fit the network; or nothing tells the size of its input.
+        InputError: labels, mean, std or the input size don't fit the network; nothing tells the size of its input; it
+            was trained for regression, or has a single logit.
     """
+    meaning = _task(checkpoint, network, task)
     if network.classes < 2:
+        by = " and export it with --task single-label" if meaning == "multi-label" else ""
         raise InputError(
             "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
-            "classes by softmax. With two rows it is one: stack the weight to [0, w] and the bias to [0, b]"
+            f"classes. With two rows it is one, by softmax: stack the weight to [0, w] and the bias to [0, b]{by}"
         )
     warnings: list[str] = list(checkpoint.metadata.get("warnings", ()))
     channels = _channels(network)
@@ -91,10 +109,24 @@ def facts_from(
         ),
         normalization=normalization,
         labels=names,
+        task=meaning,
         assumptions=(*size, *normalized, *others),
         warnings=tuple(warnings),
         labels_told=told,
     )
+
+
+def _task(checkpoint: Checkpoint, network: TrainedNetwork, flag: Task | None) -> Task:
+    if flag is not None:
+        return flag
+    stored: Any = checkpoint.metadata.get("task", "single-label")
+    if stored == "regression":
+        several = "; if they are logits of classes all the same, say so: --task single-label or --task multi-label"
+        raise InputError(
+            "the checkpoint says that it was trained for regression: its outputs are quantities, and Fuseline serves "
+            f"classifiers of 2 or more classes{several if network.classes > 1 else ''}"
+        )
+    return stored  # type: ignore[no-any-return]
 
 
 def with_input_size(facts: ModelFacts, checkpoint: Checkpoint, size: tuple[int, int]) -> ModelFacts:
@@ -146,7 +178,8 @@ def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], warnings: list
                 f"{customary} is assumed"
             )
     interpolation = checkpoint.metadata.get("interpolation", "bilinear")
-    return Preprocessing(resize_shorter_side=resize, interpolation=interpolation)
+    crop_offset = checkpoint.metadata.get("crop_offset", "rounded")
+    return Preprocessing(resize_shorter_side=resize, interpolation=interpolation, crop_offset=crop_offset)
 
 
 def _input_size(

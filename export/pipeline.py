@@ -18,6 +18,7 @@ from export.loading import NetworkSource, network_of, read_source
 from export.model_facts import ModelFacts, facts_from, no_labels
 from export.network import TrainedNetwork
 from export.progress import Narrator
+from export.reading.wrapper_prefixes import printable
 from export.report import Report, write_report
 from export.sample import ImageFolder, Sample, generated_sample, image_folder
 from export.settling import check_accuracy, settle
@@ -37,6 +38,7 @@ from serve.model_package import (
     Manifest,
     ModelPackage,
     PackageFile,
+    Task,
     Verification,
     check_destination,
     file_facts,
@@ -75,6 +77,8 @@ class ExportOptions:
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     """(height, width) in pixels."""
+    task: Task | None = None
+    """None: what the checkpoint says, or single-label."""
     strict: bool = False
     """Refuse while anything that changes answers is assumed and not settled."""
     command: str = "fuseline export CHECKPOINT"
@@ -120,8 +124,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             input_size=options.input_size,
             assumed=options.source.assumed,
             shared_size=shared_size,
+            task=options.task,
         )
-        step.done(f"{trained.architecture}, {len(facts.labels)} classes, input {facts.described_input}")
+        step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}")
     told = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, narrator)
     facts, doubts = told.facts, told.doubts
     with narrator.step("Collecting images to verify on") as step:
@@ -173,6 +178,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 artifacts=written.artifacts,
                 reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
                 provenance=_provenance(checkpoint, options),
+                task=facts.task,
                 assumptions=facts.assumptions,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
@@ -302,7 +308,8 @@ def _verify(
             verifications += done
             skipped += left
             results = [
-                f"{v.backend} top-1 {v.top1_agreement:.2%}, off by {v.max_abs_difference:.2g}{_right(v)}" for v in done
+                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}{_right(v)}"
+                for v in done
             ]
             step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in left))))
     if not verifications:
@@ -322,7 +329,7 @@ def _right(verification: Verification) -> str:
 
 def _provenance(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
     return {
-        "checkpoint": options.source.checkpoint.name,
+        "checkpoint": printable(options.source.checkpoint.name),
         "checkpoint_sha256": checkpoint.sha256,
         "reading": list(checkpoint.notes),
         "versions": {name: found for name in _VERSIONS_OF if (found := _version(name)) is not None},

@@ -55,7 +55,7 @@ def write_report(folder: Path, report: Report) -> None:
     plain = report.as_dict()
     (folder / "report.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     page = page_environment().get_template("report.html.j2").render(plain, layers_in_precision=_in_precision(plain))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _in_precision(plain: dict[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:

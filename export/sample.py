@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.reading.wrapper_prefixes import printable
 from serve.errors import ImageError, InputError
-from serve.images import decode_image, image_size
+from serve.images import decode_for, image_size
 from serve.model_package import InputSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -60,22 +61,16 @@ class ImageFolder:
         for row, index in enumerate(indices):
             path = self.files[index]
             try:
-                pixels[row] = decode_image(
-                    _read(path),
-                    height=input_spec.height,
-                    width=input_spec.width,
-                    channels=input_spec.channels,
-                    resize_shorter_side=input_spec.preprocessing.resize_shorter_side,
-                    interpolation=input_spec.preprocessing.interpolation,
-                )
+                pixels[row] = decode_for(input_spec, _read(path))
             except ImageError as error:
                 raise ImageError(f"--images: {path}: {error}") from error
         return pixels
 
     def sample(self, input_spec: InputSpec) -> Sample:
         """All of them, decoded. Raises as `pixels` does."""
-        names = tuple(str(path.relative_to(self.folder)) for path in self.files)
-        return Sample(self.pixels(input_spec, range(len(self.files))), names, f"{len(names)} images of {self.folder}")
+        names = tuple(printable(str(path.relative_to(self.folder))) for path in self.files)
+        source = printable(f"{len(names)} images of {self.folder}")
+        return Sample(self.pixels(input_spec, range(len(self.files))), names, source)
 
 
 def image_folder(folder: Path, max_images: int) -> ImageFolder:

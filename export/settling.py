@@ -133,7 +133,12 @@ def _folders(images: ImageFolder, facts: ModelFacts, assumed: Mapping[str, str])
     said = assumed.get(FOLDERS)
     if said not in (None, "classes", "other"):
         raise InputError(f"--assume {FOLDERS}={said}: classes or other was expected")
-    if said == "other":
+    if facts.task == "multi-label" and said == "classes":
+        raise InputError(
+            f"--assume {FOLDERS}=classes: a folder tells one class of a picture, which may have several of a "
+            "multi-label network's; leave it out"
+        )
+    if said == "other" or facts.task == "multi-label":
         return None, ""
     found, why_not = class_folders(images, facts.labels if facts.labels_told else None, len(facts.labels))
     if found is None and said == "classes":

@@ -52,9 +52,10 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
     if not isinstance(given, tuple | list) or len(given) != 1 or not isinstance(given[0], fx.Node):
         raise ArchitectureError("the network doesn't return one tensor of logits (rows, classes)")
     if given[0].target in _PROBABILITIES:
+        name = _PROBABILITIES[given[0].target]
+        how = "the server applies softmax" if name == "softmax" else "with --task multi-label the server applies it"
         raise ArchitectureError(
-            f"the network ends in a {_PROBABILITIES[given[0].target]}, so it returns probabilities; expected logits, "
-            "leave it out: the server applies softmax"
+            f"the network ends in a {name}, so it returns probabilities; expected logits, leave it out: {how}"
         )
     output.args = (given[0],)
     # The exported module keeps the caller's pytree convention and refuses eval(); a plain one does neither.

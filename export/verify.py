@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.batch_rows import batch_rows
+from export.int8.closeness import agreement as agreement_of
+from export.int8.closeness import answer_margins, same_answers
 from export.int8.runtimes import onnxruntime_logits
 from export.sample import Sample
 from serve.backends import BACKENDS, open_backend, why_not_installed
 from serve.backends.onnx_artifact import READ_BY
 from serve.backends.padded import infer_in_largest_bucket
 from serve.errors import BackendUnavailableError, VerificationError
-from serve.model_package import Artifact, ModelPackage, Normalization, Verification
+from serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
 from serve.reference import MAX_DIFFERENCE
 
 FP16_MIN_AGREEMENT = 0.995
-"""Smallest share of images on which an FP16 artifact's top-1 class is eager's."""
+"""Smallest share of images on which an FP16 artifact's answer, its top-1 class or set of labels, is eager's."""
 INT8_MIN_AGREEMENT = 0.98
 """The same of an INT8 artifact, on images that it was not calibrated on."""
 FP16_RESOLUTION = 2.0**-10
@@ -94,7 +96,7 @@ def verify_artifact(
         int8_bar: see `compare`.
         truth: (n,), the class of each image of `sample`, if anything tells.
     """
-    judging = judged_by(artifact.precision, len(sample.pixels))
+    judging, task = judged_by(artifact.precision, len(sample.pixels)), package.manifest.task
     pixels, eager, source = sample.pixels[judging], eager[judging], sample.source
     if not judging.all():
         source = f"{len(pixels)} held-out images of {source}"
@@ -102,7 +104,7 @@ def verify_artifact(
         logits = onnxruntime_logits(onnx.load_from_string(package.read(artifact)), pixels)
         on_progress(1.0)
         described = "onnxruntime (CPU), which rounds as the graph says"
-        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar)
+        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
         return [_with_accuracy(compared, truth, judging, eager, logits)], []
     verifications, skipped = [], []
     names = [name for name in BACKENDS if (name == "tensorrt") == (artifact.format != "onnx")]
@@ -119,7 +121,7 @@ def verify_artifact(
         except BackendUnavailableError as error:
             skipped.append(Skipped(artifact.path, name, str(error)))
             continue
-        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar)
+        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
         verifications.append(_with_accuracy(compared, truth, judging, eager, logits))
     return verifications, skipped
 
@@ -145,11 +147,13 @@ def compare(
     served: NDArray[np.float32],
     *,
     int8_bar: float = INT8_MIN_AGREEMENT,
+    task: Task = "single-label",
 ) -> Verification:
     """Differences between two (n, classes) arrays of logits, and whether they keep the bar of the precision.
 
     Args:
-        int8_bar: smallest share of images on which an INT8 artifact's top-1 class must be eager's.
+        int8_bar: smallest share of images on which an INT8 artifact's answer must be eager's.
+        task: whether an image's answer is its top-1 class, or its set of labels of probability 0.5 or more.
     """
     if eager.shape != served.shape:
         raise VerificationError(f"{artifact.path} on {backend} gave logits {served.shape}, eager PyTorch {eager.shape}")
@@ -160,10 +164,9 @@ def compare(
         )
     difference = np.abs(served.astype(np.float64) - eager)
     spread = float(eager.max() - eager.min())
-    chosen, expected = served.argmax(axis=1), eager.argmax(axis=1)
-    agreement = float((chosen == expected).mean())
-    margin = np.take_along_axis(eager, expected[:, None], 1) - np.take_along_axis(eager, chosen[:, None], 1)
-    ties = int(((chosen != expected) & (margin[:, 0] <= FP16_RESOLUTION * np.abs(eager).max())).sum())
+    same, margins = same_answers(served, eager, task), answer_margins(served, eager, task)
+    agreement = float(same.mean())
+    ties = int((~same & (margins <= FP16_RESOLUTION * np.abs(eager).max())).sum())
     if artifact.precision == "fp32":
         bar = f"largest difference at most {MAX_DIFFERENCE['fp32']:g} of the logit range"
         passed = float(difference.max()) <= MAX_DIFFERENCE["fp32"] * spread
@@ -173,7 +176,8 @@ def compare(
         excused = ties / len(eager) if artifact.precision == "fp16" else 0.0
         least = FP16_MIN_AGREEMENT if artifact.precision == "fp16" else int8_bar
         apart = ", ties within FP16's resolution apart" if artifact.precision == "fp16" else ""
-        bar = f"top-1 agreement at least {least:.1%}{apart}; largest difference at most {most:g} of the logit range"
+        on = AGREEMENT_ON[task]
+        bar = f"{on} agreement at least {least:.1%}{apart}; largest difference at most {most:g} of the logit range"
         # A server holds its backend against the same difference: what passes here must not be refused there.
         passed = agreement + excused >= least and float(difference.max()) <= most * spread
     return Verification(
@@ -181,7 +185,8 @@ def compare(
         backend=backend,
         images=len(eager),
         image_source=source,
-        top1_agreement=agreement,
+        top1_agreement=agreement_of(served, eager),
+        label_set_agreement=agreement if task == "multi-label" else None,
         ties=ties,
         max_abs_difference=float(difference.max()),
         mean_abs_difference=float(difference.mean()),
@@ -194,8 +199,8 @@ def compare(
 def check_passed(verifications: Sequence[Verification]) -> None:
     """Raise `VerificationError` naming every artifact below its bar, with what was measured."""
     failures = [
-        f"{v.artifact} on {v.backend}: top-1 agreement {v.top1_agreement:.2%} on {v.images} images, largest difference "
-        f"{v.max_abs_difference:.3g} of a logit range of {v.logit_range:.3g}; the bar is: {v.bar}"
+        f"{v.artifact} on {v.backend}: {v.agreement_on} agreement {v.agreement:.2%} on {v.images} images, largest "
+        f"difference {v.max_abs_difference:.3g} of a logit range of {v.logit_range:.3g}; the bar is: {v.bar}"
         for v in verifications
         if not v.passed
     ]

@@ -94,8 +94,42 @@ class GetModelRequest(_message.Message):
     model: str
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
+class Assumption(_message.Message):
+    __slots__ = ("key", "value", "meaning", "alternatives", "flag", "settled_by")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    MEANING_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_BY_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    meaning: str
+    alternatives: _containers.RepeatedScalarFieldContainer[str]
+    flag: str
+    settled_by: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ..., meaning: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ..., flag: _Optional[str] = ..., settled_by: _Optional[str] = ...) -> None: ...
+
+class Verification(_message.Message):
+    __slots__ = ("artifact", "backend", "images", "agreement", "passed", "accuracy", "eager_accuracy")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    EAGER_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    artifact: str
+    backend: str
+    images: int
+    agreement: float
+    passed: bool
+    accuracy: float
+    eager_accuracy: float
+    def __init__(self, artifact: _Optional[str] = ..., backend: _Optional[str] = ..., images: _Optional[int] = ..., agreement: _Optional[float] = ..., passed: _Optional[bool] = ..., accuracy: _Optional[float] = ..., eager_accuracy: _Optional[float] = ...) -> None: ...
+
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json")
+    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json", "task", "crop_offset", "assumptions", "verification")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +146,10 @@ class GetModelResponse(_message.Message):
     MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_JSON_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CROP_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ASSUMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     architecture: str
@@ -128,4 +166,8 @@ class GetModelResponse(_message.Message):
     max_images_per_request: int
     max_message_bytes: int
     verification_json: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ...) -> None: ...
+    task: str
+    crop_offset: str
+    assumptions: _containers.RepeatedCompositeFieldContainer[Assumption]
+    verification: _containers.RepeatedCompositeFieldContainer[Verification]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ..., task: _Optional[str] = ..., crop_offset: _Optional[str] = ..., assumptions: _Optional[_Iterable[_Union[Assumption, _Mapping]]] = ..., verification: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ...) -> None: ...

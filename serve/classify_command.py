@@ -3,7 +3,7 @@
 import heapq
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.bar import Bar
@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serve.client import Answer, Client, StreamAnswer
+from serve.client import Client, Prediction, StreamAnswer
 from serve.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+LABEL_HOLDS_FROM = 0.5
 
 _DEFAULT_TOP_K = 5
 _MAX_LABEL_WIDTH = 32
@@ -23,6 +25,9 @@ _BAR_WIDTH = 30
 
 def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
+
+    Of a multi-label model a table says `yes` of labels of probability 0.5 or more. What the model's export assumed, and
+    nothing has settled, is said on stderr first; in JSON it is among each image's values, for programs.
 
     The code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
 
@@ -35,16 +40,28 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     with Client(address) as client:
         served = client.model(model)
         if top_k is None:
-            top_k = min(_DEFAULT_TOP_K, len(served.labels))
-        elif not 1 <= top_k <= len(served.labels):
+            # Of a multi-label model more of them may hold than are shown otherwise.
+            asked = len(served.labels) if served.task == "multi-label" else min(_DEFAULT_TOP_K, len(served.labels))
+        elif 1 <= top_k <= len(served.labels):
+            asked = top_k
+        else:
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
+        open_assumptions = [assumption.line for assumption in served.assumptions if assumption.is_open]
+        if not as_json:
+            for line in open_assumptions:
+                sys.stderr.write(f"warning: {served.name}: {line}\n")
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
-        for item in _in_order(client.classify_stream(files, top_k=top_k, model=model)):
+        for item in _in_order(client.classify_stream(files, top_k=asked, model=model)):
             file = files[item.position]
+            predictions = () if item.answer is None else item.answer.results[0].predictions
+            if top_k is None:
+                holding = sum(prediction.probability >= LABEL_HOLDS_FROM for prediction in predictions)
+                predictions = predictions[: max(holding, _DEFAULT_TOP_K)]
             if as_json:
-                sys.stdout.write(json.dumps(_json_object(file, item), ensure_ascii=False) + "\n")
+                told = {"task": served.task} | ({"assumptions": open_assumptions} if open_assumptions else {})
+                sys.stdout.write(json.dumps(_json_object(file, item, predictions, told)) + "\n")
             elif item.answer is not None:
-                _print_table(console, file, item.answer, label_width)
+                _print_table(console, file, predictions, label_width, served.task)
             if item.error is not None:
                 sys.stderr.write(f"error: {file}: {item.error}\n")
                 exit_code = max(exit_code, item.error.exit_code)
@@ -79,22 +96,27 @@ def _in_order(answers: Iterable[StreamAnswer]) -> Iterator[StreamAnswer]:
             due += 1
 
 
-def _print_table(console: Console, file: Path, answer: Answer, label_width: int) -> None:
+def _print_table(console: Console, file: Path, predictions: Sequence[Prediction], label_width: int, task: str) -> None:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=label_width, no_wrap=True, overflow="ellipsis")
     table.add_column(width=_BAR_WIDTH)
     table.add_column(justify="right")
-    for prediction in answer.results[0].predictions:
-        table.add_row(
+    for prediction in predictions:
+        row = (
             Text(prediction.label),
             Bar(1.0, 0.0, prediction.probability, width=_BAR_WIDTH, color="green"),
             f"{prediction.probability:.1%}",
         )
+        # Of a multi-label model the most probable label may not hold, and several may.
+        told = () if task == "single-label" else ("yes" if prediction.probability >= LABEL_HOLDS_FROM else "no",)
+        table.add_row(*row, *told)
     console.print(Text(str(file), style="bold"), soft_wrap=True)
     console.print(table)
 
 
-def _json_object(file: Path, item: StreamAnswer) -> dict[str, object]:
+def _json_object(
+    file: Path, item: StreamAnswer, predictions: Sequence[Prediction], told: Mapping[str, object]
+) -> dict[str, object]:
     if item.answer is None:
         return {"image": str(file), "error": str(item.error)}
     answer = item.answer
@@ -102,9 +124,8 @@ def _json_object(file: Path, item: StreamAnswer) -> dict[str, object]:
         "image": str(file),
         "model": answer.model,
         "model_version": answer.model_version,
-        "predictions": [
-            {"index": p.index, "label": p.label, "probability": p.probability} for p in answer.results[0].predictions
-        ],
+        **told,
+        "predictions": [{"index": p.index, "label": p.label, "probability": p.probability} for p in predictions],
         "timing": {
             "preprocess_ms": answer.preprocess_ms,
             "queue_ms": answer.queue_ms,

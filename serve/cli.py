@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.command_line import forget_port_of_kubernetes, run_command_line
+from serve.command_line import forget_service_links, forgotten_links, run_command_line
 from serve.memory_guard import MemoryGuard, memory_limit_bytes
 from serve.settings import Settings, settings_from_flags
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from serve.workers.supervisor import Supervisor
 
 _STARTED = time.monotonic()
+
+_log = logging.getLogger(__name__)
 
 
 def _option(field: str, help: str) -> Any:
@@ -97,6 +99,8 @@ def serve(
         engine_cache=engine_cache,
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for link in forgotten_links:
+        _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # Before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
@@ -107,8 +111,9 @@ def serve(
         guard.stop()
         for model in server.repository:
             backend = model.backend
+            kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             typer.echo(
-                f"{model.name} (version {model.manifest.version}): {backend.name} on {backend.device}, "
+                f"{model.name} (version {model.manifest.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}"
             )
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
@@ -134,7 +139,10 @@ def classify(
         list[Path], typer.Argument(metavar="IMAGE|DIR", help="JPEG, PNG or WebP files, or folders of them.")
     ],
     top_k: Annotated[
-        int | None, typer.Option(help="How many classes to show for each image; default: 5, or all if fewer.")
+        int | None,
+        typer.Option(
+            help="How many classes to show for each image; default: 5, or all if fewer, and every label that holds."
+        ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
@@ -154,5 +162,5 @@ def main() -> None:
     """`python -m serve`, which is `fuseline serve`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
-    forget_port_of_kubernetes()
+    forget_service_links()
     run_command_line(app)

@@ -8,7 +8,7 @@ with Client("127.0.0.1:8001") as client:
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
 from protos.classify_pb2_grpc import ClassifierStub
 from serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
+from serve.model_description import ModelDescription, description_from_response
 from serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
@@ -34,7 +35,7 @@ _SMALLEST_LIMIT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class and its probability."""
+    """One class and its probability; of a multi-label model, one label and its own."""
 
     index: int
     label: str
@@ -46,7 +47,7 @@ class ImageAnswer:
     """The answer for one image."""
 
     predictions: tuple[Prediction, ...]
-    """Most probable first."""
+    """Most probable first. Of a multi-label model those of probability 0.5 or more are customarily taken to hold."""
 
     logits: NDArray[np.float32] | None = None
     """(classes,); only when asked for."""
@@ -78,28 +79,6 @@ class StreamAnswer:
     error: FuselineError | None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """A served model and its server's limits."""
-
-    name: str
-    version: str
-    architecture: str
-    labels: tuple[str, ...]
-    height: int
-    width: int
-    channels: int
-    resize_shorter_side: int
-    interpolation: str
-    backend: str
-    precision: str
-    backend_reason: str
-    batch_buckets: tuple[int, ...]
-    max_images_per_request: int
-    max_message_bytes: int
-    verification_json: str
-
-
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
@@ -127,10 +106,7 @@ class Client:
         """Describe the model called `name`; empty: the server's only one."""
         with self._errors_of_the_tree(timeout_s):
             described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
-        description = ModelDescription(
-            **{field.name: getattr(described, field.name) for field in fields(ModelDescription)}
-            | {"labels": tuple(described.labels), "batch_buckets": tuple(described.batch_buckets)}
-        )
+        description = description_from_response(described)
         self._known_models[name] = description
         return description
 
@@ -148,7 +124,7 @@ class Client:
         Args:
             images: see `ImageLike`. Encoded ones are resized and cropped by the server; raw pixels must already have
                 the shape of the model's input.
-            top_k: how many classes to return for each image.
+            top_k: how many classes to return for each image, the most probable ones.
             model: may be empty when the server has only one.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
@@ -158,12 +134,12 @@ class Client:
                 message over the server's limit among it.
         """
         several = [images] if isinstance(images, str | Path | bytes | np.ndarray) else images
-        request = ClassifyRequest(
-            model=model, images=[self._message(image, model) for image in several], return_logits=return_logits
-        )
-        _set_top_k(request, top_k)
-        self._check_size(request)
         with self._errors_of_the_tree(timeout_s):
+            request = ClassifyRequest(
+                model=model, images=[self._message(image, model) for image in several], return_logits=return_logits
+            )
+            _set_top_k(request, top_k)
+            self._check_size(request)
             response = self._stub.Classify(request, timeout=timeout_s)
         return _answer(response)
 
@@ -243,6 +219,8 @@ class Client:
             yield
         except grpc.RpcError as error:
             raise self._error_from_rpc(error, timeout_s) from error
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{error.object!r} can't be sent: it is no UTF-8 text") from error
 
     def _error_from_rpc(self, error: grpc.RpcError, timeout_s: float | None) -> FuselineError:
         # Every error of a synchronous call is the call itself; the stubs don't say so.

@@ -1,8 +1,11 @@
 """How every command begins and ends.
 
-At the end errors are one line on stderr and an exit code, never a traceback.
+It may print whatever it likes: what the terminal's encoding lacks is replaced. At the end errors are one line on stderr
+and an exit code, never a traceback.
 """
 
+import codecs
+import io
 import os
 import re
 import signal
@@ -12,6 +15,25 @@ from types import FrameType
 from typing import NoReturn
 
 from serve.errors import FuselineError
+
+forgotten_links: list[str] = []
+"""`NAME=VALUE` of what `forget_service_links` removed, for the log of a server, which begins later."""
+
+_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
+_STAND_INS = {
+    **dict.fromkeys(range(0x2580, 0x25A0), "#"),  # block elements: bars
+    **dict.fromkeys(range(0x2500, 0x2580), "-"),  # box drawing: tables and progress bars
+    **dict.fromkeys(range(0x2800, 0x2900), "."),  # Braille: spinners
+    ord("✓"): "+",
+    ord("✗"): "x",
+    ord("…"): "~",
+    ord("·"): "-",
+    ord("×"): "x",
+}
+"""Code points that tables, bars and ticks are drawn with, to characters as wide that every encoding has."""
+
+_REPLACE = "fuseline.replace"
 
 _EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors", "jinja2"), "export"),
@@ -28,6 +50,7 @@ def run_command_line(command: Callable[[], object]) -> None:
     it started. A second one does end it on the spot. A server has its own handler while it serves.
     Errors outside the tree of `serve.errors` are defects and keep their traceback.
     """
+    _print_in_any_encoding()
     before = signal.signal(signal.SIGTERM, _exit_tidily)
     try:
         command()
@@ -44,14 +67,38 @@ def run_command_line(command: Callable[[], object]) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def forget_port_of_kubernetes() -> None:
-    """Remove `FUSELINE_PORT` from the environment if it is what Kubernetes sets for a Service called "fuseline".
+def forget_service_links() -> None:
+    """Remove from the environment what Kubernetes sets there for Services and a flag would read as its own.
 
-    That is a URL such as tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while
-    `--port` reads a number from the same variable. Every other value stays, to be refused if it is wrong.
+    A Service called "fuseline" makes `FUSELINE_PORT`, one called "fuseline-http" `FUSELINE_HTTP_PORT`: URLs such as
+    tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while flags read numbers
+    there. No flag can have the name of its other variables: those have `_SERVICE_HOST`, `_SERVICE_PORT` or
+    `_PORT_8001_TCP` in them. Every other value stays, to be refused if it is wrong.
     """
-    if re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", os.environ.get("FUSELINE_PORT", "")):
-        del os.environ["FUSELINE_PORT"]
+    links = {name: value for name, value in os.environ.items() if re.fullmatch(r"FUSELINE_(\w+_)?PORT", name)}
+    forgotten_links[:] = [f"{name}={value}" for name, value in links.items() if _LINK.fullmatch(value)]
+    for link in forgotten_links:
+        del os.environ[link.partition("=")[0]]
+
+
+def _print_in_any_encoding() -> None:
+    """Let stdout and stderr take every text: what their encoding lacks is written by stand-ins or as an escape."""
+    codecs.register_error(_REPLACE, _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        # Others, as tests and notebooks put there, have no encoding that could lack anything.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_REPLACE)
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(ord(c)) or _escaped(c) for c in lacking), error.end
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _exit_tidily(number: int, _: FrameType | None) -> NoReturn:

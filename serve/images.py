@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from serve.errors import ImageError
+from serve.model_package import CropOffset, InputSpec
 
 MAX_PIXELS = 50_000_000
 """Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
@@ -21,7 +22,10 @@ _FAST_DECODE_GAP = 2
 answered another class for one picture in eight."""
 
 _MODES = {1: "L", 3: "RGB"}
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+"""Pillow's modes of 8 bits a channel or fewer, which it converts by their meaning. It clips all others at 255."""
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PILLOW_CANNOT = "cannot handle "
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 _SIGNATURES = (
@@ -54,13 +58,17 @@ def decode_image(
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     max_pixels: int = MAX_PIXELS,
     fast: bool = False,
+    crop_offset: CropOffset = "rounded",
 ) -> NDArray[np.uint8]:
     """Return the pixels (height, width, channels), C-contiguous, RGB or grey, of a JPEG, PNG or WebP file.
 
     They are, to the pixel, those of torchvision's image loader (`PIL.Image.open(...).convert("RGB")`, or "L" for one
     channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
     there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
-    animation the first frame is taken.
+    animation the first frame is taken. Of 16 bits a channel the upper 8 are taken (value // 256), of a grey PNG too,
+    which that loader makes white.
+
+    `crop_offset`: `floored` crops as transformers' image processors do; see `serve.model_package.Preprocessing`.
 
     `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
     is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.
@@ -84,16 +92,36 @@ def decode_image(
             # Sets libjpeg's scale to the smallest that keeps both sides; the mode is left to `convert` below.
             image.draft(None, (_FAST_DECODE_GAP * resized_width, _FAST_DECODE_GAP * resized_height))
         image.load()
-        converted: Image.Image = image if image.mode == mode else image.convert(mode)
+        converted = _in_mode(image, mode)
     except MemoryError:
         raise
     except Exception as error:
         raise ImageError(f"{_describe(data)} is truncated or damaged ({error}); send the whole file") from error
     if converted.size != (resized_width, resized_height):
         converted = converted.resize((resized_width, resized_height), _INTERPOLATIONS[interpolation])
-    left, top = _crop_offset(resized_width, width), _crop_offset(resized_height, height)
+    left, top = (
+        _offset(resized, crop, crop_offset) for resized, crop in ((resized_width, width), (resized_height, height))
+    )
     cropped = converted.crop((left, top, left + width, top + height))
     return np.asarray(cropped, dtype=np.uint8).reshape(height, width, channels)
+
+
+def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[np.uint8]:
+    """Return `decode_image`'s pixels (height, width, channels) for a network that takes `spec`.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    return decode_image(
+        data,
+        height=spec.height,
+        width=spec.width,
+        channels=spec.channels,
+        resize_shorter_side=spec.preprocessing.resize_shorter_side,
+        interpolation=spec.preprocessing.interpolation,
+        crop_offset=spec.preprocessing.crop_offset,
+        fast=fast,
+    )
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -119,9 +147,22 @@ def _open_header(data: bytes, max_pixels: int) -> ImageFile:
         raise
     # Pillow's readers raise whatever hostile bytes make them trip over: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
+        if str(error).startswith(_PILLOW_CANNOT):
+            cure = "save it as an ordinary JPEG, with 8 bits a channel and 1, 3 or 4 channels"
+            raise ImageError(f"{_describe(data)} is of a kind that isn't read ({error}); {cure}") from error
         raise ImageError(f"{_describe(data)} has a damaged header ({error}); send the whole file") from error
     _check_pixels(str(image.format), *image.size, max_pixels)
+    if image.mode not in (*_CONVERTIBLE, "I;16"):
+        raise ImageError(f"{_describe(data)} has pixels of the kind {image.mode}; save it with 8 bits a channel")
     return image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image`, which is loaded, as `L` or `RGB`."""
+    if image.mode == "I;16":
+        # As Pillow itself does with 16-bit colours; of grey it would clip what is above 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
 
 
 class _JpegImageFile(JpegImageFile):
@@ -170,9 +211,11 @@ def _resized_size(width: int, height: int, shorter_side: int) -> tuple[int, int]
     return int(shorter_side * width / height), shorter_side
 
 
-def _crop_offset(size: int, crop: int) -> int:
-    """As torchvision's `center_crop`, along one side; below 0 where black is padded, less of it on the left or top."""
-    return round((size - crop) / 2.0) if crop <= size else -((crop - size) // 2)
+def _offset(size: int, crop: int, kind: CropOffset) -> int:
+    """Where a crop begins along one side; below 0 where black is padded, less of it on the left or top."""
+    if crop > size:
+        return -((crop - size) // 2)
+    return round((size - crop) / 2.0) if kind == "rounded" else (size - crop) // 2
 
 
 def _describe(data: bytes) -> str:

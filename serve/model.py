@@ -1,6 +1,7 @@
 """One loaded model: its package, a warmed backend and the batcher that feeds it."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ SMALL_BATCH_MS = 10.0
 INLINE_BELOW_MS = 1.0
 """About what a busy event loop loses by handing a batch to a thread and back: a CPU's batch that takes less is computed
 on the loop. Not a GPU's: while that computes, the loop's time is free for requests."""
+
+_log = logging.getLogger(__name__)
 
 _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
@@ -106,7 +109,7 @@ class BatchCounts(Protocol):
 def load_model(folder: Path, settings: Settings, counts: BatchCounts) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and hold it against the package's reference.
 
-    Blocks meanwhile. `counts` is told of every batch.
+    Blocks meanwhile. `counts` is told of every batch. What the package assumes, and nothing settled, is logged.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
@@ -132,6 +135,8 @@ def load_model(folder: Path, settings: Settings, counts: BatchCounts) -> Model:
         backend.close()
         raise
     name = package.manifest.name
+    for assumption in package.manifest.open_assumptions:
+        _log.warning("%s: %s", name, assumption.line)
     unsaturated_rows = None
     # Who sets a delay asks for fuller batches.
     if on_cpu and not settings.max_delay_ms:

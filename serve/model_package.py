@@ -31,10 +31,16 @@ OUTPUT_NAME = "logits"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 
+AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
+"""Task to what agreement with PyTorch is of: the most probable class, or all labels of probability 0.5 or more."""
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Precision = Literal["fp32", "fp16", "int8"]
+CropOffset = Literal["rounded", "floored"]
+Task = Literal["single-label", "multi-label"]
+"""What logits mean: an image has one of the labels, by softmax over them, or any number, each by its own sigmoid."""
 
 
 class _Spec(BaseModel):
@@ -42,10 +48,13 @@ class _Spec(BaseModel):
 
 
 class Preprocessing(_Spec):
-    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then CenterCrop."""
+    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then a centre crop."""
 
     resize_shorter_side: Annotated[int, Field(ge=1, le=2 * MAX_INPUT_SIDE)]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_offset: CropOffset = "rounded"
+    """Where the crop begins if an odd number of pixels is left over: half of it `rounded` to even, as torchvision's
+    CenterCrop, or `floored`, as transformers' image processors."""
 
 
 class InputSpec(_Spec):
@@ -114,8 +123,13 @@ class Verification(_Spec):
     image_source: str
     top1_agreement: Annotated[float, Field(ge=0, le=1)]
     """Share of images with the same top-1 class, ties counted as disagreement."""
+    label_set_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Multi-label only: share of images with the same set of labels of probability 0.5 or more, ties as above."""
     ties: Annotated[int, Field(ge=0)]
-    """Images with another top-1 class between which and eager's the eager logits differ by less than FP16 resolves."""
+    """Images with another top-1 class between which and eager's the eager logits differ by less than FP16 resolves.
+
+    Multi-label: with another set of labels, where the eager logits of those that differ are that close to 0.
+    """
     max_abs_difference: Annotated[float, Field(ge=0)]
     mean_abs_difference: Annotated[float, Field(ge=0)]
     logit_range: Annotated[float, Field(ge=0)]
@@ -125,6 +139,16 @@ class Verification(_Spec):
     """Share of these images whose top-1 class is that of their folder; None if nothing told their classes."""
     eager_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     """The same of eager PyTorch FP32 on the same images."""
+
+    @property
+    def agreement(self) -> float:
+        """What the bar is on: of label sets if the model is multi-label, else of top-1 classes."""
+        return self.top1_agreement if self.label_set_agreement is None else self.label_set_agreement
+
+    @property
+    def agreement_on(self) -> str:
+        """For people: what `agreement` is of."""
+        return AGREEMENT_ON["single-label" if self.label_set_agreement is None else "multi-label"]
 
 
 class Assumption(_Spec):
@@ -172,11 +196,22 @@ class Manifest(_Spec):
     verification: tuple[Verification, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     """All that no tensor told and that changes answers, settled or not."""
+    task: Task = "single-label"
 
     @property
     def classes(self) -> int:
         """How many classes the network tells apart."""
         return len(self.labels)
+
+    @property
+    def described_classes(self) -> str:
+        """For people: `10 classes`, or `10 labels of which any number may hold`."""
+        return described_classes(self.classes, self.task)
+
+    @property
+    def open_assumptions(self) -> tuple[Assumption, ...]:
+        """Those that nothing has settled."""
+        return tuple(assumption for assumption in self.assumptions if assumption.is_open)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -229,6 +264,11 @@ class ModelPackage(_Spec):
     def read(self, file: PackageFile) -> bytes:
         """The bytes of `file`, checked as by `checked_path`, which says what is raised."""
         return self.checked_path(file).read_bytes()
+
+
+def described_classes(count: int, task: Task) -> str:
+    """For people: `10 classes`, or `10 labels of which any number may hold` where `task` is multi-label."""
+    return f"{count} labels of which any number may hold" if task == "multi-label" else f"{count} classes"
 
 
 def load_package(folder: Path) -> ModelPackage:

@@ -20,7 +20,7 @@ from export.inspecting.inspection_text import (
     window_text,
 )
 from export.inspecting.package_inspection import InspectedPackage
-from serve.model_package import Manifest
+from serve.model_package import AGREEMENT_ON, Manifest
 
 _PIPE_WIDTH = 10_000
 _WIDE = 132
@@ -57,9 +57,12 @@ def show_package(found: InspectedPackage, *, as_json: bool, console: Console | N
         size = manifest.input
         _line(
             console,
-            f"{manifest.name} {manifest.version}: {manifest.architecture}, {manifest.classes} classes, input "
+            f"{manifest.name} {manifest.version}: {manifest.architecture}, {manifest.described_classes}, input "
             f"{size.height} x {size.width} x {size.channels} {size.dtype}",
         )
+        for assumption in manifest.assumptions:
+            settled = f"{assumption.key}={assumption.value}: {assumption.meaning}; told by {assumption.settled_by}"
+            _line(console, assumption.line if assumption.is_open else settled)
         _show_files(console, manifest, found.damage)
         if found.inspection is not None:
             _show_network(console, found.inspection)
@@ -167,12 +170,19 @@ def _show_files(console: Console, manifest: Manifest, damage: dict[str, str | No
         intact = "yes" if damage[artifact.path] is None else "NO"
         rows.append([artifact.path, artifact.format, artifact.precision, f"{artifact.bytes / 2**20:.1f}", intact])
     _print_table(console, ["file", "format", "precision", "MiB>", "intact"], rows)
+    agreed = f"{AGREEMENT_ON[manifest.task]} agreement>"
+    headings = ["verified", "run by", "images>", agreed, "largest difference>", "kept its bar"]
+    told = any(check.accuracy is not None for check in manifest.verification)
     rows = []
     for check in manifest.verification:
-        figures = str(check.images), f"{check.top1_agreement:.2%}", f"{check.max_abs_difference:.3g}"
-        rows.append([check.artifact, check.backend, *figures, "yes" if check.passed else "NO"])
-    headings = ["verified", "run by", "images>", "top-1 agreement>", "largest difference>", "kept its bar"]
-    _print_table(console, headings, rows)
+        figures = str(check.images), f"{check.agreement:.2%}", f"{check.max_abs_difference:.3g}"
+        accuracies = (_share_or_none(check.accuracy), _share_or_none(check.eager_accuracy)) if told else ()
+        rows.append([check.artifact, check.backend, *figures, "yes" if check.passed else "NO", *accuracies])
+    _print_table(console, [*headings, *(("accuracy>", "PyTorch's>") if told else ())], rows)
+
+
+def _share_or_none(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
 
 
 def _figure_or_none(value: float | None) -> str:

@@ -11,11 +11,12 @@ import onnx
 from numpy.typing import NDArray
 
 from export.int8.calibration_images import CalibrationImages
-from export.int8.closeness import agreement, logit_error
+from export.int8.closeness import ANSWERS, agreement, logit_error
 from export.int8.int8_share import LayerCost, int8_share
 from export.int8.layer_noise import layer_noise
 from export.int8.runtimes import onnxruntime_logits
 from serve.errors import VerificationError
+from serve.model_package import Task
 
 MIN_SHARE = 0.5
 """Of the multiply-adds, that must be INT8: with less there is little to gain over FP32."""
@@ -63,6 +64,7 @@ def give_back(
     bar: float,
     costs: Mapping[str, LayerCost],
     layer_names: Mapping[str, str],
+    task: Task = "single-label",
 ) -> Agreed:
     """Quantise `model`, and leave in FP32 as many layers as `bar` needs.
 
@@ -72,12 +74,13 @@ def give_back(
         bar: smallest agreement with eager PyTorch that every one of the runtimes must have.
         costs: of all layers of `model`.
         layer_names: the graph's layers to what the result and errors call them.
+        task: what agreement is on; see `export.int8.closeness.same_answers`.
 
     Raises:
         VerificationError: the bar doesn't hold while `MIN_SHARE` of the multiply-adds are INT8; with the trade.
     """
     quantised = quantise(())
-    agreements = _agreements(runtimes(quantised, images.held_out), images)
+    agreements = _agreements(runtimes(quantised, images.held_out), images, task)
     if min(agreements.values()) >= bar:
         return Agreed(quantised, agreements, ())
     total = sum(cost.multiply_adds for cost in costs.values())
@@ -92,12 +95,12 @@ def give_back(
         before = min(agreements.values())
         kept.append(layer)
         error = remaining
-        agreements = _agreements(runtimes(attempt, images.held_out), images)
+        agreements = _agreements(runtimes(attempt, images.held_out), images, task)
         after = min(agreements.values())
         trade.append(GivenBack(layer_names.get(layer, layer), costs[layer].multiply_adds / total, error, before, after))
         if after >= bar:
             return Agreed(attempt, agreements, tuple(trade))
-    raise VerificationError(_failure(bar, trade, agreements))
+    raise VerificationError(_failure(bar, trade, agreements, task))
 
 
 def _most_harmful_first(
@@ -118,16 +121,18 @@ def _error(model: onnx.ModelProto, images: CalibrationImages) -> float:
     return logit_error(onnxruntime_logits(model, images.judging), images.judging_logits)
 
 
-def _agreements(by_runtime: Mapping[str, NDArray[np.float32]], images: CalibrationImages) -> dict[str, float]:
-    return {name: agreement(logits, images.held_out_logits) for name, logits in by_runtime.items()}
+def _agreements(
+    by_runtime: Mapping[str, NDArray[np.float32]], images: CalibrationImages, task: Task
+) -> dict[str, float]:
+    return {name: agreement(logits, images.held_out_logits, task) for name, logits in by_runtime.items()}
 
 
-def _failure(bar: float, trade: Sequence[GivenBack], agreements: Mapping[str, float]) -> str:
+def _failure(bar: float, trade: Sequence[GivenBack], agreements: Mapping[str, float], task: Task) -> str:
     steps = "; ".join(f"{t.layer} in FP32: {t.agreement_before:.2%} to {t.agreement_after:.2%}" for t in trade)
     tried = f"layers were given back to FP32 ({steps})" if trade else "no layer could be given back to FP32"
     runtimes = ", ".join(f"{value:.2%} on {name}" for name, value in agreements.items())
     return (
-        f"in INT8 the model has eager PyTorch's top-1 class on {runtimes} of the held-out images, and at least "
+        f"in INT8 the model has eager PyTorch's {ANSWERS[task]} on {runtimes} of the held-out images, and at least "
         f"{bar:.2%} is asked for, though {tried}. No other helps, or less than {MIN_SHARE:.0%} of the multiply-adds "
         "would be INT8. Calibrate on more images of the network's own kind (--images), or lower --int8-bar"
     )

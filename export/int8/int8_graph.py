@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export.int8.calibration_images import CalibrationImages, split_images
 from export.int8.calibrators import CALIBRATORS, Range
-from export.int8.closeness import agreement, logit_error
+from export.int8.closeness import ANSWERS, agreement, logit_error
 from export.int8.give_back import GivenBack, Runtimes, give_back
 from export.int8.histograms import Histogram, activation_histograms
 from export.int8.int8_share import Int8Share, int8_share, layer_costs
@@ -19,6 +19,7 @@ from export.int8.operators import quantised_tensors
 from export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
 from export.int8.runtimes import logits_by_runtime, onnxruntime_logits
 from export.verify import INT8_MIN_AGREEMENT
+from serve.model_package import Task
 
 Form = Literal["cpu", "tensorrt"]
 """Whom a graph is for: they read different QDQ graphs. See `export.int8.quantiser`."""
@@ -33,6 +34,8 @@ class Calibrated:
     histograms: Mapping[str, Histogram]
     """Of each activation that may be quantised."""
     images: CalibrationImages
+    task: Task = "single-label"
+    """What agreement is on; see `export.int8.closeness.same_answers`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class CalibratorTrial:
 
     calibrator: str
     agreement: float
-    """Share of images with the same top-1 class."""
+    """Share of images with the same top-1 class, or set of labels."""
     logit_error: float
     """Root mean square of the logits' differences, as a share of their standard deviation."""
 
@@ -62,10 +65,11 @@ class Int8Graph:
     """The graph's names of the layers in FP32."""
     bar: float
     agreement_by_runtime: dict[str, float]
-    """Runtime to the share of the held-out images on which `model` has eager PyTorch's top-1 class."""
+    """Runtime to the share of the held-out images on which `model` has eager PyTorch's answer."""
     calibration_images: int
     held_out_images: int
     warnings: tuple[str, ...]
+    task: Task = "single-label"
 
     @property
     def findings(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Int8Graph:
         agreed = ", ".join(f"{value:.2%} on {name}" for name, value in self.agreement_by_runtime.items())
         return (
             f"{self.calibrator} ranges, {self.share.int8_layers} of {self.share.layers} layers and "
-            f"{self.share.share:.1%} of the multiply-adds in INT8; PyTorch's top-1 class on {agreed} of "
+            f"{self.share.share:.1%} of the multiply-adds in INT8; PyTorch's {ANSWERS[self.task]} on {agreed} of "
             f"{self.held_out_images} held-out images"
         )
 
@@ -98,6 +102,7 @@ def calibrate(
     held_out: NDArray[np.uint8],
     eager_held_out: NDArray[np.float32],
     *,
+    task: Task = "single-label",
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Calibrated:
     """Run `model` on the calibration images and note how large its activations are.
@@ -107,6 +112,7 @@ def calibrate(
         calibration: images (n, h, w, c) to find ranges on.
         held_out: other images, to judge by.
         eager_held_out: eager PyTorch's FP32 logits (n, classes) of them.
+        task: what agreement is on.
         on_progress: called with the share of the work that is done, 0 to 1, never falling.
 
     Raises:
@@ -115,9 +121,8 @@ def calibrate(
         BackendUnavailableError: ONNX Runtime, whose quantiser this is, is not installed.
     """
     images = split_images(calibration, held_out, eager_held_out, _row_shape(model), partial(onnxruntime_logits, model))
-    return Calibrated(
-        model, activation_histograms(model, quantised_tensors(model), images.fitting, on_progress), images
-    )
+    histograms = activation_histograms(model, quantised_tensors(model), images.fitting, on_progress)
+    return Calibrated(model, histograms, images, task)
 
 
 def int8_from_fp32(
@@ -134,8 +139,8 @@ def int8_from_fp32(
 
     Args:
         layer_names: the graph's layers to the checkpoint's, where they differ.
-        bar: smallest share of held-out images that must have eager PyTorch's top-1 class: on every CPU runtime that
-            is installed; of TensorRT's form on ONNX Runtime, which rounds wherever the graph says so.
+        bar: smallest share of held-out images that must have eager PyTorch's answer: on every CPU runtime that is
+            installed; of TensorRT's form on ONNX Runtime, which rounds wherever the graph says so.
         form: of the graph.
         on_progress: called with the share of the work that is done, 0 to 1, never falling.
 
@@ -154,6 +159,7 @@ def int8_from_fp32(
         bar=bar,
         costs=costs,
         layer_names=layer_names,
+        task=calibrated.task,
     )
     on_progress(1.0)
     share = int8_share(agreed.model, costs)
@@ -169,6 +175,7 @@ def int8_from_fp32(
         calibration_images=len(images.fitting) + len(images.judging),
         held_out_images=len(images.held_out),
         warnings=images.warnings,
+        task=calibrated.task,
     )
 
 
@@ -196,7 +203,8 @@ def _try_calibrators(
     for number, (name, calibrator) in enumerate(CALIBRATORS.items()):
         ranges = {tensor: calibrator(seen) for tensor, seen in calibrated.histograms.items()}
         logits = onnxruntime_logits(quantiser(calibrated.model, ranges, ()), calibrated.images.judging)
-        found.append((CalibratorTrial(name, agreement(logits, expected), logit_error(logits, expected)), ranges))
+        agreed = agreement(logits, expected, calibrated.task)
+        found.append((CalibratorTrial(name, agreed, logit_error(logits, expected)), ranges))
         on_progress((number + 1) / len(CALIBRATORS))
     found.sort(key=lambda trial: trial[0].logit_error)
     return tuple(trial for trial, _ in found), found[0][1]

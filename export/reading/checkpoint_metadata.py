@@ -21,8 +21,20 @@ _FORMS = {
     "input_size": f"a whole number from 1 to {MAX_INPUT_SIDE}",
     "resize_shorter_side": f"a whole number from 1 to {2 * MAX_INPUT_SIDE}",
     "interpolation": "bilinear or bicubic",
+    "crop_offset": "rounded or floored",
+    "problem_type": "single_label_classification, multi_label_classification or regression",
 }
-_KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", "interpolation")
+_CHOICES = {"interpolation": ("bilinear", "bicubic"), "crop_offset": ("rounded", "floored")}
+_TASKS = {
+    "singlelabelclassification": "single-label",
+    "multilabelclassification": "multi-label",
+    "regression": "regression",
+    "singlelabel": "single-label",
+    # torchmetrics' own.
+    "multiclass": "single-label",
+    "multilabel": "multi-label",
+}
+_KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", *_CHOICES, "problem_type", "task")
 _MAX_CHANNELS = 64
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -64,6 +76,7 @@ def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     """
     warnings: list[str] = []
     found = _of_timm(config, warnings) if "architecture" in config else _of_hugging_face(config, preprocessor, warnings)
+    found["problem_type"] = config.get("problem_type")
     metadata: dict[str, Any] = {"warnings": warnings} if warnings else {}
     _take(metadata, found, notes, "in the folder's configuration")
     return metadata
@@ -71,12 +84,13 @@ def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
 
 def _take(metadata: dict[str, Any], level: Mapping[Any, Any], notes: list[str], where: str) -> None:
     for key in _KEYS:
-        target = "labels" if key in LABEL_KEYS else key
+        target = "labels" if key in LABEL_KEYS else "task" if key == "problem_type" else key
         if target in metadata or level.get(key) is None:
             continue
         value = _well_formed(target, _value(level[key]))
         if value is None:
-            notes.append(f"`{key}` {where} is left out: expected {_FORMS[target]}")
+            if key in _FORMS or target in _FORMS:  # a `task` may be anything else too
+                notes.append(f"`{key}` {where} is left out: expected {_FORMS.get(target) or _FORMS[key]}")
         else:
             metadata[target] = value
 
@@ -87,10 +101,12 @@ def _well_formed(target: str, value: Any) -> Any:
         value = value.flatten().tolist() if value.numel() <= _MAX_CHANNELS else None
     if target == "labels":
         return _labels(value)
+    if target == "task":
+        return _TASKS.get(re.sub("[-_ ]", "", value).lower()) if isinstance(value, str) else None
     if target in ("input_size", "resize_shorter_side"):
         return value if type(value) is int and 0 < value <= _LARGEST[target] else None
-    if target == "interpolation":
-        return value if value in ("bilinear", "bicubic") else None
+    if target in _CHOICES:
+        return value if value in _CHOICES[target] else None
     if not isinstance(value, list | tuple) or not value or any(type(number) not in (int, float) for number in value):
         return None
     if not all(abs(number) <= _LARGEST_STATISTIC and (target == "mean" or number > 0) for number in value):
@@ -181,8 +197,11 @@ def _hugging_face_normalisation(preprocessor: Mapping[str, Any]) -> dict[str, An
     return {"mean": [(value + offset) / whole for value in mean], "std": [value / whole for value in std]}
 
 
-def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, int]]:
-    """Of ConvNextImageProcessor, which transformers' ResNets use, and of processors that resize and then crop."""
+def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, int | str]]:
+    """Of ConvNextImageProcessor, which transformers' ResNets use, and of processors that resize and then crop.
+
+    Their `center_crop` cuts off half of what is left over, floored (transformers' image_transforms.py).
+    """
     side, crop = _side(preprocessor.get("size")), _side(preprocessor.get("crop_size"))
     if side is None:
         if preprocessor.get("size") is not None:
@@ -190,11 +209,17 @@ def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) ->
         return
     kind = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type"))
     resizes_shorter_side = not isinstance(preprocessor["size"], dict) or "shortest_edge" in preprocessor["size"]
-    if preprocessor.get("do_center_crop") and crop is not None and resizes_shorter_side:
+    is_convnext = kind.startswith("ConvNext")
+    share = preprocessor.get("crop_pct") or (_CONVNEXT_CROP if is_convnext else None)
+    warps = is_convnext and side >= _HUGGING_FACE_WARPS_FROM
+    if preprocessor.get("do_center_crop") and crop is not None and resizes_shorter_side and not warps:
         resized = int(side * _LEVIT_RESIZE) if kind.startswith("Levit") else side
+        if _is_share(share) and (crop <= side or not is_convnext):  # ConvNext's resizing crops to `side` first
+            resized = int(side / share)
         yield "input_size", crop
         if resized >= crop:
             yield "resize_shorter_side", resized
+            yield "crop_offset", "floored"
         else:
             warnings.append(
                 f"the folder's preprocessor resizes to {resized} and pads to {crop}; Fuseline never pads: it resizes "
@@ -202,9 +227,9 @@ def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) ->
             )
         return
     yield "input_size", side
-    share = preprocessor.get("crop_pct") or (_CONVNEXT_CROP if kind.startswith("ConvNext") else None)
     if resizes_shorter_side and side < _HUGGING_FACE_WARPS_FROM and _is_share(share):
         yield "resize_shorter_side", int(side / share)
+        yield "crop_offset", "floored"
     else:
         # So that at least the whole shorter side is seen.
         yield "resize_shorter_side", side

@@ -1,7 +1,6 @@
 """fuseline.v1.Classifier: a request is validated, its images become rows, the batcher answers them."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from serve.model import Model
 from serve.repository import Repository
 from serve.services.answer_queue import AnswerQueue
 from serve.services.calls import Calls
+from serve.services.description import response_from_model
 from serve.services.image_rows import ImageRows, Row
 from serve.services.ordered_streams import StreamPace
 from serve.services.statuses import Status, status_from_error
@@ -98,7 +98,7 @@ class ClassifyService(ClassifierServicer):
     ) -> GetModelResponse:
         """Describe one model, and the limits of this server."""
         try:
-            return _description(self._repository.get(request.model), self._settings)
+            return response_from_model(self._repository.get(request.model), self._settings)
         except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
             await _abort(context, status_from_error(error))
 
@@ -241,7 +241,7 @@ class ClassifyService(ClassifierServicer):
             batched = pending.result()
             # Requests of a batch are answered one right after the other, so the last batch is the only one needed.
             if self._ranked is None or self._ranked.logits is not batched.shared_logits:
-                self._ranked = RankedBatch(batched.shared_logits)
+                self._ranked = RankedBatch(batched.shared_logits, call.found_model.manifest.task)
             response = _response(call, batched, self._ranked)
         except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
             return self._failed(call, error)
@@ -334,27 +334,4 @@ def _stream_answer(request: ClassifyRequest, answer: ClassifyResponse | Status) 
             error_name=answer.error_name,
             retry_after_ms=answer.retry_after_ms,
         ),
-    )
-
-
-def _description(model: Model, settings: Settings) -> GetModelResponse:
-    manifest = model.manifest
-    spec = manifest.input
-    return GetModelResponse(
-        name=manifest.name,
-        version=manifest.version,
-        architecture=manifest.architecture,
-        labels=manifest.labels,
-        height=spec.height,
-        width=spec.width,
-        channels=spec.channels,
-        resize_shorter_side=spec.preprocessing.resize_shorter_side,
-        interpolation=spec.preprocessing.interpolation,
-        backend=model.backend.name,
-        precision=model.backend.precision,
-        backend_reason=model.backend_reason,
-        batch_buckets=model.backend.buckets,
-        max_images_per_request=settings.max_images_per_request,
-        max_message_bytes=settings.max_message_bytes,
-        verification_json=json.dumps([result.model_dump(mode="json") for result in manifest.verification]),
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from protos.classify_pb2 import Image
 from serve.admission import Promise, Ready
 from serve.errors import ImageError, RequestError
-from serve.images import decode_image
+from serve.images import decode_for
 from serve.model import Model
 from serve.settings import Settings
 
@@ -96,16 +96,7 @@ class ImageRows:
         )
 
     async def _decoded(self, contents: Sequence[Row | bytes], model: Model) -> list[Row]:
-        spec = model.manifest.input
-        decode = partial(
-            decode_image,
-            height=spec.height,
-            width=spec.width,
-            channels=spec.channels,
-            resize_shorter_side=spec.preprocessing.resize_shorter_side,
-            interpolation=spec.preprocessing.interpolation,
-            fast=self._fast_decode,
-        )
+        decode = partial(decode_for, model.manifest.input, fast=self._fast_decode)
         loop = asyncio.get_running_loop()
         decoding = [
             loop.run_in_executor(self._pool, _timed, decode, data) for data in contents if isinstance(data, bytes)

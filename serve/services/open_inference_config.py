@@ -10,6 +10,7 @@ from protos.open_inference_pb2 import (
     ModelInput,
     ModelMetadataResponse,
     ModelOutput,
+    ModelParameter,
     ModelStatistics,
     StatisticDuration,
 )
@@ -54,6 +55,8 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
             preferred_batch_size=model.backend.buckets,
             max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),
         ),
+        # Softmax is what clients do with logits unless told otherwise.
+        parameters={} if manifest.task == "single-label" else {"task": ModelParameter(string_value=manifest.task)},
     )
 
 

@@ -1,14 +1,17 @@
-"""Logits to the k most probable classes, once for each batch."""
+"""Logits to the k most probable classes or labels, once for each batch."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+from serve.model_package import Task
 
 
 class RankedBatch:
     """The logits (rows, classes) that requests of one batch share, with what is worked out of them once for all."""
 
-    def __init__(self, logits: NDArray[np.float32]) -> None:
+    def __init__(self, logits: NDArray[np.float32], task: Task = "single-label") -> None:
         self.logits = logits
+        self._task = task
         finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
         self._finite: list[bool] = finite.tolist()
         # A row that is not finite is refused by its request; in its neighbours' arithmetic it would make numpy warn.
@@ -22,7 +25,7 @@ class RankedBatch:
     def top(self, k: int) -> list[list[tuple[int, float]]]:
         """For each row its k most probable classes as (index, probability); see `top_k_from_logits`."""
         if (ranked := self._by_k.get(k)) is None:
-            indices, probabilities = top_k_from_logits(self._rankable, k)
+            indices, probabilities = top_k_from_logits(self._rankable, k, self._task)
             ranked = [
                 list(zip(*row, strict=True)) for row in zip(indices.tolist(), probabilities.tolist(), strict=True)
             ]
@@ -30,16 +33,26 @@ class RankedBatch:
         return ranked
 
 
-def top_k_from_logits(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+def top_k_from_logits(
+    logits: NDArray[np.float32], k: int, task: Task = "single-label"
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Return (indices, probabilities), each (rows, k), most probable first; of equal logits the lower index is first.
 
     `logits` is (rows, classes), finite, with 1 <= k <= classes. Probabilities are the softmax over all classes,
-    computed on logits less their row's largest, so that none overflows.
+    computed on logits less their row's largest, so that none overflows; multi-label, the sigmoid of each logit.
     """
     indices = _indices_of_largest(logits, k)
     largest = logits[np.arange(len(logits))[:, np.newaxis], indices]
+    if task == "multi-label":
+        return indices, _sigmoid(largest)
     sums = np.exp(logits - largest[:, :1]).sum(axis=1, keepdims=True)
     return indices, np.exp(largest - largest[:, :1]) / sums
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shrunk = np.exp(-np.abs(logits))  # at most 1, so that none overflows
+    probabilities: NDArray[np.float32] = np.where(logits >= 0, np.float32(1), shrunk) / (1 + shrunk)
+    return probabilities
 
 
 def _indices_of_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:

@@ -107,13 +107,17 @@ async def start_process(
     """
     ours, theirs = socket.socketpair()
     with theirs:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            *command,
-            orders(theirs.fileno()).model_dump_json(),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), *files),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                *command,
+                orders(theirs.fileno()).model_dump_json(),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), *files),
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
+            )
+        except BaseException:
+            ours.close()
+            raise
     return SupervisedProcess(title, process, await open_channel(ours))

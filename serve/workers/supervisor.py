@@ -109,6 +109,9 @@ class Supervisor:
         """
         if not hasattr(os, "memfd_create"):
             raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
+        for folder in self._folders:
+            if not _is_utf8(folder):
+                raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
         settings = self._settings
         self._claim = self._claimed_port()
         self.port = self._claim.getsockname()[1]
@@ -122,7 +125,8 @@ class Supervisor:
         self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
         for title in titles:
-            self._keeping[title] = asyncio.create_task(self._keep(title))
+            self._keeping[title] = keeping = asyncio.create_task(self._keep(title))
+            keeping.add_done_callback(self._note_defect)
         all_ready = asyncio.create_task(self._all_ready.wait())
         await asyncio.wait((all_ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
         all_ready.cancel()
@@ -259,6 +263,11 @@ class Supervisor:
         command = self._commands.backend if is_backend else self._commands.worker
         return await start_process(title, command, orders, files)
 
+    def _note_defect(self, keeping: asyncio.Task[None]) -> None:
+        """End with what a task raised that was to keep a process; else `start` would wait for that process for ever."""
+        if not keeping.cancelled() and (error := keeping.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
     def _note_ready(self) -> None:
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
@@ -281,6 +290,15 @@ class Supervisor:
                 f"gRPC can't listen on {join_address(host, port)} ({error.strerror or error}); --port takes another "
                 "one, 0 any free one, and --host another address"
             ) from error
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether `path` can be told to other processes in JSON."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Totals(Collector):

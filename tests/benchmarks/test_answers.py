@@ -48,6 +48,18 @@ def test_swapped_missing_and_blurred_answers_are_found(wrong: np.ndarray, with_l
         check_response("server", "fp32", response(wrong, with_logits=with_logits), LOGITS)
 
 
+def test_of_a_multi_label_model_sigmoids_are_expected() -> None:
+    sigmoids = 1 / (1 + np.exp(-LOGITS))
+    results = [
+        classify_pb2.ImageResult(predictions=[classify_pb2.Prediction(index=int(row.argmax()), probability=row.max())])
+        for row in sigmoids
+    ]
+    answer = classify_pb2.ClassifyResponse(results=results)
+    check_response("server", "fp32", answer, LOGITS, "multi-label")
+    with pytest.raises(VerificationError, match="answered class"):
+        check_response("server", "fp32", response(LOGITS * 0.3, with_logits=False), LOGITS, "multi-label")
+
+
 def test_pictures_differ_from_each_other_and_are_the_same_again() -> None:
     pictures = generated_pictures((8, 6, 3), 4)
     assert pictures.shape == (4, 8, 6, 3)

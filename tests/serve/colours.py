@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,9 +31,18 @@ BIASES = np.array([0, 0, 0, 1], np.float32)
 
 
 def write_colours_package(
-    folder: Path, *, name: str = "colours", labels: tuple[str, ...] = LABELS, weights: NDArray[np.float32] = WEIGHTS
+    folder: Path,
+    *,
+    name: str = "colours",
+    labels: tuple[str, ...] = LABELS,
+    weights: NDArray[np.float32] = WEIGHTS,
+    biases: NDArray[np.float32] = BIASES,
+    **told: Any,
 ) -> Path:
-    """Write a package whose logits are `mean of each channel / 255 @ weights + BIASES`, and return its folder."""
+    """Write a package whose logits are `mean of each channel / 255 @ weights + biases`, and return its folder.
+
+    `told` are further fields of the manifest.
+    """
     folder.mkdir(parents=True)
     nodes = [
         helper.make_node("Cast", [INPUT_NAME], ["pixels"], to=TensorProto.FLOAT),
@@ -40,7 +50,7 @@ def write_colours_package(
         helper.make_node("ReduceMean", ["scaled", "axes"], ["means"], keepdims=0),
         helper.make_node("Gemm", ["means", "weights", "biases"], [OUTPUT_NAME]),
     ]
-    constants = {"full": np.float32(255), "axes": np.array([1, 2]), "weights": weights, "biases": BIASES}
+    constants = {"full": np.float32(255), "axes": np.array([1, 2]), "weights": weights, "biases": biases}
     graph = helper.make_graph(
         nodes,
         name,
@@ -52,7 +62,7 @@ def write_colours_package(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
     pixels = noise(4)
-    write_reference(folder, pixels, expected_logits(pixels, weights).astype(np.float32))
+    write_reference(folder, pixels, expected_logits(pixels, weights, biases).astype(np.float32))
     model_file = file_facts(folder, "model.onnx") | {"format": "onnx", "precision": "fp32"}
     save_manifest(
         folder,
@@ -67,14 +77,17 @@ def write_colours_package(
             artifacts=(Artifact.model_validate(model_file),),
             reference=PackageFile.model_validate(file_facts(folder, REFERENCE_NAME)),
             provenance={},
+            **told,
         ),
     )
     return folder
 
 
-def expected_logits(pixels: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS) -> NDArray[np.float64]:
+def expected_logits(
+    pixels: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS, biases: NDArray[np.float32] = BIASES
+) -> NDArray[np.float64]:
     """What the model answers for (rows, height, width, channels)."""
-    return pixels.astype(np.float64).mean(axis=(1, 2)) / 255 @ weights + BIASES
+    return pixels.astype(np.float64).mean(axis=(1, 2)) / 255 @ weights + biases
 
 
 def noise(rows: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -11,10 +11,23 @@ from pathlib import Path
 import pytest
 
 import fuseline
+from serve.settings import Settings
 from tests.serve.colours import LABELS, encoded, plain
 from tests.serve.processes import ROOT, finished
 
 Run = Callable[..., tuple[int, str, str]]
+
+SERVICE_LINKS = ("FUSELINE_PORT", "FUSELINE_HTTP_PORT")
+OTHER_SERVICE_VARIABLES = {
+    "FUSELINE_SERVICE_HOST": "10.0.0.1",
+    "FUSELINE_SERVICE_PORT": "9000",
+    "FUSELINE_SERVICE_PORT_GRPC": "9000",
+    "FUSELINE_PORT_9000_TCP": "tcp://10.0.0.1:9000",
+    "FUSELINE_PORT_9000_TCP_PROTO": "tcp",
+    "FUSELINE_PORT_9000_TCP_PORT": "9000",
+    "FUSELINE_PORT_9000_TCP_ADDR": "10.0.0.1",
+    "FUSELINE_MAX_BATCH_SERVICE_HOST": "10.0.0.1",
+}
 
 COMMANDS = ["export", "serve", "classify", "health", "convert", "inspect", "engine", "doctor", "bench"]
 
@@ -127,26 +140,50 @@ def test_a_wrong_serve_flag_or_variable_is_one_line_and_2(
     assert "--backend was given 'caffe'" in stderr
 
 
-def test_the_port_variable_that_kubernetes_sets_for_a_service_called_fuseline_is_ignored(
-    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("url", ["tcp://10.0.0.1:9000", "tcp://[fd00::1]:9000", "udp://10.0.0.1:53"])
+def test_what_kubernetes_sets_for_services_of_our_name_is_ignored_and_logged(
+    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:
+    for name in SERVICE_LINKS:
+        monkeypatch.setenv(name, url)
+    for name, value in OTHER_SERVICE_VARIABLES.items():
+        monkeypatch.setenv(name, value)
     # No machine has this address, so the server ends and says which port it meant to take.
-    arguments = (package, "--host", "203.0.113.1", "--http-port", 0)
-    for of_a_service in ("tcp://10.0.0.1:9000", "tcp://[fd00::1]:9000"):
-        monkeypatch.setenv("FUSELINE_PORT", of_a_service)
-        assert "203.0.113.1:8001 (" in run("serve", *arguments)[2]
-    monkeypatch.setenv("FUSELINE_PORT", "tcp://10.0.0.1:9000")
-    assert "203.0.113.1:8001 (" in finished(*arguments)[2]
-
-
-@pytest.mark.parametrize("value", ["tcp", "10.0.0.1:8001", "tcp://", "99999"])
-def test_every_other_wrong_port_variable_is_still_refused(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    monkeypatch.setenv("FUSELINE_PORT", value)
-    code, _, stderr = run("serve", tmp_path / "nowhere", "--http-port", 0)
+    code, _, stderr = run("serve", package, "--host", "203.0.113.1", "--workers", 1)
     assert code == 2
-    assert "--port" in stderr
+    assert "203.0.113.1:8001 (" in stderr
+    for name in SERVICE_LINKS:
+        assert caplog.text.count(f"{name}={url} is ignored: Kubernetes sets it") == 1
+    assert caplog.text.count(" is ignored") == len(SERVICE_LINKS)
+
+
+def test_the_module_ignores_them_too(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SERVICE_LINKS:
+        monkeypatch.setenv(name, "tcp://10.0.0.1:9000")
+    _, _, stderr = finished(package, "--host", "203.0.113.1")
+    assert "203.0.113.1:8001 (" in stderr
+    assert all(f"{name}=tcp://10.0.0.1:9000 is ignored" in stderr for name in SERVICE_LINKS)
+
+
+def test_every_number_that_a_service_could_make_a_url_of_is_known() -> None:
+    """Flags whose variable Kubernetes may set are those whose name ends in PORT."""
+    numbers = {f"FUSELINE_{name.upper()}" for name in Settings.model_fields if name.endswith("port")}
+    assert numbers == set(SERVICE_LINKS)
+    shapes = r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+    assert not [name for name in Settings.model_fields if re.search(shapes, f"FUSELINE_{name.upper()}")]
+
+
+@pytest.mark.parametrize("name", ["FUSELINE_PORT", "FUSELINE_HTTP_PORT"])
+@pytest.mark.parametrize("value", ["80o2", "tcp", "10.0.0.1:8001", "tcp://", "http://10.0.0.1:80", "99999"])
+def test_every_other_wrong_port_variable_is_still_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, _, stderr = run("serve", tmp_path / "nowhere")
+    assert code == 2
+    assert ("--http-port" if "HTTP" in name else "--port") in stderr
+    assert (name if value != "99999" else value) in stderr
+    assert "is ignored" not in stderr
 
 
 def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:

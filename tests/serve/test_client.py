@@ -76,6 +76,13 @@ def test_errors_of_the_server_come_back_as_they_were_raised(client: Client, tmp_
         client.classify(list(noise(9)))
 
 
+def test_a_name_that_is_no_text_of_utf8_is_refused(client: Client) -> None:
+    with pytest.raises(errors.RequestError, match=r"'caf\\udce9' can't be sent: it is no UTF-8 text"):
+        client.model("caf\udce9")
+    with pytest.raises(errors.RequestError, match="no UTF-8 text"):
+        client.classify(encoded(plain("red")), model="caf\udce9")
+
+
 def test_a_message_over_the_limit_is_refused_before_sending_and_the_limit_is_stated(client: Client) -> None:
     with pytest.raises(errors.RequestError, match=r"server at .* takes at most 1048576.*--max-message-mb"):
         client.classify(bytes(2**20 + 1))

@@ -33,6 +33,19 @@ def test_the_calibrator_with_the_smallest_error_is_kept(tiny: Subject, monkeypat
     assert errors[-1] > 10 * errors[0]
 
 
+def test_sets_of_labels_are_compared_where_several_may_hold(tiny: Subject) -> None:
+    seen = calibrate(tiny.model, tiny.calibration, tiny.held_out, tiny.eager_held_out, task="multi-label")
+    given = int8_from_fp32(seen, layer_names={}, bar=0.0)
+    logits = logits_by_runtime(given.model, tiny.held_out)
+    expected = {
+        name: float(((found >= 0) == (tiny.eager_held_out >= 0)).all(axis=1).mean()) for name, found in logits.items()
+    }
+    assert given.agreement_by_runtime == expected
+    top1 = {name: (found.argmax(1) == tiny.eager_held_out.argmax(1)).mean() for name, found in logits.items()}
+    assert given.agreement_by_runtime != top1
+    assert "PyTorch's set of labels on" in given.described
+
+
 def test_the_same_images_give_the_same_bytes(tiny: Subject) -> None:
     first, second = (
         int8_from_fp32(

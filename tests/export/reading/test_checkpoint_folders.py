@@ -184,20 +184,29 @@ CONVNEXT = {
     "crop_pct": 0.875,
     "resample": 3,
 }
+VIT = {"image_processor_type": "ViTImageProcessor", "crop_pct": None}
+FLOORED = {"crop_offset": "floored"}
 NORMALISED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"}),
-        ({"resample": 2, "size": 224}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bilinear"}),
-        ({"crop_pct": None}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"}),
-        ({"crop_pct": 0.95}, {"input_size": 224, "resize_shorter_side": 235, "interpolation": "bicubic"}),
+        ({}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"} | FLOORED),
+        (
+            {"resample": 2, "size": 224},
+            {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bilinear"} | FLOORED,
+        ),
+        ({"crop_pct": None}, {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"} | FLOORED),
+        ({"crop_pct": 0.95}, {"input_size": 224, "resize_shorter_side": 235, "interpolation": "bicubic"} | FLOORED),
         ({"size": {"shortest_edge": 384}}, {"input_size": 384, "resize_shorter_side": 384, "interpolation": "bicubic"}),
         (
+            {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 256}} | VIT,
+            {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"} | FLOORED,
+        ),
+        (
             {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 256}},
-            {"input_size": 224, "resize_shorter_side": 256, "interpolation": "bicubic"},
+            {"input_size": 224, "resize_shorter_side": 292, "interpolation": "bicubic"} | FLOORED,
         ),
         (
             {"size": {"height": 224, "width": 224}},
@@ -206,7 +215,18 @@ NORMALISED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         ({"size": {"height": 224, "width": 192}, "resample": 0}, {}),
         ({"do_resize": False}, {}),
     ],
-    ids=["usual", "old", "default crop", "crop", "384", "resize and crop", "square", "oblong", "no resize"],
+    ids=[
+        "usual",
+        "old",
+        "default crop",
+        "crop",
+        "384",
+        "resize and crop",
+        "crops twice",
+        "square",
+        "oblong",
+        "no resize",
+    ],
 )
 def test_the_preprocessor_of_transformers(tmp_path, changes, expected):
     found = metadata_of(tmp_path, {"model_type": "resnet"}, CONVNEXT | changes)

@@ -1,0 +1,88 @@
+"""A served model as `GetModel` tells it, for programs that ask."""
+
+from dataclasses import dataclass, fields
+
+from protos.classify_pb2 import GetModelResponse
+from serve.model_package import Assumption
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactVerification:
+    """How far one artifact, on one backend, was found to agree with eager PyTorch FP32 at the export."""
+
+    artifact: str
+    backend: str
+    images: int
+    agreement: float
+    """Share of the images with the same top-1 class, or the same set of labels where the model is multi-label."""
+    passed: bool
+    accuracy: float | None
+    """Share of the images whose top-1 class is the one that was told of them; None: nothing told."""
+    eager_accuracy: float | None
+    """The same of eager PyTorch FP32."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A served model and its server's limits."""
+
+    name: str
+    version: str
+    architecture: str
+    labels: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    resize_shorter_side: int
+    interpolation: str
+    backend: str
+    precision: str
+    backend_reason: str
+    batch_buckets: tuple[int, ...]
+    max_images_per_request: int
+    max_message_bytes: int
+    verification_json: str
+    task: str = "single-label"
+    """`single-label`, by softmax over all labels, or `multi-label`, each label by its own sigmoid."""
+    crop_offset: str = "rounded"
+    assumptions: tuple[Assumption, ...] = ()
+    """All that was assumed at the export; `is_open` where nothing has settled it."""
+    verification: tuple[ArtifactVerification, ...] = ()
+
+
+def description_from_response(response: GetModelResponse) -> ModelDescription:
+    """What a server of this version, or of one before, answered."""
+    plain = {field.name: getattr(response, field.name) for field in fields(ModelDescription)}
+    return ModelDescription(
+        **plain
+        | {
+            "labels": tuple(response.labels),
+            "batch_buckets": tuple(response.batch_buckets),
+            # Servers that don't know of these have one of each.
+            "task": response.task or "single-label",
+            "crop_offset": response.crop_offset or "rounded",
+            "assumptions": tuple(
+                Assumption(
+                    key=told.key,
+                    value=told.value,
+                    meaning=told.meaning,
+                    alternatives=tuple(told.alternatives),
+                    flag=told.flag,
+                    settled_by=told.settled_by if told.HasField("settled_by") else None,
+                )
+                for told in response.assumptions
+            ),
+            "verification": tuple(
+                ArtifactVerification(
+                    artifact=told.artifact,
+                    backend=told.backend,
+                    images=told.images,
+                    agreement=told.agreement,
+                    passed=told.passed,
+                    accuracy=told.accuracy if told.HasField("accuracy") else None,
+                    eager_accuracy=told.eager_accuracy if told.HasField("eager_accuracy") else None,
+                )
+                for told in response.verification
+            ),
+        }
+    )

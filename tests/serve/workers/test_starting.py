@@ -1,0 +1,34 @@
+"""A supervisor that can't start a process says so instead of waiting for it."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from serve.errors import InputError
+from serve.settings import Settings
+from serve.workers.supervisor import Commands, Supervisor
+
+SETTINGS = Settings(port=0, http_port=0, workers=2)
+
+
+async def start(folders: list[Path]) -> None:
+    supervisor = Supervisor(folders, SETTINGS, Commands())
+    try:
+        async with asyncio.timeout(30):
+            await supervisor.start()
+    finally:
+        await supervisor.end()
+        supervisor.close()
+
+
+async def test_what_the_system_refuses_ends_it() -> None:
+    """Orders longer than an argument may be: MAX_ARG_STRLEN of Linux is 128 KiB."""
+    with pytest.raises(OSError, match="Argument list too long"):
+        await start([Path("/nowhere") / ("x" * 200) / str(number) for number in range(1000)])
+
+
+async def test_a_path_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(InputError, match="path must be UTF-8; rename it"):
+        await start([Path("/nowhere") / os.fsdecode(b"r\xe9")])
