@@ -218,7 +218,7 @@ _MOST_SIDE = 512
 
 def is_by_flag(assumption: Assumption) -> bool:
     """Whether the user said it."""
-    return (assumption.settled_by or "").startswith(("--assume", "--input-size", "--mean"))
+    return (assumption.settled_by or "").startswith("--")
 
 
 def is_clearly_better(one: Trial, other: Trial) -> bool:

@@ -22,6 +22,12 @@ from serve.model_package import (
 
 SIZE = "size"
 """What `--assume` calls the input size."""
+TASK = "task"
+"""What `--assume` calls it."""
+_MEANINGS: dict[Task, str] = {
+    "single-label": "a picture is of one class, and probabilities are a softmax over the classes",
+    "multi-label": "a picture may have several labels, and each has a probability of its own, a sigmoid",
+}
 USUAL_SIDES_SMALL = (28, 32, 64, 224)
 USUAL_SIDES = (32, 64, 128, 224, 256)
 # torchvision's evaluation recipe resizes to 256 and crops 224; small images are used whole.
@@ -87,7 +93,7 @@ def facts_from(
         InputError: labels, mean, std or the input size don't fit the network; nothing tells the size of its input; it
             was trained for regression, or has a single logit.
     """
-    meaning = _task(checkpoint, network, task)
+    meaning, tasked = _task(checkpoint, network, task, assumed.get(TASK))
     if network.classes < 2:
         by = " and export it with --task single-label" if meaning == "multi-label" else ""
         raise InputError(
@@ -110,23 +116,41 @@ def facts_from(
         normalization=normalization,
         labels=names,
         task=meaning,
-        assumptions=(*size, *normalized, *others),
+        assumptions=(*size, *normalized, *tasked, *others),
         warnings=tuple(warnings),
         labels_told=told,
     )
 
 
-def _task(checkpoint: Checkpoint, network: TrainedNetwork, flag: Task | None) -> Task:
-    if flag is not None:
-        return flag
-    stored: Any = checkpoint.metadata.get("task", "single-label")
-    if stored == "regression":
+def _task(
+    checkpoint: Checkpoint, network: TrainedNetwork, flag: Task | None, assumed: str | None
+) -> tuple[Task, tuple[Assumption, ...]]:
+    if assumed not in (None, *_MEANINGS):
+        raise InputError(f"--assume {TASK}={assumed}: single-label or multi-label was expected")
+    if flag is not None and assumed is not None and flag != assumed:
+        raise InputError(f"--task {flag} and --assume {TASK}={assumed} contradict each other")
+    said: Any = flag or assumed
+    stored: Any = checkpoint.metadata.get(TASK)
+    if said is None and stored == "regression":
         several = "; if they are logits of classes all the same, say so: --task single-label or --task multi-label"
         raise InputError(
             "the checkpoint says that it was trained for regression: its outputs are quantities, and Fuseline serves "
             f"classifiers of 2 or more classes{several if network.classes > 1 else ''}"
         )
-    return stored  # type: ignore[no-any-return]
+    # transformers takes a config.json without a word of it for one label, as its pipeline does.
+    if said is None and (stored is not None or "model_type" in checkpoint.config):
+        return stored or "single-label", ()
+    task: Task = said or "single-label"
+    return task, (
+        Assumption(
+            key=TASK,
+            value=task,
+            meaning=_MEANINGS[task],
+            alternatives=tuple(other for other in _MEANINGS if other != task),
+            flag="--task single-label or --task multi-label",
+            settled_by=None if said is None else f"--task {task}" if flag else f"--assume {TASK}={task}",
+        ),
+    )
 
 
 def with_input_size(facts: ModelFacts, checkpoint: Checkpoint, size: tuple[int, int]) -> ModelFacts:

@@ -14,7 +14,7 @@ from export.checkpoint import Checkpoint
 from export.class_folders import KEY as FOLDERS
 from export.class_folders import ClassFolders, class_folders
 from export.families.choices import CHOICES
-from export.model_facts import SIZE, ModelFacts, size_assumption, with_input_size
+from export.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
 from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.sample import ImageFolder, generated_sample
@@ -117,7 +117,7 @@ def check_accuracy(
     chance = max(1 / logits.shape[1], float(np.bincount(truth).max() / len(truth)))
     told = f"{right:.1%} of {len(truth)} images are of their folder's class"
     if right > chance + _DEVIATIONS * np.sqrt(chance * (1 - chance) / len(truth)):
-        return settled(assumptions, {FOLDERS: f"images: {told}"})
+        return settled(assumptions, {FOLDERS: f"images: {told}", TASK: "images: each lies in the folder of one class"})
     if len(truth) < _LEAST_JUDGED or any(a.key == FOLDERS and is_by_flag(a) for a in assumptions):
         return tuple(assumptions)
     raise VerificationError(

@@ -34,13 +34,14 @@ def test_what_nothing_says_is_assumed_and_said() -> None:
     assert [(a.key, a.value, a.is_open) for a in facts.assumptions] == [
         ("size", "32", True),
         ("normalization", "imagenet", True),
+        ("task", "single-label", True),
     ]
     assert not facts.labels_told
 
 
 def test_what_the_checkpoint_says_is_taken_without_assumption() -> None:
     stored = {"labels": list("abcdefghij"), "mean": [0.1] * 3, "std": [0.2] * 3, "input_size": 48}
-    facts = facts_from(checkpoint(**stored), network())
+    facts = facts_from(checkpoint(**stored, task="single-label"), network())
     assert (facts.labels[1], facts.normalization.std, facts.input.height) == ("b", (0.2, 0.2, 0.2), 48)
     assert facts.assumptions == ()
     assert facts.labels_told
