@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
+from export.families.composed_naming import COMPOSED, compose
 from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
@@ -43,7 +44,7 @@ def recognise(
 
     Args:
         tensors: float32.
-        naming: a row of `SCHEMES` by its name, instead of the one that fits.
+        naming: a row of `SCHEMES` by its name, or one of `COMPOSED`, instead of the one that fits.
         config: a Hugging Face config.json, whose strides and activation hold for a network of that naming; or timm's,
             which may name a network that no tensor gives away.
         layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
@@ -59,12 +60,21 @@ def recognise(
     if foreign := foreign_architecture(config):
         raise ArchitectureError(foreign)
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    schemes = SCHEMES if naming is None else (scheme_named(naming),)
+    schemes = () if naming in COMPOSED else SCHEMES if naming is None else (scheme_named(naming),)
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
-    whole = [candidate for candidate in candidates if candidate.is_whole]
-    fits = _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None)
+    fits = _fits(candidates, config, assumed)
+    reasons: tuple[str, ...] = ()
+    # transformers' names are nobody else's, and its config.json may say what no reading of names would.
+    is_huggingface = any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates)
+    if not fits and not is_huggingface and (naming is None or naming in COMPOSED):
+        composition = compose(weights)
+        reasons = composition.reasons
+        readings = [p for p in composition.placements if naming in (None, p.scheme.name)]
+        composed = [Candidate.at(placement, weights, head) for placement in readings]
+        fits = _fits(composed, config, assumed)
+        candidates += composed
     if not fits:
-        raise refusal_of(candidates, weights, config, head)
+        raise refusal_of(candidates, weights, config, head, naming=naming, reasons=reasons)
     if len(fits) > 1:
         raise ambiguity_of([fit.candidate.placement.scheme for fit in fits])
     if head is not None and fits[0].candidate.has_classifier:
@@ -81,6 +91,13 @@ class _Fit:
     spec: Spec
     module: nn.Module
     """Without its weights, on the meta device."""
+
+
+def _fits(
+    candidates: Iterable[Candidate], config: Mapping[str, Any], assumed: Mapping[str, str]
+) -> list[_Fit]:
+    whole = (candidate for candidate in candidates if candidate.is_whole)
+    return _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None)
 
 
 def _fit(candidate: Candidate, config: Mapping[str, Any], assumed: Mapping[str, str]) -> _Fit | None:

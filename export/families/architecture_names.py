@@ -147,7 +147,13 @@ def _remarks(spec: ResNetSpec) -> list[str]:
         remarks.append(f"eps {spec.eps:g}")
     if spec.activation != "relu":
         remarks.append(spec.activation.upper().replace("SILU", "SiLU"))
-    if spec.biased_convs:
+    if any(kernel > 1 for kernel in spec.projection_kernels):
+        remarks.append("3x3 projections")
+    if "stem" in spec.bare_convs:
+        remarks.append("no BatchNorms")
+    elif spec.bare_convs:
+        remarks.append("projections without BatchNorm")
+    if spec.biased_convs - spec.bare_convs:
         remarks.append("convolution biases")
     if spec.in_channels != 3:
         remarks.append(f"{spec.in_channels} input channel{'s' if spec.in_channels > 1 else ''}")

@@ -34,7 +34,12 @@ class Candidate:
     @classmethod
     def of(cls, scheme: NamingScheme, weights: Mapping[str, Tensor], head: Head | None) -> Self:
         """Try `scheme` on `weights`, with `head` as their classifier if they have none."""
-        placement = place(scheme, weights)
+        return cls.at(place(scheme, weights), weights, head)
+
+    @classmethod
+    def at(cls, placement: Placement, weights: Mapping[str, Tensor], head: Head | None) -> Self:
+        """Try `placement` on `weights`, with `head` as their classifier if they have none."""
+        scheme = placement.scheme
         has_classifier = f"{placement.modules['fc']}.weight" in weights
         tensors = weights
         if head is not None and not has_classifier:

@@ -22,6 +22,12 @@ def evidence_of(spec: ResNetSpec | PlainSpec, placement: Placement, placed: int)
         return
     yield f"{_BLOCKS[spec.block]}, {_dashed(spec.blocks_per_stage)}"
     yield _stem_evidence(spec)
+    if any(kernel > 1 for kernel in spec.projection_kernels):
+        yield "3x3 convolutions in the shortcuts: projections that stride with a padding of 1"
+    if "stem" in spec.bare_convs:
+        yield "no BatchNorm, but a bias in each convolution: they were fused before, and none is left to fold"
+    elif spec.bare_convs:
+        yield "no BatchNorm behind the convolutions in the shortcuts"
     if spec.groups > 1:
         yield f"3x3 convolutions of {spec.groups} groups: their weights have 1/{spec.groups} of the input channels"
     if isinstance(spec, PreActResNetSpec):

@@ -67,6 +67,8 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
 
     `classifiers` are the names that known schemes give to the classifier.
     """
+    if found := _other_dimensions(tensors):
+        return found
     for kind in _KINDS:
         if found := next((name for name in tensors if re.search(kind.names, name)), None):
             return f"this is {kind.what}: it holds {found} {tuple(tensors[found].shape)}; {kind.advice}"
@@ -108,6 +110,20 @@ def foreign_architecture(config: Mapping[str, Any]) -> str | None:
     return (
         f"config.json says {', '.join(told)}: no tensor tells it, and it isn't known here; {FACTORY}, such as "
         f"--factory timm:create_model --factory-arg model_name={name}"
+    )
+
+
+def _other_dimensions(tensors: Mapping[str, Tensor]) -> str | None:
+    """A message on convolutions of signals, or of videos and volumes."""
+    kernels = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "weight"}
+    volumes = next((name for name, tensor in kernels.items() if tensor.ndim == 5), None)
+    signals = next((name for name, tensor in kernels.items() if tensor.ndim == 3), None)
+    if volumes is None and (signals is None or any(tensor.ndim == 4 for tensor in kernels.values())):
+        return None
+    found, what = (volumes, "3-D convolutions, of videos or volumes") if volumes else (signals, "1-D ones, of signals")
+    return (
+        f"this network's convolutions are {what}: it holds {found} {tuple(kernels[str(found)].shape)}. Fuseline serves "
+        "classifiers of 2-D pictures, whose convolutions have weights (out, in, height, width); no flag changes that"
     )
 
 

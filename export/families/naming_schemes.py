@@ -10,7 +10,16 @@ from serve.errors import ArchitectureError
 
 Family = Literal["residual", "pre-activation", "plain"]
 ProjectionInput = Literal["activated", "raw"]
-Limit = Literal["3x3 stem", "7x7 stem", "biases", "option A", "needless projections", "free widths"]
+Limit = Literal[
+    "3x3 stem",
+    "7x7 stem",
+    "biases",
+    "bare convolutions",
+    "3x3 projections",
+    "option A",
+    "needless projections",
+    "free widths",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,8 @@ class NamingScheme:
 
 _SEQUENTIAL_CONVS = (("0", "1"), ("3", "4"), ("6", "7"))
 _SHORTCUT = ("shortcut.0", "shortcut.1")
-_FULL_SIZE: frozenset[Limit] = frozenset({"3x3 stem", "biases", "option A", "needless projections"})
+_ONLY_CUSTOMARY: frozenset[Limit] = frozenset({"biases", "bare convolutions", "3x3 projections"})
+_FULL_SIZE: frozenset[Limit] = _ONLY_CUSTOMARY | {"3x3 stem", "option A", "needless projections"}
 _HUGGINGFACE_CONVS = tuple((f"layer.{k}.convolution", f"layer.{k}.normalization") for k in range(3))
 
 SCHEMES: tuple[NamingScheme, ...] = (
@@ -96,7 +106,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         description="the usual CIFAR ResNets (`shortcut` and `linear`)",
         shortcut=_SHORTCUT,
         classifier="linear",
-        lacks=frozenset({"7x7 stem", "biases"}),
+        lacks=_ONLY_CUSTOMARY | {"7x7 stem"},
     ),
     NamingScheme(name="shortcut", description="hand-written ResNets with `shortcut` and `fc`", shortcut=_SHORTCUT),
     NamingScheme(
@@ -206,7 +216,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         classifier="head.fc",
         classifier_is_conv=True,
         deep_stem_pools=True,
-        lacks=frozenset({"3x3 stem", "biases"}),
+        lacks=_ONLY_CUSTOMARY | {"3x3 stem"},
     ),
     NamingScheme(name="plain", description="the plain network (`features` and `fc`)", family="plain"),
 )

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from export.families.foreign_networks import FACTORY
 from export.families.naming_schemes import NamingScheme
 from serve.errors import ArchitectureError
 
 _NUMBER = r"(0|[1-9]\d{0,3})"
-_DEEP_STEM = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+DEEP_STEM = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+"""Our names of a stem of three convolutions, each with its BatchNorm."""
 _PLAIN_LAYER = re.compile(rf"features\.{_NUMBER}$")
 
 
@@ -31,7 +33,7 @@ class Placement:
         if ours in self.modules:
             return self.modules[ours]
         module, _, leaf = ours.rpartition(".")
-        return f"{self.modules[module]}.{leaf}"
+        return f"{self.modules.get(module, module)}.{leaf}"
 
     def placed(self, tensor_names: Iterable[str]) -> dict[str, str]:
         """Our tensor name to the checkpoint's, of those that the scheme knows."""
@@ -55,7 +57,8 @@ class Placement:
             raise ArchitectureError(
                 f"this is not all of a ResNet ({self.scheme.name} naming): no tensor's name begins with {gap}, but "
                 f"later stages or blocks are there; expected stages from {self.scheme.first_stage} and blocks from 0 "
-                "on, without a gap. Save the whole state dict again"
+                "on, without a gap. If the file was filtered or cut, save model.state_dict() whole; if the network is "
+                f"so, {FACTORY}"
             )
         return tuple(counts[stage] for stage in range(len(counts)))
 
@@ -84,7 +87,7 @@ def module_names(
     scheme: NamingScheme, blocks: Iterable[tuple[int, int]], *, deep: bool, pooled: bool
 ) -> dict[str, str]:
     """Our module names to those of `scheme`, of a network with these (stage, block), both from 0."""
-    ours_of_stem = _DEEP_STEM if deep else ("conv1", "bn1")
+    ours_of_stem = DEEP_STEM if deep else ("conv1", "bn1")
     names = dict(zip(ours_of_stem, scheme.deep_stem if deep else scheme.stem, strict=False))
     if scheme.final_norm is not None:
         names["bn"] = scheme.final_norm

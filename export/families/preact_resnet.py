@@ -69,7 +69,8 @@ class PreActBlock(nn.Module):
         if self.projects:
             pooled = spec.pooled_shortcuts and stride == 2
             self.pool = average_pool() if pooled else nn.Identity()
-            self.downsample = nn.Conv2d(in_width, out, 1, 1 if pooled else stride, bias="shortcut" in biased)
+            kernel, stride = spec.projection_kernel(stage), 1 if pooled else stride
+            self.downsample = nn.Conv2d(in_width, out, kernel, stride, kernel // 2, bias="shortcut" in biased)
         elif stride == 2 or in_width != out:
             raise ValueError(f"stage {stage + 1} changes the feature map's shape, so it needs a projection")
 

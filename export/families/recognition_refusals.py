@@ -8,25 +8,43 @@ from torch import Tensor
 
 from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.foreign_networks import FACTORY, foreign_kind
-from export.families.naming_schemes import SCHEMES, NamingScheme
+from export.families.naming_schemes import SCHEMES, NamingScheme, scheme_named
 from export.families.plain_network import PlainSpec
 from export.families.recognised import Spec
+from export.families.shape_reading import read_shapes
 from serve.errors import ArchitectureError
 
+RENAME = (
+    "write the names that it needs with `fuseline inspect CHECKPOINT --rename-template names.json`, hold them against "
+    "the code that trained it, and add --rename names.json"
+)
 _NAMES_SHOWN = 6
+_REASONS_SHOWN = 2
 
 
 def refusal_of(
-    candidates: list[Candidate], weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Head | None
+    candidates: list[Candidate],
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    head: Head | None,
+    *,
+    naming: str | None = None,
+    reasons: Sequence[str] = (),
 ) -> ArchitectureError:
+    """Why `weights`, to which none of `candidates` fits, are refused.
+
+    `naming` is what the user chose, and `reasons` say why names by themselves tell no network.
+    """
     if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}):
         return ArchitectureError(foreign)
+    if not candidates:
+        return unknown(weights, reasons, naming)
     best = _nearest(candidates, config)
     scheme = best.placement.scheme
     headless = not any(ours.startswith("fc.") for ours in best.placed)
     is_other = headless and not best.is_whole if scheme.family == "plain" else not best.placement.blocks
     if not weights or 2 * len(best.placed) < len(weights) or is_other:
-        return unknown(weights)
+        return unknown(weights, reasons, naming)
     if headless and best.is_whole:
         return ArchitectureError(
             f"this is a backbone without a classifier ({scheme.name} naming): {len(weights)} tensors, but no "
@@ -37,16 +55,57 @@ def refusal_of(
     try:
         spec = best.spec(config)
     except ArchitectureError as error:
+        if FACTORY in str(error):
+            return error
         left = [f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items() if name not in placed]
-        return ArchitectureError(f"{error}{f'; {scheme.name} naming has no place for {_some(left)}' if left else ''}")
+        place = f"; {scheme.name} naming has no place for {_some(left)}" if left else ""
+        return ArchitectureError(f"{error}{place}{_told(reasons)}. {_cure(best, left=bool(left), naming=naming)}")
     if head is not None and (wrong := _wrong_head(head, spec)):
         return ArchitectureError(wrong)
     found = deviations(best, empty_module(spec))
     kinds = "; ".join(f"{kind}: {_some(items)}" for kind, items in found.items() if items)
+    if wide := _unpooled(best, spec):
+        return ArchitectureError(wide)
     return ArchitectureError(
         f"these tensors are nearly a ResNet but not exactly one; nearest: {spec.name} ({scheme.name} naming, "
-        f"{spec.classes} classes); {kinds}. Save the whole state dict of the trained model again; nothing is filled in "
-        f"or left out. If the network is one of your own, {FACTORY}"
+        f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reasons)}. "
+        f"{_cure(best, left=any(items for kind, items in found.items() if kind != 'missing'), naming=naming)}"
+    )
+
+
+def _told(reasons: Sequence[str]) -> str:
+    return f". Read by its own names alone: {'; '.join(reasons[:_REASONS_SHOWN])}" if reasons else ""
+
+
+def _cure(best: Candidate, *, left: bool, naming: str | None) -> str:
+    """What to type, given whether the checkpoint has what the nearest network hasn't."""
+    if naming is not None:
+        return f"Leave --naming {naming} out to have the names told, or {FACTORY}"
+    if left:
+        return f"If only its names differ, {RENAME}. If the network is one of your own, {FACTORY}"
+    missing = {name.rpartition(".")[2] for name in best.tensors}
+    if not missing & {"running_mean", "running_var"}:
+        return (
+            "No tensor is called running_mean: model.parameters() was saved without its buffers; save "
+            f"model.state_dict() of the trained model. If its layers have none, {FACTORY}"
+        )
+    return (
+        f"If the file was filtered or cut, save model.state_dict() whole. If the network is one of your own, {FACTORY}"
+    )
+
+
+def _unpooled(candidate: Candidate, spec: Spec) -> str | None:
+    """A message on a classifier that takes more than one pixel of the last feature map."""
+    weight = candidate.found().get("fc.weight")
+    channels = spec.widths[-1] if isinstance(spec, PlainSpec) else spec.out_widths[-1]
+    if weight is None or weight.ndim != 2 or weight.shape[1] <= channels or weight.shape[1] % channels:
+        return None
+    name = candidate.placement.in_checkpoint("fc.weight")
+    return (
+        f"the classifier {name} {tuple(weight.shape)} takes {weight.shape[1]} features, "
+        f"{weight.shape[1] // channels} for each of the {channels} channels that the last stage gives out: its feature "
+        "map isn't averaged to one pixel but flattened, behind a smaller pool or none, which no tensor tells. The "
+        f"networks that are recognised average all of it (nearest: {spec.name}); to export this one, {FACTORY}"
     )
 
 
@@ -77,6 +136,12 @@ def _wrong_head(head: Head, spec: Spec) -> str | None:
 
 
 def ambiguity_of(schemes: Sequence[NamingScheme]) -> ArchitectureError:
+    if len({scheme.name for scheme in schemes}) < len(schemes):
+        readings = "; ".join(scheme.description for scheme in schemes)
+        return ArchitectureError(
+            f"these tensors' names can be read in {len(schemes)} ways that compute differently, and nothing in the "
+            f"file tells which it is: {readings}. Say it by names: {RENAME}; or {FACTORY}"
+        )
     choices = "; ".join(f"--naming {scheme.name} ({scheme.description})" for scheme in schemes)
     return ArchitectureError(
         f"these tensors fit {len(schemes)} namings that compute differently, and nothing in the file tells which it "
@@ -84,14 +149,42 @@ def ambiguity_of(schemes: Sequence[NamingScheme]) -> ArchitectureError:
     )
 
 
-def unknown(tensors: Mapping[str, Tensor]) -> ArchitectureError:
+def unknown(tensors: Mapping[str, Tensor], reasons: Sequence[str] = (), naming: str | None = None) -> ArchitectureError:
+    """The refusal of what is near to no naming, with what shapes and order suggest."""
+    if naming is not None and tensors:
+        seen = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
+        return ArchitectureError(
+            f"--naming {naming} doesn't fit: it holds {_some(seen)}, few of which have a place there. Leave "
+            f"--naming {naming} out to have the names told, or {FACTORY}"
+        )
     seen = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
     others = ", ".join(scheme.name for scheme in SCHEMES[1:])
     return ArchitectureError(
         f"this is no ResNet that Fuseline knows: it holds {_some(seen) or 'no weights'}; expected torchvision's names "
-        f"(conv1.weight, layer1.0.conv1.weight, fc.weight and so on) or one of the namings {others}. For any other "
-        f"network, {FACTORY}"
+        f"(conv1.weight, layer1.0.conv1.weight, fc.weight and so on) or one of the namings {others}"
+        f"{_told(reasons)}. {_suggestion(tensors)}For any other network, {FACTORY}"
     )
+
+
+def _suggestion(tensors: Mapping[str, Tensor]) -> str:
+    """What shapes and order suggest, where that is a whole network."""
+    reading = read_shapes(tensors)
+    if not reading.is_whole or len(set(reading.names.values())) < len(reading.names):
+        return ""
+    renamed = {ours: tensors[theirs] for theirs, ours in reading.names.items()}
+    candidate = Candidate.of(scheme_named("torchvision"), renamed, None)
+    try:
+        spec = candidate.spec({})
+    except ArchitectureError:
+        return ""
+    if not candidate.is_whole or any(deviations(candidate, empty_module(spec)).values()):
+        return ""
+    doubt = (
+        ""
+        if reading.projections
+        else ", but nothing tells whether shortcuts exist, as a plain network has the same shapes"
+    )
+    return f"Its shapes and their order are those of a {spec.name}{doubt}. If it is that: {RENAME}. "
 
 
 def _some(items: list[str]) -> str:

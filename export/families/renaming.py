@@ -74,7 +74,11 @@ def _obstacles(scheme: NamingScheme, spec: Spec) -> Iterator[str]:
         yield "its first convolution is 3x3"
     if option_a and "option A" in scheme.lacks:
         yield "it has projections where this has parameter-free shortcuts (option A)"
-    if spec.biased_convs and "biases" in scheme.lacks:
+    if spec.bare_convs and "bare convolutions" in scheme.lacks:
+        yield "a BatchNorm follows each of its convolutions"
+    if spec.projection_kernels and "3x3 projections" in scheme.lacks:
+        yield "its projections are 1x1"
+    if spec.biased_convs - spec.bare_convs and "biases" in scheme.lacks:
         yield "its convolutions have no biases"
     if spec.projected_stages[0] and spec.stem_width == spec.out_widths[0] and "needless projections" in scheme.lacks:
         yield "it has no projection in a stage that changes nothing"

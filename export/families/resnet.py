@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.families.activations import ACTIVATIONS
-from export.families.resnet_spec import Activation, PaddedShortcut, ResNetSpec
+from export.families.resnet_spec import Activation, ConvRole, PaddedShortcut, ResNetSpec
 
 __all__ = ["ResNet", "ResNetSpec", "average_pool", "stem_convolutions", "stem_pool"]
 
@@ -26,7 +26,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.conv1 = stem_convolutions(spec)
-        self.bn1 = nn.BatchNorm2d(spec.stem_width, spec.eps)
+        self.bn1 = norm_after("stem", spec.stem_width, spec)
         self.maxpool = stem_pool(spec)
         for stage, blocks in enumerate(spec.blocks_per_stage):
             self.add_module(
@@ -57,16 +57,16 @@ class ResidualBlock(nn.Module):
         biased = spec.biased_convs
         if spec.block == "basic":
             self.conv1 = nn.Conv2d(in_width, inner, 3, first, 1, bias="conv1" in biased)
-            self.bn1 = nn.BatchNorm2d(inner, spec.eps)
+            self.bn1 = norm_after("conv1", inner, spec)
             self.conv2 = nn.Conv2d(inner, out, 3, second, 1, bias="conv2" in biased)
-            self.bn2 = nn.BatchNorm2d(out, spec.eps)
+            self.bn2 = norm_after("conv2", out, spec)
         else:
             self.conv1 = nn.Conv2d(in_width, inner, 1, first, bias="conv1" in biased)
-            self.bn1 = nn.BatchNorm2d(inner, spec.eps)
+            self.bn1 = norm_after("conv1", inner, spec)
             self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=spec.groups, bias="conv2" in biased)
-            self.bn2 = nn.BatchNorm2d(inner, spec.eps)
+            self.bn2 = norm_after("conv2", inner, spec)
             self.conv3 = nn.Conv2d(inner, out, 1, bias="conv3" in biased)
-            self.bn3 = nn.BatchNorm2d(out, spec.eps)
+            self.bn3 = norm_after("conv3", out, spec)
         self.se = SqueezeExcitation(out, spec.squeeze_widths[stage]) if spec.squeeze_widths else nn.Identity()
         self.bottleneck = spec.block == "bottleneck"
         self.activation = ACTIVATIONS[spec.activation]
@@ -76,8 +76,9 @@ class ResidualBlock(nn.Module):
         if block == 0 and spec.projected_stages[stage]:
             if spec.pooled_shortcuts and stride == 2:
                 self.pool, stride = average_pool(), 1
-            projection = nn.Conv2d(in_width, out, 1, stride, bias="shortcut" in biased)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out, spec.eps))
+            kernel = spec.projection_kernel(stage)
+            projection = nn.Conv2d(in_width, out, kernel, stride, kernel // 2, bias="shortcut" in biased)
+            self.downsample = nn.Sequential(projection, norm_after("shortcut", out, spec))
         elif stride == 2:
             self.downsample = PaddedIdentity(out - in_width, spec.padded_shortcut)
         elif in_width == out:
@@ -136,10 +137,10 @@ def stem_convolutions(spec: ResNetSpec) -> nn.Module:
     first, second = spec.stem_inner_widths
     return nn.Sequential(
         nn.Conv2d(spec.in_channels, first, 3, spec.stem_strides_by, 1, bias=bias),
-        nn.BatchNorm2d(first, spec.eps),
+        norm_after("stem", first, spec),
         activation_layer(spec.activation),
         nn.Conv2d(first, second, 3, 1, 1, bias=bias),
-        nn.BatchNorm2d(second, spec.eps),
+        norm_after("stem", second, spec),
         activation_layer(spec.activation),
         nn.Conv2d(second, spec.stem_width, 3, 1, 1, bias=bias),
     )
@@ -163,6 +164,11 @@ class _ActivationLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.compute(features)
+
+
+def norm_after(role: ConvRole, width: int, spec: ResNetSpec) -> nn.Module:
+    """The BatchNorm after a convolution of `width` channels, or nothing where `spec` has none."""
+    return nn.Identity() if role in spec.bare_convs else nn.BatchNorm2d(width, spec.eps)
 
 
 def average_pool() -> nn.Module:

@@ -31,7 +31,7 @@ class ResNetSpec:
     out_widths: tuple[int, ...]
     """Channels that a block gives out."""
     projected_stages: tuple[bool, ...]
-    """Whether the stage's first block has a 1x1 convolution as its shortcut. A later stage without one has the
+    """Whether the stage's first block has a convolution as its shortcut. A later stage without one has the
     parameter-free option A."""
     classes: int
     groups: int = 1
@@ -39,6 +39,10 @@ class ResNetSpec:
     in_channels: int = 3
     biased_convs: frozenset[ConvRole] = frozenset()
     """Which convolutions have a bias of their own besides BatchNorm's."""
+    bare_convs: frozenset[ConvRole] = frozenset()
+    """Which convolutions no BatchNorm follows: `shortcut` alone, or all where BatchNorms were fused before."""
+    projection_kernels: tuple[int, ...] = ()
+    """Side of the kernel of each stage's projection, 1 or 3; () where all are 1."""
     stem_inner_widths: tuple[int, ...] = ()
     """Channels that the first two of a deep stem's three convolutions give out."""
     pooled_shortcuts: bool = False
@@ -113,6 +117,10 @@ class ResNetSpec:
     def name(self) -> str:
         """`torchvision resnet18`, `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
         return resnet_name(self)
+
+    def projection_kernel(self, stage: int) -> int:
+        """Side of the kernel of the projection of `stage`, counted from 0."""
+        return self.projection_kernels[stage] if self.projection_kernels else 1
 
     def stride_of_stage(self, stage: int) -> int:
         """Stride of the first block of `stage`, counted from 0."""

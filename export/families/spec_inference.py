@@ -3,16 +3,19 @@
 Each number is what most tensors say, so that one misshapen tensor is found out rather than believed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from export.families.foreign_networks import FACTORY
 from export.families.placement import Placement
 from export.families.resnet_spec import ConvRole, PreActResNetSpec, ResNetSpec
 from serve.errors import ArchitectureError
 
 Shape = tuple[int, ...]
 
+_ALL_ROLES: frozenset[ConvRole] = frozenset({"stem", "conv1", "conv2", "conv3", "shortcut"})
 _BN_LEAVES = ("weight", "bias", "running_mean", "running_var")
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 
@@ -39,6 +42,17 @@ class _Inference:
         self.blocks = [f"layer{stage + 1}.{block}" for stage, block in sorted(placement.blocks)]
         thirds = sum(f"{block}.conv3.weight" in shapes or f"{block}.bn3.weight" in shapes for block in self.blocks)
         self.bottleneck = 2 * thirds > len(self.blocks)
+        self._check_third_norms()
+
+    def _check_third_norms(self) -> None:
+        third = next((block for block in self.blocks if f"{block}.bn3.weight" in self.shapes), None)
+        has_convs = any(f"{block}.conv3.weight" in self.shapes for block in self.blocks)
+        if self.bottleneck and third and not has_convs and self.size(f"{third}.conv1.weight", 2) != 1:
+            raise ArchitectureError(
+                "these are basic blocks, two 3x3 convolutions, with a third BatchNorm at "
+                f"{self.placement.in_checkpoint(f'{third}.bn3')}: it may follow the shortcut or the sum, which no "
+                f"tensor tells; {FACTORY}"
+            )
 
     def spec(self, config: Mapping[str, Any]) -> ResNetSpec:
         last = 3 if self.bottleneck else 2
@@ -68,6 +82,8 @@ class _Inference:
                 for name in self.shapes
                 if name.endswith(".bias") and (role := _role(name.removesuffix(".bias"), deep=deep))
             ),
+            "bare_convs": self.bare_convs(),
+            "projection_kernels": self.projection_kernels(),
             "stem_inner_widths": tuple(
                 self.width([(f"conv1.{k}", f"conv1.{k + 1}")], "the width of the deep stem") for k in (0, 3) if deep
             ),
@@ -127,6 +143,27 @@ class _Inference:
             return found
         return tuple(there or stage > 0 or stem_width != out[0] for stage, there in enumerate(found))
 
+    def bare_convs(self) -> frozenset[ConvRole]:
+        """Convolutions without BatchNorms: all, where there is none at all and biases do their work, or projections."""
+        if self.preact:
+            return frozenset()
+        if not any(name.endswith(f".{leaf}") for name in self.shapes for leaf in ("running_mean", "running_var")):
+            biased = {name.removesuffix("bias") for name in self.shapes if name.endswith(".bias")}
+            normed = any(re.search(r"(^|\.)(bn\d|downsample\.1|conv1\.[14])\.", name) for name in self.shapes)
+            all_biased = all(name.removesuffix("weight") in biased for name in self.shapes if name.endswith(".weight"))
+            return _ALL_ROLES if all_biased and not normed else frozenset()
+        projected = any(".downsample.0." in name for name in self.shapes)
+        normed = any(".downsample.1." in name for name in self.shapes)
+        return frozenset({"shortcut"}) if projected and not normed else frozenset()
+
+    def projection_kernels(self) -> tuple[int, ...]:
+        conv = "downsample" if self.preact else "downsample.0"
+        found = tuple(
+            3 if self.size(f"layer{stage}.0.{conv}.weight", 2) == 3 else 1
+            for stage in range(1, len(self.blocks_per_stage) + 1)
+        )
+        return found if any(kernel > 1 for kernel in found) else ()
+
     def groups(self, inner_widths: Iterable[int]) -> int:
         """A grouped convolution's weight has only its group's input channels."""
         seen: Counter[int] = Counter()
@@ -162,7 +199,7 @@ def most_common(values: Iterable[int | None], what: str) -> int:
     """
     counts = Counter(value for value in values if value is not None)
     if not counts:
-        raise ArchitectureError(f"{what} can't be told: no tensor says it; save the whole state dict")
+        raise ArchitectureError(f"{what} can't be told: no tensor says it")
     return counts.most_common(1)[0][0]
 
 
@@ -170,8 +207,8 @@ def _from_config(config: Mapping[str, Any], *, bottleneck: bool) -> dict[str, An
     activation = config.get("hidden_act", "relu")
     if activation not in _ACTIVATIONS:
         raise ArchitectureError(
-            f"config.json has hidden_act {activation!r}; expected one of {', '.join(_ACTIVATIONS)}. Build the network "
-            "with your own code: --factory package.module:function"
+            f"config.json has hidden_act {activation!r}; expected one of {', '.join(_ACTIVATIONS)}. To "
+            f"export it, {FACTORY}"
         )
     return {
         "activation": _ACTIVATIONS[activation],

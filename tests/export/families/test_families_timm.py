@@ -141,7 +141,7 @@ def test_what_computes_otherwise_is_refused_by_name(name, named):
 
 def test_the_senet_that_is_only_nearly_a_seresnext_is_refused():
     message = refusal(on_meta(timm.create_model, "senet154"))
-    assert "nearest: timm seresnext152s" in message
+    assert "nearest: ResNet-152 (64x2d, deep stem 64-64-128, squeeze-and-excitation, 3x3 projections)" in message
     assert "layer1.0.conv2.weight is (256, 2, 3, 3)" in message
 
 

@@ -1,0 +1,231 @@
+"""Names of known parts in combinations that no row of names has, each against an independent network: equal logits."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from export.architectures import recognise, tensors_in
+from export.families.naming_schemes import scheme_named
+from tests.export.families.hand_written import (
+    BookResNet,
+    ListedConvolutions,
+    Named,
+    TinyResNet8,
+    TutorialResNet,
+    children_in_a_row,
+    fused,
+    tensors_of,
+)
+from tests.export.families.recognition import (
+    assert_equal_logits,
+    assert_exports_with_a_dynamic_batch,
+    assert_same_network,
+    refusal,
+)
+from tests.export.resnets import option_a_resnet, trained_like
+
+SMALL = ((2, 1, 2), (8, 16, 32))
+LAYOUTS = {
+    "conv and bn": {"stem": ("conv", "bn")},
+    "conv and bn, linear": {"stem": ("conv", "bn"), "classifier": "linear"},
+    "3x3 projections": {"stem": ("conv", "bn"), "shortcut": ("downsample.0", "downsample.1"), "shortcut_kernel": 3},
+    "stem.0": {"stem": ("stem.0", "stem.1"), "block": "stage{stage}.{block}"},
+    "flat blocks": {"stem": ("stem.0", "stem.1"), "block": "blocks.{flat}", "classifier": "head"},
+    "flat from 1": {"block": "block{flat}", "first": (1, 0, 1)},
+    "underscores": {
+        "stem": ("conv_1", "bn_1"),
+        "block": "stage_{stage}.{block}",
+        "convs": ("conv_1", "conv_2"),
+        "norms": ("bn_1", "bn_2"),
+        "shortcut": ("short_cut.0", "short_cut.1"),
+    },
+    "letters": {
+        "stem": ("conv_1", "bn_1"),
+        "block": "stage_{stage}.{block}",
+        "convs": ("conv_a", "conv_b"),
+        "norms": ("bn_a", "bn_b"),
+    },
+    "stages from 0": {"block": "layer{stage}.{block}", "first": (0, 0, 0), "classifier": "linear"},
+    "stages and blocks in lists": {"block": "stages.{stage}.blocks.{block}", "first": (0, 0, 0)},
+    "blocks from 1": {"block": "stage{stage}.block{block}", "first": (1, 1, 0)},
+    "conv2_x": {"block": "conv{stage}_x.{block}", "first": (2, 0, 0), "stem": ("conv1.conv", "conv1.bn")},
+    "downsample_conv of a stage": {
+        "block": "layer{stage}.blocks.{block}",
+        "shortcut": ("downsample_conv", "downsample_bn"),
+        "shortcut_of_stage": True,
+    },
+    "a bare convolution of a stage": {
+        "block": "layer{stage}.blocks.{block}",
+        "shortcut": ("downsample_conv",),
+        "shortcut_of_stage": True,
+    },
+    "short_cut without BatchNorm": {"shortcut": ("short_cut",), "shortcut_bias": True},
+    "short_cut of 3x3": {"shortcut": ("short_cut",), "shortcut_bias": True, "shortcut_kernel": 3},
+    "skip": {"shortcut": ("skip.0", "skip.1"), "classifier": "head.1"},
+    "skip and skip_bn": {"shortcut": ("skip", "skip_bn")},
+    "conv3 and bn3 in the shortcut": {"shortcut": ("conv3", "bn3")},
+    "Sequential": {"convs": ("block.0", "block.3"), "norms": ("block.1", "block.4"), "shortcut": ("proj.0", "proj.1")},
+    "convolution with BatchNorm": {
+        "convs": ("conv1.conv", "conv2.conv"),
+        "norms": ("conv1.norm", "conv2.norm"),
+        "shortcut": ("shortcut.conv", "shortcut.norm"),
+    },
+    "ordinals": {"block": "{ordinal}_stage.{block}", "convs": ("first_conv", "second_conv"), "norms": ("bn1", "bn2")},
+    "camel case": {"convs": ("convA", "convB"), "norms": ("normA", "normB"), "shortcut": ("convShortcut",)},
+    "bottlenecks": {
+        "stem": ("stem.conv", "stem.bn"),
+        "block": "stage{stage}.{block}",
+        "convs": ("conv_a", "conv_b", "conv_c"),
+        "norms": ("bn_a", "bn_b", "bn_c"),
+        "project_first": True,
+    },
+    "7x7": {"stem": ("conv", "bn"), "stem_kernel": 7, "shortcut": ("downsample.0", "downsample.1")},
+    "biases": {"stem": ("conv", "bn"), "bias": True, "shortcut_bias": True},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_of_known_parts_are_recognised_in_any_combination(layout):
+    reference = trained_like(Named(*SMALL, **LAYOUTS[layout]))
+    recognised = recognise(reference.state_dict())
+    assert recognised.spec.blocks_per_stage == SMALL[0]
+    assert_equal_logits(reference, recognised, side=32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_such_a_network_becomes_one_of_a_row_and_is_the_same(layout):
+    recognised = recognise(trained_like(Named(*SMALL, **LAYOUTS[layout])).state_dict())
+    renamed = tensors_in(scheme_named("shortcut"), recognised)
+    assert_same_network(recognised, recognise(renamed, naming="shortcut"))
+
+
+@pytest.mark.parametrize("stages", [3, 4])
+def test_computes_what_the_tutorials_resnet_computes(stages):
+    reference = trained_like(TutorialResNet((2, 1, 2, 1)[:stages], (16, 32, 64, 128)[:stages]))
+    reference.avg_pool = nn.AdaptiveAvgPool2d(1)
+    recognised = recognise(reference.state_dict())
+    assert (recognised.naming, "3x3 projections" in recognised.architecture) == ("composed", True)
+    assert any("3x3 convolutions in the shortcuts" in sentence for sentence in recognised.evidence)
+    assert_equal_logits(reference, recognised, side=32)
+    assert_exports_with_a_dynamic_batch(recognised, side=32)
+
+
+def test_computes_what_mlperf_tinys_resnet8_computes():
+    reference = trained_like(TinyResNet8())
+    recognised = recognise(reference.state_dict())
+    assert recognised.spec.bare_convs == {"shortcut"}
+    assert "projections without BatchNorm" in recognised.architecture
+    assert_equal_logits(reference, recognised, side=32)
+
+
+def test_computes_what_the_books_residual_computes():
+    reference = trained_like(BookResNet())
+    assert_equal_logits(reference, recognise(reference.state_dict()), side=64)
+
+
+def test_children_in_one_sequential_are_recognised():
+    whole = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], 3)
+    reference = trained_like(children_in_a_row(whole))
+    assert_equal_logits(reference, recognise(reference.state_dict()), side=64)
+
+
+def test_no_projection_at_all_is_option_a_where_stages_and_blocks_are_told():
+    reference = trained_like(Named((2, 1, 1), (16, 32, 64), stem=("conv", "bn"), shortcut=None, classifier="linear"))
+    recognised = recognise(reference.state_dict())
+    assert recognised.spec.shortcut == "option-a"
+    assert_equal_logits(reference, recognised, side=32)
+
+
+@pytest.mark.parametrize("stem", [("conv1", "norm"), ("first.0", "last")])
+def test_pre_activation_must_be_told_what_its_projections_take(stem):
+    options = {"block": "stages.{stage}.{block}", "first": (0, 0, 0), "shortcut": ("skip",), "preact": True}
+    reference = trained_like(Named(*SMALL, stem=stem, **options))
+    message = refusal(reference.state_dict())
+    assert "--naming composed-preact (" in message
+    assert "--naming composed-preact-raw (" in message
+    recognised = recognise(reference.state_dict(), naming="composed-preact")
+    assert_equal_logits(reference, recognised, side=32)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_batchnorms_fused_before_leave_the_same_network_without_them(block):
+    kind = {"basic": torchvision.models.resnet.BasicBlock, "bottleneck": torchvision.models.resnet.Bottleneck}[block]
+    original = trained_like(torchvision.models.ResNet(kind, [1, 1, 1, 1], 3))
+    reference = fused(original)
+    recognised = recognise(reference.state_dict())
+    assert recognised.spec.bare_convs
+    assert any("none is left to fold" in sentence for sentence in recognised.evidence)
+    assert_equal_logits(original, recognised, side=64)
+    plain = {name.replace("conv1.0.", "conv1."): tensor for name, tensor in reference.state_dict().items()}
+    assert recognise(plain).naming == "torchvision"
+    assert_same_network(recognise(plain), recognised)
+
+
+def test_a_bias_less_network_without_batchnorms_is_not_taken_for_a_fused_one():
+    tensors = tensors_of(option_a_resnet(20))
+    bare = {name: tensor for name, tensor in tensors.items() if "bn" not in name}
+    assert "bn1.weight" in refusal(bare)
+
+
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_a_list_of_convolutions_does_not_tell_whether_shortcuts_exist(shortcuts):
+    message = refusal(ListedConvolutions(shortcuts).state_dict())
+    assert "nothing tells whether shortcuts exist" in message
+    assert "--factory" in message
+
+
+def vgg(pattern: str, widths=(8, 8, 16, 16)) -> dict[str, torch.Tensor]:
+    """Convolutions in pairs, as VGG has them, with a BatchNorm each."""
+    tensors, taken = {}, 3
+    for number, width in enumerate(widths):
+        stage, place = divmod(number, 2)
+        layers = {pattern.format(s=stage + 1, conv=place + 1, c=3 * place): nn.Conv2d(taken, width, 3, bias=False)}
+        norm = pattern.replace("conv", "bn", 1) if "{conv}" in pattern else pattern.replace("{c}", "{n}")
+        name = norm.format(s=stage + 1, bn=place + 1, conv=place + 1, n=3 * place + 1)
+        layers[name] = nn.BatchNorm2d(width)
+        for name, layer in layers.items():
+            tensors |= {f"{name}.{leaf}": value for leaf, value in layer.state_dict().items()}
+        taken = width
+    return tensors | {f"fc.{leaf}": value for leaf, value in nn.Linear(taken, 4).state_dict().items()}
+
+
+@pytest.mark.parametrize("pattern", ["block{s}.{c}", "features.{s}.{c}"])
+def test_pairs_of_convolutions_without_projections_are_no_residual_blocks(pattern):
+    assert "composed" not in refusal(vgg(pattern))
+
+
+@pytest.mark.parametrize(
+    ("options", "tells"),
+    [
+        # No layer stands between the first BatchNorm and the second convolution: no ReLU either.
+        ({"convs": ("block.0", "block.2"), "norms": ("block.1", "block.3")}, "don't go with"),
+        ({"convs": ("block.0", "block.4"), "norms": ("block.1", "block.5")}, "don't go with"),
+        # Something without weights stands before the projection: a pool.
+        ({"convs": ("conv_a", "conv_b"), "stem": ("stem.1", "stem.2")}, "no stem"),
+    ],
+)
+def test_what_stands_between_layers_in_a_sequential_is_not_guessed(options, tells):
+    message = refusal(Named(*SMALL, **{"block": "stage{stage}.{block}", **options}).state_dict())
+    assert tells in message
+    assert "--factory" in message
+
+
+def test_a_first_stage_that_is_cut_off_is_not_made_up_for():
+    tensors = Named((1, 1, 1), (8, 16, 32), stem=("conv", "bn")).state_dict()
+    cut = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer1")}
+    assert refusal(cut)
+
+
+def test_every_single_tensor_is_needed():
+    tensors = tensors_of(Named((1, 1, 1), (8, 16, 32), **LAYOUTS["letters"]))
+    for name in tensors:
+        assert refusal({other: tensor for other, tensor in tensors.items() if other != name})
