@@ -169,7 +169,7 @@ def _stem(convs: list[Layer], norms: list[Layer], wanted: int) -> dict[str, str]
                 return None
         names = [name for pair in zip(ordered.names, norm_order.names, strict=False) for name in pair]
         names += ordered.names[len(norm_order.names) :]
-    ours = DEEP_STEM if len(convs) == 3 else ("conv1", "bn1")
+    ours: tuple[str, ...] = DEEP_STEM if len(convs) == 3 else ("conv1", "bn1")
     if not wanted:
         ours = ours[::2]
     return {mine: by_alias[theirs].name for mine, theirs in zip(ours, names, strict=False)}
