@@ -16,13 +16,13 @@ from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
 from export.families.composed_naming import COMPOSED, compose
 from export.families.evidence import evidence_of
-from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import SCHEMES, scheme_named
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
 from export.families.resnet_spec import ResNetSpec
+from export.families.timm_config import foreign_architecture
 from export.families.told import told_by_file
 from serve.errors import ArchitectureError
 
@@ -57,8 +57,6 @@ def recognise(
         ArchitectureError: they are no network of a known naming, or not exactly one, or two namings fit that compute
             differently: the message says what was found, what was expected, and which flag helps.
     """
-    if foreign := foreign_architecture(config):
-        raise ArchitectureError(foreign)
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     schemes = () if naming in COMPOSED else SCHEMES if naming is None else (scheme_named(naming),)
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
@@ -73,6 +71,8 @@ def recognise(
         composed = [Candidate.at(placement, weights, head) for placement in readings]
         fits = _fits(composed, config, assumed)
         candidates += composed
+    if foreign := foreign_architecture(config, fits[0].spec if fits else None):
+        raise ArchitectureError(foreign)
     if not fits:
         raise refusal_of(candidates, weights, config, head, naming=naming, reasons=reasons)
     if len(fits) > 1:
@@ -93,9 +93,7 @@ class _Fit:
     """Without its weights, on the meta device."""
 
 
-def _fits(
-    candidates: Iterable[Candidate], config: Mapping[str, Any], assumed: Mapping[str, str]
-) -> list[_Fit]:
+def _fits(candidates: Iterable[Candidate], config: Mapping[str, Any], assumed: Mapping[str, str]) -> list[_Fit]:
     whole = (candidate for candidate in candidates if candidate.is_whole)
     return _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None)
 

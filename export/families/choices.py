@@ -44,6 +44,10 @@ def _is_padded(spec: Spec) -> bool:
     return isinstance(spec, ResNetSpec) and not isinstance(spec, PreActResNetSpec) and spec.shortcut == "option-a"
 
 
+def _has_batchnorms(spec: Spec) -> bool:
+    return isinstance(spec, PlainSpec) or "stem" not in spec.bare_convs
+
+
 def _resnet(spec: Spec) -> ResNetSpec:
     assert isinstance(spec, ResNetSpec)
     return spec
@@ -161,7 +165,7 @@ CHOICES: tuple[Choice, ...] = (
         key="eps",
         known=(),
         usual=_USUAL_EPS,
-        applies_to=lambda _: True,
+        applies_to=_has_batchnorms,
         value_in=lambda spec: f"{spec.eps:g}",
         taken_in=lambda spec, value: replace(spec, eps=_eps(value)),
         meaning=lambda spec: f"BatchNorm's eps is {spec.eps:g}",

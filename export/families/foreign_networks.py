@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -57,8 +56,6 @@ _KINDS = (
         r"^maxpool\.\d", "a network whose stem has a convolution instead of the max-pool (as ResNet-RS has)", FACTORY
     ),
 )
-_ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
-_HARMLESS_ARGUMENTS = frozenset({"num_classes", "in_chans", "drop_rate", "drop_path_rate"})
 _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\.[12]|shortcut\.1)\.weight$")
 
 
@@ -87,30 +84,6 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
                 f"and which activations stand between them no tensor tells: {FACTORY}"
             )
     return None
-
-
-def foreign_architecture(config: Mapping[str, Any]) -> str | None:
-    """A message if timm's config.json beside the tensors says what no tensor would give away, else None."""
-    name = config.get("architecture")
-    if not isinstance(name, str):
-        return None
-    told = []
-    if _ANTI_ALIASED.search(name):
-        told.append(f"{name}, which has anti-aliasing pools")
-    arguments = config.get("model_args")
-    told += [
-        f"{key}={value}"
-        for key, value in (arguments.items() if isinstance(arguments, Mapping) else ())
-        if key not in _HARMLESS_ARGUMENTS
-    ]
-    if config.get("global_pool", "avg") not in ("avg", "fast"):
-        told.append(f"global_pool={config['global_pool']}")
-    if not told:
-        return None
-    return (
-        f"config.json says {', '.join(told)}: no tensor tells it, and it isn't known here; {FACTORY}, such as "
-        f"--factory timm:create_model --factory-arg model_name={name}"
-    )
 
 
 def _other_dimensions(tensors: Mapping[str, Tensor]) -> str | None:

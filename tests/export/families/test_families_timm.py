@@ -149,6 +149,7 @@ def test_the_senet_that_is_only_nearly_a_seresnext_is_refused():
 def test_anti_aliasing_pools_are_told_by_the_config_alone(name):
     message = refusal(on_meta(timm.create_model, "resnet18"), config={"architecture": name})
     assert f"--factory timm:create_model --factory-arg model_name={name}" in message
+    assert "anti-aliasing" in message
     assert recognise(narrow("resnet18").state_dict(), config={"architecture": "resnet18"}).naming == "torchvision"
 
 
