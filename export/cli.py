@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Assume, Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
+from export.flags import Assume, Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, Rename, network_source
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
@@ -77,6 +77,7 @@ def export(
     ] = False,
     ema: Ema = False,
     naming: Naming = None,
+    rename: Rename = None,
     head_from: HeadFrom = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
@@ -109,6 +110,7 @@ def export(
             checkpoint,
             ema=ema,
             naming=naming,
+            rename=rename,
             head_from=head_from,
             factory=factory,
             factory_arguments=factory_arguments,

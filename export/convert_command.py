@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from export.flags import Ema, HeadFrom, Naming, network_source
+from export.flags import Ema, HeadFrom, Naming, Rename, network_source
 
 
 def convert(
@@ -14,6 +14,7 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write: .safetensors, .pt or .pth.")],
     ema: Ema = False,
     naming: Naming = None,
+    rename: Rename = None,
     head_from: HeadFrom = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
@@ -29,7 +30,7 @@ def convert(
     from export.conversion import convert_checkpoint
 
     source = network_source(
-        checkpoint, ema=ema, naming=naming, head_from=head_from, factory=None, factory_arguments=None
+        checkpoint, ema=ema, naming=naming, head_from=head_from, factory=None, factory_arguments=None, rename=rename
     )
     made = convert_checkpoint(source, to=to, out=out, force=force)
     typer.echo(

@@ -14,6 +14,14 @@ Naming = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The naming scheme of the tensors, where several fit; a wrong one lists them."),
 ]
+Rename = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="Give tensors other names first: a JSON object of whole names, or of regular expressions in their order, "
+        "to what they become. `inspect --rename-template` writes one to fill in.",
+    ),
+]
 HeadFrom = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A checkpoint with the classifier, for a backbone without one.")
 ]
@@ -48,6 +56,7 @@ def network_source(
     factory: str | None,
     factory_arguments: Sequence[str] | None,
     assume: Sequence[str] | None = None,
+    rename: Path | None = None,
 ) -> "NetworkSource":
     """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
@@ -62,4 +71,5 @@ def network_source(
         factory=factory,
         factory_arguments=factory_arguments_from_texts(factory_arguments or ()),
         assumed=assumed_from_texts(assume or ()),
+        rename=rename,
     )

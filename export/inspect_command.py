@@ -1,11 +1,12 @@
 """`fuseline inspect FILE|PACKAGE`."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
+from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, Rename, network_source
 from export.input_size import input_size_from_text
 from export.output_file import check_output_file, write_output_file
 from serve.errors import InputError
@@ -14,6 +15,7 @@ from serve.model_package import MANIFEST_NAME, load_package
 if TYPE_CHECKING:
     from export.inspecting.inspected import Inspection
     from export.inspecting.package_inspection import InspectedPackage
+    from export.loading import NetworkSource
 
 
 def inspect(
@@ -28,6 +30,15 @@ def inspect(
     input_size: InputSize = None,
     ema: Ema = False,
     naming: Naming = None,
+    rename: Rename = None,
+    rename_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json|-",
+            help="Only write the names that the tensors need, by shape and order where nothing else tells, for "
+            "--rename; - prints them.",
+        ),
+    ] = None,
     head_from: HeadFrom = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
@@ -37,12 +48,16 @@ def inspect(
         check_output_file("--html", html, ".html")
     if filters is not None:
         check_output_file("--filters", filters, ".png")
+    if rename_template is not None and str(rename_template) != "-":
+        check_output_file("--rename-template", rename_template, ".json")
     size = None if input_size is None else input_size_from_text(input_size)
     if (path / MANIFEST_NAME).exists():
         given = {
             "--input-size": size,
             "--ema": ema,
             "--naming": naming,
+            "--rename": rename,
+            "--rename-template": rename_template,
             "--head-from": head_from,
             "--factory": factory,
             "--factory-arg": factory_arguments,
@@ -54,14 +69,41 @@ def inspect(
 
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
     source = network_source(
-        path, ema=ema, naming=naming, head_from=head_from, factory=factory, factory_arguments=factory_arguments
+        path,
+        ema=ema,
+        naming=naming,
+        head_from=head_from,
+        factory=factory,
+        factory_arguments=factory_arguments,
+        rename=rename,
     )
+    if rename_template is not None:
+        if factory is not None:
+            raise InputError("--rename-template is for networks that are recognised; --factory's own names are needed")
+        _write_template(source, rename_template)
+        return
     from export.inspecting.inspection_view import show_inspection
     from export.inspection import inspect_source
 
     inspection = inspect_source(source, size)
     _write(inspection, None, html=html, filters=filters)
     show_inspection(inspection, as_json=as_json)
+
+
+def _write_template(source: "NetworkSource", out: Path) -> None:
+    from export.loading import rename_template_of
+
+    template = rename_template_of(source)
+    text = json.dumps(template, indent=2) + "\n"
+    if str(out) == "-":
+        typer.echo(text, nl=False)
+        return
+    write_output_file("--rename-template", out, text.encode())
+    empty = sum(not name for name in template.values())
+    typer.echo(
+        f"{out}: {len(template)} tensors, {empty} of them without a name yet. Hold it against the code that trained "
+        f"the network, correct it, and add --rename {out}"
+    )
 
 
 def _inspect_package(path: Path, *, html: Path | None, filters: Path | None, as_json: bool) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 from export.architectures import recognise
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.factory import network_from_factory
+from export.families.recognised import Recognised
 from export.head import head_from
 from export.network import TrainedNetwork
-from serve.errors import InputError
+from export.rename import read_renames, renamed_checkpoint, template_of
+from serve.errors import ArchitectureError, InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,17 @@ class NetworkSource:
     factory: str | None = None
     """`package.module:function` that builds the network; None: recognise it."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    rename: Path | None = None
+    """A file that gives tensors other names before anything is recognised; see `export.rename`."""
     assumed: Mapping[str, str] = field(default_factory=dict)
     """What the user says of what nothing tells, by key; see `export.families.choices`."""
 
 
 def read_source(source: NetworkSource) -> Checkpoint:
-    """The checkpoint's tensors. Raises `CheckpointError`."""
-    return read_checkpoint(source.checkpoint, prefer_ema=source.ema)
+    """The checkpoint's tensors, under the names that they are given. Raises `CheckpointError` and `InputError`."""
+    renames = None if source.rename is None else read_renames(source.rename)
+    checkpoint = read_checkpoint(source.checkpoint, prefer_ema=source.ema)
+    return checkpoint if renames is None else renamed_checkpoint(checkpoint, renames)
 
 
 def network_of(
@@ -68,6 +74,20 @@ def network_of(
                 f"{flag} is for networks that are recognised; with --factory the function builds all of it"
             )
     return network_from_factory(source.factory, source.factory_arguments, checkpoint, input_size)
+
+
+def rename_template_of(source: NetworkSource) -> dict[str, str]:
+    """The names that the tensors of `source` need, "" where none can be told: what `--rename` takes once it is right.
+
+    Raises:
+        InputError: it is no checkpoint, or flags of `source` are wrong.
+    """
+    checkpoint = read_source(source)
+    try:
+        network = network_of(checkpoint, source)
+    except ArchitectureError:
+        return template_of(checkpoint, None)
+    return template_of(checkpoint, network if isinstance(network, Recognised) else None)
 
 
 def factory_arguments_from_texts(texts: Sequence[str]) -> dict[str, Any]:
