@@ -61,12 +61,12 @@ def recognise(
     schemes = () if naming in COMPOSED else SCHEMES if naming is None else (scheme_named(naming),)
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
     fits = _fits(candidates, config, assumed)
-    reasons: tuple[str, ...] = ()
+    reason: str | None = None
     # transformers' names are nobody else's, and its config.json may say what no reading of names would.
     is_huggingface = any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates)
     if not fits and not is_huggingface and (naming is None or naming in COMPOSED):
         composition = compose(weights)
-        reasons = composition.reasons
+        reason = composition.reason
         readings = [p for p in composition.placements if naming in (None, p.scheme.name)]
         composed = [Candidate.at(placement, weights, head) for placement in readings]
         fits = _fits(composed, config, assumed)
@@ -74,7 +74,7 @@ def recognise(
     if foreign := foreign_architecture(config, fits[0].spec if fits else None):
         raise ArchitectureError(foreign)
     if not fits:
-        raise refusal_of(candidates, weights, config, head, naming=naming, reasons=reasons)
+        raise refusal_of(candidates, weights, config, head, naming=naming, reason=reason)
     if len(fits) > 1:
         raise ambiguity_of([fit.candidate.placement.scheme for fit in fits])
     if head is not None and fits[0].candidate.has_classifier:

@@ -11,7 +11,7 @@ from export.families.name_order import NUMBER_IN_NAME, rank_of
 
 LayerKind = Literal["convolution", "batchnorm", "linear", "other"]
 _CONV_LEAVES = {"weight", "bias"}
-_NORM_LEAVES = {"weight", "bias", "running_mean", "running_var"}
+NORM_LEAVES = frozenset({"weight", "bias", "running_mean", "running_var"})
 # Of ResNet-1202, about 2500; the search takes the square of it at worst.
 _MOST_LAYERS = 3000
 # He et al.'s own names begin at conv2_x.
@@ -159,18 +159,23 @@ def _with_stages_own(
     outside: list[Layer],
 ) -> list[Layer]:
     """Give what lies beside the blocks of a stage to its first block; return the rest of `outside`."""
-    depth = next(index for index, part in enumerate(pattern.split(".")) if "{}" in part) + 1
-    if depth == len(pattern.split(".")):
+    numbered = [depth for depth, part in enumerate(pattern.split("."), start=1) if "{}" in part]
+    if len(numbered) < 2:
         return outside
-    stages = {".".join(prefix.split(".")[:depth]): places[prefix][0] for prefix in prefixes}
+    stages = {_container(prefix, numbered[0]): places[prefix][0] for prefix in prefixes}
+    own = {_container(prefix, numbered[1]) for prefix in prefixes}
     rest = []
     for layer in outside:
-        container = ".".join(layer.alias.split(".")[:depth])
-        if container in stages and layer.alias != container:
+        container = _container(layer.alias, numbered[0])
+        if container in stages and layer.alias != container and _container(layer.alias, numbered[1]) not in own:
             blocks[stages[container], 0][f"../{layer.alias.removeprefix(f'{container}.')}"] = layer
         else:
             rest.append(layer)
     return rest
+
+
+def _container(name: str, depth: int) -> str:
+    return ".".join(name.split(".")[:depth])
 
 
 def _alias(layer: str, beneath: Mapping[str, int]) -> str:
@@ -183,7 +188,7 @@ def _alias(layer: str, beneath: Mapping[str, int]) -> str:
 
 
 def _kind(leaves: set[str], shape: tuple[int, ...]) -> LayerKind:
-    if leaves == _NORM_LEAVES and len(shape) == 1:
+    if leaves == NORM_LEAVES and len(shape) == 1:
         return "batchnorm"
     if leaves <= _CONV_LEAVES and len(shape) in (2, 4) and all(shape):
         return "linear" if len(shape) == 2 else "convolution"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
 
-from export.families.block_lists import BlockList, Layer
+from export.families.block_lists import NORM_LEAVES, BlockList, Layer
 from export.families.name_order import Ordered, belong_together, in_order
 
 _SHORTCUT_WORDS = re.compile(
@@ -44,7 +44,7 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
     mixed = [layer for block in blocks.blocks.values() for layer in block.values() if layer.kind == "other"]
     where = f"the blocks `{blocks.pattern}`"
     if mixed:
-        return f"{where} hold {described(mixed[0])}, which is no convolution and no whole BatchNorm"
+        return f"{where} hold {described(mixed[0])}"
     if len(some_convs) > 1 or len(some_norms) > 1:
         odd = some_convs if len(some_convs) > 1 else some_norms
         return f"some of {where} have layers whose part no name tells: {', '.join(odd[:4])}"
@@ -52,6 +52,11 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
     if isinstance(chosen, str):
         return f"{where} {chosen}"
     main, shortcut = chosen
+    if not blocks.nested and shortcut is None:
+        return (
+            f"the convolutions of `{blocks.pattern}` are a list without a projection: nothing tells whether shortcuts "
+            "exist, as a plain network has the same names and shapes"
+        )
     if not norms and not some_norms:
         return BlockRoles("residual", main.names, (), (shortcut,) if shortcut else ())
     paired = _norms_of(blocks, main, shortcut, norms, some_norms)
@@ -63,8 +68,12 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
 
 
 def described(layer: Layer) -> str:
-    """A layer by its name and its tensors."""
-    return f"{layer.name} ({', '.join(sorted(layer.leaves)[:6])})"
+    """A layer that is none of the known kinds, and why."""
+    if layer.leaves < NORM_LEAVES and layer.leaves & {"running_mean", "running_var"}:
+        missing = " and ".join(sorted(NORM_LEAVES - layer.leaves))
+        return f"{layer.name}, a BatchNorm without {missing} (model.state_dict(), saved whole, has them)"
+    shown = ", ".join(sorted(layer.leaves)[:6])
+    return f"{layer.name} ({shown}), which is no convolution, no BatchNorm with its statistics and no linear layer"
 
 
 def _presence(blocks: BlockList) -> tuple[set[str], set[str]]:
@@ -147,8 +156,13 @@ def _norms_of(
     if len(best) == 1:
         return best[0]
     shown = ", ".join([*norms, *some_norms][:6])
+    if len({family for family, *_ in best}) > 1:
+        return f"have BatchNorms ({shown}) that may come before their convolutions or after them, as no width changes"
     if not best:
-        return f"have BatchNorms ({shown}) that by names and shapes don't go with {', '.join(main.names)} one by one"
+        return (
+            f"have BatchNorms ({shown}) that by names and shapes don't go with {', '.join(main.names)} one by one; "
+            "in a Sequential a convolution, its BatchNorm and one layer without weights were expected, over and over"
+        )
     return f"have BatchNorms ({shown}) that could go with {', '.join(main.names)} in more than one way"
 
 

@@ -29,22 +29,23 @@ class Composition:
 
     placements: tuple[Placement, ...]
     """Readings in which every layer has a part; shapes may still contradict them."""
-    reasons: tuple[str, ...]
-    """Of readings that came near: sentences on what can't be told."""
+    reason: str | None = None
+    """Where there is none: a sentence on what the nearest of them can't tell."""
 
 
 def compose(weights: Mapping[str, Tensor]) -> Composition:
     """Every reading of the names of `weights` as a ResNet's."""
     placements: list[Placement] = []
-    reasons: dict[str, None] = {}
+    reasons: list[tuple[tuple[bool, int, int], str]] = []
     for blocks in block_lists(layers_of(weights)):
         roles = roles_in(blocks)
         found = roles if isinstance(roles, str) else _placements(blocks, roles)
         if isinstance(found, str):
-            reasons[found] = None
+            # Stages and blocks say more than a list of blocks, more blocks than fewer, whole blocks than their parts.
+            reasons.append(((not blocks.nested, -len(blocks.blocks), len(blocks.pattern)), found))
         else:
             placements += found
-    return Composition(tuple(placements), tuple(reasons))
+    return Composition(tuple(placements), min(reasons)[1] if reasons and not placements else None)
 
 
 def _placements(blocks: BlockList, roles: BlockRoles) -> list[Placement] | str:
@@ -96,13 +97,8 @@ def _scheme(
 def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mapping[str, Layer]] | str:
     """The blocks by (stage, block). A flat list's stages begin where the width changes."""
     projecting = {place for place, block in blocks.blocks.items() if roles.shortcut[:1] and roles.shortcut[0] in block}
-    if not blocks.nested and not projecting:
-        return (
-            f"the convolutions of `{blocks.pattern}` are a list without a projection: nothing tells whether shortcuts "
-            "exist, as a plain network has the same names and shapes"
-        )
     if blocks.nested:
-        return dict(blocks.blocks)
+        return _unprojected(blocks, roles, projecting) or dict(blocks.blocks)
     staged: dict[tuple[int, int], Mapping[str, Layer]] = {}
     stage, number, width = 0, 0, None
     for place, block in blocks.blocks.items():
@@ -119,6 +115,28 @@ def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mappi
     return staged
 
 
+def _unprojected(blocks: BlockList, roles: BlockRoles, projecting: set[tuple[int, int]]) -> str | None:
+    """A sentence on a block that changes the width without a projection, where option A isn't the custom."""
+    widths = {
+        place: (block[roles.convs[0]].shape[1], block[roles.convs[-1]].shape[0])
+        for place, block in blocks.blocks.items()
+    }
+    bare = [place for place, (taken, made) in widths.items() if taken != made and place not in projecting]
+    if not bare:
+        return None
+    first = widths[0, 0][0]
+    outs = [made for (_, block), (_, made) in widths.items() if block == 0]
+    if not projecting and len(roles.convs) == 2 and outs == [first, 2 * first, 4 * first]:
+        return None
+    taken, made = widths[bare[0]]
+    return (
+        f"block {bare[0][1]} of stage {bare[0][0]} in `{blocks.pattern}`, both counted from 0, goes from {taken} to "
+        f"{made} channels without a convolution in a shortcut: whether it has a shortcut no tensor tells, nor what "
+        "that does. Shortcuts without parameters are known only of three stages that double, as He et al. have them "
+        "for CIFAR-10"
+    )
+
+
 def _outer_modules(blocks: BlockList, roles: BlockRoles) -> dict[str, str] | str:
     """Stem, last BatchNorm and classifier: our module names to the checkpoint's."""
     outside = blocks.outside
@@ -126,10 +144,7 @@ def _outer_modules(blocks: BlockList, roles: BlockRoles) -> dict[str, str] | str
     convs = [layer for layer in outside if layer.kind == "convolution"]
     norms = [layer for layer in outside if layer.kind == "batchnorm"]
     if odd := [layer for layer in outside if layer.kind == "other"]:
-        return (
-            f"beside the blocks `{blocks.pattern}` there is {described(odd[0])}, which is no convolution, no whole "
-            "BatchNorm and no classifier"
-        )
+        return f"beside the blocks `{blocks.pattern}` there is {described(odd[0])}"
     if not linear and (heads := [conv for conv in convs if _is_conv_head(conv)]):
         linear, convs = heads, [conv for conv in convs if conv not in heads]
     if len(linear) > 1:

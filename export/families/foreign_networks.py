@@ -75,7 +75,8 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
         return (
             f"this network's normalisation keeps no running statistics: there is {norm}.weight, but no "
             f"{norm}.running_mean. That is GroupNorm, LayerNorm or their like, or a BatchNorm with "
-            f"track_running_stats=False; only a BatchNorm with its statistics folds. To export it as it is, {FACTORY}"
+            "track_running_stats=False, or the file has the parameters alone: then save model.state_dict(), which has "
+            f"the buffers too. Only a BatchNorm with its statistics folds; to export others as they are, {FACTORY}"
         )
     for classifier in classifiers:
         if len(layers := _layers_of_head(tensors, classifier)) > 1:
@@ -93,7 +94,7 @@ def _other_dimensions(tensors: Mapping[str, Tensor]) -> str | None:
     signals = next((name for name, tensor in kernels.items() if tensor.ndim == 3), None)
     if volumes is None and (signals is None or any(tensor.ndim == 4 for tensor in kernels.values())):
         return None
-    found, what = (volumes, "3-D convolutions, of videos or volumes") if volumes else (signals, "1-D ones, of signals")
+    found, what = (volumes, "3-D, of videos or volumes") if volumes else (signals, "1-D, of signals")
     return (
         f"this network's convolutions are {what}: it holds {found} {tuple(kernels[str(found)].shape)}. Fuseline serves "
         "classifiers of 2-D pictures, whose convolutions have weights (out, in, height, width); no flag changes that"

@@ -19,7 +19,6 @@ RENAME = (
     "the code that trained it, and add --rename names.json"
 )
 _NAMES_SHOWN = 6
-_REASONS_SHOWN = 2
 
 
 def refusal_of(
@@ -29,22 +28,22 @@ def refusal_of(
     head: Head | None,
     *,
     naming: str | None = None,
-    reasons: Sequence[str] = (),
+    reason: str | None = None,
 ) -> ArchitectureError:
     """Why `weights`, to which none of `candidates` fits, are refused.
 
-    `naming` is what the user chose, and `reasons` say why names by themselves tell no network.
+    `naming` is what the user chose, and `reason` says why names by themselves tell no network.
     """
     if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}):
         return ArchitectureError(foreign)
     if not candidates:
-        return unknown(weights, reasons, naming)
+        return unknown(weights, reason, naming)
     best = _nearest(candidates, config)
     scheme = best.placement.scheme
     headless = not any(ours.startswith("fc.") for ours in best.placed)
     is_other = headless and not best.is_whole if scheme.family == "plain" else not best.placement.blocks
     if not weights or 2 * len(best.placed) < len(weights) or is_other:
-        return unknown(weights, reasons, naming)
+        return unknown(weights, reason, naming)
     if headless and best.is_whole:
         return ArchitectureError(
             f"this is a backbone without a classifier ({scheme.name} naming): {len(weights)} tensors, but no "
@@ -57,38 +56,41 @@ def refusal_of(
     except ArchitectureError as error:
         if FACTORY in str(error):
             return error
-        left = [f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items() if name not in placed]
-        place = f"; {scheme.name} naming has no place for {_some(left)}" if left else ""
-        return ArchitectureError(f"{error}{place}{_told(reasons)}. {_cure(best, left=bool(left), naming=naming)}")
+        unplaced = [f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items() if name not in placed]
+        cure = _cure(left=bool(unplaced), misshapen=False, naming=naming)
+        if reason and unplaced:
+            return ArchitectureError(
+                f"no known naming has a place for all of these tensors; the nearest, {scheme.name}, has none for "
+                f"{_some(unplaced)}{_told(reason)}. {cure}"
+            )
+        place = f"; {scheme.name} naming has no place for {_some(unplaced)}" if unplaced else ""
+        return ArchitectureError(f"{error}{place}. {cure}")
     if head is not None and (wrong := _wrong_head(head, spec)):
         return ArchitectureError(wrong)
     found = deviations(best, empty_module(spec))
+    left = bool(found["left over"])
     kinds = "; ".join(f"{kind}: {_some(items)}" for kind, items in found.items() if items)
-    if wide := _unpooled(best, spec):
+    if sum(map(len, found.values())) == 1 and (wide := _unpooled(best, spec)):
         return ArchitectureError(wide)
     return ArchitectureError(
         f"these tensors are nearly a ResNet but not exactly one; nearest: {spec.name} ({scheme.name} naming, "
-        f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reasons)}. "
-        f"{_cure(best, left=any(items for kind, items in found.items() if kind != 'missing'), naming=naming)}"
+        f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reason if left else None)}. "
+        f"{_cure(left=left, misshapen=bool(found['misshapen']), naming=naming)}"
     )
 
 
-def _told(reasons: Sequence[str]) -> str:
-    return f". Read by its own names alone: {'; '.join(reasons[:_REASONS_SHOWN])}" if reasons else ""
+def _told(reason: str | None) -> str:
+    return f". Read by its own names alone, {reason}" if reason else ""
 
 
-def _cure(best: Candidate, *, left: bool, naming: str | None) -> str:
-    """What to type, given whether the checkpoint has what the nearest network hasn't."""
+def _cure(*, left: bool, misshapen: bool, naming: str | None) -> str:
+    """What to type, given whether tensors are left over, or have other shapes than those of the nearest network."""
     if naming is not None:
         return f"Leave --naming {naming} out to have the names told, or {FACTORY}"
     if left:
         return f"If only its names differ, {RENAME}. If the network is one of your own, {FACTORY}"
-    missing = {name.rpartition(".")[2] for name in best.tensors}
-    if not missing & {"running_mean", "running_var"}:
-        return (
-            "No tensor is called running_mean: model.parameters() was saved without its buffers; save "
-            f"model.state_dict() of the trained model. If its layers have none, {FACTORY}"
-        )
+    if misshapen:
+        return f"If the network is one of your own, with these shapes, {FACTORY}"
     return (
         f"If the file was filtered or cut, save model.state_dict() whole. If the network is one of your own, {FACTORY}"
     )
@@ -103,9 +105,10 @@ def _unpooled(candidate: Candidate, spec: Spec) -> str | None:
     name = candidate.placement.in_checkpoint("fc.weight")
     return (
         f"the classifier {name} {tuple(weight.shape)} takes {weight.shape[1]} features, "
-        f"{weight.shape[1] // channels} for each of the {channels} channels that the last stage gives out: its feature "
-        "map isn't averaged to one pixel but flattened, behind a smaller pool or none, which no tensor tells. The "
-        f"networks that are recognised average all of it (nearest: {spec.name}); to export this one, {FACTORY}"
+        f"{weight.shape[1] // channels} for each of the {channels} channels that the last stage gives out. So there is "
+        "no global average pool before it: the feature map is flattened behind a smaller pool or none, or several "
+        f"pools are joined, which no tensor tells. The nearest network that is recognised, {spec.name}, averages each "
+        f"channel to one feature; to export this one, {FACTORY}"
     )
 
 
@@ -149,7 +152,7 @@ def ambiguity_of(schemes: Sequence[NamingScheme]) -> ArchitectureError:
     )
 
 
-def unknown(tensors: Mapping[str, Tensor], reasons: Sequence[str] = (), naming: str | None = None) -> ArchitectureError:
+def unknown(tensors: Mapping[str, Tensor], reason: str | None = None, naming: str | None = None) -> ArchitectureError:
     """The refusal of what is near to no naming, with what shapes and order suggest."""
     if naming is not None and tensors:
         seen = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
@@ -162,7 +165,7 @@ def unknown(tensors: Mapping[str, Tensor], reasons: Sequence[str] = (), naming: 
     return ArchitectureError(
         f"this is no ResNet that Fuseline knows: it holds {_some(seen) or 'no weights'}; expected torchvision's names "
         f"(conv1.weight, layer1.0.conv1.weight, fc.weight and so on) or one of the namings {others}"
-        f"{_told(reasons)}. {_suggestion(tensors)}For any other network, {FACTORY}"
+        f"{_told(reason)}. {_suggestion(tensors)}For any other network, {FACTORY}"
     )
 
 

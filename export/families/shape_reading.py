@@ -6,6 +6,7 @@ It is never believed: `fuseline inspect --rename-template` writes it down, and `
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -52,6 +53,10 @@ def read_shapes(weights: Mapping[str, Tensor]) -> ShapeReading:
     if stem is not None:
         blocks = _blocks([conv for conv in convs if conv is not stem], stem.shape[0])
         _place(places, _Norms(layers), stem, blocks)
+    normed = {layer.name.rpartition(".")[0] for layer in layers if layer.kind == "batchnorm"}
+    pairs = [pair for block in blocks for pair in pairwise(block.convs)]
+    if any(_lacks_activation(first, second) for first, second in pairs if first.name.rpartition(".")[0] in normed):
+        places = {}
     names = {}
     for name in weights:
         layer, _, leaf = name.rpartition(".")
@@ -95,7 +100,7 @@ class _Norms:
 
 
 def _blocks(convs: Sequence[Layer], width: int) -> list[_Block]:
-    """As many blocks from the first convolution on as shapes allow."""
+    """As many blocks from the first convolution on as shapes and the numbers of Sequentials allow."""
     blocks = []
     at = 0
     while (block := _block_at(convs[at : at + 4], width)) is not None:
@@ -136,6 +141,12 @@ def _is_shortcut(conv: Layer, width: int, out: int, kernels: Sequence[int]) -> b
         return False
     # Where the width stays, a further convolution of the branch's own kind is the next block's.
     return conv.shape[2] in (1, 3) and (out != width or conv.shape[2] not in kernels)
+
+
+def _lacks_activation(first: Layer, second: Layer) -> bool:
+    """Whether other than a BatchNorm and one layer without weights lies between two convolutions of a Sequential."""
+    one, other = first.name.rpartition("."), second.name.rpartition(".")
+    return one[0] == other[0] and one[2].isdigit() and other[2].isdigit() and int(other[2]) != int(one[2]) + 3
 
 
 def _shared_parts(one: str, other: str) -> int:
