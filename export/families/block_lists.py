@@ -13,7 +13,9 @@ LayerKind = Literal["convolution", "batchnorm", "linear", "other"]
 _CONV_LEAVES = {"weight", "bias"}
 NORM_LEAVES = frozenset({"weight", "bias", "running_mean", "running_var"})
 # Of ResNet-1202, about 2500; the search takes the square of it at worst.
-_MOST_LAYERS = 3000
+MOST_LAYERS = 3000
+_MOST_PATTERNS = 64
+_MOST_PARTS = 12
 # He et al.'s own names begin at conv2_x.
 _FROM_TWO = re.compile(r"(conv|res)_?$", re.IGNORECASE)
 
@@ -60,7 +62,7 @@ def layers_of(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:
     beneath: dict[str, int] = {}
     for layer in leaves:
         parts = layer.split(".")
-        for count in range(1, len(parts)):
+        for count in range(1, min(len(parts), _MOST_PARTS)):
             container = ".".join(parts[:count])
             beneath[container] = beneath.get(container, 0) + 1
     layers = []
@@ -74,19 +76,22 @@ def layers_of(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:
 def block_lists(layers: tuple[Layer, ...]) -> Iterator[BlockList]:
     """Each way in which names repeat such that two or more blocks of several convolutions show."""
     patterns: dict[str, dict[str, tuple[int, ...]]] = {}
-    if len(layers) > _MOST_LAYERS:
+    if len(layers) > MOST_LAYERS:
         return
     for layer in layers:
         if layer.kind != "convolution":
             continue
         parts = layer.alias.split(".")
-        for count in range(1, len(parts)):
+        for count in range(1, min(len(parts), _MOST_PARTS)):
             prefix = ".".join(parts[:count])
             ranks = [rank_of(number) for number in NUMBER_IN_NAME.findall(prefix)]
             numbers = tuple(rank for rank in ranks if rank is not None)
             if "{" not in prefix and len(numbers) == len(ranks) and len(numbers) in (1, 2):
                 patterns.setdefault(NUMBER_IN_NAME.sub("{}", prefix), {})[prefix] = numbers
-    for pattern, prefixes in patterns.items():
+    # The first of equal readings is shown: stages and blocks before blocks alone, whole blocks before their parts.
+    ranked = sorted(patterns.items(), key=lambda item: (-item[0].count("{}"), -len(item[1]), len(item[0])))
+    commonest = ranked[:_MOST_PATTERNS]
+    for pattern, prefixes in commonest:
         if len(prefixes) > 1 and (found := _block_list(pattern, prefixes, layers)) is not None:
             yield found
 
@@ -97,7 +102,8 @@ def _block_list(pattern: str, prefixes: Mapping[str, tuple[int, ...]], layers: t
     outside = []
     for layer in layers:
         parts = layer.alias.split(".")
-        prefix = next((p for count in range(1, len(parts)) if (p := ".".join(parts[:count])) in within), None)
+        depths = range(1, min(len(parts), _MOST_PARTS))
+        prefix = next((p for count in depths if (p := ".".join(parts[:count])) in within), None)
         if prefix is None:
             outside.append(layer)
         else:
@@ -182,7 +188,7 @@ def _alias(layer: str, beneath: Mapping[str, int]) -> str:
     while True:
         container, _, last = layer.rpartition(".")
         # A number above 0 says that something without weights stands before.
-        if not container or beneath[container] > 1 or (last.isdigit() and last != "0"):
+        if not container or beneath.get(container, 2) > 1 or (last.isdecimal() and last != "0"):
             return layer
         layer = container
 

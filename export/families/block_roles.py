@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from typing import Literal
 
 from export.families.block_lists import NORM_LEAVES, BlockList, Layer
-from export.families.name_order import Ordered, belong_together, in_order
+from export.families.name_order import Ordered, belong_together, in_order, index_of, leaves_room
 
 _SHORTCUT_WORDS = re.compile(
     r"short|skip|down|proj|ident|resid|res_?conv|conv_?res|match|adjust|right|bypass|side", re.IGNORECASE
@@ -52,12 +52,16 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
     if isinstance(chosen, str):
         return f"{where} {chosen}"
     main, shortcut = chosen
+    if shortcut is not None and index_of(shortcut) not in (None, 0):
+        return f"{where} have a layer without weights before {shortcut} in the shortcut, a pool for example"
     if not blocks.nested and shortcut is None:
         return (
             f"the convolutions of `{blocks.pattern}` are a list without a projection: nothing tells whether shortcuts "
             "exist, as a plain network has the same names and shapes"
         )
     if not norms and not some_norms:
+        if not leaves_room(main.names, ()):
+            return f"{where} have more or less than one layer without weights between {' and '.join(main.names)}"
         return BlockRoles("residual", main.names, (), (shortcut,) if shortcut else ())
     paired = _norms_of(blocks, main, shortcut, norms, some_norms)
     if isinstance(paired, str):
@@ -176,22 +180,17 @@ def _pairings(
             continue
         if rest and not some_norms and not belong_together(shortcut or "", rest[0]):
             continue
+        if rest and not leaves_room([shortcut or "", rest[0]], rest):
+            continue
         for family in ("residual", "pre-activation"):
-            if _goes_with(main, ordered, family) and _has_widths(blocks, main.names, ordered.names, family):
+            pairs = [
+                (conv, norm) if family == "residual" else (norm, conv)
+                for conv, norm in zip(main.names, ordered.names, strict=True)
+            ]
+            in_place = leaves_room([name for pair in pairs for name in pair], ordered.names)
+            if in_place and _has_widths(blocks, main.names, ordered.names, family):
                 exact = main.ranks == ordered.ranks or main.common == ordered.common
                 yield exact, (family, ordered.names, rest[0] if rest else None)
-
-
-def _goes_with(main: Ordered, norms: Ordered, family: BlockFamily) -> bool:
-    """In one Sequential: convolution, BatchNorm, activation; or BatchNorm, activation, convolution."""
-    if main.common != norms.common or main.names[0].rpartition(".")[0] != norms.names[0].rpartition(".")[0]:
-        return True
-    first, second = (main, norms) if family == "residual" else (norms, main)
-    gap = 1 if family == "residual" else 2
-    behind = 3 - gap
-    return all(b == a + gap for a, b in zip(first.ranks, second.ranks, strict=True)) and all(
-        after == before + behind for before, after in zip(second.ranks, first.ranks[1:], strict=False)
-    )
 
 
 def _has_widths(blocks: BlockList, convs: Sequence[str], norms: Sequence[str], family: BlockFamily) -> bool:

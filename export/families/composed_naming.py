@@ -13,7 +13,7 @@ from torch import Tensor
 
 from export.families.block_lists import BlockList, Layer, block_lists, layers_of
 from export.families.block_roles import BlockRoles, described, roles_in
-from export.families.name_order import belong_together, in_order
+from export.families.name_order import in_order, index_of, leaves_room
 from export.families.naming_schemes import NamingScheme, ProjectionInput
 from export.families.placement import DEEP_STEM, Placement
 
@@ -89,9 +89,15 @@ def _scheme(
         family=roles.family,
         block=blocks.pattern,
         final_norm=modules.get("bn"),
-        classifier=modules["fc"],
+        classifier=_container_of(modules["fc"]),
         projection_input=takes,
     )
+
+
+def _container_of(classifier: str) -> str:
+    """`head` of `head.1`: what stands before in its Sequential is for the caller to ask about."""
+    container = classifier.rpartition(".")[0]
+    return container if container and index_of(classifier) else classifier
 
 
 def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mapping[str, Layer]] | str:
@@ -179,23 +185,17 @@ def _stem(convs: list[Layer], norms: list[Layer], wanted: int) -> dict[str, str]
         norm_order = in_order([norm.alias for norm in norms])
         if norm_order is None:
             return None
-        for number, (conv, norm) in enumerate(zip(ordered.names, norm_order.names, strict=False)):
-            if by_alias[norm].shape != by_alias[conv].shape[:1] or not _follows(conv, norm, number):
+        for conv, norm in zip(ordered.names, norm_order.names, strict=False):
+            if by_alias[norm].shape != by_alias[conv].shape[:1]:
                 return None
         names = [name for pair in zip(ordered.names, norm_order.names, strict=False) for name in pair]
         names += ordered.names[len(norm_order.names) :]
+    if not leaves_room(names, {norm.alias for norm in norms}):
+        return None
     ours: tuple[str, ...] = DEEP_STEM if len(convs) == 3 else ("conv1", "bn1")
     if not wanted:
         ours = ours[::2]
     return {mine: by_alias[theirs].name for mine, theirs in zip(ours, names, strict=False)}
-
-
-def _follows(conv: str, norm: str, number: int) -> bool:
-    """Whether a stem's BatchNorm comes next in their Sequential; elsewhere there is no saying otherwise."""
-    container, _, last = conv.rpartition(".")
-    if not last.isdigit() or container != norm.rpartition(".")[0]:
-        return True
-    return belong_together(conv, norm) and int(last) in (0, 3 * number)
 
 
 def _is_conv_head(conv: Layer) -> bool:

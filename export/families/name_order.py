@@ -1,8 +1,10 @@
 """The order that names tell: `conv1` before `conv2`, `conv_a` before `conv_b`, `left.0` before `left.3`."""
 
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _ORDINALS = (("first", "one"), ("second", "two"), ("third", "three"), ("fourth", "four"), ("fifth", "five"))
@@ -31,7 +33,7 @@ def tokens_of(name: str) -> tuple[str, ...]:
 
 def rank_of(text: str) -> int | None:
     """The number that digits, a single letter or an ordinal stand for; None of anything else or of absurd numbers."""
-    if text.isdigit():
+    if text.isdecimal():
         return int(text) if len(text) <= 4 else None
     if len(text) == 1 and "a" <= text <= "h":
         return ord(text) - ord("a") + 1
@@ -61,11 +63,40 @@ def in_order(names: Collection[str]) -> Ordered | None:
     return Ordered(orders.pop(), tuple(rank for rank, _ in ranked), common)
 
 
+def index_of(name: str) -> int | None:
+    """The index of a layer in its Sequential or list; None where its last part is no number."""
+    last = name.rpartition(".")[2]
+    return int(last) if last.isdecimal() and last.isascii() and len(last) <= 4 else None
+
+
+def leaves_room(names: Sequence[str], norms: Collection[str]) -> bool:
+    """Whether layers that compute in the order of `names` lie in their Sequentials as though only activations did too.
+
+    In one Sequential a BatchNorm comes right behind its convolution, one layer without weights before the next
+    convolution, and nothing before the first. Elsewhere nothing tells, so it may be so.
+    """
+    runs = [(container, list(run)) for container, run in groupby(names, lambda name: name.rpartition(".")[0])]
+    lists = {container for container, count in Counter(container for container, _ in runs).items() if count > 1}
+    for container, run in runs:
+        indices = [index_of(name) for name in run]
+        if container in lists or None in indices:
+            continue
+        if indices[0] != 0:
+            return False
+        for (one, before), (other, after) in pairwise(zip(run, indices, strict=True)):
+            # Fused before, a BatchNorm leaves its place empty.
+            steps = (1,) if other in norms else (2,) if one in norms else (2, 3)
+            if (after or 0) - (before or 0) not in steps:
+                return False
+    return True
+
+
 def belong_together(conv: str, norm: str) -> bool:
     """Whether a convolution and a BatchNorm have the same names but for those words, or lie in one container."""
-    container, _, last = conv.rpartition(".")
-    if (container or last.isdigit()) and container == norm.rpartition(".")[0]:
-        return not last.isdigit() or norm.rpartition(".")[2] == str(int(last) + 1)
+    container = conv.rpartition(".")[0]
+    index = index_of(conv)
+    if container == norm.rpartition(".")[0] and (container or index is not None):
+        return index is None or index_of(norm) == index + 1
     ours = [token for token in tokens_of(conv) if token not in _CONV_WORDS]
     theirs = [token for token in tokens_of(norm) if token not in _NORM_WORDS]
     return ours == theirs or (bool(container) and theirs == list(tokens_of(container)))

@@ -6,11 +6,11 @@ It is never believed: `fuseline inspect --rename-template` writes it down, and `
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
-from export.families.block_lists import Layer, layers_of
+from export.families.block_lists import MOST_LAYERS, Layer, layers_of
+from export.families.name_order import leaves_room
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class _Block:
 def read_shapes(weights: Mapping[str, Tensor]) -> ShapeReading:
     """The reading of `weights` as a ResNet that their shapes and order suggest. Nothing is proven."""
     layers = list(layers_of(weights))
+    if len(layers) > MOST_LAYERS:
+        return ShapeReading(dict.fromkeys(weights, ""), 0, 0)
     if [layer.name for layer in layers] == sorted(layer.name for layer in layers):
         # safetensors sorts names; people number them.
         layers.sort(key=lambda layer: _natural(layer.name))
@@ -53,9 +55,7 @@ def read_shapes(weights: Mapping[str, Tensor]) -> ShapeReading:
     if stem is not None:
         blocks = _blocks([conv for conv in convs if conv is not stem], stem.shape[0])
         _place(places, _Norms(layers), stem, blocks)
-    normed = {layer.name.rpartition(".")[0] for layer in layers if layer.kind == "batchnorm"}
-    pairs = [pair for block in blocks for pair in pairwise(block.convs)]
-    if any(_lacks_activation(first, second) for first, second in pairs if first.name.rpartition(".")[0] in normed):
+    if not all(_leaves_room(block, places) for block in blocks):
         places = {}
     names = {}
     for name in weights:
@@ -143,10 +143,12 @@ def _is_shortcut(conv: Layer, width: int, out: int, kernels: Sequence[int]) -> b
     return conv.shape[2] in (1, 3) and (out != width or conv.shape[2] not in kernels)
 
 
-def _lacks_activation(first: Layer, second: Layer) -> bool:
-    """Whether other than a BatchNorm and one layer without weights lies between two convolutions of a Sequential."""
-    one, other = first.name.rpartition("."), second.name.rpartition(".")
-    return one[0] == other[0] and one[2].isdigit() and other[2].isdigit() and int(other[2]) != int(one[2]) + 3
+def _leaves_room(block: _Block, places: Mapping[str, str]) -> bool:
+    """Whether Sequentials within leave room for the activations; see `leaves_room`."""
+    theirs = {ours: name for name, ours in places.items()}
+    norms = {conv.name: theirs.get(places[conv.name].replace("conv", "bn")) for conv in block.convs}
+    order = [name for conv in block.convs for name in (conv.name, norms[conv.name]) if name is not None]
+    return leaves_room(order, {norm for norm in norms.values() if norm is not None})
 
 
 def _shared_parts(one: str, other: str) -> int:
@@ -159,4 +161,4 @@ def _shared_parts(one: str, other: str) -> int:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d{1,9})", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,9})", name)]

@@ -1,5 +1,9 @@
 """Names of known parts in combinations that no row of names has, each against an independent network: equal logits."""
 
+import contextlib
+import random
+import time
+
 import pytest
 import torch
 import torchvision
@@ -7,6 +11,8 @@ from torch import nn
 
 from export.architectures import recognise, tensors_in
 from export.families.naming_schemes import scheme_named
+from export.families.shape_reading import read_shapes
+from serve.errors import ArchitectureError
 from tests.export.families.hand_written import (
     BookResNet,
     ListedConvolutions,
@@ -132,6 +138,45 @@ def test_computes_what_the_books_residual_computes():
     assert_equal_logits(reference, recognise(reference.state_dict()), side=64)
 
 
+def test_the_books_network_in_one_sequential_is_recognised():
+    book = BookResNet()
+    reference = trained_like(nn.Sequential(*list(book.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), book.fc))
+    assert "7.weight" in reference.state_dict()
+    assert_equal_logits(reference, recognise(reference.state_dict()), side=64)
+
+
+@pytest.mark.parametrize("project_first", [False, True])
+@pytest.mark.parametrize("shortcut", [("shortcut.0", "shortcut.1"), ("conv3", "bn3"), ("conv3",)])
+def test_a_block_a_stage_needs_no_number(shortcut, project_first):
+    options = {"block": "layer{stage}", "shortcut": shortcut, "project_first": project_first}
+    reference = trained_like(Named((1, 1, 1), (8, 16, 32), **options))
+    recognised = recognise(reference.state_dict())
+    assert recognised.spec.blocks_per_stage == (1, 1, 1)
+    assert_equal_logits(reference, recognised, side=32)
+
+
+def test_a_flat_list_that_projects_without_a_wider_output_is_refused():
+    """Does the third block stride? In a list of blocks nothing tells."""
+    tensors = tensors_of(Named((1, 1, 1), (8, 16, 16), block="blocks.{flat}"))
+    assert "has a projection but changes no width" in refusal(tensors)
+
+
+def test_pre_activation_in_a_sequential_is_told_from_the_order():
+    options = {"convs": ("body.2", "body.5"), "norms": ("body.0", "body.3"), "shortcut": ("skip",), "preact": True}
+    reference = trained_like(Named(*SMALL, stem=("conv", "bn"), **options))
+    assert_equal_logits(reference, recognise(reference.state_dict(), naming="composed-preact"), side=32)
+    assert_equal_logits(reference, recognise(reference.state_dict(), assumed={"projection": "activated"}), side=32)
+
+
+def test_what_stands_before_the_classifier_is_an_assumption():
+    (head,) = (
+        a
+        for a in recognise(Named(*SMALL, stem=("conv", "bn"), classifier="head.1").state_dict()).assumptions
+        if a.key == "head"
+    )
+    assert "head.1" in head.meaning
+
+
 def test_children_in_one_sequential_are_recognised():
     whole = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], 3)
     reference = trained_like(children_in_a_row(whole))
@@ -209,8 +254,17 @@ def test_pairs_of_convolutions_without_projections_are_no_residual_blocks(patter
         # No layer stands between the first BatchNorm and the second convolution: no ReLU either.
         ({"convs": ("block.0", "block.2"), "norms": ("block.1", "block.3")}, "don't go with"),
         ({"convs": ("block.0", "block.4"), "norms": ("block.1", "block.5")}, "don't go with"),
-        # Something without weights stands before the projection: a pool.
+        # A layer stands between a convolution and its BatchNorm: an activation.
+        ({"convs": ("conv1.0", "conv2.0"), "norms": ("conv1.2", "conv2.2")}, "don't go with"),
+        # A layer stands before each convolution: another padding.
+        ({"convs": ("conv1.1", "conv2.1"), "norms": ("conv1.2", "conv2.2")}, "don't go with"),
+        ({"convs": ("block.1", "block.4"), "norms": ("block.2", "block.5")}, "don't go with"),
+        # A layer stands before the projection: a pool.
+        ({"shortcut": ("skip.1", "skip.2")}, "before skip.1 in the shortcut"),
+        ({"shortcut": ("skip.1",)}, "before skip.1 in the shortcut"),
         ({"convs": ("conv_a", "conv_b"), "stem": ("stem.1", "stem.2")}, "no stem"),
+        ({"convs": ("conv_a", "conv_b"), "stem": ("stem.0", "stem.2")}, "no stem"),
+        ({"convs": ("conv_a", "conv_b"), "stem": ("stem.1", "bn")}, "no stem"),
     ],
 )
 def test_what_stands_between_layers_in_a_sequential_is_not_guessed(options, tells):
@@ -223,6 +277,36 @@ def test_a_first_stage_that_is_cut_off_is_not_made_up_for():
     tensors = Named((1, 1, 1), (8, 16, 32), stem=("conv", "bn")).state_dict()
     cut = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer1")}
     assert refusal(cut)
+
+
+def test_damaged_shapes_and_odd_names_never_raise_anything_else():
+    rng = random.Random(0)
+    odd = ("", ".", "..", "{}", "²", "9" * 5000, "a." * 40, "conv1", "0", "é", "٣")
+    for layout in list(LAYOUTS)[::2]:
+        whole = tensors_of(Named(*SMALL, **LAYOUTS[layout]))
+        for _ in range(8):
+            tensors = dict(whole)
+            for name in rng.sample(list(whole), rng.randint(1, 20)):
+                tensor = tensors.pop(name)
+                shape = [rng.choice((size, 0, 1, 3, size + 1, 2 * size)) for size in tensor.shape]
+                parts = name.split(".")
+                if rng.random() < 0.5:
+                    parts[rng.randrange(len(parts))] = rng.choice(odd)
+                if rng.random() < 0.8:
+                    tensors[".".join(parts)] = torch.empty(shape, device="meta")
+            with contextlib.suppress(ArchitectureError):
+                recognise(tensors)
+            read_shapes(tensors)
+
+
+def test_thousands_of_layers_are_refused_at_once():
+    tensors = {
+        f"a{n}.b{n % 7}.c{n % 3}.conv{n % 2}.weight": torch.empty(1, 1, 3, 3, device="meta") for n in range(9000)
+    }
+    tensors |= {"x." * 3000 + "weight": torch.empty(1, device="meta")}
+    started = time.monotonic()
+    assert refusal(tensors)
+    assert time.monotonic() - started < 10
 
 
 def test_every_single_tensor_is_needed():
