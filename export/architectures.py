@@ -2,7 +2,8 @@
 
 Each row of `SCHEMES` turns the checkpoint's names into those of our networks; shapes then say the rest. A row fits when
 every tensor finds its place and every place its tensor. Rows that fit and lead to the same computation are one answer;
-rows that lead to different ones are refused, as nothing in the file tells which is right.
+rows that lead to different ones are refused, as nothing in the file tells which is right. Where no row fits, names are
+read by what repeats in them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
-from export.families.composed_naming import COMPOSED, compose
+from export.families.composed_naming import compose
 from export.families.evidence import evidence_of
 from export.families.layer_settings import apply_layer_settings
-from export.families.naming_schemes import SCHEMES, scheme_named
+from export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in

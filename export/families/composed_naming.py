@@ -5,6 +5,7 @@ repeats in them tells the blocks, and `roles_in` the parts of a block. What isn'
 any projection have shortcuts at all, is refused with the reason.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +15,10 @@ from torch import Tensor
 from export.families.block_lists import BlockList, Layer, block_lists, layers_of
 from export.families.block_roles import BlockRoles, described, roles_in
 from export.families.name_order import in_order, index_of, leaves_room
-from export.families.naming_schemes import NamingScheme, ProjectionInput
+from export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
 from export.families.placement import DEEP_STEM, Placement
 
-COMPOSED = ("composed", "composed-preact", "composed-preact-raw")
-"""What `--naming` calls such readings: residual, pre-activation, and that with projections of the raw input."""
-
+_STAGE = re.compile(r"(layer|stage|stack)_?N|N_?(layer|stage|stack)", re.IGNORECASE)
 _HEADS = ("fc", "linear", "classifier", "head")
 
 
@@ -69,10 +68,10 @@ def _placements(blocks: BlockList, roles: BlockRoles) -> list[Placement] | str:
     deep = "conv1.0" in modules
     places = frozenset(staged)
     if roles.family == "residual":
-        return [Placement(_scheme("composed", blocks, roles, modules, "activated"), places, modules, deep)]
+        return [Placement(_scheme(COMPOSED[0], blocks, roles, modules, "activated"), places, modules, deep)]
     if len(roles.shortcut) > 1:
         return f"the pre-activation blocks `{blocks.pattern}` have a BatchNorm in their shortcuts"
-    inputs: tuple[tuple[str, ProjectionInput], ...] = (("composed-preact", "activated"), ("composed-preact-raw", "raw"))
+    inputs: tuple[tuple[str, ProjectionInput], ...] = ((COMPOSED[1], "activated"), (COMPOSED[2], "raw"))
     return [
         Placement(_scheme(name, blocks, roles, modules, takes), places, modules, deep)
         for name, takes in inputs[: 2 if roles.shortcut else 1]
@@ -101,21 +100,28 @@ def _container_of(classifier: str) -> str:
 
 
 def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mapping[str, Layer]] | str:
-    """The blocks by (stage, block). A flat list's stages begin where the width changes."""
+    """The blocks by (stage, block). A list's stages begin where the width doubles, or changes between named stages."""
     projecting = {place for place, block in blocks.blocks.items() if roles.shortcut[:1] and roles.shortcut[0] in block}
+    if (fault := _unprojected(blocks, roles, projecting)) is not None:
+        return fault
     if blocks.nested:
-        return _unprojected(blocks, roles, projecting) or dict(blocks.blocks)
+        return dict(blocks.blocks)
     staged: dict[tuple[int, int], Mapping[str, Layer]] = {}
     stage, number, width = 0, 0, None
+    named_as_stages = _STAGE.search(blocks.pattern) is not None
     for place, block in blocks.blocks.items():
         out = block[roles.convs[-1]].shape[0]
-        if width is not None and out != width:
-            stage, number = stage + 1, 0
-        elif width is not None and place in projecting:
+        begins = width is not None and out != width
+        if (begins and out != 2 * (width or 0) and not named_as_stages) or (
+            width is not None and not begins and place in projecting
+        ):
             return (
-                f"block {place[1]} of `{blocks.pattern}` has a projection but changes no width, so nothing tells "
-                "whether it strides"
+                f"block {place[1]} of `{blocks.pattern}`, counted from 0, has a projection and gives {out} channels "
+                f"after {width}: stages of a list of blocks are taken to begin where the width doubles, and whether "
+                "this block strides nothing tells"
             )
+        if begins:
+            stage, number = stage + 1, 0
         staged[stage, number] = block
         number, width = number + 1, out
     return staged
@@ -135,11 +141,11 @@ def _unprojected(blocks: BlockList, roles: BlockRoles, projecting: set[tuple[int
     if not projecting and len(roles.convs) == 2 and outs == [first, 2 * first, 4 * first]:
         return None
     taken, made = widths[bare[0]]
+    stage = f" of stage {bare[0][0]}" if blocks.nested else ""
     return (
-        f"block {bare[0][1]} of stage {bare[0][0]} in `{blocks.pattern}`, both counted from 0, goes from {taken} to "
-        f"{made} channels without a convolution in a shortcut: whether it has a shortcut no tensor tells, nor what "
-        "that does. Shortcuts without parameters are known only of three stages that double, as He et al. have them "
-        "for CIFAR-10"
+        f"block {bare[0][1]}{stage} in `{blocks.pattern}`, counted from 0, goes from {taken} to {made} channels "
+        "without a convolution in a shortcut: whether it has a shortcut no tensor tells, nor what that does. Shortcuts without "
+        "parameters are known only of three stages that double, as He et al. have them for CIFAR-10"
     )
 
 

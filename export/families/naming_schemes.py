@@ -1,4 +1,5 @@
-"""The names that code in the wild gives to a ResNet's parts. A new family of code is a row of `SCHEMES` and a test.
+"""The names that code in the wild gives to a ResNet's parts. A new family of code is a row of `SCHEMES` and a test,
+where `export.families.composed_naming` doesn't read its names as they are.
 
 A row also says what goes with that code and no tensor tells: which convolution strides, what a projection takes in.
 """
@@ -222,6 +223,11 @@ SCHEMES: tuple[NamingScheme, ...] = (
 )
 
 
+COMPOSED = ("composed", "composed-preact", "composed-preact-raw")
+"""What `--naming` calls readings of other names by what repeats in them: residual, pre-activation, and the latter with
+projections of the raw input. See `export.families.composed_naming`."""
+
+
 def scheme_named(name: str) -> NamingScheme:
     """The row of `SCHEMES` called `name`.
 
@@ -232,4 +238,7 @@ def scheme_named(name: str) -> NamingScheme:
         if scheme.name == name:
             return scheme
     known = "; ".join(f"{scheme.name} ({scheme.description})" for scheme in SCHEMES)
-    raise ArchitectureError(f"there is no naming {name!r}; --naming takes one of: {known}")
+    raise ArchitectureError(
+        f"there is no naming {name!r}; --naming takes one of: {known}. It also takes {', '.join(COMPOSED)}, which "
+        "read other names by what repeats in them; nothing is written under those"
+    )

@@ -74,10 +74,16 @@ def place(scheme: NamingScheme, tensor_names: Iterable[str]) -> Placement:
     matches = [match for layer in layers if (match := pattern.match(f"{layer}."))]
     numbers = ((int(match[1]) - scheme.first_stage, int(match[2])) for match in matches)
     blocks = frozenset((stage, block) for stage, block in numbers if stage >= 0)
+
+    def has(part: str) -> bool:
+        return any(layer.endswith(f".{part}") for layer in layers if pattern.match(layer))
+
     deep = bool(scheme.deep_stem) and scheme.deep_stem[2] in layers
     pooled = (deep and scheme.deep_stem_pools) or (
         bool(scheme.pooled_shortcut)
-        and any(layer.endswith(f".{scheme.pooled_shortcut[-1]}") for layer in layers if pattern.match(layer))
+        and has(scheme.pooled_shortcut[0])
+        # Where BatchNorms were fused before, the convolution alone tells, as it comes second.
+        and (has(scheme.pooled_shortcut[-1]) or not has(scheme.shortcut[0]))
     )
     modules = module_names(scheme, blocks, deep=deep, pooled=pooled) | {"fc": classifier}
     return Placement(scheme, blocks, modules, deep, pooled)

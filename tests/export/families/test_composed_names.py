@@ -5,12 +5,17 @@ import random
 import time
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.architectures import recognise, tensors_in
+from export.families.composed_naming import compose
 from export.families.naming_schemes import scheme_named
+from export.families.recognition_refusals import ambiguity_of
 from export.families.shape_reading import read_shapes
 from serve.errors import ArchitectureError
 from tests.export.families.hand_written import (
@@ -29,7 +34,7 @@ from tests.export.families.recognition import (
     assert_same_network,
     refusal,
 )
-from tests.export.resnets import option_a_resnet, trained_like
+from tests.export.resnets import cifar_resnet18, on_meta, option_a_resnet, trained_like
 
 SMALL = ((2, 1, 2), (8, 16, 32))
 LAYOUTS = {
@@ -158,7 +163,95 @@ def test_a_block_a_stage_needs_no_number(shortcut, project_first):
 def test_a_flat_list_that_projects_without_a_wider_output_is_refused():
     """Does the third block stride? In a list of blocks nothing tells."""
     tensors = tensors_of(Named((1, 1, 1), (8, 16, 16), block="blocks.{flat}"))
-    assert "has a projection but changes no width" in refusal(tensors)
+    assert "has a projection and gives 16 channels after 16" in refusal(tensors)
+
+
+def test_a_list_whose_width_grows_otherwise_than_by_doubling_is_refused():
+    """As in a PyramidNet: a wider output doesn't say that a block strides."""
+    tensors = tensors_of(Named((1, 1, 1), (8, 12, 16), block="blocks.{flat}"))
+    assert "gives 12 channels after 8" in refusal(tensors)
+    named = trained_like(Named((1, 1, 1), (8, 12, 20), block="stage{stage}"))
+    assert_equal_logits(named, recognise(named.state_dict()), side=32)
+
+
+def test_a_list_in_which_a_projection_is_missing_is_refused():
+    tensors = tensors_of(Named((1, 1, 1), (8, 16, 32), block="blocks.{flat}"))
+    message = refusal({name: tensor for name, tensor in tensors.items() if "blocks.1.shortcut" not in name})
+    assert "block 1 in `blocks.N`, counted from 0, goes from 8 to 16 channels" in message
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
+def test_a_stem_of_three_convolutions_under_other_names_is_recognised(name):
+    """timm's network, renamed."""
+    reference = timm.create_model(
+        name, channels=(8, 16, 24, 32), num_classes=7, stem_type="deep_tiered", avg_down=False
+    )
+    names = {"conv1.": "stem.", "bn1.": "stem.7.", "layer": "stage", "fc.": "head."}
+    tensors = {}
+    for name, tensor in trained_like(reference).state_dict().items():
+        whose = next(old for old in names if name.startswith(old))
+        new = names[whose] + name.removeprefix(whose)
+        tensors[new.replace(".downsample.", ".proj.")] = tensor
+    recognised = recognise(tensors)
+    assert (recognised.naming, recognised.spec.stem) == ("composed", "deep-maxpool")
+    assert_equal_logits(reference, recognised, side=64)
+
+
+def test_groups_are_told_and_depthwise_convolutions_refused():
+    bottleneck = torchvision.models.resnet.Bottleneck
+    reference = trained_like(torchvision.models.ResNet(bottleneck, [1, 1, 1, 1], 3, groups=4, width_per_group=8))
+    renamed = {name.replace("layer", "stage"): tensor for name, tensor in reference.state_dict().items()}
+    assert_equal_logits(reference, recognise(renamed), side=64)
+    depthwise = on_meta(torchvision.models.ResNet, bottleneck, [1, 1, 1, 1], 3, groups=32, width_per_group=1)
+    message = refusal({name.replace("layer", "stage"): tensor for name, tensor in depthwise.items()})
+    assert "by their order and shapes are no two of 3x3" in message
+
+
+def test_a_classifier_that_is_a_1x1_convolution_is_taken():
+    reference = trained_like(Named(*SMALL, stem=("conv", "bn"), classifier="head"))
+    tensors = reference.state_dict()
+    tensors["head.weight"] = tensors["head.weight"][:, :, None, None]
+    assert_equal_logits(reference, recognise(tensors), side=32)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cifar_resnet18(width=8),
+        lambda: timm.create_model("resnet18d", channels=(8, 16, 24, 32), num_classes=7),
+        lambda: timm.create_model("seresnet18", channels=(8, 16, 24, 32), num_classes=7),
+        lambda: Named(*SMALL, **LAYOUTS["letters"]),
+    ],
+    ids=["cifar", "timm d", "timm se", "composed"],
+)
+def test_what_another_tool_fused_is_recognised(make):
+    """By torch.fx, which leaves convolutions their names."""
+    reference = trained_like(make())
+    tensors = fuse(reference).state_dict() if not isinstance(reference, Named) else fused_by_hand(reference)
+    recognised = recognise(tensors)
+    assert not any("running_mean" in name for name in recognised.module.state_dict())
+    assert "eps" not in {assumption.key for assumption in recognised.assumptions}
+    assert_equal_logits(reference, recognised, side=64)
+
+
+def fused_by_hand(network: Named) -> dict[str, torch.Tensor]:
+    """Each BatchNorm of `network` in the convolution that comes before it, which keeps its name."""
+    tensors = {f"head.{leaf}": value for leaf, value in network.get_submodule("fc").state_dict().items()}
+    pairs: list[tuple[str, ...]] = [("conv_1", "bn_1")]
+    for steps, names, _ in network.in_order:
+        pairs += [*steps, *([tuple(names)] if names else [])]
+    for conv, norm in pairs:
+        whole = fuse_conv_bn_eval(network.get_submodule(conv), network.get_submodule(norm))
+        tensors |= {f"{conv}.{leaf}": value for leaf, value in whole.state_dict().items()}
+    return tensors
+
+
+def test_two_readings_of_one_name_are_to_be_told_by_names():
+    """Their own --naming couldn't tell them apart."""
+    (placement,) = compose(tensors_of(Named(*SMALL, stem=("conv", "bn")))).placements
+    message = str(ambiguity_of([placement.scheme, placement.scheme]))
+    assert "--rename-template" in message
+    assert "--naming" not in message
 
 
 def test_pre_activation_in_a_sequential_is_told_from_the_order():

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from export.architectures import recognise
@@ -19,6 +20,7 @@ from export.precision import check_fp16
 from export.sample import generated_sample
 from export.verify import normalised
 from serve.model_package import InputSpec, Normalization, Preprocessing
+from tests.export.families.hand_written import TutorialResNet
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
 from tests.export.resnets import cifar_resnet18, option_a_resnet, trained_like
 
@@ -35,6 +37,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "pre-activation": (lambda: PreActNetwork((1, 2, 1, 1), (8, 16, 24, 32)), 32, 5),
     "wide": (lambda: WideNetwork(10, 1), 32, 4),
     "wide, biased": (lambda: BiasedWideNetwork(10, 1), 32, 4),
+    "3x3 projections": (lambda: TutorialResNet((1, 1, 1), (8, 16, 32)), 32, 0),
+    "fused": (lambda: fuse(trained_like(cifar_resnet18(width=8))), 32, 0),
     "plain": (lambda: PlainReference((8, 8, 8, 16, 16)), 32, 0),
 }
 """Family: a network, the side of its images, and how many BatchNorms no convolution can carry."""
