@@ -144,8 +144,8 @@ def _unprojected(blocks: BlockList, roles: BlockRoles, projecting: set[tuple[int
     stage = f" of stage {bare[0][0]}" if blocks.nested else ""
     return (
         f"block {bare[0][1]}{stage} in `{blocks.pattern}`, counted from 0, goes from {taken} to {made} channels "
-        "without a convolution in a shortcut: whether it has a shortcut no tensor tells, nor what that does. Shortcuts without "
-        "parameters are known only of three stages that double, as He et al. have them for CIFAR-10"
+        "without a convolution in a shortcut: whether it has a shortcut no tensor tells, nor what that does. Shortcuts "
+        "without parameters are known only of three stages that double, as He et al. have them for CIFAR-10"
     )
 
 

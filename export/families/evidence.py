@@ -25,7 +25,7 @@ def evidence_of(spec: ResNetSpec | PlainSpec, placement: Placement, placed: int)
     if any(kernel > 1 for kernel in spec.projection_kernels):
         yield "3x3 convolutions in the shortcuts: projections that stride with a padding of 1"
     if "stem" in spec.bare_convs:
-        yield "no BatchNorm, but a bias in each convolution: they were fused before, and none is left to fold"
+        yield "no BatchNorm, but a bias in each convolution, as where they were fused before: none is left to fold"
     elif spec.bare_convs:
         yield "no BatchNorm behind the convolutions in the shortcuts"
     if spec.groups > 1:

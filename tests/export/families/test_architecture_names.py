@@ -3,10 +3,12 @@
 import pytest
 import timm
 import torchvision
+from torch.fx.experimental.optimization import fuse
 
 from export.architectures import names_in, recognise, tensors_in
 from export.families.naming_schemes import SCHEMES, scheme_named
 from serve.errors import ArchitectureError
+from tests.export.families.hand_written import TinyResNet8, TutorialResNet
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
 from tests.export.families.recognition import assert_equal_logits, assert_same_network
 from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta, option_a_resnet, trained_like
@@ -79,6 +81,9 @@ def test_every_scheme_that_has_names_leads_back_to_the_same_network(make):
         (lambda: on_meta(WideNetwork, 10, 2), "preact", "it ends otherwise after the last block"),
         (lambda: on_meta(WideNetwork, 10, 2), "preresnet", "its projections take the raw input"),
         (lambda: on_meta(BiasedWideNetwork, 10, 2), "wide", "its blocks stride on another convolution"),
+        (lambda: fuse(cifar_resnet18(width=4).eval()).state_dict(), "cifar", "a BatchNorm follows each of its"),
+        (lambda: on_meta(TinyResNet8), "cifar", "a BatchNorm follows each of its"),
+        (lambda: on_meta(TutorialResNet), "cifar", "its projections are 1x1"),
         (lambda: on_meta(PlainReference, (4, 8)), "torchvision", "for residual networks, this is a plain one"),
     ],
 )
