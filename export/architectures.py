@@ -17,6 +17,7 @@ from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
 from export.families.composed_naming import compose
 from export.families.evidence import evidence_of
+from export.families.foreign_networks import foreign_kind
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
 from export.families.recognised import Recognised, Spec
@@ -65,7 +66,8 @@ def recognise(
     reason: str | None = None
     # transformers' names are nobody else's, and its config.json may say what no reading of names would.
     is_huggingface = any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates)
-    if not fits and not is_huggingface and (naming is None or naming in COMPOSED):
+    is_foreign = foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) is not None
+    if not fits and not is_huggingface and not is_foreign and (naming is None or naming in COMPOSED):
         composition = compose(weights)
         reason = composition.reason
         readings = [p for p in composition.placements if naming in (None, p.scheme.name)]

@@ -51,7 +51,7 @@ _KINDS = (
         FACTORY,
     ),
     _Kind(r"\.se\.conv\.", "a network with efficient channel attention (ECA)", FACTORY),
-    _Kind(r"^layer\d+\.\d+\.conv2\.(conv|bn0|fc1|fc2)\.", "a split-attention network (ResNeSt)", FACTORY),
+    _Kind(r"^layer\d+\.\d+\.conv2\.(bn0|fc1|fc2)\.", "a split-attention network (ResNeSt)", FACTORY),
     _Kind(
         r"^maxpool\.\d", "a network whose stem has a convolution instead of the max-pool (as ResNet-RS has)", FACTORY
     ),

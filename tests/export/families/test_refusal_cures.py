@@ -154,6 +154,14 @@ def test_a_backbone_of_own_names_takes_a_head_from_elsewhere():
     assert_equal_logits(network, recognise(tensors, head=head), side=32)
 
 
+def test_what_names_tell_to_be_something_else_is_not_read_by_its_blocks():
+    """An encoder of MoCo with its projection: `fc` is no classifier."""
+    tensors = Named((1, 1, 1), (8, 16, 32), **COMPOSED).state_dict()
+    message = refusal({f"encoder_q.{name}": tensor for name, tensor in tensors.items()})
+    assert "self-supervised training" in message
+    assert "--head-from FILE" in message
+
+
 def test_the_first_stage_counted_from_0_is_no_reason_to_miss_a_projection():
     network = trained_like(Named((1, 1, 1, 1), (8, 16, 32, 64), first=(0, 0, 0), classifier="out"))
     assert_equal_logits(network, recognise(network.state_dict()), side=32)
