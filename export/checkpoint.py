@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
-from export.reading.wrapper_prefixes import Names, network_names
+from export.reading.wrapper_prefixes import Names, network_names, printable
 from serve.errors import CheckpointError
 
 _BATCHNORM_EPS = 1e-5
@@ -24,6 +24,16 @@ _COUNTER = "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
 _MAX_NAMED_CLASSES = 6
 _MAX_DIMENSIONS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The checkpoint's tensors under one of the ways in which its names can be read."""
+
+    described: str
+    """For people: `the file's own names`."""
+    tensors: Mapping[str, Any]
+    """As they are in the file: of any type, with `num_batches_tracked`, and with what is no part of the network."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,22 @@ class Checkpoint:
     """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
     `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
     `classes`."""
+    names_in_file: tuple[Naming, ...] = ()
+    """The names as they are in the file, and after each wrapper's prefix that went, but for the last, which `tensors`
+    have."""
+
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """All ways to read the names, those of the file first, those of `tensors` last."""
+        return *self.names_in_file, Naming("names without wrappers' prefixes", self.tensors)
+
+    def float32(self, naming: Naming) -> dict[str, Tensor]:
+        """The tensors of one of `namings`, as `tensors` are.
+
+        Raises:
+            CheckpointError: one of those that `tensors` leave out can't be used.
+        """
+        return self.tensors if naming.tensors is self.tensors else _float32_tensors(naming.tensors, self.path, [])
 
 
 def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
@@ -89,7 +115,31 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
         ) from error
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
-    return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)
+    return Checkpoint(
+        path=path,
+        sha256=_digest(contents),
+        tensors=tensors,
+        notes=tuple(notes),
+        metadata=metadata,
+        counters=counters,
+        config=files.config,
+        layer_settings=settings,
+        names_in_file=tuple(_names_in_file(weights, names)),
+    )
+
+
+def _names_in_file(weights: Weights, names: Names) -> Iterator[Naming]:
+    whole = {name: value for name, value in weights.of_file.items() if isinstance(name, str)}
+    gone = ""
+    while whole and whole.keys() != weights.tensors.keys():
+        yield Naming(f"the file's names without `{printable(gone)}`" if gone else "the file's own names", whole)
+        firsts = {name.partition(".")[0] for name in whole if "." in name}
+        if len(firsts) != 1 or not all("." in name for name in whole):
+            break
+        gone += f"{firsts.pop()}."
+        whole = {name.partition(".")[2]: value for name, value in whole.items()}
+    for step, (described, renamed) in enumerate(names.stages(weights.tensors)):
+        yield Naming("the file's own names" if not step else f"the file's names without {described}", renamed)
 
 
 def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]:

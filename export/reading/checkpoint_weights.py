@@ -54,6 +54,13 @@ class Weights:
         """Without what is no tensor."""
         return {name: value for name, value in self.named.items() if _is_tensor(value)}
 
+    @property
+    def of_file(self) -> dict[Any, Any]:
+        """All tensors that lie where `tensors` do, the averaged ones too if these are plain; else `tensors`."""
+        if self.are_ema:
+            return self.tensors
+        return {name: value for name, value in self.levels[-1].items() if _is_tensor(value)}
+
 
 def find_weights(root: Any, path: Path, *, prefer_ema: bool) -> Weights:
     """The state dict in `root`, which may be nested in containers, and modules that were pickled whole.

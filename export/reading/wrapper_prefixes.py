@@ -7,7 +7,7 @@ class weights, metrics, a teacher.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,17 @@ class Names:
                 return None
             dotted = dotted.replace(prefix, "") if prefix in _INFIXES else dotted.removeprefix(prefix)
         return dotted.removesuffix(".") or None
+
+    def stages(self, tensors: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`tensors` by their names before each step, with what the steps so far took away, for people."""
+        gone: list[str] = []
+        for count, (prefix, left_out) in enumerate(self._steps):
+            before = Names([], self._steps[:count])
+            yield (
+                ", ".join(gone),
+                {new: value for name, value in tensors.items() if (new := before.renamed(name)) is not None},
+            )
+            gone += [f"`{printable(prefix)}`"] if prefix else [f"`{printable(first)}.*`" for first in sorted(left_out)]
 
 
 def network_names(tensors: Mapping[str, Any]) -> Names:
