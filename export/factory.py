@@ -7,15 +7,12 @@ code that lies in a checkpoint never is.
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from export.checkpoint import Checkpoint
 from export.logits_trial import with_bare_logits
+from export.module_input_size import input_size_of
 from export.network import TrainedNetwork
 from export.strict_loading import load_strictly
 from export.users_code import built_module
-
-DEFAULT_INPUT_SIDE = 224
 
 
 def network_from_factory(
@@ -23,6 +20,7 @@ def network_from_factory(
     arguments: Mapping[str, Any],
     checkpoint: Checkpoint,
     input_size: tuple[int, int] | None = None,
+    shared_size: tuple[int, int] | None = None,
 ) -> TrainedNetwork:
     """The network that `reference` (`package.module:function`) builds, with the weights of `checkpoint`.
 
@@ -33,33 +31,38 @@ def network_from_factory(
         reference: the function or class; called with `arguments` by keyword.
         arguments: plain values.
         checkpoint: its tensors must be the module's, by name and shape, all of them.
-        input_size: (height, width) in pixels on which the module is tried; default: the checkpoint's, else 224.
+        input_size: (height, width) in pixels that a flag names; default: the checkpoint's, else what the module or
+            `shared_size` tells.
+        shared_size: (height, width) in pixels of all the pictures that the user has given.
 
     Raises:
-        InputError: `reference` names nothing that can be called, its code raises, or it gives no `nn.Module`.
-        ArchitectureError: the tensors don't fit, or what the module returns are no logits of one row each.
+        InputError: `reference` names nothing that can be called, its code raises, it gives no `nn.Module`, or nothing
+            tells the size of its images.
+        ArchitectureError: the tensors don't fit, or what the module returns are no logits of one row each; it is for
+            sounds or volumes instead of images.
     """
     module = built_module(reference, arguments)
     loaded = load_strictly(module, checkpoint, reference)
     module = module.float().eval().requires_grad_(False)
     stored = checkpoint.metadata.get("input_size")
-    side = stored if isinstance(stored, int) else DEFAULT_INPUT_SIDE
-    unseen: tuple[str, ...] = ()
-    if input_size is None and not isinstance(stored, int):
-        unseen = (f"nothing says the size of the images that {reference} is for: {side} x {side} is taken",)
-    channels = next((child.in_channels for child in module.modules() if isinstance(child, nn.Conv2d)), 3)
-    tried, classes, opened = with_bare_logits(module, channels, input_size or (side, side), reference)
+    if input_size is None and isinstance(stored, int):
+        input_size = (stored, stored)
+    found = input_size_of(module, reference, said=input_size, shared=shared_size)
+    tried, classes, opened = with_bare_logits(module, found.channels, found.size, reference)
     layers = {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for ours, theirs in loaded.names.items()}
+    height, width = found.size
     return TrainedNetwork(
         module=tried,
         architecture=f"{type(module).__name__} of {reference}",
         evidence=(
             f"built by {reference}",
             f"all {len(loaded.names)} tensors of the checkpoint loaded strictly, by {loaded.how}",
+            *found.evidence,
         ),
         layer_names={f"{opened}{ours}": theirs for ours, theirs in layers.items()},
         classes=classes,
-        in_channels=channels,
-        default_input_size=side,
-        unseen=unseen,
+        in_channels=found.channels,
+        default_input_size=height if height == width else None,
+        told_input_size=found.told,
+        assumptions=found.assumptions,
     )
