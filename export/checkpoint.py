@@ -78,31 +78,33 @@ class Checkpoint:
         return self.tensors if naming.tensors is self.tensors else _float32_tensors(naming.tensors, self.path, [])
 
 
-def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = None) -> Checkpoint:
     """Read weights from a file of `torch.save`, TorchScript or safetensors, from shards or a folder of them.
 
     No code in a file is ever run and no module that it names is imported: objects of classes that aren't plain values
     are left inert. A module that was pickled whole gives the tensors among its attributes. The tensors lie in the
     memory that the files were read into; only those that aren't float32 there are copied.
 
-    `prefer_ema` takes averaged weights; without it they are taken only where there are no others.
+    `prefer_ema` takes averaged weights; without it they are taken only where there are no others. `take` names the key
+    or the prefix where the weights are: `teacher`, `state_dict.encoder`.
 
     Raises:
-        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; weights
+        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; none at
+            `take`; weights
             that are NaN, infinite, sparse, quantised or without data; a negative running variance.
     """
     files = files_of_checkpoint(path)
     contents = {file.name: read_file(file) for file in files.weights}
     root = _root(contents, files, path)
-    weights = find_weights(root, path, prefer_ema=prefer_ema)
+    weights = find_weights(root, path, prefer_ema=prefer_ema, take=take)
     if odd := [name for name in weights.tensors if not isinstance(name, str)]:
         shown = f"{odd[0]} ({type(odd[0]).__name__})" if isinstance(odd[0], int) else f"by a {type(odd[0]).__name__}"
         raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
-    names = network_names(weights.tensors)
+    names = network_names(weights.tensors, pretraining=weights.are_of_pretraining)
     notes = [*files.notes, *weights.notes, *names.notes]
     named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
     if weights.are_ema:
-        named |= _plain_statistics(root, named, path, notes)
+        named |= _plain_statistics(root, named, path, notes, take)
     counters = {name: value for name, value in named.items() if _last(name) == _COUNTER and isinstance(value, Tensor)}
     tensors = _float32_tensors(named, path, notes)
     try:
@@ -176,11 +178,13 @@ def _digest(contents: Mapping[str, FileContents]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _plain_statistics(root: Any, named: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+def _plain_statistics(
+    root: Any, named: Mapping[str, Any], path: Path, notes: list[str], take: str | None
+) -> dict[str, Any]:
     """BatchNorm's running statistics of the plain weights, where only parameters were averaged."""
     if any(_last(name) in _STATISTICS for name in named):
         return {}
-    plain = find_weights(root, path, prefer_ema=False)
+    plain = find_weights(root, path, prefer_ema=False, take=take)
     if plain.are_ema:
         return {}
     names = network_names(plain.tensors)
