@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.families.candidate import Candidate, Head, deviations, empty_module
+from export.families.candidate import Candidate, deviations, empty_module
+from export.families.classifier import Head, named_classifier
 from export.families.evidence import evidence_of, unseen_of, unseen_without_modules
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
@@ -33,6 +34,7 @@ def recognise(
     config: Mapping[str, Any] = {},
     layer_settings: Mapping[str, Mapping[str, Any]] = {},
     head: Head | None = None,
+    head_name: str | None = None,
 ) -> Recognised:
     """The network that `tensors` (name to weights) are, loaded strictly. `num_batches_tracked` is not needed.
 
@@ -46,6 +48,7 @@ def recognise(
         layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
+        head_name: the module among `tensors` that is the classifier, where several could be; other heads are left out.
 
     Raises:
         ArchitectureError: they are no network of a known naming, or not exactly one, or two namings fit that compute
@@ -55,9 +58,12 @@ def recognise(
         raise ArchitectureError(foreign)
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     schemes = SCHEMES if naming is None else (scheme_named(naming),)
-    candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
-    whole = [candidate for candidate in candidates if candidate.is_whole]
-    fits = _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config)) is not None)
+    if head_name is not None:
+        head_name = named_classifier(weights, head_name)
+    candidates = [Candidate.of(scheme, weights, head, head_name) for scheme in schemes]
+    found = [fit for candidate in candidates if candidate.is_whole and (fit := _fit(candidate, config)) is not None]
+    # Code that calls the classifier as it is called here is likelier than code that calls it otherwise.
+    fits = _without_repetitions([fit for fit in found if fit.candidate.is_as_named] or found)
     if not fits:
         raise refusal_of(candidates, weights, config, head)
     if len(fits) > 1:
@@ -118,7 +124,7 @@ def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[st
         module=module,
         naming=placement.scheme.name,
         architecture=spec.name,
-        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *taken),
+        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *fit.candidate.notes, *taken),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,

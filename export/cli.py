@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
+from export.flags import Ema, Factory, FactoryArguments, HeadFrom, HeadName, InputSize, Naming, Take, network_source
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
@@ -61,6 +61,8 @@ def export(
     ema: Ema = False,
     naming: Naming = None,
     head_from: HeadFrom = None,
+    head: HeadName = None,
+    take: Take = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the folder's.")] = None,
@@ -93,6 +95,8 @@ def export(
             ema=ema,
             naming=naming,
             head_from=head_from,
+            head=head,
+            take=take,
             factory=factory,
             factory_arguments=factory_arguments,
         ),

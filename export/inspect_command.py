@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, network_source
+from export.flags import Ema, Factory, FactoryArguments, HeadFrom, HeadName, InputSize, Naming, Take, network_source
 from export.input_size import input_size_from_text
 from export.output_file import check_output_file, write_output_file
 from serve.errors import InputError
@@ -29,6 +29,8 @@ def inspect(
     ema: Ema = False,
     naming: Naming = None,
     head_from: HeadFrom = None,
+    head: HeadName = None,
+    take: Take = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
 ) -> None:
@@ -44,6 +46,8 @@ def inspect(
             "--ema": ema,
             "--naming": naming,
             "--head-from": head_from,
+            "--head": head,
+            "--take": take,
             "--factory": factory,
             "--factory-arg": factory_arguments,
         }
@@ -54,7 +58,14 @@ def inspect(
 
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
     source = network_source(
-        path, ema=ema, naming=naming, head_from=head_from, factory=factory, factory_arguments=factory_arguments
+        path,
+        ema=ema,
+        naming=naming,
+        head_from=head_from,
+        head=head,
+        take=take,
+        factory=factory,
+        factory_arguments=factory_arguments,
     )
     from export.inspecting.inspection_view import show_inspection
     from export.inspection import inspect_source

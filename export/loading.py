@@ -25,6 +25,10 @@ class NetworkSource:
     """Which naming scheme the tensors are in; None: tell it from them."""
     head_from: Path | None = None
     """A second checkpoint that has the classifier."""
+    head: str | None = None
+    """The name of the classifier, in `head_from` where that is given, else in `checkpoint`."""
+    take: str | None = None
+    """The key, or the prefix of names, where the weights are in `checkpoint`."""
     factory: str | None = None
     """`package.module:function` that builds the network; None: recognise it."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +36,7 @@ class NetworkSource:
 
 def read_source(source: NetworkSource) -> Checkpoint:
     """The checkpoint's tensors. Raises `CheckpointError`."""
-    return read_checkpoint(source.checkpoint, prefer_ema=source.ema)
+    return read_checkpoint(source.checkpoint, prefer_ema=source.ema, take=source.take)
 
 
 def network_of(
@@ -51,15 +55,16 @@ def network_of(
     if source.factory is None:
         if source.factory_arguments:
             raise InputError("--factory-arg came without --factory package.module:function")
-        head = None if source.head_from is None else head_from(read_checkpoint(source.head_from))
+        head = None if source.head_from is None else head_from(read_checkpoint(source.head_from), source.head)
         return recognise(
             checkpoint.tensors,
             naming=source.naming,
             config=checkpoint.config,
             layer_settings=checkpoint.layer_settings,
             head=head,
+            head_name=source.head if source.head_from is None else None,
         )
-    for flag, value in (("--naming", source.naming), ("--head-from", source.head_from)):
+    for flag, value in (("--naming", source.naming), ("--head-from", source.head_from), ("--head", source.head)):
         if value is not None:
             raise InputError(
                 f"{flag} is for networks that are recognised; with --factory the function builds all of it"

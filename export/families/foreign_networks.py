@@ -1,6 +1,7 @@
 """What a checkpoint is that is none of our networks, told from its names, and what its owner can do."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,13 @@ from torch import Tensor
 FACTORY = "build the network with your own code: --factory package.module:function"
 
 _CLASSIFIERS_ONLY = "Fuseline serves image classifiers; export the classifier that its backbone was taken from"
+
+
+SELF_SUPERVISED = re.compile(
+    r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
+    r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$"
+)
+"""Found in the names of a self-supervised training's tensors."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,9 @@ _KINDS = (
         _CLASSIFIERS_ONLY,
     ),
     _Kind(
-        r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
-        r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$",
+        SELF_SUPERVISED.pattern,
         "a checkpoint of self-supervised training: an encoder with a projection head and no classifier",
-        "keep the encoder's tensors alone, without their prefix, train a classifier on it, and give that with "
+        "train a classifier on the encoder and give both: --take PREFIX, what stands before the encoder's names, and "
         "--head-from FILE",
     ),
     _Kind(
@@ -57,6 +64,7 @@ _KINDS = (
         r"^maxpool\.\d", "a network whose stem has a convolution instead of the max-pool (as ResNet-RS has)", FACTORY
     ),
 )
+_KERNELS_OF_A_NETWORK = 4
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
 _HARMLESS_ARGUMENTS = frozenset({"num_classes", "in_chans", "drop_rate", "drop_path_rate"})
 _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\.[12]|shortcut\.1)\.weight$")
@@ -82,9 +90,36 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
         if len(layers := _layers_of_head(tensors, classifier)) > 1:
             return (
                 f"its classifier has several layers with weights ({', '.join(layers)}); one linear layer was expected, "
-                f"and which activations stand between them no tensor tells: {FACTORY}"
+                f"and which activations stand between them no tensor tells: {FACTORY}; or give another classifier: "
+                "--head-from FILE"
             )
     return None
+
+
+def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
+    """A message if two or more prefixes have the same names of a network behind them, else None."""
+    behind: dict[str, set[str]] = {}
+    kernels: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        behind.setdefault(first, set()).add(rest)
+        kernels[first] += tensor.ndim == 4
+    networks = [first for first, count in kernels.items() if count >= _KERNELS_OF_A_NETWORK]
+    twins = [first for first in networks if any(behind[first] == behind[o] for o in networks if o != first)]
+    # Stages may have the same names behind them, too; only a network takes pictures.
+    twins = [first for first in twins if _has_stem(tensors, first)]
+    if len(twins) < 2:
+        return None
+    return (
+        f"the file holds {len(twins)} networks side by side, behind {', '.join(f'{first}.' for first in twins)} and "
+        f"nothing says which one is meant: --take {twins[0]} takes the first. If they work together, {FACTORY}"
+    )
+
+
+def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:
+    """Whether a kernel behind `first` takes pictures: of 1 or 3 channels."""
+    kernels = (tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4)
+    return any(tensor.shape[1] in (1, 3) and tensor.shape[0] > tensor.shape[1] for tensor in kernels)
 
 
 def foreign_architecture(config: Mapping[str, Any]) -> str | None:

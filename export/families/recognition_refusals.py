@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from export.families.candidate import Candidate, Head, deviations, empty_module
-from export.families.foreign_networks import FACTORY, foreign_kind
+from export.families.candidate import Candidate, deviations, empty_module
+from export.families.classifier import Head, head_refusal
+from export.families.foreign_networks import FACTORY, foreign_kind, several_networks
 from export.families.naming_schemes import SCHEMES, NamingScheme
 from export.families.plain_network import PlainSpec
 from export.families.recognised import Spec
@@ -19,7 +20,7 @@ _NAMES_SHOWN = 6
 def refusal_of(
     candidates: list[Candidate], weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Head | None
 ) -> ArchitectureError:
-    if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}):
+    if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) or several_networks(weights):
         return ArchitectureError(foreign)
     best = _nearest(candidates, config)
     scheme = best.placement.scheme
@@ -33,6 +34,8 @@ def refusal_of(
             f"{best.placement.in_checkpoint('fc.weight')}. Give a checkpoint that has one, a linear layer or a whole "
             "network: --head-from FILE"
         )
+    if beside := head_refusal(best):
+        return ArchitectureError(beside)
     placed = set(best.placed.values())
     try:
         spec = best.spec(config)

@@ -157,8 +157,8 @@ def test_an_unknown_naming_lists_those_there_are():
 
 def test_a_naming_that_does_not_fit_is_refused_with_what_does_not():
     message = refusal(recognisable(), naming="torchvision")
-    assert "the rows of fc.weight, can't be told" in message
-    assert "torchvision naming has no place for layer2.0.shortcut.0.weight (8, 4, 1, 1)" in message
+    assert "missing: layer2.0.downsample.0.weight (8, 4, 1, 1)" in message
+    assert "left over: layer2.0.shortcut.0.weight (8, 4, 1, 1)" in message
 
 
 @pytest.mark.parametrize(
