@@ -7,12 +7,17 @@ code that lies in a checkpoint never is.
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from export.checkpoint import Checkpoint
+from export.families.foreign_networks import spatial_dimensions_refusal
 from export.logits_trial import with_bare_logits
 from export.module_input_size import input_size_of
 from export.network import TrainedNetwork
 from export.strict_loading import load_strictly
 from export.users_code import built_module
+from serve.errors import ArchitectureError
 
 
 def network_from_factory(
@@ -42,6 +47,8 @@ def network_from_factory(
             sounds or volumes instead of images.
     """
     module = built_module(reference, arguments)
+    if wrong := spatial_dimensions_refusal(_kernels(module)):
+        raise ArchitectureError(wrong)
     loaded = load_strictly(module, checkpoint, reference)
     module = module.float().eval().requires_grad_(False)
     stored = checkpoint.metadata.get("input_size")
@@ -66,3 +73,12 @@ def network_from_factory(
         told_input_size=found.told,
         assumptions=found.assumptions,
     )
+
+
+def _kernels(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of its modules that are convolutions; a weight of three dimensions may be anything else."""
+    return {
+        f"{name}.weight": tuple(child.weight.shape)
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not is_lazy(child.weight)
+    }

@@ -7,13 +7,15 @@ networks for ImageNet do, 224 is customary and assumed aloud; a network for smal
 and the wrong one costs most of its accuracy in silence, so there nothing is assumed.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
+from export.families.foreign_networks import PICTURES_ONLY
 from export.module_looks import Look, look_at
-from serve.errors import InputError
+from serve.errors import ArchitectureError, InputError
 from serve.model_package import Assumption
 
 CUSTOMARY_SIDE = 224
@@ -60,6 +62,7 @@ def input_size_of(
 
     Raises:
         InputError: nothing tells the size and none is customary, or the module takes no size that was tried.
+        ArchitectureError: it is for sounds or volumes.
     """
     looks = _Looks(module, said or shared)
     if said is not None:
@@ -229,6 +232,8 @@ def _nothing_fits(looks: _Looks, reference: str) -> ModuleInputSize:
         # The trial says what is wrong with that.
         return ModuleInputSize(size=returned[-1], channels=looks.channels)
     failure = looks.at((CUSTOMARY_SIDE, CUSTOMARY_SIDE)).failure
+    if dimensional := re.search(r"\bconv[13]d\b", failure):
+        raise ArchitectureError(f"the network of --factory {reference} begins with a {dimensional[0]}. {PICTURES_ONLY}")
     raise InputError(
         f"the network of --factory {reference} takes none of the square images that were tried, of {_SIDES[0]} to "
         f"{_SIDES[-1]} pixels and {looks.channels} channel{'s'[: looks.channels != 1]}: at {CUSTOMARY_SIDE} x "

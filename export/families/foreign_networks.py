@@ -13,6 +13,8 @@ FACTORY = "build the network with your own code: --factory package.module:functi
 _CLASSIFIERS_ONLY = "Fuseline serves image classifiers; export the classifier that its backbone was taken from"
 
 
+PICTURES_ONLY = "Fuseline serves classifiers of pictures (2-D) only; serve this one as its own code does"
+
 SELF_SUPERVISED = re.compile(
     r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
     r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$"
@@ -65,6 +67,7 @@ _KINDS = (
     ),
 )
 _KERNELS_OF_A_NETWORK = 4
+_SPATIAL = {3: ("one dimension", "sounds, signals or texts"), 5: ("three dimensions", "volumes or videos")}
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
 _HARMLESS_ARGUMENTS = frozenset({"num_classes", "in_chans", "drop_rate", "drop_path_rate"})
 _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\.[12]|shortcut\.1)\.weight$")
@@ -94,6 +97,24 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
                 "--head-from FILE"
             )
     return None
+
+
+def spatial_dimensions_refusal(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A message if convolutions run over one or three dimensions and none over two, else None.
+
+    `shapes` are those of all tensors by name. Gates of channels (ECA) have kernels of one dimension, but not alone.
+    """
+    kernels = {name: shape for name, shape in shapes.items() if len(shape) > 2 and name.endswith("weight")}
+    if not kernels or any(len(shape) == 4 for shape in kernels.values()):
+        return None
+    name, shape = next(iter(kernels.items()))
+    if len(shape) not in _SPATIAL:
+        return None
+    dimensions, kind = _SPATIAL[len(shape)]
+    return (
+        f"this network's convolutions run over {dimensions}, as for {kind}: {name} is {shape}, where one over pictures "
+        f"has (out, in, height, width). {PICTURES_ONLY}"
+    )
 
 
 def several_networks(tensors: Mapping[str, Tensor]) -> str | None:

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from export.families.candidate import Candidate, deviations, empty_module
 from export.families.classifier import Head, head_refusal
-from export.families.foreign_networks import FACTORY, foreign_kind, several_networks
+from export.families.foreign_networks import (
+    FACTORY,
+    foreign_kind,
+    several_networks,
+    spatial_dimensions_refusal,
+)
 from export.families.naming_schemes import SCHEMES, NamingScheme
 from export.families.plain_network import PlainSpec
 from export.families.recognised import Spec
@@ -20,6 +25,8 @@ _NAMES_SHOWN = 6
 def refusal_of(
     candidates: list[Candidate], weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Head | None
 ) -> ArchitectureError:
+    if wrong := spatial_dimensions_refusal({name: tuple(tensor.shape) for name, tensor in weights.items()}):
+        return ArchitectureError(wrong)
     if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) or several_networks(weights):
         return ArchitectureError(foreign)
     best = _nearest(candidates, config)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from export.checkpoint import Checkpoint
 from export.factory import network_from_factory
 from export.network import TrainedNetwork
-from serve.errors import InputError
+from serve.errors import ArchitectureError, InputError
 from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18
 
 
@@ -98,6 +98,15 @@ class Windows(nn.Module):
         if x.shape[-1] % 32:
             raise ValueError(f"{x.shape[-1]} pixels are no multiple of 32")
         return self.linear(self.first(x).mean((2, 3)))
+
+
+class FunctionalConv1d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.kernel).mean(-1)
 
 
 def resnet20(pool: Callable[[Tensor], Tensor], in_channels: int = 3) -> Cifar:
@@ -260,3 +269,27 @@ def test_a_module_that_takes_no_square_says_what_it_raised(of):
         of(Wide())
     assert of(Wide(), input_size=(32, 64)).classes == 10
     assert of(Wide(), shared_size=(32, 64)).told_input_size == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.Conv1d(4, 2, 3)), "over one dimension, as for sounds"),
+        (lambda: torchvision.models.video.r3d_18(num_classes=2), "over three dimensions, as for volumes"),
+        (FunctionalConv1d, "begins with a conv1d"),
+    ],
+    ids=["sounds", "videos", "functional"],
+)
+def test_a_network_for_anything_but_pictures_is_refused_at_once(of, make, kind):
+    with pytest.raises(ArchitectureError, match=f"{kind}.*pictures \\(2-D\\) only") as refused:
+        of(make())
+    assert "--input-size" not in str(refused.value)
+
+
+def test_a_gate_of_one_dimension_beside_convolutions_of_two_is_no_network_for_sounds(of):
+    class Gated(Strided):
+        def __init__(self) -> None:
+            super().__init__((3, 1))
+            self.gate = nn.Conv1d(1, 1, 3, padding=1)
+
+    assert of(Gated(), input_size=(16, 16)).classes == 4
