@@ -117,7 +117,7 @@ class _Looks:
     def fitting_sides(self) -> tuple[int, ...]:
         """The sides in pixels of squares that the module takes whole: ascending, of those that are tried."""
         first = [self.at((side, side)) for side in _FIRST_SIDES]
-        if all(look.classes and look.last_pool is None for look in first) and len({x.classes for x in first}) == 1:
+        if all(look.classes and _is_whole(look) for look in first) and len({look.classes for look in first}) == 1:
             return _SIDES
         return self._whole(side for side in _SIDES if self.at((side, side)).classes)
 
@@ -127,8 +127,7 @@ class _Looks:
         if not look.classes:
             return False
         others = [self.at((side, side)) for side in told]
-        uncut = look.last_pool is None or not look.last_pool.cuts
-        return not told or (uncut and look.classes == others[0].classes)
+        return not told or (_is_whole(look) and look.classes == others[0].classes)
 
     def _whole(self, sides: Iterable[int]) -> tuple[int, ...]:
         """Those for which no row or column of the last map is left out, if there are any."""
@@ -138,7 +137,7 @@ class _Looks:
         # A classifier that is a convolution gives more logits the larger the picture is.
         fewest = min(look.classes or 0 for look in looks.values())
         looks = {side: look for side, look in looks.items() if look.classes == fewest}
-        whole = tuple(side for side, look in looks.items() if look.last_pool is None or not look.last_pool.cuts)
+        whole = tuple(side for side, look in looks.items() if _is_whole(look))
         return whole or tuple(looks)
 
     @property
@@ -198,6 +197,11 @@ class _Looks:
     def _look_anew(self, channels: int) -> None:
         self.channels = channels
         self._looks = {}
+
+
+def _is_whole(look: Look) -> bool:
+    """Whether the last pool takes all of its map."""
+    return look.last_pool is None or not look.last_pool.cuts
 
 
 def _is_narrow(sides: tuple[int, ...]) -> bool:
