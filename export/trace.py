@@ -4,10 +4,11 @@ torch.export sees convolutions and BatchNorms alike whether they are modules or 
 weights as the module does.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import fx, nn
@@ -39,7 +40,9 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH_ROWS)
     with quiet_exporter():
         try:
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+            # Where it fails, it prints the graph so far, which says less than the line that the error names.
+            with redirect_stderr(io.StringIO()):
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # user code runs here, and torch.export has no error of its own
             raise ArchitectureError(
                 f"torch.export can't trace the network for batches of any size: {explained(error)}"
