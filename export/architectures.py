@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.families.candidate import Candidate, Head, deviations, empty_module
+from export.families.candidate import Candidate, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
+from export.families.classifier import Head, named_classifier
 from export.families.composed_naming import compose
 from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_kind
@@ -39,6 +40,7 @@ def recognise(
     layer_settings: Mapping[str, Mapping[str, Any]] = {},
     head: Head | None = None,
     assumed: Mapping[str, str] = {},
+    head_name: str | None = None,
 ) -> Recognised:
     """The network that `tensors` (name to weights) are, loaded strictly. `num_batches_tracked` is not needed.
 
@@ -53,6 +55,7 @@ def recognise(
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
         assumed: what `--assume` says of choices that no tensor tells, by key; see `export.families.choices`.
+        head_name: the module among `tensors` that is the classifier, where several could be; other heads are left out.
 
     Raises:
         InputError: a value of `assumed` that its choice hasn't.
@@ -60,8 +63,10 @@ def recognise(
             differently: the message says what was found, what was expected, and which flag helps.
     """
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    if head_name is not None:
+        head_name = named_classifier(weights, head_name)
     schemes = () if naming in COMPOSED else SCHEMES if naming is None else (scheme_named(naming),)
-    candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
+    candidates = [Candidate.of(scheme, weights, head, head_name) for scheme in schemes]
     fits = _fits(candidates, config, assumed)
     reason: str | None = None
     # transformers' names are nobody else's, and its config.json may say what no reading of names would.
@@ -71,7 +76,7 @@ def recognise(
         composition = compose(weights)
         reason = composition.reason
         readings = [p for p in composition.placements if naming in (None, p.scheme.name)]
-        composed = [Candidate.at(placement, weights, head) for placement in readings]
+        composed = [Candidate.at(placement, weights, head, head_name) for placement in readings]
         fits = _fits(composed, config, assumed)
         candidates += composed
     if foreign := foreign_architecture(config, fits[0].spec if fits else None):
@@ -98,7 +103,9 @@ class _Fit:
 
 def _fits(candidates: Iterable[Candidate], config: Mapping[str, Any], assumed: Mapping[str, str]) -> list[_Fit]:
     whole = (candidate for candidate in candidates if candidate.is_whole)
-    return _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None)
+    found = [fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None]
+    # Code that calls the classifier as it is called here is likelier than code that calls it otherwise.
+    return _without_repetitions([fit for fit in found if fit.candidate.is_as_named] or found)
 
 
 def _fit(candidate: Candidate, config: Mapping[str, Any], assumed: Mapping[str, str]) -> _Fit | None:
@@ -152,7 +159,7 @@ def _recognised(
         module=module,
         naming=placement.scheme.name,
         architecture=spec.name,
-        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *taken),
+        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *fit.candidate.notes, *taken),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,

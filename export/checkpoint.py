@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
-from export.reading.wrapper_prefixes import Names, network_names
+from export.reading.wrapper_prefixes import Names, network_names, printable
 from serve.errors import CheckpointError
 
 _BATCHNORM_EPS = 1e-5
@@ -27,6 +27,16 @@ _MAX_DIMENSIONS = 32
 
 TRAINED_FOR = {"multi-label": "several labels of one picture", "regression": "regression"}
 """`task` of the metadata to words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The checkpoint's tensors under one of the ways in which its names can be read."""
+
+    described: str
+    """For people: `the file's own names`."""
+    tensors: Mapping[str, Any]
+    """As they are in the file: of any type, with `num_batches_tracked`, and with what is no part of the network."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +64,51 @@ class Checkpoint:
     """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
     `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
     `classes`."""
+    names_in_file: tuple[Naming, ...] = ()
+    """The names as they are in the file, and after each wrapper's prefix that went, but for the last, which `tensors`
+    have."""
+
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """All ways to read the names, those of the file first, those of `tensors` last."""
+        return *self.names_in_file, Naming("names without wrappers' prefixes", self.tensors)
+
+    def float32(self, naming: Naming) -> dict[str, Tensor]:
+        """The tensors of one of `namings`, as `tensors` are.
+
+        Raises:
+            CheckpointError: one of those that `tensors` leave out can't be used.
+        """
+        return self.tensors if naming.tensors is self.tensors else _float32_tensors(naming.tensors, self.path, [])
 
 
-def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = None) -> Checkpoint:
     """Read weights from a file of `torch.save`, TorchScript or safetensors, from shards or a folder of them.
 
     No code in a file is ever run and no module that it names is imported: objects of classes that aren't plain values
     are left inert. A module that was pickled whole gives the tensors among its attributes. The tensors lie in the
     memory that the files were read into; only those that aren't float32 there are copied.
 
-    `prefer_ema` takes averaged weights; without it they are taken only where there are no others.
+    `prefer_ema` takes averaged weights; without it they are taken only where there are no others. `take` names the key
+    or the prefix where the weights are: `teacher`, `state_dict.encoder`.
 
     Raises:
-        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; weights
+        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; none at
+            `take`; weights
             that are NaN, infinite, sparse, quantised or without data; a negative running variance.
     """
     files = files_of_checkpoint(path)
     contents = {file.name: read_file(file) for file in files.weights}
     root = _root(contents, files, path)
-    weights = find_weights(root, path, prefer_ema=prefer_ema)
+    weights = find_weights(root, path, prefer_ema=prefer_ema, take=take)
     if odd := [name for name in weights.tensors if not isinstance(name, str)]:
         shown = f"{odd[0]} ({type(odd[0]).__name__})" if isinstance(odd[0], int) else f"by a {type(odd[0]).__name__}"
         raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
-    names = network_names(weights.tensors)
+    names = network_names(weights.tensors, pretraining=weights.are_of_pretraining)
     notes = [*files.notes, *weights.notes, *names.notes]
     named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
     if weights.are_ema:
-        named |= _plain_statistics(root, named, path, notes)
+        named |= _plain_statistics(root, named, path, notes, take)
     counters = {name: value for name, value in named.items() if _last(name) == _COUNTER and isinstance(value, Tensor)}
     tensors = _float32_tensors(named, path, notes)
     try:
@@ -95,7 +123,31 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
         notes.append(f"trained for {TRAINED_FOR[task]}, as what stands beside the weights says")
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
-    return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)
+    return Checkpoint(
+        path=path,
+        sha256=_digest(contents),
+        tensors=tensors,
+        notes=tuple(notes),
+        metadata=metadata,
+        counters=counters,
+        config=files.config,
+        layer_settings=settings,
+        names_in_file=tuple(_names_in_file(weights, names)),
+    )
+
+
+def _names_in_file(weights: Weights, names: Names) -> Iterator[Naming]:
+    whole = {name: value for name, value in weights.of_file.items() if isinstance(name, str)}
+    gone = ""
+    while whole and whole.keys() != weights.tensors.keys():
+        yield Naming(f"the file's names without `{printable(gone)}`" if gone else "the file's own names", whole)
+        firsts = {name.partition(".")[0] for name in whole if "." in name}
+        if len(firsts) != 1 or not all("." in name for name in whole):
+            break
+        gone += f"{firsts.pop()}."
+        whole = {name.partition(".")[2]: value for name, value in whole.items()}
+    for step, (described, renamed) in enumerate(names.stages(weights.tensors)):
+        yield Naming("the file's own names" if not step else f"the file's names without {described}", renamed)
 
 
 def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]:
@@ -132,11 +184,13 @@ def _digest(contents: Mapping[str, FileContents]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _plain_statistics(root: Any, named: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+def _plain_statistics(
+    root: Any, named: Mapping[str, Any], path: Path, notes: list[str], take: str | None
+) -> dict[str, Any]:
     """BatchNorm's running statistics of the plain weights, where only parameters were averaged."""
     if any(_last(name) in _STATISTICS for name in named):
         return {}
-    plain = find_weights(root, path, prefer_ema=False)
+    plain = find_weights(root, path, prefer_ema=False, take=take)
     if plain.are_ema:
         return {}
     names = network_names(plain.tensors)

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Assume, Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, Rename, network_source
+from export.flags import (
+    Assume,
+    Ema,
+    Factory,
+    FactoryArguments,
+    HeadFrom,
+    HeadName,
+    InputSize,
+    Naming,
+    Rename,
+    Take,
+    network_source,
+)
 from export.input_size import input_size_from_text
 from serve.command_line import run_command_line
 from serve.errors import InputError
@@ -79,6 +91,8 @@ def export(
     naming: Naming = None,
     rename: Rename = None,
     head_from: HeadFrom = None,
+    head: HeadName = None,
+    take: Take = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the folder's.")] = None,
@@ -112,6 +126,8 @@ def export(
             naming=naming,
             rename=rename,
             head_from=head_from,
+            head=head,
+            take=take,
             factory=factory,
             factory_arguments=factory_arguments,
             assume=assume,

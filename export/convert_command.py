@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from export.flags import Ema, HeadFrom, Naming, Rename, network_source
+from export.flags import Ema, HeadFrom, HeadName, Naming, Rename, Take, network_source
 
 
 def convert(
@@ -16,6 +16,8 @@ def convert(
     naming: Naming = None,
     rename: Rename = None,
     head_from: HeadFrom = None,
+    head: HeadName = None,
+    take: Take = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Rename a checkpoint's tensors to another naming scheme, and prove it by running both.
@@ -30,7 +32,15 @@ def convert(
     from export.conversion import convert_checkpoint
 
     source = network_source(
-        checkpoint, ema=ema, naming=naming, head_from=head_from, factory=None, factory_arguments=None, rename=rename
+        checkpoint,
+        ema=ema,
+        naming=naming,
+        head_from=head_from,
+        head=head,
+        take=take,
+        factory=None,
+        factory_arguments=None,
+        rename=rename,
     )
     made = convert_checkpoint(source, to=to, out=out, force=force)
     typer.echo(

@@ -25,6 +25,14 @@ Rename = Annotated[
 HeadFrom = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A checkpoint with the classifier, for a backbone without one.")
 ]
+HeadName = Annotated[
+    str | None,
+    typer.Option("--head", metavar="NAME", help="The classifier's name, where several linear layers could be it."),
+]
+Take = Annotated[
+    str | None,
+    typer.Option(metavar="KEY|PREFIX", help="Where in the file the weights are, if it holds several: `teacher`."),
+]
 Factory = Annotated[
     str | None,
     typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Build the network by this function of yours; runs its code."),
@@ -43,7 +51,10 @@ Assume = Annotated[
 ]
 InputSize = Annotated[
     str | None,
-    typer.Option(metavar="N|HxW", help="Pixels; default: what the checkpoint says, 32 for a 3x3 stem, or 224."),
+    typer.Option(
+        metavar="N|HxW",
+        help="Pixels; default: what the checkpoint, its module or --images tell, else what is customary, which is said.",
+    ),
 ]
 
 
@@ -57,6 +68,8 @@ def network_source(
     factory_arguments: Sequence[str] | None,
     assume: Sequence[str] | None = None,
     rename: Path | None = None,
+    head: str | None = None,
+    take: str | None = None,
 ) -> "NetworkSource":
     """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
@@ -68,6 +81,8 @@ def network_source(
         ema=ema,
         naming=naming,
         head_from=head_from,
+        head=head,
+        take=take,
         factory=factory,
         factory_arguments=factory_arguments_from_texts(factory_arguments or ()),
         assumed=assumed_from_texts(assume or ()),

@@ -1,37 +1,51 @@
-"""A classifier for a backbone that has none: the one linear layer of another checkpoint."""
+"""A classifier for a backbone that has none: a linear layer of another checkpoint."""
 
 from torch import Tensor
 
 from export.checkpoint import Checkpoint
-from serve.errors import CheckpointError
+from export.families.classifier import Head, described, named_classifier, zeros_for
+from serve.errors import ArchitectureError, CheckpointError
 
-_SHOWN = 6
 
+def head_from(checkpoint: Checkpoint, name: str | None = None) -> Head:
+    """Weight (classes, features) and bias (classes,) of the linear layer `name` in `checkpoint`, float32.
 
-def head_from(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
-    """Weight (classes, features) and bias (classes,) of the only linear layer in `checkpoint`, float32.
-
-    A whole ResNet will do: its classifier is the only two-dimensional weight it has.
+    A whole ResNet will do without a name: its classifier is the only two-dimensional weight it has. A layer without a
+    bias gets zeros.
 
     Raises:
-        CheckpointError: there is no linear layer, or more than one, or it has no bias of its size.
+        CheckpointError: there is no linear layer, or none that is called so, or more than one and no name, or its bias
+            isn't of its size.
     """
-    found = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor.ndim == 2}
+    found = {tensor_name: tensor for tensor_name, tensor in checkpoint.tensors.items() if tensor.ndim == 2}
+    if name is not None:
+        return _with_bias(checkpoint, f"{_named(checkpoint, name)}.weight")
     if len(found) != 1:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(found.items())[:_SHOWN])
-        rest = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        holds = f"{len(found)} two-dimensional weights: {described(found)}" if found else "none"
+        several = " Where one of them is the classifier alone, --head NAME says which." if found else ""
         raise CheckpointError(
-            f"{checkpoint.path}: a classifier was expected, one weight (classes, features) with its bias, but it holds "
-            f"{f'{len(found)} two-dimensional weights: {shapes}{rest}' if found else 'none'}; save the linear layer "
-            "alone: torch.save(head.state_dict(), PATH)"
+            f"{checkpoint.path}: a classifier was expected, one weight (classes, features), but it holds {holds}; save "
+            f"the linear layer alone: torch.save(head.state_dict(), PATH).{several}"
         )
-    ((name, weight),) = found.items()
+    return _with_bias(checkpoint, next(iter(found)))
+
+
+def _named(checkpoint: Checkpoint, name: str) -> str:
+    try:
+        return named_classifier(checkpoint.tensors, name)
+    except ArchitectureError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
+def _with_bias(checkpoint: Checkpoint, name: str) -> Head:
+    weight: Tensor = checkpoint.tensors[name]
     bias_name = name.removesuffix("weight") + "bias"
-    bias = checkpoint.tensors.get(bias_name)
-    if not name.endswith("weight") or bias is None or bias.ndim != 1:
-        came = "no such tensor" if bias is None else f"{bias_name} {tuple(bias.shape)}"
+    bias = checkpoint.tensors.get(bias_name) if name.endswith("weight") else None
+    if bias is None:
+        return weight, zeros_for(weight)
+    if bias.ndim != 1:
         raise CheckpointError(
             f"{checkpoint.path}: the classifier {name} {tuple(weight.shape)} needs its bias (classes,) beside it as "
-            f"{bias_name}; there is {came}. A layer without one gets zeros: torch.zeros({weight.shape[0]})"
+            f"{bias_name}; there is {bias_name} {tuple(bias.shape)}: save it with shape ({weight.shape[0]},)"
         )
     return weight, bias

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import Ema, Factory, FactoryArguments, HeadFrom, InputSize, Naming, Rename, network_source
+from export.flags import (
+    Ema,
+    Factory,
+    FactoryArguments,
+    HeadFrom,
+    HeadName,
+    InputSize,
+    Naming,
+    Rename,
+    Take,
+    network_source,
+)
 from export.input_size import input_size_from_text
 from export.output_file import check_output_file, write_output_file
 from serve.errors import InputError
@@ -40,6 +51,8 @@ def inspect(
         ),
     ] = None,
     head_from: HeadFrom = None,
+    head: HeadName = None,
+    take: Take = None,
     factory: Factory = None,
     factory_arguments: FactoryArguments = None,
 ) -> None:
@@ -59,6 +72,8 @@ def inspect(
             "--rename": rename,
             "--rename-template": rename_template,
             "--head-from": head_from,
+            "--head": head,
+            "--take": take,
             "--factory": factory,
             "--factory-arg": factory_arguments,
         }
@@ -73,6 +88,8 @@ def inspect(
         ema=ema,
         naming=naming,
         head_from=head_from,
+        head=head,
+        take=take,
         factory=factory,
         factory_arguments=factory_arguments,
         rename=rename,

@@ -11,6 +11,7 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.factory import network_from_factory
 from export.families.recognised import Recognised
 from export.head import head_from
+from export.input_size import input_size_from_text
 from export.network import TrainedNetwork
 from export.rename import read_renames, renamed_checkpoint, template_of
 from serve.errors import ArchitectureError, InputError
@@ -27,6 +28,10 @@ class NetworkSource:
     """Which naming scheme the tensors are in; None: tell it from them."""
     head_from: Path | None = None
     """A second checkpoint that has the classifier."""
+    head: str | None = None
+    """The name of the classifier, in `head_from` where that is given, else in `checkpoint`."""
+    take: str | None = None
+    """The key, or the prefix of names, where the weights are in `checkpoint`."""
     factory: str | None = None
     """`package.module:function` that builds the network; None: recognise it."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -39,12 +44,15 @@ class NetworkSource:
 def read_source(source: NetworkSource) -> Checkpoint:
     """The checkpoint's tensors, under the names that they are given. Raises `CheckpointError` and `InputError`."""
     renames = None if source.rename is None else read_renames(source.rename)
-    checkpoint = read_checkpoint(source.checkpoint, prefer_ema=source.ema)
+    checkpoint = read_checkpoint(source.checkpoint, prefer_ema=source.ema, take=source.take)
     return checkpoint if renames is None else renamed_checkpoint(checkpoint, renames)
 
 
 def network_of(
-    checkpoint: Checkpoint, source: NetworkSource, input_size: tuple[int, int] | None = None
+    checkpoint: Checkpoint,
+    source: NetworkSource,
+    input_size: tuple[int, int] | None = None,
+    shared_size: tuple[int, int] | None = None,
 ) -> TrainedNetwork:
     """The network of `checkpoint`, recognised or built by the factory.
 
@@ -52,6 +60,7 @@ def network_of(
         checkpoint: what `read_source` gave.
         source: how the network is come by.
         input_size: (height, width) in pixels on which a factory's network is tried.
+        shared_size: (height, width) in pixels of all the user's images, if they have one size.
 
     Raises:
         InputError: flags that exclude each other, a factory that fails, tensors that are no network that is known.
@@ -59,7 +68,7 @@ def network_of(
     if source.factory is None:
         if source.factory_arguments:
             raise InputError("--factory-arg came without --factory package.module:function")
-        head = None if source.head_from is None else head_from(read_checkpoint(source.head_from))
+        head = None if source.head_from is None else head_from(read_checkpoint(source.head_from), source.head)
         return recognise(
             checkpoint.tensors,
             naming=source.naming,
@@ -67,13 +76,16 @@ def network_of(
             layer_settings=checkpoint.layer_settings,
             head=head,
             assumed=source.assumed,
+            head_name=source.head if source.head_from is None else None,
         )
-    for flag, value in (("--naming", source.naming), ("--head-from", source.head_from)):
+    for flag, value in (("--naming", source.naming), ("--head-from", source.head_from), ("--head", source.head)):
         if value is not None:
             raise InputError(
                 f"{flag} is for networks that are recognised; with --factory the function builds all of it"
             )
-    return network_from_factory(source.factory, source.factory_arguments, checkpoint, input_size)
+    if input_size is None and (assumed := source.assumed.get("size")) is not None:
+        input_size = input_size_from_text(assumed)
+    return network_from_factory(source.factory, source.factory_arguments, checkpoint, input_size, shared_size)
 
 
 def rename_template_of(source: NetworkSource) -> dict[str, str]:

@@ -217,6 +217,7 @@ def _input_size(
         raise InputError(f"--input-size {size_as_text(flag)} and --assume {SIZE}={assumed} contradict each other")
     stored = checkpoint.metadata.get("input_size")
     size, settled_by = network.told_input_size, None
+    own = tuple(assumption for assumption in network.assumptions if assumption.key == SIZE)
     if flag is not None or assumed is not None:
         size = flag or input_size_from_text(assumed or "")
         settled_by = f"--input-size {size_as_text(size)}" if flag else f"--assume {SIZE}={assumed}"
@@ -226,7 +227,7 @@ def _input_size(
         size, settled_by = shared, "--images: all of them have this size"
     elif size is None and network.default_input_size is not None:
         size = (network.default_input_size, network.default_input_size)
-        return size, (size_assumption(size, network, None),)
+        return size, own or (size_assumption(size, network, None),)
     if size is None:
         grey = "a network for grey pictures" if network.in_channels == 1 else "it"
         raise InputError(
@@ -234,8 +235,9 @@ def _input_size(
             f"for {grey}: --input-size 28 (or 32, 64, 224) says it, or --images DIR with pictures that all have it"
         )
     check_input_size(*size)
-    told = (size_assumption(size, network, settled_by),) if settled_by else ()
-    return size, told
+    if settled_by is not None:
+        return size, (size_assumption(size, network, settled_by),)
+    return size, () if isinstance(stored, int) else own
 
 
 def _is_input_size(size: tuple[int, int]) -> bool:

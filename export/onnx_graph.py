@@ -11,8 +11,9 @@ import onnx
 import torch
 from torch import fx
 
+from export.exporter_errors import explained, reason_of
 from export.fold import FoldedNetwork, attribute
-from export.trace import MAX_BATCH_ROWS, quiet_exporter, reason_of
+from export.trace import MAX_BATCH_ROWS, quiet_exporter
 from serve.errors import ArchitectureError
 from serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 
@@ -51,8 +52,9 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            raise ArchitectureError(f"torch can't write the network as ONNX: {reason_of(cause)}") from error
+            raise ArchitectureError(
+                f"torch can't write the network as ONNX: {explained(error, network.module.graph)}"
+            ) from error
     assert program is not None
     model = program.model_proto
     _name_after_layers(model)
@@ -71,6 +73,8 @@ def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
     image = graph.placeholder(INPUT_NAME)
     # Transposed while still bytes, a quarter of the memory traffic: 2 to 10 % of ResNet-18's time on a CPU.
     planes = graph.call_function(_ATEN.permute.default, (image, [0, 3, 1, 2]))
+    # As strided as when the network was traced: from there its views are views. ONNX knows no strides, so it is free.
+    planes = graph.call_function(_ATEN.contiguous.default, (planes,))
     pixels = graph.call_function(_ATEN.to.dtype, (planes, torch.float32))
     pixels = graph.call_function(_ATEN.sub.Tensor, (pixels, graph.get_attr(_PIXEL_MEAN)))
     constants = {_PIXEL_MEAN: network.pixel_mean}

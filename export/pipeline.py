@@ -114,7 +114,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     images = None if options.images is None else image_folder(options.images, options.max_images)
     with narrator.step("Recognising the architecture") as step:
         shared_size = None if images is None else images.shared_size
-        trained = network_of(checkpoint, options.source, options.input_size)
+        trained = network_of(checkpoint, options.source, options.input_size, shared_size)
         facts = facts_from(
             checkpoint,
             trained,

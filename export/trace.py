@@ -4,15 +4,17 @@ torch.export sees convolutions and BatchNorms alike whether they are modules or 
 weights as the module does.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
 
+from export.exporter_errors import explained, place_of_node
 from serve.errors import ArchitectureError
 
 MAX_BATCH_ROWS = 65536
@@ -38,11 +40,12 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH_ROWS)
     with quiet_exporter():
         try:
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+            # Where it fails, it prints the graph so far, which says less than the line that the error names.
+            with redirect_stderr(io.StringIO()):
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # user code runs here, and torch.export has no error of its own
             raise ArchitectureError(
-                f"torch.export can't trace the network for batches of any size: {reason_of(error)}. Its forward must "
-                "not branch on values of the images nor build in the number of rows (write -1 or x.shape[0])"
+                f"torch.export can't trace the network for batches of any size: {explained(error)}"
             ) from error
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
@@ -60,6 +63,13 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
     output.args = (given[0],)
     # The exported module keeps the caller's pytree convention and refuses eval(); a plain one does neither.
     graph.set_codegen(CodeGen())
+    if foreign := next((node for node in graph.nodes if "functorch" in getattr(node.target, "__module__", "")), None):
+        where = place_of_node(foreign)
+        raise ArchitectureError(
+            f"the network computes by torch.vmap or torch.func{f', at {where}' if where else ''}, which no graph of "
+            "operators holds; compute on all rows at once"
+        )
+    _take_constants_as_they_are(graph)
     _pool_by_mean(graph)
     graph.eliminate_dead_code()
     graph.lint()
@@ -97,6 +107,21 @@ def quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def _take_constants_as_they_are(graph: fx.Graph) -> None:
+    """Tensors that the forward makes of numbers, without the copies that torch.export makes of them for each call.
+
+    Where one is worked on in place, every call needs its copy.
+    """
+    for node in list(graph.nodes):
+        if node.target in (_ATEN.lift_fresh_copy.default, _ATEN.detach_.default) and node.args[0].op == "get_attr":
+            schemas = [
+                getattr(user.target, "_schema", None) for user in node.users if user.target != _ATEN.detach_.default
+            ]
+            if not any(schema is not None and schema.is_mutable for schema in schemas):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
 def _pool_by_mean(graph: fx.Graph) -> None:
     """Global average pooling as a mean: the same number, but it exports to one ReduceMean.
 
@@ -111,9 +136,3 @@ def _pool_by_mean(graph: fx.Graph) -> None:
             mean.meta = dict(node.meta)
             node.replace_all_uses_with(mean)
             graph.erase_node(node)
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error of torch's exporters, whose others are advice to their own developers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}{': ' + lines[0].rstrip('.') if lines else ''}"

@@ -68,7 +68,8 @@ def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch
     """Float32 NCHW input of the unfolded network: torchvision's ToTensor and Normalize of uint8 NHWC `pixels`."""
     mean = torch.tensor(normalization.mean).reshape(1, -1, 1, 1)
     std = torch.tensor(normalization.std).reshape(1, -1, 1, 1)
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    # Contiguous as ToTensor has it: the forward of a network may view its maps as rows.
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
 
 
 def judged_by(precision: str, images: int) -> NDArray[np.bool_]:

@@ -7,6 +7,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from export.families.classifier import (
+    Head,
+    described,
+    heads_beside,
+    placed_with,
+    with_lone_classifier,
+    zeros_for,
+)
 from export.families.naming_schemes import NamingScheme
 from export.families.placement import Placement, place
 from export.families.plain_network import PlainNetwork, PlainSpec, infer_plain_spec
@@ -15,8 +23,6 @@ from export.families.recognised import Spec
 from export.families.resnet import ResNet
 from export.families.resnet_spec import PreActResNetSpec
 from export.families.spec_inference import infer_spec
-
-Head = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +33,63 @@ class Candidate:
     placed: Mapping[str, str]
     """Our tensor names to the checkpoint's."""
     tensors: Mapping[str, Tensor]
-    """All of the checkpoint's, with the head under the scheme's name for it."""
+    """Those of the checkpoint's that are the network, with the head under the scheme's name for it."""
     has_classifier: bool
     """Whether the checkpoint has one of its own."""
+    is_as_named: bool = True
+    """Whether the classifier is called as the scheme has it."""
+    notes: tuple[str, ...] = ()
+    """What was taken for the classifier, where that isn't plain: sentences."""
 
     @classmethod
-    def of(cls, scheme: NamingScheme, weights: Mapping[str, Tensor], head: Head | None) -> Self:
-        """Try `scheme` on `weights`, with `head` as their classifier if they have none."""
-        return cls.at(place(scheme, weights), weights, head)
+    def of(
+        cls, scheme: NamingScheme, weights: Mapping[str, Tensor], head: Head | None, head_name: str | None = None
+    ) -> Self:
+        """Try `scheme` on `weights`, as `at` does."""
+        return cls.at(place(scheme, weights), weights, head, head_name)
 
     @classmethod
-    def at(cls, placement: Placement, weights: Mapping[str, Tensor], head: Head | None) -> Self:
-        """Try `placement` on `weights`, with `head` as their classifier if they have none."""
+    def at(
+        cls, placement: Placement, weights: Mapping[str, Tensor], head: Head | None, head_name: str | None = None
+    ) -> Self:
+        """Try `placement` on `weights`.
+
+        Their classifier is what the scheme calls so, else the only matrix beside the backbone, else `head`; or the
+        module `head_name`. With one of the latter two other heads are left out. One without a bias gets zeros.
+        """
         scheme = placement.scheme
-        has_classifier = f"{placement.modules['fc']}.weight" in weights
-        tensors = weights
+        is_as_named = head_name is None and f"{placement.modules['fc']}.weight" in weights
+        if head_name is not None:
+            placement = placed_with(placement, head_name)
+        elif not is_as_named:
+            placement = with_lone_classifier(placement, weights)
+        classifier = placement.modules["fc"]
+        has_classifier = f"{classifier}.weight" in weights
+        tensors, notes = dict(weights), []
+        if head_name is not None or (head is not None and not has_classifier):
+            others = heads_beside(placement, weights)
+            tensors = {name: tensor for name, tensor in weights.items() if name not in others}
+            said = "--head" if head_name is not None else "--head-from"
+            notes += [f"left out, as {said} says the classifier: {described(others)}"] if others else []
         if head is not None and not has_classifier:
-            tensors = {**weights, f"{scheme.classifier}.weight": head[0], f"{scheme.classifier}.bias": head[1]}
-        return cls(placement, placement.placed(tensors), tensors, has_classifier)
+            classifier = scheme.classifier
+            placement = placed_with(placement, classifier)
+            tensors |= {f"{classifier}.weight": head[0], f"{classifier}.bias": head[1]}
+        elif has_classifier and not is_as_named and head_name is None:
+            notes.append(
+                f"{classifier} is the classifier, as the only matrix beside the backbone, which fits its width"
+            )
+        if has_classifier and f"{classifier}.bias" not in tensors:
+            tensors[f"{classifier}.bias"] = zeros_for(weights[f"{classifier}.weight"])
+            notes.append(f"the classifier {classifier} has no bias in the file: zeros")
+        return cls(
+            placement,
+            placement.placed(tensors),
+            tensors,
+            has_classifier,
+            is_as_named or not has_classifier,
+            tuple(notes),
+        )
 
     @property
     def is_whole(self) -> bool:

@@ -1,6 +1,7 @@
 """What a checkpoint is that is none of our networks, told from its names, and what its owner can do."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,15 @@ from torch import Tensor
 FACTORY = "build the network with your own code: --factory package.module:function"
 
 _CLASSIFIERS_ONLY = "Fuseline serves image classifiers; export the classifier that its backbone was taken from"
+
+
+PICTURES_ONLY = "Fuseline serves classifiers of pictures (2-D) only; serve this one as its own code does"
+
+SELF_SUPERVISED = re.compile(
+    r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
+    r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$"
+)
+"""Found in the names of a self-supervised training's tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,9 @@ _KINDS = (
         _CLASSIFIERS_ONLY,
     ),
     _Kind(
-        r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
-        r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$",
+        SELF_SUPERVISED.pattern,
         "a checkpoint of self-supervised training: an encoder with a projection head and no classifier",
-        "keep the encoder's tensors alone, without their prefix, train a classifier on it, and give that with "
+        "train a classifier on the encoder and give both: --take PREFIX, what stands before the encoder's names, and "
         "--head-from FILE",
     ),
     _Kind(
@@ -56,6 +65,8 @@ _KINDS = (
         r"^maxpool\.\d", "a network whose stem has a convolution instead of the max-pool (as ResNet-RS has)", FACTORY
     ),
 )
+_KERNELS_OF_A_NETWORK = 4
+_SPATIAL = {3: ("one dimension", "sounds, signals or texts"), 5: ("three dimensions", "volumes or videos")}
 _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\.[12]|shortcut\.1)\.weight$")
 
 
@@ -64,7 +75,7 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
 
     `classifiers` are the names that known schemes give to the classifier.
     """
-    if found := _other_dimensions(tensors):
+    if found := spatial_dimensions_refusal({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         return found
     for kind in _KINDS:
         if found := next((name for name in tensors if re.search(kind.names, name)), None):
@@ -82,23 +93,54 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
         if len(layers := _layers_of_head(tensors, classifier)) > 1:
             return (
                 f"its classifier has several layers with weights ({', '.join(layers)}); one linear layer was expected, "
-                f"and which activations stand between them no tensor tells: {FACTORY}"
+                f"and which activations stand between them no tensor tells: {FACTORY}; or give another classifier: "
+                "--head-from FILE"
             )
     return None
 
 
-def _other_dimensions(tensors: Mapping[str, Tensor]) -> str | None:
-    """A message on convolutions of signals, or of videos and volumes."""
-    kernels = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "weight"}
-    volumes = next((name for name, tensor in kernels.items() if tensor.ndim == 5), None)
-    signals = next((name for name, tensor in kernels.items() if tensor.ndim == 3), None)
-    if volumes is None and (signals is None or any(tensor.ndim == 4 for tensor in kernels.values())):
+def spatial_dimensions_refusal(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A message if convolutions run over one or three dimensions and none over two, else None.
+
+    `shapes` are those of all tensors by name. Gates of channels (ECA) have kernels of one dimension, but not alone.
+    """
+    kernels = {name: shape for name, shape in shapes.items() if len(shape) > 2 and name.endswith("weight")}
+    if not kernels or any(len(shape) == 4 for shape in kernels.values()):
         return None
-    found, what = (volumes, "3-D, of videos or volumes") if volumes else (signals, "1-D, of signals")
+    name, shape = next(iter(kernels.items()))
+    if len(shape) not in _SPATIAL:
+        return None
+    dimensions, kind = _SPATIAL[len(shape)]
     return (
-        f"this network's convolutions are {what}: it holds {found} {tuple(kernels[str(found)].shape)}. Fuseline serves "
-        "classifiers of 2-D pictures, whose convolutions have weights (out, in, height, width); no flag changes that"
+        f"this network's convolutions run over {dimensions}, as for {kind}: {name} is {shape}, where one over pictures "
+        f"has (out, in, height, width). {PICTURES_ONLY}"
     )
+
+
+def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
+    """A message if two or more prefixes have the same names of a network behind them, else None."""
+    behind: dict[str, set[str]] = {}
+    kernels: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        behind.setdefault(first, set()).add(rest)
+        kernels[first] += tensor.ndim == 4
+    networks = [first for first, count in kernels.items() if count >= _KERNELS_OF_A_NETWORK]
+    twins = [first for first in networks if any(behind[first] == behind[o] for o in networks if o != first)]
+    # Stages may have the same names behind them, too; only a network takes pictures.
+    twins = [first for first in twins if _has_stem(tensors, first)]
+    if len(twins) < 2:
+        return None
+    return (
+        f"the file holds {len(twins)} networks side by side, behind {', '.join(f'{first}.' for first in twins)} and "
+        f"nothing says which one is meant: --take {twins[0]} takes the first. If they work together, {FACTORY}"
+    )
+
+
+def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:
+    """Whether a kernel behind `first` takes pictures: of 1 or 3 channels."""
+    kernels = (tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4)
+    return any(tensor.shape[1] in (1, 3) and tensor.shape[0] > tensor.shape[1] for tensor in kernels)
 
 
 def _dense_classifier(tensors: Mapping[str, Tensor]) -> str | None:

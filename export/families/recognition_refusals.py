@@ -6,8 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from export.families.candidate import Candidate, Head, deviations, empty_module
-from export.families.foreign_networks import FACTORY, foreign_kind
+from export.families.candidate import Candidate, deviations, empty_module
+from export.families.classifier import Head, head_refusal
+from export.families.foreign_networks import (
+    FACTORY,
+    foreign_kind,
+    several_networks,
+)
 from export.families.naming_schemes import SCHEMES, NamingScheme, scheme_named
 from export.families.plain_network import PlainSpec
 from export.families.recognised import Spec
@@ -34,7 +39,7 @@ def refusal_of(
 
     `naming` is what the user chose, and `reason` says why names by themselves tell no network.
     """
-    if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}):
+    if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) or several_networks(weights):
         return ArchitectureError(foreign)
     if not candidates:
         return unknown(weights, reason, naming)
@@ -50,6 +55,8 @@ def refusal_of(
             f"{best.placement.in_checkpoint('fc.weight')}. Give a checkpoint that has one, a linear layer or a whole "
             "network: --head-from FILE"
         )
+    if beside := head_refusal(best):
+        return ArchitectureError(beside)
     placed = set(best.placed.values())
     try:
         spec = best.spec(config)

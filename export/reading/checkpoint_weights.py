@@ -1,6 +1,6 @@
 """Where in a checkpoint's contents the weights lie, and which are meant: the plain or the averaged (EMA) ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from export.reading.inert_pickle import Inert, attributes_of
 from export.reading.pickled_modules import ModuleState, is_module, state_of_module
 from export.reading.pickled_tensors import UnusableTensor
 from export.reading.quantised_weights import quantisation_in
-from export.reading.wrapper_prefixes import averaged_group, is_ema, printable
+from export.reading.taken_weights import key_to_take, prefix_to_take
+from export.reading.training_parts import is_ema, is_pretraining
+from export.reading.wrapper_prefixes import averaged_group, printable, shapes_of
 from serve.errors import CheckpointError
 
 CONTAINERS = (
@@ -48,21 +50,47 @@ class Weights:
     module_classes: set[str] = field(default_factory=set)
     """Of the modules whose attributes were read."""
     are_ema: bool = False
+    are_taken: bool = False
+    """Whether --take chose them."""
 
     @property
     def tensors(self) -> dict[Any, Any]:
         """Without what is no tensor."""
         return {name: value for name, value in self.named.items() if _is_tensor(value)}
 
+    @property
+    def of_file(self) -> dict[Any, Any]:
+        """All tensors that lie where `tensors` do, unless a flag chose `tensors` among them."""
+        if self.are_ema or self.are_taken:
+            return self.tensors
+        return {name: value for name, value in self.levels[-1].items() if _is_tensor(value)}
 
-def find_weights(root: Any, path: Path, *, prefer_ema: bool) -> Weights:
+    def keep_behind(self, prefix: str, names: Iterable[str]) -> None:
+        """Of all weights only `names`, which begin with `prefix` and lose it."""
+        self.named = {name.removeprefix(prefix): self.named[name] for name in names}
+        self.layer_settings = {
+            name.removeprefix(prefix): settings
+            for name, settings in self.layer_settings.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def are_of_pretraining(self) -> bool:
+        """Whether all that lies beside the weights, by its names, says that they are of self-supervised training."""
+        return is_pretraining(shapes_of(self.levels[-1]))
+
+
+def find_weights(root: Any, path: Path, *, prefer_ema: bool, take: str | None = None) -> Weights:
     """The state dict in `root`, which may be nested in containers, and modules that were pickled whole.
 
+    `take` is the key that holds the weights, or the prefix of their names, or a key, a dot and what is meant in there.
+
     Raises:
-        CheckpointError: there are no weights, or `prefer_ema` and no averaged ones. The message says what is there.
+        CheckpointError: there are no weights, none at `take`, or `prefer_ema` and no averaged ones. The message says
+            what is there.
     """
     search = _Search(path)
-    weights = search.run(root, prefer_ema=prefer_ema)
+    weights = search.run(root, prefer_ema=prefer_ema, take=take)
     names = [name for name in weights.named if isinstance(name, str)]
     if sign := quantisation_in(names, weights.module_classes):
         raise CheckpointError(
@@ -70,7 +98,7 @@ def find_weights(root: Any, path: Path, *, prefer_ema: bool) -> Weights:
             "before quantisation; Fuseline makes FP16 and INT8 from it"
         )
     if not weights.tensors:
-        raise _no_weights(root, weights, path)
+        raise _no_weights(root, weights, path, list(search.others(weights.levels[0])))
     if prefer_ema and not weights.are_ema:
         keys = _shown_keys(weights.levels[0])
         raise CheckpointError(
@@ -90,24 +118,29 @@ class _Search:
         self._states: dict[int, ModuleState] = {}
         self._holds: dict[int, bool] = {}
 
-    def run(self, root: Any, *, prefer_ema: bool) -> Weights:
+    def run(self, root: Any, *, prefer_ema: bool, take: str | None) -> Weights:
         level = root
+        to_take = take or ""
         notes: list[str] = []
         weights = Weights({}, [], notes)
         while len(weights.levels) <= _MAX_NESTING:
             content = self._content(level)
             weights.levels.append(content)
             self._note_module(level, weights)
+            if key := next((key for key in key_to_take(content, to_take) if self._content(content[key])), None):
+                level, to_take, weights.are_taken = content[key], to_take.removeprefix(key).removeprefix("."), True
+                notes.append(f"weights taken from `{printable(key)}`, as --take says")
+                continue
             plain, ema = self._candidates(content)
             own = any(_is_tensor(value) for value in content.values())
             takes_ema = bool(ema) and not weights.are_ema and (prefer_ema or not (plain or own))
             if not takes_ema and not plain:
                 break
             taken, level = next(iter((ema if takes_ema else plain).items()))
-            passed = ", ".join(key for key in plain if key != taken)
-            notes.append(f"{'EMA weights' if takes_ema else 'weights'} taken from `{taken}`")
-            if passed:
-                notes[-1] += f"; also there and not taken: {passed}"
+            notes.append(f"{'EMA weights' if takes_ema else 'weights'} taken from `{printable(taken)}`")
+            if passed := [key for key in (plain | self.others(content)) if key != taken and key not in ema]:
+                shown = ", ".join(map(printable, passed))
+                notes[-1] += f"; also there and not taken: {shown}; --take {printable(passed[0])} takes that"
             if takes_ema and not prefer_ema:
                 notes[-1] += "; no plain weights are there"
             elif ema and not takes_ema and not weights.are_ema:
@@ -116,12 +149,17 @@ class _Search:
         if ema and not weights.are_ema:
             notes.append(f"EMA weights are in `{next(iter(ema))}`: --ema takes them")
         weights.named = dict(weights.levels[-1])
+        if to_take:
+            self._take_names(weights, to_take)
         self._choose_among_names(weights, prefer_ema=prefer_ema)
         return weights
 
     def _candidates(self, content: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where plain and where averaged weights are, the likeliest first."""
         plain = {key: content[key] for key in CONTAINERS if self._holds_tensors(content.get(key))}
+        own = any(_is_tensor(value) for value in content.values())
+        if not plain and not own and len(others := self.others(content)) == 1:
+            plain = others
         ema = self._averaged(content)
         # Lightning's WeightAveraging: the averaged weights are in `state_dict`, the plain ones beside it.
         if self._holds_tensors(content.get("current_model_state")):
@@ -139,6 +177,28 @@ class _Search:
             if isinstance(key, str) and is_ema(key) and self._holds_tensors(value)
         }
 
+    def others(self, content: Mapping[Any, Any]) -> dict[str, Any]:
+        """What isn't called as weights are, nor as averaged ones, but has the kernels of a network."""
+        return {
+            key: value
+            for key, value in content.items()
+            if isinstance(key, str) and key not in CONTAINERS and not is_ema(key) and self._holds_kernels(value)
+        }
+
+    def _holds_kernels(self, value: Any) -> bool:
+        levels = [self._content(value)]
+        levels += [self._content(levels[0].get(key)) for key in CONTAINERS]
+        return any(isinstance(item, Tensor) and item.ndim == 4 for level in levels for item in level.values())
+
+    def _take_names(self, weights: Weights, take: str) -> None:
+        """Those behind the prefix `take`."""
+        names = [name for name in weights.named if isinstance(name, str)]
+        keys = list(self.others(weights.levels[0]) | self._candidates(weights.levels[0])[0])
+        group = prefix_to_take(names, take, keys, self._path)
+        weights.keep_behind(group, [name for name in names if name.startswith(group)])
+        weights.notes.append(f"weights taken from `{printable(group)}`, as --take says")
+        weights.are_taken = True
+
     def _choose_among_names(self, weights: Weights, *, prefer_ema: bool) -> None:
         """A module may hold its averaged copy, behind wrappers or within another: `model.*` and `ema.ema_model.*`."""
         while group_of := {
@@ -152,14 +212,7 @@ class _Search:
                 weights.named = rest
                 weights.notes.append(f"EMA weights in `{group}` not taken: --ema takes them")
                 return
-            weights.named = {
-                name.removeprefix(group): weights.named[name] for name, own in group_of.items() if own == group
-            }
-            weights.layer_settings = {
-                name.removeprefix(group): settings
-                for name, settings in weights.layer_settings.items()
-                if name.startswith(group)
-            }
+            weights.keep_behind(group, [name for name, own in group_of.items() if own == group])
             weights.notes.append(f"EMA weights taken from `{group}`")
             weights.are_ema = True
 
@@ -211,7 +264,7 @@ def _shown_keys(content: Mapping[Any, Any]) -> str:
     return ", ".join(repr(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:8])
 
 
-def _no_weights(root: Any, weights: Weights, path: Path) -> CheckpointError:
+def _no_weights(root: Any, weights: Weights, path: Path, others: Sequence[str]) -> CheckpointError:
     if isinstance(root, Inert) and weights.module_classes:
         return CheckpointError(
             f"{path} holds the module {root.name} without any tensors among its attributes. A frozen TorchScript file "
@@ -228,6 +281,12 @@ def _no_weights(root: Any, weights: Weights, path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path} holds the state of an optimizer and no weights: its keys are {keys}. Give the file that holds the "
             "model, or save it: torch.save(model.state_dict(), PATH)"
+        )
+    if others:
+        shown = ", ".join(f"{printable(key)!r}" for key in others)
+        return CheckpointError(
+            f"{path} holds several networks, at {shown}, and nothing says which one is meant: --take "
+            f"{printable(others[0])} takes the first"
         )
     return CheckpointError(
         f"{path} holds no tensors where they were expected: at its root or in {', '.join(CONTAINERS)}; its keys are "

@@ -189,15 +189,6 @@ def test_a_library_of_networks_is_reached_too() -> None:
         torch.testing.assert_close(network.module(images), module(images))
 
 
-def test_the_input_size_is_the_checkpoints_or_is_said_to_be_assumed(own_code: Any) -> None:
-    module = reference(own_code)
-    stored = network_from_factory("own_network:Net", {}, checkpoint_of(module, input_size=40))
-    assert (stored.default_input_size, stored.unseen) == (40, ())
-    assumed = network_from_factory("own_network:Net", {}, checkpoint_of(module))
-    assert assumed.default_input_size == 224
-    assert "224 x 224 is taken" in assumed.unseen[0]
-
-
 @pytest.mark.parametrize(
     ("factory", "arguments", "named"),
     [

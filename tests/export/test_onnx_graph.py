@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from export.architectures import recognise
 from export.fold import fold_network
@@ -173,3 +174,29 @@ def test_an_operator_that_onnx_has_not_is_one_clear_error() -> None:
 
     with pytest.raises(ArchitectureError, match="can't write the network as ONNX.*bessel_j0"):
         exported(Odd())
+
+
+class Views(nn.Module):
+    """Flattens a last map of more than one pixel by a view, and works in place through another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        x.view(x.size(0), -1).mul_(2.0)
+        return self.linear(x.view(x.size(0), -1))
+
+
+def test_views_of_maps_are_those_of_the_network_that_was_traced() -> None:
+    module = Views().eval().requires_grad_(False)
+    network = fold_network(module, mean=(0.0,) * 3, std=(1.0,) * 3, probe=torch.randn(1, 3, 8, 8))
+    spec = InputSpec(height=8, width=8, channels=3, preprocessing=Preprocessing(resize_shorter_side=8))
+    model = onnx_from_network(network, spec, {})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": pixels})
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous() / 255)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)

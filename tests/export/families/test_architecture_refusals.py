@@ -157,8 +157,8 @@ def test_an_unknown_naming_lists_those_there_are():
 
 def test_a_naming_that_does_not_fit_is_refused_with_what_does_not():
     message = refusal(recognisable(), naming="torchvision")
-    assert "the rows of fc.weight, can't be told" in message
-    assert "torchvision naming has no place for layer2.0.shortcut.0.weight (8, 4, 1, 1)" in message
+    assert "missing: layer2.0.downsample.0.weight (8, 4, 1, 1)" in message
+    assert "left over: layer2.0.shortcut.0.weight (8, 4, 1, 1)" in message
 
 
 @pytest.mark.parametrize(
@@ -230,3 +230,15 @@ def test_a_lone_classifier_is_no_network():
     assert "no ResNet that Fuseline knows" in refusal(nn.Linear(512, 10).state_dict())
     fc = {f"fc.{name}": tensor for name, tensor in nn.Linear(512, 10).state_dict().items()}
     assert "no ResNet that Fuseline knows" in refusal(fc)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_a_network_for_sounds_or_volumes_is_refused_as_such_without_a_way_that_leads_nowhere(dimensions):
+    tensors = dict(RESNET18)
+    for name, tensor in RESNET18.items():
+        if tensor.ndim == 4:
+            tensors[name] = torch.empty((*tensor.shape[:2], *tensor.shape[2:3] * dimensions), device="meta")
+    message = refusal(tensors)
+    assert f"conv1.weight is {(64, 3, *(7,) * dimensions)}" in message
+    assert "Fuseline serves classifiers of pictures (2-D) only" in message
+    assert "--factory" not in message

@@ -123,7 +123,7 @@ def test_a_classifier_beside_its_backbone_is_kept(tmp_path, outer, head):
     "content",
     [
         wrapped("model.", WEIGHTS) | HEAD,
-        wrapped("model.", WEIGHTS) | wrapped("net.", WEIGHTS),
+        wrapped("model.", WEIGHTS) | wrapped("net.", {name: 2 * tensor for name, tensor in WEIGHTS.items()}),
         wrapped("backbone.", BACKBONE)
         | {"classifier.0.weight": torch.ones(4, 4, 3, 3), "classifier.1.weight": torch.ones(2, 4)},
         wrapped("backbone.body.", BACKBONE)

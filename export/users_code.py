@@ -1,0 +1,72 @@
+"""The one place where the user's own code is run: the function that --factory names. Code in a checkpoint never is."""
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from serve.errors import InputError
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def built_module(reference: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """What the function `reference` (`package.module:function`) returns, called with `arguments` by keyword.
+
+    Raises:
+        InputError: `reference` names nothing that can be called, its code raises, or it gives no `nn.Module`.
+    """
+    if not _REFERENCE.fullmatch(reference):
+        raise InputError(
+            f"--factory {reference!r}: expected package.module:function, such as torchvision.models:resnet18"
+        )
+    module_name, _, path = reference.partition(":")
+    with _current_folder_importable(), users_errors(reference):
+        target: Any = importlib.import_module(module_name)
+    for part in path.split("."):
+        if not hasattr(target, part):
+            named = getattr(target, "__name__", module_name)
+            raise InputError(
+                f"--factory {reference}: {named} has no {part!r}; expected a function that returns a module"
+            )
+        target = getattr(target, part)
+    if not callable(target):
+        raise InputError(
+            f"--factory {reference} is a {type(target).__name__}; expected a function that returns a torch.nn.Module"
+        )
+    build: Callable[..., object] = target
+    with _current_folder_importable(), users_errors(reference):
+        module = build(**arguments)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--factory {reference} returned a {type(module).__name__}; expected a torch.nn.Module")
+    return module
+
+
+@contextmanager
+def users_errors(reference: str) -> Iterator[None]:
+    """Errors of the user's code become ours, with the place where they were raised."""
+    try:
+        yield
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"--factory {reference} raised {type(error).__name__}: {error} ({Path(last.filename).name}, line "
+            f"{last.lineno}); arguments are given by --factory-arg NAME=VALUE"
+        ) from error
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """The `fuseline` command lies elsewhere, so Python doesn't look where the user stands."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
