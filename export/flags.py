@@ -53,7 +53,7 @@ InputSize = Annotated[
     str | None,
     typer.Option(
         metavar="N|HxW",
-        help="Pixels; default: what the checkpoint, its module or --images tell, else what is customary, which is said.",
+        help="Pixels; default: what the checkpoint, its module or --images tell, else what is customary, and said.",
     ),
 ]
 

@@ -94,10 +94,16 @@ def head_refusal(candidate: "Candidate") -> str | None:
     """A message if the matrices beside a backbone are all that keeps it from being a whole network, else None."""
     heads = heads_beside(candidate.placement, candidate.tensors)
     matrices = {name: tensor for name, tensor in heads.items() if _is_matrix(name, tensor)}
-    if candidate.has_classifier or not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
+    features = features_of(candidate.placement, candidate.tensors)
+    if candidate.has_classifier:
+        name = f"{candidate.placement.modules['fc']}.weight"
+        weight = candidate.tensors[name]
+        # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
+        odd = weight.ndim == 2 and features is not None and weight.shape[1] % features
+        matrices = {name: weight} if odd else {}
+    if not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
         return None
     naming = candidate.placement.scheme.name
-    features = features_of(candidate.placement, candidate.tensors)
     if len(matrices) > 1:
         return (
             f"this is a backbone ({naming} naming) that gives {features} features, and beside it stand "

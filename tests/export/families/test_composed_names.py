@@ -404,5 +404,5 @@ def test_thousands_of_layers_are_refused_at_once():
 
 def test_every_single_tensor_is_needed():
     tensors = tensors_of(Named((1, 1, 1), (8, 16, 32), **LAYOUTS["letters"]))
-    for name in tensors:
+    for name in tensors.keys() - {"fc.bias"}:  # a classifier may have none
         assert refusal({other: tensor for other, tensor in tensors.items() if other != name})

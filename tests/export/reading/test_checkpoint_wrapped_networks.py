@@ -145,8 +145,8 @@ def test_of_two_linear_layers_beside_a_backbone_none_is_guessed(tmp_path):
 
 
 def test_a_lone_matrix_of_another_width_is_named_with_both_widths(tmp_path):
-    content = under("backbone.", BACKBONE) | under("head.", dict(nn.Linear(64, 5).state_dict()))
-    with pytest.raises(ArchitectureError, match=r"gives 32 features, .* head.weight \(5, 64\), takes 64\. .*--factory"):
+    content = under("backbone.", BACKBONE) | under("head.", dict(nn.Linear(48, 5).state_dict()))
+    with pytest.raises(ArchitectureError, match=r"gives 32 features, .* head.weight \(5, 48\), takes 48\. .*--factory"):
         recognise(read(tmp_path, content).tensors)
 
 
