@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.program import Program
 from export.reading.checkpoint_file import FileContents, read_file
 from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
+from export.reading.script_normalisation import normalisation_of
 from export.reading.wrapper_prefixes import Names, network_names
 from serve.errors import CheckpointError
 
@@ -50,6 +52,9 @@ class Checkpoint:
     """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
     `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
     `classes`."""
+    program: Program | None = None
+    """Only of a TorchScript file: all that its forward computes, with the names of `tensors`. A note says where it
+    couldn't be read to its end; then it is None."""
 
 
 def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
@@ -89,7 +94,13 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
         ) from error
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
-    return Checkpoint(path, _digest(contents), tensors, tuple(notes), metadata, counters, files.config, settings)
+    program = _program(contents.values(), weights, names, notes)
+    if program is not None and (normalisation := normalisation_of(program)):
+        metadata |= {"mean": normalisation.mean, "std": normalisation.std}
+        notes.append("the file's program normalises the pictures itself: its mean and std are taken")
+        program = normalisation.rest
+    digest = _digest(contents)
+    return Checkpoint(path, digest, tensors, tuple(notes), metadata, counters, files.config, settings, program)
 
 
 def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]:
@@ -106,6 +117,18 @@ def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]
         elif new is not None:
             settings[new] = found
     return settings
+
+
+def _program(contents: Iterable[FileContents], weights: Weights, names: Names, notes: list[str]) -> Program | None:
+    for content in contents:
+        notes += content.notes
+        if content.program is None:
+            continue
+        if weights.are_ema:
+            notes.append("the file's program is that of its plain weights, so it tells nothing of the EMA weights")
+            continue
+        return content.program.renamed(names.renamed)
+    return None
 
 
 def _root(contents: Mapping[str, FileContents], files: Files, path: Path) -> Any:

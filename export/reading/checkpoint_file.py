@@ -10,6 +10,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from export.program import Program
 from export.reading.safetensors_file import is_safetensors, read_safetensors
 from export.reading.torch_file import EXPECTED, is_torch_file, read_torch_file
 from serve.errors import CheckpointError
@@ -30,6 +31,10 @@ class FileContents:
     """Of the very bytes that the tensors lie in."""
     inert: tuple[str, ...] = ()
     """Names of the classes and functions whose objects were left inert."""
+    program: Program | None = None
+    """Of a TorchScript file, where it could be read to its end."""
+    notes: tuple[str, ...] = ()
+    """What couldn't be read of it."""
 
 
 def read_file(path: Path) -> FileContents:
@@ -48,7 +53,7 @@ def read_file(path: Path) -> FileContents:
         return FileContents(metadata | tensors, sha256)
     if is_torch_file(data):
         found = read_torch_file(data, path)
-        return FileContents(found.root, sha256, found.inert)
+        return FileContents(found.root, sha256, found.inert, found.program, found.notes)
     raise CheckpointError(f"{path} is no checkpoint: it is {_kind(data)}; {EXPECTED}")
 
 
