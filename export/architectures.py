@@ -17,10 +17,12 @@ from export.families.evidence import evidence_of, unseen_of, unseen_without_modu
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import SCHEMES, scheme_named
+from export.families.program_check import hold_program
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
 from export.families.resnet_spec import ResNetSpec
+from export.program import Program
 from serve.errors import ArchitectureError
 
 __all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in"]
@@ -32,6 +34,7 @@ def recognise(
     naming: str | None = None,
     config: Mapping[str, Any] = {},
     layer_settings: Mapping[str, Mapping[str, Any]] = {},
+    program: Program | None = None,
     head: Head | None = None,
 ) -> Recognised:
     """The network that `tensors` (name to weights) are, loaded strictly. `num_batches_tracked` is not needed.
@@ -45,6 +48,7 @@ def recognise(
             which may name a network that no tensor gives away.
         layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
+        program: of a TorchScript file; it must compute what the network computes, and BatchNorm's eps is taken from it.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
 
     Raises:
@@ -67,7 +71,7 @@ def recognise(
             f"this network has a classifier of its own, {fits[0].candidate.placement.modules['fc']} for "
             f"{fits[0].spec.classes} classes; --head-from is for backbones without one: leave it out"
         )
-    return _recognised(fits[0], config, layer_settings)
+    return _recognised(fits[0], config, layer_settings, program)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,26 +106,35 @@ def _compute_the_same(one: _Fit, other: _Fit) -> bool:
     return one.spec == other.spec and bodies[0] == bodies[1]
 
 
-def _recognised(fit: _Fit, config: Mapping[str, Any], layer_settings: Mapping[str, Mapping[str, Any]]) -> Recognised:
+def _recognised(
+    fit: _Fit,
+    config: Mapping[str, Any],
+    layer_settings: Mapping[str, Mapping[str, Any]],
+    program: Program | None,
+) -> Recognised:
     module, spec, placement = fit.module, fit.spec, fit.candidate.placement
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith("num_batches_tracked")}
     module.load_state_dict(fit.candidate.found() | counters, assign=True)
     module.eval().requires_grad_(False)
     layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
     layer_names = {layer: placement.modules[layer] for layer in layers}
-    taken = apply_layer_settings(module, layer_names, layer_settings)
+    if program is None:
+        told = apply_layer_settings(module, layer_names, layer_settings)
+    else:
+        told = hold_program(module, layer_names, program)
     # A whole module's layers were held against the network just now, and transformers' config.json says the rest.
     described = placement.scheme.name.startswith("huggingface") and config.get("model_type") == "resnet"
-    untold = () if layer_settings or described else (unseen_without_modules(placement.scheme),)
+    untold = () if layer_settings or program or described else (unseen_without_modules(placement.scheme),)
     return Recognised(
         spec=spec,
         module=module,
         naming=placement.scheme.name,
         architecture=spec.name,
-        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *taken),
+        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *told.evidence),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,
         default_input_size=spec.default_input_size,
+        told_input_size=told.input_size,
         unseen=(*unseen_of(spec, placement.scheme, placement.modules["fc"], config), *untold),
     )

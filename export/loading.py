@@ -57,6 +57,7 @@ def network_of(
             naming=source.naming,
             config=checkpoint.config,
             layer_settings=checkpoint.layer_settings,
+            program=checkpoint.program,
             head=head,
         )
     for flag, value in (("--naming", source.naming), ("--head-from", source.head_from)):
