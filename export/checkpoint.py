@@ -17,6 +17,7 @@ from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
+from export.reading.profiler_counters import without_profiler_counters
 from export.reading.script_normalisation import normalisation_of
 from export.reading.wrapper_prefixes import Names, network_names
 from serve.errors import CheckpointError
@@ -77,8 +78,10 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> Checkpoint:
     if odd := [name for name in weights.tensors if not isinstance(name, str)]:
         shown = f"{odd[0]} ({type(odd[0]).__name__})" if isinstance(odd[0], int) else f"by a {type(odd[0]).__name__}"
         raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
+    notes = [*files.notes, *weights.notes]
+    weights.named = without_profiler_counters(weights.named, notes)
     names = network_names(weights.tensors)
-    notes = [*files.notes, *weights.notes, *names.notes]
+    notes += names.notes
     named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
     if weights.are_ema:
         named |= _plain_statistics(root, named, path, notes)
