@@ -28,8 +28,9 @@ CONTAINERS = (
     "model_weights",
     "params",
     "student",
+    "state",
 )
-"""Keys that hold the weights, the likeliest first."""
+"""Keys that hold the weights, the likeliest first. Composer has them in `state`, where an optimizer has its own."""
 
 _MAX_NESTING = 8
 _OPTIMIZER_KEYS = {"state", "param_groups"}
@@ -121,7 +122,8 @@ class _Search:
 
     def _candidates(self, content: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where plain and where averaged weights are, the likeliest first."""
-        plain = {key: content[key] for key in CONTAINERS if self._holds_tensors(content.get(key))}
+        keys = [key for key in CONTAINERS if not (key == "state" and "param_groups" in content)]
+        plain = {key: content[key] for key in keys if self._holds_tensors(content.get(key))}
         ema = self._averaged(content)
         # Lightning's WeightAveraging: the averaged weights are in `state_dict`, the plain ones beside it.
         if self._holds_tensors(content.get("current_model_state")):
@@ -228,6 +230,13 @@ def _no_weights(root: Any, weights: Weights, path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path} holds the state of an optimizer and no weights: its keys are {keys}. Give the file that holds the "
             "model, or save it: torch.save(model.state_dict(), PATH)"
+        )
+    inner = [value for outer in content.values() if isinstance(outer, dict) for value in outer.values()]
+    if any(isinstance(value, Inert) and value.name.startswith("numpy.") for value in (*content.values(), *inner)):
+        return CheckpointError(
+            f"{path} holds NumPy arrays where tensors were expected, as {keys}. Where they have the names and the "
+            "shapes of a PyTorch state dict, save them as tensors: "
+            "torch.save({name: torch.from_numpy(array) for name, array in state.items()}, PATH)"
         )
     return CheckpointError(
         f"{path} holds no tensors where they were expected: at its root or in {', '.join(CONTAINERS)}; its keys are "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from export.program import Program
+from export.reading.foreign_files import foreign_archive
 from export.reading.inert_pickle import Inert, Pickle, read_pickle
 from export.reading.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
 from export.reading.script_code import ScriptCode, UnreadableError
@@ -135,13 +136,16 @@ class _Archive:
 def _from_archive(data: mmap, path: Path) -> TorchFile:
     archive = _Archive(data, path)
     names = archive.names
-    if any(name.endswith("/archive_format") for name in names):
+    is_program = any(name.endswith("/archive_format") for name in names)
+    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+    if (root is None or is_program) and (foreign := foreign_archive(names, path)):
+        raise CheckpointError(foreign)
+    if is_program:
         target = path.with_name(f"{path.stem}.state_dict.pt")
         raise CheckpointError(
             f"{path} is a program saved by torch.export; the weights alone are needed. Where you trust it, run\n"
             f"    program = torch.export.load({str(path)!r})\n    torch.save(program.state_dict, {str(target)!r})"
         )
-    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
     if root is None:
         shown = ", ".join(names[:5]) or "nothing"
         raise CheckpointError(f"{path} is a zip archive but no checkpoint: it holds {shown}; {EXPECTED}")
