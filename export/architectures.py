@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.families.altered_weights import effective_weights
 from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.evidence import evidence_of, unseen_of, unseen_without_modules
 from export.families.foreign_networks import foreign_architecture
@@ -57,7 +58,8 @@ def recognise(
     """
     if foreign := foreign_architecture(config):
         raise ArchitectureError(foreign)
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    weights, computed = effective_weights(plain)
     schemes = SCHEMES if naming is None else (scheme_named(naming),)
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
     whole = [candidate for candidate in candidates if candidate.is_whole]
@@ -71,7 +73,7 @@ def recognise(
             f"this network has a classifier of its own, {fits[0].candidate.placement.modules['fc']} for "
             f"{fits[0].spec.classes} classes; --head-from is for backbones without one: leave it out"
         )
-    return _recognised(fits[0], config, layer_settings, program)
+    return _recognised(fits[0], config, layer_settings, program, computed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,7 @@ def _recognised(
     config: Mapping[str, Any],
     layer_settings: Mapping[str, Mapping[str, Any]],
     program: Program | None,
+    computed: tuple[str, ...],
 ) -> Recognised:
     module, spec, placement = fit.module, fit.spec, fit.candidate.placement
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith("num_batches_tracked")}
@@ -130,7 +133,7 @@ def _recognised(
         module=module,
         naming=placement.scheme.name,
         architecture=spec.name,
-        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *told.evidence),
+        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *computed, *told.evidence),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from export.families.altered_weights import alteration_of
 from export.families.candidate import Candidate, Head, deviations, empty_module
 from export.families.foreign_networks import FACTORY, foreign_kind
 from export.families.naming_schemes import SCHEMES, NamingScheme
@@ -22,10 +23,13 @@ def refusal_of(
     if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}):
         return ArchitectureError(foreign)
     best = _nearest(candidates, config)
+    is_nearly_ours = bool(weights) and 2 * len(best.placed) >= len(weights)
+    if altered := alteration_of(weights, is_nearly_ours=is_nearly_ours):
+        return ArchitectureError(altered)
     scheme = best.placement.scheme
     headless = not any(ours.startswith("fc.") for ours in best.placed)
     is_other = headless and not best.is_whole if scheme.family == "plain" else not best.placement.blocks
-    if not weights or 2 * len(best.placed) < len(weights) or is_other:
+    if not is_nearly_ours or is_other:
         return unknown(weights)
     if headless and best.is_whole:
         return ArchitectureError(
