@@ -151,6 +151,21 @@ _FORMATS = (
         _OF_PYTORCH,
         lambda data: _text(data).startswith(("<?xml", "<net")) and "<net" in _text(data),
     ),
+    _Format(
+        "an index of shards under another name",
+        "give it the name that it was made with, which ends in .index.json, beside its shards",
+        lambda data: _text(data).startswith("{") and data.find(b'"weight_map"') >= 0,
+    ),
+    _Format(
+        "a text in JSON, such as a configuration",
+        "give the file of weights beside it, or the folder that has both",
+        lambda data: _text(data).startswith(('{"', "{\n", "{ ")),
+    ),
+    _Format(
+        "a program in Python",
+        "give the file of weights; a program that builds the network goes to --factory package.module:function",
+        lambda data: _text(data).startswith(("import ", "from ", "#!/usr/bin/env python", "class ", "def ")),
+    ),
     _Format("an ONNX model", _OF_PYTORCH, is_onnx),
     _Format("a Core ML model", _OF_PYTORCH, is_core_ml),
     _Format("a TensorFlow SavedModel", _OTHER_FRAMEWORK, is_saved_model),
