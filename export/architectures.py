@@ -18,7 +18,7 @@ from export.families.evidence import evidence_of, unseen_of, unseen_without_modu
 from export.families.foreign_networks import foreign_architecture
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import SCHEMES, scheme_named
-from export.families.program_check import hold_program
+from export.families.program_check import EVERYTHING, hold_program
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
@@ -64,6 +64,8 @@ def recognise(
     candidates = [Candidate.of(scheme, weights, head) for scheme in schemes]
     whole = [candidate for candidate in candidates if candidate.is_whole]
     fits = _without_repetitions(fit for candidate in whole if (fit := _fit(candidate, config)) is not None)
+    if len(fits) > 1 and program is not None:
+        fits = [fit for fit in fits if _computes(fit, program)] or fits
     if not fits:
         raise refusal_of(candidates, weights, config, head)
     if len(fits) > 1:
@@ -108,6 +110,19 @@ def _compute_the_same(one: _Fit, other: _Fit) -> bool:
     return one.spec == other.spec and bodies[0] == bodies[1]
 
 
+def _computes(fit: _Fit, program: Program) -> bool:
+    try:
+        hold_program(fit.module, _layer_names(fit), program)
+    except ArchitectureError:
+        return False
+    return True
+
+
+def _layer_names(fit: _Fit) -> dict[str, str]:
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
+    return {layer: fit.candidate.placement.modules[layer] for layer in layers}
+
+
 def _recognised(
     fit: _Fit,
     config: Mapping[str, Any],
@@ -119,15 +134,15 @@ def _recognised(
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith("num_batches_tracked")}
     module.load_state_dict(fit.candidate.found() | counters, assign=True)
     module.eval().requires_grad_(False)
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
-    layer_names = {layer: placement.modules[layer] for layer in layers}
+    layer_names = _layer_names(fit)
     if program is None:
         told = apply_layer_settings(module, layer_names, layer_settings)
     else:
         told = hold_program(module, layer_names, program)
     # A whole module's layers were held against the network just now, and transformers' config.json says the rest.
     described = placement.scheme.name.startswith("huggingface") and config.get("model_type") == "resnet"
-    untold = () if layer_settings or program or described else (unseen_without_modules(placement.scheme),)
+    untold = () if layer_settings or described else (unseen_without_modules(placement.scheme),)
+    unseen = (*unseen_of(spec, placement.scheme, placement.modules["fc"], config), *untold)
     return Recognised(
         spec=spec,
         module=module,
@@ -139,5 +154,5 @@ def _recognised(
         in_channels=spec.in_channels,
         default_input_size=spec.default_input_size,
         told_input_size=told.input_size,
-        unseen=(*unseen_of(spec, placement.scheme, placement.modules["fc"], config), *untold),
+        unseen=() if told.settled == EVERYTHING else unseen,
     )

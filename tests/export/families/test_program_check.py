@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
+from export.architectures import recognise
 from export.checkpoint import read_checkpoint
 from serve.errors import ArchitectureError
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork
@@ -227,4 +228,17 @@ def test_a_softmax_at_the_end_is_left_to_the_server(tmp_path):
     network = thin("resnet18")
     recognised = recognised_in(saved(nn.Sequential(network, nn.Softmax(1)), tmp_path / "model.pt", "script"))
     assert any("softmax at the end of its program is left out" in sentence for sentence in recognised.evidence)
+    assert_equal_logits(network, recognised, side=64)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_program_tells_namings_apart_that_the_same_tensors_fit(tmp_path, raw):
+    network = trained_like(
+        PreActNetwork((1,) * 4, (8,) * 4, bottleneck=False, raw=raw, final_norm="bn", classifier="linear")
+    )
+    with pytest.raises(ArchitectureError, match="fit 2 namings that compute differently"):
+        recognise(network.state_dict())
+    recognised = recognised_in(saved(network, tmp_path / "model.pt", "trace"))
+    assert recognised.naming == ("preact-bn-raw" if raw else "preact-bn")
+    assert recognised.unseen == ()
     assert_equal_logits(network, recognised, side=64)
