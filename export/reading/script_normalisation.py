@@ -19,7 +19,7 @@ class Normalisation:
     """How a program normalises pictures itself."""
 
     mean: list[float]
-    """One number or one for each colour, of pixels scaled to 0..1."""
+    """A number for each colour, of pixels scaled to 0..1."""
     std: list[float]
     rest: Program
     """The program behind it."""
@@ -45,8 +45,17 @@ def normalisation_of(program: Program) -> Normalisation | None:
     if max(std) > _LARGEST_OF_UNIT:
         mean, std = [number / 255 for number in mean], [number / 255 for number in std]
     calls = tuple(_instead(call, value) for call in program.calls)
-    count = max(len(mean), len(std))
+    count = max(len(mean), len(std), _channels(program))
     return Normalisation(mean * (count // len(mean)), std * (count // len(std)), Program(calls, program.result))
+
+
+def _channels(program: Program) -> int:
+    """Of the pictures, as the first convolution's kernel says."""
+    arguments = (argument for call in program.calls for argument in call.arguments)
+    kernels = (
+        item.shape[1] for item in arguments if isinstance(item, Weight) and len(item.shape) == 4 and item.shape[0] > 1
+    )
+    return min(next(kernels, 1), _COLOURS)
 
 
 def _users(program: Program, value: Any) -> list[int]:

@@ -248,7 +248,7 @@ class Normalised(nn.Module):
     ("how", "mean", "std"),
     [
         *((how, [0.5, 0.25, 0.75], [0.5, 0.25, 0.2]) for how in ("plain", "in place", "bytes")),
-        ("doubled", [0.5], [0.5]),
+        ("doubled", [0.5] * 3, [0.5] * 3),
     ],
 )
 @pytest.mark.parametrize("saving", ["script", "trace"])
