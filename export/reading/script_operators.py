@@ -13,6 +13,7 @@ _MAX_WORK = 500_000
 """Reading a ResNet-152 takes about 60,000."""
 _MAX_CALLS = 20_000
 """A ResNet of 1202 layers makes about 5,000."""
+_MAX_KEPT_ITEMS = 16
 _MAX_INTEGER = 2**63
 MAX_KEPT_VALUES = 3  # a mean or a deviation of each colour
 # What gives its first argument back when a network infers. `to` changes the type at most, and all are read as float32.
@@ -24,6 +25,11 @@ _VIEWS = frozenset(
     {"slice", "select", "view", "view_as", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "t"}
     | {"expand", "expand_as", "narrow", "unflatten", "numpy_T", "chunk", "split", "unbind", "movedim", "diagonal"}
 )
+_KEEP_RANK = frozenset(
+    {"conv2d", "_convolution", "_convolution_mode", "batch_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+    | {"relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "sigmoid", "add", "sub", "mul", "div", "slice", "pad"}
+)
+_PICTURES_RANK = 4
 _FLOATS = (5, 6, 7, 15)  # as c10/core/ScalarType.h numbers float16, float32, float64 and bfloat16
 # These change a list, a dict or a module in place.
 _CHANGERS = frozenset(
@@ -44,8 +50,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "remainder": operator.mod,
     "__and__": lambda one, other: one and other,
     "__or__": lambda one, other: one or other,
-    "__is__": lambda one, other: one is other,
-    "__isnot__": lambda one, other: one is not other,
 }
 _CASTS: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -62,6 +66,7 @@ class Cell:
 
     value: Pictures | Result | Weight
     is_view: bool = False
+    has_views: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class Operators:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self._work = 0
+        self._ranks: list[int | None] = []
 
     def spend(self, work: int) -> None:
         """Count `work`: expressions, statements and copied elements, of which there is a bound for all of a program."""
@@ -109,8 +115,10 @@ class Operators:
                 raise UnreadableError(f"{layer or 'its forward'} raises an error")
             case "annotate" | "unchecked_cast":
                 return given[1]
-            case "unchecked_unwrap_optional":
+            case "unchecked_unwrap_optional" | "_unwrap_optional":
                 return first
+            case "dim" if isinstance(first, Cell) and (rank := self._rank(first.value)) is not None:
+                return rank
             case "size" | "len" | "dim" if isinstance(first, Cell) and not isinstance(first.value, Weight):
                 dimension = given[1] if len(given) > 1 else None
                 if name == "size" and dimension is None:
@@ -119,8 +127,6 @@ class Operators:
             case "size" if isinstance(first, Cell) and isinstance(first.value, Weight):
                 shape = list(first.value.shape)
                 return shape[given[1]] if len(given) > 1 else shape
-            case "dim" if isinstance(first, Cell) and isinstance(first.value, Weight):
-                return len(first.value.shape)
             case "tensor" | "as_tensor" if isinstance(first, list) and all(
                 type(item) in (int, float) for item in first
             ):
@@ -143,10 +149,18 @@ class Operators:
             case "append" if isinstance(first, list):
                 first.append(given[1])
                 return first
+            case "__contains__" if (
+                isinstance(first, list) and len(first) <= _MAX_KEPT_ITEMS and isinstance(given[1], int)
+            ):
+                return given[1] in [item for item in first if isinstance(item, int)]
             case "format" | "warn" | "device" | "uninitialized" | "dtype" | "is_floating_point" | "is_cuda":
                 return Unknown()
             case "__not__" if not isinstance(first, Cell):
                 return Unknown()
+        if name in ("__is__", "__isnot__") and None in given:
+            return (given[0] is given[1]) == (name == "__is__")
+        if name in ("is_scripting", "is_tracing"):
+            return name == "is_scripting"
         if name in _CASTS and (first is None or isinstance(first, bool | int | float | str)):
             return _CASTS[name](first)
         if name in _COMPARISONS and len(given) == 2 and not any(isinstance(value, Cell) for value in given):
@@ -163,7 +177,7 @@ class Operators:
             if plain_name.endswith("dropout") and given[2:3] != [False]:
                 raise UnreadableError(f"{layer or 'its forward'} drops features at random: it was traced in training")
             return first if plain_name != "clone" else Cell(first.value)
-        if in_place and not (isinstance(first, Cell) and not first.is_view):
+        if in_place and not (isinstance(first, Cell) and not first.is_view and not first.has_views):
             raise UnreadableError(f"{layer or 'its forward'} writes into a part of a tensor by {name[:60]}")
         arguments = tuple(map(self.frozen, given))
         words = {key: self.frozen(value) for key, value in keywords.items()}
@@ -172,18 +186,28 @@ class Operators:
         if len(self.calls) >= _MAX_CALLS:
             raise UnreadableError(f"it calls more than {_MAX_CALLS} operators")
         self.calls.append(Call(plain_name, arguments, words, layer))
+        self._ranks.append(self._rank(arguments[0]) if arguments and plain_name in _KEEP_RANK else None)
         made = Result(len(self.calls) - 1)
         if in_place:
             assert isinstance(first, Cell)
             first.value = made
             return first
-        return Cell(made, is_view=plain_name in _VIEWS)
+        is_view = plain_name in _VIEWS
+        if is_view and isinstance(first, Cell):
+            first.has_views = True
+        return Cell(made, is_view)
+
+    def _rank(self, value: Any) -> int | None:
+        """How many dimensions a tensor has; None if that isn't known."""
+        if isinstance(value, Pictures):
+            return _PICTURES_RANK
+        if isinstance(value, Weight):
+            return len(value.shape)
+        return self._ranks[value.call] if isinstance(value, Result) else None
 
 
 def _compared(name: str, one: Any, other: Any) -> Any:
     """What an operator on two plain values gives; unknown of what only the running program would know."""
-    if name in ("__is__", "__isnot__") and (one is None or other is None):
-        return _COMPARISONS[name](one, other)
     numbers = all(isinstance(value, bool | int | float) for value in (one, other))
     texts = name in ("eq", "ne") and all(isinstance(value, str) for value in (one, other))
     if not (numbers or texts):

@@ -28,10 +28,11 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(4, eps=1e-3)
         self.relu = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(0.3)
+        self.drop_maps = nn.Dropout2d(0.3)
         self.fc = nn.Linear(4, 2)
 
     def forward(self, x):
-        x = self.norm(self.conv(x))
+        x = self.drop_maps(self.norm(self.conv(x)))
         self.relu(x)
         x = x[:, :, ::2]
         x = F.avg_pool2d(x, x.size(2), 1)
@@ -145,6 +146,7 @@ BODIES = {
     "lambda": ("return (lambda: x)()", "Lambda"),
     "store": ("self.fc = x\nreturn x", "Assign"),
     "view": ("y = torch.slice(x, 2, None, None, 2)\nz = torch.relu_(y)\nreturn x", "writes into a part"),
+    "viewed": ("y = torch.slice(x, 2, None, None, 2)\nz = torch.relu_(x)\nreturn y", "writes into a part"),
     "list": ("a = [x]\nb = torch.clear(a)\nreturn x", "changes a list"),
     "absent-method": ("return (self.fc).nothing(x, )", "has no code of its method nothing"),
     "absent-attribute": ("return (self.nothing).forward(x, )", "has no attribute nothing"),
