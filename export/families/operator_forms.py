@@ -8,50 +8,13 @@ shortcut that they make.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from export.families.operator_signatures import arguments_of
 from export.families.program_node import Node
 from export.program import Call, Pictures, Result, Size, Weight
 
 _ALL = (None, 0, 9223372036854775807)
 _SPATIAL = (2, 3)
 _MAX_LOOK_BACK = 32
-_CONV = (("input", "weight", "bias"), {"stride": 1, "padding": 0, "dilation": 1, "groups": 1})
-# The arguments that have no default, and the others.
-_SIGNATURES: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
-    "conv2d": _CONV,
-    "_convolution_mode": _CONV,
-    "_convolution": (
-        ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups"),
-        {"benchmark": False, "deterministic": False, "cudnn_enabled": True, "allow_tf32": True},
-    ),
-    "batch_norm": (
-        ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
-        {"cudnn_enabled": True},
-    ),
-    "linear": (("input", "weight"), {"bias": None}),
-    "addmm": (("bias", "input", "weight"), {"beta": 1, "alpha": 1}),  # what traces before PyTorch 1.9 have as linear
-    "max_pool2d": (("input", "kernel_size"), {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}),
-    "avg_pool2d": (
-        ("input", "kernel_size"),
-        {"stride": (), "padding": 0, "ceil_mode": False, "count_include_pad": True, "divisor_override": None},
-    ),
-    "adaptive_avg_pool2d": (("input", "output_size"), {}),
-    "mean": (("input",), {"dim": None, "keepdim": False, "dtype": None}),
-    "flatten": (("input",), {"start_dim": 0, "end_dim": -1}),
-    "slice": (("input",), {"dim": 0, "start": None, "end": None, "step": 1}),
-    "pad": (("input", "pad"), {"mode": "constant", "value": None}),
-    "constant_pad_nd": (("input", "pad"), {"value": 0}),
-    "add": (("input", "other"), {"alpha": 1}),
-    "mul": (("input", "other"), {}),
-    "clamp_min": (("input", "min"), {}),
-    "clamp": (("input",), {"min": None, "max": None}),
-    "hardtanh": (("input",), {"min_val": -1, "max_val": 1}),
-    "leaky_relu": (("input",), {"negative_slope": 0.01}),
-    "elu": (("input",), {"alpha": 1, "scale": 1, "input_scale": 1}),
-    "gelu": (("input",), {"approximate": "none"}),
-    "softmax": (("input", "dim"), {"dtype": None}),
-    "log_softmax": (("input", "dim"), {"dtype": None}),
-    "zeros": (("size",), {}),
-}
 _RESHAPES = ("flatten", "view", "reshape", "squeeze", "unsqueeze")
 
 
@@ -72,7 +35,7 @@ class Normaliser:
 
     def _known(self) -> Node | None:
         call = self._call
-        given = self._bound()
+        given = arguments_of(call)
         source = self._source(given.get("input"))
         if given and (source is not None or call.operator == "zeros"):
             found = getattr(self, f"_{call.operator.strip('_')}", lambda _given, _source: None)(given, source)
@@ -89,16 +52,6 @@ class Normaliser:
         if call.operator == "cat" and isinstance(first, tuple) and (joined := self._joined(first)):
             return joined
         return None
-
-    def _bound(self) -> dict[str, Any]:
-        """Arguments by name; none if the operator isn't known here or is called in another form."""
-        if self._call.operator not in _SIGNATURES:
-            return {}
-        required, optional = _SIGNATURES[self._call.operator]
-        names = (*required, *optional)
-        given = dict(zip(names, self._call.arguments, strict=False)) | dict(self._call.keywords)
-        is_whole = len(self._call.arguments) <= len(names) and all(name in given for name in required)
-        return {**optional, **given} if is_whole else {}
 
     def _source(self, value: Any) -> Node | None:
         return self._node_of(value) if isinstance(value, Pictures | Result) else None

@@ -138,15 +138,17 @@ def _from_archive(data: mmap, path: Path) -> TorchFile:
     names = archive.names
     is_program = any(name.endswith("/archive_format") for name in names)
     root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
-    if (root is None or is_program) and (foreign := foreign_archive(names, path)):
-        raise CheckpointError(foreign)
-    if is_program:
+    is_compiled = any("/aotinductor/" in name for name in names)
+    if is_program and not is_compiled:
         target = path.with_name(f"{path.stem}.state_dict.pt")
         raise CheckpointError(
             f"{path} is a program saved by torch.export; the weights alone are needed. Where you trust it, run\n"
-            f"    program = torch.export.load({str(path)!r})\n    torch.save(program.state_dict, {str(target)!r})"
+            f"    import torch\n    program = torch.export.load({str(path)!r})\n"
+            f"    torch.save(program.state_dict, {str(target)!r})"
         )
-    if root is None:
+    if root is None or is_compiled:
+        if foreign := foreign_archive(names, path):
+            raise CheckpointError(foreign)
         shown = ", ".join(names[:5]) or "nothing"
         raise CheckpointError(f"{path} is a zip archive but no checkpoint: it holds {shown}; {EXPECTED}")
     swap = f"{root}byteorder" in names and _part(data, archive, f"{root}byteorder") != sys.byteorder.encode()

@@ -71,7 +71,15 @@ class ScriptableBlock(nn.Module):
         return F.relu(out)
 
 
+class Multiplied(nn.Linear):
+    """A linear layer as traces before PyTorch 1.9 have it."""
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight.t())
+
+
 AGREEING = {
+    "addmm": (lambda: replaced(thin("resnet18"), "fc", Multiplied(8, 5)), "script trace"),
     "torchvision-resnet18": (resnet18, "script trace"),
     "torchvision-resnet50": (lambda: trained_like(torchvision.models.resnet50(num_classes=5)), "script"),
     "grouped": (lambda: thin("resnext50_32x4d", 16), "script trace"),

@@ -16,16 +16,18 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import joblib
 import numpy as np
 import onnx
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from export.checkpoint import read_checkpoint
 from serve.errors import CheckpointError
 from tests.export.small_graph import small_graph
-from tests.export.small_weights import assert_same, small_network
+from tests.export.small_weights import assert_same, small_network, without_counters
 
 
 def refusal(path: Path) -> str:
@@ -70,6 +72,12 @@ def zip_of(*names: str) -> bytes:
 def numpy_bytes(save, *arrays, **named) -> bytes:
     buffer = io.BytesIO()
     save(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+def joblib_bytes(content: object) -> bytes:
+    buffer = io.BytesIO()
+    joblib.dump(content, buffer)
     return buffer.getvalue()
 
 
@@ -134,7 +142,8 @@ FILES = {
     "npz": (lambda: numpy_bytes(np.savez, conv1=np.ones(3)), "is a NumPy archive (.npz)", "numpy.load("),
     "npy": (lambda: numpy_bytes(np.save, np.ones(3)), "is a NumPy file (.npy), a single array", "model.state_dict()"),
     "npy-objects": (lambda: numpy_bytes(np.save, {"conv1": np.ones(3)}), "holds Python objects", "allow_pickle=True"),
-    "joblib": (lambda: pickle.dumps({"joblib.numpy_pickle": 1}), "is a joblib pickle", "joblib.load("),
+    "joblib": (lambda: joblib_bytes({"conv1": np.ones(3)}), "is a joblib pickle", "joblib.load("),
+    "scikit-learn": (lambda: pickle.dumps(LogisticRegression()), "is a pickle of scikit-learn", "no network"),
     "paddle": (lambda: pickle.dumps({"StructuredToParameterName@@": {}}), "is a PaddlePaddle checkpoint", "PyTorch"),
     "pickle": (
         lambda: pickle.dumps({"conv1": np.ones(3)}),
@@ -187,6 +196,16 @@ def test_a_torch_package_is_named(tmp_path):
     with torch.package.PackageExporter(path) as exporter:
         exporter.save_pickle("model", "model.pkl", {"a": 1})
     assert "is an archive of torch.package" in refusal(path)
+
+
+def test_the_lines_for_a_program_of_torch_export_lead_to_a_checkpoint(tmp_path):
+    network = small_network().eval()
+    network.fc = nn.Identity()
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), tmp_path / "model.pt2")
+    message = refusal(tmp_path / "model.pt2")
+    assert "is a program saved by torch.export" in message
+    run_cure(message)
+    assert_same(read_checkpoint(tmp_path / "model.state_dict.pt").tensors, without_counters(network.state_dict()))
 
 
 def run_cure(message: str) -> None:
