@@ -8,10 +8,9 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_CODE_BYTES = 8 * 2**20
-"""Of all files together; a ResNet-152's are under 1 MiB."""
-
-_MAX_FILE_BYTES = 2 * 2**20
+_MAX_CODE_BYTES = 2**20
+"""Of all files that are read, together. A traced ResNet-152 has 280 KB; a tree may take 500 times its text."""
+_MAX_FILE_BYTES = 2**19
 _MAX_LINE_BYTES = 20_000
 
 
@@ -65,7 +64,7 @@ class ScriptCode:
     def _definitions(self, file: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
         size = self._sizes[file]
         self._bytes += size
-        if size > _MAX_FILE_BYTES or self._bytes > MAX_CODE_BYTES:
+        if size > _MAX_FILE_BYTES or self._bytes > _MAX_CODE_BYTES:
             raise UnreadableError(f"{file} has {size} bytes, which is more code than is read")
         try:
             text = self._read(file)
