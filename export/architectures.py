@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.families.altered_weights import effective_weights
 from export.families.candidate import Candidate, deviations, empty_module
 from export.families.choices import assumptions_of, spec_with
 from export.families.classifier import Head, named_classifier
@@ -21,12 +22,14 @@ from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_kind
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
+from export.families.program_check import hold_program
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
 from export.families.resnet_spec import ResNetSpec
 from export.families.timm_config import foreign_architecture
 from export.families.told import told_by_file
+from export.program import Program
 from serve.errors import ArchitectureError
 
 __all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in", "with_values"]
@@ -38,6 +41,7 @@ def recognise(
     naming: str | None = None,
     config: Mapping[str, Any] = {},
     layer_settings: Mapping[str, Mapping[str, Any]] = {},
+    program: Program | None = None,
     head: Head | None = None,
     assumed: Mapping[str, str] = {},
     head_name: str | None = None,
@@ -53,6 +57,7 @@ def recognise(
             which may name a network that no tensor gives away.
         layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
+        program: of a TorchScript file; it must compute what the network computes, and BatchNorm's eps is taken from it.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
         assumed: what `--assume` says of choices that no tensor tells, by key; see `export.families.choices`.
         head_name: the module among `tensors` that is the classifier, where several could be; other heads are left out.
@@ -62,7 +67,8 @@ def recognise(
         ArchitectureError: they are no network of a known naming, or not exactly one, or two namings fit that compute
             differently: the message says what was found, what was expected, and which flag helps.
     """
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    weights, computed = effective_weights(plain)
     if head_name is not None:
         head_name = named_classifier(weights, head_name)
     schemes = () if naming in COMPOSED else SCHEMES if naming is None else (scheme_named(naming),)
@@ -81,6 +87,8 @@ def recognise(
         candidates += composed
     if foreign := foreign_architecture(config, fits[0].spec if fits else None):
         raise ArchitectureError(foreign)
+    if len(fits) > 1 and program is not None:
+        fits = [fit for fit in fits if _computes(fit, program)] or fits
     if not fits:
         raise refusal_of(candidates, weights, config, head, naming=naming, reason=reason)
     if len(fits) > 1:
@@ -90,7 +98,7 @@ def recognise(
             f"this network has a classifier of its own, {fits[0].candidate.placement.modules['fc']} for "
             f"{fits[0].spec.classes} classes; --head-from is for backbones without one: leave it out"
         )
-    return _recognised(fits[0], config, layer_settings, assumed)
+    return _recognised(fits[0], config, layer_settings, program, computed, assumed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,31 +149,54 @@ def _with_assumed(spec: Spec, naming: str, assumed: Mapping[str, str]) -> Spec:
     return taken
 
 
+def _computes(fit: _Fit, program: Program) -> bool:
+    try:
+        hold_program(fit.module, _layer_names(fit), program)
+    except ArchitectureError:
+        return False
+    return True
+
+
+def _layer_names(fit: _Fit) -> dict[str, str]:
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
+    return {layer: fit.candidate.placement.modules[layer] for layer in layers}
+
+
 def _recognised(
     fit: _Fit,
     config: Mapping[str, Any],
     layer_settings: Mapping[str, Mapping[str, Any]],
+    program: Program | None,
+    computed: tuple[str, ...],
     assumed: Mapping[str, str],
 ) -> Recognised:
     module, spec, placement = fit.module, fit.spec, fit.candidate.placement
     _load(module, fit.candidate.found())
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
-    layer_names = {layer: placement.modules[layer] for layer in layers}
-    taken = apply_layer_settings(module, layer_names, layer_settings)
-    told = told_by_file(placement.scheme, config, layer_settings)
+    layer_names = _layer_names(fit)
+    if program is None:
+        told = apply_layer_settings(module, layer_names, layer_settings)
+    else:
+        told = hold_program(module, layer_names, program)
+    keys = told_by_file(placement.scheme, config, told.settled)
     classifier = placement.modules["fc"]
     return Recognised(
         spec=spec,
         module=module,
         naming=placement.scheme.name,
         architecture=spec.name,
-        evidence=(*evidence_of(spec, placement, len(fit.candidate.placed)), *fit.candidate.notes, *taken),
+        evidence=(
+            *evidence_of(spec, placement, len(fit.candidate.placed)),
+            *fit.candidate.notes,
+            *computed,
+            *told.evidence,
+        ),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,
         # Grey pictures have no customary size: digits have 28 x 28 or 32 x 32, X-rays 224 x 224 and more.
         default_input_size=spec.default_input_size if spec.in_channels > 1 else None,
-        assumptions=tuple(assumptions_of(spec, placement.scheme, classifier, told=told, flags=assumed)),
+        told_input_size=told.input_size,
+        assumptions=tuple(assumptions_of(spec, placement.scheme, classifier, told=keys, flags=assumed)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.program import Program
 from export.reading.checkpoint_file import FileContents, read_file
 from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
+from export.reading.profiler_counters import without_profiler_counters
+from export.reading.script_normalisation import normalisation_of
 from export.reading.wrapper_prefixes import Names, network_names, printable
 from serve.errors import CheckpointError
 
@@ -64,6 +67,9 @@ class Checkpoint:
     """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
     `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
     `classes`."""
+    program: Program | None = None
+    """Only of a TorchScript file: all that its forward computes, with the names of `tensors`. A note says where it
+    couldn't be read to its end; then it is None."""
     names_in_file: tuple[Naming, ...] = ()
     """The names as they are in the file, and after each wrapper's prefix that went, but for the last, which `tensors`
     have."""
@@ -104,8 +110,10 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
     if odd := [name for name in weights.tensors if not isinstance(name, str)]:
         shown = f"{odd[0]} ({type(odd[0]).__name__})" if isinstance(odd[0], int) else f"by a {type(odd[0]).__name__}"
         raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
+    notes = [*files.notes, *weights.notes]
+    weights.named = without_profiler_counters(weights.named, notes)
     names = network_names(weights.tensors, pretraining=weights.are_of_pretraining)
-    notes = [*files.notes, *weights.notes, *names.notes]
+    notes += names.notes
     named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
     if weights.are_ema:
         named |= _plain_statistics(root, named, path, notes, take)
@@ -123,6 +131,11 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
         notes.append(f"trained for {TRAINED_FOR[task]}, as what stands beside the weights says")
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
+    program = _program(contents.values(), weights, names, notes)
+    if program is not None and (normalisation := normalisation_of(program)):
+        metadata |= {"mean": normalisation.mean, "std": normalisation.std}
+        notes.append("the file's program normalises the pictures itself: its mean and std are taken")
+        program = normalisation.rest
     return Checkpoint(
         path=path,
         sha256=_digest(contents),
@@ -132,6 +145,7 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
         counters=counters,
         config=files.config,
         layer_settings=settings,
+        program=program,
         names_in_file=tuple(_names_in_file(weights, names)),
     )
 
@@ -164,6 +178,18 @@ def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]
         elif new is not None:
             settings[new] = found
     return settings
+
+
+def _program(contents: Iterable[FileContents], weights: Weights, names: Names, notes: list[str]) -> Program | None:
+    for content in contents:
+        notes += content.notes
+        if content.program is None:
+            continue
+        if weights.are_ema:
+            notes.append("the file's program is that of its plain weights, so it tells nothing of the EMA weights")
+            continue
+        return content.program.renamed(names.renamed)
+    return None
 
 
 def _root(contents: Mapping[str, FileContents], files: Files, path: Path) -> Any:

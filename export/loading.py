@@ -74,6 +74,7 @@ def network_of(
             naming=source.naming,
             config=checkpoint.config,
             layer_settings=checkpoint.layer_settings,
+            program=checkpoint.program,
             head=head,
             assumed=source.assumed,
             head_name=source.head if source.head_from is None else None,

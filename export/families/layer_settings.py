@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from export.families.foreign_networks import FACTORY
+from export.families.program_check import EVERYTHING, Subject, Told, input_size_of_pool
 from serve.errors import ArchitectureError
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -30,7 +31,7 @@ _BYSTANDER = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|acc\w*)\d*|(train|v
 
 def apply_layer_settings(
     module: nn.Module, layer_names: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, ...]:
+) -> Told:
     """Take each BatchNorm's eps from `settings`, and hold the rest against `module`.
 
     Args:
@@ -38,9 +39,6 @@ def apply_layer_settings(
         layer_names: its submodule names to the checkpoint's.
         settings: the checkpoint's layer names to what each was made with, `type` among it; `hooks` and `buffers` name
             what a state dict leaves out; `""` is the network with its wrappers, `classes` the full names of theirs.
-
-    Returns:
-        Sentences about what was taken.
 
     Raises:
         ArchitectureError: a layer is of another type, strides, pads, dilates or is grouped otherwise; or the checkpoint
@@ -77,7 +75,36 @@ def apply_layer_settings(
         for owner in settings.get("", {}).get("classes", ())
         if not owner.startswith(_KNOWN_CLASSES)
     ]
-    return tuple(taken)
+    settled = _settled(module, settings) if is_whole else frozenset()
+    return Told(tuple(taken), _input_size(module, layer_names, settings), settled)
+
+
+def _settled(module: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> frozenset[Subject]:
+    """What the layers tell. A forward that isn't known may call pools and activations that are no layers of it."""
+    classes = [
+        *settings.get("", {}).get("classes", ()),
+        *(found["class"] for found in settings.values() if "class" in found),
+    ]
+    if classes and all(owner.startswith(_KNOWN_CLASSES) for owner in classes):
+        return EVERYTHING
+    kinds = {_kind(found) for found in settings.values()}
+    told: set[Subject] = {"strides", "eps"}
+    if "ReLU" in kinds:
+        told.add("activations")
+    if "MaxPool2d" in kinds and _first(module, nn.MaxPool2d):
+        told.add("pools")
+    return frozenset(told)
+
+
+def _input_size(
+    module: nn.Module, layer_names: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[int, int] | None:
+    """For which pictures a pool of a fixed size before the classifier is made; None where no one such is there."""
+    pools = [found for found in settings.values() if _is_global_kernel(found)]
+    kernels = {_as_pair(found["kernel_size"]) for found in pools}
+    if len(kernels) != 1 or any(_kind(found) in _GLOBAL_POOLS for found in settings.values()):
+        return None
+    return input_size_of_pool(module, layer_names, kernels.pop())
 
 
 def _check_additions(name: str, found: Mapping[str, Any]) -> None:
@@ -116,9 +143,15 @@ def _is_pool_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
     kernel = _as_pair(found.get("kernel_size"))
     if (ours := _first(module, nn.AvgPool2d)) and kernel == _as_pair(ours.kernel_size):
         return _as_pair(found.get("stride")) in (_as_pair(ours.stride), (1, 1))
-    return (
-        isinstance(kernel, tuple) and min(kernel) >= _LEAST_GLOBAL_KERNEL and not any(_as_pair(found.get("padding", 0)))
-    )
+    return _is_global_kernel(found)
+
+
+def _is_global_kernel(found: Mapping[str, Any]) -> bool:
+    """Whether it averages so much at once that it can only be the pool before the classifier."""
+    kernel = _as_pair(found.get("kernel_size")) if _kind(found) == "AvgPool2d" else None
+    if not isinstance(kernel, tuple) or not all(type(side) is int for side in kernel) or len(kernel) != 2:
+        return False
+    return min(kernel) >= _LEAST_GLOBAL_KERNEL and not any(_as_pair(found.get("padding", 0)))
 
 
 def _is_part_of(name: str, kind: str, module: nn.Module) -> bool:

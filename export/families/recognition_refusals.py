@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from export.families.altered_weights import alteration_of
 from export.families.candidate import Candidate, deviations, empty_module
 from export.families.classifier import Head, head_refusal
 from export.families.foreign_networks import (
@@ -44,10 +45,13 @@ def refusal_of(
     if not candidates:
         return unknown(weights, reason, naming)
     best = _nearest(candidates, config)
+    is_nearly_ours = bool(weights) and 2 * len(best.placed) >= len(weights)
+    if altered := alteration_of(weights, is_nearly_ours=is_nearly_ours):
+        return ArchitectureError(altered)
     scheme = best.placement.scheme
     headless = not any(ours.startswith("fc.") for ours in best.placed)
     is_other = headless and not best.is_whole if scheme.family == "plain" else not best.placement.blocks
-    if not weights or 2 * len(best.placed) < len(weights) or is_other:
+    if not is_nearly_ours or is_other:
         return unknown(weights, reason, naming)
     if headless and best.is_whole:
         return ArchitectureError(

@@ -10,14 +10,14 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from export.program import Program
+from export.reading.foreign_files import foreign_format
 from export.reading.safetensors_file import is_safetensors, read_safetensors
 from export.reading.torch_file import EXPECTED, is_torch_file, read_torch_file
 from serve.errors import CheckpointError
 
 MAX_CHECKPOINT_BYTES = 4 * 2**30
 """A ResNet-152 with its optimiser's state takes under 1 GiB."""
-
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class FileContents:
     """Of the very bytes that the tensors lie in."""
     inert: tuple[str, ...] = ()
     """Names of the classes and functions whose objects were left inert."""
+    program: Program | None = None
+    """Of a TorchScript file, where it could be read to its end."""
+    notes: tuple[str, ...] = ()
+    """What couldn't be read of it."""
 
 
 def read_file(path: Path) -> FileContents:
@@ -41,14 +45,14 @@ def read_file(path: Path) -> FileContents:
     """
     data = _bytes_in_memory(path)
     sha256 = hashlib.sha256(data).hexdigest()
-    if data[: len(_LFS_POINTER)] == _LFS_POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` to fetch it")
     if is_safetensors(data):
         tensors, metadata = read_safetensors(data, path)
         return FileContents(metadata | tensors, sha256)
     if is_torch_file(data):
         found = read_torch_file(data, path)
-        return FileContents(found.root, sha256, found.inert)
+        return FileContents(found.root, sha256, found.inert, found.program, found.notes)
+    if foreign := foreign_format(data, path):
+        raise CheckpointError(foreign)
     raise CheckpointError(f"{path} is no checkpoint: it is {_kind(data)}; {EXPECTED}")
 
 
@@ -87,6 +91,4 @@ def _kind(data: mmap) -> str:
     start = begin.decode("utf-8", errors="ignore")
     if len(start) > len(begin) // 2 and all(char.isprintable() or char.isspace() for char in start):
         return f"text that begins with {start.strip()[:40]!r}"
-    if begin.startswith(b"\x80"):
-        return "a pickle that torch.save did not write"
     return f"{len(data)} bytes that begin with {data[:8].hex(' ')}"

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from export.reading.checkpoint_file import MAX_CHECKPOINT_BYTES
+from export.reading.foreign_files import foreign_folder
 from export.reading.torch_file import EXPECTED
 from serve.errors import CheckpointError
 
@@ -103,11 +104,13 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
     found = [name for name in _KNOWN if name in present]
     if not found:
         found = [name for name in present if name.endswith((*_SUFFIXES, _INDEX_SUFFIX))]
-        if len(found) > 1:
+        if len(found) > 1 and not foreign_folder(present):
             raise CheckpointError(
                 f"{folder} is a folder with {len(found)} checkpoints, {', '.join(found[:8])}; give the one that is "
                 "meant"
             )
+    if (not found or found[0] not in _KNOWN) and (foreign := foreign_folder(present)):
+        raise CheckpointError(f"{folder} is {foreign.replace('FOLDER', str(folder))}")
     if not found:
         raise CheckpointError(f"{folder} is a folder without a checkpoint; {EXPECTED}")
     others = f"; also there and not taken: {', '.join(found[1:])}" if found[1:] else ""
@@ -118,7 +121,10 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
 def _index(file: Path) -> dict[str, str]:
     shard_of = _json_object(file).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
-        raise CheckpointError(f"{file} is no index of shards: expected `weight_map`, tensor names with file names")
+        raise CheckpointError(
+            f"{file} is no index of shards: expected `weight_map`, tensor names with file names. Download the index "
+            "again, with the shards that it lists, or give a file that holds all weights"
+        )
     for name in set(shard_of.values()):
         # A shard lies beside its index; a name with a folder in it could lead anywhere.
         if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES or "\0" in name or not name.isprintable():

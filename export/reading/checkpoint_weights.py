@@ -30,8 +30,9 @@ CONTAINERS = (
     "model_weights",
     "params",
     "student",
+    "state",
 )
-"""Keys that hold the weights, the likeliest first."""
+"""Keys that hold the weights, the likeliest first. Composer has them in `state`, where an optimizer has its own."""
 
 _MAX_NESTING = 8
 _OPTIMIZER_KEYS = {"state", "param_groups"}
@@ -156,7 +157,8 @@ class _Search:
 
     def _candidates(self, content: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where plain and where averaged weights are, the likeliest first."""
-        plain = {key: content[key] for key in CONTAINERS if self._holds_tensors(content.get(key))}
+        keys = [key for key in CONTAINERS if not (key == "state" and "param_groups" in content)]
+        plain = {key: content[key] for key in keys if self._holds_tensors(content.get(key))}
         own = any(_is_tensor(value) for value in content.values())
         if not plain and not own and len(others := self.others(content)) == 1:
             plain = others
@@ -287,6 +289,13 @@ def _no_weights(root: Any, weights: Weights, path: Path, others: Sequence[str]) 
         return CheckpointError(
             f"{path} holds several networks, at {shown}, and nothing says which one is meant: --take "
             f"{printable(others[0])} takes the first"
+        )
+    inner = [value for outer in content.values() if isinstance(outer, dict) for value in outer.values()]
+    if any(isinstance(value, Inert) and value.name.startswith("numpy.") for value in (*content.values(), *inner)):
+        return CheckpointError(
+            f"{path} holds NumPy arrays where tensors were expected, as {keys}. Where they have the names and the "
+            "shapes of a PyTorch state dict, save them as tensors: "
+            "torch.save({name: torch.from_numpy(array) for name, array in state.items()}, PATH)"
         )
     return CheckpointError(
         f"{path} holds no tensors where they were expected: at its root or in {', '.join(CONTAINERS)}; its keys are "

@@ -18,6 +18,7 @@ _MAX_NESTING = 64
 _MAX_TENSORS = 100_000
 _MAX_ATTRIBUTES = 3_000_000
 _MAX_NAME_LENGTH = 1000
+_WEIGHT_HOOKS = ("torch.nn.utils.prune.", "torch.nn.utils.weight_norm.WeightNorm")
 _SCRIPT_PREFIX = "__torch__."
 
 
@@ -112,8 +113,15 @@ def _settings(module: Inert, content: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"type": module.name.rpartition(".")[2], "class": module.name}
     if isinstance(left_out, set) and isinstance(buffers, dict):
         told |= {"buffers": sorted(str(n) for n in left_out if isinstance(buffers.get(n), Tensor))} if left_out else {}
-    hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks") if _entries(content.get(name))]
+    hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks") if _foreign_hooks(content.get(name))]
     return plain | told | ({"hooks": hooks} if hooks else {})
+
+
+def _foreign_hooks(hooks: Any) -> bool:
+    """Whether hooks are there other than those that compute a weight from its parts, which the tensors tell."""
+    return any(
+        not (isinstance(hook, Inert) and hook.name.startswith(_WEIGHT_HOOKS)) for hook in _entries(hooks).values()
+    )
 
 
 def _entries(value: Any) -> dict[Any, Any]:

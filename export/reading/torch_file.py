@@ -8,13 +8,18 @@ attributes lie in a pickle of the same kind (torch/csrc/jit/serialization/pickle
 import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 from typing import IO, Any, cast
 
-from export.reading.inert_pickle import read_pickle
+from export.program import Program
+from export.reading.foreign_files import foreign_archive
+from export.reading.inert_pickle import Inert, Pickle, read_pickle
 from export.reading.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
+from export.reading.script_code import ScriptCode, UnreadableError
+from export.reading.script_program import read_program
 from serve.errors import CheckpointError
 
 EXPECTED = (
@@ -23,6 +28,7 @@ EXPECTED = (
 )
 _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save wrote first before PyTorch 1.6
 _LOCAL_HEADER_BYTES = 30
+_UNTOLD = "its program, which would tell strides, pools and activations, couldn't be read to its end"
 _MAX_ELEMENT_BYTES = 16
 
 
@@ -33,6 +39,9 @@ class TorchFile:
     root: Any
     inert: tuple[str, ...]
     """Names of the classes and functions whose objects were left inert."""
+    program: Program | None = None
+    """Only of TorchScript, where it could be read to its end."""
+    notes: tuple[str, ...] = ()
 
 
 def is_torch_file(data: mmap) -> bool:
@@ -77,50 +86,97 @@ class _Archive:
     def names(self) -> list[str]:
         return list(self._entries)
 
+    def size(self, name: str) -> int:
+        """Of the part called `name`, unpacked, in bytes, as the archive lists it."""
+        return self._entries[name].file_size
+
+    def text(self, name: str) -> bytes:
+        """The part called `name`, unpacked, which may be compressed; no more bytes than the archive lists for it.
+
+        Raises:
+            ValueError: it isn't there, is packed otherwise, or has another size.
+        """
+        entry = self._entries[name]
+        start = self._start(name)
+        packed = self._data[start : start + entry.compress_size]
+        if entry.compress_type == zipfile.ZIP_STORED:
+            return packed
+        if entry.compress_type != zipfile.ZIP_DEFLATED:
+            raise ValueError(f"{name} is packed in an unknown way")
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            text = unpacker.decompress(packed, entry.file_size + 1)
+        except zlib.error as error:
+            raise ValueError(f"{name} can't be unpacked: {error}") from error
+        if len(text) != entry.file_size:
+            raise ValueError(f"{name} should have {entry.file_size} bytes")
+        return text
+
     def span(self, name: str) -> tuple[int, int]:
         """Where the part called `name` begins in the file, and its size in bytes."""
-        entry = self._entries.get(name)
-        if entry is None:
-            raise ValueError(f"the archive lacks its part {name}")
+        start = self._start(name)
+        entry = self._entries[name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise CheckpointError(
                 f"{self._path} is a compressed archive; torch.save never compresses, unpack and save it again"
             )
+        return start, entry.file_size
+
+    def _start(self, name: str) -> int:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ValueError(f"the archive lacks its part {name}")
         header = self._data[entry.header_offset : entry.header_offset + _LOCAL_HEADER_BYTES]
         signature, name_bytes, extra_bytes = struct.unpack("<4s22x2H", header)
         if signature != b"PK\x03\x04" or entry.flag_bits & 1:
             raise ValueError(f"the archive's part {name} is not where its list says, or encrypted")
-        return entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes, entry.file_size
+        return int(entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
 
 
 def _from_archive(data: mmap, path: Path) -> TorchFile:
     archive = _Archive(data, path)
     names = archive.names
-    if any(name.endswith("/archive_format") for name in names):
+    is_program = any(name.endswith("/archive_format") for name in names)
+    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+    is_compiled = any("/aotinductor/" in name for name in names)
+    if is_program and not is_compiled:
         target = path.with_name(f"{path.stem}.state_dict.pt")
         raise CheckpointError(
             f"{path} is a program saved by torch.export; the weights alone are needed. Where you trust it, run\n"
-            f"    program = torch.export.load({str(path)!r})\n    torch.save(program.state_dict, {str(target)!r})"
+            f"    import torch\n    program = torch.export.load({str(path)!r})\n"
+            f"    torch.save(program.state_dict, {str(target)!r})"
         )
-    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
-    if root is None:
+    if root is None or is_compiled:
+        if foreign := foreign_archive(names, path):
+            raise CheckpointError(foreign)
         shown = ", ".join(names[:5]) or "nothing"
         raise CheckpointError(f"{path} is a zip archive but no checkpoint: it holds {shown}; {EXPECTED}")
     swap = f"{root}byteorder" in names and _part(data, archive, f"{root}byteorder") != sys.byteorder.encode()
-    storages: dict[str, Storage] = {}
-
-    def persistent(key: Any) -> Storage:
-        _, kind, name, location, *_ = key
-        if name not in storages:
-            memory = None if location == "meta" else tensor_over(data, *archive.span(f"{root}data/{name}"))
-            storages[name] = _storage(memory, kind, swap=swap)
-        return storages[name]
-
     is_script = f"{root}constants.pkl" in names
-    start, _ = archive.span(f"{root}data.pkl")
-    data.seek(start)
-    found = read_pickle(_as_file(data), _construct_in_script if is_script else construct_tensor, persistent)
-    return TorchFile(found.root, found.inert)
+
+    def pickled(part: str, folder: str) -> Pickle:
+        storages: dict[str, Storage] = {}
+
+        def persistent(key: Any) -> Storage:
+            _, kind, name, location, *_ = key
+            if name not in storages:
+                memory = None if location == "meta" else tensor_over(data, *archive.span(f"{root}{folder}/{name}"))
+                storages[name] = _storage(memory, kind, swap=swap)
+            return storages[name]
+
+        data.seek(archive.span(f"{root}{part}")[0])
+        return read_pickle(_as_file(data), _construct_in_script if is_script else construct_tensor, persistent)
+
+    found = pickled("data.pkl", "data")
+    if not (is_script and isinstance(found.root, Inert)):
+        return TorchFile(found.root, found.inert)
+    sizes = {name.removeprefix(root): archive.size(name) for name in names if name.startswith(f"{root}code/")}
+    code = ScriptCode(sizes, lambda name: archive.text(f"{root}{name}"))
+    try:
+        program = read_program(found.root, code, lambda: pickled("constants.pkl", "constants").root)
+    except UnreadableError as error:
+        return TorchFile(found.root, found.inert, None, (f"{_UNTOLD}: {error}",))
+    return TorchFile(found.root, found.inert, program)
 
 
 def _as_file(data: mmap) -> IO[bytes]:

@@ -6,6 +6,8 @@ import torchvision
 from torch import nn
 
 from export.architectures import recognise
+from export.families.layer_settings import apply_layer_settings
+from export.families.program_check import EVERYTHING
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like
 
@@ -144,3 +146,55 @@ def test_the_forward_of_an_unknown_class_is_said_to_be_unread():
             network.state_dict(), layer_settings=settings_of(network) | {"": {"classes": [name]}}
         ).evidence
         assert sum("mine.Net was not read" in sentence for sentence in evidence) == sentences
+
+
+POOLS = {
+    "fixed": (nn.AvgPool2d(7), (224, 224)),
+    "of-stride-1": (nn.AvgPool2d(7, stride=1), (224, 224)),
+    "oblong": (nn.AvgPool2d((4, 5)), (128, 160)),
+    "adaptive": (nn.AdaptiveAvgPool2d(1), None),
+}
+
+
+@pytest.mark.parametrize("case", POOLS)
+def test_a_pool_of_a_fixed_size_tells_the_input_size(case):
+    pool, size = POOLS[case]
+    network = torchvision.models.resnet18(num_classes=5)
+    network.avgpool = pool
+    assert recognise(network.state_dict(), layer_settings=settings_of(network)).told_input_size == size
+    assert recognise(network.state_dict()).told_input_size is None
+
+
+def test_a_small_networks_pool_tells_its_input_size():
+    network = cifar_resnet18(width=4)
+    network.pool = nn.AvgPool2d(4)
+    assert recognise(network.state_dict(), layer_settings=settings_of(network)).told_input_size == (32, 32)
+
+
+CLASSES = {
+    "known": ({"": {"classes": ["torchvision.models.resnet.ResNet"]}}, True, EVERYTHING),
+    "own": ({"": {"classes": ["mine.Net"]}}, True, {"strides", "eps", "activations", "pools"}),
+    "own-block": (
+        {"layer1.0": {"class": "mine.Block", "type": "Block"}},
+        True,
+        {"strides", "eps", "activations", "pools"},
+    ),
+    "functional": ({"": {"classes": ["mine.Net"]}}, False, {"strides", "eps", "pools"}),
+}
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_layers_settle_what_they_tell_and_a_known_forward_the_rest(case):
+    added, with_relus, settled = CLASSES[case]
+    network = torchvision.models.resnet18(num_classes=5)
+    settings = settings_of(network) | added
+    if not with_relus:
+        settings = {name: found for name, found in settings.items() if found.get("type") != "ReLU"}
+    layer_names = {name: name for name, child in network.named_modules() if [*child.parameters(recurse=False)]}
+    assert apply_layer_settings(recognise(network.state_dict()).module, layer_names, settings).settled == settled
+
+
+def test_a_few_layers_settle_nothing():
+    network = torchvision.models.resnet18(num_classes=5)
+    recognised = recognise(network.state_dict())
+    assert apply_layer_settings(recognised.module, recognised.layer_names, {}).settled == set()
