@@ -6,6 +6,7 @@ rows that lead to different ones are refused, as nothing in the file tells which
 read by what repeats in them.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 
 from export.families.altered_weights import effective_weights
 from export.families.candidate import Candidate, deviations, empty_module
-from export.families.choices import assumptions_of, spec_with
+from export.families.choices import assumptions_of, choices_in, spec_with
 from export.families.classifier import Head, named_classifier
 from export.families.composed_naming import compose
 from export.families.evidence import evidence_of
 from export.families.foreign_networks import foreign_kind
 from export.families.layer_settings import apply_layer_settings
 from export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
-from export.families.program_check import hold_program
+from export.families.program_check import Told, hold_program
 from export.families.recognised import Recognised, Spec
 from export.families.recognition_refusals import ambiguity_of, refusal_of
 from export.families.renaming import names_in, tensors_in
@@ -157,6 +158,31 @@ def _computes(fit: _Fit, program: Program) -> bool:
     return True
 
 
+def _told(
+    module: nn.Module,
+    layer_names: Mapping[str, str],
+    layer_settings: Mapping[str, Mapping[str, Any]],
+    program: Program | None,
+) -> Told:
+    """What the file's layers or its program tell. Raises `ArchitectureError` where they contradict `module`."""
+    if program is None:
+        return apply_layer_settings(module, layer_names, layer_settings)
+    return hold_program(module, layer_names, program)
+
+
+def _value_that_the_file_has(
+    fit: _Fit, layer_settings: Mapping[str, Mapping[str, Any]], program: Program | None
+) -> str | None:
+    """The flag that makes the network what the file's layers or program have, if one choice is all that differs."""
+    for choice in choices_in(fit.spec):
+        for value in choice.known:
+            other = _with_assumed(fit.spec, fit.candidate.placement.scheme.name, {choice.key: value})
+            with contextlib.suppress(ArchitectureError):
+                _told(empty_module(other), _layer_names(fit), layer_settings, program)
+                return f"--assume {choice.key}={value}"
+    return None
+
+
 def _layer_names(fit: _Fit) -> dict[str, str]:
     layers = dict.fromkeys(name.rpartition(".")[0] for name in fit.candidate.placed)
     return {layer: fit.candidate.placement.modules[layer] for layer in layers}
@@ -173,10 +199,11 @@ def _recognised(
     module, spec, placement = fit.module, fit.spec, fit.candidate.placement
     _load(module, fit.candidate.found())
     layer_names = _layer_names(fit)
-    if program is None:
-        told = apply_layer_settings(module, layer_names, layer_settings)
-    else:
-        told = hold_program(module, layer_names, program)
+    try:
+        told = _told(module, layer_names, layer_settings, program)
+    except ArchitectureError as error:
+        cure = _value_that_the_file_has(fit, layer_settings, program)
+        raise ArchitectureError(f"{error}, or add {cure}, which is what the file has") if cure else error from None
     keys = told_by_file(placement.scheme, config, told.settled)
     classifier = placement.modules["fc"]
     return Recognised(
@@ -196,6 +223,8 @@ def _recognised(
         # Grey pictures have no customary size: digits have 28 x 28 or 32 x 32, X-rays 224 x 224 and more.
         default_input_size=spec.default_input_size if spec.in_channels > 1 else None,
         told_input_size=told.input_size,
+        # Its module averages the whole map, whatever the size; the file's pool of a fixed kernel doesn't.
+        takes_told_size_only=told.input_size is not None,
         assumptions=tuple(assumptions_of(spec, placement.scheme, classifier, told=keys, flags=assumed)),
     )
 

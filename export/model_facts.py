@@ -235,6 +235,14 @@ def _input_size(
             f"for {grey}: --input-size 28 (or 32, 64, 224) says it, or --images DIR with pictures that all have it"
         )
     check_input_size(*size)
+    if network.takes_told_size_only and size != network.told_input_size:
+        told = size_as_text(network.told_input_size or size)
+        raise InputError(
+            f"the input size is {size_as_text(size)} by {settled_by or 'the checkpoint'}, but the last pool of the "
+            f"checkpoint's own layers covers the whole map of pictures of {told} alone: leave the size out, or say "
+            f"--input-size {told}. For other sizes build the network with your own code: --factory "
+            "package.module:function"
+        )
     if settled_by is not None:
         return size, (size_assumption(size, network, settled_by),)
     return size, () if isinstance(stored, int) else own

@@ -29,6 +29,8 @@ class TrainedNetwork:
     """Side in pixels of the pictures that such a network is usually trained on; None where no size is customary."""
     told_input_size: tuple[int, int] | None = None
     """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
+    takes_told_size_only: bool = False
+    """Whether `module` computes the same as that code on pictures of `told_input_size` alone."""
     assumptions: tuple[Assumption, ...] = ()
     """What changes answers and was taken as is customary, or as a flag says."""
 

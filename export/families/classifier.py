@@ -99,7 +99,7 @@ def head_refusal(candidate: "Candidate") -> str | None:
         name = f"{candidate.placement.modules['fc']}.weight"
         weight = candidate.tensors[name]
         # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
-        odd = weight.ndim == 2 and features is not None and weight.shape[1] % features
+        odd = weight.ndim == 2 and features and weight.shape[1] % features
         matrices = {name: weight} if odd else {}
     if not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
         return None

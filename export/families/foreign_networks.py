@@ -140,7 +140,9 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
 def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:
     """Whether a kernel behind `first` takes pictures: of 1 or 3 channels."""
     kernels = (tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4)
-    return any(tensor.shape[1] in (1, 3) and tensor.shape[0] > tensor.shape[1] for tensor in kernels)
+    return any(
+        tensor.shape[1] in (1, 3) and tensor.shape[0] > tensor.shape[1] and tensor.shape[2] > 1 for tensor in kernels
+    )
 
 
 def _dense_classifier(tensors: Mapping[str, Tensor]) -> str | None:

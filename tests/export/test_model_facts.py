@@ -123,3 +123,14 @@ def test_a_size_flag_that_says_the_stored_size_keeps_its_resize() -> None:
 )
 def test_what_the_checkpoint_says_and_is_not_taken_is_said(stored: dict[str, Any], said: str) -> None:
     assert any(said in sentence for sentence in facts_from(checkpoint(**stored), network()).warnings)
+
+
+def test_a_pool_of_a_fixed_size_in_the_file_allows_its_size_alone() -> None:
+    told = network(told_input_size=(32, 32), takes_told_size_only=True)
+    assert facts_from(checkpoint(), told).input.height == 32
+    assert facts_from(checkpoint(), told, input_size=(32, 32)).input.height == 32
+    for size in ({"input_size": (64, 64)}, {"assumed": {"size": "64"}}):
+        with pytest.raises(InputError, match="covers the whole map of pictures of 32 alone.*--input-size 32"):
+            facts_from(checkpoint(), told, **size)
+    with pytest.raises(InputError, match="is 48 by the checkpoint"):
+        facts_from(checkpoint(input_size=48), told)

@@ -13,6 +13,7 @@ from export.architectures import recognise
 from export.checkpoint import read_checkpoint
 from export.families.naming_schemes import SCHEMES, NamingScheme
 from tests.export.families.recognition import assert_equal_logits, assert_same_network
+from tests.export.families.test_architecture_layer_settings import settings_of
 from tests.export.resnets import (
     CifarBasic,
     CifarBottleneck,
@@ -210,12 +211,14 @@ def test_the_evidence_says_what_told_each_part():
 
 
 def test_what_a_bare_state_dict_leaves_open_is_said_with_the_way_out():
-    tensors = on_meta(torchvision.models.resnet18)
+    with torch.device("meta"):
+        network = torchvision.models.resnet18()
+    tensors = network.state_dict()
     lines = {a.key: a.line for a in recognise(tensors).assumptions}
     assert all(f"--assume {key}=VALUE" in line for key, line in lines.items())
     assert "activations are relu; it could also be leaky-relu-0.1" in lines["activation"]
-    told = recognise(tensors, layer_settings={"": {"class": "torchvision.models.resnet.ResNet", "type": "ResNet"}})
-    assert told.assumptions == ()
+    whole = {"": {"classes": ["torchvision.models.resnet.ResNet"]}} | settings_of(network)
+    assert recognise(tensors, layer_settings=whole).assumptions == ()
 
 
 def test_what_a_small_network_leaves_open_is_said():

@@ -9,6 +9,7 @@ import torchvision
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
 
 from export.architectures import recognise
 from export.checkpoint import read_checkpoint
@@ -106,7 +107,7 @@ def test_a_program_that_agrees_settles_everything(tmp_path, case, how):
     assert checkpoint.program is not None
     recognised = recognised_of(checkpoint)
     assert "which was read and not run" in recognised.evidence[-1]
-    assert not any("tensors tell no strides" in sentence for sentence in recognised.unseen)
+    assert recognised.assumptions == ()
     assert_equal_logits(network, recognised, side=64)
 
 
@@ -248,5 +249,24 @@ def test_a_program_tells_namings_apart_that_the_same_tensors_fit(tmp_path, raw):
         recognise(network.state_dict())
     recognised = recognised_in(saved(network, tmp_path / "model.pt", "trace"))
     assert recognised.naming == ("preact-bn-raw" if raw else "preact-bn")
-    assert recognised.unseen == ()
+    assert recognised.assumptions == ()
     assert_equal_logits(network, recognised, side=64)
+
+
+@pytest.mark.parametrize("how", ["script", "trace", "pickle"])
+def test_what_one_choice_would_mend_is_named_and_mends_it(tmp_path, how):
+    """A bottleneck that strides on its 1x1 convolution, as Caffe's did."""
+    network = trained_like(torchvision.models.ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5))
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    path = tmp_path / "model.pt"
+    if how == "pickle":
+        torch.save(network, path)
+        checkpoint = read_checkpoint(path)
+    else:
+        checkpoint = read_checkpoint(saved(network, path, how))
+    given = {"layer_settings": checkpoint.layer_settings, "program": checkpoint.program}
+    with pytest.raises(ArchitectureError, match=r"layer2\.0\.conv1.*or add --assume stride=conv1, which is"):
+        recognise(checkpoint.tensors, **given)
+    assert_equal_logits(network, recognise(checkpoint.tensors, **given, assumed={"stride": "conv1"}), side=64)
