@@ -157,7 +157,8 @@ class Witnesses:
             if _is_plausible(current, assumed):
                 return Findings(assumed, current, tried=tuple(tried))
             return Findings(assumed, assumed, leanings=(_nearest(current, assumed),), tried=tuple(tried))
-        settled = _settled(assumed, rivals, few)
+        # Of two that both fit badly the better one is no proof.
+        settled = _settled(assumed, rivals, few) if _is_plausible(assumed, assumed) else {}
         return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tuple(tried))
 
     def prefers_shared_size(self, shared: tuple[int, int]) -> bool:

@@ -1,6 +1,5 @@
 """A checkpoint becomes a model package: the steps, top to bottom."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from export.artifacts import Fp16Options, Int8Options, write_artifacts
 from export.assumptions import check_none_open
 from export.checkpoint import Checkpoint
+from export.destination import destination_of, model_name
 from export.fold import FoldedNetwork, fold_network
 from export.loading import NetworkSource, network_of, read_source
 from export.model_facts import ModelFacts, facts_from, no_labels
@@ -32,9 +32,8 @@ from export.verify import (
     verify_artifact,
 )
 from serve.backends.engine_target import available_builder
-from serve.errors import BackendUnavailableError, CheckpointError, InputError, PackageError
+from serve.errors import BackendUnavailableError, PackageError
 from serve.model_package import (
-    NAME_PATTERN,
     Manifest,
     ModelPackage,
     PackageFile,
@@ -102,9 +101,9 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
         VerificationError: an artifact differs from eager PyTorch FP32 beyond its bar.
         BackendUnavailableError: an engine was asked for and can't be built here.
     """
-    destination = destination_of(options)
+    destination = destination_of(options.source.checkpoint, options.out)
     check_destination(destination, replace=options.force)
-    name = _name(options, destination)
+    name = model_name(options.name, destination)
     if options.engine is not None:
         available_builder(options.engine)
 
@@ -210,34 +209,6 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             f"{destination} could not be written, and nothing of it was left behind: {reason}"
         ) from error
     return ExportResult(destination, manifest, report)
-
-
-def destination_of(options: ExportOptions) -> Path:
-    """The package's folder: `--out`, or the checkpoint's path without its suffix."""
-    checkpoint = options.source.checkpoint
-    if not checkpoint.name:
-        raise CheckpointError(f"{checkpoint} has no name to call the package by; name its folder with --out")
-    destination = options.out or _without_suffix(checkpoint)
-    if destination == checkpoint:
-        raise PackageError(f"{destination} is the checkpoint itself; name the package's folder with --out")
-    return destination
-
-
-def _without_suffix(checkpoint: Path) -> Path:
-    """`model` of `model.pt` and of `model.safetensors.index.json`; a folder has its own name."""
-    index_of = checkpoint.name.removesuffix(".index.json")
-    return checkpoint if checkpoint.is_dir() else checkpoint.with_name(index_of).with_suffix("")
-
-
-def _name(options: ExportOptions, destination: Path) -> str:
-    name = options.name or destination.resolve().name
-    if re.fullmatch(NAME_PATTERN, name) is None:
-        came = "--name" if options.name else "the folder's name, for want of --name,"
-        raise InputError(
-            f"{came} is {name!r}; a model's name has 1 to 128 letters, digits, dots, hyphens and underscores and "
-            "begins with a letter or digit"
-        )
-    return name
 
 
 def _sample(options: ExportOptions, images: ImageFolder | None, facts: ModelFacts) -> tuple[Sample, tuple[str, ...]]:
