@@ -1,5 +1,6 @@
 """What the user says of what nothing tells, `--assume KEY=VALUE`, and what is still open."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from serve.errors import InputError
@@ -47,8 +48,11 @@ def settled(assumptions: Iterable[Assumption], reasons: Mapping[str, str]) -> tu
 
 def check_none_open(assumptions: Iterable[Assumption]) -> None:
     """Raise `InputError` if one is open, as `--strict` has it; the message has each with its flag."""
-    if lines := [assumption.line for assumption in assumptions if assumption.is_open]:
-        raise InputError(
-            f"--strict: {len(lines)} of what changes answers {'is' if len(lines) == 1 else 'are'} assumed and settled "
-            f"by nothing, so nothing was written:\n  " + "\n  ".join(lines)
-        )
+    if not (left := [assumption for assumption in assumptions if assumption.is_open]):
+        return
+    lines = "\n  ".join(assumption.line for assumption in left)
+    confirmed = ",".join(f"{assumption.key}={assumption.value}" for assumption in left)
+    raise InputError(
+        f"--strict: {len(left)} of what changes answers {'is' if len(left) == 1 else 'are'} assumed and settled by "
+        f"nothing, so nothing was written:\n  {lines}\nWhere all of it is so: --assume {shlex.quote(confirmed)}"
+    )

@@ -138,7 +138,8 @@ def test_strict_refuses_while_anything_is_open_and_flags_settle_it(
     assert not (tmp_path / "m").exists()
     lines = [line.strip() for line in refused.stderr.splitlines() if line.startswith("  assumed ")]
     assert {"size", "normalization", "pool", "activation"} <= {line.split()[1].partition("=")[0] for line in lines}
-    settling = ",".join(line.split()[1].rstrip(":") for line in lines)
+    settling = refused.stderr.splitlines()[-1].removeprefix("Where all of it is so: --assume ")
+    assert settling.split(",") == [line.split()[1].rstrip(":") for line in lines]
     passed = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--strict", "--assume", settling)
     assert passed.exit_code == 0, passed.stderr
     assumptions = load_package(tmp_path / "m").manifest.assumptions
