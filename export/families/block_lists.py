@@ -59,7 +59,8 @@ def layers_of(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:
     for name in weights:
         layer, _, leaf = name.rpartition(".")
         leaves.setdefault(layer, set()).add(leaf)
-    beneath: dict[str, int] = {}
+    # A layer may hold another, as detectron2's convolutions hold their BatchNorms: it has its own name still.
+    beneath = dict.fromkeys(leaves, 2)
     for layer in leaves:
         parts = layer.split(".")
         for count in range(1, min(len(parts), _MOST_PARTS)):

@@ -51,6 +51,14 @@ LAYOUTS = {
         "norms": ("bn_1", "bn_2"),
         "shortcut": ("short_cut.0", "short_cut.1"),
     },
+    # A convolution that holds its BatchNorm, as detectron2's do.
+    "BatchNorm within its convolution": {
+        "stem": ("stem.conv1", "stem.conv1.norm"),
+        "block": "res{stage}.{block}",
+        "first": (2, 0, 0),
+        "norms": ("conv1.norm", "conv2.norm"),
+        "shortcut": ("shortcut", "shortcut.norm"),
+    },
     "letters": {
         "stem": ("conv_1", "bn_1"),
         "block": "stage_{stage}.{block}",
