@@ -50,7 +50,8 @@ def read_shapes(weights: Mapping[str, Tensor]) -> ShapeReading:
     convs = [layer for layer in layers if layer.kind == "convolution"]
     linear = [layer for layer in layers if layer.kind == "linear"]
     stem = next((conv for conv in convs if conv.shape[1] in (1, 3) and conv.shape[2] > 1), None)
-    places: dict[str, str] = {linear[-1].name: "fc"} if linear else {}
+    # Of several matrices nothing tells which is the classifier; `--head` does.
+    places: dict[str, str] = {linear[0].name: "fc"} if len(linear) == 1 else {}
     blocks: list[_Block] = []
     if stem is not None:
         blocks = _blocks([conv for conv in convs if conv is not stem], stem.shape[0])
@@ -116,9 +117,7 @@ def _block_at(convs: Sequence[Layer], width: int) -> _Block | None:
             window = convs[: count + 1]
             if skipped < len(window):
                 main = (*window[:skipped], *window[skipped + 1 :])
-                if _is_branch(main, kernels, width) and _is_shortcut(
-                    window[skipped], width, main[-1].shape[0], kernels
-                ):
+                if _is_branch(main, kernels, width) and _is_shortcut(window[skipped], main, width):
                     return _Block(main, window[skipped])
         main = tuple(convs[:count])
         if _is_branch(main, kernels, width):
@@ -136,11 +135,15 @@ def _is_branch(convs: Sequence[Layer], kernels: Sequence[int], width: int) -> bo
     return True
 
 
-def _is_shortcut(conv: Layer, width: int, out: int, kernels: Sequence[int]) -> bool:
-    if conv.shape[:2] != (out, width):
+def _is_shortcut(conv: Layer, main: Sequence[Layer], width: int) -> bool:
+    out = main[-1].shape[0]
+    if conv.shape[:2] != (out, width) or conv.shape[2] not in (1, 3):
         return False
-    # Where the width stays, a further convolution of the branch's own kind is the next block's.
-    return conv.shape[2] in (1, 3) and (out != width or conv.shape[2] not in kernels)
+    # Where the width stays, shapes prove nothing: a further convolution of the branch's own kind is the next block's,
+    # and one that lies elsewhere than the branch none of this block's.
+    containers = {layer.name.partition(".")[0] for layer in main}
+    lies_with_it = len(containers) > 1 or conv.name.partition(".")[0] in containers
+    return out != width or (lies_with_it and conv.shape[2] not in [layer.shape[2] for layer in main])
 
 
 def _leaves_room(block: _Block, places: Mapping[str, str]) -> bool:

@@ -374,6 +374,20 @@ def test_what_stands_between_layers_in_a_sequential_is_not_guessed(options, tell
     assert "--factory" in message
 
 
+def test_a_convolution_behind_the_blocks_is_not_suggested_as_a_shortcut():
+    """Where the width stays, its shape proves nothing."""
+    names = {"block": "blocks.{flat}", "convs": ("conv_a", "conv_b"), "norms": ("bn_a", "bn_b")}
+    network = Named(*SMALL, stem=("stem.0", "stem.1"), **names)
+    behind = nn.ModuleDict({"post": nn.Sequential(nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))})
+    assert not read_shapes({**tensors_of(network), **behind.state_dict()}).is_whole
+    assert read_shapes(tensors_of(network)).is_whole
+
+
+def test_which_of_several_matrices_is_the_classifier_is_not_suggested():
+    tensors = tensors_of(Named(*SMALL)) | {"aux.weight": torch.ones(3, 32)}
+    assert {read_shapes(tensors).names[name] for name in ("fc.weight", "fc.bias", "aux.weight")} == {""}
+
+
 def test_a_first_stage_that_is_cut_off_is_not_made_up_for():
     tensors = Named((1, 1, 1), (8, 16, 32), stem=("conv", "bn")).state_dict()
     cut = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer1")}
