@@ -138,11 +138,10 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:
-    """Whether a kernel behind `first` takes pictures: of 1 or 3 channels."""
-    kernels = (tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4)
-    return any(
-        tensor.shape[1] in (1, 3) and tensor.shape[0] > tensor.shape[1] and tensor.shape[2] > 1 for tensor in kernels
-    )
+    """Whether one kernel behind `first` takes pictures: of 3 channels, or of 1, as depthwise ones have, but many."""
+    kernels = [tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4]
+    taken = Counter(kernel.shape[1] for kernel in kernels if kernel.shape[0] > kernel.shape[1] and kernel.shape[2] > 1)
+    return taken[3] == 1 or (not taken[3] and taken[1] == 1)
 
 
 def _dense_classifier(tensors: Mapping[str, Tensor]) -> str | None:

@@ -226,6 +226,17 @@ def test_groupnorm_is_refused_by_name():
     assert "there is bn1.weight, but no bn1.running_mean" in refusal(network.state_dict())
 
 
+@pytest.mark.parametrize("make", [torchvision.models.shufflenet_v2_x0_5, torchvision.models.mnasnet0_5])
+def test_stages_of_depthwise_convolutions_are_no_networks_side_by_side(make):
+    assert "side by side" not in refusal(on_meta(make))
+
+
+def test_twins_with_depthwise_convolutions_are_networks_side_by_side():
+    tensors = on_meta(torchvision.models.mobilenet_v2)
+    twins = {f"{side}.{name}": tensor for name, tensor in tensors.items() for side in ("left", "right")}
+    assert "2 networks side by side, behind left., right." in refusal(twins)
+
+
 def test_a_lone_classifier_is_no_network():
     assert "no ResNet that Fuseline knows" in refusal(nn.Linear(512, 10).state_dict())
     fc = {f"fc.{name}": tensor for name, tensor in nn.Linear(512, 10).state_dict().items()}
