@@ -100,7 +100,8 @@ def head_refusal(candidate: "Candidate") -> str | None:
         weight = candidate.tensors[name]
         # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
         odd = weight.ndim == 2 and features and weight.shape[1] % features
-        matrices = {name: weight} if odd else {}
+        if odd or matrices:
+            matrices = {name: weight, **matrices}
     if not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
         return None
     naming = candidate.placement.scheme.name

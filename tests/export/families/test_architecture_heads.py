@@ -60,6 +60,16 @@ def test_a_head_that_does_not_fit_is_explained(weight, bias, named):
     assert named in message
 
 
+def test_heads_beside_the_classifier_are_left_out_by_a_flag():
+    """A training's second task, or its early exits."""
+    network = trained_like(cifar_resnet18(width=8))
+    beside = {"rotation.weight": torch.ones(4, 64), "exit1.fc.weight": torch.ones(10, 8)}
+    message = refusal(network.state_dict() | beside)
+    assert "linear.weight (10, 64), rotation.weight (4, 64), exit1.fc.weight (10, 8)" in message
+    assert "--head NAME" in message
+    assert_equal_logits(network, recognise(network.state_dict() | beside, head_name="linear"), side=32)
+
+
 def test_a_head_for_a_network_that_has_one_is_refused():
     head = (torch.zeros(10, 512), torch.zeros(10))
     message = refusal(torchvision.models.resnet18().state_dict(), head=head)
