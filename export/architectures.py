@@ -225,7 +225,16 @@ def _recognised(
         told_input_size=told.input_size,
         # Its module averages the whole map, whatever the size; the file's pool of a fixed kernel doesn't.
         takes_told_size_only=told.input_size is not None,
-        assumptions=tuple(assumptions_of(spec, placement.scheme, classifier, told=keys, flags=assumed)),
+        assumptions=tuple(
+            assumptions_of(
+                spec,
+                placement.scheme,
+                classifier,
+                told=keys,
+                flags=assumed,
+                has_bias=fit.candidate.has_bias,
+            )
+        ),
     )
 
 

@@ -38,6 +38,8 @@ class Candidate:
     """Whether the checkpoint has one of its own."""
     is_as_named: bool = True
     """Whether the classifier is called as the scheme has it."""
+    has_bias: bool = True
+    """Whether the classifier has a bias of its own; else it is given zeros."""
     notes: tuple[str, ...] = ()
     """What was taken for the classifier, where that isn't plain: sentences."""
 
@@ -79,7 +81,8 @@ class Candidate:
             notes.append(
                 f"{classifier} is the classifier, as the only matrix beside the backbone, which fits its width"
             )
-        if has_classifier and f"{classifier}.bias" not in tensors:
+        has_bias = not has_classifier or f"{classifier}.bias" in tensors
+        if not has_bias:
             tensors[f"{classifier}.bias"] = zeros_for(weights[f"{classifier}.weight"])
             notes.append(f"the classifier {classifier} has no bias in the file: zeros")
         return cls(
@@ -88,6 +91,7 @@ class Candidate:
             tensors,
             has_classifier,
             is_as_named or not has_classifier,
+            has_bias,
             tuple(notes),
         )
 

@@ -195,7 +195,13 @@ def spec_with(spec: Spec, values: Mapping[str, str]) -> Spec:
 
 
 def assumptions_of(
-    spec: Spec, scheme: NamingScheme, classifier: str, *, told: frozenset[str], flags: Mapping[str, str]
+    spec: Spec,
+    scheme: NamingScheme,
+    classifier: str,
+    *,
+    told: frozenset[str],
+    flags: Mapping[str, str],
+    has_bias: bool = True,
 ) -> Iterator[Assumption]:
     """What changes the answers of the network of `spec` and that no tensor tells.
 
@@ -208,6 +214,7 @@ def assumptions_of(
     """
     for choice in choices_in(spec):
         if choice.key in told and choice.key not in flags:
+        has_bias: whether the checkpoint has a bias of the classifier.
             continue
         value = choice.value_in(spec)
         yield Assumption(
@@ -218,7 +225,7 @@ def assumptions_of(
             flag=f"--assume {choice.key}=VALUE",
             settled_by=f"--assume {choice.key}={flags[choice.key]}" if choice.key in flags else None,
         )
-    for key, value, meaning in _of_code_alone(spec, scheme, classifier):
+    for key, value, meaning in _of_code_alone(spec, scheme, classifier, has_bias=has_bias):
         if key not in told or key in flags:
             yield Assumption(
                 key=key,
@@ -229,7 +236,9 @@ def assumptions_of(
             )
 
 
-def _of_code_alone(spec: Spec, scheme: NamingScheme, classifier: str) -> Iterator[tuple[str, str, str]]:
+def _of_code_alone(
+    spec: Spec, scheme: NamingScheme, classifier: str, *, has_bias: bool
+) -> Iterator[tuple[str, str, str]]:
     """(key, value, meaning) of what is in use and can be computed by the user's own code alone."""
     if classifier != scheme.classifier:
         yield (
@@ -241,6 +250,13 @@ def _of_code_alone(spec: Spec, scheme: NamingScheme, classifier: str) -> Iterato
     if isinstance(spec, PlainSpec):
         yield "widening", "strides", "the plain network strides by 2 where its width doubles"
         if spec.maxpool:
+    if not has_bias:
+        yield (
+            "classifier",
+            "linear",
+            f"the classifier {classifier}, which has no bias, is a linear layer; heads that compare directions alone "
+            "(ArcFace, CosFace and other cosine classifiers) have such a matrix too",
+        )
             yield "gap", "max3", "the layer without tensors behind the first convolution is a 3x3 max-pool of stride 2"
     elif spec.stem == "deep-maxpool" or spec.squeeze_widths or spec.pooled_shortcuts:
         yield (

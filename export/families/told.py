@@ -7,10 +7,12 @@ from export.families.choices import CHOICES
 from export.families.naming_schemes import NamingScheme
 from export.families.program_check import Subject
 
-_ALL = frozenset({choice.key for choice in CHOICES} | {"head", "widening", "gap", "antialias"})
+_ALL = frozenset({choice.key for choice in CHOICES} | {"head", "classifier", "widening", "gap", "antialias"})
 # What layers without weights a network has is known with its strides, as these are read from the list of its layers.
 _KEYS: Mapping[Subject, frozenset[str]] = {
-    "strides": frozenset({"stride", "first-stage-stride", "stem-stride", "widening", "head", "gap", "antialias"}),
+    "strides": frozenset(
+        {"stride", "first-stage-stride", "stem-stride", "widening", "head", "classifier", "gap", "antialias"}
+    ),
     "eps": frozenset({"eps"}),
     "pools": frozenset({"pool"}),
     "activations": frozenset({"activation"}),

@@ -70,6 +70,17 @@ def test_heads_beside_the_classifier_are_left_out_by_a_flag():
     assert_equal_logits(network, recognise(network.state_dict() | beside, head_name="linear"), side=32)
 
 
+def test_a_classifier_without_a_bias_may_be_one_of_cosines_which_is_said():
+    tensors = cifar_resnet18(width=8).state_dict()
+    assert "classifier" not in {assumption.key for assumption in recognise(tensors).assumptions}
+    del tensors["linear.bias"]
+    for flags in ({}, {"classifier": "linear"}):
+        (found,) = (a for a in recognise(tensors, assumed=flags).assumptions if a.key == "classifier")
+        assert "linear, which has no bias" in found.meaning
+        assert "ArcFace" in found.meaning
+        assert (found.settled_by is not None) == bool(flags)
+
+
 def test_a_head_for_a_network_that_has_one_is_refused():
     head = (torch.zeros(10, 512), torch.zeros(10))
     message = refusal(torchvision.models.resnet18().state_dict(), head=head)
