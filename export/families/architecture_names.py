@@ -52,7 +52,8 @@ def resnet_name(spec: ResNetSpec) -> str:
         base = f"{family} of {spec.block} blocks {_dashed(spec.blocks_per_stage)}"
     remarks = [*_kinship(spec), *remarks]
     if _is_6n_plus_2(spec):
-        remarks.insert(0, "option A" if spec.shortcut == "option-a" else "option B")
+        shortcuts = "option B" if spec.shortcut == "projection" else "option A" if spec.adds_inputs else "no shortcuts"
+        remarks.insert(0, shortcuts)
     return f"{base} ({', '.join(remarks)})" if remarks else base
 
 
@@ -137,7 +138,9 @@ def _remarks(spec: ResNetSpec) -> list[str]:
         remarks.append(f"strides on convolution {spec.strided_conv}")
     if spec.first_stage_stride != 1:
         remarks.append("stage 1 strides")
-    if spec.shortcut == "option-a" and spec.padded_shortcut != "zeros-around":
+    if not spec.adds_inputs:
+        remarks += [] if _is_6n_plus_2(spec) else ["no shortcuts"]
+    elif spec.shortcut == "option-a" and spec.padded_shortcut != "zeros-around":
         remarks.append(f"shortcuts {spec.padded_shortcut}")
     if spec.stem_stride is not None:
         remarks.append(f"stem strides by {spec.stem_stride}")

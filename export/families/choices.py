@@ -91,10 +91,13 @@ _POOLS: dict[StemPool, str] = {
     "max2": "a 2x2 max-pool follows the first convolution",
 }
 _SHORTCUTS: dict[PaddedShortcut, str] = {
-    "zeros-around": "skip every second pixel and add half of their zero channels before and half after",
-    "zeros-after": "skip every second pixel and add all of their zero channels after",
-    "average-zeros-around": "average 2 x 2 pixels and add half of their zero channels before and half after",
-    "average-zeros-after": "average 2 x 2 pixels and add all of their zero channels after",
+    "zeros-around": "the parameter-free shortcuts skip every second pixel and add half of their zero channels before "
+    "and half after",
+    "zeros-after": "the parameter-free shortcuts skip every second pixel and add all of their zero channels after",
+    "average-zeros-around": "the parameter-free shortcuts average 2 x 2 pixels and add half of their zero channels "
+    "before and half after",
+    "average-zeros-after": "the parameter-free shortcuts average 2 x 2 pixels and add all of their zero channels after",
+    "none": "there are no shortcuts: a plain network",
 }
 
 CHOICES: tuple[Choice, ...] = (
@@ -105,7 +108,7 @@ CHOICES: tuple[Choice, ...] = (
         applies_to=_is_padded,
         value_in=lambda spec: _resnet(spec).padded_shortcut,
         taken_in=lambda spec, value: replace(_resnet(spec), padded_shortcut=_literal(value)),
-        meaning=lambda spec: f"the parameter-free shortcuts {_SHORTCUTS[_resnet(spec).padded_shortcut]}",
+        meaning=lambda spec: _SHORTCUTS[_resnet(spec).padded_shortcut],
     ),
     Choice(
         key="projection",
@@ -211,10 +214,10 @@ def assumptions_of(
         classifier: the checkpoint's name of it.
         told: keys that the checkpoint's file tells.
         flags: what `--assume` says, by key.
+        has_bias: whether the checkpoint has a bias of the classifier.
     """
     for choice in choices_in(spec):
         if choice.key in told and choice.key not in flags:
-        has_bias: whether the checkpoint has a bias of the classifier.
             continue
         value = choice.value_in(spec)
         yield Assumption(
@@ -247,9 +250,6 @@ def _of_code_alone(
             f"the classifier stands in a Sequential, as {classifier}; what comes before it there and has no tensors "
             "is dropout, which does nothing at inference",
         )
-    if isinstance(spec, PlainSpec):
-        yield "widening", "strides", "the plain network strides by 2 where its width doubles"
-        if spec.maxpool:
     if not has_bias:
         yield (
             "classifier",
@@ -257,6 +257,9 @@ def _of_code_alone(
             f"the classifier {classifier}, which has no bias, is a linear layer; heads that compare directions alone "
             "(ArcFace, CosFace and other cosine classifiers) have such a matrix too",
         )
+    if isinstance(spec, PlainSpec):
+        yield "widening", "strides", "the plain network strides by 2 where its width doubles"
+        if spec.maxpool:
             yield "gap", "max3", "the layer without tensors behind the first convolution is a 3x3 max-pool of stride 2"
     elif spec.stem == "deep-maxpool" or spec.squeeze_widths or spec.pooled_shortcuts:
         yield (

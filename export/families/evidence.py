@@ -38,7 +38,8 @@ def evidence_of(spec: ResNetSpec | PlainSpec, placement: Placement, placed: int)
     if spec.pooled_shortcuts and placement.scheme.pooled_shortcut:
         yield "the projections come second in their shortcuts: an average pool stands before them"
     if not isinstance(spec, PreActResNetSpec) and spec.shortcut == "option-a":
-        yield "no projections where the widths double: parameter-free shortcuts (option A)"
+        kind = "parameter-free shortcuts (option A)" if spec.adds_inputs else "a plain network, as a flag says"
+        yield f"no projections where the widths double: {kind}"
 
 
 def _stem_evidence(spec: ResNetSpec) -> str:

@@ -72,6 +72,7 @@ class ResidualBlock(nn.Module):
         self.activation = ACTIVATIONS[spec.activation]
         self.inner_activation = ACTIVATIONS[spec.inner_activation]
         self.pool: nn.Module = nn.Identity()
+        self.adds_input = spec.adds_inputs
         self.downsample: nn.Module
         if block == 0 and spec.projected_stages[stage]:
             if spec.pooled_shortcuts and stride == 2:
@@ -79,6 +80,8 @@ class ResidualBlock(nn.Module):
             kernel = spec.projection_kernel(stage)
             projection = nn.Conv2d(in_width, out, kernel, stride, kernel // 2, bias="shortcut" in biased)
             self.downsample = nn.Sequential(projection, norm_after("shortcut", out, spec))
+        elif not self.adds_input:
+            self.downsample = nn.Identity()
         elif stride == 2:
             self.downsample = PaddedIdentity(out - in_width, spec.padded_shortcut)
         elif in_width == out:
@@ -91,7 +94,8 @@ class ResidualBlock(nn.Module):
         residual = self.bn2(self.conv2(self.inner_activation(self.bn1(self.conv1(features)))))
         if self.bottleneck:
             residual = self.bn3(self.conv3(self.inner_activation(residual)))
-        return self.activation(self.se(residual) + self.downsample(self.pool(features)))
+        residual = self.se(residual)
+        return self.activation(residual + self.downsample(self.pool(features)) if self.adds_input else residual)
 
 
 class SqueezeExcitation(nn.Module):

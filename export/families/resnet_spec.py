@@ -13,7 +13,7 @@ ConvRole = Literal["stem", "conv1", "conv2", "conv3", "shortcut"]
 Activation = Literal[
     "relu", "relu6", "leaky-relu", "leaky-relu-0.1", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh"
 ]
-PaddedShortcut = Literal["zeros-around", "zeros-after", "average-zeros-around", "average-zeros-after"]
+PaddedShortcut = Literal["zeros-around", "zeros-after", "average-zeros-around", "average-zeros-after", "none"]
 StemPool = Literal["none", "max3", "max2"]
 
 
@@ -59,7 +59,8 @@ class ResNetSpec:
     inner_activation: Activation = "relu"
     """Between a block's convolutions; with transformers ReLU always."""
     padded_shortcut: PaddedShortcut = "zeros-around"
-    """Of option A: whether it skips every second pixel or averages 2 x 2, and where the new channels' zeros go."""
+    """Of option A: whether it skips every second pixel or averages 2 x 2, and where the new channels' zeros go. With
+    `none` no block adds its input: the plain network of the same paper, whose tensors are the same."""
     stem_stride: int | None = None
     """Of the first convolution; None is the customary one: 1 for a single 3x3, else 2."""
     stem_pool: StemPool | None = None
@@ -82,6 +83,11 @@ class ResNetSpec:
     def shortcut(self) -> Shortcut:
         """How a block adds its input where the number of channels changes."""
         return "projection" if all(self.projected_stages[1:]) else "option-a"
+
+    @property
+    def adds_inputs(self) -> bool:
+        """Whether blocks have shortcuts at all."""
+        return self.shortcut == "projection" or self.padded_shortcut != "none"
 
     @property
     def default_input_size(self) -> int:

@@ -225,7 +225,12 @@ def test_what_a_small_network_leaves_open_is_said():
     assumed = {a.key: a for a in recognise(on_meta(option_a_resnet, 20)).assumptions}
     assert (assumed["stem-stride"].value, assumed["pool"].value) == ("1", "none")
     assert "half of their zero channels before and half after" in assumed["shortcut"].meaning
-    assert assumed["shortcut"].alternatives == ("zeros-after", "average-zeros-around", "average-zeros-after")
+    assert assumed["shortcut"].alternatives == (
+        "zeros-after",
+        "average-zeros-around",
+        "average-zeros-after",
+        "none",
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1])

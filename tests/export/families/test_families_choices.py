@@ -1,14 +1,19 @@
 """Each value of what no tensor tells, held against a network that was written with it."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.architectures import Recognised, recognise, with_values
-from serve.errors import InputError
+from export.checkpoint import read_checkpoint
+from serve.errors import ArchitectureError, InputError
 from tests.export.families.preact_resnets import PreActNetwork
-from tests.export.resnets import CifarBasic, cifar_resnet18, trained_like
+from tests.export.families.scripts import saved
+from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18, trained_like
 from tests.export.small_resnets import SHORTCUTS, SmallResNet
 
 
@@ -22,6 +27,32 @@ def assert_same(reference: nn.Module, recognised: Recognised, side: int = 32) ->
 def test_each_parameter_free_shortcut_computes_what_it_says(shortcut: str) -> None:
     reference = trained_like(SmallResNet(shortcut))
     assert_same(reference, recognise(reference.state_dict(), assumed={"shortcut": shortcut}))
+
+
+class PlainBlock(CifarBasic):
+    """Of He et al.'s plain network for CIFAR-10: the tensors of a residual block with option A, and no shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (2, 1, 2)])
+def test_that_there_are_no_shortcuts_computes_what_it_says(blocks: tuple[int, ...]) -> None:
+    reference = trained_like(CifarResNet(PlainBlock, blocks, (8, 16, 32), option="A"))
+    recognised = recognise(reference.state_dict(), assumed={"shortcut": "none"})
+    assert "no shortcuts" in recognised.architecture
+    assert "option A" not in recognised.architecture
+    assert_same(reference, recognised)
+    assert_same(reference, dataclasses.replace(recognised, module=with_values(recognised, {"shortcut": "none"})))
+
+
+def test_a_torchscript_file_without_shortcuts_is_told_the_flag(tmp_path: Path) -> None:
+    reference = trained_like(CifarResNet(PlainBlock, (1, 1, 1), (8, 16, 32), option="A"))
+    checkpoint = read_checkpoint(saved(reference, tmp_path / "plain.pt", "trace", side=32))
+    with pytest.raises(ArchitectureError, match="--assume shortcut=none"):
+        recognise(checkpoint.tensors, program=checkpoint.program)
+    told = recognise(checkpoint.tensors, program=checkpoint.program, assumed={"shortcut": "none"})
+    assert_same(reference, told)
 
 
 @pytest.mark.parametrize(
