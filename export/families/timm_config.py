@@ -8,13 +8,19 @@ from typing import Any
 
 from export.families.foreign_networks import FACTORY
 from export.families.recognised import Spec
-from export.families.resnet_spec import ResNetSpec
+from export.families.resnet_spec import PreActResNetSpec, ResNetSpec
 
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
+# ResNetV2's names of tensors are the same with and without average pools in its shortcuts; its own name tells.
+_V2 = re.compile(r"resnetv2_\d+")
+_V2_THAT_AVERAGES = re.compile(r"resnetv2_\d+[dt](_|$)")
 _AVERAGES = ("avg", "fast", "fastavg")
 # Arguments of timm.models.resnet.ResNet and timm.models.resnetv2.ResNetV2; any other may do anything.
 _NOTHING_AT_INFERENCE = frozenset({"drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"})
 _NOTHING_AT_INFERENCE |= {"device", "dtype"}
+# Of timm.create_model itself.
+_NOTHING_AT_INFERENCE |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_NOTHING_AT_INFERENCE |= {"scriptable", "exportable", "no_jit"}
 _TOLD_BY_SHAPES = frozenset(
     {"num_classes", "in_chans", "layers", "channels", "cardinality", "base_width", "stem_width"}
 )
@@ -48,6 +54,8 @@ def foreign_architecture(config: Mapping[str, Any], spec: Spec | None) -> str | 
     if "global_pool" not in arguments and config.get("global_pool", "avg") not in _AVERAGES:
         told.append(f"global_pool={config['global_pool']}")
         arguments["global_pool"] = config["global_pool"]
+    if "avg_down" not in arguments and (averages := _averages_in_v2(name, spec)) is not None:
+        told.append(f"{name} with avg_down={averages}, as it has it by itself,")
     if not told:
         return None
     if "num_classes" in config:
@@ -59,7 +67,17 @@ def foreign_architecture(config: Mapping[str, Any], spec: Spec | None) -> str | 
     )
 
 
+def _averages_in_v2(name: str, spec: Spec | None) -> bool | None:
+    """Whether the ResNetV2 called `name` has average pools in its shortcuts, where `spec` has it otherwise."""
+    if not isinstance(spec, PreActResNetSpec) or not any(spec.projected_stages[1:]) or not _V2.match(name):
+        return None
+    averages = _V2_THAT_AVERAGES.match(name) is not None
+    return None if averages is spec.pooled_shortcuts else averages
+
+
 def _is_harmless(key: str, value: Any, spec: Spec | None) -> bool:
+    if value is None:
+        return True  # timm.create_model leaves it out
     if key in _NOTHING_AT_INFERENCE or key in _TOLD_BY_SHAPES:
         return True
     if key in _DEFAULTS:

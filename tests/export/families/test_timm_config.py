@@ -30,6 +30,7 @@ HARMLESS: list[dict[str, Any]] = [
     {"stem_type": "deep_tiered", "stem_width": 8},
     {"down_kernel_size": 3},
     {"layers": [1, 1, 2, 1], "in_chans": 1},
+    {"scriptable": True, "exportable": True, "checkpoint_path": "", "pretrained": False, "act_layer": None},
 ]
 CHANGING: list[dict[str, Any]] = [
     {"global_pool": "max"},
@@ -111,3 +112,27 @@ def test_a_fixed_stem_of_resnetv2_is_refused():
     tensors = timm.create_model("resnetv2_18", stem_type="fixed", stem_chs=8, **NARROW).state_dict()
     config = {"architecture": "resnetv2_18", "model_args": {"stem_type": "fixed"}}
     assert "stem_type=fixed" in refusal(tensors, config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnetv2_18", {}),
+        ("resnetv2_18d", {}),
+        ("resnetv2_18", {"stem_type": "deep", "avg_down": True}),
+        ("resnetv2_18", {"stem_type": "deep"}),
+        ("resnetv2_18d", {"stem_type": ""}),
+    ],
+)
+def test_average_pools_that_only_a_resnetv2s_own_name_tells_are_never_guessed(name, arguments, tmp_path):
+    network = trained_like(timm.create_model(name, **NARROW | arguments))
+    checkpoint = read_checkpoint(saved(network, tmp_path / "hub", NARROW | arguments))
+    try:
+        recognised = recognise(checkpoint.tensors, config=checkpoint.config)
+    except ArchitectureError as error:
+        assert "avg_down" in str(error)
+        assert f"--factory-arg model_name={name}" in str(error)
+        assert len(arguments) == 1
+    else:
+        assert len(arguments) != 1
+        assert_equal_logits(network, recognised, side=64)
