@@ -121,8 +121,10 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
     """A message if two or more prefixes have the same names of a network behind them, else None."""
     behind: dict[str, set[str]] = {}
     kernels: Counter[str] = Counter()
+    container = _container_of_all(tensors)
     for name, tensor in tensors.items():
-        first, _, rest = name.partition(".")
+        first, _, rest = name.removeprefix(container).partition(".")
+        first = container + first
         behind.setdefault(first, set()).add(rest)
         kernels[first] += tensor.ndim == 4
     networks = [first for first, count in kernels.items() if count >= _KERNELS_OF_A_NETWORK]
@@ -135,6 +137,16 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
         f"the file holds {len(twins)} networks side by side, behind {', '.join(f'{first}.' for first in twins)} and "
         f"nothing says which one is meant: --take {twins[0]} takes the first. If they work together, {FACTORY}"
     )
+
+
+def _container_of_all(names: Iterable[str]) -> str:
+    """What all names begin with, up to a dot: `models.` of an ensemble's."""
+    shared = ""
+    for parts in zip(*(name.split(".") for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}."
+    return shared
 
 
 def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:

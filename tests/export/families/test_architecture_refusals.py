@@ -8,9 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from export.architectures import recognise
+from export.checkpoint import read_checkpoint
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference
-from tests.export.families.recognition import refusal
-from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta
+from tests.export.families.recognition import assert_equal_logits, refusal
+from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta, trained_like
 
 RESNET18 = on_meta(torchvision.models.resnet18)
 RESNET18_WEIGHTS = [name for name in RESNET18 if not name.endswith("num_batches_tracked")]
@@ -224,6 +226,15 @@ def test_a_head_of_two_layers_is_refused():
 def test_groupnorm_is_refused_by_name():
     network = torchvision.models.resnet18(norm_layer=lambda width: nn.GroupNorm(8, width))
     assert "there is bn1.weight, but no bn1.running_mean" in refusal(network.state_dict())
+
+
+def test_an_ensemble_in_a_list_is_networks_side_by_side(tmp_path):
+    network = trained_like(cifar_resnet18(width=4))
+    tensors = {f"models.{n}.{name}": tensor for n in (0, 1) for name, tensor in network.state_dict().items()}
+    assert "behind models.0., models.1. and nothing says which one is meant: --take models.0 takes" in refusal(tensors)
+    torch.save(tensors, tmp_path / "ensemble.pt")
+    taken = read_checkpoint(tmp_path / "ensemble.pt", take="models.0").tensors
+    assert_equal_logits(network, recognise(taken), side=32)
 
 
 @pytest.mark.parametrize("make", [torchvision.models.shufflenet_v2_x0_5, torchvision.models.mnasnet0_5])
