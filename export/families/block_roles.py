@@ -5,6 +5,7 @@ answers remain there is none.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -54,6 +55,15 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
     main, shortcut = chosen
     if shortcut is not None and index_of(shortcut) not in (None, 0):
         return f"{where} have a layer without weights before {shortcut} in the shortcut, a pool for example"
+    stages = Counter(stage for stage, _ in blocks.blocks)
+    if (
+        shortcut is not None
+        and shortcut.startswith("../")
+        and max(stages.values()) > 1
+        and "down" not in shortcut.lower()
+    ):
+        name = shortcut.removeprefix("../")
+        return f"{name}, beside {where} of a stage, may be the shortcut of the first of them or go past all of them"
     if not blocks.nested and shortcut is None:
         return (
             f"the convolutions of `{blocks.pattern}` are a list without a projection: nothing tells whether shortcuts "

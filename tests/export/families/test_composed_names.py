@@ -374,6 +374,15 @@ def test_what_stands_between_layers_in_a_sequential_is_not_guessed(options, tell
     assert "--factory" in message
 
 
+def test_a_shortcut_beside_the_blocks_of_a_stage_may_go_past_all_of_them():
+    options = {"block": "layer{stage}.blocks.{block}", "shortcut": ("skip.0", "skip.1"), "shortcut_of_stage": True}
+    message = refusal(Named(*SMALL, **options).state_dict())
+    assert "skip.0, beside the blocks `layerN.blocks.M` of a stage, may be the shortcut of the first of them" in message
+    assert "--factory" in message
+    single = trained_like(Named((1, 1, 1), (8, 16, 32), **options))
+    assert_equal_logits(single, recognise(single.state_dict()), side=32)
+
+
 def test_a_convolution_behind_the_blocks_is_not_suggested_as_a_shortcut():
     """Where the width stays, its shape proves nothing."""
     names = {"block": "blocks.{flat}", "convs": ("conv_a", "conv_b"), "norms": ("bn_a", "bn_b")}
