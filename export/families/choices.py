@@ -126,7 +126,10 @@ CHOICES: tuple[Choice, ...] = (
         applies_to=_has_stem,
         value_in=lambda spec: f"conv{_resnet(spec).striding_conv}",
         taken_in=_with_stride,
-        meaning=lambda spec: f"blocks stride on their convolution {_resnet(spec).striding_conv}, and none is dilated",
+        meaning=lambda spec: (
+            f"blocks stride on their convolution {_resnet(spec).striding_conv} and in their shortcut; no further pool "
+            "stands in or between them, and none is dilated"
+        ),
     ),
     Choice(
         key="first-stage-stride",
