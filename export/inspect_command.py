@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.flags import (
+    Assume,
     Ema,
     Factory,
     FactoryArguments,
@@ -39,6 +40,7 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     input_size: InputSize = None,
+    assume: Assume = None,
     ema: Ema = False,
     naming: Naming = None,
     rename: Rename = None,
@@ -67,6 +69,7 @@ def inspect(
     if (path / MANIFEST_NAME).exists():
         given = {
             "--input-size": size,
+            "--assume": assume,
             "--ema": ema,
             "--naming": naming,
             "--rename": rename,
@@ -92,6 +95,7 @@ def inspect(
         take=take,
         factory=factory,
         factory_arguments=factory_arguments,
+        assume=assume,
         rename=rename,
     )
     if rename_template is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from export.assumptions import check_assumed
 from export.inspecting.activation_look import GENERATED_IMAGES, MAX_MULTIPLY_ADDS, image_count, largest_activations
 from export.inspecting.batchnorm_facts import BatchNorms, batchnorms_of
 from export.inspecting.fp16_risk import fp16_facts, largest_value, scaled_rows
@@ -16,6 +17,9 @@ from export.network import TrainedNetwork
 from export.reading.wrapper_prefixes import printable
 from export.trace import trace
 from serve.errors import ArchitectureError, InputError
+
+_OF_AN_EXPORT = frozenset({"size", "normalization", "task", "folders"})
+"""Keys of `--assume` that are no matter of the network's."""
 
 
 def inspect_checkpoint(path: Path, input_size: tuple[int, int] | None = None) -> Inspection:
@@ -33,6 +37,9 @@ def inspect_source(source: NetworkSource, input_size: tuple[int, int] | None = N
     """As `inspect_checkpoint`, for a network come by in any way. Raises what `network_of` raises, too."""
     checkpoint = read_source(source)
     network = network_of(checkpoint, source, input_size)
+    check_assumed(
+        {key: value for key, value in source.assumed.items() if key not in _OF_AN_EXPORT}, network.assumptions
+    )
     return inspect_network(
         network,
         file=printable(checkpoint.path.name),

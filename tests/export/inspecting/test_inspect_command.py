@@ -9,7 +9,9 @@ from PIL import Image
 from torch import nn
 
 from export.inspect_command import inspect
-from serve.errors import CheckpointError, InputError
+from serve.errors import ArchitectureError, CheckpointError, InputError
+from tests.export.families.scripts import saved
+from tests.export.resnets import tiny_network
 
 
 def test_a_checkpoint_is_shown_and_drawn(
@@ -122,3 +124,18 @@ def test_the_users_own_network_and_one_without_filters(
     with pytest.raises(InputError, match="no convolution whose weights could be drawn"):
         inspect(tmp_path / "x.pt", filters=tmp_path / "filters.png", **flags)
     assert not (tmp_path / "filters.png").exists()
+
+
+def test_what_a_refusal_says_to_assume_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a TorchScript file, which tells that it strides otherwise."""
+    network = tiny_network()
+    for stage in network.stages[1:]:
+        block = network.get_submodule(stage)[0]
+        block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
+    path = saved(network, tmp_path / "net.pt", "trace", side=32)
+    with pytest.raises(ArchitectureError, match="--assume stride=conv2"):
+        inspect(path)
+    inspect(path, assume=["stride=conv2,normalization=cifar10"])
+    assert "strides on convolution 2" in capsys.readouterr().out
+    with pytest.raises(InputError, match="nothing of this network is called strides"):
+        inspect(path, assume=["stride=conv2", "strides=conv2"])
