@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from export.architectures import names_in, recognise, tensors_in
+from export.assumptions import check_assumed
 from export.checkpoint import read_checkpoint
 from export.families.naming_schemes import NamingScheme, scheme_named
 from export.families.recognised import Recognised
@@ -60,6 +61,7 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
     original = network_of(checkpoint, source)
     if not isinstance(original, Recognised):
         raise InputError("--factory builds networks that have no naming scheme; convert renames recognised ones")
+    check_assumed(source.assumed, original.assumptions)
     names = names_in(scheme, original)
     tensors = {name: tensor.contiguous() for name, tensor in tensors_in(scheme, original).items()}
     counters = {
@@ -71,7 +73,7 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(partial, tensors | counters, checkpoint.metadata)
-        verified = _verified(partial, scheme, original, checkpoint.config)
+        verified = _verified(partial, scheme, original, checkpoint.config, source.assumed)
         partial.replace(out)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out} could not be written: {error}") from error
@@ -117,9 +119,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
         torch.save(dict(tensors), path)
 
 
-def _verified(path: Path, scheme: NamingScheme, original: Recognised, config: Mapping[str, Any]) -> tuple[str, ...]:
+def _verified(
+    path: Path, scheme: NamingScheme, original: Recognised, config: Mapping[str, Any], assumed: Mapping[str, str]
+) -> tuple[str, ...]:
     written = read_checkpoint(path)
-    again = recognise(written.tensors, naming=scheme.name, config=config)
+    again = recognise(written.tensors, naming=scheme.name, config=config, assumed=assumed)
     shape = (_PROBE_ROWS, original.in_channels, *original.usual_input_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from export.flags import Ema, HeadFrom, HeadName, Naming, Rename, Take, network_source
+from export.flags import Assume, Ema, HeadFrom, HeadName, Naming, Rename, Take, network_source
 
 
 def convert(
@@ -18,6 +18,7 @@ def convert(
     head_from: HeadFrom = None,
     head: HeadName = None,
     take: Take = None,
+    assume: Assume = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Rename a checkpoint's tensors to another naming scheme, and prove it by running both.
@@ -41,6 +42,7 @@ def convert(
         factory=None,
         factory_arguments=None,
         rename=rename,
+        assume=assume,
     )
     made = convert_checkpoint(source, to=to, out=out, force=force)
     typer.echo(

@@ -114,3 +114,14 @@ def test_the_command_says_what_it_did(
     shown = capsys.readouterr().out
     assert "15 of 182 tensors renamed from shortcut to torchvision" in shown
     assert "torchvision resnet34 itself" in shown
+
+
+def test_what_was_assumed_holds_for_both_files(tmp_path: Path) -> None:
+    torch.save(trained_like(option_a_resnet(20)).state_dict(), tmp_path / "a.pt")
+    source = NetworkSource(tmp_path / "a.pt", assumed={"shortcut": "zeros-after"})
+    made = convert_checkpoint(source, to="shortcut", out=tmp_path / "b.pt")
+    assert "bit for bit" in made.verified_against[0]
+    with pytest.raises(InputError, match="nothing of this network is called shortcuts"):
+        convert_checkpoint(
+            NetworkSource(tmp_path / "a.pt", assumed={"shortcuts": "none"}), to="shortcut", out=tmp_path / "c.pt"
+        )
