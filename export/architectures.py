@@ -30,6 +30,7 @@ from export.families.renaming import names_in, tensors_in
 from export.families.resnet_spec import ResNetSpec
 from export.families.timm_config import foreign_architecture
 from export.families.told import told_by_file
+from export.module_input_size import told_size
 from export.program import Program
 from serve.errors import ArchitectureError
 
@@ -206,6 +207,8 @@ def _recognised(
         raise ArchitectureError(f"{error}, or add {cure}, which is what the file has") if cure else error from None
     keys = told_by_file(placement.scheme, config, told.settled)
     classifier = placement.modules["fc"]
+    sizes = told.input_sizes
+    size, several = told_size(sizes, spec.in_channels) if sizes else (None, ())
     return Recognised(
         spec=spec,
         module=module,
@@ -222,18 +225,19 @@ def _recognised(
         in_channels=spec.in_channels,
         # Grey pictures have no customary size: digits have 28 x 28 or 32 x 32, X-rays 224 x 224 and more.
         default_input_size=spec.default_input_size if spec.in_channels > 1 else None,
-        told_input_size=told.input_size,
+        told_input_size=size,
         # Its module averages the whole map, whatever the size; the file's pool of a fixed kernel doesn't.
-        takes_told_size_only=told.input_size is not None,
-        assumptions=tuple(
-            assumptions_of(
+        takes_sizes=(sizes.smallest, sizes.largest) if sizes else None,
+        assumptions=(
+            *several,
+            *assumptions_of(
                 spec,
                 placement.scheme,
                 classifier,
                 told=keys,
                 flags=assumed,
                 has_bias=fit.candidate.has_bias,
-            )
+            ),
         ),
     )
 

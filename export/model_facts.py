@@ -30,6 +30,7 @@ _MEANINGS: dict[Task, str] = {
 }
 USUAL_SIDES_SMALL = (28, 32, 64, 224)
 USUAL_SIDES = (32, 64, 128, 224, 256)
+_BY_IMAGES = "--images: all of them have this size"
 # torchvision's evaluation recipe resizes to 256 and crops 224; small images are used whole.
 _RESIZE_RATIO = 256 / 224
 _SMALL_INPUT_SIDE = 64
@@ -223,29 +224,59 @@ def _input_size(
         settled_by = f"--input-size {size_as_text(size)}" if flag else f"--assume {SIZE}={assumed}"
     elif isinstance(stored, int):
         size = (stored, stored)
-    elif size is None and shared is not None and network.default_input_size is None and _is_input_size(shared):
-        size, settled_by = shared, "--images: all of them have this size"
+    elif (size is None or own) and shared is not None and _is_told_by_images(shared, network):
+        size, settled_by = shared, _BY_IMAGES
     elif size is None and network.default_input_size is not None:
         size = (network.default_input_size, network.default_input_size)
         return size, own or (size_assumption(size, network, None),)
     if size is None:
-        grey = "a network for grey pictures" if network.in_channels == 1 else "it"
-        raise InputError(
-            f"nothing says the size of the pictures that {network.architecture} was trained on, and none is customary "
-            f"for {grey}: --input-size 28 (or 32, 64, 224) says it, or --images DIR with pictures that all have it"
-        )
+        raise InputError(_no_size(network))
     check_input_size(*size)
-    if network.takes_told_size_only and size != network.told_input_size:
-        told = size_as_text(network.told_input_size or size)
+    if network.takes_sizes and not _is_between(size, network):
         raise InputError(
             f"the input size is {size_as_text(size)} by {settled_by or 'the checkpoint'}, but the last pool of the "
-            f"checkpoint's own layers covers the whole map of pictures of {told} alone: leave the size out, or say "
-            f"--input-size {told}. For other sizes build the network with your own code: --factory "
-            "package.module:function"
+            f"checkpoint's own layers covers the whole map of pictures of {_between(network)} alone: leave the size "
+            f"out, or say --input-size {size_as_text(network.told_input_size or network.takes_sizes[1])}. For other "
+            "sizes build the network with your own code: --factory package.module:function"
         )
     if settled_by is not None:
         return size, (size_assumption(size, network, settled_by),)
     return size, () if isinstance(stored, int) else own
+
+
+def _is_told_by_images(shared: tuple[int, int], network: TrainedNetwork) -> bool:
+    """Whether the size of all images is one of those that the network could be for."""
+    if network.takes_sizes:
+        return _is_between(shared, network)
+    return network.told_input_size is None and network.default_input_size is None and _is_input_size(shared)
+
+
+def _is_between(size: tuple[int, int], network: TrainedNetwork) -> bool:
+    assert network.takes_sizes is not None
+    smallest, largest = network.takes_sizes
+    return all(least <= side <= most for least, side, most in zip(smallest, size, largest, strict=True))
+
+
+def _between(network: TrainedNetwork) -> str:
+    assert network.takes_sizes is not None
+    smallest, largest = network.takes_sizes
+    return size_as_text(largest) if smallest == largest else f"{size_as_text(smallest)} to {size_as_text(largest)}"
+
+
+def _no_size(network: TrainedNetwork) -> str:
+    if network.takes_sizes:
+        usual = [side for side in USUAL_SIDES_SMALL if _is_between((side, side), network)]
+        flags = " or ".join(f"--input-size {side}" for side in usual)
+        return (
+            f"the last pool of the checkpoint's own layers covers the whole map of pictures of {_between(network)} "
+            f"pixels, and nothing says which of them {network.architecture} was trained on: {flags} says it, or "
+            "--images DIR with pictures that all have that size"
+        )
+    grey = "a network for grey pictures" if network.in_channels == 1 else "it"
+    return (
+        f"nothing says the size of the pictures that {network.architecture} was trained on, and none is customary "
+        f"for {grey}: --input-size 28 (or 32, 64, 224) says it, or --images DIR with pictures that all have it"
+    )
 
 
 def _is_input_size(size: tuple[int, int]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from export.families.foreign_networks import PICTURES_ONLY
+from export.families.pool_sizes import InputSizes
 from export.module_looks import Look, look_at
 from serve.errors import ArchitectureError, InputError
 from serve.model_package import Assumption
@@ -32,7 +33,7 @@ _SMALLEST_SPREAD = 32
 _STEM_CONVOLUTIONS = 4
 _STEM_STRIDE = 4
 _TOTAL_STRIDE = 32
-_ALTERNATIVES = (256, 288, 32, 64)
+_ALTERNATIVES = (256, 288, 299, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +98,24 @@ def input_size_of(
         f"nothing tells the size of the images that --factory {reference} is for, and its network takes more than one: "
         f"{looks.description}. {_cure(looks.channels)}"
     )
+
+
+def told_size(sizes: InputSizes, channels: int) -> tuple[tuple[int, int] | None, tuple[Assumption, ...]]:
+    """The size that a pool tells, and what is assumed where it takes several customary ones.
+
+    None for grey pictures, of 1 of `channels`, where there are several: digits have 28 x 28 as often as 32 x 32.
+    """
+    customary = [side for side in _CUSTOMARY if sizes.take((side, side))]
+    if not customary or len(set(sizes.usual)) > 1:
+        return sizes.usual, ()
+    side = max(customary, key=lambda number: number & -number)
+    if len(customary) == 1:
+        return (side, side), ()
+    if channels == 1:
+        return None, ()
+    described = f"those of {sizes.smallest[0]} to {sizes.largest[0]} pixels"
+    why = f"the pool before the classifier covers the last map of all of {described}"
+    return (side, side), (_assumption(side, [other for other in customary if other != side], why),)
 
 
 class _Looks:
@@ -269,7 +288,7 @@ def _assumption(side: int, others: Iterable[int], why: str) -> Assumption:
 
 
 def _cure(channels: int) -> str:
-    sides = "28 (32, 64" if channels == 1 else "32 (28, 64"
+    sides = "28 (32, 64, 224" if channels == 1 else "32 (28, 64, 224"
     return (
         f"Say the size of the training: --input-size {sides} or whatever it was); or export with --images DIR whose "
         "pictures all have that size"

@@ -29,8 +29,8 @@ class TrainedNetwork:
     """Side in pixels of the pictures that such a network is usually trained on; None where no size is customary."""
     told_input_size: tuple[int, int] | None = None
     """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
-    takes_told_size_only: bool = False
-    """Whether `module` computes the same as that code on pictures of `told_input_size` alone."""
+    takes_sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """The smallest and the largest (height, width) on which `module` computes the same as that code; None: any."""
     assumptions: tuple[Assumption, ...] = ()
     """What changes answers and was taken as is customary, or as a flag says."""
 
@@ -38,4 +38,4 @@ class TrainedNetwork:
     def usual_input_size(self) -> tuple[int, int]:
         """(height, width) on which it can be looked at, where nothing says what it was trained on."""
         side = self.default_input_size or _ANY_INPUT_SIDE
-        return self.told_input_size or (side, side)
+        return self.told_input_size or (self.takes_sizes[1] if self.takes_sizes else (side, side))

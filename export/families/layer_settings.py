@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from export.families.foreign_networks import FACTORY
-from export.families.program_check import EVERYTHING, Subject, Told, input_size_of_pool
+from export.families.layer_roles import activation_of, is_final_softmax, misplaced
+from export.families.pool_sizes import InputSizes
+from export.families.program_check import EVERYTHING, Subject, Told, input_sizes_of_pool
 from serve.errors import ArchitectureError
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -15,7 +17,7 @@ _OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "p
 _OF_POOLS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 # Classes that compute the same at inference; a 1x1 convolution of pooled features is a linear layer.
 _STAND_INS = {
-    "BatchNorm2d": {"BatchNorm2d", "BatchNormAct2d", "SyncBatchNorm"},
+    "BatchNorm2d": {"BatchNorm2d", "BatchNormAct2d", "SyncBatchNorm", "FrozenBatchNorm2d"},
     "Linear": {"Linear", "Conv2d"},
 }
 # Layers without weights that compute nothing at inference, or what every one of our networks computes there.
@@ -25,7 +27,9 @@ _HARMLESS = frozenset(
 )
 _GLOBAL_POOLS = frozenset({"AdaptiveAvgPool2d", "FastAdaptiveAvgPool2d", "SelectAdaptivePool2d"})
 _LEAST_GLOBAL_KERNEL = 4
-_KNOWN_CLASSES = ("torchvision.models.", "timm.models.", "transformers.models.", "torch.nn.")
+_KNOWN_CLASSES = ("torchvision.models.", "timm.models.", "transformers.models.", "torch.nn.", "torch._dynamo.")
+# Its forward is code of its own, in which any of the layers may be passed by.
+_REWRITTEN = "torch.fx."
 _BYSTANDER = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|acc\w*)\d*|(train|val|valid|test)_\w+", re.IGNORECASE)
 
 
@@ -51,7 +55,9 @@ def apply_layer_settings(
             continue
         layer = module.get_submodule(ours)
         kind, expected = _kind(found), type(layer).__name__
-        if kind and kind not in _STAND_INS.get(expected, {expected}):
+        # Where a frozen BatchNorm has no eps of its own, its code has one, or none.
+        is_told = kind != "FrozenBatchNorm2d" or isinstance(found.get("eps"), float)
+        if kind and (kind not in _STAND_INS.get(expected, {expected}) or not is_told):
             raise _contradiction(theirs, f"is a {kind}", f"a {expected}")
         if isinstance(layer, nn.Conv2d):
             _check_settings(theirs, layer, found, _OF_CONVOLUTIONS)
@@ -62,6 +68,8 @@ def apply_layer_settings(
         _check_additions(name, found)
         if name and name not in layer_names.values():
             _check_layer_without_weights(name, settings, layer_names.get("fc", ""), module)
+    for place, came, expected in misplaced(module, layer_names, settings):
+        raise _contradiction(place, came, expected)
     is_whole = set(layer_names.values()) <= settings.keys()
     if (
         is_whole
@@ -76,7 +84,7 @@ def apply_layer_settings(
         if not owner.startswith(_KNOWN_CLASSES)
     ]
     settled = _settled(module, settings) if is_whole else frozenset()
-    return Told(tuple(taken), _input_size(module, layer_names, settings), settled)
+    return Told(tuple(taken), _input_sizes(module, layer_names, settings), settled)
 
 
 def _settled(module: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> frozenset[Subject]:
@@ -89,26 +97,30 @@ def _settled(module: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> fr
         return EVERYTHING
     kinds = {_kind(found) for found in settings.values()}
     told: set[Subject] = {"strides", "eps"}
-    if "ReLU" in kinds:
+    if any(owner.startswith(_REWRITTEN) for owner in classes):
+        return frozenset(told)
+    if any(map(activation_of, settings.values())):
         told.add("activations")
     if "MaxPool2d" in kinds and _first(module, nn.MaxPool2d):
         told.add("pools")
     return frozenset(told)
 
 
-def _input_size(
+def _input_sizes(
     module: nn.Module, layer_names: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[int, int] | None:
+) -> InputSizes | None:
     """For which pictures a pool of a fixed size before the classifier is made; None where no one such is there."""
     pools = [found for found in settings.values() if _is_global_kernel(found)]
     kernels = {_as_pair(found["kernel_size"]) for found in pools}
     if len(kernels) != 1 or any(_kind(found) in _GLOBAL_POOLS for found in settings.values()):
         return None
-    return input_size_of_pool(module, layer_names, kernels.pop())
+    ceil_mode = any(found.get("ceil_mode") for found in pools)
+    return input_sizes_of_pool(module, layer_names, kernels.pop(), ceil_mode=ceil_mode)
 
 
 def _check_additions(name: str, found: Mapping[str, Any]) -> None:
-    for key, what in (("hooks", "forward hooks"), ("buffers", "buffers that its state dict leaves out:")):
+    kinds = {"hooks": "forward hooks", "buffers": "buffers that its state dict leaves out:", "methods": "its own"}
+    for key, what in kinds.items():
         if found.get(key):
             raise _contradiction(name or "at the top", f"has {what} {', '.join(map(str, found[key]))}", "none")
 
@@ -125,12 +137,25 @@ def _check_layer_without_weights(
         return
     order = list(settings)
     is_behind = classifier in settings and order.index(name) > order.index(classifier)
+    if is_behind and is_final_softmax(found):
+        return
     if is_behind and parent == classifier.rpartition(".")[0] and _kind(settings.get(parent, {})) == "Sequential":
         raise _contradiction(name, f"is a {kind} behind the classifier", "no such layer")
     if kind == "MaxPool2d" and (pool := _first(module, nn.MaxPool2d)):
         _check_settings(name, pool, found, _OF_POOLS)
-    elif not (kind == "ReLU" or _is_pool_of(name, found, module) or _is_part_of(name, kind, module)):
+    elif not (
+        _is_activation_of(name, found, module) or _is_pool_of(name, found, module) or _is_part_of(name, kind, module)
+    ):
         raise _contradiction(name, f"is a {kind}", "no such layer")
+
+
+def _is_activation_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
+    """Whether it is one that `module` computes: between layers, or in the gate of squeeze-and-excitation."""
+    spec = getattr(module, "spec", None)
+    if _kind(found) == "ReLU" and getattr(spec, "squeeze_widths", None) and name.count(".") > 2:
+        return True
+    known = {getattr(spec, "activation", "relu"), getattr(spec, "inner_activation", "relu")}
+    return activation_of(found) in known
 
 
 def _is_pool_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
@@ -159,7 +184,7 @@ def _is_part_of(name: str, kind: str, module: nn.Module) -> bool:
     spec = getattr(module, "spec", None)
     last = name.rpartition(".")[2]
     if kind == "Sigmoid":
-        return bool(getattr(spec, "squeeze_widths", ())) and name.count(".") > 1
+        return bool(getattr(spec, "squeeze_widths", None)) and name.count(".") > 1
     return getattr(spec, "shortcut", "") == "option-a" and last in ("shortcut", "downsample")
 
 
@@ -170,9 +195,22 @@ def _first(module: nn.Module, kind: type[_Layer]) -> _Layer | None:
 def _check_settings(name: str, layer: nn.Module, found: Mapping[str, Any], settings: tuple[str, ...]) -> None:
     for setting in settings:
         ours = _as_pair(getattr(layer, setting))
+        is_text = isinstance(layer, nn.Conv2d) and found.get(setting) in ("same", "valid")
+        if setting == "padding" and is_text and found[setting] == _padding_by_name(layer):
+            continue
         if setting in found and _as_pair(found[setting]) != ours:
             shown = ours[0] if isinstance(ours, tuple) and len(set(ours)) == 1 else ours
             raise _contradiction(name, f"has {setting} {found[setting]}", f"{setting} {shown}")
+
+
+def _padding_by_name(layer: Any) -> str | None:
+    """What torch calls the padding of a convolution of stride 1, or none at all."""
+    if not any(layer.padding):
+        return "valid"
+    padding = [pad for pad in layer.padding if isinstance(pad, int)]
+    sides = zip(padding, layer.kernel_size, layer.dilation, strict=True)
+    is_same = all(2 * pad == apart * (side - 1) for pad, side, apart in sides)
+    return "same" if is_same and layer.stride == (1, 1) else None
 
 
 def _contradiction(name: str, found: str, expected: str) -> ArchitectureError:

@@ -47,6 +47,8 @@ class Normaliser:
             return self._reshape(source)
         if call.operator in ("zeros_like", "new_zeros") and source is not None:
             return self._zeros_like(source)
+        if call.operator == "select" and source is not None and _is_pooled(source) and call.arguments[1] in _SPATIAL:
+            return source  # the one row or column that there is
         if call.operator == "t" and isinstance(first, Weight):
             return self._make("t", (), {}, (first.name,), call.layer, {"weight": first})
         if call.operator == "cat" and isinstance(first, tuple) and (joined := self._joined(first)):
@@ -137,7 +139,10 @@ class Normaliser:
         # Where the main path halves by a convolution, a pool that drops an odd row would leave another shape: how the
         # edges count can't matter without padding.
         padded = {"count_include_pad": given["count_include_pad"]} if any(pool["padding"]) else {}
-        return self._of("avg_pool2d", source, **pool, **divisor, **padded)
+        settings = {**pool, **divisor, **padded}
+        return self._make(
+            "avg_pool2d", (source,), settings, (), self._call.layer, {"ceil": given["ceil_mode"] is not False}
+        )
 
     def _adaptive_avg_pool2d(self, given: dict[str, Any], source: Node) -> Node | None:
         return self._of("global_average", source) if _pair(given["output_size"]) == (1, 1) else None
@@ -162,7 +167,7 @@ class Normaliser:
         """A pool of a fixed size whose result is flattened: it covers the whole map."""
         if pool.kind != "avg_pool2d" or any(pool.told("padding")) or pool.told("divisor_override") is not None:
             return pool
-        notes = {"kernel": pool.told("kernel_size")}
+        notes = {"kernel": pool.told("kernel_size"), "ceil": pool.told("ceil")}
         return self._make("global_average", pool.inputs, {}, (), pool.layer, notes)
 
     def _reshape(self, source: Node) -> Node:

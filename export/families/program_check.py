@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from export.families.foreign_networks import FACTORY
+from export.families.pool_sizes import InputSizes, input_sizes
 from export.families.program_graph import Graph
 from export.families.program_node import Node
 from export.families.program_of_module import program_of_module
@@ -24,8 +25,8 @@ class Told:
 
     evidence: tuple[str, ...] = ()
     """Sentences about what was taken."""
-    input_size: tuple[int, int] | None = None
-    """(height, width) in pixels for which its last pool, one of a fixed size, is made."""
+    input_sizes: InputSizes | None = None
+    """For which its last pool, one of a fixed size, is made."""
     settled: frozenset[Subject] = frozenset()
     """What it tells for the whole network, so that nothing of it is assumed."""
 
@@ -62,31 +63,23 @@ def hold_program(module: nn.Module, layer_names: Mapping[str, str], program: Pro
         "its TorchScript program, which was read and not run, has the strides, pools, activations and shortcuts of "
         "this network"
     )
-    return Told(tuple(evidence), _input_size(theirs[-1]), EVERYTHING)
+    return Told(tuple(evidence), _input_sizes(theirs[-1]), EVERYTHING)
 
 
-def input_size_of_pool(module: nn.Module, layer_names: Mapping[str, str], kernel: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures whose last map an average pool of `kernel` covers in `module`."""
-    return _times_stride(kernel, Graph().nodes(program_of_module(module, layer_names))[-1])
+def input_sizes_of_pool(
+    module: nn.Module, layer_names: Mapping[str, str], kernel: tuple[int, int], *, ceil_mode: bool
+) -> InputSizes | None:
+    """The pictures whose last map an average pool of `kernel` covers in `module`."""
+    classifier = Graph().nodes(program_of_module(module, layer_names))[-1]
+    return input_sizes(classifier.inputs[0], kernel, ceil_mode=ceil_mode)
 
 
-def _input_size(classifier: Node) -> tuple[int, int] | None:
+def _input_sizes(classifier: Node) -> InputSizes | None:
     pool = classifier.inputs[0] if classifier.inputs else classifier
     kernel = pool.told("kernel") if pool.kind == "global_average" else None
     if not isinstance(kernel, tuple) or not all(type(side) is int for side in kernel):
         return None
-    return _times_stride((kernel[0], kernel[1]), pool)
-
-
-def _times_stride(sides: tuple[int, int], node: Node) -> tuple[int, int]:
-    """`sides` of what `node` gives, in pixels of the pictures."""
-    height, width = sides
-    while node.inputs:
-        stride = node.told("stride")
-        if isinstance(stride, tuple):
-            height, width = height * stride[0], width * stride[1]
-        node = node.inputs[0]
-    return height, width
+    return input_sizes(pool, (kernel[0], kernel[1]), ceil_mode=pool.told("ceil") is True)
 
 
 def _contradiction(ours: Sequence[Node], theirs: Sequence[Node]) -> ArchitectureError:
@@ -105,7 +98,9 @@ def _contradiction(ours: Sequence[Node], theirs: Sequence[Node]) -> Architecture
 def _first_difference(ours: Sequence[Node], theirs: Sequence[Node]) -> tuple[str, str]:
     """What the first of `theirs` that `ours` haven't is, and what stands in its place there."""
     known, theirs_all = set(ours), set(theirs)
-    odd = next((node for node in theirs if node not in known), None)
+    odds = [node for node in theirs if node not in known]
+    # What is made of constants alone says less than where the pictures meet it.
+    odd = next(filter(_is_of_pictures, odds), None)
     if odd is None:
         rest = next(node for node in ours if node not in theirs_all)
         return f"{_named(theirs[-1])} gives the logits", f"{_named(rest)} behind it"
@@ -124,8 +119,20 @@ def _first_difference(ours: Sequence[Node], theirs: Sequence[Node]) -> tuple[str
     return f"{_described(odd)} comes{place}{behind}", _described(instead) if instead else "no such step"
 
 
+def _is_of_pictures(node: Node) -> bool:
+    left, seen = [node], {node}
+    while left:
+        found = left.pop()
+        if found.kind == "pictures":
+            return True
+        new = [source for source in found.inputs if source not in seen]
+        left += new
+        seen.update(new)
+    return False
+
+
 def _sources(node: Node) -> str:
-    return " and ".join(map(_named, node.inputs))
+    return " and ".join(_named(source) for source in node.inputs if _is_of_pictures(source))
 
 
 def _named(node: Node) -> str:
@@ -141,7 +148,7 @@ def _named(node: Node) -> str:
 
 
 def _described(node: Node) -> str:
-    settings = ", ".join(f"{name} {_shown(value)}" for name, value in node.settings)
+    settings = ", ".join(f"{name} {_shown(value)}" for name, value in node.settings if "Unknown()" not in repr(value))
     return f"{node.kind}{f' ({settings})' if settings else ''}"[:200]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from export.reading.inert_pickle import Inert, attributes_of
+from export.reading.inert_pickle import Inert, Name, attributes_of
 from export.reading.pickled_tensors import UnusableTensor
 
 _MAX_MODULES = 100_000
@@ -19,6 +19,7 @@ _MAX_TENSORS = 100_000
 _MAX_ATTRIBUTES = 3_000_000
 _MAX_NAME_LENGTH = 1000
 _WEIGHT_HOOKS = ("torch.nn.utils.prune.", "torch.nn.utils.weight_norm.WeightNorm")
+_COMPILED = "._dynamo.eval_frame.OptimizedModule"
 _SCRIPT_PREFIX = "__torch__."
 
 
@@ -114,7 +115,13 @@ def _settings(module: Inert, content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(left_out, set) and isinstance(buffers, dict):
         told |= {"buffers": sorted(str(n) for n in left_out if isinstance(buffers.get(n), Tensor))} if left_out else {}
     hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks") if _foreign_hooks(content.get(name))]
-    return plain | told | ({"hooks": hooks} if hooks else {})
+    # A method that someone has replaced on this very object.
+    methods = [name for name, value in content.items() if _is_forward(name) and isinstance(value, Inert | Name)]
+    return plain | told | ({"hooks": hooks} if hooks else {}) | ({"methods": methods} if methods else {})
+
+
+def _is_forward(name: Any) -> bool:
+    return isinstance(name, str) and name.lstrip("_").startswith("forward") and "hooks" not in name
 
 
 def _foreign_hooks(hooks: Any) -> bool:
@@ -137,5 +144,7 @@ def _is_plain(value: Any) -> bool:
 def _content(module: Inert) -> dict[str, Any]:
     """Attributes of a module; torch.fx pickles them as the first argument of the function that rebuilds it."""
     first = module.arguments[0] if module.arguments and "reduce_" in module.name else None
+    if module.arguments and module.name.endswith(_COMPILED) and isinstance(module.arguments[0], Inert):
+        return {"_modules": {"_orig_mod": module.arguments[0]}}
     content = attributes_of(module) or first
     return content if isinstance(content, dict) else {}

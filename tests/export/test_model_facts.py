@@ -126,7 +126,7 @@ def test_what_the_checkpoint_says_and_is_not_taken_is_said(stored: dict[str, Any
 
 
 def test_a_pool_of_a_fixed_size_in_the_file_allows_its_size_alone() -> None:
-    told = network(told_input_size=(32, 32), takes_told_size_only=True)
+    told = network(told_input_size=(32, 32), takes_sizes=((32, 32), (32, 32)))
     assert facts_from(checkpoint(), told).input.height == 32
     assert facts_from(checkpoint(), told, input_size=(32, 32)).input.height == 32
     for size in ({"input_size": (64, 64)}, {"assumed": {"size": "64"}}):
@@ -134,3 +134,13 @@ def test_a_pool_of_a_fixed_size_in_the_file_allows_its_size_alone() -> None:
             facts_from(checkpoint(), told, **size)
     with pytest.raises(InputError, match="is 48 by the checkpoint"):
         facts_from(checkpoint(input_size=48), told)
+
+
+def test_a_pool_that_several_sizes_fit_allows_them_and_takes_that_of_the_images() -> None:
+    grey = network(in_channels=1, default_input_size=None, takes_sizes=((25, 25), (32, 32)))
+    with pytest.raises(InputError, match=r"of 25 to 32 pixels.*: --input-size 28 or --input-size 32 says it"):
+        facts_from(checkpoint(), grey)
+    assert facts_from(checkpoint(), grey, input_size=(28, 28)).input.height == 28
+    assert facts_from(checkpoint(), grey, shared_size=(28, 28)).input.height == 28
+    with pytest.raises(InputError, match=r"is 64 by --input-size 64.*of 25 to 32 alone.*--input-size 32"):
+        facts_from(checkpoint(), grey, input_size=(64, 64))

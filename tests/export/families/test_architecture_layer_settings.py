@@ -40,7 +40,7 @@ def test_batchnorms_eps_is_taken():
     ("layer", "changed", "named"),
     [
         ("conv1", {"stride": (2, 2)}, "conv1 has stride (2, 2) where that network has stride 1"),
-        ("layer1.0.conv1", {"padding": "same"}, "layer1.0.conv1 has padding same where that network has padding 1"),
+        ("layer1.0.conv1", {"padding": "valid"}, "layer1.0.conv1 has padding valid where that network has padding 1"),
         ("layer2.0.conv1", {"dilation": 2}, "has dilation 2 where that network has dilation 1"),
         ("layer2.0.conv1", {"groups": 2}, "has groups 2"),
         ("layer2.0.shortcut.0", {"kernel_size": [3, 1]}, "has kernel_size [3, 1]"),
@@ -107,7 +107,7 @@ def test_layers_without_weights_that_compute_something_else_are_refused(case):
     assert "--factory package.module:function" in message
 
 
-@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sigmoid(), nn.Softmax(1)])
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sigmoid(), nn.Softmax(0)])
 def test_an_activation_behind_the_classifier_is_refused(layer):
     network = torchvision.models.resnet18(num_classes=5)
     network.fc = nn.Sequential(nn.Dropout(), network.fc, layer)
