@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from export.program import Program
 from export.reading.checkpoint_file import FileContents, read_file
 from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
 from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
+from export.reading.checkpoint_program import leave_out_what_programs_do, program_of
 from export.reading.checkpoint_weights import Weights, find_weights
 from export.reading.pickled_tensors import UnusableTensor
 from export.reading.profiler_counters import without_profiler_counters
@@ -112,6 +113,7 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
         raise CheckpointError(f"{path}: tensors must have names, but one is called {shown}")
     notes = [*files.notes, *weights.notes]
     weights.named = without_profiler_counters(weights.named, notes)
+    leave_out_what_programs_do(contents.values(), weights, notes)
     names = network_names(weights.tensors, pretraining=weights.are_of_pretraining)
     notes += names.notes
     named = {new: tensor for name, tensor in weights.tensors.items() if (new := names.renamed(name)) is not None}
@@ -131,7 +133,7 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
         notes.append(f"trained for {TRAINED_FOR[task]}, as what stands beside the weights says")
     notes += _notes_of_inert(contents.values(), weights)
     settings = _layer_settings(weights, names)
-    program = _program(contents.values(), weights, names, notes)
+    program = program_of(contents.values(), weights, names, notes)
     if program is not None and (normalisation := normalisation_of(program)):
         metadata |= {"mean": normalisation.mean, "std": normalisation.std}
         notes.append("the file's program normalises the pictures itself: its mean and std are taken")
@@ -172,24 +174,12 @@ def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]
             new = ""  # a wrapper of the network: what it does to pictures counts as the network's own
         if new == "":
             outer = settings.get("", {})
-            joined = {key: [*outer.get(key, ()), *found.get(key, ())] for key in ("hooks", "buffers")}
+            joined = {key: [*outer.get(key, ()), *found.get(key, ())] for key in ("hooks", "buffers", "methods")}
             joined["classes"] = [*outer.get("classes", ()), found["class"]]
             settings[""] = {key: value for key, value in joined.items() if value}
         elif new is not None:
             settings[new] = found
     return settings
-
-
-def _program(contents: Iterable[FileContents], weights: Weights, names: Names, notes: list[str]) -> Program | None:
-    for content in contents:
-        notes += content.notes
-        if content.program is None:
-            continue
-        if weights.are_ema:
-            notes.append("the file's program is that of its plain weights, so it tells nothing of the EMA weights")
-            continue
-        return content.program.renamed(names.renamed)
-    return None
 
 
 def _root(contents: Mapping[str, FileContents], files: Files, path: Path) -> Any:

@@ -1,7 +1,7 @@
 """What a program does to its pictures before its first layer: (pictures - mean) / std, in any form of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from export.program import Call, Pictures, Program, Result, Weight
 
 _VIEWS = ("view", "reshape", "unsqueeze", "slice", "to", "expand")
 _LARGEST_OF_UNIT = 2.0
-"""A deviation of pixels of 0..1 is below 1, one of pixels of 0..255 far above it."""
+"""Mean and deviation of pixels of 0..1 are below 1; one of the two of pixels of 0..255 is far above it."""
 _COLOURS = 3
 _MAX_STEPS = 16
 
@@ -23,6 +23,8 @@ class Normalisation:
     std: list[float]
     rest: Program
     """The program behind it."""
+    constants: frozenset[str]
+    """Names of the tensors that it takes."""
 
 
 def normalisation_of(program: Program) -> Normalisation | None:
@@ -42,11 +44,23 @@ def normalisation_of(program: Program) -> Normalisation | None:
         return None
     std = [1 / number for number in scale]
     mean = _times([-number for number in shift], std)
-    if max(std) > _LARGEST_OF_UNIT:
+    if max(*std, *map(abs, mean)) > _LARGEST_OF_UNIT:
         mean, std = [number / 255 for number in mean], [number / 255 for number in std]
     calls = tuple(_instead(call, value) for call in program.calls)
     count = max(len(mean), len(std), _channels(program))
-    return Normalisation(mean * (count // len(mean)), std * (count // len(std)), Program(calls, program.result))
+    constants = frozenset(name for place in taken for name in _names(program, program.calls[place].arguments, value))
+    rest = Program(calls, program.result)
+    return Normalisation(mean * (count // len(mean)), std * (count // len(std)), rest, constants)
+
+
+def _names(program: Program, arguments: Sequence[Any], value: Any) -> Iterator[str]:
+    """Of the tensors among `arguments`, or in what views are of."""
+    for argument in arguments:
+        item = argument
+        while isinstance(item, Result) and item != value and program.calls[item.call].operator in _VIEWS:
+            item = program.calls[item.call].arguments[0]
+        if isinstance(item, Weight):
+            yield item.name
 
 
 def _channels(program: Program) -> int:

@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from export.program import Pictures, Program, Size, Unknown, Weight
+from export.program import Pictures, Program, Result, Size, Unknown, Weight
 from export.reading.inert_pickle import Inert, attributes_of
 from export.reading.script_code import ScriptCode, UnreadableError
 from export.reading.script_operators import MAX_KEPT_VALUES, Cell, Module, Named, Operators, Sizes, kind_of
 
 _MAX_CALL_DEPTH = 64
 _GOES_ON = object()
+# What may be returned beside them are features, other forms of the logits, or classes.
+_GIVE_LOGITS = (("linear", "addmm"), ("softmax", "log_softmax"))
 
 
 def read_program(root: Inert, code: ScriptCode, constants: Callable[[], Any]) -> Program:
@@ -59,11 +61,30 @@ class _Reader:
         found = self._run_method(Module(root, ""), "forward", [Cell(Pictures())], {})
         if isinstance(found, dict) and "logits" in found:
             found = found["logits"]
-        while isinstance(found, list | tuple | dict) and len(found) == 1:
-            found = next(iter(found.values() if isinstance(found, dict) else found))
+        if isinstance(found, list | tuple | dict):
+            found = self._logits_among([*(found.values() if isinstance(found, dict) else found)], found)
         if not isinstance(found, Cell) or isinstance(found.value, Weight):
             raise UnreadableError(f"its forward returns {kind_of(found)}; one tensor of logits was expected")
         return Program(tuple(self._operators.calls), found.value)
+
+    def _logits_among(self, returned: list[Any], whole: Any) -> Any:
+        """The only one that a linear layer gave, else the only one of a softmax; `whole` where none is told so."""
+        while len(returned) == 1:
+            (whole,) = returned
+            if not isinstance(whole, list | tuple | dict):
+                return whole
+            returned = [*(whole.values() if isinstance(whole, dict) else whole)]
+        for operators in _GIVE_LOGITS:
+            found = [
+                value
+                for value in returned
+                if isinstance(value, Cell)
+                and isinstance(value.value, Result)
+                and self._operators.calls[value.value.call].operator in operators
+            ]
+            if found:
+                return found[0] if len({value.value for value in found}) == 1 else whole
+        return whole
 
     def _run_method(self, module: Module, name: str, given: list[Any], keywords: dict[str, Any]) -> Any:
         function = self._code.method(module.inert.name, name)
