@@ -9,6 +9,10 @@ from serve.errors import ArchitectureError, InputError
 
 # Two rows and one row may take other kernels; a network that mixes rows is off by far more.
 _ROW_TOLERANCE = 1e-3
+_HOW_TO_RETURN_LOGITS = (
+    ", bare or as `logits` of a mapping or an object: let its forward return them alone, such as `return outputs[0]`, "
+    "or return a module that wraps it and does"
+)
 
 
 class LogitsOf(nn.Module):
@@ -58,7 +62,7 @@ def with_bare_logits(
         came = f"a tensor {tuple(logits.shape)}" if logits is not None else f"a {type(returned).__name__}"
         raise ArchitectureError(
             f"the network of --factory {reference} returned {came} for 2 images of {shape}; expected logits "
-            "(2, classes)"
+            f"(2, classes){_HOW_TO_RETURN_LOGITS if logits is None else ''}"
         )
     if bool((logits >= 0).all()) and bool((logits.sum(1) - 1).abs().max() < 1e-4):
         raise ArchitectureError(

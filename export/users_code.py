@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
 from serve.errors import InputError
@@ -45,7 +46,24 @@ def built_module(reference: str, arguments: Mapping[str, Any]) -> nn.Module:
         module = build(**arguments)
     if not isinstance(module, nn.Module):
         raise InputError(f"--factory {reference} returned a {type(module).__name__}; expected a torch.nn.Module")
+    module = _without_wrappers(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            f"--factory {reference} returned a TorchScript module, whose program torch.export can't trace; return the "
+            "torch.nn.Module that it was scripted or traced from: its weights are taken from the TorchScript file"
+        )
     return module
+
+
+def _without_wrappers(module: nn.Module) -> nn.Module:
+    """What torch.compile, DataParallel and DistributedDataParallel run; they compute nothing of their own."""
+    while True:
+        if type(module).__name__ == "OptimizedModule" and isinstance(module._modules.get("_orig_mod"), nn.Module):
+            module = cast("nn.Module", module._modules["_orig_mod"])
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = cast("nn.Module", module.module)
+        else:
+            return module
 
 
 @contextmanager

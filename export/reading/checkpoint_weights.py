@@ -266,6 +266,10 @@ def _shown_keys(content: Mapping[Any, Any]) -> str:
     return ", ".join(repr(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:8])
 
 
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(_is_tensor(item) for item in value.values())
+
+
 def _no_weights(root: Any, weights: Weights, path: Path, others: Sequence[str]) -> CheckpointError:
     if isinstance(root, Inert) and weights.module_classes:
         return CheckpointError(
@@ -275,6 +279,14 @@ def _no_weights(root: Any, weights: Weights, path: Path, others: Sequence[str]) 
         )
     if isinstance(root, Inert) and not weights.levels[0]:
         return CheckpointError(f"{path} holds an object of {root.name}; expected a state dict: names with tensors")
+    places = [place for place, item in enumerate(root) if _is_state(item)] if isinstance(root, list | tuple) else []
+    if places:
+        target = path.with_name(f"{path.stem}.state_dict.pt")
+        return CheckpointError(
+            f"{path} holds a {type(root).__name__} whose item {places[0]} is a state dict; a state dict alone was "
+            f"expected. Save it:\n    import torch\n    torch.save(torch.load({str(path)!r}, map_location='cpu')"
+            f"[{places[0]}], {str(target)!r})"
+        )
     if not isinstance(root, dict | Inert):
         return CheckpointError(f"{path} holds a {type(root).__name__}; expected a state dict: names with tensors")
     content = weights.levels[0]

@@ -1,9 +1,11 @@
 """Under which names a file's tensors are loaded into a module of --factory: its own first."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from export.checkpoint import read_checkpoint
 from export.factory import network_from_factory
 from export.network import TrainedNetwork
-from serve.errors import ArchitectureError
+from serve.errors import ArchitectureError, InputError
 
 
 class Backbone(nn.Module):
@@ -178,3 +180,29 @@ def test_a_refusal_tells_of_the_nearest_names(load):
     del whole["model.fc.bias"]
     with pytest.raises(ArchitectureError, match=r"nearest by names without wrappers' prefixes: missing: fc.bias \(2,"):
         load(lambda: Backbone(head=True), whole)
+
+
+@pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net))])
+def test_what_runs_a_module_without_computing_of_its_own_is_taken_off(load, wrapper):
+    module = trained(Backbone)
+    network = load(lambda: wrapper(Backbone()), module.state_dict())
+    assert isinstance(network.module, Backbone)
+    assert_same_logits(network, module)
+
+
+def test_a_torchscript_module_is_refused_with_the_cure(load):
+    module = trained(Backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Backbone().eval(), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(InputError, match=r"TorchScript module.*return the torch\.nn\.Module that it was"):
+        load(lambda: traced, module.state_dict())
+
+
+def test_several_outputs_are_refused_with_the_cure(load):
+    class Two(Backbone):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    with pytest.raises(ArchitectureError, match=r"returned a tuple .*such as `return outputs\[0\]`"):
+        load(Two, trained(Two).state_dict())

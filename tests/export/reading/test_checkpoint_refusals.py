@@ -4,6 +4,7 @@ import contextlib
 import math
 import pickle
 import random
+import textwrap
 import warnings
 import zipfile
 from pathlib import Path
@@ -281,3 +282,12 @@ def test_refuses_tensors_that_are_not_dense_floats(tmp_path, weights, make, said
     message = refusal(path)
     assert "fc.weight" in message
     assert said in message
+
+
+def test_a_state_dict_in_a_list_is_refused_with_lines_that_take_it_out(tmp_path, weights):
+    path = tmp_path / "pair.pt"
+    torch.save((3, weights), path)
+    message = refusal(path)
+    assert "holds a tuple whose item 1 is a state dict" in message
+    exec(textwrap.dedent(message.partition("Save it:\n")[2]))
+    assert read_checkpoint(tmp_path / "pair.state_dict.pt").tensors.keys() < weights.keys()
