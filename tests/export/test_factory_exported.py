@@ -64,7 +64,7 @@ def test_a_network_that_flattens_by_a_view_is_exported_at_its_own_size(users, ru
 def test_a_size_that_nothing_tells_is_asked_for(users, run_export: RunExport) -> None:
     torch.save(users.Pools().state_dict(), "pools.pt")
     message = only_error(run_export("pools.pt", "--factory", "users_code_on_disk:Pools"))
-    assert "--input-size 32 (28, 64 or whatever it was)" in message
+    assert "--input-size 32 (28, 64, 224 or whatever it was)" in message
     assert not Path("pools").exists()
     assert run_export("pools.pt", "--factory", "users_code_on_disk:Pools", "--input-size", "28").exit_code == 0
 
