@@ -22,55 +22,18 @@ from export.network import TrainedNetwork
 from export.normalizations import KEY as NORMALIZATION
 from export.normalizations import customary, normalization_named
 from export.sample import ImageFolder
-from export.training_statistics import MAX_IMAGES, MIN_IMAGES, USUAL_MISFIT, observed
+from export.training_statistics import MAX_IMAGES, MIN_IMAGES, observed
+from export.trials import Trial, is_clearly_better, is_plausible, lifts, misfit_first, same_logits
 from export.verify import normalised
 from serve.model_package import Assumption, InputSpec
 
 _FEW = 8
 _BUDGET_PIXELS = 16 * 224 * 224
 _MOST_LABELLED = 200
-_CLEARLY = 0.7
-"""A misfit of at most so much of another's is clearly better. The trained ResNet-20: 0.30 with the shortcut that it was
-trained with, of what another that is in use gives, 0.65 with the stride on the right convolution; 0.87 with its
-normalisation, of CIFAR-10's, which costs one picture in 125."""
 _ABOUT_AS_WELL = 1.1
 _LEANS = 0.9
-_LEAST_GAIN = 0.05
 _MOST_ROUNDS = 4
-_SAME_LOGITS = 1e-3
-"""Of the logits' range: a difference that changes no answer."""
-_LEAST_LIFT = 0.1
 _WORTH_A_LOOK = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What the witnesses say of one way to take what is open."""
-
-    values: Mapping[str, str]
-    """By key of the assumption."""
-    images: int
-    misfit: float | None
-    """As `TrainingStatistics.misfit`; None of a network without BatchNorms or on too few images."""
-    right: NDArray[np.bool_] | None
-    """(images,): whether the top-1 class is the folder's; None if nothing tells the classes."""
-    logits: NDArray[np.float32]
-
-    def changes_from(self, other: "Trial") -> dict[str, str]:
-        """What it takes in another way than `other` does, by key."""
-        return {key: value for key, value in self.values.items() if other.values[key] != value}
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of images whose class is right."""
-        return None if self.right is None else float(self.right.mean())
-
-    @property
-    def described(self) -> str:
-        """For people: both figures."""
-        told = [] if self.misfit is None else [f"misfit {self.misfit:.2f}"]
-        told += [] if self.accuracy is None else [f"{self.accuracy:.1%} right"]
-        return f"{', '.join(told) or 'not comparable'} on {self.images} images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +117,7 @@ class Witnesses:
             current = _best_of(better)
         assumed = trial(start)
         if current is not assumed:
-            if _is_plausible(current, assumed):
+            if is_plausible(current, assumed):
                 return Findings(assumed, current, tried=tuple(tried))
             return Findings(assumed, assumed, leanings=(_nearest(current, assumed),), tried=tuple(tried))
         # Of two that both fit badly the better one is no proof.
@@ -222,45 +185,10 @@ def is_by_flag(assumption: Assumption) -> bool:
     return (assumption.settled_by or "").startswith("--")
 
 
-def is_clearly_better(one: Trial, other: Trial) -> bool:
-    """Whether the witnesses prefer `one` beyond chance; both are of the same images."""
-    fits = (
-        one.misfit is not None
-        and other.misfit is not None
-        and one.misfit <= _CLEARLY * other.misfit
-        and other.misfit - one.misfit >= _LEAST_GAIN
-    )
-    if one.right is None or other.right is None:
-        return fits
-    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
-    return (fits and gained >= lost) or _lifts(one, other)
-
-
-def _lifts(one: Trial, other: Trial) -> bool:
-    """Whether `one` gets far more right, and the BatchNorms don't speak against it."""
-    if one.right is None or other.right is None:
-        return False
-    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
-    far = gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right))
-    return bool(far) and (one.misfit is None or other.misfit is None or one.misfit <= other.misfit)
-
-
-def _is_plausible(best: Trial, assumed: Trial) -> bool:
-    """Whether `best` is about what a network does that is used as it was trained."""
-    if best.misfit is None:
-        return True
-    return best.misfit <= USUAL_MISFIT or (best.misfit <= 2 * USUAL_MISFIT and _lifts(best, assumed))
-
-
 def _best_of(better: list[Trial]) -> Trial:
     """The one that fits best, unless another gets far more right."""
-    best = min(better, key=_order)
-    return next((trial for trial in better if _lifts(trial, best)), best)
-
-
-def same_logits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
-    """Whether no logit (rows, classes) differs by what could change an answer."""
-    return float(np.abs(one - other).max()) <= _SAME_LOGITS * float(np.ptp(one))
+    best = min(better, key=misfit_first)
+    return next((trial for trial in better if lifts(trial, best)), best)
 
 
 def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
@@ -268,10 +196,6 @@ def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
     if glance.misfit is None or few.misfit is None:
         return True
     return glance.misfit <= _WORTH_A_LOOK * few.misfit
-
-
-def _order(trial: Trial) -> tuple[float, float]:
-    return (trial.misfit if trial.misfit is not None else 0.0, -(trial.accuracy or 0.0))
 
 
 def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
@@ -284,7 +208,7 @@ def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
         same = [other for other, peer in zip(others, peers, strict=True) if same_logits(peer.logits, other.logits)]
         if not others or len(worse) + sum(other not in worse for other in same) < len(others):
             continue
-        nearest = min(worse, key=_order, default=None)
+        nearest = min(worse, key=misfit_first, default=None)
         if nearest is None:
             settled[key] = f"images: {', '.join(other.values[key] for other in others)} changes no answer"
         else:

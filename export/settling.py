@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.alternatives import Findings, Witnesses, is_by_flag, same_logits
+from export.alternatives import Findings, Witnesses, is_by_flag
 from export.architectures import Recognised, with_values
 from export.assumptions import check_assumed, settled
 from export.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from export.network import TrainedNetwork
 from export.progress import Narrator
 from export.sample import ImageFolder, generated_sample
 from export.training_statistics import USUAL_MISFIT
+from export.trials import same_logits
 from export.verify import eager_logits
 from serve.errors import InputError, VerificationError
 from serve.model_package import Assumption

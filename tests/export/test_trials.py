@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.alternatives import Trial, is_clearly_better
+from export.trials import Trial, is_clearly_better
 
 
 def trial(misfit: float | None, right: int | None = None, images: int = 100) -> Trial:
