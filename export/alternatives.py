@@ -1,13 +1,12 @@
 """Which of the values in use fits best, of what nothing tells: a network's BatchNorms and labelled images are asked.
 
-What was assumed is compared with each other value of each open assumption, then with the best of them and each other
-value, until none fits clearly better. Two witnesses speak: the statistics that BatchNorms carry from the training
-(`export.training_statistics`), and, where images lie in folders of their classes, how many the network gets right.
+What was assumed is compared with each other value of each open assumption, and from there on by `export.search`. Two
+witnesses speak: the statistics that BatchNorms carry from the training (`export.training_statistics`), and, where
+images lie in folders of their classes, how many the network gets right.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,18 @@ from export.network import TrainedNetwork
 from export.normalizations import KEY as NORMALIZATION
 from export.normalizations import customary, normalization_named
 from export.sample import ImageFolder
+from export.search import FEW, MOST_TELLING_MISFIT, Search
 from export.training_statistics import MAX_IMAGES, MIN_IMAGES, observed
-from export.trials import Trial, is_clearly_better, is_plausible, lifts, misfit_first, same_logits
+from export.trials import Trial, best_of, is_clearly_better, is_plausible, misfit_first, same_logits
 from export.verify import normalised
 from serve.model_package import Assumption, InputSpec
 
-_FEW = 8
+_MOST_WIDTH = 4
+_SMALL_SIDE = 64
 _BUDGET_PIXELS = 16 * 224 * 224
 _MOST_LABELLED = 200
 _ABOUT_AS_WELL = 1.1
 _LEANS = 0.9
-_MOST_ROUNDS = 4
-_WORTH_A_LOOK = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +87,36 @@ class Witnesses:
             return None
         asked = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
         start = {a.key: a.value for a in asked if self._alternatives(a.key, a.value)}
-        count = self._count()
-        try_out = cache(lambda values, images: self._trial(dict(values), images))
-
-        def trial(values: Mapping[str, str], images: int = count) -> Trial:
-            return try_out(tuple(values.items()), images)
-
-        current = trial(start)
-        if current.misfit is None and current.right is None:
+        search = Search(self._trial, self._alternatives, self._count(), on_progress)
+        assumed = search.trial(start)
+        if assumed.misfit is None and assumed.right is None:
             return None
-        tried: list[Trial] = []
-        for number in range(_MOST_ROUNDS):
-            few = trial(current.values, _FEW)
-            changed = [
-                {**current.values, key: other}
-                for key, value in current.values.items()
-                for other in self._alternatives(key, value)
-            ]
-            rivals = []
-            for done, values in enumerate(changed):
-                glance = trial(values, _FEW)
-                rivals.append(trial(values) if _is_worth_a_look(glance, few) else glance)
-                on_progress((number + (done + 1) / len(changed)) / _MOST_ROUNDS)
-            tried += rivals
-            better = [rival for rival in rivals if rival.images == count and is_clearly_better(rival, current)]
-            if not better:
-                break
-            current = _best_of(better)
-        assumed = trial(start)
-        if current is not assumed:
-            if is_plausible(current, assumed):
-                return Findings(assumed, current, tried=tuple(tried))
-            return Findings(assumed, assumed, leanings=(_nearest(current, assumed),), tried=tuple(tried))
-        # Of two that both fit badly the better one is no proof.
-        settled = _settled(assumed, rivals, few) if _is_plausible(assumed, assumed) else {}
-        return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tuple(tried))
+        rivals = search.rivals(assumed)
+        search.climb(assumed, width=self._width(start))
+        if (shared := self._smaller_shared_size(start)) is not None:
+            search.climb(search.trial({**start, SIZE: shared}), width=self._width({SIZE: shared}), keep=SIZE)
+        best = search.needed_of(best_of([trial for trial in search.tried if search.is_whole(trial)]), assumed)
+        tried = tuple(trial for trial in search.tried if trial is not assumed)
+        if best is not assumed and is_clearly_better(best, assumed):
+            if is_plausible(best, assumed):
+                return Findings(assumed, best, tried=tried)
+            return Findings(assumed, assumed, leanings=(_nearest(best, assumed),), tried=tried)
+        speaks = assumed.misfit is None or assumed.misfit <= MOST_TELLING_MISFIT
+        settled = _settled(assumed, rivals, search.glance(assumed)) if speaks else {}
+        return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tried)
+
+    def _smaller_shared_size(self, start: Mapping[str, str]) -> str | None:
+        """The size that all images have, if they would be enlarged: it fits only with the strides that go with it."""
+        shared, spec = self.images.shared_size, self.facts.input
+        if shared is None or SIZE not in start or max(shared) >= max(spec.height, spec.width):
+            return None
+        return size_as_text(shared)
+
+    def _width(self, values: Mapping[str, str]) -> int:
+        """How many ways at once are followed: of large pictures one, as each costs seconds."""
+        spec = self.facts.input
+        height, width = input_size_from_text(values[SIZE]) if SIZE in values else (spec.height, spec.width)
+        return max(1, min(_MOST_WIDTH, _MOST_WIDTH * _SMALL_SIDE**2 // (height * width)))
 
     def prefers_shared_size(self, shared: tuple[int, int]) -> bool:
         """Whether `shared`, the size that all images have, fits about as well as the assumed one, or better."""
@@ -154,7 +148,7 @@ class Witnesses:
         """How many images are looked at: more of small ones."""
         spec = self.facts.input
         most = MAX_IMAGES if self.truth is None else _MOST_LABELLED
-        return max(_FEW, min(most, _BUDGET_PIXELS // (spec.height * spec.width), len(self.images.files)))
+        return max(FEW, min(most, _BUDGET_PIXELS // (spec.height * spec.width), len(self.images.files)))
 
     def _trial(self, values: Mapping[str, str], count: int) -> Trial:
         facts = self.facts
@@ -183,19 +177,6 @@ _MOST_SIDE = 512
 def is_by_flag(assumption: Assumption) -> bool:
     """Whether the user said it."""
     return (assumption.settled_by or "").startswith("--")
-
-
-def _best_of(better: list[Trial]) -> Trial:
-    """The one that fits best, unless another gets far more right."""
-    best = min(better, key=misfit_first)
-    return next((trial for trial in better if lifts(trial, best)), best)
-
-
-def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
-    """Whether a few images leave open that it fits better than `few` does."""
-    if glance.misfit is None or few.misfit is None:
-        return True
-    return glance.misfit <= _WORTH_A_LOOK * few.misfit
 
 
 def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:

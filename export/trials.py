@@ -1,6 +1,6 @@
 """How one way to take what nothing tells fits the images, and when another fits clearly better."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,14 @@ _CLEARLY = 0.7
 trained with, of what another that is in use gives, 0.65 with the stride on the right convolution; 0.87 with its
 normalisation, of CIFAR-10's, which costs one picture in 125."""
 _LEAST_GAIN = 0.05
+_STEP = 0.9
+_LEAST_STEP = 0.03
 _SAME_LOGITS = 1e-3
 """Of the logits' range: a difference that changes no answer."""
 _LEAST_LIFT = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trial:
     """What the witnesses say of one way to take what is open."""
 
@@ -62,13 +64,25 @@ def is_clearly_better(one: Trial, other: Trial) -> bool:
     return (fits and gained >= lost) or lifts(one, other)
 
 
+def is_a_step(one: Trial, other: Trial) -> bool:
+    """Whether `one` fits a little better, or clearly: worth a look at what else goes with it."""
+    if one.misfit is None or other.misfit is None:
+        return is_clearly_better(one, other)
+    fits = one.misfit <= _STEP * other.misfit and other.misfit - one.misfit >= _LEAST_STEP
+    return fits or is_clearly_better(one, other)
+
+
 def lifts(one: Trial, other: Trial) -> bool:
     """Whether `one` gets far more right, and the BatchNorms don't speak against it."""
+    fits = one.misfit is None or other.misfit is None or one.misfit <= other.misfit
+    return fits and _gets_far_more_right(one, other)
+
+
+def _gets_far_more_right(one: Trial, other: Trial) -> bool:
     if one.right is None or other.right is None:
         return False
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
-    far = gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right))
-    return bool(far) and (one.misfit is None or other.misfit is None or one.misfit <= other.misfit)
+    return bool(gained - lost >= max(3 * np.sqrt(gained + lost), _LEAST_LIFT * len(one.right)))
 
 
 def is_plausible(best: Trial, assumed: Trial) -> bool:
@@ -84,4 +98,11 @@ def same_logits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
 
 
 def misfit_first(trial: Trial) -> tuple[float, float]:
+    """What trials are sorted by: the one that fits best comes first."""
     return (trial.misfit if trial.misfit is not None else 0.0, -(trial.accuracy or 0.0))
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The one that fits best, unless another gets far more right."""
+    best = min(trials, key=misfit_first)
+    return next((trial for trial in trials if lifts(trial, best)), best)

@@ -46,21 +46,35 @@ class SmallBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """ResNet-8 with stages of 8, 16 and 32 channels; `pool` is its last average pool's kernel, 0 for a global one."""
+    """ResNet-8 with stages of 8, 16 and 32 channels; `pool` is its last average pool's kernel, 0 for a global one.
 
-    def __init__(self, shortcut: str = "zeros-around", channels: int = 3, pool: int = 0) -> None:
+    `stem_pool`: a 3x3 max-pool of stride 2 follows the first convolution.
+    """
+
+    def __init__(
+        self,
+        shortcut: str = "zeros-around",
+        channels: int = 3,
+        pool: int = 0,
+        *,
+        stem_stride: int = 1,
+        stem_pool: bool = False,
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         pad = SHORTCUTS[shortcut]
-        self.conv1 = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 8, 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(8)
         self.layer1 = nn.Sequential(SmallBlock(8, 8, pad))
         self.layer2 = nn.Sequential(SmallBlock(8, 16, pad))
         self.layer3 = nn.Sequential(SmallBlock(16, 32, pad))
         self.linear = nn.Linear(32, 10)
-        self.pool = pool
+        self.pool, self.stem_pool = pool, stem_pool
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.stem_pool:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.layer3(self.layer2(self.layer1(x)))
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
         return self.linear(x.flatten(1))
