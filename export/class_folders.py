@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.reading.wrapper_prefixes import printable
-from export.sample import ImageFolder
+from export.sample import ImageFolder, is_hidden
 
 KEY = "folders"
 """What `--assume` calls it: `classes`, or `other` where they are none."""
@@ -83,7 +83,7 @@ def _doubts_of_order(names: Sequence[str]) -> Iterator[str]:
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)))
 
 
 def _places(names: Sequence[str], labels: Sequence[str]) -> dict[str, int] | None:

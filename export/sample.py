@@ -1,6 +1,7 @@
 """The images that an export looks at: a folder of the user's, or generated ones."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def image_folder(folder: Path, max_images: int) -> ImageFolder:
     """
     if not folder.is_dir():
         raise InputError(f"--images {folder}: there is no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = sorted(_image_files(folder))
     if not files:
         raise InputError(f"--images {folder}: no {', '.join(IMAGE_SUFFIXES)} file in it or its subfolders")
     if len(files) > max_images:
@@ -94,6 +95,27 @@ def image_folder(folder: Path, max_images: int) -> ImageFolder:
         except ImageError as error:
             raise ImageError(f"--images: {path}: {error}") from error
     return ImageFolder(folder, tuple(files), tuple(sizes))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Also behind links, as data sets are often folders of them; each folder once.
+
+    What is hidden is left out: thumbnails, notebooks' checkpoints, macOS's `._cat.jpg` and `__MACOSX`.
+    """
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        paths = (Path(place, name) for name in names if not is_hidden(name))
+        yield from (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is a system's or a tool's and none of the user's."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _read(path: Path) -> bytes:

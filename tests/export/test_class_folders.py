@@ -62,3 +62,27 @@ def test_images_beside_the_folders_have_no_class(tmp_path: Path) -> None:
     found, said = told(tmp_path, ["a", "b"], None, 2)
     assert found is None
     assert "beside the folders" in said
+
+
+def test_what_tools_leave_beside_the_images_is_no_class(tmp_path: Path) -> None:
+    for place in (".thumbnails", "__MACOSX/cat", "cat/.ipynb_checkpoints"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "x.png")
+    (tmp_path / "cat" / "._x.png").write_bytes(b"\0\5\x16\7")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "x.png")
+    found, _ = told(tmp_path, ["dog", "fox"], None, 3)
+    assert found is not None
+    assert (found.labels, found.truth.tolist()) == (("cat", "dog", "fox"), [0, 1, 2])
+
+
+def test_folders_may_be_links_and_none_is_taken_twice(tmp_path: Path) -> None:
+    told(tmp_path / "all", ["cat", "dog"], None, 2)
+    (tmp_path / "val").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).symlink_to(tmp_path / "all" / name)
+    (tmp_path / "all" / "cat" / "loop").symlink_to(tmp_path / "val")
+    images = image_folder(tmp_path / "val", 100)
+    assert sorted(path.name for path in images.files) == ["x.png", "x.png"]
+    found, _ = class_folders(images, None, 2)
+    assert found is not None
+    assert found.truth.tolist() == [0, 1]
