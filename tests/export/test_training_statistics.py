@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.architectures import recognise
+from export.architectures import Recognised, recognise, with_values
 from export.checkpoint import read_checkpoint
+from export.normalizations import customary
 from export.sample import image_folder
 from export.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
 from export.verify import normalised
@@ -17,8 +18,13 @@ RIGHT = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module")
-def network(shared_data: Path) -> nn.Module:
-    return recognise(read_checkpoint(shared_data / "checkpoints" / "resnet20-12fca82f.th").tensors).module
+def recognised(shared_data: Path) -> Recognised:
+    return recognise(read_checkpoint(shared_data / "checkpoints" / "resnet20-12fca82f.th").tensors)
+
+
+@pytest.fixture(scope="module")
+def network(recognised: Recognised) -> nn.Module:
+    return recognised.module
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,21 @@ def test_another_normalisation_is_found_out(network: nn.Module, pictures, mean, 
     statistics = found(network, normalised(pictures(), Normalization(mean=mean, std=std)))
     assert not statistics.as_in_training, statistics.described
     assert "--mean, --std" in statistics.doubt
+
+
+def test_the_misfit_of_what_is_in_use(recognised: Recognised, pictures) -> None:
+    """The figures of docs/checkpoints.md."""
+
+    def misfit(normalization: Normalization = RIGHT, side: int = 32, **values: str) -> float:
+        module = with_values(recognised, values)
+        return round(found(module, normalised(pictures(side), normalization)).misfit, 2)
+
+    assert misfit() == pytest.approx(0.13, abs=0.01)
+    assert misfit(customary(3)["cifar10"]) == pytest.approx(0.15, abs=0.01)
+    assert misfit(customary(3)["half"]) == pytest.approx(0.40, abs=0.01)
+    assert misfit(shortcut="zeros-after") == pytest.approx(0.45, abs=0.01)
+    assert misfit(pool="max3") == pytest.approx(0.56, abs=0.01)
+    assert misfit(side=64) == pytest.approx(0.60, abs=0.01)
 
 
 def test_another_input_size_is_found_out(network: nn.Module, pictures) -> None:
