@@ -72,9 +72,9 @@ def test_the_misfit_of_what_is_in_use(recognised: Recognised, pictures) -> None:
     assert misfit() == pytest.approx(0.13, abs=0.01)
     assert misfit(customary(3)["cifar10"]) == pytest.approx(0.15, abs=0.01)
     assert misfit(customary(3)["half"]) == pytest.approx(0.40, abs=0.01)
-    assert misfit(shortcut="zeros-after") == pytest.approx(0.45, abs=0.01)
-    assert misfit(pool="max3") == pytest.approx(0.56, abs=0.01)
-    assert misfit(side=64) == pytest.approx(0.60, abs=0.01)
+    assert misfit(shortcut="zeros-after") == pytest.approx(0.46, abs=0.01)
+    assert misfit(pool="max3") == pytest.approx(0.57, abs=0.01)
+    assert misfit(side=64) == pytest.approx(0.59, abs=0.01)
 
 
 def test_another_input_size_is_found_out(network: nn.Module, pictures) -> None:
