@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from export.families.activations import ACTIVATIONS
-from export.families.naming_schemes import NamingScheme, ProjectionInput
+from export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
 from export.families.plain_network import PlainSpec
 from export.families.recognised import Spec
 from export.families.resnet_spec import PaddedShortcut, PreActResNetSpec, ResNetSpec, StemPool
@@ -246,12 +246,21 @@ def _of_code_alone(
     spec: Spec, scheme: NamingScheme, classifier: str, *, has_bias: bool
 ) -> Iterator[tuple[str, str, str]]:
     """(key, value, meaning) of what is in use and can be computed by the user's own code alone."""
-    if classifier != scheme.classifier:
+    is_as_named = classifier == scheme.classifier
+    # Readings of names by what repeats in them call the classifier whatever it is called.
+    if classifier.rpartition(".")[2].isdigit() and (not is_as_named or scheme.name in COMPOSED):
         yield (
             "head",
             "dropout",
             f"the classifier stands in a Sequential, as {classifier}; what comes before it there and has no tensors "
             "is dropout, which does nothing at inference",
+        )
+    elif not is_as_named:
+        yield (
+            "head",
+            "direct",
+            f"{classifier}, told by its width or by --head, is the classifier and takes the pooled features as they "
+            "are: no activation and no normalisation stands between",
         )
     if not has_bias:
         yield (

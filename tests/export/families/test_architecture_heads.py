@@ -104,3 +104,19 @@ def test_what_is_no_classifier_is_refused(tensors, named, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         head_from(checkpoint)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "assumed"),
+    [
+        (nn.Linear(512, 4), ("head", "direct")),
+        (nn.Sequential(nn.Dropout(), nn.Linear(512, 4)), ("head", "dropout")),
+    ],
+)
+def test_what_may_stand_before_a_classifier_of_another_name_is_said(head: nn.Module, assumed: tuple[str, str]):
+    tensors = backbone(torchvision.models.resnet18())
+    tensors |= {f"my_head.{name}": tensor for name, tensor in head.state_dict().items()}
+    found = {assumption.key: assumption.value for assumption in recognise(tensors).assumptions}
+    assert found.get(assumed[0]) == assumed[1]
+    confirmed = recognise(tensors, assumed=dict([assumed])).assumptions
+    assert [a.settled_by for a in confirmed if a.key == "head"] == [f"--assume head={assumed[1]}"]
