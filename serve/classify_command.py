@@ -46,10 +46,12 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
             asked = top_k
         else:
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
-        open_assumptions = [assumption.line for assumption in served.assumptions if assumption.is_open]
-        if not as_json:
-            for line in open_assumptions:
-                sys.stderr.write(f"warning: {served.name}: {line}\n")
+        assumed = [f"{assumption.key}={assumption.value}" for assumption in served.assumptions if assumption.is_open]
+        if assumed and not as_json:
+            sys.stderr.write(
+                f"warning: {served.name}: assumed at its export and settled by nothing: {', '.join(assumed)}; its "
+                "server's log says what each means\n"
+            )
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
         for item in _in_order(client.classify_stream(files, top_k=asked, model=model)):
             file = files[item.position]
@@ -58,7 +60,7 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
                 holding = sum(prediction.probability >= LABEL_HOLDS_FROM for prediction in predictions)
                 predictions = predictions[: max(holding, _DEFAULT_TOP_K)]
             if as_json:
-                told = {"task": served.task} | ({"assumptions": open_assumptions} if open_assumptions else {})
+                told = {"task": served.task} | ({"assumptions": assumed} if assumed else {})
                 sys.stdout.write(json.dumps(_json_object(file, item, predictions, told)) + "\n")
             elif item.answer is not None:
                 _print_table(console, file, predictions, label_width, served.task)
