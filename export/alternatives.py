@@ -23,7 +23,15 @@ from export.normalizations import customary, normalization_named
 from export.sample import ImageFolder
 from export.search import FEW, MOST_TELLING_MISFIT, Search
 from export.training_statistics import MAX_IMAGES, MIN_IMAGES, observed
-from export.trials import Trial, best_of, is_clearly_better, is_plausible, misfit_first, same_logits
+from export.trials import (
+    Trial,
+    best_of,
+    is_clearly_better,
+    is_more_than_smoothing,
+    is_plausible,
+    misfit_first,
+    same_logits,
+)
 from export.verify import normalised
 from serve.model_package import Assumption, InputSpec
 
@@ -96,6 +104,9 @@ class Witnesses:
         if (shared := self._smaller_shared_size(start)) is not None:
             search.climb(search.trial({**start, SIZE: shared}), width=self._width({SIZE: shared}), keep=SIZE)
         best = search.needed_of(best_of([trial for trial in search.tried if search.is_whole(trial)]), assumed)
+        if "eps" in best.changes_from(assumed):
+            without = search.trial({**best.values, "eps": assumed.values["eps"]})
+            best = best if is_more_than_smoothing(best, without) else without
         tried = tuple(trial for trial in search.tried if trial is not assumed)
         if best is not assumed and is_clearly_better(best, assumed):
             if is_plausible(best, assumed):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.trials import Trial, is_clearly_better
+from export.trials import Trial, is_clearly_better, is_more_than_smoothing
 
 
 def trial(misfit: float | None, right: int | None = None, images: int = 100) -> Trial:
@@ -30,3 +30,9 @@ def trial(misfit: float | None, right: int | None = None, images: int = 100) -> 
 def test_what_is_clear_and_what_is_chance(one: Trial, other: Trial, clear: bool) -> None:
     assert is_clearly_better(one, other) == clear
     assert not is_clearly_better(other, one)
+
+
+def test_an_eps_that_only_smooths_is_no_finding() -> None:
+    assert not is_more_than_smoothing(trial(0.08), trial(0.15))
+    assert is_more_than_smoothing(trial(0.08), trial(0.35))
+    assert is_more_than_smoothing(trial(0.08, 90), trial(0.15, 40))
