@@ -77,10 +77,7 @@ def recognise(
     candidates = [Candidate.of(scheme, weights, head, head_name) for scheme in schemes]
     fits = _fits(candidates, config, assumed)
     reason: str | None = None
-    # transformers' names are nobody else's, and its config.json may say what no reading of names would.
-    is_huggingface = any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates)
-    is_foreign = foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) is not None
-    if not fits and not is_huggingface and not is_foreign and (naming is None or naming in COMPOSED):
+    if not fits and (naming is None or naming in COMPOSED) and not _is_known_otherwise(candidates, weights):
         composition = compose(weights)
         reason = composition.reason
         readings = [p for p in composition.placements if naming in (None, p.scheme.name)]
@@ -101,6 +98,14 @@ def recognise(
             f"{fits[0].spec.classes} classes; --head-from is for backbones without one: leave it out"
         )
     return _recognised(fits[0], config, layer_settings, program, computed, assumed)
+
+
+def _is_known_otherwise(candidates: Iterable[Candidate], weights: Mapping[str, Tensor]) -> bool:
+    """Whether names that no row fits aren't to be read by what repeats in them."""
+    # transformers' names are nobody else's, and its config.json may say what no reading of names would.
+    if any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates):
+        return True
+    return foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) is not None
 
 
 @dataclass(frozen=True, eq=False)
