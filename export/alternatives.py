@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.architectures import Recognised, with_values
+from export.assumptions import is_by_flag
 from export.checkpoint import Checkpoint
 from export.families.choices import choices_in
 from export.input_size import input_size_from_text
@@ -33,10 +34,12 @@ from export.trials import (
     same_logits,
 )
 from export.verify import normalised
-from serve.model_package import Assumption, InputSpec
+from serve.model_package import InputSpec
 
 _MOST_WIDTH = 4
 _SMALL_SIDE = 64
+_CUSTOMARY_SIDES = (28, 32, 64, 128, 224, 256)
+_MOST_SIDE = 512
 _BUDGET_PIXELS = 16 * 224 * 224
 _MOST_LABELLED = 200
 _ABOUT_AS_WELL = 1.1
@@ -88,6 +91,7 @@ class Witnesses:
     doubt_flags: bool = False
     """Ask also about what a flag says."""
     _pixels: dict[tuple[InputSpec, int], NDArray[np.uint8]] = field(default_factory=dict)
+    """Decoded once, also for what `dataclasses.replace` makes of this."""
 
     def ask(self, on_progress: Callable[[float], None] = lambda _: None) -> Findings | None:
         """Compare what was assumed with what else is in use; None where no witness can speak."""
@@ -179,15 +183,6 @@ class Witnesses:
         right = None if self.truth is None else logits.argmax(1).numpy() == self.truth[indices]
         misfit = None if statistics is None or len(indices) < MIN_IMAGES else statistics.misfit
         return Trial(values, len(indices), misfit, right, logits.numpy())
-
-
-_CUSTOMARY_SIDES = (28, 32, 64, 128, 224, 256)
-_MOST_SIDE = 512
-
-
-def is_by_flag(assumption: Assumption) -> bool:
-    """Whether the user said it."""
-    return (assumption.settled_by or "").startswith("--")
 
 
 def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:

@@ -38,6 +38,11 @@ def check_assumed(assumed: Mapping[str, str], assumptions: Iterable[Assumption])
             )
 
 
+def is_by_flag(assumption: Assumption) -> bool:
+    """Whether the user said it."""
+    return (assumption.settled_by or "").startswith("--")
+
+
 def settled(assumptions: Iterable[Assumption], reasons: Mapping[str, str]) -> tuple[Assumption, ...]:
     """The same, of which those whose key is in `reasons` are settled by them."""
     return tuple(

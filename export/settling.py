@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.alternatives import Findings, Witnesses, is_by_flag
+from export.alternatives import Findings, Witnesses
 from export.architectures import Recognised, with_values
-from export.assumptions import check_assumed, settled
+from export.assumptions import check_assumed, is_by_flag, settled
 from export.checkpoint import Checkpoint
 from export.class_folders import KEY as FOLDERS
 from export.class_folders import ClassFolders, class_folders
-from export.families.choices import CHOICES
 from export.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
 from export.network import TrainedNetwork
 from export.progress import Narrator
@@ -82,9 +81,10 @@ def settle(
     if folders is not None or FOLDERS in assumed:
         facts = replace(facts, assumptions=(*facts.assumptions, _of_folders(folders, assumed)))
     truth = None if folders is None else folders.truth
-    facts = _with_shared_size(Witnesses(trained, facts, checkpoint, images, truth))
+    witnesses = Witnesses(trained, facts, checkpoint, images, truth)
+    facts = _with_shared_size(witnesses)
     with narrator.step("Asking the images about what was assumed") as step:
-        findings = Witnesses(trained, facts, checkpoint, images, truth).ask(step.advance_to)
+        findings = replace(witnesses, facts=facts).ask(step.advance_to)
         came = f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "they can't tell"
         step.done(f"{came}; input {facts.described_input}")
     if findings is not None:
@@ -93,7 +93,7 @@ def settle(
         facts = replace(facts, assumptions=settled(facts.assumptions, findings.settled))
         doubts += findings.leanings
         if findings.best.misfit is not None and findings.best.misfit > USUAL_MISFIT:
-            doubts += _doubts_of_flags(Witnesses(trained, facts, checkpoint, images, truth, doubt_flags=True))
+            doubts += _doubts_of_flags(replace(witnesses, facts=facts, doubt_flags=True))
     enlarged = images.enlarged_for(facts.input)
     if 2 * enlarged > len(images.files) and not any(a.key == SIZE and is_by_flag(a) for a in facts.assumptions):
         doubts.append(
@@ -176,17 +176,17 @@ def _with_shared_size(witnesses: Witnesses) -> ModelFacts:
 
 def _without_what_cannot_matter(trained: TrainedNetwork, facts: ModelFacts) -> ModelFacts:
     """Another eps hardly ever changes an answer; a few generated images tell."""
-    if not isinstance(trained, Recognised) or not any(a.key == "eps" and a.is_open for a in facts.assumptions):
+    values = next((a.alternatives for a in facts.assumptions if a.key == "eps" and a.is_open), ())
+    if not isinstance(trained, Recognised) or not values:
         return facts
     pixels = generated_sample(facts.input, _PROBE_IMAGES).pixels
-    (usual,) = (choice.usual for choice in CHOICES if choice.key == "eps")
     logits = eager_logits(trained.module, pixels, facts.normalization, lambda _: None)
     others = [
-        eager_logits(with_values(trained, {"eps": eps}), pixels, facts.normalization, lambda _: None) for eps in usual
+        eager_logits(with_values(trained, {"eps": eps}), pixels, facts.normalization, lambda _: None) for eps in values
     ]
     if not all(same_logits(logits, other) for other in others):
         return facts
-    reason = {"eps": f"generated images: {' or '.join(usual)} changes no logit by more than 0.1 % of their range"}
+    reason = {"eps": f"generated images: {' or '.join(values)} changes no logit by more than 0.1 % of their range"}
     return replace(facts, assumptions=settled(facts.assumptions, reason))
 
 
