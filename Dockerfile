@@ -12,7 +12,8 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/tools && python -m venv --without-pip /opt/fuseline
 COPY deploy/requirements-build.lock deploy/
 RUN pip --python /opt/tools/bin/python install --require-hashes -r deploy/requirements-build.lock
-COPY pyproject.toml README.md LICENSE fuseline.py ./
+COPY pyproject.toml README.md LICENSE ./
+COPY fuseline fuseline
 COPY export export
 COPY serve serve
 COPY protos protos

@@ -14,7 +14,8 @@ PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/$(PYTHON)) $(PYTHON))
 # What checks the Dockerfile and compose.yaml.
 CONTAINER_TOOLS := build/container-tools
 CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
-PROTOS := $(wildcard protos/*.proto)
+# By the path that they are registered under and imported by, which no other's file has.
+PROTOS := $(addprefix fuseline/,$(wildcard protos/*.proto))
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 # A process for each core, and one thread in each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
@@ -73,7 +74,7 @@ lint: setup ## Check style, types, import directions and that generated code is 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@mkdir -p build/protos-check && $(PROTOC) --python_out=build/protos-check --pyi_out=build/protos-check --grpc_python_out=build/protos-check $(PROTOS)
-	@for file in build/protos-check/protos/*; do cmp $$file protos/$${file##*/} || { echo "error: protos/$${file##*/} is stale; run make protos" >&2; exit 1; }; done
+	@for file in build/protos-check/fuseline/protos/*; do cmp $$file protos/$${file##*/} || { echo "error: protos/$${file##*/} is stale; run make protos" >&2; exit 1; }; done
 	@echo "generated protos are up to date"
 
 protos: setup ## Generate the Python code of protos/*.proto
@@ -96,7 +97,7 @@ bench-gpu: setup ## Measure PyTorch, ONNX Runtime and TensorRT on an NVIDIA GPU;
 	$(BIN)/fuseline bench gpu --minutes $(or $(MINUTES),9)
 
 gpu-run: setup ## Do everything that a GPU is wanted for, into build/gpu-run; MINUTES=10 bounds it
-	$(BIN)/python -m benchmarks.gpu run --minutes $(or $(MINUTES),10) --out build/gpu-run
+	$(BIN)/python -m fuseline.benchmarks.gpu run --minutes $(or $(MINUTES),10) --out build/gpu-run
 
 # The machine that a bundle is for: its Python, and what it has.
 GPU_PYTHON ?= 3.12

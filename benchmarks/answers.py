@@ -3,15 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from protos import classify_pb2
-from serve.errors import VerificationError
-from serve.reference import MAX_DIFFERENCE
+from fuseline.protos import classify_pb2
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.reference import MAX_DIFFERENCE
 
 _PROBABILITY_TOLERANCE = 0.05
 
 
 def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Raise `VerificationError` unless `logits` lie as near to `expected` as `serve.reference` wants of `precision`.
+    """Raise `VerificationError` unless `logits` lie as near to `expected` as `fuseline.serve.reference` wants of `precision`.
 
     Both are float32 of the same shape, (rows, classes).
     """

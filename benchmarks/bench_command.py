@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from benchmarks.machine import describe
-from benchmarks.results import check_writable, conditions, write_result
-from serve.errors import InputError
+from fuseline.benchmarks.machine import describe
+from fuseline.benchmarks.results import check_writable, conditions, write_result
+from fuseline.serve.errors import InputError
 
 T = TypeVar("T", bound=str)
 

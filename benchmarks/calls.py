@@ -158,7 +158,7 @@ def _id_field(number: int) -> bytes:
 
 
 def _id_and_error(answer: bytes) -> tuple[int, CallError | None]:
-    from protos.classify_pb2 import ClassifyResponse
+    from fuseline.protos.classify_pb2 import ClassifyResponse
 
     response = ClassifyResponse.FromString(answer)
     if not response.HasField("error"):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.subject import Subject
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.subject import Subject
+from fuseline.serve.errors import BackendUnavailableError
 
 INT8_CANDIDATES = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
 """Name to backend."""
@@ -73,8 +73,8 @@ def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
 
 
 def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
-    from serve.backends import open_backend
-    from serve.reference import check_reference
+    from fuseline.serve.backends import open_backend
+    from fuseline.serve.reference import check_reference
 
     precision = "int8" if name in INT8_CANDIDATES else "auto"
     backend, _ = open_backend(
@@ -91,8 +91,8 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     import torch
 
-    from export.loading import NetworkSource, network_of, read_source
-    from export.verify import normalised
+    from fuseline.export.loading import NetworkSource, network_of, read_source
+    from fuseline.export.verify import normalised
 
     assert subject.checkpoint is not None
     if threads:
@@ -153,7 +153,7 @@ def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
     """The folded network in channels_last and what is subtracted from its pixels, (1, channels, 1, 1)."""
     import torch
 
-    from export.fold import fold_network
+    from fuseline.export.fold import fold_network
 
     folded = fold_network(
         network.module,

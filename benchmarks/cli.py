@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
-from benchmarks import serving_commands
-from benchmarks.bench_command import Json, Seconds, Threads, choices_of, counts_of, measuring
-from benchmarks.results import check_writable, command_line, conditions, write_result
-from serve.errors import InputError
+from fuseline.benchmarks import serving_commands
+from fuseline.benchmarks.bench_command import Json, Seconds, Threads, choices_of, counts_of, measuring
+from fuseline.benchmarks.results import check_writable, command_line, conditions, write_result
+from fuseline.serve.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _RESULTS = Path("benchmarks") / "results"
@@ -43,9 +43,9 @@ def engines(
 ) -> None:
     """Compare PyTorch FP32 (eager, folded, compiled), ONNX Runtime and OpenVINO in FP32 and INT8, and TensorRT."""
     batches = counts_of("--batch", batch, _MAX_BATCH)
-    from benchmarks.candidates import CANDIDATES, INT8_CANDIDATES
-    from benchmarks.engines import as_json, as_table, compare_engines
-    from benchmarks.subject import open_subject
+    from fuseline.benchmarks.candidates import CANDIDATES, INT8_CANDIDATES
+    from fuseline.benchmarks.engines import as_json, as_table, compare_engines
+    from fuseline.benchmarks.subject import open_subject
 
     candidates = CANDIDATES if engine == "all" else choices_of("--engines", engine, CANDIDATES)
     command = command_line(
@@ -87,8 +87,12 @@ def _add_program(name: str, module: str, function: str, purpose: str) -> None:
         raise typer.Exit(command.main(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
-_add_program("peers", "benchmarks.peers", "main", "Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec.")
-_add_program("compare", "benchmarks.compare", "compare", "Compare two revisions' costs; exit code 1 if one regressed.")
+_add_program(
+    "peers", "fuseline.benchmarks.peers", "main", "Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec."
+)
+_add_program(
+    "compare", "fuseline.benchmarks.compare", "compare", "Compare two revisions' costs; exit code 1 if one regressed."
+)
 
 
 @app.command()
@@ -108,9 +112,9 @@ def spine(
 
     The exit code is 1 if the service misses a bar: 0.95 of the bare backend, 1.7 of eager PyTorch FP32.
     """
-    from benchmarks.spine import as_json, as_table, run_spine, verdicts
-    from benchmarks.subject import open_subject
-    from serve.backends import BACKENDS
+    from fuseline.benchmarks.spine import as_json, as_table, run_spine, verdicts
+    from fuseline.benchmarks.subject import open_subject
+    from fuseline.serve.backends import BACKENDS
 
     backends = tuple(dict.fromkeys(backend.split(",")))
     if unknown := [name for name in backends if name not in BACKENDS]:
@@ -135,7 +139,7 @@ def read(
 
     The exit code is 1 above a bar: 3 s, and 3 times the file's size.
     """
-    from benchmarks.reading import as_json, as_table, measure_reading, written_network
+    from fuseline.benchmarks.reading import as_json, as_table, measure_reading, written_network
 
     with measuring("read", command_line("read", model, repeats=repeats), json) as (say, finish):
         say("writing the files")
@@ -180,10 +184,10 @@ def gpu(
 
     The exit code is 1 if a contender answers wrongly.
     """
-    from benchmarks.gpu.comparison import GpuPlan, run_gpu
-    from benchmarks.gpu.contender import COMPILE_MODES, CONTENDERS, DEVICES
-    from benchmarks.gpu.device import gpu_facts
-    from benchmarks.gpu.report import as_json, as_tables
+    from fuseline.benchmarks.gpu.comparison import GpuPlan, run_gpu
+    from fuseline.benchmarks.gpu.contender import COMPILE_MODES, CONTENDERS, DEVICES
+    from fuseline.benchmarks.gpu.device import gpu_facts
+    from fuseline.benchmarks.gpu.report import as_json, as_tables
 
     if probe:
         _probe(json)
@@ -221,7 +225,7 @@ def gpu(
 
 
 def _probe(json: Path | None) -> None:
-    from benchmarks.gpu.probe import probe_rtx
+    from fuseline.benchmarks.gpu.probe import probe_rtx
 
     if json is not None:
         check_writable(json)

@@ -24,15 +24,15 @@ import typer
 import uvloop
 from rich.console import Console
 
-from benchmarks.comparison_arms import Arm, CaseArm, Costs, started_case, started_server_of
-from benchmarks.comparison_report import Row, as_json, as_markdown
-from benchmarks.comparison_trees import Tree, shown, write_tree
-from benchmarks.comparison_verdict import MEMORY_SLACK, MIN_ROUNDS, judge_counts, judge_times, round_ratio
-from benchmarks.comparison_worker import PACKAGE_NAME, PICTURE_NAME
-from benchmarks.exact_costs import instructions, peak_bytes, why_no_callgrind
-from benchmarks.results import check_writable, conditions, write_result
-from serve.command_line import run_command_line
-from serve.errors import BackendError, InputError
+from fuseline.benchmarks.comparison_arms import Arm, CaseArm, Costs, started_case, started_server_of
+from fuseline.benchmarks.comparison_report import Row, as_json, as_markdown
+from fuseline.benchmarks.comparison_trees import Tree, shown, write_tree
+from fuseline.benchmarks.comparison_verdict import MEMORY_SLACK, MIN_ROUNDS, judge_counts, judge_times, round_ratio
+from fuseline.benchmarks.comparison_worker import PACKAGE_NAME, PICTURE_NAME
+from fuseline.benchmarks.exact_costs import instructions, peak_bytes, why_no_callgrind
+from fuseline.benchmarks.results import check_writable, conditions, write_result
+from fuseline.serve.command_line import run_command_line
+from fuseline.serve.errors import BackendError, InputError
 
 CASES = ("batcher", "decode", "server")
 COUNTED_FOR = {"batcher": "batcher", "server": "service"}
@@ -193,8 +193,8 @@ def write_files(folder: Path) -> Path:
     """What the cases work on, alike for all: a tiny package and a JPEG."""
     from PIL import Image
 
-    from benchmarks.pictures import generated_pictures
-    from benchmarks.tiny_package import write_tiny_package
+    from fuseline.benchmarks.pictures import generated_pictures
+    from fuseline.benchmarks.tiny_package import write_tiny_package
 
     folder.mkdir()
     write_tiny_package(folder / PACKAGE_NAME, side=_SIDE, classes=_CLASSES)

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 
-from benchmarks import comparison_worker
-from benchmarks.answers import check_response
-from benchmarks.comparison_trees import Tree
-from benchmarks.comparison_worker import PACKAGE_NAME
-from benchmarks.load import CLASSIFY
-from benchmarks.server_process import started_server
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
-from serve.errors import BackendError
-from serve.reference import REFERENCE_NAME
+from fuseline.benchmarks import comparison_worker
+from fuseline.benchmarks.answers import check_response
+from fuseline.benchmarks.comparison_trees import Tree
+from fuseline.benchmarks.comparison_worker import PACKAGE_NAME
+from fuseline.benchmarks.load import CLASSIFY
+from fuseline.benchmarks.server_process import started_server
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from fuseline.serve.errors import BackendError
+from fuseline.serve.reference import REFERENCE_NAME
 
 SERVER_CONCURRENCY = 16
 
@@ -138,7 +138,9 @@ def started_server_of(tree: Tree, files: Path, core: int, runner: asyncio.Runner
     package = files / PACKAGE_NAME
     with ExitStack() as stack:
         with _environment(tree.environment()), _on_core(core):
-            server = stack.enter_context(started_server(package, "--backend", "onnxruntime", "--threads", "1"))
+            server = stack.enter_context(
+                started_server(package, "--backend", "onnxruntime", "--threads", "1", module="serve")
+            )
         arm = ServerArm(server.address, server.pid, runner, package)
         stack.callback(arm.close)
         yield arm

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.comparison_verdict import EXACT_TOLERANCE, MEMORY_SLACK, SIGNIFICANCE, Verdict
-from benchmarks.machine import describe
+from fuseline.benchmarks.comparison_verdict import EXACT_TOLERANCE, MEMORY_SLACK, SIGNIFICANCE, Verdict
+from fuseline.benchmarks.machine import describe
 
 BLIND_ABOVE = 0.15
 """A floor above this hides what the comparison is there to find."""

@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ def _copy_checkout(checkout: Path, wanted: str, folder: Path) -> str:
     for relative in filter(None, listed.decode().split("\0")):
         source = root / relative
         # A tracked file that was deleted is listed too.
-        if source.is_file():
+        if source.is_file() or source.is_symlink():
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+            shutil.copy2(source, target, follow_symlinks=False)
     commit = _git(root, wanted, "rev-parse", "--short=12", "HEAD").decode().strip()
     changed = _git(root, wanted, "status", "--porcelain").strip()
     return f"{shown(wanted)} ({commit}{' and changes' if changed else ''})"

@@ -18,6 +18,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,12 @@ async def _segments(cycle: Cycle) -> AsyncIterator[int]:
 
 async def with_batcher(measure: Measure, _: Path) -> None:
     """Requests of one row through a batcher whose backend takes no time."""
-    from serve.batcher import Batcher
+    batcher_class = _of_revision("fuseline.serve.batcher", "serve.batcher").Batcher
 
     def infer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return pixels.reshape(len(pixels), -1)[:, :_CLASSES].astype(np.float32)
 
-    batcher = Batcher(infer, row_shape=_ROW_SHAPE, buckets=_BUCKETS, max_queue_rows=1024)
+    batcher = batcher_class(infer, row_shape=_ROW_SHAPE, buckets=_BUCKETS, max_queue_rows=1024)
     rows = np.random.default_rng(0).integers(0, 256, (max(BURSTS), *_ROW_SHAPE), dtype=np.uint8)
 
     async def cycle() -> None:
@@ -163,16 +164,19 @@ async def with_service(measure: Measure, files: Path) -> None:
 
     endpoint = _Endpoint()
     grpc.aio.server = lambda *_, **__: endpoint  # type: ignore[assignment]
-    from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
-    from serve.server import Server
-    from serve.settings import Settings
-
-    server = Server([files / PACKAGE_NAME], Settings(port=0, http_port=0, backend="onnxruntime", threads=1))
+    messages = _of_revision("fuseline.protos.classify_pb2", "protos.classify_pb2")
+    serving = _of_revision("fuseline.serve.server", "serve.server")
+    settings = _of_revision("fuseline.serve.settings", "serve.settings")
+    server = serving.Server(
+        [files / PACKAGE_NAME], settings.Settings(port=0, http_port=0, backend="onnxruntime", threads=1)
+    )
     await server.start()
     classify = endpoint.handlers["/fuseline.v1.Classifier/Classify"]
     with np.load(files / PACKAGE_NAME / "reference.npz") as reference:
         pixels = next(reference[name] for name in reference.files if reference[name].dtype == np.uint8)
-    requests = [ClassifyRequest(images=[Image(raw=row.tobytes())]).SerializeToString() for row in pixels]
+    requests = [
+        messages.ClassifyRequest(images=[messages.Image(raw=row.tobytes())]).SerializeToString() for row in pixels
+    ]
     context = _Context()
 
     async def ask(request: bytes) -> bytes:
@@ -184,7 +188,7 @@ async def with_service(measure: Measure, files: Path) -> None:
     async def cycle() -> None:
         for burst in BURSTS:
             answers = await asyncio.gather(*[ask(requests[number % len(requests)]) for number in range(burst)])
-            if len(ClassifyResponse.FromString(answers[-1]).results) != 1:
+            if len(messages.ClassifyResponse.FromString(answers[-1]).results) != 1:
                 raise RuntimeError(f"the service answered one picture with {answers[-1]!r}")
 
     try:
@@ -195,7 +199,7 @@ async def with_service(measure: Measure, files: Path) -> None:
 
 async def with_decoder(measure: Measure, files: Path) -> None:
     """JPEGs decoded, resized and cropped."""
-    from serve.images import decode_image
+    decode_image = _of_revision("fuseline.serve.images", "serve.images").decode_image
 
     data = (files / PICTURE_NAME).read_bytes()
 
@@ -261,15 +265,25 @@ def _run(work: Awaitable[None]) -> None:
         runner.run(run())
 
 
+def _of_revision(*names: str) -> Any:
+    """The first of these modules that the revision has: its modules have had other names before."""
+    for name in names[:-1]:
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            # What the module itself lacks is another fault than its being elsewhere.
+            if error.name is None or not name.startswith(error.name):
+                raise
+    return import_module(names[-1])
+
+
 def _check_origin(code: Path) -> None:
     """Raise `ImportError` unless `serve` and `protos` are those in `code`."""
-    import protos
-    import serve
-
-    for package in (serve, protos):
+    for name in ("serve", "protos"):
+        package = _of_revision(f"fuseline.{name}", name)
         folders = [Path(folder).resolve() for folder in package.__path__]
-        if folders != [(code / package.__name__).resolve()]:
-            raise ImportError(f"{package.__name__} is imported from {folders}, expected {code / package.__name__}")
+        if folders != [(code / name).resolve()]:
+            raise ImportError(f"{name} is imported from {folders}, expected {code / name}")
 
 
 if __name__ == "__main__":

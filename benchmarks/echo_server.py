@@ -1,6 +1,6 @@
 """The floor of a Python gRPC server: grpc.aio that answers 40 bytes to any bytes, without protobuf or a model.
 
-`python -m benchmarks.echo_server` takes a free loopback port and says which. /echo.Echo/Echo answers a call,
+`python -m fuseline.benchmarks.echo_server` takes a free loopback port and says which. /echo.Echo/Echo answers a call,
 /echo.Echo/Stream each message of a bidirectional stream. It runs on asyncio's own event loop, as grpc.aio does unless
 a program chooses another.
 """

@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.candidates import open_engine
-from benchmarks.cpu_time import peak_memory_mb
-from benchmarks.stats import BURN_IN_S, call_times
-from benchmarks.subject import Subject
-from serve.errors import BackendError, FuselineError
+from fuseline.benchmarks.candidates import open_engine
+from fuseline.benchmarks.cpu_time import peak_memory_mb
+from fuseline.benchmarks.stats import BURN_IN_S, call_times
+from fuseline.benchmarks.subject import Subject
+from fuseline.serve.errors import BackendError, FuselineError
 
 _ANSWER_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 10.0

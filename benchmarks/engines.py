@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.answers import check_logits
-from benchmarks.candidates import CANDIDATES, TELL_PRECISION, TITLES
-from benchmarks.engine_process import EngineProcess, Stretch
-from benchmarks.pictures import generated_pictures
-from benchmarks.stats import pair_ratios, spread_of
-from benchmarks.subject import Subject
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.candidates import CANDIDATES, TELL_PRECISION, TITLES
+from fuseline.benchmarks.engine_process import EngineProcess, Stretch
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.stats import pair_ratios, spread_of
+from fuseline.benchmarks.subject import Subject
+from fuseline.serve.errors import BackendUnavailableError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.comparison_arms import read_answer, worker_command
-from benchmarks.comparison_trees import Tree
-from benchmarks.comparison_worker import SEGMENTS
-from serve.errors import BackendError
+from fuseline.benchmarks.comparison_arms import read_answer, worker_command
+from fuseline.benchmarks.comparison_trees import Tree
+from fuseline.benchmarks.comparison_worker import SEGMENTS
+from fuseline.serve.errors import BackendError
 
 _CALLGRIND_TIMEOUT_S = 900.0
 _TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)

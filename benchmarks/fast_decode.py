@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fast_decode PACKAGE FOLDER`: what `--fast-decode` gains and changes, on a folder's JPEGs."""
+"""`python -m fuseline.benchmarks.fast_decode PACKAGE FOLDER`: what `--fast-decode` gains and changes, on a folder's JPEGs."""
 
 import time
 from functools import partial
@@ -8,12 +8,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks.stats import pair_ratios, spread_of
-from serve.backends import open_backend
-from serve.command_line import run_command_line
-from serve.errors import InputError
-from serve.images import decode_for
-from serve.model_package import load_package
+from fuseline.benchmarks.stats import pair_ratios, spread_of
+from fuseline.serve.backends import open_backend
+from fuseline.serve.command_line import run_command_line
+from fuseline.serve.errors import InputError
+from fuseline.serve.images import decode_for
+from fuseline.serve.model_package import load_package
 
 _SUFFIXES = (".jpg", ".jpeg")
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from serve.errors import BackendError, FuselineError
+from fuseline.serve.errors import BackendError, FuselineError
 
 L = TypeVar("L")
 

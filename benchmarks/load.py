@@ -2,7 +2,7 @@
 
 Each of `concurrency` callers sends its next request as soon as it has the answer to the one before. Requests are
 serialised beforehand and answers are kept as bytes, so that the generator spends as little as Python's gRPC allows.
-`benchmarks.open_loop` is the one that sends whether or not there were answers.
+`fuseline.benchmarks.open_loop` is the one that sends whether or not there were answers.
 
 A batching server answers in bursts. To count whole bursts only, both ends of the window are moved back to the end of a
 burst: with a fixed window of 5.5 bursts, five or six would count by chance.
@@ -20,10 +20,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.calls import CLASSIFY, Call, CallError, open_calls
-from benchmarks.generators import Cue, Window, drive, shares_of
-from benchmarks.stats import BURN_IN_S
-from serve.errors import BackendError
+from fuseline.benchmarks.calls import CLASSIFY, Call, CallError, open_calls
+from fuseline.benchmarks.generators import Cue, Window, drive, shares_of
+from fuseline.benchmarks.stats import BURN_IN_S
+from fuseline.serve.errors import BackendError
 
 KEPT_ANSWERS = 256
 """How many answers of the burn-in each process keeps, to be checked."""
@@ -31,7 +31,7 @@ _PAUSE_AFTER_ERROR_S = 0.01
 
 
 class Transport(Protocol):
-    """`benchmarks.calls.open_calls`, or what stands in for it: how bytes get to a server. A function of a module."""
+    """`fuseline.benchmarks.calls.open_calls`, or what stands in for it: how bytes get to a server. A function of a module."""
 
     def __call__(
         self, address: str, method: str, /, *, streams: int = 0, timeout_s: float | None = None

@@ -26,10 +26,10 @@ from typing import Any
 
 import grpc
 
-from benchmarks.calls import CHANNEL_OPTIONS
-from benchmarks.stats import BURN_IN_S
-from benchmarks.target import Target
-from serve.errors import BackendError
+from fuseline.benchmarks.calls import CHANNEL_OPTIONS
+from fuseline.benchmarks.stats import BURN_IN_S
+from fuseline.benchmarks.target import Target
+from fuseline.serve.errors import BackendError
 
 SCENARIOS = ("SingleStream", "Offline", "Server")
 _PERCENTILES = {"p50": "50.00", "p90": "90.00", "p99": "99.00"}

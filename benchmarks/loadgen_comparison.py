@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.loadgen import LoadGenFigures, LoadGenPlan, run_loadgen
-from benchmarks.serving import OpenFigures, ServingFigures, measure_open, measure_serving
-from benchmarks.stats import BURN_IN_S, Spread, pair_ratios, spread_of
-from benchmarks.target import Target
+from fuseline.benchmarks.loadgen import LoadGenFigures, LoadGenPlan, run_loadgen
+from fuseline.benchmarks.serving import OpenFigures, ServingFigures, measure_open, measure_serving
+from fuseline.benchmarks.stats import BURN_IN_S, Spread, pair_ratios, spread_of
+from fuseline.benchmarks.target import Target
 
 Ours = ServingFigures | OpenFigures
 
@@ -60,7 +60,7 @@ def compare_with_loadgen(
 
     Args:
         target: as `connect` gave it; unary calls of one image.
-        scenarios: of `benchmarks.loadgen.SCENARIOS`.
+        scenarios: of `fuseline.benchmarks.loadgen.SCENARIOS`.
         rounds: how often each measures.
         seconds: length of each stretch.
         rate_per_s: of Server, against our open loop.

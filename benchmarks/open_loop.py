@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.calls import CLASSIFY, Call, CallError, open_calls
-from benchmarks.generators import Cue, Window, drive
-from benchmarks.load import KEPT_ANSWERS, Transport
-from benchmarks.stats import BURN_IN_S
-from serve.errors import BackendError, InputError
+from fuseline.benchmarks.calls import CLASSIFY, Call, CallError, open_calls
+from fuseline.benchmarks.generators import Cue, Window, drive
+from fuseline.benchmarks.load import KEPT_ANSWERS, Transport
+from fuseline.benchmarks.stats import BURN_IN_S
+from fuseline.serve.errors import BackendError, InputError
 
 UNANSWERED = "UNANSWERED"
 """Under way when the generator waited no longer."""

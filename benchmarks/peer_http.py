@@ -1,4 +1,4 @@
-"""How a request gets to an HTTP/1.1 server and its answer back, as bytes: the counterpart of `benchmarks.calls`.
+"""How a request gets to an HTTP/1.1 server and its answer back, as bytes: the counterpart of `fuseline.benchmarks.calls`.
 
 Only what a load generator needs of RFC 9112: POST over connections that stay open, one request under way on each,
 answers with a Content-Length. It spends about as little as Python can.
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-from benchmarks.calls import Call, CallError
+from fuseline.benchmarks.calls import Call, CallError
 
 CONNECTION_LOST = "CONNECTION_LOST"
 """No connection could be made, or it ended before the answer did."""
@@ -28,7 +28,7 @@ async def open_http_calls(
     Args:
         address: HOST:PORT; there are as many connections as requests were ever under way at once.
         path: such as `/model`.
-        streams: 0, as HTTP/1.1 has none; taken so that this is called as `benchmarks.calls.open_calls` is.
+        streams: 0, as HTTP/1.1 has none; taken so that this is called as `fuseline.benchmarks.calls.open_calls` is.
         timeout_s: after which a request is given up, and its connection closed.
 
     What is yielded raises `CallError`: `HTTP_` and the status where that isn't 200, `CONNECTION_LOST`,

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.answers import check_logits
-from benchmarks.candidates import INT8_CANDIDATES
-from benchmarks.cpu_time import becomes_idle, cpu_seconds
-from benchmarks.engine_process import EngineProcess
-from benchmarks.load import Load, LoadResult, run_closed_loop
-from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
-from benchmarks.peer_cases import (
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.candidates import INT8_CANDIDATES
+from fuseline.benchmarks.cpu_time import becomes_idle, cpu_seconds
+from fuseline.benchmarks.engine_process import EngineProcess
+from fuseline.benchmarks.load import Load, LoadResult, run_closed_loop
+from fuseline.benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
+from fuseline.benchmarks.peer_cases import (
     CONCURRENCY,
     CONTENDERS,
     PEER_SERVERS,
@@ -26,17 +26,17 @@ from benchmarks.peer_cases import (
     Contender,
     OverloadCase,
 )
-from benchmarks.peer_overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from benchmarks.peer_processes import Server, started_peer
-from benchmarks.peer_requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
-from benchmarks.peer_rounds import Stretch
-from benchmarks.pictures import generated_pictures
-from benchmarks.protocols import RawBytes, WireProtocol
-from benchmarks.server_process import started_server
-from benchmarks.subject import Subject, open_subject
-from benchmarks.tiny_package import write_tiny_package
-from serve.backends.onnx_artifact import onnx_artifact
-from serve.errors import BackendError, BackendUnavailableError, VerificationError
+from fuseline.benchmarks.peer_overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
+from fuseline.benchmarks.peer_processes import Server, started_peer
+from fuseline.benchmarks.peer_requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
+from fuseline.benchmarks.peer_rounds import Stretch
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.protocols import RawBytes, WireProtocol
+from fuseline.benchmarks.server_process import started_server
+from fuseline.benchmarks.subject import Subject, open_subject
+from fuseline.benchmarks.tiny_package import write_tiny_package
+from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 
 _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""

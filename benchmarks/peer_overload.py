@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import LoadResult
-from benchmarks.open_loop import NOT_SENT, OpenResult
-from benchmarks.peer_cases import CASES, CONTENDERS, OverloadCase, goodput_at
-from benchmarks.peer_http import CONNECTION_LOST
-from benchmarks.stats import Spread, spread_of
+from fuseline.benchmarks.load import LoadResult
+from fuseline.benchmarks.open_loop import NOT_SENT, OpenResult
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS, OverloadCase, goodput_at
+from fuseline.benchmarks.peer_http import CONNECTION_LOST
+from fuseline.benchmarks.stats import Spread, spread_of
 
 REFUSALS = frozenset(
     {

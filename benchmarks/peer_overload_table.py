@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.peer_cases import CONTENDERS
-from benchmarks.peer_overload import OverloadRounds, OverloadStretch
-from benchmarks.serving_figures import GENERATOR_LIMIT
-from benchmarks.stats import spread_of
+from fuseline.benchmarks.peer_cases import CONTENDERS
+from fuseline.benchmarks.peer_overload import OverloadRounds, OverloadStretch
+from fuseline.benchmarks.serving_figures import GENERATOR_LIMIT
+from fuseline.benchmarks.stats import spread_of
 
 _LEAST_SHARE = 0.005
 """Of the requests: a status that fewer got isn't named."""

@@ -22,16 +22,16 @@ from typing import IO
 
 import grpc
 
-from benchmarks.calls import CHANNEL_OPTIONS
-from benchmarks.peer_cases import OVERLOAD_DEADLINE_MS, PEER_SERVERS, PEERS
-from protos.open_inference_pb2 import ModelReadyRequest
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.errors import BackendError
+from fuseline.benchmarks.calls import CHANNEL_OPTIONS
+from fuseline.benchmarks.peer_cases import OVERLOAD_DEADLINE_MS, PEER_SERVERS, PEERS
+from fuseline.protos.open_inference_pb2 import ModelReadyRequest
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.errors import BackendError
 
 PEER_MODEL = "model"
 """What the peers call the model that they serve."""
 MOSEC_PATH = "/model"
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).resolve().parent
 _PROGRAMS = _HERE / "peer_servers"
 _MADE_OF = {"triton": ("nvidia-pytriton", "onnxruntime", "numpy"), "mosec": ("mosec", "onnxruntime", "numpy")}
 _READY_TIMEOUT_S = 120.0
@@ -114,12 +114,14 @@ def started_peer(server: str, graph: Path, *, threads: int, folder: Path) -> Ite
 
 @contextmanager
 def started_echo() -> Iterator[Server]:
-    """Start `benchmarks.echo_server`, yield when it is ready, and end it.
+    """Start `fuseline.benchmarks.echo_server`, yield when it is ready, and end it.
 
     Raises:
         BackendError: it never came up.
     """
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.echo_server"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fuseline.benchmarks.echo_server"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

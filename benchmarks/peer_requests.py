@@ -1,13 +1,13 @@
 """What each contender is asked, where, and by which transport."""
 
-from benchmarks.calls import open_calls
-from benchmarks.echo_server import ECHO, ECHO_STREAM
-from benchmarks.load import Transport
-from benchmarks.peer_cases import PEER_SERVERS, Case, Contender
-from benchmarks.peer_http import open_http_calls
-from benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL
-from benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.benchmarks.calls import open_calls
+from fuseline.benchmarks.echo_server import ECHO, ECHO_STREAM
+from fuseline.benchmarks.load import Transport
+from fuseline.benchmarks.peer_cases import PEER_SERVERS, Case, Contender
+from fuseline.benchmarks.peer_http import open_http_calls
+from fuseline.benchmarks.peer_processes import MOSEC_PATH, PEER_MODEL
+from fuseline.benchmarks.protocols import Classify, OpenInference, RawBytes, WireProtocol
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 PICTURES = 8
 

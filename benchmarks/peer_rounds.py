@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.peer_cases import CASES, CONTENDERS, MEASURES, Bar, Case
-from benchmarks.stats import Spread, pair_ratios, spread_of
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS, MEASURES, Bar, Case
+from fuseline.benchmarks.stats import Spread, pair_ratios, spread_of
 
 
 @dataclass(frozen=True, slots=True)

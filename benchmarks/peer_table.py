@@ -6,12 +6,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.peer_cases import CASES, CONTENDERS
-from benchmarks.peer_overload import OverloadRounds
-from benchmarks.peer_overload_table import as_overload_table
-from benchmarks.peer_rounds import CaseRounds, Stretch, Verdict, verdicts
-from benchmarks.serving_figures import GENERATOR_LIMIT
-from benchmarks.stats import spread_of
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS
+from fuseline.benchmarks.peer_overload import OverloadRounds
+from fuseline.benchmarks.peer_overload_table import as_overload_table
+from fuseline.benchmarks.peer_rounds import CaseRounds, Stretch, Verdict, verdicts
+from fuseline.benchmarks.serving_figures import GENERATOR_LIMIT
+from fuseline.benchmarks.stats import spread_of
 
 
 def as_tables(found: Sequence[CaseRounds | OverloadRounds], left_out: Mapping[str, str]) -> Group:

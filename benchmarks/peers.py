@@ -1,7 +1,7 @@
 """`fuseline bench peers`: Fuseline beside a bare grpc.aio echo, Triton and Mosec, in one interleaved run.
 
 All get the same pictures from the same load generator, in turn. Where the model costs next to nothing (see
-`benchmarks.tiny_package`), what is compared is what the front ends cost; where it is ResNet-18, what they leave of the
+`fuseline.benchmarks.tiny_package`), what is compared is what the front ends cost; where it is ResNet-18, what they leave of the
 engine, which is the same ONNX Runtime with the same graph behind all of them. A ratio is of two neighbours in time.
 Under overload each contender is held against its own capacity, by what it keeps of it in goodput. The exit code is 1
 if a bar is missed.
@@ -18,16 +18,16 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from benchmarks.bench_command import choices_of
-from benchmarks.machine import describe
-from benchmarks.peer_cases import CASES, CONTENDERS, PEER_SERVERS, PEERS, Case, OverloadCase
-from benchmarks.peer_model import PeerModel, served_model
-from benchmarks.peer_overload import OverloadRounds
-from benchmarks.peer_processes import peer_versions, started_echo, why_left_out
-from benchmarks.peer_rounds import CaseRounds, Stretch, as_json, verdicts
-from benchmarks.peer_table import as_tables
-from benchmarks.results import check_writable, conditions, write_result
-from serve.errors import InputError
+from fuseline.benchmarks.bench_command import choices_of
+from fuseline.benchmarks.machine import describe
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS, PEER_SERVERS, PEERS, Case, OverloadCase
+from fuseline.benchmarks.peer_model import PeerModel, served_model
+from fuseline.benchmarks.peer_overload import OverloadRounds
+from fuseline.benchmarks.peer_processes import peer_versions, started_echo, why_left_out
+from fuseline.benchmarks.peer_rounds import CaseRounds, Stretch, as_json, verdicts
+from fuseline.benchmarks.peer_table import as_tables
+from fuseline.benchmarks.results import check_writable, conditions, write_result
+from fuseline.serve.errors import InputError
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ def _check_chart(chart: Path, names: Sequence[str]) -> None:
 
 
 def _draw(chart: Path, found: Sequence[CaseRounds | OverloadRounds]) -> None:
-    from benchmarks.report_charts import overload_chart
+    from fuseline.benchmarks.report_charts import overload_chart
 
     (drawn,) = (each for each in found if isinstance(each, OverloadRounds))
     overload_chart(chart, drawn.curves(), drawn.case.deadline_ms)

@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.answers import check_logits, check_response
-from benchmarks.calls import CLASSIFY, CLASSIFY_STREAM
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
-from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
-from serve.errors import InputError, VerificationError
+from fuseline.benchmarks.answers import check_logits, check_response
+from fuseline.benchmarks.calls import CLASSIFY, CLASSIFY_STREAM
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
+from fuseline.serve.errors import InputError, VerificationError
 
 PROTOCOLS = ("classify", "stream", "open-inference")
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.cpu_time import peak_memory_mb
-from benchmarks.stats import spread_of
-from serve.errors import BackendError, FuselineError, InputError, VerificationError
+from fuseline.benchmarks.cpu_time import peak_memory_mb
+from fuseline.benchmarks.stats import spread_of
+from fuseline.serve.errors import BackendError, FuselineError, InputError, VerificationError
 
 TIME_BAR_S = 3.0
 """Median of the repeats."""
@@ -162,8 +162,8 @@ def _in_fresh_process(path: Path) -> tuple[float, float | None, str]:
 
 
 def _read(connection: Connection, path: Path) -> None:
-    from export.architectures import recognise
-    from export.checkpoint import read_checkpoint
+    from fuseline.export.architectures import recognise
+    from fuseline.export.checkpoint import read_checkpoint
 
     before_mb = _memory_mb()
     started = time.perf_counter()

@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 
-from benchmarks.candidates import TITLES
-from benchmarks.machine import describe
-from benchmarks.report_charts import (
+from fuseline.benchmarks.candidates import TITLES
+from fuseline.benchmarks.machine import describe
+from fuseline.benchmarks.report_charts import (
     batches_chart,
     engines_chart,
     latency_chart,
@@ -19,7 +19,7 @@ from benchmarks.report_charts import (
     percentile_chart,
     throughput_chart,
 )
-from benchmarks.report_results import (
+from fuseline.benchmarks.report_results import (
     EnginesResult,
     LoadGenResult,
     PeersResult,
@@ -28,8 +28,8 @@ from benchmarks.report_results import (
     labels_of,
     read_results,
 )
-from export.html_page import page_environment
-from serve.errors import InputError
+from fuseline.export.html_page import page_environment
+from fuseline.serve.errors import InputError
 
 PAGE_NAME = "report.html"
 
@@ -153,5 +153,5 @@ def _model(result: Result) -> str:
 
 def _environment() -> Environment:
     return page_environment().overlay(
-        loader=ChoiceLoader([PackageLoader("benchmarks", "."), PackageLoader("export", ".")])
+        loader=ChoiceLoader([PackageLoader("fuseline.benchmarks", "."), PackageLoader("fuseline.export", ".")])
     )

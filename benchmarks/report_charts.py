@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.latency_histogram import decoded
-from benchmarks.report_results import EnginesResult, OpenPoint, Point, ServeResult
-from benchmarks.stats import Spread
+from fuseline.benchmarks.latency_histogram import decoded
+from fuseline.benchmarks.report_results import EnginesResult, OpenPoint, Point, ServeResult
+from fuseline.benchmarks.stats import Spread
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, which colour-blind people tell apart; in an order that keeps neighbours apart."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from benchmarks.candidates import TELL_PRECISION, TITLES
-from benchmarks.stats import Spread, spread_of
-from serve.errors import InputError
+from fuseline.benchmarks.candidates import TELL_PRECISION, TITLES
+from fuseline.benchmarks.stats import Spread, spread_of
+from fuseline.serve.errors import InputError
 
 
 class _Record(BaseModel):
@@ -19,7 +19,7 @@ class _Record(BaseModel):
 
 
 class BatchesRecord(_Record):
-    """As `benchmarks.server_watch.Batches`."""
+    """As `fuseline.benchmarks.server_watch.Batches`."""
 
     by_rows: tuple[tuple[int, int, int], ...]
     batches: int
@@ -43,7 +43,7 @@ class Point(_Record):
 
 
 class ClosedPoint(Point):
-    """As `benchmarks.serving_figures.ServingFigures`."""
+    """As `fuseline.benchmarks.serving_figures.ServingFigures`."""
 
     concurrency: int
 
@@ -53,7 +53,7 @@ class ClosedPoint(Point):
 
 
 class OpenPoint(Point):
-    """As `benchmarks.serving_figures.OpenFigures`."""
+    """As `fuseline.benchmarks.serving_figures.OpenFigures`."""
 
     rate_per_s: float
     send_lag_ms: dict[str, float]
@@ -93,7 +93,7 @@ class ServeResult(_Result):
 
 
 class SpreadRecord(_Record):
-    """As `benchmarks.stats.Spread`."""
+    """As `fuseline.benchmarks.stats.Spread`."""
 
     median: float
     lower_quartile: float
@@ -102,7 +102,7 @@ class SpreadRecord(_Record):
 
 
 class EngineRecord(_Record):
-    """As `benchmarks.engines.EngineFigures`."""
+    """As `fuseline.benchmarks.engines.EngineFigures`."""
 
     candidate: str
     precision: str
@@ -134,7 +134,7 @@ class EnginesResult(_Result):
 
 
 class AgreementRecord(_Record):
-    """As `benchmarks.loadgen_comparison.Agreement`."""
+    """As `fuseline.benchmarks.loadgen_comparison.Agreement`."""
 
     scenario: str
     quantity: str
@@ -152,20 +152,20 @@ class LoadGenResult(_Result):
 
 
 class OverloadStretchRecord(_Record):
-    """As `benchmarks.peer_overload.OverloadStretch`."""
+    """As `fuseline.benchmarks.peer_overload.OverloadStretch`."""
 
     load: float
     goodput_of_capacity: float
 
 
 class OverloadRoundRecord(_Record):
-    """As `benchmarks.peer_overload.OverloadRound`."""
+    """As `fuseline.benchmarks.peer_overload.OverloadRound`."""
 
     stretches: Annotated[tuple[OverloadStretchRecord, ...], Field(min_length=1)]
 
 
 class OverloadCaseRecord(_Record):
-    """As `benchmarks.peer_cases.OverloadCase`."""
+    """As `fuseline.benchmarks.peer_cases.OverloadCase`."""
 
     title: str
     network: str
@@ -173,14 +173,14 @@ class OverloadCaseRecord(_Record):
 
 
 class OverloadRecord(_Record):
-    """As `benchmarks.peer_overload.OverloadRounds`."""
+    """As `fuseline.benchmarks.peer_overload.OverloadRounds`."""
 
     case: OverloadCaseRecord
     rounds: dict[str, Annotated[tuple[OverloadRoundRecord, ...], Field(min_length=1)]]
 
 
 class ContenderRecord(_Record):
-    """As `benchmarks.peer_cases.Contender`."""
+    """As `fuseline.benchmarks.peer_cases.Contender`."""
 
     title: str
 
@@ -208,7 +208,7 @@ class PeersResult(_Result):
         return self.cases[0]
 
     def curves(self) -> dict[str, dict[float, Spread]]:
-        """As `benchmarks.peer_overload.OverloadRounds.curves`."""
+        """As `fuseline.benchmarks.peer_overload.OverloadRounds.curves`."""
         found = {}
         for name, rounds in self.overload.rounds.items():
             by_load: dict[float, list[float]] = {}

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine_facts
-from serve.errors import InputError
+from fuseline.benchmarks.machine import machine_facts
+from fuseline.serve.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import BackendError
+from fuseline.serve.errors import BackendError
 
 _READY_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
@@ -33,7 +33,7 @@ class ServerProcess:
 
 
 @contextmanager
-def started_server(package_folder: Path, *flags: str, module: str = "serve") -> Iterator[ServerProcess]:
+def started_server(package_folder: Path, *flags: str, module: str = "fuseline.serve") -> Iterator[ServerProcess]:
     """Serve `package_folder` on a free loopback port, yield when it is ready, and end it with SIGTERM.
 
     `module` is what `python -m` runs; it takes the flags of `fuseline serve`.

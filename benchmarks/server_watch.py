@@ -10,12 +10,12 @@ from typing import Any
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.calls import CHANNEL_OPTIONS
-from benchmarks.cpu_time import cpu_seconds
-from benchmarks.target import Target
-from protos.open_inference_pb2 import ModelStatisticsRequest
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.errors import InputError
+from fuseline.benchmarks.calls import CHANNEL_OPTIONS
+from fuseline.benchmarks.cpu_time import cpu_seconds
+from fuseline.benchmarks.target import Target
+from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.errors import InputError
 
 _TIMEOUT_S = 10.0
 _BATCH_ROWS = "fuseline_batch_rows"
@@ -126,7 +126,7 @@ def _metrics_text(address: str) -> str:
 
 
 def counts_from_prometheus(text: str, model: str) -> Counts:
-    """What the text of `serve.metrics` says of `model`'s batches; all 0 if it has run none."""
+    """What the text of `fuseline.serve.metrics` says of `model`'s batches; all 0 if it has run none."""
     samples: dict[str, list[Any]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

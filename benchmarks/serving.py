@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.latency_histogram import encoded, histogram_of, percentiles_ms
-from benchmarks.load import Load, LoadResult, run_closed_loop
-from benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
-from benchmarks.protocols import Classify
-from benchmarks.server_watch import ServerWatch
-from benchmarks.serving_figures import GENERATOR_LIMIT, OpenFigures, ServingFigures
-from benchmarks.serving_table import as_json, as_table
-from benchmarks.stats import BURN_IN_S
-from benchmarks.target import Target, connect, expect_logits_of
-from serve.errors import VerificationError
+from fuseline.benchmarks.latency_histogram import encoded, histogram_of, percentiles_ms
+from fuseline.benchmarks.load import Load, LoadResult, run_closed_loop
+from fuseline.benchmarks.open_loop import OpenLoad, OpenResult, run_open_loop
+from fuseline.benchmarks.protocols import Classify
+from fuseline.benchmarks.server_watch import ServerWatch
+from fuseline.benchmarks.serving_figures import GENERATOR_LIMIT, OpenFigures, ServingFigures
+from fuseline.benchmarks.serving_table import as_json, as_table
+from fuseline.benchmarks.stats import BURN_IN_S
+from fuseline.benchmarks.target import Target, connect, expect_logits_of
+from fuseline.serve.errors import VerificationError
 
 __all__ = [
     "GENERATOR_LIMIT",

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.bench_command import Json, Seconds, choice_of, choices_of, counts_of, measuring, rates_of
-from benchmarks.results import command_line
-from serve.errors import InputError
+from fuseline.benchmarks.bench_command import Json, Seconds, choice_of, choices_of, counts_of, measuring, rates_of
+from fuseline.benchmarks.results import command_line
+from fuseline.serve.errors import InputError
 
 _MAX_CONCURRENCY = 10_000
 
@@ -65,12 +65,12 @@ def serve(
     rates = rates_of(rate) if rate is not None else ()
     if concurrency is None and rate is None:
         concurrencies = (1, 8, 32)
-    from benchmarks.protocols import PROTOCOLS
-    from benchmarks.server_watch import with_metrics
-    from benchmarks.serving import as_json, as_table, sweep, sweep_rates
-    from benchmarks.subject import Subject
-    from benchmarks.target import connect, connect_open_inference, expect_logits_of
-    from serve.reference import MAX_DIFFERENCE
+    from fuseline.benchmarks.protocols import PROTOCOLS
+    from fuseline.benchmarks.server_watch import with_metrics
+    from fuseline.benchmarks.serving import as_json, as_table, sweep, sweep_rates
+    from fuseline.benchmarks.subject import Subject
+    from fuseline.benchmarks.target import connect, connect_open_inference, expect_logits_of
+    from fuseline.serve.reference import MAX_DIFFERENCE
 
     protocol = choice_of("--protocol", protocol, PROTOCOLS)
     precision = choice_of("--precision", precision, MAX_DIFFERENCE)
@@ -143,10 +143,10 @@ def loadgen(
     json: Json = None,
 ) -> None:
     """Measure a running `fuseline serve` by MLPerf LoadGen and by our own load generator, turn by turn."""
-    from benchmarks.loadgen import SCENARIOS
-    from benchmarks.loadgen_comparison import as_json, as_table, compare_with_loadgen
-    from benchmarks.subject import Subject
-    from benchmarks.target import connect, expect_logits_of
+    from fuseline.benchmarks.loadgen import SCENARIOS
+    from fuseline.benchmarks.loadgen_comparison import as_json, as_table, compare_with_loadgen
+    from fuseline.benchmarks.subject import Subject
+    from fuseline.benchmarks.target import connect, expect_logits_of
 
     scenarios = choices_of("--scenario", scenario, SCENARIOS)
     command = command_line(
@@ -185,7 +185,7 @@ def report(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the PNGs go.")],
 ) -> None:
     """Make one HTML page and PNGs of result files: latency, throughput, batch sizes, engines, overload."""
-    from benchmarks.report import write_report
+    from fuseline.benchmarks.report import write_report
 
     for path in write_report(results, out):
         print(f"written: {path}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from benchmarks.server_watch import Batches
+from fuseline.benchmarks.server_watch import Batches
 
 GENERATOR_LIMIT = 0.8
 """Above this share of one core the generator itself may be what limits the throughput."""
@@ -19,7 +19,7 @@ class ServingFigures:
     requests_per_s: float
     images_per_s: float
     latency_ms: dict[str, float]
-    """As of `benchmarks.latency_histogram.percentiles_ms`, over every request of the window."""
+    """As of `fuseline.benchmarks.latency_histogram.percentiles_ms`, over every request of the window."""
     requests: int
     window_s: float
     server_cpu_ms_per_request: float | None
@@ -29,7 +29,7 @@ class ServingFigures:
     """Requests answered within the deadline; None without one."""
     batches: Batches | None = None
     latency_histogram: str = ""
-    """As of `benchmarks.latency_histogram.encoded`."""
+    """As of `fuseline.benchmarks.latency_histogram.encoded`."""
 
     @property
     def load(self) -> str:

@@ -1,4 +1,4 @@
-"""The figures of `benchmarks.serving` for people and for JSON."""
+"""The figures of `fuseline.benchmarks.serving` for people and for JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.serving_figures import OpenFigures, ServingFigures
-from benchmarks.target import Target
+from fuseline.benchmarks.serving_figures import OpenFigures, ServingFigures
+from fuseline.benchmarks.target import Target
 
 
 def as_json(

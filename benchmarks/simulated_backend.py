@@ -1,7 +1,7 @@
 """A backend that takes as long as an H100 would, so that what is measured is everything in front of it.
 
 It answers what the package's own model does, computed on the CPU, and then sleeps until a GPU would have been done.
-`python -m benchmarks.simulated_backend` stands in for `serve.workers.backend_process`.
+`python -m fuseline.benchmarks.simulated_backend` stands in for `fuseline.serve.workers.backend_process`.
 """
 
 import time
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import serve.model
-from serve.backends import open_backend
-from serve.backends.base import Backend
-from serve.workers.backend_process import main
+import fuseline.serve.model
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.workers.backend_process import main
 
 CALL_MS = 0.3
 ROW_MS = 0.012
@@ -55,7 +55,7 @@ def use_simulated_backend() -> None:
         real, _ = open_backend(*args, **kwargs)
         return SimulatedBackend(real), "it is simulated"
 
-    serve.model.open_backend = open_simulated
+    fuseline.serve.model.open_backend = open_simulated
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from benchmarks.answers import check_logits
-from benchmarks.candidates import TITLES
-from benchmarks.cpu_time import peak_memory_mb, with_cores_used_by
-from benchmarks.engine_process import EngineProcess
-from benchmarks.pictures import generated_pictures
-from benchmarks.server_process import started_server
-from benchmarks.serving import ServingFigures, Target, connect, measure_serving
-from benchmarks.stats import Spread, pair_ratios, spread_of
-from benchmarks.subject import Subject
-from serve.errors import BackendError, InputError, VerificationError
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.candidates import TITLES
+from fuseline.benchmarks.cpu_time import peak_memory_mb, with_cores_used_by
+from fuseline.benchmarks.engine_process import EngineProcess
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.server_process import started_server
+from fuseline.benchmarks.serving import ServingFigures, Target, connect, measure_serving
+from fuseline.benchmarks.stats import Spread, pair_ratios, spread_of
+from fuseline.benchmarks.subject import Subject
+from fuseline.serve.errors import BackendError, InputError, VerificationError
 
 T = TypeVar("T")
 

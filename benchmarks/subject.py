@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import generated_pictures
-from serve.errors import InputError
-from serve.model_package import MANIFEST_NAME, ModelPackage, load_package
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import MANIFEST_NAME, ModelPackage, load_package
 
 TORCHVISION_ARCHITECTURES = (
     "resnet18",
@@ -77,10 +77,10 @@ def open_subject(model: str, checkpoint: Path | None = None, *, int8: bool = Fal
 
 
 def _export(checkpoint: Path, destination: Path, int8: bool) -> Path:
-    from export.artifacts import Int8Options
-    from export.int8.calibration_images import MIN_IMAGES
-    from export.loading import NetworkSource
-    from export.pipeline import ExportOptions, export_checkpoint
+    from fuseline.export.artifacts import Int8Options
+    from fuseline.export.int8.calibration_images import MIN_IMAGES
+    from fuseline.export.loading import NetworkSource
+    from fuseline.export.pipeline import ExportOptions, export_checkpoint
 
     options = ExportOptions(
         NetworkSource(checkpoint),
@@ -98,7 +98,7 @@ class _Silence:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Any]:
-        from export.progress import Step
+        from fuseline.export.progress import Step
 
         yield Step(title)
 
@@ -122,7 +122,7 @@ def _random_network(architecture: str) -> Any:
     from torch import nn
 
     if architecture == SMALL_ARCHITECTURE:
-        from export.families.resnet import ResNet, ResNetSpec
+        from fuseline.export.families.resnet import ResNet, ResNetSpec
 
         side = 32
         network: nn.Module = ResNet(

@@ -9,17 +9,17 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.answers import check_logits
-from benchmarks.calls import CHANNEL_OPTIONS
-from benchmarks.cpu_time import cpu_seconds
-from benchmarks.pictures import generated_pictures
-from benchmarks.protocols import Classify, OpenInference, WireProtocol, open_inference_from_metadata
-from benchmarks.subject import Subject
-from protos.classify_pb2 import GetModelRequest, GetModelResponse
-from protos.classify_pb2_grpc import ClassifierStub
-from protos.open_inference_pb2 import ModelMetadataRequest, RepositoryIndexRequest
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.errors import InputError, VerificationError
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.calls import CHANNEL_OPTIONS
+from fuseline.benchmarks.cpu_time import cpu_seconds
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.protocols import Classify, OpenInference, WireProtocol, open_inference_from_metadata
+from fuseline.benchmarks.subject import Subject
+from fuseline.protos.classify_pb2 import GetModelRequest, GetModelResponse
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.protos.open_inference_pb2 import ModelMetadataRequest, RepositoryIndexRequest
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.errors import InputError, VerificationError
 
 T = TypeVar("T")
 
@@ -143,8 +143,8 @@ def expect_logits_of(subject: Subject, target: Target) -> Target:
         PackageError: the package is damaged.
         BackendUnavailableError: no CPU runtime is installed here.
     """
-    from serve.backends import open_backend, why_not_installed
-    from serve.reference import check_reference
+    from fuseline.serve.backends import open_backend, why_not_installed
+    from fuseline.serve.reference import check_reference
 
     manifest = subject.package.manifest
     row_shape = (target.model.height, target.model.width, target.model.channels)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.answers import check_logits
-from benchmarks.candidates import CANDIDATES, TITLES, Engine, open_engine
-from benchmarks.pictures import generated_pictures
-from benchmarks.subject import SMALL_ARCHITECTURE, Subject, open_subject
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.candidates import CANDIDATES, TITLES, Engine, open_engine
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.subject import SMALL_ARCHITECTURE, Subject, open_subject
+from fuseline.serve.errors import BackendUnavailableError
 
 BATCHES = (1, 8)
 

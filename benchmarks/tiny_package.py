@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.pictures import generated_pictures
-from serve.backends.onnxruntime import open_session
-from serve.model_package import (
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.serve.backends.onnxruntime import open_session
+from fuseline.serve.model_package import (
     INPUT_NAME,
     OUTPUT_NAME,
     Artifact,
@@ -20,7 +20,7 @@ from serve.model_package import (
     file_facts,
     save_manifest,
 )
-from serve.reference import REFERENCE_NAME, REFERENCE_ROWS, write_reference
+from fuseline.serve.reference import REFERENCE_NAME, REFERENCE_ROWS, write_reference
 
 _SAMPLED_SIDE = 8
 _CHANNELS = 3

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.worker_ceiling`: images/s that the front end feeds to a fast GPU, against its workers.
+"""`python -m fuseline.benchmarks.worker_ceiling`: images/s that the front end feeds to a fast GPU, against its workers.
 
-The GPU is simulated (`benchmarks.simulated_backend`); clients and server share this machine's cores, so images/s here
+The GPU is simulated (`fuseline.benchmarks.simulated_backend`); clients and server share this machine's cores, so images/s here
 are a floor. What carries over to other machines is the CPU time of an image, by process: from it follows what a
 machine with more cores would do, as far as nothing else gets in the way.
 """
@@ -14,17 +14,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cpu_time import cpu_seconds
-from benchmarks.load import Load, run_closed_loop
-from benchmarks.machine import describe, usable_cores
-from benchmarks.pictures import generated_pictures
-from benchmarks.results import check_writable, conditions, write_result
-from benchmarks.server_process import ServerProcess, started_server
-from benchmarks.simulated_backend import CALL_MS, ROW_MS, images_per_s
-from benchmarks.stats import Spread, spread_of
-from benchmarks.tiny_package import write_tiny_package
-from protos.classify_pb2 import ClassifyRequest, Image
-from serve.command_line import run_command_line
+from fuseline.benchmarks.cpu_time import cpu_seconds
+from fuseline.benchmarks.load import Load, run_closed_loop
+from fuseline.benchmarks.machine import describe, usable_cores
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.results import check_writable, conditions, write_result
+from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.benchmarks.simulated_backend import CALL_MS, ROW_MS, images_per_s
+from fuseline.benchmarks.stats import Spread, spread_of
+from fuseline.benchmarks.tiny_package import write_tiny_package
+from fuseline.protos.classify_pb2 import ClassifyRequest, Image
+from fuseline.serve.command_line import run_command_line
 
 _CLASSES = 1000
 _LARGEST_BATCH = 32
@@ -114,7 +114,9 @@ def _sample(package: Path, case: Case, workers: int, seconds: float) -> dict[str
         for start in range(8)
     )
     concurrency = max(2 * _CLIENT_PROCESSES, _CONCURRENCY // case.images)
-    with started_server(package, *flags, "--workers", str(workers), module="benchmarks.simulated_server") as server:
+    with started_server(
+        package, *flags, "--workers", str(workers), module="fuseline.benchmarks.simulated_server"
+    ) as server:
         edges: list[tuple[float, float]] = []
         load = Load(server.address, requests, requests, concurrency, seconds, processes=_CLIENT_PROCESSES)
         result = run_closed_loop(load, at_edge=lambda: edges.append(_cpu_by_role(server)))
@@ -196,7 +198,7 @@ def worker_ceiling(
         check_writable(json)
     counts = sorted(set(workers or range(1, max(2, usable_cores()) + 1)))
     words = "".join(f" --workers {count}" for count in workers or [])
-    taken = conditions(f"python -m benchmarks.worker_ceiling{words} --rounds {rounds} --seconds {seconds:g}")
+    taken = conditions(f"python -m fuseline.benchmarks.worker_ceiling{words} --rounds {rounds} --seconds {seconds:g}")
     points = measure(CASES, counts, rounds=rounds, seconds=seconds)
     most = {point.case: point for point in points if point.backend_cpu_ms is not None}
     extrapolations = [extrapolate(point) for point in most.values()]

@@ -15,7 +15,7 @@ from pixels import normalise
 from timing import Contender
 
 from fuseline import Client
-from serve.model_package import INPUT_NAME, OUTPUT_NAME, load_package
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, load_package
 
 BATCH_ROWS = 32
 IMAGES_IN_A_CALL = 640

@@ -30,10 +30,10 @@ from server_process import running_server
 from timing import Contender, busy_cores, time_in_turns
 from train import Recipe
 
-from benchmarks.machine import describe, machine_facts
-from benchmarks.stats import spread_of
 from fuseline import Client
-from serve.errors import FuselineError
+from fuseline.benchmarks.machine import describe, machine_facts
+from fuseline.benchmarks.stats import spread_of
+from fuseline.serve.errors import FuselineError
 
 RECIPE = Recipe(model="resnet18-cifar", data="digits", width=16, epochs=15)
 LEAST_ACCURACY = 0.97

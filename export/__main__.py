@@ -1,5 +1,5 @@
 """`python -m export`."""
 
-from export.cli import main
+from fuseline.export.cli import main
 
 main()

@@ -1,7 +1,7 @@
 """Which of the values in use fits best, of what nothing tells: a network's BatchNorms and labelled images are asked.
 
-What was assumed is compared with each other value of each open assumption, and from there on by `export.search`. Two
-witnesses speak: the statistics that BatchNorms carry from the training (`export.training_statistics`), and, where
+What was assumed is compared with each other value of each open assumption, and from there on by `fuseline.export.search`. Two
+witnesses speak: the statistics that BatchNorms carry from the training (`fuseline.export.training_statistics`), and, where
 images lie in folders of their classes, how many the network gets right.
 """
 
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.architectures import Recognised, with_values
-from export.assumptions import is_by_flag
-from export.checkpoint import Checkpoint
-from export.families.choices import choices_in
-from export.input_size import input_size_from_text
-from export.model_facts import SIZE, ModelFacts, size_as_text, with_input_size
-from export.network import TrainedNetwork
-from export.normalizations import KEY as NORMALIZATION
-from export.normalizations import customary, normalization_named
-from export.sample import ImageFolder
-from export.search import FEW, MOST_TELLING_MISFIT, Search
-from export.training_statistics import MAX_IMAGES, MIN_IMAGES, observed
-from export.trials import (
+from fuseline.export.architectures import Recognised, with_values
+from fuseline.export.assumptions import is_by_flag
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.families.choices import choices_in
+from fuseline.export.input_size import input_size_from_text
+from fuseline.export.model_facts import SIZE, ModelFacts, size_as_text, with_input_size
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.normalizations import KEY as NORMALIZATION
+from fuseline.export.normalizations import customary, normalization_named
+from fuseline.export.sample import ImageFolder
+from fuseline.export.search import FEW, MOST_TELLING_MISFIT, Search
+from fuseline.export.training_statistics import MAX_IMAGES, MIN_IMAGES, observed
+from fuseline.export.trials import (
     Trial,
     best_of,
     is_clearly_better,
@@ -33,8 +33,8 @@ from export.trials import (
     misfit_first,
     same_logits,
 )
-from export.verify import normalised
-from serve.model_package import InputSpec
+from fuseline.export.verify import normalised
+from fuseline.serve.model_package import InputSpec
 
 _MOST_WIDTH = 4
 _SMALL_SIDE = 64

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.families.altered_weights import effective_weights
-from export.families.candidate import Candidate, deviations, empty_module
-from export.families.choices import assumptions_of, choices_in, spec_with
-from export.families.classifier import Head, named_classifier
-from export.families.composed_naming import compose
-from export.families.evidence import evidence_of
-from export.families.foreign_networks import foreign_kind
-from export.families.layer_settings import apply_layer_settings
-from export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
-from export.families.program_check import Told, hold_program
-from export.families.recognised import Recognised, Spec
-from export.families.recognition_refusals import ambiguity_of, refusal_of
-from export.families.renaming import names_in, tensors_in
-from export.families.resnet_spec import ResNetSpec
-from export.families.timm_config import foreign_architecture
-from export.families.told import told_by_file
-from export.module_input_size import told_size
-from export.program import Program
-from serve.errors import ArchitectureError
+from fuseline.export.families.altered_weights import effective_weights
+from fuseline.export.families.candidate import Candidate, deviations, empty_module
+from fuseline.export.families.choices import assumptions_of, choices_in, spec_with
+from fuseline.export.families.classifier import Head, named_classifier
+from fuseline.export.families.composed_naming import compose
+from fuseline.export.families.evidence import evidence_of
+from fuseline.export.families.foreign_networks import foreign_kind
+from fuseline.export.families.layer_settings import apply_layer_settings
+from fuseline.export.families.naming_schemes import COMPOSED, SCHEMES, scheme_named
+from fuseline.export.families.program_check import Told, hold_program
+from fuseline.export.families.recognised import Recognised, Spec
+from fuseline.export.families.recognition_refusals import ambiguity_of, refusal_of
+from fuseline.export.families.renaming import names_in, tensors_in
+from fuseline.export.families.resnet_spec import ResNetSpec
+from fuseline.export.families.timm_config import foreign_architecture
+from fuseline.export.families.told import told_by_file
+from fuseline.export.module_input_size import told_size
+from fuseline.export.program import Program
+from fuseline.serve.errors import ArchitectureError
 
 __all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in", "with_values"]
 
@@ -61,7 +61,7 @@ def recognise(
             padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
         program: of a TorchScript file; it must compute what the network computes, and BatchNorm's eps is taken from it.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
-        assumed: what `--assume` says of choices that no tensor tells, by key; see `export.families.choices`.
+        assumed: what `--assume` says of choices that no tensor tells, by key; see `fuseline.export.families.choices`.
         head_name: the module among `tensors` that is the classifier, where several could be; other heads are left out.
 
     Raises:

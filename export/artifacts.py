@@ -9,21 +9,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.fold import FoldedNetwork
-from export.half.overflow_guard import GuardedGraph, guarded_fp16
-from export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
-from export.model_facts import ModelFacts
-from export.onnx_graph import onnx_from_network
-from export.precision import PrecisionShare, precision_share
-from export.progress import Narrator
-from export.sample import Sample
-from export.verify import INT8_MIN_AGREEMENT, judged_by
-from serve.backends import DEFAULT_BUCKETS
-from serve.backends.engine_builder import build_engine
-from serve.backends.engine_precision import KEPT_FP32
-from serve.backends.onnx_artifact import READ_BY, Reader
-from serve.errors import BackendError, BackendUnavailableError, VerificationError
-from serve.model_package import Artifact, Task, file_facts
+from fuseline.export.fold import FoldedNetwork
+from fuseline.export.half.overflow_guard import GuardedGraph, guarded_fp16
+from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
+from fuseline.export.model_facts import ModelFacts
+from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.precision import PrecisionShare, precision_share
+from fuseline.export.progress import Narrator
+from fuseline.export.sample import Sample
+from fuseline.export.verify import INT8_MIN_AGREEMENT, judged_by
+from fuseline.serve.backends import DEFAULT_BUCKETS
+from fuseline.serve.backends.engine_builder import build_engine
+from fuseline.serve.backends.engine_precision import KEPT_FP32
+from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
+from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
+from fuseline.serve.model_package import Artifact, Task, file_facts
 
 FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"

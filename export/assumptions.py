@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from serve.errors import InputError
-from serve.model_package import Assumption
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import Assumption
 
 
 def assumed_from_texts(texts: Sequence[str]) -> dict[str, str]:

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.program import Program
-from export.reading.checkpoint_file import FileContents, read_file
-from export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
-from export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
-from export.reading.checkpoint_program import leave_out_what_programs_do, program_of
-from export.reading.checkpoint_weights import Weights, find_weights
-from export.reading.pickled_tensors import UnusableTensor
-from export.reading.profiler_counters import without_profiler_counters
-from export.reading.script_normalisation import normalisation_of
-from export.reading.wrapper_prefixes import Names, network_names, printable
-from serve.errors import CheckpointError
+from fuseline.export.program import Program
+from fuseline.export.reading.checkpoint_file import FileContents, read_file
+from fuseline.export.reading.checkpoint_folder import Files, files_of_checkpoint, merged_shards
+from fuseline.export.reading.checkpoint_metadata import metadata_beside, metadata_of_config
+from fuseline.export.reading.checkpoint_program import leave_out_what_programs_do, program_of
+from fuseline.export.reading.checkpoint_weights import Weights, find_weights
+from fuseline.export.reading.pickled_tensors import UnusableTensor
+from fuseline.export.reading.profiler_counters import without_profiler_counters
+from fuseline.export.reading.script_normalisation import normalisation_of
+from fuseline.export.reading.wrapper_prefixes import Names, network_names, printable
+from fuseline.serve.errors import CheckpointError
 
 _BATCHNORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"

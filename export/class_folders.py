@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.reading.wrapper_prefixes import printable
-from export.sample import ImageFolder, is_hidden
+from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.export.sample import ImageFolder, is_hidden
 
 KEY = "folders"
 """What `--assume` calls it: `classes`, or `other` where they are none."""

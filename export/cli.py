@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import (
+from fuseline.export.flags import (
     Assume,
     Ema,
     Factory,
@@ -20,12 +20,12 @@ from export.flags import (
     Take,
     network_source,
 )
-from export.input_size import input_size_from_text
-from serve.command_line import run_command_line
-from serve.errors import InputError
+from fuseline.export.input_size import input_size_from_text
+from fuseline.serve.command_line import run_command_line
+from fuseline.serve.errors import InputError
 
 if TYPE_CHECKING:
-    from serve.model_package import Task
+    from fuseline.serve.model_package import Task
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -111,9 +111,9 @@ def export(
     run is held against eager PyTorch FP32. Nothing is written unless it is equal.
     """
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
-    from export.artifacts import Fp16Options, Int8Options
-    from export.pipeline import ExportOptions, export_checkpoint
-    from export.progress import ConsoleNarrator
+    from fuseline.export.artifacts import Fp16Options, Int8Options
+    from fuseline.export.pipeline import ExportOptions, export_checkpoint
+    from fuseline.export.progress import ConsoleNarrator
 
     if not fp16 and (keep_fp32 or strict_fp16):
         raise InputError("--keep-fp32 and --strict-fp16 say how the FP16 graph is made; add --fp16")

@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from export.architectures import names_in, recognise, tensors_in
-from export.assumptions import check_assumed
-from export.checkpoint import read_checkpoint
-from export.families.naming_schemes import NamingScheme, scheme_named
-from export.families.recognised import Recognised
-from export.loading import NetworkSource, network_of, read_source
-from serve.errors import InputError, VerificationError
+from fuseline.export.architectures import names_in, recognise, tensors_in
+from fuseline.export.assumptions import check_assumed
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.families.naming_schemes import NamingScheme, scheme_named
+from fuseline.export.families.recognised import Recognised
+from fuseline.export.loading import NetworkSource, network_of, read_source
+from fuseline.serve.errors import InputError, VerificationError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _PROBE_ROWS = 2

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from export.flags import Assume, Ema, HeadFrom, HeadName, Naming, Rename, Take, network_source
+from fuseline.export.flags import Assume, Ema, HeadFrom, HeadName, Naming, Rename, Take, network_source
 
 
 def convert(
@@ -30,7 +30,7 @@ def convert(
         fuseline convert out.safetensors --to shortcut -o back.pt
     """
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
-    from export.conversion import convert_checkpoint
+    from fuseline.export.conversion import convert_checkpoint
 
     source = network_source(
         checkpoint,

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from serve.errors import CheckpointError, InputError, PackageError
-from serve.model_package import NAME_PATTERN
+from fuseline.serve.errors import CheckpointError, InputError, PackageError
+from fuseline.serve.model_package import NAME_PATTERN
 
 
 def destination_of(checkpoint: Path, out: Path | None) -> Path:

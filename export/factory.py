@@ -10,14 +10,14 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from export.checkpoint import Checkpoint
-from export.families.foreign_networks import spatial_dimensions_refusal
-from export.logits_trial import with_bare_logits
-from export.module_input_size import input_size_of
-from export.network import TrainedNetwork
-from export.strict_loading import load_strictly
-from export.users_code import built_module
-from serve.errors import ArchitectureError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.families.foreign_networks import spatial_dimensions_refusal
+from fuseline.export.logits_trial import with_bare_logits
+from fuseline.export.module_input_size import input_size_of
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.strict_loading import load_strictly
+from fuseline.export.users_code import built_module
+from fuseline.serve.errors import ArchitectureError
 
 
 def network_from_factory(

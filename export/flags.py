@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from export.loading import NetworkSource
+    from fuseline.export.loading import NetworkSource
 
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged (EMA) weights that lie beside the plain ones.")]
 Naming = Annotated[
@@ -73,8 +73,8 @@ def network_source(
 ) -> "NetworkSource":
     """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
-    from export.assumptions import assumed_from_texts
-    from export.loading import NetworkSource, factory_arguments_from_texts
+    from fuseline.export.assumptions import assumed_from_texts
+    from fuseline.export.loading import NetworkSource, factory_arguments_from_texts
 
     return NetworkSource(
         checkpoint=checkpoint,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from export.fold_math import PIXEL_MAX, BatchNormTensors, fold_batchnorm, fold_input_scale, input_scale
-from export.trace import layer_name, trace
-from serve.errors import ArchitectureError
+from fuseline.export.fold_math import PIXEL_MAX, BatchNormTensors, fold_batchnorm, fold_input_scale, input_scale
+from fuseline.export.trace import layer_name, trace
+from fuseline.serve.errors import ArchitectureError
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = tuple(

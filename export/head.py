@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from export.checkpoint import Checkpoint
-from export.families.classifier import Head, described, named_classifier, zeros_for
-from serve.errors import ArchitectureError, CheckpointError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.families.classifier import Head, described, named_classifier, zeros_for
+from fuseline.serve.errors import ArchitectureError, CheckpointError
 
 
 def head_from(checkpoint: Checkpoint, name: str | None = None) -> Head:

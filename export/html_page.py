@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 def page_environment() -> Environment:
     """Templates of this package. What they are given is escaped: names come from files that anyone may have made."""
     environment = Environment(
-        loader=PackageLoader("export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("fuseline.export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["mib"] = lambda size: f"{size / 2**20:.1f} MiB"
     environment.filters["figure"] = lambda value: f"{value:.3g}"

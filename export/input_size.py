@@ -1,7 +1,7 @@
 """The size of a network's input, as users write it."""
 
-from serve.errors import InputError
-from serve.model_package import MAX_INPUT_SIDE
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import MAX_INPUT_SIDE
 
 MIN_INPUT_SIDE = 8
 

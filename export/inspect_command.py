@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.flags import (
+from fuseline.export.flags import (
     Assume,
     Ema,
     Factory,
@@ -19,15 +19,15 @@ from export.flags import (
     Take,
     network_source,
 )
-from export.input_size import input_size_from_text
-from export.output_file import check_output_file, write_output_file
-from serve.errors import InputError
-from serve.model_package import MANIFEST_NAME, load_package
+from fuseline.export.input_size import input_size_from_text
+from fuseline.export.output_file import check_output_file, write_output_file
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import MANIFEST_NAME, load_package
 
 if TYPE_CHECKING:
-    from export.inspecting.inspected import Inspection
-    from export.inspecting.package_inspection import InspectedPackage
-    from export.loading import NetworkSource
+    from fuseline.export.inspecting.inspected import Inspection
+    from fuseline.export.inspecting.package_inspection import InspectedPackage
+    from fuseline.export.loading import NetworkSource
 
 
 def inspect(
@@ -103,8 +103,8 @@ def inspect(
             raise InputError("--rename-template is for networks that are recognised; --factory's own names are needed")
         _write_template(source, rename_template)
         return
-    from export.inspecting.inspection_view import show_inspection
-    from export.inspection import inspect_source
+    from fuseline.export.inspecting.inspection_view import show_inspection
+    from fuseline.export.inspection import inspect_source
 
     inspection = inspect_source(source, size)
     _write(inspection, None, html=html, filters=filters)
@@ -112,7 +112,7 @@ def inspect(
 
 
 def _write_template(source: "NetworkSource", out: Path) -> None:
-    from export.loading import rename_template_of
+    from fuseline.export.loading import rename_template_of
 
     template = rename_template_of(source)
     text = json.dumps(template, indent=2) + "\n"
@@ -128,8 +128,8 @@ def _write_template(source: "NetworkSource", out: Path) -> None:
 
 
 def _inspect_package(path: Path, *, html: Path | None, filters: Path | None, as_json: bool) -> None:
-    from export.inspecting.inspection_view import show_package
-    from export.inspecting.package_inspection import inspect_package
+    from fuseline.export.inspecting.inspection_view import show_package
+    from fuseline.export.inspecting.package_inspection import inspect_package
 
     found = inspect_package(load_package(path))
     if found.inspection is not None:
@@ -144,12 +144,12 @@ def _write(
     inspection: "Inspection", package: "InspectedPackage | None", *, html: Path | None, filters: Path | None
 ) -> None:
     if filters is not None:
-        from export.inspecting.filters import filters_picture
+        from fuseline.export.inspecting.filters import filters_picture
 
         if inspection.filters is None:
             raise InputError(f"--filters: {inspection.file} has no convolution whose weights could be drawn")
         write_output_file("--filters", filters, filters_picture(inspection.filters.weight).png)
     if html is not None:
-        from export.inspecting.inspection_page import inspection_page
+        from fuseline.export.inspecting.inspection_page import inspection_page
 
         write_output_file("--html", html, inspection_page(inspection, package).encode("utf-8"))

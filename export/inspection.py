@@ -5,18 +5,23 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from export.assumptions import check_assumed
-from export.inspecting.activation_look import GENERATED_IMAGES, MAX_MULTIPLY_ADDS, image_count, largest_activations
-from export.inspecting.batchnorm_facts import BatchNorms, batchnorms_of
-from export.inspecting.fp16_risk import fp16_facts, largest_value, scaled_rows
-from export.inspecting.inspected import Fp16Look, Inspection, first_filters, layers_of
-from export.inspecting.operations import OperationGraph
-from export.inspecting.traced_operations import operations_from_trace
-from export.loading import NetworkSource, network_of, read_source
-from export.network import TrainedNetwork
-from export.reading.wrapper_prefixes import printable
-from export.trace import trace
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.assumptions import check_assumed
+from fuseline.export.inspecting.activation_look import (
+    GENERATED_IMAGES,
+    MAX_MULTIPLY_ADDS,
+    image_count,
+    largest_activations,
+)
+from fuseline.export.inspecting.batchnorm_facts import BatchNorms, batchnorms_of
+from fuseline.export.inspecting.fp16_risk import fp16_facts, largest_value, scaled_rows
+from fuseline.export.inspecting.inspected import Fp16Look, Inspection, first_filters, layers_of
+from fuseline.export.inspecting.operations import OperationGraph
+from fuseline.export.inspecting.traced_operations import operations_from_trace
+from fuseline.export.loading import NetworkSource, network_of, read_source
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.export.trace import trace
+from fuseline.serve.errors import ArchitectureError, InputError
 
 _OF_AN_EXPORT = frozenset({"size", "normalization", "task", "folders"})
 """Keys of `--assume` that are no matter of the network's."""

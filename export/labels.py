@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 IMAGENET = "imagenet"
 _MAX_LABEL_BYTES = 2**20

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.architectures import recognise
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.factory import network_from_factory
-from export.families.recognised import Recognised
-from export.head import head_from
-from export.input_size import input_size_from_text
-from export.network import TrainedNetwork
-from export.rename import read_renames, renamed_checkpoint, template_of
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.factory import network_from_factory
+from fuseline.export.families.recognised import Recognised
+from fuseline.export.head import head_from
+from fuseline.export.input_size import input_size_from_text
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.rename import read_renames, renamed_checkpoint, template_of
+from fuseline.serve.errors import ArchitectureError, InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class NetworkSource:
     """`package.module:function` that builds the network; None: recognise it."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
     rename: Path | None = None
-    """A file that gives tensors other names before anything is recognised; see `export.rename`."""
+    """A file that gives tensors other names before anything is recognised; see `fuseline.export.rename`."""
     assumed: Mapping[str, str] = field(default_factory=dict)
-    """What the user says of what nothing tells, by key; see `export.families.choices`."""
+    """What the user says of what nothing tells, by key; see `fuseline.export.families.choices`."""
 
 
 def read_source(source: NetworkSource) -> Checkpoint:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from serve.errors import ArchitectureError, InputError
+from fuseline.serve.errors import ArchitectureError, InputError
 
 # Two rows and one row may take other kernels; a network that mixes rows is off by far more.
 _ROW_TOLERANCE = 1e-3

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from export.checkpoint import Checkpoint
-from export.input_size import MIN_INPUT_SIDE, check_input_size, input_size_from_text
-from export.labels import labels_from
-from export.network import TrainedNetwork
-from export.normalizations import KEY, normalization_from
-from serve.errors import InputError
-from serve.model_package import (
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.input_size import MIN_INPUT_SIDE, check_input_size, input_size_from_text
+from fuseline.export.labels import labels_from
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.normalizations import KEY, normalization_from
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import (
     MAX_INPUT_SIDE,
     Assumption,
     InputSpec,

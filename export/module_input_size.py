@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from export.families.foreign_networks import PICTURES_ONLY
-from export.families.pool_sizes import InputSizes
-from export.module_looks import Look, look_at
-from serve.errors import ArchitectureError, InputError
-from serve.model_package import Assumption
+from fuseline.export.families.foreign_networks import PICTURES_ONLY
+from fuseline.export.families.pool_sizes import InputSizes
+from fuseline.export.module_looks import Look, look_at
+from fuseline.serve.errors import ArchitectureError, InputError
+from fuseline.serve.model_package import Assumption
 
 CUSTOMARY_SIDE = 224
 """Pixels, of networks for ImageNet."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.logits_trial import logits_of
+from fuseline.export.logits_trial import logits_of
 
 _ROWS = 2
 _ATEN = torch.ops.aten

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from serve.model_package import Assumption
+from fuseline.serve.model_package import Assumption
 
 _ANY_INPUT_SIDE = 224
 

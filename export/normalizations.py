@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.errors import InputError
-from serve.model_package import Assumption, Normalization
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import Assumption, Normalization
 
 KEY = "normalization"
 """What `--assume` calls it."""

@@ -11,11 +11,11 @@ import onnx
 import torch
 from torch import fx
 
-from export.exporter_errors import explained, reason_of
-from export.fold import FoldedNetwork, attribute
-from export.trace import MAX_BATCH_ROWS, quiet_exporter
-from serve.errors import ArchitectureError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
+from fuseline.export.exporter_errors import explained, reason_of
+from fuseline.export.fold import FoldedNetwork, attribute
+from fuseline.export.trace import MAX_BATCH_ROWS, quiet_exporter
+from fuseline.serve.errors import ArchitectureError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 
 # TensorRT 10 and 11, ONNX Runtime and OpenVINO all read it; nothing here needs a newer one.
 OPSET = 20

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 
 def check_output_file(flag: str, path: Path, suffix: str | None = None) -> None:

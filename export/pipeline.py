@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.artifacts import Fp16Options, Int8Options, write_artifacts
-from export.assumptions import check_none_open
-from export.checkpoint import Checkpoint
-from export.destination import destination_of, model_name
-from export.fold import FoldedNetwork, fold_network
-from export.loading import NetworkSource, network_of, read_source
-from export.model_facts import ModelFacts, facts_from, no_labels
-from export.network import TrainedNetwork
-from export.progress import Narrator
-from export.reading.wrapper_prefixes import printable
-from export.report import Report, write_report
-from export.sample import ImageFolder, Sample, generated_sample, image_folder
-from export.settling import check_accuracy, settle
-from export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
-from export.verify import (
+from fuseline.export.artifacts import Fp16Options, Int8Options, write_artifacts
+from fuseline.export.assumptions import check_none_open
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.destination import destination_of, model_name
+from fuseline.export.fold import FoldedNetwork, fold_network
+from fuseline.export.loading import NetworkSource, network_of, read_source
+from fuseline.export.model_facts import ModelFacts, facts_from, no_labels
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.progress import Narrator
+from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.export.report import Report, write_report
+from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
+from fuseline.export.settling import check_accuracy, settle
+from fuseline.export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
+from fuseline.export.verify import (
     INT8_MIN_AGREEMENT,
     Skipped,
     check_passed,
@@ -31,9 +31,9 @@ from export.verify import (
     normalised,
     verify_artifact,
 )
-from serve.backends.engine_target import available_builder
-from serve.errors import BackendUnavailableError, PackageError
-from serve.model_package import (
+from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.errors import BackendUnavailableError, PackageError
+from fuseline.serve.model_package import (
     Manifest,
     ModelPackage,
     PackageFile,
@@ -44,7 +44,7 @@ from serve.model_package import (
     new_package_folder,
     save_manifest,
 )
-from serve.reference import REFERENCE_NAME, write_reference
+from fuseline.serve.reference import REFERENCE_NAME, write_reference
 
 _PROBE_ROWS = 1
 _GENERATED_IMAGES = 64

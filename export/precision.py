@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, shape_inference
 
-from serve.errors import VerificationError
+from fuseline.serve.errors import VerificationError
 
 _COMPUTE_OPS = ("Conv", "Gemm", "MatMul")
 

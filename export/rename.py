@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import Checkpoint
-from export.families.naming_schemes import SCHEMES, scheme_named
-from export.families.recognised import Recognised
-from export.families.renaming import names_in
-from export.families.shape_reading import read_shapes
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.families.naming_schemes import SCHEMES, scheme_named
+from fuseline.export.families.recognised import Recognised
+from fuseline.export.families.renaming import names_in
+from fuseline.export.families.shape_reading import read_shapes
+from fuseline.serve.errors import ArchitectureError, InputError
 
 _MAX_BYTES = 16_000_000
 _MAX_NAME = 1000

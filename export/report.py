@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.fold import Fold, KeptBatchNorm
-from export.half.layer_ranges import LayerRange
-from export.half.overflow_guard import KeptLayer
-from export.html_page import page_environment
-from export.precision import PrecisionShare
-from export.verify import Skipped
-from serve.model_package import Manifest
+from fuseline.export.fold import Fold, KeptBatchNorm
+from fuseline.export.half.layer_ranges import LayerRange
+from fuseline.export.half.overflow_guard import KeptLayer
+from fuseline.export.html_page import page_environment
+from fuseline.export.precision import PrecisionShare
+from fuseline.export.verify import Skipped
+from fuseline.serve.model_package import Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.reading.wrapper_prefixes import printable
-from serve.errors import ImageError, InputError
-from serve.images import decode_for, image_size
-from serve.model_package import InputSpec
+from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.serve.errors import ImageError, InputError
+from fuseline.serve.images import decode_for, image_size
+from fuseline.serve.model_package import InputSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 
-from export.training_statistics import USUAL_MISFIT
-from export.trials import Trial, best_of, is_a_step, is_clearly_better, misfit_first
+from fuseline.export.training_statistics import USUAL_MISFIT
+from fuseline.export.trials import Trial, best_of, is_a_step, is_clearly_better, misfit_first
 
 FEW = 8
 """Images that rule most values out."""

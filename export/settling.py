@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.alternatives import Findings, Witnesses
-from export.architectures import Recognised, with_values
-from export.assumptions import check_assumed, is_by_flag, settled
-from export.checkpoint import Checkpoint
-from export.class_folders import KEY as FOLDERS
-from export.class_folders import ClassFolders, class_folders
-from export.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
-from export.network import TrainedNetwork
-from export.progress import Narrator
-from export.sample import ImageFolder, generated_sample
-from export.training_statistics import USUAL_MISFIT
-from export.trials import same_logits
-from export.verify import eager_logits
-from serve.errors import InputError, VerificationError
-from serve.model_package import Assumption
+from fuseline.export.alternatives import Findings, Witnesses
+from fuseline.export.architectures import Recognised, with_values
+from fuseline.export.assumptions import check_assumed, is_by_flag, settled
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.class_folders import KEY as FOLDERS
+from fuseline.export.class_folders import ClassFolders, class_folders
+from fuseline.export.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.progress import Narrator
+from fuseline.export.sample import ImageFolder, generated_sample
+from fuseline.export.training_statistics import USUAL_MISFIT
+from fuseline.export.trials import same_logits
+from fuseline.export.verify import eager_logits
+from fuseline.serve.errors import InputError, VerificationError
+from fuseline.serve.model_package import Assumption
 
 _PROBE_IMAGES = 8
 _LEAST_JUDGED = 20

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from export.checkpoint import Checkpoint, Naming
-from export.reading.wrapper_prefixes import network_names
-from export.users_code import users_errors
-from serve.errors import ArchitectureError
+from fuseline.export.checkpoint import Checkpoint, Naming
+from fuseline.export.reading.wrapper_prefixes import network_names
+from fuseline.export.users_code import users_errors
+from fuseline.serve.errors import ArchitectureError
 
 _COUNTER = "num_batches_tracked"
 _NAMES_SHOWN = 6

@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
 
-from export.exporter_errors import explained, place_of_node
-from serve.errors import ArchitectureError
+from fuseline.export.exporter_errors import explained, place_of_node
+from fuseline.serve.errors import ArchitectureError
 
 MAX_BATCH_ROWS = 65536
 """The batch is traced as 1 to so many rows."""

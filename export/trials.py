@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.training_statistics import USUAL_MISFIT
+from fuseline.export.training_statistics import USUAL_MISFIT
 
 _CLEARLY = 0.7
 """A misfit of at most so much of another's is clearly better. The trained ResNet-20: 0.30 with the shortcut that it was

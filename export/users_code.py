@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.batch_rows import batch_rows
-from export.int8.closeness import agreement as agreement_of
-from export.int8.closeness import answer_margins, same_answers
-from export.int8.runtimes import onnxruntime_logits
-from export.sample import Sample
-from serve.backends import BACKENDS, open_backend, why_not_installed
-from serve.backends.onnx_artifact import READ_BY
-from serve.backends.padded import infer_in_largest_bucket
-from serve.errors import BackendUnavailableError, VerificationError
-from serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
-from serve.reference import MAX_DIFFERENCE
+from fuseline.export.batch_rows import batch_rows
+from fuseline.export.int8.closeness import agreement as agreement_of
+from fuseline.export.int8.closeness import answer_margins, same_answers
+from fuseline.export.int8.runtimes import onnxruntime_logits
+from fuseline.export.sample import Sample
+from fuseline.serve.backends import BACKENDS, open_backend, why_not_installed
+from fuseline.serve.backends.onnx_artifact import READ_BY
+from fuseline.serve.backends.padded import infer_in_largest_bucket
+from fuseline.serve.errors import BackendUnavailableError, VerificationError
+from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
+from fuseline.serve.reference import MAX_DIFFERENCE
 
 FP16_MIN_AGREEMENT = 0.995
 """Smallest share of images on which an FP16 artifact's answer, its top-1 class or set of labels, is eager's."""

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from protos import classify_pb2 as protos_dot_classify__pb2
+from fuseline.protos import classify_pb2 as fuseline_dot_protos_dot_classify__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/classify_pb2_grpc.py depends on'
+        + ' but the generated code in fuseline/protos/classify_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,18 +36,18 @@ class ClassifierStub:
         """
         self.Classify = channel.unary_unary(
                 '/fuseline.v1.Classifier/Classify',
-                request_serializer=protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=protos_dot_classify__pb2.ClassifyResponse.FromString,
+                request_serializer=fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.ClassifyStream = channel.stream_stream(
                 '/fuseline.v1.Classifier/ClassifyStream',
-                request_serializer=protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=protos_dot_classify__pb2.ClassifyResponse.FromString,
+                request_serializer=fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/fuseline.v1.Classifier/GetModel',
-                request_serializer=protos_dot_classify__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=protos_dot_classify__pb2.GetModelResponse.FromString,
+                request_serializer=fuseline_dot_protos_dot_classify__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=fuseline_dot_protos_dot_classify__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -82,18 +82,18 @@ def add_ClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
-                    request_deserializer=protos_dot_classify__pb2.ClassifyRequest.FromString,
-                    response_serializer=protos_dot_classify__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.FromString,
+                    response_serializer=fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.SerializeToString,
             ),
             'ClassifyStream': grpc.stream_stream_rpc_method_handler(
                     servicer.ClassifyStream,
-                    request_deserializer=protos_dot_classify__pb2.ClassifyRequest.FromString,
-                    response_serializer=protos_dot_classify__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.FromString,
+                    response_serializer=fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=protos_dot_classify__pb2.GetModelRequest.FromString,
-                    response_serializer=protos_dot_classify__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=fuseline_dot_protos_dot_classify__pb2.GetModelRequest.FromString,
+                    response_serializer=fuseline_dot_protos_dot_classify__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -121,8 +121,8 @@ class Classifier:
             request,
             target,
             '/fuseline.v1.Classifier/Classify',
-            protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
-            protos_dot_classify__pb2.ClassifyResponse.FromString,
+            fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
+            fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -148,8 +148,8 @@ class Classifier:
             request_iterator,
             target,
             '/fuseline.v1.Classifier/ClassifyStream',
-            protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
-            protos_dot_classify__pb2.ClassifyResponse.FromString,
+            fuseline_dot_protos_dot_classify__pb2.ClassifyRequest.SerializeToString,
+            fuseline_dot_protos_dot_classify__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -175,8 +175,8 @@ class Classifier:
             request,
             target,
             '/fuseline.v1.Classifier/GetModel',
-            protos_dot_classify__pb2.GetModelRequest.SerializeToString,
-            protos_dot_classify__pb2.GetModelResponse.FromString,
+            fuseline_dot_protos_dot_classify__pb2.GetModelRequest.SerializeToString,
+            fuseline_dot_protos_dot_classify__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

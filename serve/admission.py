@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from serve.batch_profile import BatchProfile
-from serve.errors import DeadlineError, OverloadedError
+from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.errors import DeadlineError, OverloadedError
 
 KEPT_MISSES = 200
 """Batches from which a margin is learned: what the worst of them missed by. The next one misses by more once in 200."""
@@ -126,7 +126,7 @@ class Admission:
         max_queue_rows: int,
         max_queue_seconds: float,
     ) -> None:
-        """The arguments are as those of `serve.batcher.Batcher`."""
+        """The arguments are as those of `fuseline.serve.batcher.Batcher`."""
         self._profile = profile
         self._max_queue_rows = max_queue_rows
         self._max_queue_seconds = max_queue_seconds

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import Foreseen
-from serve.errors import FuselineError, RequestError
+from fuseline.serve.admission import Foreseen
+from fuseline.serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]
 Logits = NDArray[np.float32]

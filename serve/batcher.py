@@ -19,12 +19,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import ABOUT_AS_GOOD, UNFORESEEN, Admission, Foreseen, Load, Promise, Ready, passed_deadline
-from serve.batch_profile import BatchProfile
-from serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
-from serve.call_thread import CallThread
-from serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
-from serve.event_loop import call_after_turns
+from fuseline.serve.admission import (
+    ABOUT_AS_GOOD,
+    UNFORESEEN,
+    Admission,
+    Foreseen,
+    Load,
+    Promise,
+    Ready,
+    passed_deadline,
+)
+from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
+from fuseline.serve.call_thread import CallThread
+from fuseline.serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
+from fuseline.serve.event_loop import call_after_turns
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
 
@@ -209,7 +218,7 @@ class Batcher:
         self._promised_rows -= row_count
 
     def outlook(self) -> list[float]:
-        """What another process has to know to admit requests by itself: see `serve.workers.remote_batcher`.
+        """What another process has to know to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
         Rows that are queued, promised, and running; when the running batch ends; when a batch was last measured; and
         `Admission.state`.

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serve.client import Client, Prediction, StreamAnswer
-from serve.errors import InputError
+from fuseline.serve.client import Client, Prediction, StreamAnswer
+from fuseline.serve.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

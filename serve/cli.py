@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.command_line import forget_service_links, forgotten_links, run_command_line
-from serve.memory_guard import MemoryGuard, memory_limit_bytes
-from serve.settings import Settings, settings_from_flags
+from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.settings import Settings, settings_from_flags
 
 if TYPE_CHECKING:
-    from serve.server import Server
-    from serve.workers.supervisor import Supervisor
+    from fuseline.serve.server import Server
+    from fuseline.serve.workers.supervisor import Supervisor
 
 _STARTED = time.monotonic()
 
@@ -104,8 +104,8 @@ def serve(
     # Before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
-    from serve.addresses import join_address
-    from serve.package_folders import package_folders
+    from fuseline.serve.addresses import join_address
+    from fuseline.serve.package_folders import package_folders
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
@@ -121,15 +121,15 @@ def serve(
         sys.stdout.flush()
 
     if engine_cache is not None:
-        from serve.backends.engine_cache import check_engine_cache
+        from fuseline.serve.backends.engine_cache import check_engine_cache
 
         check_engine_cache(engine_cache)
     folders = package_folders(packages)
     if settings.workers > 1:
-        from serve.workers.supervisor import run_supervisor
+        from fuseline.serve.workers.supervisor import run_supervisor
 
         raise typer.Exit(run_supervisor(folders, settings, announce))
-    from serve.server import run_server
+    from fuseline.serve.server import run_server
 
     raise typer.Exit(run_server(folders, settings, announce))
 
@@ -153,7 +153,7 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
-    from serve.classify_command import classify_files
+    from fuseline.serve.classify_command import classify_files
 
     raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
 

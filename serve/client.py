@@ -16,11 +16,11 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
-from protos.classify_pb2_grpc import ClassifierStub
-from serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
-from serve.model_description import ModelDescription, description_from_response
-from serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.serve.errors import DeadlineError, FuselineError, ImageError, InputError, RequestError, ShuttingDownError
+from fuseline.serve.model_description import ModelDescription, description_from_response
+from fuseline.serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
@@ -82,7 +82,7 @@ class StreamAnswer:
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
-    Methods raise the error of `serve.errors` that the server raised, and `InputError` where no server answers.
+    Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from serve.errors import FuselineError
+from fuseline.serve.errors import FuselineError
 
 forgotten_links: list[str] = []
 """`NAME=VALUE` of what `forget_service_links` removed, for the log of a server, which begins later."""
@@ -48,7 +48,7 @@ def run_command_line(command: Callable[[], object]) -> None:
 
     SIGTERM (143) ends `command` as Ctrl-C (130) does, not on the spot: temporary files go, and so do the processes that
     it started. A second one does end it on the spot. A server has its own handler while it serves.
-    Errors outside the tree of `serve.errors` are defects and keep their traceback.
+    Errors outside the tree of `fuseline.serve.errors` are defects and keep their traceback.
     """
     _print_in_any_encoding()
     before = signal.signal(signal.SIGTERM, _exit_tidily)

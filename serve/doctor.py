@@ -7,11 +7,11 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from serve.backends import DEFAULT_BUCKETS, Verdict, judge_backends
-from serve.backends.nvidia_driver import Driver, nvidia_driver
-from serve.backends.tensorrt_engine import INSTALL
-from serve.cpu import Cpu, this_cpu
-from serve.model_package import ModelPackage
+from fuseline.serve.backends import DEFAULT_BUCKETS, Verdict, judge_backends
+from fuseline.serve.backends.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.backends.tensorrt_engine import INSTALL
+from fuseline.serve.cpu import Cpu, this_cpu
+from fuseline.serve.model_package import ModelPackage
 
 _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "ONNX Runtime": ("onnxruntime", "onnxruntime-gpu"),

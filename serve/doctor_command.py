@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serve.errors import BackendUnavailableError
+from fuseline.serve.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from serve.doctor import Diagnosis
+    from fuseline.serve.doctor import Diagnosis
 
 
 def doctor(
@@ -24,8 +24,8 @@ def doctor(
 
     The exit code is 0, or 2 if nothing can serve.
     """
-    from serve.doctor import diagnose
-    from serve.model_package import load_package
+    from fuseline.serve.doctor import diagnose
+    from fuseline.serve.model_package import load_package
 
     diagnosis = diagnose(None if package is None else load_package(package), precision=precision)
     typer.echo(json.dumps(diagnosis.as_json, indent=2) if as_json else "\n".join(_lines(diagnosis)))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 
 def engine(
@@ -30,9 +30,9 @@ def engine(
 
     An engine holds for one compute capability and one build of TensorRT. One that is there already and fits is kept.
     """
-    from serve.backends.engine_display import shown_build
-    from serve.backends.engine_target import available_builder
-    from serve.package_engines import add_engine
+    from fuseline.serve.backends.engine_display import shown_build
+    from fuseline.serve.backends.engine_target import available_builder
+    from fuseline.serve.package_engines import add_engine
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 

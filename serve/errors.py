@@ -17,7 +17,7 @@
     └── BackendLostError           the process that computes has ended and is started again
 
 A message says what came, what was expected, and what to do. The mapping to gRPC statuses is one table in
-`serve.services.statuses`; the mapping to exit codes is `exit_code` here.
+`fuseline.serve.services.statuses`; the mapping to exit codes is `exit_code` here.
 """
 
 

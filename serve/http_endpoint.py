@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 _log = logging.getLogger(__name__)
 

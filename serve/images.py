@@ -11,8 +11,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from serve.errors import ImageError
-from serve.model_package import CropOffset, InputSpec
+from fuseline.serve.errors import ImageError
+from fuseline.serve.model_package import CropOffset, InputSpec
 
 MAX_PIXELS = 50_000_000
 """Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
@@ -68,7 +68,7 @@ def decode_image(
     animation the first frame is taken. Of 16 bits a channel the upper 8 are taken (value // 256), of a grey PNG too,
     which that loader makes white.
 
-    `crop_offset`: `floored` crops as transformers' image processors do; see `serve.model_package.Preprocessing`.
+    `crop_offset`: `floored` crops as transformers' image processors do; see `fuseline.serve.model_package.Preprocessing`.
 
     `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
     is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serve.batcher import BatchedRows, BatchStats
+from fuseline.serve.batcher import BatchedRows, BatchStats
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 _TAKEN_SHARE = 0.9
 """Of the limit, by memory that the kernel can't take back. The rest is for what files map, page tables and requests."""

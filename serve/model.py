@@ -11,15 +11,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from serve.admission import Promise, Ready
-from serve.backends import DEFAULT_BUCKETS, open_backend
-from serve.backends.base import Backend
-from serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
-from serve.cpu import usable_cpus
-from serve.errors import PackageError
-from serve.model_package import InputSpec, Manifest, ModelPackage, load_package
-from serve.reference import check_reference
-from serve.settings import Settings, buckets_up_to
+from fuseline.serve.admission import Promise, Ready
+from fuseline.serve.backends import DEFAULT_BUCKETS, open_backend
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
+from fuseline.serve.cpu import usable_cpus
+from fuseline.serve.errors import PackageError
+from fuseline.serve.model_package import InputSpec, Manifest, ModelPackage, load_package
+from fuseline.serve.reference import check_reference
+from fuseline.serve.settings import Settings, buckets_up_to
 
 CPU_BATCH_PIXELS = 16 * 224 * 224
 """Pixels that fill a CPU's cores. Measured with ResNet-18 at 224 x 224 and 32 clients on 2 cores: batches of 8 serve
@@ -44,7 +44,7 @@ _MEASURE_BUDGET_S = 0.05
 
 
 class RowBatcher(Protocol):
-    """What requests are given to: `serve.batcher.Batcher`, or what stands for one in another process."""
+    """What requests are given to: `fuseline.serve.batcher.Batcher`, or what stands for one in another process."""
 
     @property
     def queued_rows(self) -> int:
@@ -95,7 +95,7 @@ class Model:
 
 
 class BatchCounts(Protocol):
-    """What counts batches: `serve.metrics.Metrics`, or what stands before it."""
+    """What counts batches: `fuseline.serve.metrics.Metrics`, or what stands before it."""
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
         """Count one batch of the model of that name."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-from protos.classify_pb2 import GetModelResponse
-from serve.model_package import Assumption
+from fuseline.protos.classify_pb2 import GetModelResponse
+from fuseline.serve.model_package import Assumption
 
 
 @dataclass(frozen=True, slots=True)

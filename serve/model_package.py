@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from serve.errors import PackageError
+from fuseline.serve.errors import PackageError
 
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = "image"
@@ -191,7 +191,7 @@ class Manifest(_Spec):
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     artifacts: Annotated[tuple[Artifact, ...], Field(min_length=1)]
     reference: PackageFile
-    """A few images and eager PyTorch's logits for them: see `serve.reference`."""
+    """A few images and eager PyTorch's logits for them: see `fuseline.serve.reference`."""
     provenance: dict[str, Any]
     verification: tuple[Verification, ...] = ()
     assumptions: tuple[Assumption, ...] = ()

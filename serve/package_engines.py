@@ -8,16 +8,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
-from serve.backends.engine_cache import EngineCache, write_whole
-from serve.backends.engine_key import LIBRARIES, EngineDetails
-from serve.backends.engine_lock import file_lock
-from serve.backends.engine_precision import KEPT_FP32
-from serve.backends.engine_target import available_builder
-from serve.backends.onnx_artifact import onnx_artifact
-from serve.backends.tensorrt_engine import NAMES
-from serve.errors import InputError, PackageError
-from serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
+from fuseline.serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
+from fuseline.serve.backends.engine_cache import EngineCache, write_whole
+from fuseline.serve.backends.engine_key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.backends.engine_precision import KEPT_FP32
+from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.backends.tensorrt_engine import NAMES
+from fuseline.serve.errors import InputError, PackageError
+from fuseline.serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
 
 FOLDER = "engines"
 PRECISIONS = ("auto", "fp16", "fp32", "int8")

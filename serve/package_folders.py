@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from serve.errors import PackageError
-from serve.model_package import MANIFEST_NAME, why_unreadable
+from fuseline.serve.errors import PackageError
+from fuseline.serve.model_package import MANIFEST_NAME, why_unreadable
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.base import Backend
-from serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
-from serve.errors import PackageError, VerificationError
-from serve.model_package import ModelPackage
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
+from fuseline.serve.errors import PackageError, VerificationError
+from fuseline.serve.model_package import ModelPackage
 
 REFERENCE_NAME = "reference.npz"
 REFERENCE_ROWS = 8

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from serve.errors import InputError, UnknownModelError
-from serve.model import Model
+from fuseline.serve.errors import InputError, UnknownModelError
+from fuseline.serve.model import Model
 
 
 class Repository:

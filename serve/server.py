@@ -18,21 +18,21 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from protos.classify_pb2_grpc import add_ClassifierServicer_to_server
-from protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from serve.addresses import check_bindable, join_address
-from serve.errors import InputError
-from serve.http_endpoint import HttpEndpoint
-from serve.inference_statistics import InferenceStatistics
-from serve.metrics import Metrics
-from serve.model import load_model
-from serve.repository import Repository
-from serve.services.classify import SERVICE_NAME, ClassifyService
-from serve.services.image_rows import ImageRows
-from serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
-from serve.services.open_inference import OpenInferenceService
-from serve.settings import Settings
-from serve.stop_signals import run_until_signal
+from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
+from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from fuseline.serve.addresses import check_bindable, join_address
+from fuseline.serve.errors import InputError
+from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import load_model
+from fuseline.serve.repository import Repository
+from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
+from fuseline.serve.services.image_rows import ImageRows
+from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
+from fuseline.serve.services.open_inference import OpenInferenceService
+from fuseline.serve.settings import Settings
+from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
 """How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""

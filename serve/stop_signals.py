@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any
 
-from serve.event_loop import run_event_loop
+from fuseline.serve.event_loop import run_event_loop
 
 _GRACE_S = 3.0
 """Beyond the drain's own time: the last answers' delivery, and the event loop's end."""

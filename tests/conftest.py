@@ -30,10 +30,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of `tiny_checkpoint`, FP32 and FP16."""
-    from export.artifacts import Fp16Options
-    from export.loading import NetworkSource
-    from export.pipeline import ExportOptions, export_checkpoint
-    from export.progress import ConsoleNarrator
+    from fuseline.export.artifacts import Fp16Options
+    from fuseline.export.loading import NetworkSource
+    from fuseline.export.pipeline import ExportOptions, export_checkpoint
+    from fuseline.export.progress import ConsoleNarrator
 
     out = tmp_path_factory.mktemp("packages") / "tiny"
     options = ExportOptions(NetworkSource(tiny_checkpoint), out=out, fp16=Fp16Options())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend
 
 
 class SteeredBackend:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from export.artifacts import Fp16Options
-from export.loading import NetworkSource
-from export.pipeline import ExportOptions, export_checkpoint
-from export.progress import ConsoleNarrator
-from serve.client import Client
-from serve.model_package import load_package
+from fuseline.export.artifacts import Fp16Options
+from fuseline.export.loading import NetworkSource
+from fuseline.export.pipeline import ExportOptions, export_checkpoint
+from fuseline.export.progress import ConsoleNarrator
+from fuseline.serve.client import Client
+from fuseline.serve.model_package import load_package
 from tests.serve.processes import ServerProcess, server_process
 
 EAGER_RIGHT = 832

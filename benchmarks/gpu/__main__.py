@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu run|table`: a whole run on a GPU in some minutes, and the tables of its result."""
+"""`python -m fuseline.benchmarks.gpu run|table`: a whole run on a GPU in some minutes, and the tables of its result."""
 
 import sys
 import tempfile
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.bench_command import choices_of, counts_of
-from serve.command_line import run_command_line
-from serve.errors import InputError
+from fuseline.benchmarks.bench_command import choices_of, counts_of
+from fuseline.serve.command_line import run_command_line
+from fuseline.serve.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.run.job import RunPlan
+    from fuseline.benchmarks.gpu.run.job import RunPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _MAX_BATCH = 4096
@@ -53,12 +53,12 @@ def run(
     Each step has a limit of time, and what it finds is written at once: a run that is cut off keeps what it had. The
     exit code is 0 if every step ran or says why not, 1 if something failed or answered wrongly.
     """
-    from benchmarks.gpu.contender import DEVICES
-    from benchmarks.gpu.run.job import RunPlan
-    from benchmarks.gpu.run.preflight import check_device, check_disk
-    from benchmarks.gpu.run.runner import STEPS, TABLE, run_all
-    from benchmarks.gpu.run.table import as_group, as_markdown
-    from benchmarks.gpu.subject import check_model
+    from fuseline.benchmarks.gpu.contender import DEVICES
+    from fuseline.benchmarks.gpu.run.job import RunPlan
+    from fuseline.benchmarks.gpu.run.preflight import check_device, check_disk
+    from fuseline.benchmarks.gpu.run.runner import STEPS, TABLE, run_all
+    from fuseline.benchmarks.gpu.run.table import as_group, as_markdown
+    from fuseline.benchmarks.gpu.subject import check_model
 
     plan = RunPlan(
         out=out,
@@ -93,8 +93,8 @@ def table(
     result: Annotated[Path, typer.Argument(metavar="FILE", help="gpu-run.json of a run.")],
 ) -> None:
     """Print a run's tables as Markdown, for docs/gpu.md."""
-    from benchmarks.gpu.run.record import read_record
-    from benchmarks.gpu.run.table import as_markdown
+    from fuseline.benchmarks.gpu.run.record import read_record
+    from fuseline.benchmarks.gpu.run.table import as_markdown
 
     print(as_markdown(read_record(result)), end="")
 

@@ -10,7 +10,7 @@ All take the same uint8 pixels, NHWC, and give float32 logits; scaling and norma
 | compiled | the same through torch.compile; on a CPU in FP32 |
 | graphed | eager-fp16 captured in a CUDA graph |
 | onnxruntime | the package's FP16 graph on ONNX Runtime's CUDA provider, IO bound; on a CPU the FP32 graph |
-| tensorrt | the package's FP16 graph as an engine of TensorRT or TensorRT for RTX, through `serve.backends` |
+| tensorrt | the package's FP16 graph as an engine of TensorRT or TensorRT for RTX, through `fuseline.serve.backends` |
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.subject import GpuSubject
+from fuseline.benchmarks.gpu.subject import GpuSubject
 
 Device = Literal["cuda", "cpu"]
 DEVICES: tuple[Device, ...] = get_args(Device)

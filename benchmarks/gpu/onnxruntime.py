@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.contender import Device, Prepared
-from benchmarks.gpu.subject import GpuSubject
-from serve.backends import why_not_installed
-from serve.backends.bound_session import BoundBatch
-from serve.backends.onnxruntime import open_session, why_no_cuda
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu.contender import Device, Prepared
+from fuseline.benchmarks.gpu.subject import GpuSubject
+from fuseline.serve.backends import why_not_installed
+from fuseline.serve.backends.bound_session import BoundBatch
+from fuseline.serve.backends.onnxruntime import open_session, why_no_cuda
+from fuseline.serve.errors import BackendUnavailableError
 
 
 class OnnxRuntimeContender:
@@ -31,7 +31,7 @@ class OnnxRuntimeContender:
         self._ort: Any = ort
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu.contender.Opened.prepare`."""
+        """See `fuseline.benchmarks.gpu.contender.Opened.prepare`."""
         ort = self._ort
         # A session for each batch: the arena of a larger one would stay.
         session = self._session(subject)

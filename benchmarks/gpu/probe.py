@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.gpu.device import gpu_facts
-from benchmarks.gpu.subject import GpuSubject, open_gpu_subject
-from benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
-from benchmarks.subject import SMALL_ARCHITECTURE
-from serve.backends.cuda import open_cuda
-from serve.backends.engine_graph import graph_for_tensorrt
-from serve.backends.tensorrt_backend import TensorRTBackend
-from serve.backends.tensorrt_engine import check, engine_from_plan, import_library, logger_of, recent_errors
-from serve.errors import BackendError, BackendUnavailableError, FuselineError
-from serve.model_package import INPUT_NAME
-from serve.reference import check_reference
+from fuseline.benchmarks.gpu.device import gpu_facts
+from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
+from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
+from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
+from fuseline.serve.backends.cuda import open_cuda
+from fuseline.serve.backends.engine_graph import graph_for_tensorrt
+from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
+from fuseline.serve.backends.tensorrt_engine import check, engine_from_plan, import_library, logger_of, recent_errors
+from fuseline.serve.errors import BackendError, BackendUnavailableError, FuselineError
+from fuseline.serve.model_package import INPUT_NAME
+from fuseline.serve.reference import check_reference
 
 UNSET = "unset"
 """A build whose configuration is left as the library makes it."""

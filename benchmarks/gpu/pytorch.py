@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.candidates import as_its_author_wrote_it
-from benchmarks.gpu.contender import CONTENDERS, Device, Prepared
-from benchmarks.gpu.subject import GpuSubject
-from serve.errors import BackendUnavailableError
-from serve.model_package import Normalization
+from fuseline.benchmarks.candidates import as_its_author_wrote_it
+from fuseline.benchmarks.gpu.contender import CONTENDERS, Device, Prepared
+from fuseline.benchmarks.gpu.subject import GpuSubject
+from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.model_package import Normalization
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}
 _CAPTURE_WARM_UPS = 3
@@ -22,7 +22,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 class PyTorchContender:
-    """`eager`, `eager-tf32`, `eager-fp16`, `compiled` or `graphed`; see `benchmarks.gpu.contender.Opened`."""
+    """`eager`, `eager-tf32`, `eager-fp16`, `compiled` or `graphed`; see `fuseline.benchmarks.gpu.contender.Opened`."""
 
     def __init__(self, name: str, device: Device, compile_mode: str) -> None:
         """Raises `BackendUnavailableError` if PyTorch has no GPU."""
@@ -40,7 +40,7 @@ class PyTorchContender:
             torch.backends.cuda.matmul.fp32_precision = "ieee"
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu.contender.Opened.prepare`."""
+        """See `fuseline.benchmarks.gpu.contender.Opened.prepare`."""
         started = time.monotonic()
         image = torch.from_numpy(pixels).to(self._device)
         forward = self._forward(subject)
@@ -118,7 +118,7 @@ class PyTorchContender:
 
     def _network(self, subject: GpuSubject) -> Any:
         if subject.title not in self._networks:
-            from export.loading import NetworkSource, network_of, read_source
+            from fuseline.export.loading import NetworkSource, network_of, read_source
 
             source = NetworkSource(subject.checkpoint)
             side = (subject.input_side, subject.input_side)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.contender import CONTENDERS, Answers, Device, Mode, Opened, Prepared
-from benchmarks.gpu.worker import Answerer, timed_calls
-from benchmarks.stats import BURN_IN_S
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu.contender import CONTENDERS, Answers, Device, Mode, Opened, Prepared
+from fuseline.benchmarks.gpu.worker import Answerer, timed_calls
+from fuseline.benchmarks.stats import BURN_IN_S
+from fuseline.serve.errors import BackendUnavailableError
 
 
 def start_contender(name: str, device: Device, compile_mode: str, engine_for: str | None = None) -> Answerer:
@@ -30,7 +30,7 @@ def start_contender(name: str, device: Device, compile_mode: str, engine_for: st
     def answer(question: str, details: tuple[Any, ...]) -> Any:
         nonlocal current
         if question == "peak":
-            from benchmarks.gpu.peaks import measure_peak
+            from fuseline.benchmarks.gpu.peaks import measure_peak
 
             return measure_peak(device, *details)
         if question == "release":
@@ -51,14 +51,14 @@ def _open(name: str, device: Device, compile_mode: str, engine_for: str | None) 
     if device == "cpu" and not CONTENDERS[name].on_cpu:
         raise BackendUnavailableError("it needs a GPU")
     if name == "onnxruntime":
-        from benchmarks.gpu.onnxruntime import OnnxRuntimeContender
+        from fuseline.benchmarks.gpu.onnxruntime import OnnxRuntimeContender
 
         return OnnxRuntimeContender(device)
     if name == "tensorrt":
-        from benchmarks.gpu.tensorrt import TensorRTContender
+        from fuseline.benchmarks.gpu.tensorrt import TensorRTContender
 
         return TensorRTContender(engine_for)
-    from benchmarks.gpu.pytorch import PyTorchContender
+    from fuseline.benchmarks.gpu.pytorch import PyTorchContender
 
     return PyTorchContender(name, device, compile_mode)
 

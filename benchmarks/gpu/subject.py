@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.work import NetworkWork, network_work
-from benchmarks.pictures import generated_pictures
-from benchmarks.subject import ARCHITECTURES, random_checkpoint
-from serve.errors import InputError
-from serve.model_package import (
+from fuseline.benchmarks.gpu.work import NetworkWork, network_work
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.subject import ARCHITECTURES, random_checkpoint
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import (
     Artifact,
     Manifest,
     ModelPackage,
@@ -24,7 +24,7 @@ from serve.model_package import (
     load_package,
     save_manifest,
 )
-from serve.reference import REFERENCE_NAME, write_reference
+from fuseline.serve.reference import REFERENCE_NAME, write_reference
 
 _NHWC_AXES = (-3, -2)
 
@@ -55,7 +55,7 @@ def open_gpu_subject(
     verification: every contender is held against the yielded logits before it is timed.
 
     Args:
-        model: one of `benchmarks.subject.ARCHITECTURES`, which gets random weights, or a checkpoint.
+        model: one of `fuseline.benchmarks.subject.ARCHITECTURES`, which gets random weights, or a checkpoint.
         input_side: height and width in pixels; None: the network's own.
         rows: the largest batch.
 
@@ -83,14 +83,14 @@ def _assemble(
 ) -> tuple[GpuSubject, NDArray[np.uint8], NDArray[np.float32]]:
     import torch
 
-    from export.fold import fold_network
-    from export.half.fp16_graph import fp16_from_fp32
-    from export.inspecting.onnx_operations import operations_from_onnx
-    from export.loading import NetworkSource, network_of, read_source
-    from export.model_facts import facts_from
-    from export.onnx_graph import onnx_from_network
-    from export.precision import check_fp16
-    from export.verify import eager_logits
+    from fuseline.export.fold import fold_network
+    from fuseline.export.half.fp16_graph import fp16_from_fp32
+    from fuseline.export.inspecting.onnx_operations import operations_from_onnx
+    from fuseline.export.loading import NetworkSource, network_of, read_source
+    from fuseline.export.model_facts import facts_from
+    from fuseline.export.onnx_graph import onnx_from_network
+    from fuseline.export.precision import check_fp16
+    from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)
     read = read_source(source)

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.contender import Prepared
-from benchmarks.gpu.subject import GpuSubject
-from serve.backends.cuda import Cuda, open_cuda
-from serve.backends.engine_builder import build_engine
-from serve.backends.engine_target import available_builder
-from serve.backends.tensorrt_backend import TensorRTBackend
-from serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_library
+from fuseline.benchmarks.gpu.contender import Prepared
+from fuseline.benchmarks.gpu.subject import GpuSubject
+from fuseline.serve.backends.cuda import Cuda, open_cuda
+from fuseline.serve.backends.engine_builder import build_engine
+from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
+from fuseline.serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_library
 
 
 class TensorRTContender:
-    """The package's FP16 graph as an engine for the batch at hand; see `benchmarks.gpu.contender.Opened`."""
+    """The package's FP16 graph as an engine for the batch at hand; see `fuseline.benchmarks.gpu.contender.Opened`."""
 
     def __init__(self, engine_for: str | None = None) -> None:
         """`engine_for`: see `available_builder`.
@@ -31,7 +31,7 @@ class TensorRTContender:
         self._timing_cache: bytes | None = None
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `benchmarks.gpu.contender.Opened.prepare`. The engine's kernels are chosen for this very batch."""
+        """See `fuseline.benchmarks.gpu.contender.Opened.prepare`. The engine's kernels are chosen for this very batch."""
         started = time.monotonic()
         rows = len(pixels)
         artifact = subject.package.find("onnx", "fp16")

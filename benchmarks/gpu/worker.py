@@ -7,8 +7,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Self
 
-from benchmarks.stats import call_times
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.stats import call_times
+from fuseline.serve.errors import BackendUnavailableError
 
 Failing = Literal["not here", "out of memory", "too slow", "failed"]
 Answerer = Callable[[str, tuple[Any, ...]], Any]

@@ -1,7 +1,7 @@
 """The engine behind every peer: ONNX Runtime on the CPU, with the session options that Fuseline serves with.
 
 This folder's programs run in the peers' own environments, so they import nothing of Fuseline; the options are those of
-`serve.backends.onnxruntime.open_session`, and a test holds the two together.
+`fuseline.serve.backends.onnxruntime.open_session`, and a test holds the two together.
 """
 
 from collections.abc import Callable

@@ -16,13 +16,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.gpu.run.job import PICTURES, TRAINED
-from benchmarks.machine import git_revision
 from deploy.gpu_bundle.bundle import write_bundle
 from deploy.gpu_bundle.lacking import LackingError, Needed, lacking, read_lock
 from deploy.gpu_bundle.roots import CORE, PURPOSE, check_python, roots_of
 from deploy.gpu_bundle.target import GLIBC, Target, TargetError, read_target
 from deploy.gpu_bundle.wheels import Wheels
+from fuseline.benchmarks.gpu.run.job import PICTURES, TRAINED
+from fuseline.benchmarks.machine import git_revision
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = "checkout.zip"

@@ -6,4 +6,4 @@ if [ ! -f "$home/activate" ]; then
     exit 2
 fi
 . "$home/activate"
-exec "$FUSELINE_PYTHON" -m benchmarks.gpu run "$@"
+exec "$FUSELINE_PYTHON" -m fuseline.benchmarks.gpu run "$@"

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
-from export.families.resnet_spec import Activation
+from fuseline.export.families.resnet_spec import Activation
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

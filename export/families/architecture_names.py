@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from export.families.resnet_spec import PreActResNetSpec, ResNetSpec
+    from fuseline.export.families.resnet_spec import PreActResNetSpec, ResNetSpec
 
 # (block, blocks per stage, groups, width of one group in the first stage)
 _TORCHVISION_NAMES: dict[tuple[str, tuple[int, ...], int, int], str] = {

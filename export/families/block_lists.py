@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from export.families.name_order import NUMBER_IN_NAME, rank_of
+from fuseline.export.families.name_order import NUMBER_IN_NAME, rank_of
 
 LayerKind = Literal["convolution", "batchnorm", "linear", "other"]
 _CONV_LEAVES = {"weight", "bias"}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
 
-from export.families.block_lists import NORM_LEAVES, BlockList, Layer
-from export.families.name_order import Ordered, belong_together, in_order, index_of, leaves_room
+from fuseline.export.families.block_lists import NORM_LEAVES, BlockList, Layer
+from fuseline.export.families.name_order import Ordered, belong_together, in_order, index_of, leaves_room
 
 _SHORTCUT_WORDS = re.compile(
     r"short|skip|down|proj|ident|resid|res_?conv|conv_?res|match|adjust|right|bypass|side", re.IGNORECASE

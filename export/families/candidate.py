@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from export.families.classifier import (
+from fuseline.export.families.classifier import (
     Head,
     described,
     heads_beside,
@@ -15,14 +15,14 @@ from export.families.classifier import (
     with_lone_classifier,
     zeros_for,
 )
-from export.families.naming_schemes import NamingScheme
-from export.families.placement import Placement, place
-from export.families.plain_network import PlainNetwork, PlainSpec, infer_plain_spec
-from export.families.preact_resnet import PreActResNet
-from export.families.recognised import Spec
-from export.families.resnet import ResNet
-from export.families.resnet_spec import PreActResNetSpec
-from export.families.spec_inference import infer_spec
+from fuseline.export.families.naming_schemes import NamingScheme
+from fuseline.export.families.placement import Placement, place
+from fuseline.export.families.plain_network import PlainNetwork, PlainSpec, infer_plain_spec
+from fuseline.export.families.preact_resnet import PreActResNet
+from fuseline.export.families.recognised import Spec
+from fuseline.export.families.resnet import ResNet
+from fuseline.export.families.resnet_spec import PreActResNetSpec
+from fuseline.export.families.spec_inference import infer_spec
 
 
 @dataclass(frozen=True, eq=False)

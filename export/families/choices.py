@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from export.families.activations import ACTIVATIONS
-from export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
-from export.families.plain_network import PlainSpec
-from export.families.recognised import Spec
-from export.families.resnet_spec import PaddedShortcut, PreActResNetSpec, ResNetSpec, StemPool
-from serve.errors import InputError
-from serve.model_package import Assumption
+from fuseline.export.families.activations import ACTIVATIONS
+from fuseline.export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
+from fuseline.export.families.plain_network import PlainSpec
+from fuseline.export.families.recognised import Spec
+from fuseline.export.families.resnet_spec import PaddedShortcut, PreActResNetSpec, ResNetSpec, StemPool
+from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import Assumption
 
 # What else is in use, where it is neither rare nor much like another: what an export tries on images.
 _USUAL_ACTIVATIONS = ("relu", "leaky-relu-0.1", "gelu", "silu", "elu", "tanh")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from export.families.foreign_networks import FACTORY, SELF_SUPERVISED
-from export.families.placement import Placement
-from serve.errors import ArchitectureError
+from fuseline.export.families.foreign_networks import FACTORY, SELF_SUPERVISED
+from fuseline.export.families.placement import Placement
+from fuseline.serve.errors import ArchitectureError
 
 if TYPE_CHECKING:
-    from export.families.candidate import Candidate
+    from fuseline.export.families.candidate import Candidate
 
 Head = tuple[Tensor, Tensor]
 """Weight (classes, features) and bias (classes,)."""

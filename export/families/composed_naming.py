@@ -12,11 +12,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from export.families.block_lists import BlockList, Layer, block_lists, layers_of
-from export.families.block_roles import BlockRoles, described, roles_in
-from export.families.name_order import in_order, index_of, leaves_room
-from export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
-from export.families.placement import DEEP_STEM, Placement
+from fuseline.export.families.block_lists import BlockList, Layer, block_lists, layers_of
+from fuseline.export.families.block_roles import BlockRoles, described, roles_in
+from fuseline.export.families.name_order import in_order, index_of, leaves_room
+from fuseline.export.families.naming_schemes import COMPOSED, NamingScheme, ProjectionInput
+from fuseline.export.families.placement import DEEP_STEM, Placement
 
 _STAGE = re.compile(r"(layer|stage|stack)_?N|N_?(layer|stage|stack)", re.IGNORECASE)
 _HEADS = ("fc", "linear", "classifier", "head")

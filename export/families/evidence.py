@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from export.families.placement import Placement
-from export.families.plain_network import PlainSpec
-from export.families.resnet_spec import PreActResNetSpec, ResNetSpec
+from fuseline.export.families.placement import Placement
+from fuseline.export.families.plain_network import PlainSpec
+from fuseline.export.families.resnet_spec import PreActResNetSpec, ResNetSpec
 
 _BLOCKS = {
     "basic": "basic blocks (two 3x3 convolutions)",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from export.families.resnet_spec import PreActResNetSpec, ResNetSpec
+from fuseline.export.families.resnet_spec import PreActResNetSpec, ResNetSpec
 
 Settings = Mapping[str, Mapping[str, Any]]
 

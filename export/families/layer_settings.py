@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from export.families.foreign_networks import FACTORY
-from export.families.layer_roles import activation_of, is_final_softmax, misplaced
-from export.families.pool_sizes import InputSizes
-from export.families.program_check import EVERYTHING, Subject, Told, input_sizes_of_pool
-from serve.errors import ArchitectureError
+from fuseline.export.families.foreign_networks import FACTORY
+from fuseline.export.families.layer_roles import activation_of, is_final_softmax, misplaced
+from fuseline.export.families.pool_sizes import InputSizes
+from fuseline.export.families.program_check import EVERYTHING, Subject, Told, input_sizes_of_pool
+from fuseline.serve.errors import ArchitectureError
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

@@ -1,5 +1,5 @@
 """The names that code in the wild gives to a ResNet's parts. A new family of code is a row of `SCHEMES` and a test,
-where `export.families.composed_naming` doesn't read its names as they are.
+where `fuseline.export.families.composed_naming` doesn't read its names as they are.
 
 A row also says what goes with that code and no tensor tells: which convolution strides, what a projection takes in.
 """
@@ -7,7 +7,7 @@ A row also says what goes with that code and no tensor tells: which convolution 
 from dataclasses import dataclass
 from typing import Literal
 
-from serve.errors import ArchitectureError
+from fuseline.serve.errors import ArchitectureError
 
 Family = Literal["residual", "pre-activation", "plain"]
 ProjectionInput = Literal["activated", "raw"]
@@ -225,7 +225,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
 
 COMPOSED = ("composed", "composed-preact", "composed-preact-raw")
 """What `--naming` calls readings of other names by what repeats in them: residual, pre-activation, and the latter with
-projections of the raw input. See `export.families.composed_naming`."""
+projections of the raw input. See `fuseline.export.families.composed_naming`."""
 
 
 def scheme_named(name: str) -> NamingScheme:

@@ -8,9 +8,9 @@ shortcut that they make.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from export.families.operator_signatures import arguments_of
-from export.families.program_node import Node
-from export.program import Call, Pictures, Result, Size, Weight
+from fuseline.export.families.operator_signatures import arguments_of
+from fuseline.export.families.program_node import Node
+from fuseline.export.program import Call, Pictures, Result, Size, Weight
 
 _ALL = (None, 0, 9223372036854775807)
 _SPATIAL = (2, 3)

@@ -6,7 +6,7 @@ From aten/src/ATen/native/native_functions.yaml.
 from collections.abc import Mapping
 from typing import Any
 
-from export.program import Call
+from fuseline.export.program import Call
 
 _CONV = (("input", "weight", "bias"), {"stride": 1, "padding": 0, "dilation": 1, "groups": 1})
 # The arguments that have no default, and the others.

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from export.families.foreign_networks import FACTORY
-from export.families.naming_schemes import NamingScheme
-from serve.errors import ArchitectureError
+from fuseline.export.families.foreign_networks import FACTORY
+from fuseline.export.families.naming_schemes import NamingScheme
+from fuseline.serve.errors import ArchitectureError
 
 _NUMBER = r"(0|[1-9]\d{0,3})"
 DEEP_STEM = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")

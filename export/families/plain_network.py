@@ -11,9 +11,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from export.families.resnet import activation_layer
-from export.families.resnet_spec import Activation
-from serve.errors import ArchitectureError
+from fuseline.export.families.resnet import activation_layer
+from fuseline.export.families.resnet_spec import Activation
+from fuseline.serve.errors import ArchitectureError
 
 _LAYER = re.compile(r"features\.(\d+)\.(weight|bias|running_mean|running_var)$")
 

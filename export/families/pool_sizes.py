@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from export.families.program_node import Node
+from fuseline.export.families.program_node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 He et al. 2016 (arXiv:1603.05027): BatchNorm and ReLU come before each convolution, and what a block adds passes on
 untouched. Wide ResNets (Zagoruyko and Komodakis 2016, arXiv:1605.07146) are the same with more channels. Strides are
-those of `export.families.resnet` unless the spec says otherwise.
+those of `fuseline.export.families.resnet` unless the spec says otherwise.
 """
 
 from torch import Tensor, nn
 
-from export.families.activations import ACTIVATIONS
-from export.families.resnet import average_pool, stem_convolutions, stem_pool
-from export.families.resnet_spec import PreActResNetSpec
+from fuseline.export.families.activations import ACTIVATIONS
+from fuseline.export.families.resnet import average_pool, stem_convolutions, stem_pool
+from fuseline.export.families.resnet_spec import PreActResNetSpec
 
 
 class PreActResNet(nn.Module):

@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from export.families.foreign_networks import FACTORY
-from export.families.pool_sizes import InputSizes, input_sizes
-from export.families.program_graph import Graph
-from export.families.program_node import Node
-from export.families.program_of_module import program_of_module
-from export.program import Program
-from serve.errors import ArchitectureError
+from fuseline.export.families.foreign_networks import FACTORY
+from fuseline.export.families.pool_sizes import InputSizes, input_sizes
+from fuseline.export.families.program_graph import Graph
+from fuseline.export.families.program_node import Node
+from fuseline.export.families.program_of_module import program_of_module
+from fuseline.export.program import Program
+from fuseline.serve.errors import ArchitectureError
 
 Subject = Literal["strides", "eps", "pools", "activations", "shortcuts"]
 """`strides` with paddings, dilations and groups; `shortcuts`: what passes by a block, and where from."""

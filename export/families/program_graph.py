@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.families.operator_forms import Normaliser
-from export.families.program_node import Node
-from export.program import Pictures, Program, Result
+from fuseline.export.families.operator_forms import Normaliser
+from fuseline.export.families.program_node import Node
+from fuseline.export.program import Pictures, Program, Result
 
 
 class Graph:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from export.program import Call, Pictures, Program, Result, Weight
+from fuseline.export.program import Call, Pictures, Program, Result, Weight
 
 
 def program_of_module(module: nn.Module, layer_names: Mapping[str, str]) -> Program:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from export.families.plain_network import PlainSpec
-from export.families.resnet_spec import ResNetSpec
-from export.network import TrainedNetwork
+from fuseline.export.families.plain_network import PlainSpec
+from fuseline.export.families.resnet_spec import ResNetSpec
+from fuseline.export.network import TrainedNetwork
 
 Spec = ResNetSpec | PlainSpec
 

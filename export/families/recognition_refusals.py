@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from export.families.altered_weights import alteration_of
-from export.families.candidate import Candidate, deviations, empty_module
-from export.families.classifier import Head, head_refusal
-from export.families.foreign_networks import (
+from fuseline.export.families.altered_weights import alteration_of
+from fuseline.export.families.candidate import Candidate, deviations, empty_module
+from fuseline.export.families.classifier import Head, head_refusal
+from fuseline.export.families.foreign_networks import (
     FACTORY,
     foreign_kind,
     several_networks,
 )
-from export.families.naming_schemes import SCHEMES, NamingScheme, scheme_named
-from export.families.plain_network import PlainSpec
-from export.families.recognised import Spec
-from export.families.shape_reading import read_shapes
-from serve.errors import ArchitectureError
+from fuseline.export.families.naming_schemes import SCHEMES, NamingScheme, scheme_named
+from fuseline.export.families.plain_network import PlainSpec
+from fuseline.export.families.recognised import Spec
+from fuseline.export.families.shape_reading import read_shapes
+from fuseline.serve.errors import ArchitectureError
 
 RENAME = (
     "write the names that it needs with `fuseline inspect CHECKPOINT --rename-template names.json`, hold them against "

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from export.families.naming_schemes import NamingScheme
-from export.families.placement import module_names
-from export.families.plain_network import PlainSpec
-from export.families.recognised import Recognised, Spec
-from export.families.resnet_spec import PreActResNetSpec
-from serve.errors import ArchitectureError
+from fuseline.export.families.naming_schemes import NamingScheme
+from fuseline.export.families.placement import module_names
+from fuseline.export.families.plain_network import PlainSpec
+from fuseline.export.families.recognised import Recognised, Spec
+from fuseline.export.families.resnet_spec import PreActResNetSpec
+from fuseline.serve.errors import ArchitectureError
 
 
 def names_in(scheme: NamingScheme, recognised: Recognised) -> dict[str, str]:

@@ -9,8 +9,8 @@ nothing about strides, so a network that strides elsewhere can't be told from it
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.families.activations import ACTIVATIONS
-from export.families.resnet_spec import Activation, ConvRole, PaddedShortcut, ResNetSpec
+from fuseline.export.families.activations import ACTIVATIONS
+from fuseline.export.families.resnet_spec import Activation, ConvRole, PaddedShortcut, ResNetSpec
 
 __all__ = ["ResNet", "ResNetSpec", "average_pool", "stem_convolutions", "stem_pool"]
 

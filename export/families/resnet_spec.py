@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from export.families.architecture_names import preact_name, resnet_name
-from export.families.naming_schemes import ProjectionInput
+from fuseline.export.families.architecture_names import preact_name, resnet_name
+from fuseline.export.families.naming_schemes import ProjectionInput
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7-maxpool", "deep-maxpool", "3x3"]

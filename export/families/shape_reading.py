@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.families.block_lists import MOST_LAYERS, Layer, layers_of
-from export.families.name_order import leaves_room
+from fuseline.export.families.block_lists import MOST_LAYERS, Layer, layers_of
+from fuseline.export.families.name_order import leaves_room
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from export.families.foreign_networks import FACTORY
-from export.families.placement import Placement
-from export.families.resnet_spec import ConvRole, PreActResNetSpec, ResNetSpec
-from serve.errors import ArchitectureError
+from fuseline.export.families.foreign_networks import FACTORY
+from fuseline.export.families.placement import Placement
+from fuseline.export.families.resnet_spec import ConvRole, PreActResNetSpec, ResNetSpec
+from fuseline.serve.errors import ArchitectureError
 
 Shape = tuple[int, ...]
 

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from export.families.foreign_networks import FACTORY
-from export.families.recognised import Spec
-from export.families.resnet_spec import PreActResNetSpec, ResNetSpec
+from fuseline.export.families.foreign_networks import FACTORY
+from fuseline.export.families.recognised import Spec
+from fuseline.export.families.resnet_spec import PreActResNetSpec, ResNetSpec
 
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
 # ResNetV2's names of tensors are the same with and without average pools in its shortcuts; its own name tells.

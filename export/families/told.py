@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Set
 from typing import Any
 
-from export.families.choices import CHOICES
-from export.families.naming_schemes import NamingScheme
-from export.families.program_check import Subject
+from fuseline.export.families.choices import CHOICES
+from fuseline.export.families.naming_schemes import NamingScheme
+from fuseline.export.families.program_check import Subject
 
 _ALL = frozenset({choice.key for choice in CHOICES} | {"head", "classifier", "widening", "gap", "antialias"})
 # What layers without weights a network has is known with its strides, as these are read from the list of its layers.

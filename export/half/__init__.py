@@ -1,1 +1,1 @@
-"""A network in FP16 that can't overflow in silence; `export.half.overflow_guard` is the door."""
+"""A network in FP16 that can't overflow in silence; `fuseline.export.half.overflow_guard` is the door."""

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
-from export.half.float_nodes import FloatNodes
-from serve.errors import InputError
+from fuseline.export.half.float_nodes import FloatNodes
+from fuseline.serve.errors import InputError
 
 _NEAR = 5
 

@@ -7,10 +7,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.half.float_nodes import FloatNodes, float_nodes, takes_fp16
-from export.onnx_graph import pixel_nodes, with_cast_first
-from serve.errors import VerificationError
-from serve.model_package import OUTPUT_NAME
+from fuseline.export.half.float_nodes import FloatNodes, float_nodes, takes_fp16
+from fuseline.export.onnx_graph import pixel_nodes, with_cast_first
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import OUTPUT_NAME
 
 FP16_LARGEST = 65504.0
 PIXEL_SCALE_LOG2 = 6
@@ -25,7 +25,7 @@ def fp16_from_fp32(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> 
 
     It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, and only then
     cast to FP16; the logits are cast back. Where FP16 and FP32 nodes meet there is one Cast for each value, whoever
-    reads it. Which nodes must stay in FP32 is found out by `export.half.overflow_guard`.
+    reads it. Which nodes must stay in FP32 is found out by `fuseline.export.half.overflow_guard`.
 
     Raises:
         VerificationError: a weight is beyond FP16's largest finite number, 65504, and its node is to be FP16.

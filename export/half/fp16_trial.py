@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.half.float_nodes import FloatNodes
-from export.half.fp16_graph import fp16_from_fp32, with_unweighted_behind
-from export.half.image_batches import logits_of
-from export.half.stored_in_fp16 import stored_in_fp16
+from fuseline.export.half.float_nodes import FloatNodes
+from fuseline.export.half.fp16_graph import fp16_from_fp32, with_unweighted_behind
+from fuseline.export.half.image_batches import logits_of
+from fuseline.export.half.stored_in_fp16 import stored_in_fp16
 
 
 class Fp16Trial:

@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.half.image_batches import run_batches
-from serve.model_package import OUTPUT_NAME
+from fuseline.export.half.image_batches import run_batches
+from fuseline.serve.model_package import OUTPUT_NAME
 
 Combine = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.batch_rows import batch_rows
-from serve.backends import why_not_installed
-from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.export.batch_rows import batch_rows
+from fuseline.serve.backends import why_not_installed
+from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 _BATCH_PIXELS = 4 * 224 * 224
 _MAX_BATCH_ROWS = 32
@@ -28,7 +28,7 @@ def run_batches(
         BackendUnavailableError: ONNX Runtime is not installed.
         BackendError: it can't load or run the graph.
     """
-    # That of `serve.backends`, which keeps the runtime from reporting to its maker, has been imported first.
+    # That of `fuseline.serve.backends`, which keeps the runtime from reporting to its maker, has been imported first.
     if (reason := why_not_installed("onnxruntime")) is not None:
         raise BackendUnavailableError(f"an FP16 graph is calibrated by ONNX Runtime: {reason}")
     import onnxruntime as ort

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.half.float_nodes import MOVERS, FloatNode, FloatNodes, float_nodes
-from export.half.fp16_graph import FP16_LARGEST, PIXEL_SCALE_LOG2, rounded_to_fp16, scaled_first_layer
-from export.half.graph_probes import GraphProbes
-from export.onnx_graph import pixel_nodes
+from fuseline.export.half.float_nodes import MOVERS, FloatNode, FloatNodes, float_nodes
+from fuseline.export.half.fp16_graph import FP16_LARGEST, PIXEL_SCALE_LOG2, rounded_to_fp16, scaled_first_layer
+from fuseline.export.half.graph_probes import GraphProbes
+from fuseline.export.onnx_graph import pixel_nodes
 
 FP16_SMALLEST_NORMAL = 2.0**-14
 FP16_LOST_BELOW = 2.0**-25

@@ -7,15 +7,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.half.checkpoint_names import checkpoint_name, nodes_matching
-from export.half.error_search import layers_that_disturb
-from export.half.float_nodes import MOVERS, float_nodes
-from export.half.fp16_graph import FP16_LARGEST, fp16_from_fp32, with_unweighted_behind
-from export.half.fp16_trial import Fp16Trial
-from export.half.layer_ranges import LayerRange, calibrate, spread
-from export.onnx_graph import pixel_nodes
-from export.precision import PrecisionShare, check_fp16
-from serve.errors import VerificationError
+from fuseline.export.half.checkpoint_names import checkpoint_name, nodes_matching
+from fuseline.export.half.error_search import layers_that_disturb
+from fuseline.export.half.float_nodes import MOVERS, float_nodes
+from fuseline.export.half.fp16_graph import FP16_LARGEST, fp16_from_fp32, with_unweighted_behind
+from fuseline.export.half.fp16_trial import Fp16Trial
+from fuseline.export.half.layer_ranges import LayerRange, calibrate, spread
+from fuseline.export.onnx_graph import pixel_nodes
+from fuseline.export.precision import PrecisionShare, check_fp16
+from fuseline.serve.errors import VerificationError
 
 SAFETY_MARGIN = 4.0
 """An activation must stay below 65504 / 4, as calibration images are a sample. Of a trained ResNet-20 a layer's largest

@@ -1,1 +1,1 @@
-"""What `fuseline inspect` finds out and how it is shown; `export.inspection` is the door."""
+"""What `fuseline inspect` finds out and how it is shown; `fuseline.export.inspection` is the door."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from export.fold import batchnorm_tensors, why_not_folded
-from export.inspecting.inspected import DEAD_GAIN, BatchNormFacts, Gain, Range
-from export.inspecting.traced_operations import shown_layer_name
+from fuseline.export.fold import batchnorm_tensors, why_not_folded
+from fuseline.export.inspecting.inspected import DEAD_GAIN, BatchNormFacts, Gain, Range
+from fuseline.export.inspecting.traced_operations import shown_layer_name
 
 _ATEN = torch.ops.aten
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.inspecting.fp16_risk import Fp16Facts
-from export.inspecting.operations import Kind, Operation, OperationGraph, Pair, Window
-from export.inspecting.receptive_field import receptive_fields
+from fuseline.export.inspecting.fp16_risk import Fp16Facts
+from fuseline.export.inspecting.operations import Kind, Operation, OperationGraph, Pair, Window
+from fuseline.export.inspecting.receptive_field import receptive_fields
 
 DEAD_GAIN = 1e-4
 """A channel with less gain is dead: an input that strays from its mean by 10 moves the output by less than FP16's

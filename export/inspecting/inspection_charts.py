@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.inspecting.inspected import BatchNormFacts, Layer
-from export.inspecting.inspection_text import figure
+from fuseline.export.inspecting.inspected import BatchNormFacts, Layer
+from fuseline.export.inspecting.inspection_text import figure
 
 WIDTH, HEIGHT = 960.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 8.0, 14.0, 22.0

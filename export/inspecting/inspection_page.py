@@ -2,12 +2,12 @@
 
 import base64
 
-from export.html_page import page_environment
-from export.inspecting.filters import filters_picture
-from export.inspecting.fp16_risk import FP16_LARGEST, MAX_SUBNORMAL_SHARE, MIN_ACTIVATION_MARGIN
-from export.inspecting.inspected import DEAD_GAIN, Inspection
-from export.inspecting.inspection_charts import gain_chart, receptive_field_chart
-from export.inspecting.inspection_text import (
+from fuseline.export.html_page import page_environment
+from fuseline.export.inspecting.filters import filters_picture
+from fuseline.export.inspecting.fp16_risk import FP16_LARGEST, MAX_SUBNORMAL_SHARE, MIN_ACTIVATION_MARGIN
+from fuseline.export.inspecting.inspected import DEAD_GAIN, Inspection
+from fuseline.export.inspecting.inspection_charts import gain_chart, receptive_field_chart
+from fuseline.export.inspecting.inspection_text import (
     field_text,
     parameters_text,
     short_count,
@@ -15,7 +15,7 @@ from export.inspecting.inspection_text import (
     verdict_text,
     window_text,
 )
-from export.inspecting.package_inspection import InspectedPackage
+from fuseline.export.inspecting.package_inspection import InspectedPackage
 
 
 def inspection_page(inspection: Inspection, package: InspectedPackage | None = None) -> str:

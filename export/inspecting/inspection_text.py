@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from export.inspecting.inspected import Inspection, Layer
+from fuseline.export.inspecting.inspected import Inspection, Layer
 
 
 def field_text(layer: Layer) -> str:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from export.inspecting.inspected import DEAD_GAIN, BatchNormFacts, Inspection, Layer
-from export.inspecting.inspection_text import (
+from fuseline.export.inspecting.inspected import DEAD_GAIN, BatchNormFacts, Inspection, Layer
+from fuseline.export.inspecting.inspection_text import (
     field_text,
     figure,
     parameters_text,
@@ -19,8 +19,8 @@ from export.inspecting.inspection_text import (
     verdict_text,
     window_text,
 )
-from export.inspecting.package_inspection import InspectedPackage
-from serve.model_package import AGREEMENT_ON, Manifest
+from fuseline.export.inspecting.package_inspection import InspectedPackage
+from fuseline.serve.model_package import AGREEMENT_ON, Manifest
 
 _PIPE_WIDTH = 10_000
 _WIDE = 132

@@ -1,4 +1,4 @@
-"""The operations of an ONNX graph, as `export.inspecting.operations` has them."""
+"""The operations of an ONNX graph, as `fuseline.export.inspecting.operations` has them."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +10,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
-from export.inspecting.operations import Kind, Operation, OperationGraph, Pair, Permuted, Reach, Stepped, Window
-from serve.errors import PackageError
+from fuseline.export.inspecting.operations import (
+    Kind,
+    Operation,
+    OperationGraph,
+    Pair,
+    Permuted,
+    Reach,
+    Stepped,
+    Window,
+)
+from fuseline.serve.errors import PackageError
 
 _WINDOW_POOLS: Mapping[str, Kind] = {"MaxPool": "max-pool", "AveragePool": "average-pool"}
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")

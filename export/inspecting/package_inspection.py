@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from export.inspecting.fp16_risk import fp16_facts
-from export.inspecting.inspected import AppliedFold, Fp16Look, Inspection, first_filters, layers_of
-from export.inspecting.operations import Operation, OperationGraph
-from serve.errors import PackageError
-from serve.model_package import Artifact, Manifest, ModelPackage, PackageFile
+from fuseline.export.inspecting.fp16_risk import fp16_facts
+from fuseline.export.inspecting.inspected import AppliedFold, Fp16Look, Inspection, first_filters, layers_of
+from fuseline.export.inspecting.operations import Operation, OperationGraph
+from fuseline.serve.errors import PackageError
+from fuseline.serve.model_package import Artifact, Manifest, ModelPackage, PackageFile
 
 _REPORT = "report.json"
 _MAX_REPORT_BYTES = 64 * 2**20
@@ -84,7 +84,7 @@ def _inspect_graph(package: ModelPackage, artifact: Artifact) -> Inspection:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from export.inspecting.onnx_operations import float_elements, operations_from_onnx
+    from fuseline.export.inspecting.onnx_operations import float_elements, operations_from_onnx
 
     manifest = package.manifest
     try:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from export.inspecting.operations import Operation, OperationGraph, Pair, Permuted, Stepped, Window
+from fuseline.export.inspecting.operations import Operation, OperationGraph, Pair, Permuted, Stepped, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The operations of a traced PyTorch network, as `export.inspecting.operations` has them."""
+"""The operations of a traced PyTorch network, as `fuseline.export.inspecting.operations` has them."""
 
 import math
 import operator
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from export.fold import attribute
-from export.inspecting.operations import (
+from fuseline.export.fold import attribute
+from fuseline.export.inspecting.operations import (
     Kind,
     Operation,
     OperationGraph,
@@ -21,7 +21,7 @@ from export.inspecting.operations import (
     Window,
     pooling_window,
 )
-from export.trace import layer_name
+from fuseline.export.trace import layer_name
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = (_ATEN.conv2d.default, _ATEN.conv2d.padding)
@@ -47,7 +47,7 @@ _RESAMPLING_KERNELS = {
 
 
 def operations_from_trace(traced: fx.GraphModule, names: Mapping[str, str]) -> OperationGraph:
-    """The operations of `traced`, a graph of `export.trace.trace`.
+    """The operations of `traced`, a graph of `fuseline.export.trace.trace`.
 
     Args:
         names: module names to those that layers are to be shown by; others stay.

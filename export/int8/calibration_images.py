@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import InputError
+from fuseline.serve.errors import InputError
 
 MIN_IMAGES = 16
 """Fewer say nothing about the range of an activation, nor about agreement."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.int8.histograms import BINS, Histogram
+from fuseline.export.int8.histograms import BINS, Histogram
 
 PERCENTILE = 99.99
 """Of an activation's magnitudes."""

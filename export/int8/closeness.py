@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.model_package import Task
+from fuseline.serve.model_package import Task
 
 ANSWERS = {"single-label": "top-1 class", "multi-label": "set of labels"}
 """Task to what is compared of each image, in words."""

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.int8.calibration_images import CalibrationImages
-from export.int8.closeness import ANSWERS, agreement, logit_error
-from export.int8.int8_share import LayerCost, int8_share
-from export.int8.layer_noise import layer_noise
-from export.int8.runtimes import onnxruntime_logits
-from serve.errors import VerificationError
-from serve.model_package import Task
+from fuseline.export.int8.calibration_images import CalibrationImages
+from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
+from fuseline.export.int8.int8_share import LayerCost, int8_share
+from fuseline.export.int8.layer_noise import layer_noise
+from fuseline.export.int8.runtimes import onnxruntime_logits
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import Task
 
 MIN_SHARE = 0.5
 """Of the multiply-adds, that must be INT8: with less there is little to gain over FP32."""
@@ -40,7 +40,7 @@ class GivenBack:
     multiply_adds: float
     """Its share of the network's, 0 to 1."""
     logit_error: float
-    """That the calibration images' logits have left; see `export.int8.closeness`."""
+    """That the calibration images' logits have left; see `fuseline.export.int8.closeness`."""
     agreement_before: float
     agreement_after: float
     """With eager PyTorch on the held-out images; of the runtimes' the lowest."""
@@ -74,7 +74,7 @@ def give_back(
         bar: smallest agreement with eager PyTorch that every one of the runtimes must have.
         costs: of all layers of `model`.
         layer_names: the graph's layers to what the result and errors call them.
-        task: what agreement is on; see `export.int8.closeness.same_answers`.
+        task: what agreement is on; see `fuseline.export.int8.closeness.same_answers`.
 
     Raises:
         VerificationError: the bar doesn't hold while `MIN_SHARE` of the multiply-adds are INT8; with the trade.

@@ -8,10 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
 
-from export.batch_rows import batch_rows
-from export.int8.runtimes import onnxruntime_session
-from serve.errors import VerificationError
-from serve.model_package import INPUT_NAME
+from fuseline.export.batch_rows import batch_rows
+from fuseline.export.int8.runtimes import onnxruntime_session
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import INPUT_NAME
 
 BINS = 16384
 # So that the activations of a batch, all of which are held at once, take about the same memory whatever the size.

@@ -9,20 +9,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.int8.calibration_images import CalibrationImages, split_images
-from export.int8.calibrators import CALIBRATORS, Range
-from export.int8.closeness import ANSWERS, agreement, logit_error
-from export.int8.give_back import GivenBack, Runtimes, give_back
-from export.int8.histograms import Histogram, activation_histograms
-from export.int8.int8_share import Int8Share, int8_share, layer_costs
-from export.int8.operators import quantised_tensors
-from export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
-from export.int8.runtimes import logits_by_runtime, onnxruntime_logits
-from export.verify import INT8_MIN_AGREEMENT
-from serve.model_package import Task
+from fuseline.export.int8.calibration_images import CalibrationImages, split_images
+from fuseline.export.int8.calibrators import CALIBRATORS, Range
+from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
+from fuseline.export.int8.give_back import GivenBack, Runtimes, give_back
+from fuseline.export.int8.histograms import Histogram, activation_histograms
+from fuseline.export.int8.int8_share import Int8Share, int8_share, layer_costs
+from fuseline.export.int8.operators import quantised_tensors
+from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
+from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits
+from fuseline.export.verify import INT8_MIN_AGREEMENT
+from fuseline.serve.model_package import Task
 
 Form = Literal["cpu", "tensorrt"]
-"""Whom a graph is for: they read different QDQ graphs. See `export.int8.quantiser`."""
+"""Whom a graph is for: they read different QDQ graphs. See `fuseline.export.int8.quantiser`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Calibrated:
     """Of each activation that may be quantised."""
     images: CalibrationImages
     task: Task = "single-label"
-    """What agreement is on; see `export.int8.closeness.same_answers`."""
+    """What agreement is on; see `fuseline.export.int8.closeness.same_answers`."""
 
 
 @dataclass(frozen=True, slots=True)

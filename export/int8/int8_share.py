@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.inspecting.onnx_operations import operations_from_onnx
-from export.int8.operators import LAYERS
+from fuseline.export.inspecting.onnx_operations import operations_from_onnx
+from fuseline.export.int8.operators import LAYERS
 
 _HEIGHT_AND_WIDTH = (-3, -2)
 """Axes of the graph's input, NHWC."""

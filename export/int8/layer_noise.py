@@ -7,10 +7,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from export.batch_rows import batch_rows
-from export.int8.operators import layers_of
-from export.int8.runtimes import onnxruntime_session
-from serve.model_package import INPUT_NAME
+from fuseline.export.batch_rows import batch_rows
+from fuseline.export.int8.operators import layers_of
+from fuseline.export.int8.runtimes import onnxruntime_session
+from fuseline.serve.model_package import INPUT_NAME
 
 _BATCH_PIXELS = 4 * 224 * 224
 _MAX_BATCH_ROWS = 64

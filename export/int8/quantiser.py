@@ -1,7 +1,7 @@
 """ONNX Runtime's static quantiser, told which tensors to quantise and with what scales.
 
 `QDQQuantizer` is the half of `onnxruntime.quantization.quantize_static` that writes the graph; the other half finds
-ranges, which `export.int8.calibrators` does here.
+ranges, which `fuseline.export.int8.calibrators` does here.
 """
 
 import logging
@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
 
-from export.int8.calibrators import Range
-from export.int8.operators import QUANTISED_OPERATORS, VALUE_KEEPING, quantised_nodes
+from fuseline.export.int8.calibrators import Range
+from fuseline.export.int8.operators import QUANTISED_OPERATORS, VALUE_KEEPING, quantised_nodes
 
 _UNSIGNED_MAX, _SIGNED_MAX = 255, 127
 # The scale of an activation that is always 0; any is as good.
@@ -36,7 +36,7 @@ def quantised_for_cpus(
     and OpenVINO's results overflow on CPUs without VNNI.
 
     Args:
-        ranges: of every tensor in `export.int8.operators.quantised_tensors`.
+        ranges: of every tensor in `fuseline.export.int8.operators.quantised_tensors`.
         keep_fp32: names of the layers that stay FP32.
     """
     return _quantised(model, ranges, keep_fp32, signed=False)

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.batch_rows import batch_rows
-from serve.backends import why_not_installed
-from serve.backends.openvino import why_no_openvino
-from serve.errors import BackendUnavailableError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.export.batch_rows import batch_rows
+from fuseline.serve.backends import why_not_installed
+from fuseline.serve.backends.openvino import why_no_openvino
+from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 _BATCH_PIXELS = 16 * 224 * 224
 _MAX_BATCH_ROWS = 64
@@ -40,7 +40,7 @@ def onnxruntime_session(model: onnx.ModelProto) -> Any:
     """
     if (reason := why_not_installed("onnxruntime")) is not None:
         raise BackendUnavailableError(reason)
-    from serve.backends.onnxruntime import open_session
+    from fuseline.serve.backends.onnxruntime import open_session
 
     return open_session(serialised(model))
 
@@ -56,7 +56,7 @@ def _onnxruntime(model: onnx.ModelProto) -> Infer:
 
 
 def _openvino(model: onnx.ModelProto) -> Infer:
-    from serve.backends.openvino import open_request
+    from fuseline.serve.backends.openvino import open_request
 
     request = open_request(serialised(model))
     return lambda pixels: request.infer([pixels], share_inputs=True, share_outputs=False)[0]

@@ -10,11 +10,11 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
-from export.program import Program
-from export.reading.foreign_files import foreign_format
-from export.reading.safetensors_file import is_safetensors, read_safetensors
-from export.reading.torch_file import EXPECTED, is_torch_file, read_torch_file
-from serve.errors import CheckpointError
+from fuseline.export.program import Program
+from fuseline.export.reading.foreign_files import foreign_format
+from fuseline.export.reading.safetensors_file import is_safetensors, read_safetensors
+from fuseline.export.reading.torch_file import EXPECTED, is_torch_file, read_torch_file
+from fuseline.serve.errors import CheckpointError
 
 MAX_CHECKPOINT_BYTES = 4 * 2**30
 """A ResNet-152 with its optimiser's state takes under 1 GiB."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from export.reading.checkpoint_file import MAX_CHECKPOINT_BYTES
-from export.reading.foreign_files import foreign_folder
-from export.reading.torch_file import EXPECTED
-from serve.errors import CheckpointError
+from fuseline.export.reading.checkpoint_file import MAX_CHECKPOINT_BYTES
+from fuseline.export.reading.foreign_files import foreign_folder
+from fuseline.export.reading.torch_file import EXPECTED
+from fuseline.serve.errors import CheckpointError
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"

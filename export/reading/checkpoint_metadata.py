@@ -7,9 +7,9 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from export.reading.inert_pickle import Inert, attributes_of
-from export.reading.wrapper_prefixes import pixel_statistics, printable
-from serve.model_package import MAX_INPUT_SIDE
+from fuseline.export.reading.inert_pickle import Inert, attributes_of
+from fuseline.export.reading.wrapper_prefixes import pixel_statistics, printable
+from fuseline.serve.model_package import MAX_INPUT_SIDE
 
 LABEL_KEYS = ("labels", "classes", "class_names", "class_to_idx")
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters", "hparams")

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from export.program import Program, Result, Weight
-from export.reading.checkpoint_file import FileContents
-from export.reading.checkpoint_weights import Weights
-from export.reading.script_normalisation import normalisation_of
-from export.reading.wrapper_prefixes import Names
+from fuseline.export.program import Program, Result, Weight
+from fuseline.export.reading.checkpoint_file import FileContents
+from fuseline.export.reading.checkpoint_weights import Weights
+from fuseline.export.reading.script_normalisation import normalisation_of
+from fuseline.export.reading.wrapper_prefixes import Names
 
 _COUNTER = ".num_batches_tracked"
 _SHOWN = 4

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from export.reading.inert_pickle import Inert, attributes_of
-from export.reading.pickled_modules import ModuleState, is_module, state_of_module
-from export.reading.pickled_tensors import UnusableTensor
-from export.reading.quantised_weights import quantisation_in
-from export.reading.taken_weights import key_to_take, prefix_to_take
-from export.reading.training_parts import is_ema, is_pretraining
-from export.reading.wrapper_prefixes import averaged_group, printable, shapes_of
-from serve.errors import CheckpointError
+from fuseline.export.reading.inert_pickle import Inert, attributes_of
+from fuseline.export.reading.pickled_modules import ModuleState, is_module, state_of_module
+from fuseline.export.reading.pickled_tensors import UnusableTensor
+from fuseline.export.reading.quantised_weights import quantisation_in
+from fuseline.export.reading.taken_weights import key_to_take, prefix_to_take
+from fuseline.export.reading.training_parts import is_ema, is_pretraining
+from fuseline.export.reading.wrapper_prefixes import averaged_group, printable, shapes_of
+from fuseline.serve.errors import CheckpointError
 
 CONTAINERS = (
     "state_dict",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 
-from export.reading.protobuf_messages import is_core_ml, is_graph_def, is_onnx, is_saved_model
+from fuseline.export.reading.protobuf_messages import is_core_ml, is_graph_def, is_onnx, is_saved_model
 
 STATE_DICT = "torch.save(model.state_dict(), PATH)"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from export.reading.inert_pickle import Inert, Name, attributes_of
-from export.reading.pickled_tensors import UnusableTensor
+from fuseline.export.reading.inert_pickle import Inert, Name, attributes_of
+from fuseline.export.reading.pickled_tensors import UnusableTensor
 
 _MAX_MODULES = 100_000
 _MAX_NESTING = 64

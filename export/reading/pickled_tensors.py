@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.reading.inert_pickle import Name
+from fuseline.export.reading.inert_pickle import Name
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.reading.pickled_tensors import as_dtype, tensor_over
-from serve.errors import CheckpointError
+from fuseline.export.reading.pickled_tensors import as_dtype, tensor_over
+from fuseline.serve.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.program import Call, Pictures, Program, Result, Weight
+from fuseline.export.program import Call, Pictures, Program, Result, Weight
 
 _VIEWS = ("view", "reshape", "unsqueeze", "slice", "to", "expand")
 _LARGEST_OF_UNIT = 2.0

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.program import Call, Pictures, Result, Size, Unknown, Weight
-from export.reading.inert_pickle import Inert
-from export.reading.script_code import UnreadableError
+from fuseline.export.program import Call, Pictures, Result, Size, Unknown, Weight
+from fuseline.export.reading.inert_pickle import Inert
+from fuseline.export.reading.script_code import UnreadableError
 
 _MAX_WORK = 500_000
 """Reading a ResNet-152 takes about 60,000."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from export.program import Pictures, Program, Result, Size, Unknown, Weight
-from export.reading.inert_pickle import Inert, attributes_of
-from export.reading.script_code import ScriptCode, UnreadableError
-from export.reading.script_operators import MAX_KEPT_VALUES, Cell, Module, Named, Operators, Sizes, kind_of
+from fuseline.export.program import Pictures, Program, Result, Size, Unknown, Weight
+from fuseline.export.reading.inert_pickle import Inert, attributes_of
+from fuseline.export.reading.script_code import ScriptCode, UnreadableError
+from fuseline.export.reading.script_operators import MAX_KEPT_VALUES, Cell, Module, Named, Operators, Sizes, kind_of
 
 _MAX_CALL_DEPTH = 64
 _GOES_ON = object()

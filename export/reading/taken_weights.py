@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.reading.wrapper_prefixes import printable
-from serve.errors import CheckpointError
+from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.serve.errors import CheckpointError
 
 _SHOWN = 8
 

@@ -14,13 +14,13 @@ from mmap import mmap
 from pathlib import Path
 from typing import IO, Any, cast
 
-from export.program import Program
-from export.reading.foreign_files import foreign_archive
-from export.reading.inert_pickle import Inert, Pickle, read_pickle
-from export.reading.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
-from export.reading.script_code import ScriptCode, UnreadableError
-from export.reading.script_program import read_program
-from serve.errors import CheckpointError
+from fuseline.export.program import Program
+from fuseline.export.reading.foreign_files import foreign_archive
+from fuseline.export.reading.inert_pickle import Inert, Pickle, read_pickle
+from fuseline.export.reading.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
+from fuseline.export.reading.script_code import ScriptCode, UnreadableError
+from fuseline.export.reading.script_program import read_program
+from fuseline.serve.errors import CheckpointError
 
 EXPECTED = (
     "expected a checkpoint saved by torch.save (.pt, .pth, .th, .ckpt), a .safetensors file, or a folder or index of "

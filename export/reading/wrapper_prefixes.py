@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.reading.training_parts import (
+from fuseline.export.reading.training_parts import (
     Shapes,
     first_of,
     groups_of,

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 # First, before a runtime is imported.
-from serve.backends import no_telemetry  # noqa: F401  # isort: skip
-from serve.backends.base import Backend
-from serve.backends.onnx_artifact import Reader, onnx_artifact
-from serve.errors import BackendError, BackendUnavailableError, VerificationError
-from serve.model_package import ModelPackage
+from fuseline.serve.backends import no_telemetry  # noqa: F401  # isort: skip
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact
+from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
+from fuseline.serve.model_package import ModelPackage
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -102,13 +102,13 @@ def _open_tensorrt(
     threads: int,  # noqa: ARG001
     engine_cache: Path | None,
 ) -> Backend:
-    from serve.backends.tensorrt import open_tensorrt
+    from fuseline.serve.backends.tensorrt import open_tensorrt
 
     return open_tensorrt(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
 
 
 def _why_no_tensorrt(package: ModelPackage | None, precision: str, buckets: tuple[int, ...]) -> str | None:
-    from serve.backends.tensorrt import why_unavailable
+    from fuseline.serve.backends.tensorrt import why_unavailable
 
     return why_unavailable(package, precision=precision, buckets=buckets, may_build=True)
 
@@ -123,7 +123,7 @@ def _open_onnxruntime(
     cuda: bool,
 ) -> Backend:
     _check_installed("onnxruntime")
-    from serve.backends.onnxruntime import OnnxRuntimeBackend
+    from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=threads, cuda=cuda)
 
@@ -138,7 +138,7 @@ def _why_no_onnxruntime(
     if (reason := why_not_installed("onnxruntime")) is not None:
         return reason
     if cuda:
-        from serve.backends.onnxruntime import why_no_cuda
+        from fuseline.serve.backends.onnxruntime import why_no_cuda
 
         if (reason := why_no_cuda(precision)) is not None:
             return reason
@@ -153,13 +153,13 @@ def _open_openvino(
     engine_cache: Path | None,  # noqa: ARG001
 ) -> Backend:
     _check_installed("openvino")
-    from serve.backends.openvino import OpenVinoBackend
+    from fuseline.serve.backends.openvino import OpenVinoBackend
 
     return OpenVinoBackend(package, precision=precision, buckets=buckets, threads=threads)
 
 
 def _why_no_openvino(package: ModelPackage | None, precision: str, buckets: tuple[int, ...]) -> str | None:  # noqa: ARG001
-    from serve.backends.openvino import why_no_openvino
+    from fuseline.serve.backends.openvino import why_no_openvino
 
     reason = why_not_installed("openvino") or why_no_openvino(precision)
     return reason or _why_no_graph(package, precision, reader="cpu")

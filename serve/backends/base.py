@@ -27,7 +27,7 @@ class Backend(Protocol):
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits (rows, classes), float32, for `pixels` (rows, height, width, channels), uint8.
 
-        The returned array belongs to the caller. Raises `serve.errors.BackendError` when the runtime fails.
+        The returned array belongs to the caller. Raises `fuseline.serve.errors.BackendError` when the runtime fails.
         """
         ...
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.call_thread import CallThread
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.serve.call_thread import CallThread
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 _Answer = TypeVar("_Answer")
 

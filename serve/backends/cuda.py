@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.errors import BackendError, BackendUnavailableError
 
 INSTALL = "pip install 'fuseline[gpu]'"
 

@@ -13,21 +13,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from serve.backends.engine_graph import graph_for_tensorrt
-from serve.backends.engine_key import EngineDetails, Library
-from serve.backends.engine_limits import check_computable
-from serve.backends.engine_precision import (
+from fuseline.serve.backends.engine_graph import graph_for_tensorrt
+from fuseline.serve.backends.engine_key import EngineDetails, Library
+from fuseline.serve.backends.engine_limits import check_computable
+from fuseline.serve.backends.engine_precision import (
     AchievedPrecision,
     achieved_precision,
     check_precision,
     described_node,
     precision_counts,
 )
-from serve.backends.engine_progress import BuildProgress, progress_monitor
-from serve.backends.engine_target import Builder, available_builder
-from serve.backends.tensorrt_engine import check, import_library, logger_of, recent_errors, title
-from serve.errors import BackendError, InputError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
+from fuseline.serve.backends.engine_progress import BuildProgress, progress_monitor
+from fuseline.serve.backends.engine_target import Builder, available_builder
+from fuseline.serve.backends.tensorrt_engine import check, import_library, logger_of, recent_errors, title
+from fuseline.serve.errors import BackendError, InputError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
 
 _SIGNALS_EVERY_S = 0.1
 

@@ -17,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from serve.backends.engine_builder import EngineBuild
-from serve.backends.engine_key import EngineDetails
-from serve.backends.engine_lock import file_lock
-from serve.errors import BackendUnavailableError, InputError
+from fuseline.serve.backends.engine_builder import EngineBuild
+from fuseline.serve.backends.engine_key import EngineDetails
+from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.errors import BackendUnavailableError, InputError
 
 _LOG = logging.getLogger(__name__)
 

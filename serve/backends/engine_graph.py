@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from serve.model_package import INPUT_NAME
+from fuseline.serve.model_package import INPUT_NAME
 
 # The few fields of onnx.proto that are read or changed: message -> field -> (number, type or message, repeated).
 _SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {

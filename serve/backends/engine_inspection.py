@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from serve.backends.tensorrt_engine import title
-from serve.errors import VerificationError
-from serve.model_package import Precision
+from fuseline.serve.backends.tensorrt_engine import title
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import Precision
 
 LEAST_SHARE = 0.95
 """Of the weights, that must be in the precision of a graph that is in it throughout."""

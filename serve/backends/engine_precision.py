@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from serve.errors import VerificationError
-from serve.model_package import Precision
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import Precision
 
 KEPT_FP32 = "kept_fp32"
 """In the details of an ONNX artifact: the names of the nodes that its export left in FP32."""

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from serve.backends.cuda import open_cuda
-from serve.backends.engine_key import Library
-from serve.backends.tensorrt_engine import INSTALL, NAMES, import_library, is_installed, title
-from serve.errors import BackendError, BackendUnavailableError, InputError
+from fuseline.serve.backends.cuda import open_cuda
+from fuseline.serve.backends.engine_key import Library
+from fuseline.serve.backends.tensorrt_engine import INSTALL, NAMES, import_library, is_installed, title
+from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError
 
 CURRENT, PORTABLE = "current", "portable"
 """In the place of a capability: the GPU at hand, though TensorRT for RTX may not list it. `CURRENT` names that GPU to

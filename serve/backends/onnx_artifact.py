@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from serve.errors import BackendUnavailableError
-from serve.model_package import Artifact, ModelPackage
+from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.model_package import Artifact, ModelPackage
 
 Reader = Literal["cpu", "cuda", "tensorrt"]
 """ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.bound_session import BoundSession
-from serve.backends.onnx_artifact import onnx_artifact
-from serve.cpu import this_cpu
-from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
+from fuseline.serve.backends.bound_session import BoundSession
+from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.cpu import this_cpu
+from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
 
 
 class OnnxRuntimeBackend:
-    """One ONNX graph in one ONNX Runtime session; see `serve.backends.base.Backend`."""
+    """One ONNX graph in one ONNX Runtime session; see `fuseline.serve.backends.base.Backend`."""
 
     name = "onnxruntime"
 
@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
                 raise BackendError(f"ONNX Runtime {ort.__version__} can't capture {artifact.path}: {error}") from error
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `serve.backends.base.Backend.infer`."""
+        """See `fuseline.serve.backends.base.Backend.infer`."""
         if self._session is None:
             raise BackendError("the ONNX Runtime backend was closed")
         try:
@@ -72,7 +72,7 @@ class OnnxRuntimeBackend:
         return logits
 
     def close(self) -> None:
-        """See `serve.backends.base.Backend.close`."""
+        """See `fuseline.serve.backends.base.Backend.close`."""
         if self._bound is not None:
             self._bound.close()
         self._bound = self._session = None

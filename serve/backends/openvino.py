@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.onnx_artifact import onnx_artifact
-from serve.cpu import this_cpu
-from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import ModelPackage
+from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.cpu import this_cpu
+from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.model_package import ModelPackage
 
 
 class OpenVinoBackend:
-    """One ONNX graph compiled for the CPU; see `serve.backends.base.Backend`."""
+    """One ONNX graph compiled for the CPU; see `fuseline.serve.backends.base.Backend`."""
 
     name = "openvino"
     device = "CPU"
@@ -34,7 +34,7 @@ class OpenVinoBackend:
         self.buckets = buckets
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `serve.backends.base.Backend.infer`."""
+        """See `fuseline.serve.backends.base.Backend.infer`."""
         if self._request is None:
             raise BackendError("the OpenVINO backend was closed")
         try:
@@ -45,7 +45,7 @@ class OpenVinoBackend:
         return logits
 
     def close(self) -> None:
-        """See `serve.backends.base.Backend.close`."""
+        """See `fuseline.serve.backends.base.Backend.close`."""
         self._request = None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend
 
 
 def infer_in_largest_bucket(
@@ -21,7 +21,7 @@ def infer_in_bucket(
     """Logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of `bucket` rows, one of the backend's.
 
     The last batch is filled with zeros, whose logits are left out. `on_progress` is given the share that is done.
-    Raises `serve.errors.BackendError` when the runtime fails.
+    Raises `fuseline.serve.errors.BackendError` when the runtime fails.
     """
     parts = []
     for start in range(0, len(pixels), bucket):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.backends.cuda import Cuda
-from serve.backends.tensorrt_engine import check, logger_of
-from serve.errors import BackendError, PackageError
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends.tensorrt_engine import check, logger_of
+from fuseline.serve.errors import BackendError, PackageError
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 SLOTS = 2
 """Batches under way at a time: while one is computed, the pixels of the next cross to the GPU."""
@@ -35,7 +35,7 @@ class _Slot:
 
 
 class TensorRTBackend:
-    """One engine on one GPU; see `serve.backends.base.Backend`.
+    """One engine on one GPU; see `fuseline.serve.backends.base.Backend`.
 
     A batch goes from pinned memory to the GPU on one stream, and through the network and back on another, so that the
     pixels of a batch cross while the one before is computed. For that two threads may be in `infer` at a time; more
@@ -97,7 +97,7 @@ class TensorRTBackend:
             self._resources = stack.pop_all()
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `serve.backends.base.Backend.infer`."""
+        """See `fuseline.serve.backends.base.Backend.infer`."""
         if not self._graphs:
             raise BackendError("the TensorRT backend was closed")
         rows = len(pixels)
@@ -117,7 +117,7 @@ class TensorRTBackend:
             self._free.put(slot)
 
     def close(self) -> None:
-        """See `serve.backends.base.Backend.close`; no thread may be in `infer`."""
+        """See `fuseline.serve.backends.base.Backend.close`; no thread may be in `infer`."""
         self._resources.close()
 
     def _new_slot(self, stack: ExitStack, rows: int, input_bytes: int, output_bytes: int) -> _Slot:

@@ -11,8 +11,8 @@ import logging
 from collections import deque
 from typing import Any
 
-from serve.backends.engine_key import EngineDetails, Library
-from serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.backends.engine_key import EngineDetails, Library
+from fuseline.serve.errors import BackendError, BackendUnavailableError
 
 INSTALL: dict[str, str] = {
     "tensorrt": "pip install 'fuseline[gpu]'",

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serve.errors import ShuttingDownError
+from fuseline.serve.errors import ShuttingDownError
 
 
 class Calls:

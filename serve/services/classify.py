@@ -10,27 +10,27 @@ from typing import Any, NoReturn, TypeGuard
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from protos.classify_pb2 import (
+from fuseline.protos.classify_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
     GetModelRequest,
     GetModelResponse,
     StreamError,
 )
-from protos.classify_pb2_grpc import ClassifierServicer
-from serve.batcher import BatchedRows
-from serve.errors import BackendError, RequestError, ShuttingDownError
-from serve.metrics import Metrics
-from serve.model import Model
-from serve.repository import Repository
-from serve.services.answer_queue import AnswerQueue
-from serve.services.calls import Calls
-from serve.services.description import response_from_model
-from serve.services.image_rows import ImageRows, Row
-from serve.services.ordered_streams import StreamPace
-from serve.services.statuses import Status, status_from_error
-from serve.services.top_k import RankedBatch
-from serve.settings import Settings
+from fuseline.protos.classify_pb2_grpc import ClassifierServicer
+from fuseline.serve.batcher import BatchedRows
+from fuseline.serve.errors import BackendError, RequestError, ShuttingDownError
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import Model
+from fuseline.serve.repository import Repository
+from fuseline.serve.services.answer_queue import AnswerQueue
+from fuseline.serve.services.calls import Calls
+from fuseline.serve.services.description import response_from_model
+from fuseline.serve.services.image_rows import ImageRows, Row
+from fuseline.serve.services.ordered_streams import StreamPace
+from fuseline.serve.services.statuses import Status, status_from_error
+from fuseline.serve.services.top_k import RankedBatch
+from fuseline.serve.settings import Settings
 
 SERVICE_NAME = "fuseline.v1.Classifier"
 

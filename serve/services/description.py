@@ -2,9 +2,9 @@
 
 import json
 
-from protos.classify_pb2 import Assumption, GetModelResponse, Verification
-from serve.model import Model
-from serve.settings import Settings
+from fuseline.protos.classify_pb2 import Assumption, GetModelResponse, Verification
+from fuseline.serve.model import Model
+from fuseline.serve.settings import Settings
 
 
 def response_from_model(model: Model, settings: Settings) -> GetModelResponse:

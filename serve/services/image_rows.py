@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import Image
-from serve.admission import Promise, Ready
-from serve.errors import ImageError, RequestError
-from serve.images import decode_for
-from serve.model import Model
-from serve.settings import Settings
+from fuseline.protos.classify_pb2 import Image
+from fuseline.serve.admission import Promise, Ready
+from fuseline.serve.errors import ImageError, RequestError
+from fuseline.serve.images import decode_for
+from fuseline.serve.model import Model
+from fuseline.serve.settings import Settings
 
 Row = NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from protos.open_inference_pb2 import (
+from fuseline.protos.open_inference_pb2 import (
     ModelConfigRequest,
     ModelConfigResponse,
     ModelInferRequest,
@@ -32,19 +32,19 @@ from protos.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from serve.batcher import BatchedRows
-from serve.errors import ShuttingDownError, UnknownModelError
-from serve.inference_statistics import InferenceStatistics
-from serve.metrics import Metrics
-from serve.model import Model
-from serve.repository import Repository
-from serve.services.calls import Calls
-from serve.services.open_inference_config import config_of, metadata_of, statistics_of
-from serve.services.open_inference_tensors import pixels_from_request, response_from_logits
-from serve.services.ordered_streams import OrderedStreams, StreamPace
-from serve.services.statuses import Status, status_from_error
-from serve.settings import Settings
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from fuseline.serve.batcher import BatchedRows
+from fuseline.serve.errors import ShuttingDownError, UnknownModelError
+from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import Model
+from fuseline.serve.repository import Repository
+from fuseline.serve.services.calls import Calls
+from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
+from fuseline.serve.services.open_inference_tensors import pixels_from_request, response_from_logits
+from fuseline.serve.services.ordered_streams import OrderedStreams, StreamPace
+from fuseline.serve.services.statuses import Status, status_from_error
+from fuseline.serve.settings import Settings
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 

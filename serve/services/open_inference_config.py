@@ -1,6 +1,6 @@
 """What the Open Inference Protocol tells about a model: its metadata, Triton's configuration of it, its statistics."""
 
-from protos.open_inference_pb2 import (
+from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
     TYPE_UINT8,
     InferBatchStatistics,
@@ -14,11 +14,11 @@ from protos.open_inference_pb2 import (
     ModelStatistics,
     StatisticDuration,
 )
-from serve.inference_statistics import DurationSum, InferenceStatistics
-from serve.model import Model
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
-from serve.services.open_inference_tensors import INPUT_DATATYPE, OUTPUT_DATATYPE
-from serve.settings import Settings
+from fuseline.serve.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.model import Model
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.serve.services.open_inference_tensors import INPUT_DATATYPE, OUTPUT_DATATYPE
+from fuseline.serve.settings import Settings
 
 
 def metadata_of(model: Model) -> ModelMetadataResponse:

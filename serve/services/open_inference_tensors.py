@@ -9,10 +9,10 @@ import reprlib
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from serve.errors import BackendError, RequestError
-from serve.model import Model
-from serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from fuseline.serve.errors import BackendError, RequestError
+from fuseline.serve.model import Model
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 INPUT_DATATYPE = "UINT8"
 OUTPUT_DATATYPE = "FP32"

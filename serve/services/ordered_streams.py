@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from serve.model import RowBatcher
-from serve.settings import Settings
+from fuseline.serve.model import RowBatcher
+from fuseline.serve.settings import Settings
 
 _Request = TypeVar("_Request")
 _Begun = TypeVar("_Begun")

@@ -15,7 +15,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 from grpc import StatusCode
 
-from serve import errors
+from fuseline.serve import errors
 
 ERROR_METADATA_KEY = "fuseline-error"
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.model_package import Task
+from fuseline.serve.model_package import Task
 
 
 class RankedBatch:

@@ -11,17 +11,17 @@ from typing import NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.admission import Admission
-from serve.batch_profile import BatchProfile
-from serve.errors import BackendError
-from serve.model import Model
-from serve.model_package import ModelPackage
-from serve.settings import Settings
-from serve.workers.arena import Arena, create_memory
-from serve.workers.outbox import Outbox
-from serve.workers.records import ANSWER, ERROR, ToWorker, reader_of_backend_records
-from serve.workers.remote_batcher import RemoteBatcher
-from serve.workers.welcome import BackendFacts, Welcome, answer_welcome, receive_welcome
+from fuseline.serve.admission import Admission
+from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.errors import BackendError
+from fuseline.serve.model import Model
+from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.settings import Settings
+from fuseline.serve.workers.arena import Arena, create_memory
+from fuseline.serve.workers.outbox import Outbox
+from fuseline.serve.workers.records import ANSWER, ERROR, ToWorker, reader_of_backend_records
+from fuseline.serve.workers.remote_batcher import RemoteBatcher
+from fuseline.serve.workers.welcome import BackendFacts, Welcome, answer_welcome, receive_welcome
 
 _RETRY_S = 0.05
 

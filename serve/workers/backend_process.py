@@ -1,4 +1,4 @@
-"""`python -m serve.workers.backend_process ORDERS`: the process that owns the models, their batchers and the device."""
+"""`python -m fuseline.serve.workers.backend_process ORDERS`: the process that owns the models, their batchers and the device."""
 
 import asyncio
 import logging
@@ -9,16 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from serve.batcher import Batcher, BatchStats, Misses
-from serve.metrics import Metrics
-from serve.model import BatchCounts, Model, load_model
-from serve.repository import Repository
-from serve.settings import Settings
-from serve.workers.arena import Arena
-from serve.workers.channel import Channel
-from serve.workers.child import Orders, give_up, obey, run_child, send_report
-from serve.workers.remote_requests import RemoteRequests
-from serve.workers.welcome import Welcome, welcome_to, welcome_worker
+from fuseline.serve.batcher import Batcher, BatchStats, Misses
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import BatchCounts, Model, load_model
+from fuseline.serve.repository import Repository
+from fuseline.serve.settings import Settings
+from fuseline.serve.workers.arena import Arena
+from fuseline.serve.workers.channel import Channel
+from fuseline.serve.workers.child import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.remote_requests import RemoteRequests
+from fuseline.serve.workers.welcome import Welcome, welcome_to, welcome_worker
 
 LoadModel = Callable[[Path, Settings, BatchCounts], Model]
 
@@ -99,11 +99,11 @@ class BackendProcess:
                 task.add_done_callback(self._tasks.discard)
 
     def count_misses(self, model: str, misses: Misses) -> None:
-        """See `serve.model.BatchCounts`."""
+        """See `fuseline.serve.model.BatchCounts`."""
         self._metrics.count_misses(model, misses)
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
-        """See `serve.model.BatchCounts`; also let the workers have back what the batch read."""
+        """See `fuseline.serve.model.BatchCounts`; also let the workers have back what the batch read."""
         self._metrics.count_batch(model, stats)
         position = next(index for index, its in enumerate(self._models) if its.name == model)
         for worker in self.workers:
@@ -135,7 +135,7 @@ class _WorkerConnection(asyncio.Protocol):
 
 
 def main(load: LoadModel = load_model) -> None:
-    """Run the process; `load` opens a package as `serve.model.load_model` does."""
+    """Run the process; `load` opens a package as `fuseline.serve.model.load_model` does."""
 
     async def work(orders: Orders, channel: Channel) -> None:
         with suppress(asyncio.CancelledError):

@@ -14,12 +14,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict
 
-from serve.errors import FuselineError
-from serve.event_loop import run_event_loop
-from serve.inference_statistics import InferenceStatistics
-from serve.settings import Settings
-from serve.workers.channel import Channel, open_channel
-from serve.workers.reports import report_of
+from fuseline.serve.errors import FuselineError
+from fuseline.serve.event_loop import run_event_loop
+from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.settings import Settings
+from fuseline.serve.workers.channel import Channel, open_channel
+from fuseline.serve.workers.reports import report_of
 
 _ORPHANED_EXIT_CODE = 3
 

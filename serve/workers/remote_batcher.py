@@ -9,25 +9,25 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from serve import errors
-from serve.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
-from serve.batch_requests import BatchedRows, Row, check_rows
-from serve.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
-from serve.errors import (
+from fuseline.serve import errors
+from fuseline.serve.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
+from fuseline.serve.batch_requests import BatchedRows, Row, check_rows
+from fuseline.serve.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
+from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
     FuselineError,
     OverloadedError,
     ShuttingDownError,
 )
-from serve.event_loop import call_after_turns
-from serve.workers.arena import Arena
-from serve.workers.records import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
-from serve.workers.slots import SlotTable
+from fuseline.serve.event_loop import call_after_turns
+from fuseline.serve.workers.arena import Arena
+from fuseline.serve.workers.records import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
+from fuseline.serve.workers.slots import SlotTable
 
 
 class RemoteBatcher:
-    """Takes requests as `serve.batcher.Batcher` does, and has the backend process answer them.
+    """Takes requests as `fuseline.serve.batcher.Batcher` does, and has the backend process answer them.
 
     What `Batcher.submit` promises holds here, except that the backend's refusals come by the future. Rows are copied
     into shared memory by `submit`, so the caller's may change once it has returned. A slot is free again once the

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from serve.admission import Foreseen, Promise
-from serve.batcher import BatchedRows, Batcher
-from serve.errors import BackendError, FuselineError
-from serve.workers.arena import Arena
-from serve.workers.records import (
+from fuseline.serve.admission import Foreseen, Promise
+from fuseline.serve.batcher import BatchedRows, Batcher
+from fuseline.serve.errors import BackendError, FuselineError
+from fuseline.serve.workers.arena import Arena
+from fuseline.serve.workers.records import (
     DRAIN,
     SUBMIT,
     answer_record,
@@ -20,7 +20,7 @@ from serve.workers.records import (
     released_record,
     slots_from_tail,
 )
-from serve.workers.remote_batcher import error_text
+from fuseline.serve.workers.remote_batcher import error_text
 
 _log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serve import errors
-from serve.errors import BackendError, FuselineError
-from serve.workers.channel import Channel, open_channel
-from serve.workers.child import Orders
-from serve.workers.reports import Report
+from fuseline.serve import errors
+from fuseline.serve.errors import BackendError, FuselineError
+from fuseline.serve.workers.channel import Channel, open_channel
+from fuseline.serve.workers.child import Orders
+from fuseline.serve.workers.reports import Report
 
 _log = logging.getLogger(__name__)
 

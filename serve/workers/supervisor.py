@@ -21,14 +21,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
 from prometheus_client.registry import Collector
 
-from serve.addresses import claimed_port, join_address
-from serve.errors import BackendError, InputError
-from serve.http_endpoint import HttpEndpoint
-from serve.settings import Settings
-from serve.workers.child import Orders
-from serve.workers.reports import Report, ReportCollector, report_of, summed
-from serve.workers.supervised import SupervisedProcess, start_process
-from serve.workers.welcome import ServedModel, Welcome
+from fuseline.serve.addresses import claimed_port, join_address
+from fuseline.serve.errors import BackendError, InputError
+from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.settings import Settings
+from fuseline.serve.workers.child import Orders
+from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
+from fuseline.serve.workers.supervised import SupervisedProcess, start_process
+from fuseline.serve.workers.welcome import ServedModel, Welcome
 
 _BACKEND = "backend"
 _REPORT_TIMEOUT_S = 0.5
@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 class Commands:
     """What follows `python` to start each kind of process."""
 
-    backend: tuple[str, ...] = ("-m", "serve.workers.backend_process")
-    worker: tuple[str, ...] = ("-m", "serve.workers.worker_process")
+    backend: tuple[str, ...] = ("-m", "fuseline.serve.workers.backend_process")
+    worker: tuple[str, ...] = ("-m", "fuseline.serve.workers.worker_process")
 
 
 class Supervisor:

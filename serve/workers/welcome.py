@@ -12,16 +12,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from serve.batcher import Batcher
-from serve.model import Model
-from serve.model_package import Manifest
-from serve.workers.arena import ArenaShape
+from fuseline.serve.batcher import Batcher
+from fuseline.serve.model import Model
+from fuseline.serve.model_package import Manifest
+from fuseline.serve.workers.arena import ArenaShape
 
 _MAX_LINE_BYTES = 64 * 2**20
 
 
 class BackendFacts(BaseModel):
-    """What `serve.backends.base.Backend` tells of itself."""
+    """What `fuseline.serve.backends.base.Backend` tells of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class ServedModel(BaseModel):
     backend: BackendFacts
     backend_reason: str
     unsaturated_rows: int
-    """See `serve.batcher.Batcher`."""
+    """See `fuseline.serve.batcher.Batcher`."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m serve.workers.worker_process ORDERS`: a front end that shares the gRPC port with its siblings."""
+"""`python -m fuseline.serve.workers.worker_process ORDERS`: a front end that shares the gRPC port with its siblings."""
 
 import asyncio
 import itertools
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from serve.inference_statistics import InferenceStatistics
-from serve.metrics import Metrics
-from serve.server import Server
-from serve.workers.backend_link import BackendChangedError, BackendLink
-from serve.workers.channel import Channel
-from serve.workers.child import Orders, give_up, obey, run_child, send_report
-from serve.workers.reports import ModelCounts, statistics_from
+from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.server import Server
+from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
+from fuseline.serve.workers.channel import Channel
+from fuseline.serve.workers.child import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.reports import ModelCounts, statistics_from
 
 _REPORT_EVERY_S = 1.0
 """So that little of what it has counted is lost with a worker that dies."""

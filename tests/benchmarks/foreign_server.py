@@ -6,8 +6,11 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 
-from protos import open_inference_pb2 as pb
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+from fuseline.protos import open_inference_pb2 as pb
+from fuseline.protos.open_inference_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 from tests.benchmarks.little_servers import little_server
 from tests.serve.colours import BIASES, CHANNELS, HEIGHT, WEIGHTS, WIDTH
 

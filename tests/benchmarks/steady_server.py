@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import serve.model
-from serve.backends import open_backend
-from serve.backends.base import Backend
-from serve.cli import main
+import fuseline.serve.model
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.cli import main
 
 
 class SteadyBackend:
@@ -42,5 +42,5 @@ def _steady(call_s: float) -> Any:
 
 
 if __name__ == "__main__":
-    serve.model.open_backend = _steady(float(sys.argv.pop(1)) / 1e3)
+    fuseline.serve.model.open_backend = _steady(float(sys.argv.pop(1)) / 1e3)
     main()

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.answers import check_logits, check_response
-from benchmarks.pictures import generated_pictures
-from protos import classify_pb2
-from serve.errors import VerificationError
+from fuseline.benchmarks.answers import check_logits, check_response
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.protos import classify_pb2
+from fuseline.serve.errors import VerificationError
 
 LOGITS = np.array([[4.0, 1.0, -2.0], [0.0, 3.0, 1.0]], np.float32)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.calls import CLASSIFY, CLASSIFY_STREAM, CallError, open_calls
-from benchmarks.load import run_closed_loop
-from benchmarks.server_process import ServerProcess, started_server
-from protos.classify_pb2 import ClassifyResponse
+from fuseline.benchmarks.calls import CLASSIFY, CLASSIFY_STREAM, CallError, open_calls
+from fuseline.benchmarks.load import run_closed_loop
+from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.protos.classify_pb2 import ClassifyResponse
 from tests.benchmarks.little_servers import STREAM, little_server
 from tests.benchmarks.test_load import load, request
 from tests.serve.colours import LABELS

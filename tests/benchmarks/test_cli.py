@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import fuseline
-from benchmarks.cpu_time import family_stats
-from benchmarks.results import check_writable, command_line
-from benchmarks.server_process import ServerProcess
-from serve.errors import InputError
+import fuseline.command
+from fuseline.benchmarks.cpu_time import family_stats
+from fuseline.benchmarks.results import check_writable, command_line
+from fuseline.benchmarks.server_process import ServerProcess
+from fuseline.serve.errors import InputError
 from tests.serve.processes import ROOT, lives
 
 
@@ -21,7 +21,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Run `fuseline bench ARGUMENTS` in this process."""
     monkeypatch.setattr(sys, "argv", ["fuseline", "bench", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        fuseline.main()
+        fuseline.command.main()
     return int(ended.value.code or 0)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import abba_stretches, main, measure_rounds, rows_of_timings, write_files
-from benchmarks.comparison_arms import CaseArm, Costs, started_case
-from benchmarks.comparison_report import Row, as_markdown
-from benchmarks.comparison_trees import Tree, write_tree
-from benchmarks.comparison_verdict import EXACT_TOLERANCE, MEMORY_SLACK, judge_counts, round_ratio
-from benchmarks.exact_costs import counted_segments, instructions, peak_bytes, why_no_callgrind
-from benchmarks.results import conditions
-from serve.errors import BackendError, InputError
+from fuseline.benchmarks.compare import abba_stretches, main, measure_rounds, rows_of_timings, write_files
+from fuseline.benchmarks.comparison_arms import CaseArm, Costs, started_case
+from fuseline.benchmarks.comparison_report import Row, as_markdown
+from fuseline.benchmarks.comparison_trees import Tree, write_tree
+from fuseline.benchmarks.comparison_verdict import EXACT_TOLERANCE, MEMORY_SLACK, judge_counts, round_ratio
+from fuseline.benchmarks.exact_costs import counted_segments, instructions, peak_bytes, why_no_callgrind
+from fuseline.benchmarks.results import conditions
+from fuseline.serve.errors import BackendError, InputError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CORE = min(os.sched_getaffinity(0))
@@ -130,8 +130,8 @@ def test_a_case_that_only_the_base_lacks_is_new_and_one_that_head_lacks_is_broke
 
 
 def test_every_case_runs_on_this_code(base: Tree, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.compare.ABBAS", 2)
-    monkeypatch.setattr("benchmarks.compare.SERVER_ABBAS", 2)
+    monkeypatch.setattr("fuseline.benchmarks.compare.ABBAS", 2)
+    monkeypatch.setattr("fuseline.benchmarks.compare.SERVER_ABBAS", 2)
     cases = ["batcher", "decode", "server"]
     timings = measure_rounds(base, base, files, cases, 1, float("inf"), lambda _: None)
     for each in timings.values():

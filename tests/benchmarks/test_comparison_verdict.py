@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.comparison_verdict import (
+from fuseline.benchmarks.comparison_verdict import (
     EXACT_TOLERANCE,
     MIN_ROUNDS,
     SMALLEST_FLOOR,

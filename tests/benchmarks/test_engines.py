@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.answers import check_logits
-from benchmarks.candidates import INT8_CANDIDATES, open_engine
-from benchmarks.engine_process import EngineProcess
-from benchmarks.engines import as_json, as_table, compare_engines
-from benchmarks.pictures import generated_pictures
-from benchmarks.subject import Subject, open_subject
-from serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.candidates import INT8_CANDIDATES, open_engine
+from fuseline.benchmarks.engine_process import EngineProcess
+from fuseline.benchmarks.engines import as_json, as_table, compare_engines
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.subject import Subject, open_subject
+from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 from tests.serve.colours import expected_logits, noise
 
 
@@ -127,8 +127,8 @@ def test_eager_is_torchvisions_own_network_where_it_is_one() -> None:
     import torch
     import torchvision
 
-    from benchmarks.candidates import as_its_author_wrote_it
-    from export.architectures import recognise
+    from fuseline.benchmarks.candidates import as_its_author_wrote_it
+    from fuseline.export.architectures import recognise
 
     original = torchvision.models.resnet18(num_classes=7).eval()
     module = as_its_author_wrote_it(recognise(original.state_dict()))

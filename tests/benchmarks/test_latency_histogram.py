@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.latency_histogram import decoded, encoded, histogram_of, percentiles_ms
+from fuseline.benchmarks.latency_histogram import decoded, encoded, histogram_of, percentiles_ms
 
 LATENCY_S = np.random.default_rng(0).lognormal(-5, 1, 20_000)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load import Load, answers_in_window, run_closed_loop
-from benchmarks.server_process import ServerProcess, started_server
-from benchmarks.serving import connect
-from protos import classify_pb2
-from serve.errors import BackendError
+from fuseline.benchmarks.load import Load, answers_in_window, run_closed_loop
+from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.benchmarks.serving import connect
+from fuseline.protos import classify_pb2
+from fuseline.serve.errors import BackendError
 from tests.serve.colours import LABELS, plain
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.loadgen import LoadGenPlan, figures_from_log, run_loadgen
-from benchmarks.loadgen_comparison import agreements, as_json, as_table, compare_with_loadgen
-from benchmarks.target import Target, connect
-from serve.errors import BackendError, VerificationError
+from fuseline.benchmarks.loadgen import LoadGenPlan, figures_from_log, run_loadgen
+from fuseline.benchmarks.loadgen_comparison import agreements, as_json, as_table, compare_with_loadgen
+from fuseline.benchmarks.target import Target, connect
+from fuseline.serve.errors import BackendError, VerificationError
 from tests.serve.processes import server_process
 
 SERVICE_MS = 40

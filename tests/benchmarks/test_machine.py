@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.cpu_time import cpu_seconds, peak_memory_mb, with_cores_used_by
-from benchmarks.machine import describe, machine_facts
+from fuseline.benchmarks.cpu_time import cpu_seconds, peak_memory_mb, with_cores_used_by
+from fuseline.benchmarks.machine import describe, machine_facts
 
 BUSY = "import sys; print('up', flush=True)\nwhile True: pass"
 IDLE_WITH_BUSY_CHILD = (

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.open_loop import NOT_SENT, UNANSWERED, OpenLoad, poisson_arrivals, run_open_loop
-from benchmarks.server_process import ServerProcess
-from protos.classify_pb2 import ClassifyResponse
-from serve.errors import BackendError, InputError
+from fuseline.benchmarks.open_loop import NOT_SENT, UNANSWERED, OpenLoad, poisson_arrivals, run_open_loop
+from fuseline.benchmarks.server_process import ServerProcess
+from fuseline.protos.classify_pb2 import ClassifyResponse
+from fuseline.serve.errors import BackendError, InputError
 from tests.benchmarks.little_servers import METHOD, little_server
 from tests.benchmarks.test_load import load, request
 from tests.serve.colours import LABELS

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, contextmanager
 import numpy as np
 import pytest
 
-from benchmarks.calls import CallError
-from benchmarks.load import Load, run_closed_loop
-from benchmarks.open_loop import OpenLoad, run_open_loop
-from benchmarks.peer_http import open_http_calls
-from benchmarks.protocols import RawBytes
-from serve.errors import VerificationError
+from fuseline.benchmarks.calls import CallError
+from fuseline.benchmarks.load import Load, run_closed_loop
+from fuseline.benchmarks.open_loop import OpenLoad, run_open_loop
+from fuseline.benchmarks.peer_http import open_http_calls
+from fuseline.benchmarks.protocols import RawBytes
+from fuseline.serve.errors import VerificationError
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Handle = Callable[[Reader, Writer], Awaitable[None]]

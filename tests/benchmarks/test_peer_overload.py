@@ -20,27 +20,30 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-import benchmarks.peers
-from benchmarks.calls import CallError, open_calls
-from benchmarks.cpu_time import becomes_idle
-from benchmarks.load import LoadResult
-from benchmarks.open_loop import NOT_SENT, OpenResult
-from benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case, OverloadCase
-from benchmarks.peer_model import PeerModel
-from benchmarks.peer_overload import OverloadRound, OverloadRounds, OverloadStretch, overload_stretch
-from benchmarks.peer_processes import Server, started_peer, why_left_out
-from benchmarks.peer_requests import wire_of
-from benchmarks.peer_rounds import as_json, verdicts
-from benchmarks.peer_table import as_tables
-from benchmarks.peers import run_peers
-from benchmarks.report import write_report
-from benchmarks.report_results import PeersResult, read_results
-from benchmarks.tiny_package import write_tiny_package
-from protos.classify_pb2 import ClassifyResponse, ImageResult, Prediction
-from protos.classify_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
-from protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
-from serve.errors import BackendError, VerificationError
+import fuseline.benchmarks.peers
+from fuseline.benchmarks.calls import CallError, open_calls
+from fuseline.benchmarks.cpu_time import becomes_idle
+from fuseline.benchmarks.load import LoadResult
+from fuseline.benchmarks.open_loop import NOT_SENT, OpenResult
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case, OverloadCase
+from fuseline.benchmarks.peer_model import PeerModel
+from fuseline.benchmarks.peer_overload import OverloadRound, OverloadRounds, OverloadStretch, overload_stretch
+from fuseline.benchmarks.peer_processes import Server, started_peer, why_left_out
+from fuseline.benchmarks.peer_requests import wire_of
+from fuseline.benchmarks.peer_rounds import as_json, verdicts
+from fuseline.benchmarks.peer_table import as_tables
+from fuseline.benchmarks.peers import run_peers
+from fuseline.benchmarks.report import write_report
+from fuseline.benchmarks.report_results import PeersResult, read_results
+from fuseline.benchmarks.tiny_package import write_tiny_package
+from fuseline.protos.classify_pb2 import ClassifyResponse, ImageResult, Prediction
+from fuseline.protos.classify_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
+from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from fuseline.protos.open_inference_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
+from fuseline.serve.errors import BackendError, VerificationError
 from tests.benchmarks.little_servers import little_server
 from tests.benchmarks.test_cli import exit_code
 
@@ -152,7 +155,7 @@ def test_tables_and_json_tell_every_load_of_every_contender() -> None:
 def test_a_run_writes_json_and_chart_and_its_result_makes_the_chart_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(benchmarks.peers, "run_peers", lambda *_, **__: [FOUND])
+    monkeypatch.setattr(fuseline.benchmarks.peers, "run_peers", lambda *_, **__: [FOUND])
     json, png, svg = tmp_path / "peers.json", tmp_path / "new" / "overload.png", tmp_path / "overload.svg"
     flags = ["peers", "--case", "overload", "--peer", "none"]
     # A bar is missed.
@@ -249,7 +252,7 @@ CASE = OverloadCase("small", 2, 2, ("fuseline",), (), concurrency=4, loads=(0.5,
 
 @pytest.fixture
 def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.peer_model._MIN_OPEN_REQUESTS", 20)
+    monkeypatch.setattr("fuseline.benchmarks.peer_model._MIN_OPEN_REQUESTS", 20)
 
 
 @pytest.mark.usefixtures("few_requests")

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import benchmarks.peers
-from benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case
-from benchmarks.peer_model import served_model
-from benchmarks.peer_processes import peer_python, peer_versions, started_echo, started_peer, why_left_out
-from benchmarks.peer_rounds import CaseRounds, Stretch, as_json, verdicts
-from benchmarks.peer_table import as_tables
-from benchmarks.peers import contenders_of, peers_asked_for, run_peers
-from benchmarks.tiny_package import write_tiny_package
-from serve.backends import open_backend
-from serve.backends.onnxruntime import open_session
-from serve.errors import BackendError, InputError, VerificationError
-from serve.model_package import load_package
-from serve.reference import check_reference
+import fuseline.benchmarks.peers
+from fuseline.benchmarks.peer_cases import CASES, CONTENDERS, PEERS, Case
+from fuseline.benchmarks.peer_model import served_model
+from fuseline.benchmarks.peer_processes import peer_python, peer_versions, started_echo, started_peer, why_left_out
+from fuseline.benchmarks.peer_rounds import CaseRounds, Stretch, as_json, verdicts
+from fuseline.benchmarks.peer_table import as_tables
+from fuseline.benchmarks.peers import contenders_of, peers_asked_for, run_peers
+from fuseline.benchmarks.tiny_package import write_tiny_package
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.onnxruntime import open_session
+from fuseline.serve.errors import BackendError, InputError, VerificationError
+from fuseline.serve.model_package import load_package
+from fuseline.serve.reference import check_reference
 
 
 def stretch(images_per_s: float = 100.0, *, images: int = 1, cpu_ms: float | None = 1.0, ms: float = 2.0) -> Stretch:
@@ -130,7 +130,7 @@ def test_skipping_says_why(tmp_path: Path) -> None:
 
 
 def test_the_peers_run_the_same_version_of_the_engine() -> None:
-    root = Path(benchmarks.peers.__file__).parents[1]
+    root = Path(fuseline.benchmarks.peers.__file__).resolve().parents[1]
 
     def pinned(name: str) -> str:
         lines = (root / name).read_text(encoding="utf-8").splitlines()
@@ -161,7 +161,7 @@ def test_asking_for_peers() -> None:
 
 def test_the_peers_engine_has_the_options_and_the_answers_of_fuselines(tmp_path: Path) -> None:
     graph = write_tiny_package(tmp_path / "tiny", side=32, classes=10) / "model.onnx"
-    program = Path(benchmarks.peers.__file__).parent / "peer_servers" / "onnx_engine.py"
+    program = Path(fuseline.benchmarks.peers.__file__).parent / "peer_servers" / "onnx_engine.py"
     spec = importlib.util.spec_from_file_location("onnx_engine", program)
     assert spec is not None
     assert spec.loader is not None

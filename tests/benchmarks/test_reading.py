@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import fuseline
-from benchmarks.reading import Reading, as_json, as_table, measure_reading, written_network
-from serve.errors import CheckpointError, InputError, VerificationError
+import fuseline.command
+from fuseline.benchmarks.reading import Reading, as_json, as_table, measure_reading, written_network
+from fuseline.serve.errors import CheckpointError, InputError, VerificationError
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_the_command_measures_and_writes_every_figure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "read.json"
-    monkeypatch.setattr("benchmarks.reading.TIME_BAR_S", 600.0)
+    monkeypatch.setattr("fuseline.benchmarks.reading.TIME_BAR_S", 600.0)
     monkeypatch.setattr(sys, "argv", ["fuseline", "bench", "read", "resnet18", "--repeats", "1", "--json", str(path)])
     with pytest.raises(SystemExit) as ended:
-        fuseline.main()
+        fuseline.command.main()
     assert not ended.value.code
     assert "reading and recognising resnet18" in capsys.readouterr().out
     written = json.loads(path.read_text())

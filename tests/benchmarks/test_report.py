@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.engines import EngineComparison, EngineFigures
-from benchmarks.engines import as_json as engines_as_json
-from benchmarks.latency_histogram import encoded, histogram_of, percentiles_ms
-from benchmarks.loadgen import LoadGenFigures
-from benchmarks.loadgen_comparison import ScenarioRounds
-from benchmarks.loadgen_comparison import as_json as loadgen_as_json
-from benchmarks.report import write_report
-from benchmarks.report_results import ServeResult, labels_of, read_results
-from benchmarks.results import conditions, write_result
-from benchmarks.server_watch import Batches
-from benchmarks.serving import OpenFigures, ServingFigures, Target, as_json
-from protos.classify_pb2 import GetModelResponse
-from serve.errors import InputError
+from fuseline.benchmarks.engines import EngineComparison, EngineFigures
+from fuseline.benchmarks.engines import as_json as engines_as_json
+from fuseline.benchmarks.latency_histogram import encoded, histogram_of, percentiles_ms
+from fuseline.benchmarks.loadgen import LoadGenFigures
+from fuseline.benchmarks.loadgen_comparison import ScenarioRounds
+from fuseline.benchmarks.loadgen_comparison import as_json as loadgen_as_json
+from fuseline.benchmarks.report import write_report
+from fuseline.benchmarks.report_results import ServeResult, labels_of, read_results
+from fuseline.benchmarks.results import conditions, write_result
+from fuseline.benchmarks.server_watch import Batches
+from fuseline.benchmarks.serving import OpenFigures, ServingFigures, Target, as_json
+from fuseline.protos.classify_pb2 import GetModelResponse
+from fuseline.serve.errors import InputError
 
 HISTOGRAM = histogram_of(np.random.default_rng(0).lognormal(-5, 0.5, 3000))
 COMMON: dict[str, Any] = {

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from benchmarks.server_watch import Counts, ServerWatch, batches_between, counts_from_prometheus, with_metrics
-from benchmarks.serving import measure_serving
-from benchmarks.target import connect, connect_open_inference
-from serve.batcher import BatchStats
-from serve.errors import InputError
-from serve.metrics import Metrics
+from fuseline.benchmarks.server_watch import Counts, ServerWatch, batches_between, counts_from_prometheus, with_metrics
+from fuseline.benchmarks.serving import measure_serving
+from fuseline.benchmarks.target import connect, connect_open_inference
+from fuseline.serve.batcher import BatchStats
+from fuseline.serve.errors import InputError
+from fuseline.serve.metrics import Metrics
 from tests.serve.processes import ServerProcess, server_process
 from tests.serve.test_server_process import free_port
 

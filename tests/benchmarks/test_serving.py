@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.server_process import ServerProcess
-from benchmarks.serving import Target, as_json, as_table, connect, expect_logits_of, measure_serving, sweep
-from benchmarks.subject import Subject
-from serve.errors import InputError, VerificationError
+from fuseline.benchmarks.server_process import ServerProcess
+from fuseline.benchmarks.serving import Target, as_json, as_table, connect, expect_logits_of, measure_serving, sweep
+from fuseline.benchmarks.subject import Subject
+from fuseline.serve.errors import InputError, VerificationError
 from tests.serve.colours import WEIGHTS, expected_logits, write_colours_package
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import ServingFigures
-from benchmarks.spine import BackendRounds, SpineRun, as_json, as_table, run_spine, verdicts
-from benchmarks.subject import Subject, open_subject
-from serve.errors import InputError
+from fuseline.benchmarks.serving import ServingFigures
+from fuseline.benchmarks.spine import BackendRounds, SpineRun, as_json, as_table, run_spine, verdicts
+from fuseline.benchmarks.subject import Subject, open_subject
+from fuseline.serve.errors import InputError
 
 
 def served(images_per_s: float) -> ServingFigures:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.stats import pair_ratios, spread_of
+from fuseline.benchmarks.stats import pair_ratios, spread_of
 
 
 def test_median_and_quartiles_are_interpolated_linearly() -> None:

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.server_process import ServerProcess
-from benchmarks.serving import measure_open, measure_serving
-from benchmarks.subject import Subject
-from benchmarks.target import connect, connect_open_inference, expect_logits_of
-from serve.errors import InputError, VerificationError
+from fuseline.benchmarks.server_process import ServerProcess
+from fuseline.benchmarks.serving import measure_open, measure_serving
+from fuseline.benchmarks.subject import Subject
+from fuseline.benchmarks.target import connect, connect_open_inference, expect_logits_of
+from fuseline.serve.errors import InputError, VerificationError
 from tests.benchmarks.foreign_server import foreign_server
 from tests.serve.colours import expected_logits, write_colours_package
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.simulated_backend import images_per_s
-from benchmarks.stats import spread_of
-from benchmarks.worker_ceiling import Case, Point, extrapolate
+from fuseline.benchmarks.simulated_backend import images_per_s
+from fuseline.benchmarks.stats import spread_of
+from fuseline.benchmarks.worker_ceiling import Case, Point, extrapolate
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_a_case_names_what_a_request_holds() -> None:
 
 @pytest.mark.slow
 def test_it_measures_one_process_and_two_workers(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.worker_ceiling", "--rounds", "1", "--seconds", "0.5"]
+    command = [sys.executable, "-m", "fuseline.benchmarks.worker_ceiling", "--rounds", "1", "--seconds", "0.5"]
     out = tmp_path / "ceiling.json"
     words = ["--workers", "1", "--workers", "2", "--json", str(out)]
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

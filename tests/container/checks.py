@@ -17,10 +17,10 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from protos.classify_pb2 import ClassifyRequest, Image
-from protos.classify_pb2_grpc import ClassifierStub
-from serve.client import Client
-from serve.errors import FuselineError
+from fuseline.protos.classify_pb2 import ClassifyRequest, Image
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.serve.client import Client
+from fuseline.serve.errors import FuselineError
 from tests.container.conftest import typed
 from tests.container.podman import ROOT, WORK, Container, Podman, base_image
 from tests.measured import Facts

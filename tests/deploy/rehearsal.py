@@ -19,9 +19,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.gpu.run.record import read_record
 from deploy.gpu_bundle.parts import MAX_PART_BYTES
 from deploy.gpu_bundle.target import read_target
+from fuseline.benchmarks.gpu.run.record import read_record
 from tests.measured import Facts, kept_facts
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +254,7 @@ def test_every_step_runs_or_says_why_not(machine: Machine, bundle: Path, tmp_pat
     assert not [folder for folder in (str(ROOT), str(WORK), str(tmp_path), str(Path.home())) if folder in text]
     code, page, _ = machine.python(
         f"import sys; sys.argv[1:] = ['table', '{out / 'gpu-run.json'}']\n"
-        "import runpy; runpy.run_module('benchmarks.gpu', run_name='__main__', alter_sys=True)"
+        "import runpy; runpy.run_module('fuseline.benchmarks.gpu', run_name='__main__', alter_sys=True)"
     )
     assert (code, page) == (0, (out / "gpu-run.md").read_text())
     shutil.copytree(out, WORK / "out", dirs_exist_ok=True)

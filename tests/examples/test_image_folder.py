@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from serve.images import decode_image
+from fuseline.serve.images import decode_image
 from tests.examples.conftest import Silent
 
 

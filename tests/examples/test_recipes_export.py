@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.cli import app as export_app
-from serve.model_package import load_package
+from fuseline.export.cli import app as export_app
+from fuseline.serve.model_package import load_package
 from tests.examples.conftest import Silent, invoke
 from tests.examples.test_image_folder import write_pictures
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn import datasets
 from torch import nn
 
-from serve.model_package import Normalization
+from fuseline.serve.model_package import Normalization
 
 HELD_OUT = 200
 _BATCH = 32

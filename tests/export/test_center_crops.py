@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from export.checkpoint import read_checkpoint
-from export.loading import NetworkSource, network_of
-from export.model_facts import facts_from
-from serve.images import decode_for
-from serve.model_package import InputSpec
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.loading import NetworkSource, network_of
+from fuseline.export.model_facts import facts_from
+from fuseline.serve.images import decode_for
+from fuseline.serve.model_package import InputSpec
 from tests.export.resnets import tiny_network
 
 SIZES = [(1024, 683), (683, 1024), (500, 375), (333, 500), (257, 256), (300, 301), (231, 230), (64, 211)]

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.class_folders import ClassFolders, class_folders
-from export.sample import image_folder
+from fuseline.export.class_folders import ClassFolders, class_folders
+from fuseline.export.sample import image_folder
 
 
 def told(folder: Path, names: list[str], labels: list[str] | None, classes: int) -> tuple[ClassFolders | None, str]:

@@ -9,12 +9,12 @@ import timm
 import torch
 import torchvision
 
-from export import conversion
-from export.checkpoint import read_checkpoint
-from export.conversion import convert_checkpoint
-from export.loading import NetworkSource
-from fuseline import main
-from serve.errors import ArchitectureError, InputError, VerificationError
+from fuseline.command import main
+from fuseline.export import conversion
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.conversion import convert_checkpoint
+from fuseline.export.loading import NetworkSource
+from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
 from tests.export.resnets import HandWrittenResNet34, option_a_resnet, trained_like
 
 

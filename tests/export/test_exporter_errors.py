@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.exporter_errors import explained
-from export.fold import fold_network
-from export.onnx_graph import onnx_from_network
-from export.trace import trace
-from serve.errors import ArchitectureError
-from serve.model_package import InputSpec, Preprocessing
+from fuseline.export.exporter_errors import explained
+from fuseline.export.fold import fold_network
+from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.trace import trace
+from fuseline.serve.errors import ArchitectureError
+from fuseline.serve.model_package import InputSpec, Preprocessing
 
 SPEC = InputSpec(height=8, width=8, channels=3, preprocessing=Preprocessing(resize_shorter_side=8))
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from export.checkpoint import Checkpoint
-from export.factory import network_from_factory
-from export.fold import fold_network
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.factory import network_from_factory
+from fuseline.export.fold import fold_network
+from fuseline.serve.errors import ArchitectureError, InputError
 
 SOURCE = """
 import torch

@@ -12,10 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.checkpoint import Checkpoint
-from export.factory import network_from_factory
-from export.network import TrainedNetwork
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.factory import network_from_factory
+from fuseline.export.network import TrainedNetwork
+from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.checkpoint import read_checkpoint
-from export.factory import network_from_factory
-from export.network import TrainedNetwork
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.factory import network_from_factory
+from fuseline.export.network import TrainedNetwork
+from fuseline.serve.errors import ArchitectureError, InputError
 
 
 class Backbone(nn.Module):

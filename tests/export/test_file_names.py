@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.inspect_command import inspect
-from export.loading import NetworkSource
-from export.pipeline import ExportOptions, export_checkpoint
-from export.progress import ConsoleNarrator
-from serve.model_package import load_package
+from fuseline.export.inspect_command import inspect
+from fuseline.export.loading import NetworkSource
+from fuseline.export.pipeline import ExportOptions, export_checkpoint
+from fuseline.export.progress import ConsoleNarrator
+from fuseline.serve.model_package import load_package
 
 NAME = os.fsdecode(b"r\xe9")
 

@@ -9,17 +9,17 @@ import onnx
 import pytest
 from PIL import Image
 
-from export.artifacts import Int8Options
-from export.int8 import int8_graph
-from export.loading import NetworkSource
-from export.pipeline import ExportOptions, export_checkpoint
-from export.progress import ConsoleNarrator
-from serve.backends import open_backend
-from serve.backends.onnx_artifact import onnx_artifact
-from serve.errors import BackendUnavailableError, VerificationError
-from serve.model_package import ModelPackage, load_package
-from serve.package_engines import add_engine
-from serve.reference import check_reference
+from fuseline.export.artifacts import Int8Options
+from fuseline.export.int8 import int8_graph
+from fuseline.export.loading import NetworkSource
+from fuseline.export.pipeline import ExportOptions, export_checkpoint
+from fuseline.export.progress import ConsoleNarrator
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.errors import BackendUnavailableError, VerificationError
+from fuseline.serve.model_package import ModelPackage, load_package
+from fuseline.serve.package_engines import add_engine
+from fuseline.serve.reference import check_reference
 from tests.export.commands import RunExport, only_error
 
 INT8_GRAPHS = ["model.int8.onnx", "model.int8.tensorrt.onnx"]

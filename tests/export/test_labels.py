@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from export.labels import labels_from
-from serve.errors import InputError
+from fuseline.export.labels import labels_from
+from fuseline.serve.errors import InputError
 
 
 @pytest.mark.parametrize(

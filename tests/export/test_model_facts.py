@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from export.checkpoint import Checkpoint
-from export.model_facts import facts_from, no_labels
-from export.network import TrainedNetwork
-from serve.errors import InputError
+from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.model_facts import facts_from, no_labels
+from fuseline.export.network import TrainedNetwork
+from fuseline.serve.errors import InputError
 
 
 def network(**other: Any) -> TrainedNetwork:

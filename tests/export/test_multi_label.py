@@ -12,22 +12,22 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from export.artifacts import Fp16Options
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.cli import export
-from export.inspecting.inspection_page import inspection_page
-from export.inspecting.package_inspection import inspect_package
-from export.int8.closeness import agreement, answer_margins, same_answers
-from export.loading import NetworkSource, network_of
-from export.model_facts import ModelFacts, facts_from
-from export.pipeline import ExportOptions, ExportResult, export_checkpoint
-from export.progress import ConsoleNarrator
-from export.sample import image_folder
-from export.settling import _folders
-from export.trace import trace
-from export.verify import compare
-from serve.errors import ArchitectureError, InputError, VerificationError
-from serve.model_package import Artifact, Task, load_package
+from fuseline.export.artifacts import Fp16Options
+from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.cli import export
+from fuseline.export.inspecting.inspection_page import inspection_page
+from fuseline.export.inspecting.package_inspection import inspect_package
+from fuseline.export.int8.closeness import agreement, answer_margins, same_answers
+from fuseline.export.loading import NetworkSource, network_of
+from fuseline.export.model_facts import ModelFacts, facts_from
+from fuseline.export.pipeline import ExportOptions, ExportResult, export_checkpoint
+from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.sample import image_folder
+from fuseline.export.settling import _folders
+from fuseline.export.trace import trace
+from fuseline.export.verify import compare
+from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
+from fuseline.serve.model_package import Artifact, Task, load_package
 from tests.export.resnets import tiny_network
 
 LABELS = ("cat", "dog", "bird", "fish", "frog")
@@ -100,7 +100,7 @@ def test_the_package_says_so_everywhere(result: ExportResult) -> None:
 
 
 def test_answers_are_those_of_transformers_own_pipeline(saved: Path, pictures: Path, result: ExportResult) -> None:
-    from serve.client import Client
+    from fuseline.serve.client import Client
     from tests.serve.processes import server_process
 
     transformers = pytest.importorskip("transformers")
@@ -291,7 +291,7 @@ def test_the_order_of_labels_that_hold_is_no_disagreement() -> None:
 
 
 def test_an_export_below_the_bar_says_of_what(tmp_path: Path) -> None:
-    from export.verify import check_passed
+    from fuseline.export.verify import check_passed
 
     expected = np.tile(logits_of((5, -5, 0.3)), (10, 1))
     with pytest.raises(VerificationError, match="label-set agreement 0.00% on 10 images.*label-set agreement at least"):

@@ -8,15 +8,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from export.architectures import recognise
-from export.fold import fold_network
-from export.half.fp16_graph import fp16_from_fp32
-from export.onnx_graph import check_graph, onnx_from_network, with_cast_first
-from export.precision import check_fp16, precision_share
-from export.sample import generated_sample
-from export.verify import normalised
-from serve.errors import ArchitectureError, VerificationError
-from serve.model_package import InputSpec, Normalization, Preprocessing
+from fuseline.export.architectures import recognise
+from fuseline.export.fold import fold_network
+from fuseline.export.half.fp16_graph import fp16_from_fp32
+from fuseline.export.onnx_graph import check_graph, onnx_from_network, with_cast_first
+from fuseline.export.precision import check_fp16, precision_share
+from fuseline.export.sample import generated_sample
+from fuseline.export.verify import normalised
+from fuseline.serve.errors import ArchitectureError, VerificationError
+from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.resnets import tiny_network
 
 SPEC = InputSpec(height=32, width=32, preprocessing=Preprocessing(resize_shorter_side=32))

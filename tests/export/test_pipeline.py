@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from export.fold import FoldedNetwork, fold_network
-from serve.backends import open_backend
-from serve.model_package import load_package
+from fuseline.export.fold import FoldedNetwork, fold_network
+from fuseline.serve.backends import open_backend
+from fuseline.serve.model_package import load_package
 from tests.export.commands import Outcome, RunExport, only_error
 from tests.export.resnets import cifar_resnet18, tiny_network, trained_like
 
@@ -215,7 +215,7 @@ def test_an_export_below_its_bar_fails_says_where_and_writes_nothing(
             network.module.get_submodule("layer3.0.conv2").weight.mul_(1.5)
         return network
 
-    monkeypatch.setattr("export.pipeline.fold_network", wrong)
+    monkeypatch.setattr("fuseline.export.pipeline.fold_network", wrong)
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m")
     assert result.exit_code == 1
     assert re.search(r"error: .*not equal to PyTorch.*model\.onnx on onnxruntime.*logit range", result.stderr)

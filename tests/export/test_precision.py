@@ -6,9 +6,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.half.fp16_graph import fp16_from_fp32
-from export.precision import check_fp16, precision_share
-from serve.errors import VerificationError
+from fuseline.export.half.fp16_graph import fp16_from_fp32
+from fuseline.export.precision import check_fp16, precision_share
+from fuseline.serve.errors import VerificationError
 from tests.export.half.hard_networks import PIXELS, eager, graph_of
 from tests.export.resnets import tiny_network
 

@@ -3,7 +3,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleNarrator
 
 
 def narrate(*, terminal: bool) -> str:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from export.conversion import convert_checkpoint
-from export.loading import NetworkSource, network_of, read_source, rename_template_of
-from export.rename import read_renames
-from fuseline import main
-from serve.errors import ArchitectureError, InputError
-from serve.model_package import load_package
+from fuseline.command import main
+from fuseline.export.conversion import convert_checkpoint
+from fuseline.export.loading import NetworkSource, network_of, read_source, rename_template_of
+from fuseline.export.rename import read_renames
+from fuseline.serve.errors import ArchitectureError, InputError
+from fuseline.serve.model_package import load_package
 from tests.export.commands import RunExport, only_error
 from tests.export.families.hand_written import ListedConvolutions, Named
 from tests.export.families.recognition import assert_equal_logits
@@ -200,7 +200,7 @@ def test_what_is_no_json_is_refused(text: str, said: str, tmp_path: Path) -> Non
 
 
 def test_a_pattern_that_backtracks_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.rename._MAX_SECONDS", 1.0)
+    monkeypatch.setattr("fuseline.export.rename._MAX_SECONDS", 1.0)
     source = NetworkSource(
         saved(tmp_path / "net.pt", tiny_network()),
         rename=with_rules(tmp_path / "names.json", {r"([a-z0-9]+[.]?)+([a-z_]+)*\.(\w+\w*)+!$": "x"}),

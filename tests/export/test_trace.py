@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.trace import layer_name, trace
-from serve.errors import ArchitectureError
+from fuseline.export.trace import layer_name, trace
+from fuseline.serve.errors import ArchitectureError
 from tests.export.resnets import tiny_network
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.architectures import Recognised, recognise, with_values
-from export.checkpoint import read_checkpoint
-from export.normalizations import customary
-from export.sample import image_folder
-from export.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
-from export.verify import normalised
-from serve.model_package import InputSpec, Normalization, Preprocessing
+from fuseline.export.architectures import Recognised, recognise, with_values
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.normalizations import customary
+from fuseline.export.sample import image_folder
+from fuseline.export.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
+from fuseline.export.verify import normalised
+from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 
 RIGHT = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

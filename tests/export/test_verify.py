@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.sample import generated_sample, image_folder
-from export.verify import _batch_rows, check_passed, compare
-from serve.errors import InputError, VerificationError
-from serve.model_package import Artifact, InputSpec, Preprocessing, Verification
+from fuseline.export.sample import generated_sample, image_folder
+from fuseline.export.verify import _batch_rows, check_passed, compare
+from fuseline.serve.errors import InputError, VerificationError
+from fuseline.serve.model_package import Artifact, InputSpec, Preprocessing, Verification
 
 SPEC = InputSpec(height=32, width=40, preprocessing=Preprocessing(resize_shorter_side=32))
 EAGER = np.array([[0, 10, 2], [1, 2, 9], [5, 4, 3]], np.float32)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.gpu.subject import open_gpu_subject
-from benchmarks.subject import SMALL_ARCHITECTURE
-from serve.backends.base import Backend
-from serve.backends.cuda import Cuda, open_cuda
-from serve.backends.onnxruntime import OnnxRuntimeBackend
-from serve.backends.tensorrt import open_tensorrt
-from serve.errors import BackendUnavailableError, FuselineError
-from serve.model_package import ModelPackage
-from serve.package_engines import add_engine
+from fuseline.benchmarks.gpu.subject import open_gpu_subject
+from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.cuda import Cuda, open_cuda
+from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
+from fuseline.serve.backends.tensorrt import open_tensorrt
+from fuseline.serve.errors import BackendUnavailableError, FuselineError
+from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.package_engines import add_engine
 
 BUCKETS = (1, 8)
 ENGINE_FOR = os.environ.get("FUSELINE_ENGINE_FOR")

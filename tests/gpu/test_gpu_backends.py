@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serve.backends.onnxruntime import OnnxRuntimeBackend
-from serve.backends.padded import infer_in_largest_bucket
-from serve.backends.tensorrt_backend import TensorRTBackend
-from serve.reference import check_reference
+from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
+from fuseline.serve.backends.padded import infer_in_largest_bucket
+from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
+from fuseline.serve.reference import check_reference
 from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
 
 pytestmark = pytest.mark.gpu
@@ -94,7 +94,7 @@ class PlainBackend(TensorRTBackend):
 def test_a_graphs_replay_gives_the_logits_of_plain_execution(
     rows: int, subject: Subject, open_on_gpu: OpenBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.backends.tensorrt.TensorRTBackend", PlainBackend)
+    monkeypatch.setattr("fuseline.serve.backends.tensorrt.TensorRTBackend", PlainBackend)
     backend = open_on_gpu("tensorrt", subject.package)
     assert isinstance(backend, PlainBackend)
     pixels, others = subject.pixels[:rows], subject.pixels[::-1][:rows]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from serve.backends.cuda import Cuda
-from serve.backends.engine_builder import EngineBuild, build_engine
-from serve.backends.engine_inspection import check_inspected
-from serve.backends.tensorrt import open_tensorrt
-from serve.backends.tensorrt_engine import engine_from_plan, import_library
-from serve.errors import BackendUnavailableError, FuselineError
-from serve.model_package import Artifact, ModelPackage, file_facts
+from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends.engine_builder import EngineBuild, build_engine
+from fuseline.serve.backends.engine_inspection import check_inspected
+from fuseline.serve.backends.tensorrt import open_tensorrt
+from fuseline.serve.backends.tensorrt_engine import engine_from_plan, import_library
+from fuseline.serve.errors import BackendUnavailableError, FuselineError
+from fuseline.serve.model_package import Artifact, ModelPackage, file_facts
 from tests.gpu.conftest import BUCKETS, ENGINE_FOR, Subject
 
 pytestmark = pytest.mark.gpu

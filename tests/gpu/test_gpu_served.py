@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.client import Client
+from fuseline.serve.client import Client
 from tests.gpu.conftest import BUCKETS, TOLERANCE, OpenBackend, Subject
 from tests.serve.processes import server_process
 

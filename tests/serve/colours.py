@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from serve.model_package import (
+from fuseline.serve.model_package import (
     INPUT_NAME,
     OUTPUT_NAME,
     Artifact,
@@ -22,7 +22,7 @@ from serve.model_package import (
     file_facts,
     save_manifest,
 )
-from serve.reference import REFERENCE_NAME, write_reference
+from fuseline.serve.reference import REFERENCE_NAME, write_reference
 
 HEIGHT, WIDTH, CHANNELS = 8, 8, 3
 LABELS = ("red", "green", "blue", "dark")

@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-import serve.model
-from protos.classify_pb2_grpc import ClassifierStub
-from serve.backends import open_backend
-from serve.server import Server
-from serve.settings import Settings
+import fuseline.serve.model
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.serve.backends import open_backend
+from fuseline.serve.server import Server
+from fuseline.serve.settings import Settings
 from tests.fakes import SteeredBackend
 from tests.serve.colours import write_colours_package
 
@@ -78,9 +78,9 @@ async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.Mon
         backends.append(SteeredBackend(real))
         return backends[-1], reason
 
-    monkeypatch.setattr(serve.model, "open_backend", open_steered)
+    monkeypatch.setattr(fuseline.serve.model, "open_backend", open_steered)
     # A backend that a test holds must not hold the test's event loop too.
-    monkeypatch.setattr(serve.model, "INLINE_BELOW_MS", 0.0)
+    monkeypatch.setattr(fuseline.serve.model, "INLINE_BELOW_MS", 0.0)
     server = Server([package], its_settings)
     await server.start()
     backend = backends[0]

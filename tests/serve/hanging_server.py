@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import serve.model
-from serve.backends import open_backend
-from serve.backends.base import Backend
-from serve.cli import main
+import fuseline.serve.model
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.cli import main
 
 
 class HangingBackend:
@@ -39,8 +39,8 @@ def open_hanging(*args: Any, **kwargs: Any) -> tuple[HangingBackend, str]:
 if __name__ == "__main__":
     if "--in-thread" in sys.argv:
         sys.argv.remove("--in-thread")
-        serve.model.INLINE_BELOW_MS = 0.0
+        fuseline.serve.model.INLINE_BELOW_MS = 0.0
     else:
-        serve.model.INLINE_BELOW_MS = math.inf
-    serve.model.open_backend = open_hanging
+        fuseline.serve.model.INLINE_BELOW_MS = math.inf
+    fuseline.serve.model.open_backend = open_hanging
     main()

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serve.admission import Ready
-from serve.batcher import Batcher
-from serve.errors import DeadlineError, OverloadedError
+from fuseline.serve.admission import Ready
+from fuseline.serve.batcher import Batcher
+from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 
 CPU = {1: 0.012, 2: 0.018, 3: 0.025, 4: 0.032, 6: 0.048, 8: 0.064, 12: 0.096, 16: 0.128}
 """Seconds by bucket: about ResNet-18 at 224 x 224 on two cores, where from 4 rows on a row costs the same."""
 
 GPU = {bucket: 0.0003 + 0.000012 * bucket for bucket in (1, 2, 4, 8, 16, 32)}
-"""As `benchmarks.simulated_backend`: 32 rows take twice as long as one."""
+"""As `fuseline.benchmarks.simulated_backend`: 32 rows take twice as long as one."""
 
 SMALL_BATCHES = {id(CPU): 4, id(GPU): None}
 
@@ -37,7 +37,7 @@ class Machine:
 
     @property
     def unsaturated_rows(self) -> int | None:
-        """What `serve.model.cpu_unsaturated_rows` says."""
+        """What `fuseline.serve.model.cpu_unsaturated_rows` says."""
         return SMALL_BATCHES[id(self.seconds)]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 
-from protos.classify_pb2 import ClassifyRequest
-from protos.classify_pb2_grpc import ClassifierStub
+from fuseline.protos.classify_pb2 import ClassifyRequest
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
 
 ROOT = Path(__file__).parents[2]
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)

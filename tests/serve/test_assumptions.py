@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import fuseline
-from export.inspecting.inspection_view import show_package
-from export.inspecting.package_inspection import inspect_package
-from protos.classify_pb2 import GetModelRequest
-from serve.client import Client
-from serve.model_description import ArtifactVerification
-from serve.model_package import Assumption, Verification, load_package
+import fuseline.command
+from fuseline.export.inspecting.inspection_view import show_package
+from fuseline.export.inspecting.package_inspection import inspect_package
+from fuseline.protos.classify_pb2 import GetModelRequest
+from fuseline.serve.client import Client
+from fuseline.serve.model_description import ArtifactVerification
+from fuseline.serve.model_package import Assumption, Verification, load_package
 from tests.serve.colours import encoded, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
@@ -100,7 +100,7 @@ def test_classify_says_what_is_open_beside_its_answers(
         command = ["fuseline", "classify", str(tmp_path), "--address", live_address, *arguments]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit, match="0"):
-            fuseline.main()
+            fuseline.command.main()
         return tuple(capfd.readouterr())  # type: ignore[return-value]
 
     out, err = classify()
@@ -122,7 +122,7 @@ def test_workers_log_it_once(package: Path) -> None:
         code, log = server.end()
     assert code == 0
     assert [line.partition(" WARNING ")[2] for line in log.splitlines() if LINE in line] == [
-        f"serve.model (backend): colours: {LINE}"
+        f"fuseline.serve.model (backend): colours: {LINE}"
     ]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import serve.backends
-from serve.backends import open_backend, why_not_installed
-from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import ModelPackage, load_package
+import fuseline.serve.backends
+from fuseline.serve.backends import open_backend, why_not_installed
+from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.model_package import ModelPackage, load_package
 from tests.serve.colours import expected_logits, noise, write_colours_package
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -77,12 +77,12 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(
     assert backend.name == "openvino"
     assert "TensorRT" in reason
     monkeypatch.setattr(
-        serve.backends, "why_not_installed", lambda name: "it is not here" if name == "openvino" else None
+        fuseline.serve.backends, "why_not_installed", lambda name: "it is not here" if name == "openvino" else None
     )
     backend, reason = open_backend(package, buckets=(1,))
     assert backend.name == "onnxruntime"
     assert "it is not here" in reason
-    monkeypatch.setattr(serve.backends, "why_not_installed", lambda name: f"no {name}")
+    monkeypatch.setattr(fuseline.serve.backends, "why_not_installed", lambda name: f"no {name}")
     with pytest.raises(BackendUnavailableError, match="no onnxruntime.*no openvino.*no onnxruntime"):
         open_backend(package)
 
@@ -99,8 +99,8 @@ def test_no_runtime_reports_to_its_maker(package: ModelPackage) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-from serve.backends import open_backend
-from serve.model_package import load_package
+from fuseline.serve.backends import open_backend
+from fuseline.serve.model_package import load_package
 for name in {RUNTIMES}:
     open_backend(load_package(Path({str(package.folder)!r})), backend=name, buckets=(1,))
 assert sys.modules["openvino_telemetry"] is None
@@ -119,7 +119,7 @@ def test_auto_goes_on_to_the_next_when_one_that_is_there_fails_to_open(
     def fails(*_: object, **__: object) -> None:
         raise BackendError("the driver is out of order")
 
-    monkeypatch.setattr("serve.backends.tensorrt.open_tensorrt", fails)
+    monkeypatch.setattr("fuseline.serve.backends.tensorrt.open_tensorrt", fails)
     backend, reason = open_backend(package, buckets=(1,))
     assert backend.name == "openvino"
     assert "TensorRT: the driver is out of order" in reason

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serve.batcher import Batcher
-from serve.errors import (
+from fuseline.serve.batcher import Batcher
+from fuseline.serve.errors import (
     BackendError,
     BackendUnavailableError,
     DeadlineError,

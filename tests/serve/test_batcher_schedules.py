@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.admission import Ready
-from serve.batcher import BatchedRows, Batcher
-from serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
+from fuseline.serve.admission import Ready
+from fuseline.serve.batcher import BatchedRows, Batcher
+from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
 QUEUE_ROWS = (1, 5, 12, 40)

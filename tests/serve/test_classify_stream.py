@@ -11,12 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
-from serve.metrics import Metrics
-from serve.model import load_model
-from serve.repository import Repository
-from serve.services.classify import ClassifyService
-from serve.services.image_rows import ImageRows
+from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import load_model
+from fuseline.serve.repository import Repository
+from fuseline.serve.services.classify import ClassifyService
+from fuseline.serve.services.image_rows import ImageRows
 from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.conftest import StartServer, settings
 

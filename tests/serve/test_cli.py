@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import fuseline
-from serve.settings import Settings
+import fuseline.command
+from fuseline.serve.settings import Settings
 from tests.serve.colours import LABELS, encoded, plain
 from tests.serve.processes import ROOT, finished
 
@@ -40,7 +40,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         monkeypatch.setattr(sys, "argv", ["fuseline", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "100")
         with pytest.raises(SystemExit) as exit_:
-            fuseline.main()
+            fuseline.command.main()
         code = exit_.value.code
         assert isinstance(code, int)
         return code, *capfd.readouterr()
@@ -192,10 +192,10 @@ def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^error: there is no folder .*nowhere; `fuseline export CHECKPOINT`.*$", stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["fuseline", "export.cli"])
+@pytest.mark.parametrize("module", ["fuseline.command", "fuseline.export.cli"])
 def test_an_extra_that_is_not_installed_is_one_line_and_2(module: str) -> None:
     """In a process where torch can't be imported, as in the serving container."""
-    command = ["fuseline", "export"] if module == "fuseline" else ["export"]
+    command = ["fuseline", "export"] if module == "fuseline.command" else ["export"]
     code = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
@@ -219,13 +219,14 @@ def test_version_and_unknown_command(run: Run) -> None:
 def test_help_lists_every_command_and_neither_it_nor_the_client_imports_torch() -> None:
     code = (
         "import sys\n"
-        "from fuseline import Client, main\n"
+        "from fuseline import Client\n"
+        "from fuseline.command import main\n"
         "sys.argv = ['fuseline', '--help']\n"
         "try:\n"
         "    main()\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
-        "assert not {'torch', 'onnx', 'export', 'benchmarks', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "assert not {'torch', 'onnx', 'fuseline.export', 'fuseline.benchmarks', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

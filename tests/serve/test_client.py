@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fuseline import Client
-from serve import errors
-from serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status, status_from_error
+from fuseline.serve import errors
+from fuseline.serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status, status_from_error
 from tests.serve.bad_images import bad_images
 from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
 

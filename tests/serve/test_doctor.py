@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import fuseline
-import serve.backends
-from serve import doctor
-from serve.backends import Verdict, judge_backends, open_backend
-from serve.backends.cuda import Gpu
-from serve.backends.nvidia_driver import Driver
-from serve.cpu import Cpu
-from serve.errors import BackendUnavailableError
-from serve.model_package import load_package
+import fuseline.command
+import fuseline.serve.backends
+from fuseline.serve import doctor
+from fuseline.serve.backends import Verdict, judge_backends, open_backend
+from fuseline.serve.backends.cuda import Gpu
+from fuseline.serve.backends.nvidia_driver import Driver
+from fuseline.serve.cpu import Cpu
+from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.model_package import load_package
 from tests.serve.backends.engine_packages import GRAPHS, install, package_of, put_gpu_in
 from tests.serve.colours import write_colours_package
 from tests.serve.fake_gpu import FakeCudart, FakeTensorRT
@@ -31,7 +31,7 @@ def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fuseline", "doctor", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            fuseline.main()
+            fuseline.command.main()
         return end.value.code, capsys.readouterr().out
 
     return run
@@ -43,7 +43,9 @@ def plain_cpu(monkeypatch):
 
 
 def no_runtimes(monkeypatch, *missing):
-    monkeypatch.setattr(serve.backends, "why_not_installed", lambda name: f"no {name}" if name in missing else None)
+    monkeypatch.setattr(
+        fuseline.serve.backends, "why_not_installed", lambda name: f"no {name}" if name in missing else None
+    )
 
 
 def test_it_names_runtimes_cpu_and_the_choice_that_open_backend_makes(run, tmp_path):
@@ -153,13 +155,13 @@ def test_it_is_light(tmp_path):
     folder = write_colours_package(tmp_path / "colours")
     code = (
         "import sys\n"
-        "from fuseline import main\n"
+        "from fuseline.command import main\n"
         f"sys.argv = ['fuseline', 'doctor', {str(folder)!r}]\n"
         "try:\n"
         "    main()\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
-        "assert not {'torch', 'onnx', 'export', 'grpc', 'openvino', 'tensorrt_rtx'} & set(sys.modules)\n"
+        "assert not {'torch', 'onnx', 'fuseline.export', 'grpc', 'openvino', 'tensorrt_rtx'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

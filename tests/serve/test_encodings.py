@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from export.progress import ConsoleNarrator
-from serve.command_line import run_command_line
+from fuseline.export.progress import ConsoleNarrator
+from fuseline.serve.command_line import run_command_line
 from tests.serve.colours import encoded, plain, write_colours_package
 from tests.serve.processes import ROOT
 

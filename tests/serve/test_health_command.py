@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-import fuseline
+import fuseline.command
 
 
 def health(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["fuseline", "health", *arguments])
     with pytest.raises(SystemExit) as exit_:
-        fuseline.main()
+        fuseline.command.main()
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serve.errors import ImageError
-from serve.images import decode_image
+from fuseline.serve.errors import ImageError
+from fuseline.serve.images import decode_image
 
 HEIGHT, WIDTH = 13, 11
 COLOUR_TYPES = {"grey": (0, 1), "grey and alpha": (4, 2), "RGB": (2, 3), "RGBA": (6, 4)}

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve.errors import ImageError
-from serve.images import decode_image
+from fuseline.serve.errors import ImageError
+from fuseline.serve.images import decode_image
 
 SAMPLES = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet-samples"
 INTERPOLATIONS = ("bilinear", "bicubic")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
-from protos.classify_pb2_grpc import ClassifierStub
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.serve.colours import encoded, expected_logits, noise
 from tests.serve.processes import own_channel, server_process
 from tests.serve.services.open_inference_requests import infer_request, logits_of

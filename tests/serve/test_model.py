@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import serve.model
-from serve.backends import open_backend
-from serve.batcher import BatchStats, Misses
-from serve.cpu import usable_cpus
-from serve.errors import (
+import fuseline.serve.model
+from fuseline.serve.backends import open_backend
+from fuseline.serve.batcher import BatchStats, Misses
+from fuseline.serve.cpu import usable_cpus
+from fuseline.serve.errors import (
     FuselineError,
     InputError,
     PackageError,
@@ -17,9 +17,9 @@ from serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from serve.model import Model, cpu_buckets, cpu_max_batch, cpu_unsaturated_rows, load_model, warm_up
-from serve.model_package import InputSpec, Preprocessing, load_package
-from serve.repository import Repository
+from fuseline.serve.model import Model, cpu_buckets, cpu_max_batch, cpu_unsaturated_rows, load_model, warm_up
+from fuseline.serve.model_package import InputSpec, Preprocessing, load_package
+from fuseline.serve.repository import Repository
 from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
@@ -90,8 +90,8 @@ def test_on_a_cpu_small_batches_give_each_core_two_pictures_unless_the_network_i
 async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_are_asked_for(
     package: Path, monkeypatch: pytest.MonkeyPatch, max_delay_ms: float, small_batch_ms: float, batches: list[int]
 ) -> None:
-    monkeypatch.setattr(serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
-    monkeypatch.setattr(serve.model, "SMALL_BATCH_MS", small_batch_ms)
+    monkeypatch.setattr(fuseline.serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(fuseline.serve.model, "SMALL_BATCH_MS", small_batch_ms)
     seen: list[tuple[str, BatchStats]] = []
     model = load_model(package, settings(threads=1, max_delay_ms=max_delay_ms), Counted(seen))
     await model.batcher.submit(list(noise(5)))
@@ -145,7 +145,7 @@ def test_a_backend_that_answers_nonsense_is_refused_before_serving_and_released(
 ) -> None:
     backend = steered(package)
     backend.replacement = lambda pixels: logits.repeat(len(pixels), axis=0)
-    monkeypatch.setattr(serve.model, "open_backend", lambda *_, **__: (backend, "test"))
+    monkeypatch.setattr(fuseline.serve.model, "open_backend", lambda *_, **__: (backend, "test"))
     with pytest.raises(error, match=reason):
         load(package)
     assert backend.closed
@@ -193,7 +193,7 @@ def test_a_backend_that_answers_zeros_in_one_size_of_batch_is_refused(
         return infer(pixels) * np.float32(len(pixels) != in_one_bucket)
 
     backend.replacement = zeros_in_that_bucket
-    monkeypatch.setattr(serve.model, "open_backend", lambda *_, **__: (backend, "test"))
+    monkeypatch.setattr(fuseline.serve.model, "open_backend", lambda *_, **__: (backend, "test"))
     with pytest.raises(VerificationError, match="differ from PyTorch"):
         load(package)
     assert backend.closed

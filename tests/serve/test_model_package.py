@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import PackageError
-from serve.model_package import (
+from fuseline.serve.errors import PackageError
+from fuseline.serve.model_package import (
     MANIFEST_NAME,
     Manifest,
     check_destination,

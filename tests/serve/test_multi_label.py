@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fuseline
-from protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
-from protos.open_inference_pb2 import ModelConfigRequest, ModelInferRequest
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.client import Client
-from serve.model_package import load_package
-from serve.services.top_k import RankedBatch, top_k_from_logits
+import fuseline.command
+from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
+from fuseline.protos.open_inference_pb2 import ModelConfigRequest, ModelInferRequest
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.client import Client
+from fuseline.serve.model_package import load_package
+from fuseline.serve.services.top_k import RankedBatch, top_k_from_logits
 from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
@@ -100,7 +100,7 @@ def test_the_client_and_the_command_tell_it(
         command = ["fuseline", "classify", str(tmp_path / "red.png"), "--address", live_address, *arguments]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit, match="0"):
-            fuseline.main()
+            fuseline.command.main()
         return capfd.readouterr().out
 
     rows = [line.split() for line in classify().splitlines()[1:]]
@@ -124,7 +124,7 @@ def test_every_label_that_holds_is_shown_unless_fewer_are_asked_for(
             command = ["fuseline", "classify", str(tmp_path / "red.png"), "--address", server.address, "--json"]
             monkeypatch.setattr(sys, "argv", [*command, *arguments])
             with pytest.raises(SystemExit, match="0"):
-                fuseline.main()
+                fuseline.command.main()
             assert len(json.loads(capfd.readouterr().out)["predictions"]) == shown
 
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from serve.admission import Admission, Load, Ready
-from serve.batch_profile import BatchProfile
-from serve.batcher import Batcher
-from serve.errors import DeadlineError, OverloadedError
+from fuseline.serve.admission import Admission, Load, Ready
+from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.batcher import Batcher
+from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.overload import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 

@@ -8,10 +8,10 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from protos.classify_pb2 import ClassifyRequest, Image
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.client import Client
-from serve.errors import DeadlineError, OverloadedError
+from fuseline.protos.classify_pb2 import ClassifyRequest, Image
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.client import Client
+from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.colours import encoded, noise, plain
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request

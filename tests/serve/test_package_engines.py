@@ -8,12 +8,12 @@ from shutil import copytree
 
 import pytest
 
-import fuseline
-from serve import package_engines
-from serve.backends.engine_key import EngineDetails
-from serve.backends.engine_lock import file_lock
-from serve.errors import BackendError
-from serve.model_package import load_package
+import fuseline.command
+from fuseline.serve import package_engines
+from fuseline.serve.backends.engine_key import EngineDetails
+from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.errors import BackendError
+from fuseline.serve.model_package import load_package
 from tests.export.small_graph import quantised_graph, small_graph
 from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, package_of
@@ -28,7 +28,7 @@ def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fuseline", "engine", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            fuseline.main()
+            fuseline.command.main()
         out, err = capsys.readouterr()
         return end.value.code, out.splitlines(), err
 
@@ -162,11 +162,11 @@ def test_whatever_fails_the_package_stays_as_it_was(at, tmp_path, monkeypatch):
 
 
 COMMAND = """
-import fuseline
+import fuseline.command
 sys.argv = ["fuseline", "engine", sys.argv[1], "--for", sys.argv[2]]
 sys.stderr = sys.stdout
 try:
-    fuseline.main()
+    fuseline.command.main()
 finally:
     sys.stdout.flush()
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import PackageError
-from serve.package_folders import package_folders
+from fuseline.serve.errors import PackageError
+from fuseline.serve.package_folders import package_folders
 
 
 def packages_in(folder: Path, *names: str) -> list[Path]:

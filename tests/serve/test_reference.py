@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.backends import open_backend
-from serve.errors import PackageError, VerificationError
-from serve.model_package import MANIFEST_NAME, Manifest, file_facts, load_package, save_manifest
-from serve.reference import REFERENCE_NAME, check_reference, write_reference
+from fuseline.serve.backends import open_backend
+from fuseline.serve.errors import PackageError, VerificationError
+from fuseline.serve.model_package import MANIFEST_NAME, Manifest, file_facts, load_package, save_manifest
+from fuseline.serve.reference import REFERENCE_NAME, check_reference, write_reference
 from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
 

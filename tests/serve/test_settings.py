@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serve import cli
-from serve.errors import InputError
-from serve.settings import Settings, buckets_up_to, settings_from_flags
+from fuseline.serve import cli
+from fuseline.serve.errors import InputError
+from fuseline.serve.settings import Settings, buckets_up_to, settings_from_flags
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serve.services.top_k import RankedBatch
+from fuseline.serve.services.top_k import RankedBatch
 
 
 def test_a_row_that_is_not_finite_spoils_no_neighbour():

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.contender import Device
-from benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.contender import Device
+from fuseline.benchmarks.gpu.run.record import Row
 
 Emit = Callable[[Row], None]
 

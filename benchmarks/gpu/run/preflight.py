@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.contender import Device
-from benchmarks.gpu.device import gpu_facts
-from serve.backends.nvidia_driver import Driver, nvidia_driver
-from serve.errors import BackendUnavailableError, InputError
+from fuseline.benchmarks.gpu.contender import Device
+from fuseline.benchmarks.gpu.device import gpu_facts
+from fuseline.serve.backends.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.errors import BackendUnavailableError, InputError
 
 MOST_HELD_MIB = 1024
 """Of the GPU's memory, before the run: a driver keeps some hundred MiB for itself."""

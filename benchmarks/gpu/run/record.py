@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from benchmarks.gpu.worker import without_folders
-from benchmarks.results import write_json
-from serve.errors import FuselineError, InputError, VerificationError
+from fuseline.benchmarks.gpu.worker import without_folders
+from fuseline.benchmarks.results import write_json
+from fuseline.serve.errors import FuselineError, InputError, VerificationError
 
 RowStatus = Literal["measured", "passed", "not here", "skipped", "dropped", "out of memory", "failed", "wrong answer"]
 StepStatus = Literal["waiting", "running", "done", "not here", "out of time", "failed", "interrupted"]

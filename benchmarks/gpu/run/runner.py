@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.device import gpu_facts
-from benchmarks.gpu.run.job import BUNDLE_VARIABLE, TRAINED, Job, RunPlan
-from benchmarks.gpu.run.record import Row, RunRecord, StepRecord
-from benchmarks.gpu.run.schedule import limit_s
-from benchmarks.gpu.run.step_process import run_step
-from benchmarks.results import conditions
-from serve.errors import InputError
+from fuseline.benchmarks.gpu.device import gpu_facts
+from fuseline.benchmarks.gpu.run.job import BUNDLE_VARIABLE, TRAINED, Job, RunPlan
+from fuseline.benchmarks.gpu.run.record import Row, RunRecord, StepRecord
+from fuseline.benchmarks.gpu.run.schedule import limit_s
+from fuseline.benchmarks.gpu.run.step_process import run_step
+from fuseline.benchmarks.results import conditions
+from fuseline.serve.errors import InputError
 
 RESULT, LOG, TABLE = "gpu-run.json", "gpu-run.log", "gpu-run.md"
 """The files in the folder that a run writes to."""
 MAX_LOG_BYTES = 12 * 2**20
 _LAST_WORDS_S = 5.0
 """Of the minutes, for what comes after the last step."""
-_ROOT = Path(__file__).resolve().parents[3]
+_CHECKOUT = Path(__file__).resolve().parents[3]
+"""Where this runs in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,15 @@ class Step:
 
 
 STEPS: Mapping[str, Step] = {
-    "machine": Step("The machine: doctor, nvidia-smi, versions", 15, "benchmarks.gpu.run.steps.machine"),
-    "probe": Step("TensorRT for RTX on this compute capability", 60, "benchmarks.gpu.run.steps.probe"),
-    "package": Step("A package with FP16, its engine, and PyTorch's answers", 90, "benchmarks.gpu.run.steps.package"),
-    "engines": Step("Engines beside PyTorch", 160, "benchmarks.gpu.run.steps.engines"),
-    "serving": Step("Served over gRPC, beside the bare backend", 150, "benchmarks.gpu.run.steps.serving"),
-    "tests": Step("The tests marked gpu", 75, "benchmarks.gpu.run.steps.gpu_tests"),
-    "cpu": Step("CPU backends: one instance and several", 50, "benchmarks.gpu.run.steps.cpu"),
+    "machine": Step("The machine: doctor, nvidia-smi, versions", 15, "fuseline.benchmarks.gpu.run.steps.machine"),
+    "probe": Step("TensorRT for RTX on this compute capability", 60, "fuseline.benchmarks.gpu.run.steps.probe"),
+    "package": Step(
+        "A package with FP16, its engine, and PyTorch's answers", 90, "fuseline.benchmarks.gpu.run.steps.package"
+    ),
+    "engines": Step("Engines beside PyTorch", 160, "fuseline.benchmarks.gpu.run.steps.engines"),
+    "serving": Step("Served over gRPC, beside the bare backend", 150, "fuseline.benchmarks.gpu.run.steps.serving"),
+    "tests": Step("The tests marked gpu", 75, "fuseline.benchmarks.gpu.run.steps.gpu_tests"),
+    "cpu": Step("CPU backends: one instance and several", 50, "fuseline.benchmarks.gpu.run.steps.cpu"),
 }
 """In their order. Weights are seconds of a run of ten minutes."""
 
@@ -138,8 +141,8 @@ def _bundle() -> dict[str, Any] | None:
 def _beside_the_code() -> tuple[Path, Path | None]:
     """Where the tests are, and the trained network with its pictures, if they are here."""
     folder = os.environ.get(BUNDLE_VARIABLE)
-    checkout = _ROOT if folder is None else Path(folder) / "checkout"
-    data = _ROOT.parent / "shared" / "data" if folder is None else checkout / "data"
+    checkout = _CHECKOUT if folder is None else Path(folder) / "checkout"
+    data = _CHECKOUT.parent / "shared" / "data" if folder is None else checkout / "data"
     return checkout, data if (data / TRAINED).is_file() else None
 
 

@@ -11,11 +11,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_time import process_stats
-from benchmarks.gpu.run.job import Job, NotHereError
-from benchmarks.gpu.run.record import Row, StepStatus
-from benchmarks.gpu.worker import exit_words, without_folders
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.cpu_time import process_stats
+from fuseline.benchmarks.gpu.run.job import Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row, StepStatus
+from fuseline.benchmarks.gpu.worker import exit_words, without_folders
+from fuseline.serve.errors import BackendUnavailableError
 
 _END_S = 5.0
 _POLL_S = 0.02

@@ -6,8 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.gpu.run.record import Figure, Row, RunRecord, StepRecord
-from benchmarks.machine import describe
+from fuseline.benchmarks.gpu.run.record import Figure, Row, RunRecord, StepRecord
+from fuseline.benchmarks.machine import describe
 
 _WHERE_FIGURES_COUNT = ("measured", "passed")
 

@@ -5,10 +5,10 @@ import signal
 import threading
 from typing import Any
 
-from benchmarks.gpu.contender import Answers
-from benchmarks.gpu.start import start_contender
-from benchmarks.gpu.worker import Answerer
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu.contender import Answers
+from fuseline.benchmarks.gpu.start import start_contender
+from fuseline.benchmarks.gpu.worker import Answerer
+from fuseline.serve.errors import BackendUnavailableError
 
 FAULTS = {
     "eager-tf32": "crash while it is got ready",

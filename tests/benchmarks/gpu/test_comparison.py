@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import benchmarks.gpu.comparison
-from benchmarks.gpu.comparison import PEAK_BY, GpuPlan, GpuRow, GpuRun, run_gpu
-from benchmarks.gpu.contender import CONTENDERS
-from benchmarks.gpu.peaks import SHEET_PEAKS, MeasuredPeak
-from benchmarks.gpu.report import as_json, as_tables
-from benchmarks.gpu.subject import GpuSubject, open_gpu_subject
-from serve.errors import BackendUnavailableError, InputError
+import fuseline.benchmarks.gpu.comparison
+from fuseline.benchmarks.gpu.comparison import PEAK_BY, GpuPlan, GpuRow, GpuRun, run_gpu
+from fuseline.benchmarks.gpu.contender import CONTENDERS
+from fuseline.benchmarks.gpu.peaks import SHEET_PEAKS, MeasuredPeak
+from fuseline.benchmarks.gpu.report import as_json, as_tables
+from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
+from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.benchmarks.gpu.faults import FAULTS, start_faulty
 from tests.benchmarks.test_cli import exit_code
 
@@ -41,7 +41,7 @@ def small(exported: Opened) -> Iterator[None]:
         return nullcontext((subject, pixels[:rows], expected[:rows]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.gpu.comparison, "open_gpu_subject", open_exported)
+        patch.setattr(fuseline.benchmarks.gpu.comparison, "open_gpu_subject", open_exported)
         yield
 
 
@@ -88,7 +88,7 @@ def test_torch_compile_on_a_cpu(small: None) -> None:
 @pytest.fixture(scope="module")
 def faulty_run(small: None) -> GpuRun:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmarks.gpu.comparison, "start_contender", start_faulty)
+        patch.setattr(fuseline.benchmarks.gpu.comparison, "start_contender", start_faulty)
         return run_gpu(GpuPlan(models=("resnet8",), batches=(1, 2), device="cpu", rounds=2, seconds=0.01))
 
 
@@ -117,14 +117,14 @@ def test_a_wrong_answer_ends_with_exit_code_1(
     faulty_run: GpuRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert not faulty_run.answers_right
-    monkeypatch.setattr(benchmarks.gpu.comparison, "run_gpu", lambda *_: faulty_run)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "run_gpu", lambda *_: faulty_run)
     assert exit_code(monkeypatch, "gpu", "--device", "cpu", "--json", tmp_path / "gpu.json") == 1
     assert "wrong answer" in capsys.readouterr().out
     assert (tmp_path / "gpu.json").is_file()
 
 
 def test_contenders_take_turns_every_second_round_backwards(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.gpu.comparison, "start_contender", start_faulty)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "start_contender", start_faulty)
     said: list[str] = []
     contenders = ("onnxruntime", "eager-fp16", "tensorrt")
     plan = GpuPlan(models=("resnet8",), batches=(1,), device="cpu", rounds=2, seconds=0.01, contenders=contenders)
@@ -152,9 +152,9 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     # Peaks are no part of what is timed here, and PyTorch takes seconds to import.
-    monkeypatch.setattr(benchmarks.gpu.comparison, "PEAK_BY", "onnxruntime")
-    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "measure_peak", lambda _: None)
-    monkeypatch.setattr(benchmarks.gpu.comparison, "monotonic", clock)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "PEAK_BY", "onnxruntime")
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "measure_peak", lambda _: None)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "monotonic", clock)
     return clock
 
 
@@ -178,13 +178,13 @@ def plan_for(minutes: float, **changes: object) -> GpuPlan:
 def test_the_largest_batches_are_left_out_where_the_time_does_not_suffice(
     small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = benchmarks.gpu.comparison._Bench.measure
+    measured = fuseline.benchmarks.gpu.comparison._Bench.measure
 
     def measure(*arguments: object) -> list[GpuRow]:
         clock.now += 60
         return measured(*arguments)
 
-    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "measure", measure)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "measure", measure)
     run = run_gpu(plan_for(minutes=3))
     # One minute each, and what may take longer doesn't fit into the third.
     assert [(row.batch, row.status) for row in run.rows] == [(1, "measured"), (8, "measured"), (32, "dropped")]
@@ -194,14 +194,14 @@ def test_the_largest_batches_are_left_out_where_the_time_does_not_suffice(
 def test_largest_first_the_smallest_batches_are_left_out(
     small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = benchmarks.gpu.comparison._Bench.measure
+    measured = fuseline.benchmarks.gpu.comparison._Bench.measure
     told: list[tuple[int, str]] = []
 
     def measure(*arguments: object) -> list[GpuRow]:
         clock.now += 60
         return measured(*arguments)
 
-    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "measure", measure)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "measure", measure)
     # One minute each. By its size the second needs a quarter of one, the third two seconds, and half a one is left.
     run = run_gpu(
         replace(plan_for(minutes=2.01), largest_first=True),
@@ -216,13 +216,13 @@ def test_largest_first_the_smallest_batches_are_left_out(
 def test_time_that_runs_out_within_a_case_ends_it_after_a_whole_round(
     small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_round = benchmarks.gpu.comparison._Bench._round
+    one_round = fuseline.benchmarks.gpu.comparison._Bench._round
 
     def timed_round(*arguments: object) -> None:
         one_round(*arguments)
         clock.now += 50
 
-    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "_round", timed_round)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "_round", timed_round)
     (row,) = run_gpu(plan_for(minutes=1, batches=(1,))).rows
     assert row.status == "measured"
     assert len(row.modes["resident"].images_per_s) == 2
@@ -230,7 +230,7 @@ def test_time_that_runs_out_within_a_case_ends_it_after_a_whole_round(
 
 
 def test_what_is_not_ready_in_time_is_left_out(small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.gpu.comparison._Bench, "_left_s", lambda _: 0.0)
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "_left_s", lambda _: 0.0)
     (row,) = run_gpu(plan_for(minutes=1, batches=(1,))).rows
     assert (row.status, row.reason) == ("dropped", "--minutes 1: it was not ready in the 0 s left")
 
@@ -293,7 +293,7 @@ def test_without_a_gpu_cuda_is_refused_with_what_to_do(monkeypatch: pytest.Monke
 def test_models_are_refused_before_anything_starts(
     models: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.gpu.comparison, "Worker", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "Worker", lambda *_: pytest.fail("it was started"))
     with pytest.raises(InputError, match=message):
         run_gpu(GpuPlan(models=models, device="cpu"))
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import device
-from benchmarks.gpu.device import facts_from_line, gpu_facts
+from fuseline.benchmarks.gpu import device
+from fuseline.benchmarks.gpu.device import facts_from_line, gpu_facts
 
 LINE = "NVIDIA H100 80GB HBM3, 580.95.05, 9.0, 81559, 1, 1980, 1980, 2619, 2619, 71.32, 700.00, 31, Default, Disabled"
 

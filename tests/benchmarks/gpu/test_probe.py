@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import probe
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu import probe
+from fuseline.serve.errors import BackendUnavailableError
 from tests.benchmarks.test_cli import exit_code
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.gpu.tensorrt import ReplayedBackend
-from serve.backends.cuda import Cuda
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu.tensorrt import ReplayedBackend
+from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.errors import BackendUnavailableError
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 
@@ -33,7 +33,7 @@ def test_a_replay_runs_the_network_alone_on_the_pixels_of_the_last_call() -> Non
 
 
 def test_without_a_gpu_the_contender_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.gpu import tensorrt
+    from fuseline.benchmarks.gpu import tensorrt
 
     def refuse() -> Cuda:
         raise BackendUnavailableError("no NVIDIA driver is installed")

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.gpu.work import NetworkWork, network_work
-from export.inspecting.onnx_operations import operations_from_onnx
+from fuseline.benchmarks.gpu.work import NetworkWork, network_work
+from fuseline.export.inspecting.onnx_operations import operations_from_onnx
 
 SIDE, WIDTH, CLASSES = 4, 8, 5
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.gpu.worker import Worker, WorkFailedError, timed_calls
+from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError, timed_calls
 from tests.benchmarks.gpu.faults import start_echo, start_refusing
 
 

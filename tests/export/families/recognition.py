@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.architectures import Recognised, recognise
-from serve.errors import ArchitectureError
+from fuseline.export.architectures import Recognised, recognise
+from fuseline.serve.errors import ArchitectureError
 
 RELATIVE = 1e-4
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export.architectures import Recognised, recognise
-from export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.architectures import Recognised, recognise
+from fuseline.export.checkpoint import Checkpoint, read_checkpoint
 
 
 def saved(network: nn.Module, path: Path, how: str, side: int = 64) -> Path:

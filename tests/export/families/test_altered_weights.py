@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import read_checkpoint
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import tiny_network
 

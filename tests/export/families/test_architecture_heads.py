@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
-from export.head import head_from
-from serve.errors import CheckpointError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.head import head_from
+from fuseline.serve.errors import CheckpointError
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like
 

@@ -5,9 +5,9 @@ import timm
 import torchvision
 from torch.fx.experimental.optimization import fuse
 
-from export.architectures import names_in, recognise, tensors_in
-from export.families.naming_schemes import SCHEMES, scheme_named
-from serve.errors import ArchitectureError
+from fuseline.export.architectures import names_in, recognise, tensors_in
+from fuseline.export.families.naming_schemes import SCHEMES, scheme_named
+from fuseline.serve.errors import ArchitectureError
 from tests.export.families.hand_written import TinyResNet8, TutorialResNet
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
 from tests.export.families.recognition import assert_equal_logits, assert_same_network

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.architectures import Recognised, recognise, with_values
-from export.checkpoint import read_checkpoint
-from serve.errors import ArchitectureError, InputError
+from fuseline.export.architectures import Recognised, recognise, with_values
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.families.preact_resnets import PreActNetwork
 from tests.export.families.scripts import saved
 from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18, trained_like

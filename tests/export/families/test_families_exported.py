@@ -12,14 +12,14 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from export.architectures import recognise
-from export.fold import fold_network
-from export.half.fp16_graph import fp16_from_fp32
-from export.onnx_graph import onnx_from_network
-from export.precision import check_fp16
-from export.sample import generated_sample
-from export.verify import normalised
-from serve.model_package import InputSpec, Normalization, Preprocessing
+from fuseline.export.architectures import recognise
+from fuseline.export.fold import fold_network
+from fuseline.export.half.fp16_graph import fp16_from_fp32
+from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.precision import check_fp16
+from fuseline.export.sample import generated_sample
+from fuseline.export.verify import normalised
+from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.families.hand_written import TutorialResNet
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
 from tests.export.resnets import cifar_resnet18, option_a_resnet, trained_like
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_every_family_becomes_graphs_with_its_logits(family: str
     assert np.abs(run(half, pixels) - expected).max() < 2e-2 * spread
 
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-    from serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine_builder import build_engine
 
     build = build_engine(half.SerializeToString(), precision="fp16", capability="sm89", max_batch=8)
     assert set(build.precision_counts["CONVOLUTION"]) == {"HALF"}

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from export.architectures import Recognised, recognise
-from export.checkpoint import read_checkpoint
-from serve.errors import ArchitectureError
+from fuseline.export.architectures import Recognised, recognise
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.resnets import trained_like
 

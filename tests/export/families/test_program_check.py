@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
-from serve.errors import ArchitectureError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import ArchitectureError
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.families.scripts import recognised_in, recognised_of, saved

@@ -10,10 +10,10 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
-from export.loading import NetworkSource, factory_arguments_from_texts, network_of
-from serve.errors import ArchitectureError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.loading import NetworkSource, factory_arguments_from_texts, network_of
+from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import trained_like
 

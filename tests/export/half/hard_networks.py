@@ -9,12 +9,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from export.architectures import recognise
-from export.fold import fold_network
-from export.network import TrainedNetwork
-from export.onnx_graph import onnx_from_network
-from export.sample import generated_sample
-from serve.model_package import InputSpec, Preprocessing
+from fuseline.export.architectures import recognise
+from fuseline.export.fold import fold_network
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.sample import generated_sample
+from fuseline.serve.model_package import InputSpec, Preprocessing
 from tests.export.resnets import tiny_network
 
 SPEC = InputSpec(height=32, width=32, preprocessing=Preprocessing(resize_shorter_side=32))

@@ -1,6 +1,6 @@
 import pytest
 
-from export.half.checkpoint_names import checkpoint_name
+from fuseline.export.half.checkpoint_names import checkpoint_name
 
 NAMES = {
     "conv1": "pre.0",

@@ -8,11 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from export.half.fp16_graph import fp16_from_fp32
-from export.half.overflow_guard import SAFETY_MARGIN, GuardedGraph, guarded_fp16
-from export.half.stored_in_fp16 import stored_in_fp16
-from export.precision import check_fp16, precision_share
-from serve.errors import InputError, VerificationError
+from fuseline.export.half.fp16_graph import fp16_from_fp32
+from fuseline.export.half.overflow_guard import SAFETY_MARGIN, GuardedGraph, guarded_fp16
+from fuseline.export.half.stored_in_fp16 import stored_in_fp16
+from fuseline.export.precision import check_fp16, precision_share
+from fuseline.serve.errors import InputError, VerificationError
 from tests.export.half.hard_networks import (
     HARD,
     PIXELS,
@@ -137,7 +137,7 @@ def test_there_are_as_few_casts_as_can_be(name: str, casts: int) -> None:
 @pytest.mark.parametrize("name", HARD)
 def test_tensorrt_parses_and_builds_the_mixed_graph(name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-    from serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine_builder import build_engine
 
     found = guarded(name)
     stayed = [layer for layer in found.kept if layer.range.weighted]

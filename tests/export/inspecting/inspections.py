@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from export.inspecting.inspected import Inspection, Layer, layers_of
-from export.inspecting.traced_operations import operations_from_trace
-from export.inspection import inspect_network
-from export.network import TrainedNetwork
-from export.trace import trace
-from serve.model_package import Assumption
+from fuseline.export.inspecting.inspected import Inspection, Layer, layers_of
+from fuseline.export.inspecting.traced_operations import operations_from_trace
+from fuseline.export.inspection import inspect_network
+from fuseline.export.network import TrainedNetwork
+from fuseline.export.trace import trace
+from fuseline.serve.model_package import Assumption
 
 UNTOLD = Assumption(
     key="stride", value="conv1", meaning="strides are not told by tensors", flag="--assume stride=VALUE"

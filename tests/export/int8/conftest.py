@@ -2,9 +2,9 @@
 
 import pytest
 
-from export.int8.calibrators import CALIBRATORS, Range
-from export.int8.histograms import activation_histograms
-from export.int8.operators import quantised_tensors
+from fuseline.export.int8.calibrators import CALIBRATORS, Range
+from fuseline.export.int8.histograms import activation_histograms
+from fuseline.export.int8.operators import quantised_tensors
 from tests.export.int8.networks import Subject, subject
 from tests.export.resnets import tiny_network
 

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.pictures import generated_pictures
-from export.fold import fold_network
-from export.onnx_graph import onnx_from_network
-from export.verify import eager_logits, normalised
-from serve.model_package import InputSpec, Normalization, Preprocessing
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.export.fold import fold_network
+from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.verify import eager_logits, normalised
+from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 
 NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from export.int8.calibration_images import ENOUGH_IMAGES, MIN_IMAGES, CalibrationImages, split_images
-from serve.errors import InputError
+from fuseline.export.int8.calibration_images import ENOUGH_IMAGES, MIN_IMAGES, CalibrationImages, split_images
+from fuseline.serve.errors import InputError
 
 ROW = (4, 6, 3)
 RANDOM = np.random.default_rng(0)

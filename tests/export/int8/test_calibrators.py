@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from export.int8.calibrators import CALIBRATORS, PERCENTILE, entropy, min_max, percentile
-from export.int8.histograms import BINS, Histogram
+from fuseline.export.int8.calibrators import CALIBRATORS, PERCENTILE, entropy, min_max, percentile
+from fuseline.export.int8.histograms import BINS, Histogram
 
 
 def histogram_of(values: np.ndarray) -> Histogram:

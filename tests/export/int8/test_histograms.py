@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.int8.histograms import BINS, activation_histograms
-from export.int8.operators import quantised_tensors
-from export.int8.runtimes import onnxruntime_session
-from serve.errors import VerificationError
+from fuseline.export.int8.histograms import BINS, activation_histograms
+from fuseline.export.int8.operators import quantised_tensors
+from fuseline.export.int8.runtimes import onnxruntime_session
+from fuseline.serve.errors import VerificationError
 from tests.export.int8.networks import Subject
 
 

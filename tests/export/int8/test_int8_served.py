@@ -8,17 +8,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.int8.calibrators import Range
-from export.int8.quantiser import quantised_for_cpus
-from export.int8.runtimes import logits_by_runtime, serialised
-from export.verify import compare
-from serve.backends import onnxruntime as onnxruntime_backend
-from serve.backends import open_backend
-from serve.backends import openvino as openvino_backend
-from serve.cpu import Cpu
-from serve.errors import BackendError, BackendUnavailableError
-from serve.model_package import Artifact, ModelPackage, file_facts, load_package, save_manifest
-from serve.settings import settings_from_flags
+from fuseline.export.int8.calibrators import Range
+from fuseline.export.int8.quantiser import quantised_for_cpus
+from fuseline.export.int8.runtimes import logits_by_runtime, serialised
+from fuseline.export.verify import compare
+from fuseline.serve.backends import onnxruntime as onnxruntime_backend
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends import openvino as openvino_backend
+from fuseline.serve.cpu import Cpu
+from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.model_package import Artifact, ModelPackage, file_facts, load_package, save_manifest
+from fuseline.serve.settings import settings_from_flags
 from tests.export.int8.networks import Subject
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")

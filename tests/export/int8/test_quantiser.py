@@ -11,16 +11,16 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.families.resnet import ResNet
-from export.families.resnet_spec import ResNetSpec
-from export.int8.calibrators import Range, min_max
-from export.int8.closeness import logit_error
-from export.int8.histograms import activation_histograms
-from export.int8.int8_share import int8_share, layer_costs
-from export.int8.operators import quantised_tensors
-from export.int8.quantiser import quantised_for_cpus, quantised_for_tensorrt
-from export.int8.runtimes import logits_by_runtime, onnxruntime_logits, serialised
-from export.onnx_graph import pixel_nodes
+from fuseline.export.families.resnet import ResNet
+from fuseline.export.families.resnet_spec import ResNetSpec
+from fuseline.export.int8.calibrators import Range, min_max
+from fuseline.export.int8.closeness import logit_error
+from fuseline.export.int8.histograms import activation_histograms
+from fuseline.export.int8.int8_share import int8_share, layer_costs
+from fuseline.export.int8.operators import quantised_tensors
+from fuseline.export.int8.quantiser import quantised_for_cpus, quantised_for_tensorrt
+from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits, serialised
+from fuseline.export.onnx_graph import pixel_nodes
 from tests.export.families.preact_resnets import PreActNetwork
 from tests.export.int8.networks import Subject, layers, subject
 from tests.export.resnets import CifarBottleneck, CifarResNet
@@ -41,7 +41,7 @@ def graph_run_by_onnxruntime(model: onnx.ModelProto, folder) -> onnx.ModelProto:
 
 def operators_run_by_openvino(model: onnx.ModelProto) -> list[tuple[str, str]]:
     """Kind and precision of every layer that it runs, constants left out."""
-    from serve.backends.openvino import open_request
+    from fuseline.serve.backends.openvino import open_request
 
     compiled = open_request(serialised(model)).get_compiled_model()
     infos = [layer.get_rt_info() for layer in compiled.get_runtime_model().get_ordered_ops()]
@@ -156,7 +156,7 @@ def test_tensorrt_gets_zeros_of_zero_float_biases_and_one_quantised_branch_of_an
 
 def test_tensorrt_builds_an_engine_of_int8_layers(tiny: Subject, tiny_ranges: dict[str, Range]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine_builder import build_engine
 
     first = layers(tiny.model)[0].name
     for kept in ([], [first]):

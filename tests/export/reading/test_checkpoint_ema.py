@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from export.checkpoint import read_checkpoint
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 WEIGHTS = without_counters(dict(small_network().state_dict()))

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from export.checkpoint import read_checkpoint
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 
-from export.checkpoint import read_checkpoint
-from export.reading.inert_pickle import Name, read_pickle
-from export.reading.pickled_tensors import Storage, construct_tensor
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.reading.inert_pickle import Name, read_pickle
+from fuseline.export.reading.pickled_tensors import Storage, construct_tensor
+from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from export.architectures import recognise
-from export.checkpoint import read_checkpoint
-from serve.errors import FuselineError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import FuselineError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 WEIGHTS = without_counters(dict(small_network().state_dict()))

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from export.checkpoint import read_checkpoint
-from export.reading import checkpoint_file
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.reading import checkpoint_file
+from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import small_network
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from export.checkpoint import read_checkpoint
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import CheckpointError
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.architectures import recognise
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.head import head_from
-from serve.errors import ArchitectureError, CheckpointError
+from fuseline.export.architectures import recognise
+from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.head import head_from
+from fuseline.serve.errors import ArchitectureError, CheckpointError
 from tests.export.resnets import CifarBasic, CifarResNet, trained_like
 
 Tensors = dict[str, Tensor]

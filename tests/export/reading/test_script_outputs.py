@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from export.checkpoint import read_checkpoint
-from serve.errors import ArchitectureError
+from fuseline.export.checkpoint import read_checkpoint
+from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.families.scripts import recognised_in, recognised_of, saved
 from tests.export.resnets import trained_like

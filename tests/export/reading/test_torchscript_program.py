@@ -12,10 +12,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.program import Result, Weight
-from export.reading import script_code, script_operators
-from serve.errors import CheckpointError
+from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.program import Result, Weight
+from fuseline.export.reading import script_code, script_operators
+from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, without_counters
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.backends import engine_target, tensorrt, tensorrt_engine
-from serve.backends.cuda import Cuda
-from serve.model_package import (
+from fuseline.serve.backends import engine_target, tensorrt, tensorrt_engine
+from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.model_package import (
     Artifact,
     InputSpec,
     Manifest,
@@ -19,7 +19,7 @@ from serve.model_package import (
     load_package,
     save_manifest,
 )
-from serve.reference import write_reference
+from fuseline.serve.reference import write_reference
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
 from tests.serve.fake_gpu import FakeCudart, expected_logits
 

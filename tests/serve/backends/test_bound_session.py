@@ -7,8 +7,8 @@ from threading import get_ident
 import numpy as np
 import pytest
 
-from serve.backends.bound_session import BoundBatch, BoundSession
-from serve.backends.onnxruntime import open_session
+from fuseline.serve.backends.bound_session import BoundBatch, BoundSession
+from fuseline.serve.backends.onnxruntime import open_session
 from tests.serve.colours import expected_logits, noise, write_colours_package
 
 BUCKETS = (1, 4, 8)

@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from serve.backends import engine_cache
-from serve.backends.engine_builder import EngineBuild, build_engine
-from serve.backends.engine_cache import EngineCache, cached_engine, check_engine_cache, write_whole
-from serve.backends.engine_key import EngineDetails
-from serve.backends.engine_precision import AchievedPrecision
-from serve.errors import BackendUnavailableError, InputError
+from fuseline.serve.backends import engine_cache
+from fuseline.serve.backends.engine_builder import EngineBuild, build_engine
+from fuseline.serve.backends.engine_cache import EngineCache, cached_engine, check_engine_cache, write_whole
+from fuseline.serve.backends.engine_key import EngineDetails
+from fuseline.serve.backends.engine_precision import AchievedPrecision
+from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, details_of
 
@@ -141,17 +141,17 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_nothing_else(tmp_path, monk
 SERVER = """
 import logging
 from pathlib import Path
-from serve.backends.engine_builder import build_engine
-from serve.backends.engine_cache import EngineCache, cached_engine
-from serve.backends.engine_key import EngineDetails
+from fuseline.serve.backends.engine_builder import build_engine
+from fuseline.serve.backends.engine_cache import EngineCache, cached_engine
+from fuseline.serve.backends.engine_key import EngineDetails
 
 class Said(logging.Handler):
     def emit(self, record):
         if "waiting" in record.getMessage():
             say(record.getMessage())
 
-logging.getLogger("serve").addHandler(Said())
-logging.getLogger("serve").setLevel(logging.INFO)
+logging.getLogger("fuseline.serve").addHandler(Said())
+logging.getLogger("fuseline.serve").setLevel(logging.INFO)
 graph = Path(sys.argv[2]).read_bytes()
 held = len(sys.argv) > 4
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serve.backends.engine_inspection import check_inspected, weights_by_precision
-from serve.errors import VerificationError
+from fuseline.serve.backends.engine_inspection import check_inspected, weights_by_precision
+from fuseline.serve.errors import VerificationError
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT
 
 TRT = FakeTensorRT()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from serve.backends.engine_limits import check_computable
-from serve.backends.engine_target import Builder
-from serve.backends.tensorrt_engine import logger_of
-from serve.errors import BackendUnavailableError
+from fuseline.serve.backends.engine_limits import check_computable
+from fuseline.serve.backends.engine_target import Builder
+from fuseline.serve.backends.tensorrt_engine import logger_of
+from fuseline.serve.errors import BackendUnavailableError
 
 TURING = Builder("tensorrt_rtx", "sm75", "SM75")
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from serve.backends import engine_target
-from serve.backends.cuda import Gpu
-from serve.backends.engine_target import available_builder
-from serve.errors import BackendUnavailableError, InputError
+from fuseline.serve.backends import engine_target
+from fuseline.serve.backends.cuda import Gpu
+from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.errors import BackendUnavailableError, InputError
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import re
 import numpy as np
 import pytest
 
-from serve.backends import open_backend, tensorrt, tensorrt_engine
-from serve.backends.engine_builder import build_engine
-from serve.backends.tensorrt import open_tensorrt, why_unavailable
-from serve.errors import BackendUnavailableError, PackageError, VerificationError
-from serve.metrics import Metrics
-from serve.model import load_model
-from serve.model_package import load_package, save_manifest
-from serve.settings import Settings
+from fuseline.serve.backends import open_backend, tensorrt, tensorrt_engine
+from fuseline.serve.backends.engine_builder import build_engine
+from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
+from fuseline.serve.errors import BackendUnavailableError, PackageError, VerificationError
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.model import load_model
+from fuseline.serve.model_package import load_package, save_manifest
+from fuseline.serve.settings import Settings
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
 from tests.serve import fake_gpu
 from tests.serve.backends.engine_packages import GRAPHS, details_of, install, package_of, put_gpu_in
@@ -156,7 +156,7 @@ def test_a_precision_that_the_package_has_no_graph_of_is_refused(tmp_path, fake_
 def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, cudart):
     put_gpu_in(monkeypatch, cudart)
     monkeypatch.setattr(tensorrt_engine, "is_installed", lambda library: False)
-    monkeypatch.setattr("serve.backends.engine_target.is_installed", lambda library: False)
+    monkeypatch.setattr("fuseline.serve.backends.engine_target.is_installed", lambda library: False)
     package = package_of(
         tmp_path / "small",
         ("one.plan", "tensorrt", "fp16", details_of(), b"plan"),

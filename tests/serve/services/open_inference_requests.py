@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from fuseline.protos.open_inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 
 
 def infer_request(pixels: NDArray[np.uint8], *, typed: bool = False, **fields: object) -> ModelInferRequest:

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
-from protos.classify_pb2 import ClassifyRequest, Image
-from protos.open_inference_pb2 import (
+from fuseline.protos.classify_pb2 import ClassifyRequest, Image
+from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
     TYPE_UINT8,
     ModelConfigRequest,
@@ -29,7 +29,7 @@ from protos.open_inference_pb2 import (
     ServerMetadataRequest,
     ServerReadyRequest,
 )
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.serve.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request, logits_of

@@ -7,9 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
-import serve.model
-from protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+import fuseline.serve.model
+from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.serve.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request, logits_of
@@ -84,7 +84,7 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
 async def test_the_deadline_of_a_stream_is_that_of_its_requests(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve.model, "warm_up", lambda backend, _: dict.fromkeys(backend.buckets, 1000.0))
+    monkeypatch.setattr(fuseline.serve.model, "warm_up", lambda backend, _: dict.fromkeys(backend.buckets, 1000.0))
     served = await start_server()
     served.backend.hold()
     first = GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1)))

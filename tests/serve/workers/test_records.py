@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.workers.records import (
+from fuseline.serve.workers.records import (
     ANSWER,
     CANCEL,
     ERROR,

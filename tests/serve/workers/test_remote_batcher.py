@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serve.admission import Admission, Ready
-from serve.batch_profile import BatchProfile
-from serve.batcher import Batcher, BatchStats
-from serve.errors import (
+from fuseline.serve.admission import Admission, Ready
+from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.batcher import Batcher, BatchStats
+from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
     DeadlineError,
@@ -23,10 +23,10 @@ from serve.errors import (
     RequestError,
     ShuttingDownError,
 )
-from serve.workers.arena import Arena, ArenaShape, create_memory
-from serve.workers.backend_link import BackendConnection
-from serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
-from serve.workers.remote_requests import RemoteRequests
+from fuseline.serve.workers.arena import Arena, ArenaShape, create_memory
+from fuseline.serve.workers.backend_link import BackendConnection
+from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
+from fuseline.serve.workers.remote_requests import RemoteRequests
 
 ROW_SHAPE = (2, 2, 1)
 CLASSES = 3
@@ -268,7 +268,7 @@ async def test_a_failed_batch_is_one_error_with_the_id_under_which_the_backend_l
 
     joined.infer = fail
     requests = [joined.remotes[0].submit([row(value)]) for value in (1, 2)]
-    with caplog.at_level(logging.ERROR, "serve.workers.remote_requests"):
+    with caplog.at_level(logging.ERROR, "fuseline.serve.workers.remote_requests"):
         await joined.run_batch()
     ids = set()
     for request in requests:

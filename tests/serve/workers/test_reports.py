@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serve.batcher import BatchedRows, BatchStats
-from serve.metrics import Metrics
-from serve.workers.reports import Report, ReportCollector, report_of, statistics_from, summed
+from fuseline.serve.batcher import BatchedRows, BatchStats
+from fuseline.serve.metrics import Metrics
+from fuseline.serve.workers.reports import Report, ReportCollector, report_of, statistics_from, summed
 
 LOGITS = np.zeros((2, 4), np.float32)
 ANSWERED = BatchedRows(LOGITS, 1.0, 2.0, 2, LOGITS, 0)

@@ -1,6 +1,6 @@
 import pytest
 
-from serve.workers.slots import SlotTable
+from fuseline.serve.workers.slots import SlotTable
 
 
 def test_slots_are_taken_lowest_first_and_the_one_freed_last_again() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import InputError
-from serve.settings import Settings
-from serve.workers.supervisor import Commands, Supervisor
+from fuseline.serve.errors import InputError
+from fuseline.serve.settings import Settings
+from fuseline.serve.workers.supervisor import Commands, Supervisor
 
 SETTINGS = Settings(port=0, http_port=0, workers=2)
 

@@ -18,11 +18,11 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
-from protos.classify_pb2_grpc import ClassifierStub
-from protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
-from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serve.client import Client
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.client import Client
 from tests.serve.colours import encoded, noise, plain
 from tests.serve.processes import (
     ServerProcess,
@@ -302,9 +302,9 @@ def test_when_it_fails_it_leaves_no_process_behind(package: Path, tmp_path: Path
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from serve.errors import PackageError\n"
-        "from serve.settings import settings_from_flags\n"
-        "from serve.workers.supervisor import run_supervisor\n"
+        "from fuseline.serve.errors import PackageError\n"
+        "from fuseline.serve.settings import settings_from_flags\n"
+        "from fuseline.serve.workers.supervisor import run_supervisor\n"
         "try:\n"
         "    run_supervisor([Path(sys.argv[1])], settings_from_flags(port=0, http_port=0, workers=2), print)\n"
         "except PackageError:\n"

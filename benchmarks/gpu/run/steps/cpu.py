@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row
-from benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
-from benchmarks.pictures import generated_pictures
-from serve.backends import why_not_installed
-from serve.backends.base import Backend
-from serve.errors import BackendUnavailableError
-from serve.model_package import ModelPackage, load_package
-from serve.reference import check_reference
+from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.serve.backends import why_not_installed
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.model_package import ModelPackage, load_package
+from fuseline.serve.reference import check_reference
 
 TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 _BATCH = 8
@@ -80,10 +80,10 @@ def open_fp32_on_cpu(backend: str, package: ModelPackage, *, buckets: tuple[int,
     if (reason := why_not_installed(backend)) is not None:
         raise BackendUnavailableError(reason)
     if backend == "openvino":
-        from serve.backends.openvino import OpenVinoBackend
+        from fuseline.serve.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(package, precision="fp32", buckets=buckets, threads=threads)
-    from serve.backends.onnxruntime import OnnxRuntimeBackend
+    from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(package, precision="fp32", buckets=buckets, threads=threads, cuda=False)
 

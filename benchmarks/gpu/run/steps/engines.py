@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, run_gpu
-from benchmarks.gpu.contender import CONTENDERS, modes_on
-from benchmarks.gpu.report import row_as_json
-from benchmarks.gpu.run.job import Emit, Job
-from benchmarks.gpu.run.record import Row
-from benchmarks.stats import spread_of
+from fuseline.benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, run_gpu
+from fuseline.benchmarks.gpu.contender import CONTENDERS, modes_on
+from fuseline.benchmarks.gpu.report import row_as_json
+from fuseline.benchmarks.gpu.run.job import Emit, Job
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.stats import spread_of
 
 _SLOW_TO_PREPARE = "compiled"
 """torch.compile takes most of a minute for each batch, so it comes last and for few."""

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row
-from benchmarks.gpu.worker import without_folders
-from serve.backends.engine_target import CURRENT, PORTABLE
+from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.worker import without_folders
+from fuseline.serve.backends.engine_target import CURRENT, PORTABLE
 
 _FOLDER = "tests/gpu"
 _FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")

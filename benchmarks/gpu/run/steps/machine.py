@@ -10,11 +10,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.device import gpu_facts
-from benchmarks.gpu.run.job import BUNDLE_VARIABLE, Emit, Job
-from benchmarks.gpu.run.record import Row
-from benchmarks.gpu.worker import only_last_parts, without_folders
-from serve.doctor import diagnose
+from fuseline.benchmarks.gpu.device import gpu_facts
+from fuseline.benchmarks.gpu.run.job import BUNDLE_VARIABLE, Emit, Job
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.worker import only_last_parts, without_folders
+from fuseline.serve.doctor import diagnose
 
 _MODULES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "numpy", "grpc", "google.protobuf")
 _SMI_TIMEOUT_S = 20.0

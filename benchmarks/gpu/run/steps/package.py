@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.answers import check_logits
-from benchmarks.gpu.run.job import PICTURES, TRAINED, Emit, Job
-from benchmarks.gpu.run.record import Row, failure_row
-from benchmarks.gpu.run.steps.cpu import TITLES, open_fp32_on_cpu
-from benchmarks.gpu.worker import without_folders
-from benchmarks.pictures import generated_pictures
-from benchmarks.subject import ARCHITECTURES, random_checkpoint
-from serve.backends import DEFAULT_BUCKETS, why_not_installed
-from serve.backends.base import Backend
-from serve.backends.engine_inspection import weights_by_precision
-from serve.backends.engine_key import LIBRARIES, EngineDetails
-from serve.backends.padded import infer_in_largest_bucket
-from serve.backends.tensorrt_engine import engine_from_plan, import_library
-from serve.errors import BackendUnavailableError, FuselineError
-from serve.model_package import Artifact, ModelPackage, load_package
-from serve.reference import check_reference
+from fuseline.benchmarks.answers import check_logits
+from fuseline.benchmarks.gpu.run.job import PICTURES, TRAINED, Emit, Job
+from fuseline.benchmarks.gpu.run.record import Row, failure_row
+from fuseline.benchmarks.gpu.run.steps.cpu import TITLES, open_fp32_on_cpu
+from fuseline.benchmarks.gpu.worker import without_folders
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.subject import ARCHITECTURES, random_checkpoint
+from fuseline.serve.backends import DEFAULT_BUCKETS, why_not_installed
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.engine_inspection import weights_by_precision
+from fuseline.serve.backends.engine_key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.padded import infer_in_largest_bucket
+from fuseline.serve.backends.tensorrt_engine import engine_from_plan, import_library
+from fuseline.serve.errors import BackendUnavailableError, FuselineError
+from fuseline.serve.model_package import Artifact, ModelPackage, load_package
+from fuseline.serve.reference import check_reference
 
 _PICTURES = 64
 _MOST_PICTURES = 1000
@@ -144,8 +144,8 @@ def _fuseline(*arguments: str) -> float:
 
 
 def _eager_logits(checkpoint: Path, package: ModelPackage, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    from export.loading import NetworkSource, network_of, read_source
-    from export.verify import eager_logits
+    from fuseline.export.loading import NetworkSource, network_of, read_source
+    from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)
     spec = package.manifest.input
@@ -157,14 +157,14 @@ def _openers(device: str) -> dict[str, Opener]:
     """Title to what opens a backend, the best first."""
 
     def tensorrt(package: ModelPackage) -> Backend:
-        from serve.backends.tensorrt import open_tensorrt
+        from fuseline.serve.backends.tensorrt import open_tensorrt
 
         return open_tensorrt(package, precision="fp16", buckets=DEFAULT_BUCKETS)
 
     def onnxruntime(package: ModelPackage) -> Backend:
         if (reason := why_not_installed("onnxruntime")) is not None:
             raise BackendUnavailableError(reason)
-        from serve.backends.onnxruntime import OnnxRuntimeBackend
+        from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(package, precision="fp16", buckets=DEFAULT_BUCKETS, threads=0, cuda=True)
 
@@ -208,7 +208,7 @@ def _held_against(what: str, opener: Opener, package: ModelPackage, sample: _Sam
 
 def _trained(job: Job, data: Path, emit: Emit) -> None:
     """A trained network on its real pictures: how many it gets right, and how many eager FP32 does."""
-    from export.sample import image_folder
+    from fuseline.export.sample import image_folder
 
     folder, title = job.work / "resnet20", "trained ResNet-20"
     emit(_exported(data / TRAINED, folder, _TRAINED_INPUT))

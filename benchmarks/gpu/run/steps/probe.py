@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from benchmarks.gpu.probe import UNSET, probe_rtx
-from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row
-from serve.backends.engine_target import CURRENT, PORTABLE
-from serve.backends.tensorrt_engine import is_installed
+from fuseline.benchmarks.gpu.probe import UNSET, probe_rtx
+from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.serve.backends.engine_target import CURRENT, PORTABLE
+from fuseline.serve.backends.tensorrt_engine import is_installed
 
 _WORDS = {"CURRENT": CURRENT, UNSET: PORTABLE}
 """Setting to the word that asks for it, the better first; before both comes the GPU's own capability."""

@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.engine_process import EngineProcess
-from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row, failure_row
-from benchmarks.machine import usable_cores
-from benchmarks.pictures import generated_pictures
-from benchmarks.protocols import Classify
-from benchmarks.server_process import ServerProcess, started_server
-from benchmarks.serving import measure_serving
-from benchmarks.subject import Subject
-from benchmarks.target import Target, connect, expect_logits_of
-from serve.backends import DEFAULT_BUCKETS
-from serve.errors import BackendError, FuselineError
+from fuseline.benchmarks.engine_process import EngineProcess
+from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row, failure_row
+from fuseline.benchmarks.machine import usable_cores
+from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.protocols import Classify
+from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.benchmarks.serving import measure_serving
+from fuseline.benchmarks.subject import Subject
+from fuseline.benchmarks.target import Target, connect, expect_logits_of
+from fuseline.serve.backends import DEFAULT_BUCKETS
+from fuseline.serve.errors import BackendError, FuselineError
 
 _BURN_IN_S = 1.0
 _WAVES = 4

@@ -7,9 +7,9 @@ import sys
 import threading
 from pathlib import Path
 
-from benchmarks.gpu.run.job import Emit, Job, NotHereError
-from benchmarks.gpu.run.record import Row
-from serve.errors import BackendUnavailableError
+from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.serve.errors import BackendUnavailableError
 
 
 def run(job: Job, emit: Emit) -> None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`, as run.sh calls it."""
+"""`python -m fuseline.benchmarks.gpu`, as run.sh calls it."""
 
 import subprocess
 import sys
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.run.record import RunRecord, StepRecord
-from serve.backends.nvidia_driver import nvidia_driver
+from fuseline.benchmarks.gpu.run.record import RunRecord, StepRecord
+from fuseline.serve.backends.nvidia_driver import nvidia_driver
 
 ROOT = Path(__file__).parents[4]
 
 
 def gpu(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
+    command = [sys.executable, "-m", "fuseline.benchmarks.gpu", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout, done.stderr
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.run import runner
-from benchmarks.gpu.run.job import Job, RunPlan
-from benchmarks.gpu.run.record import Row, RunRecord, read_record
-from benchmarks.gpu.run.runner import STEPS, Step, run_all
-from benchmarks.gpu.run.step_process import run_step
-from serve.errors import InputError
+from fuseline.benchmarks.gpu.run import runner
+from fuseline.benchmarks.gpu.run.job import Job, RunPlan
+from fuseline.benchmarks.gpu.run.record import Row, RunRecord, read_record
+from fuseline.benchmarks.gpu.run.runner import STEPS, Step, run_all
+from fuseline.benchmarks.gpu.run.step_process import run_step
+from fuseline.serve.errors import InputError
 from tests.serve.processes import lives
 
 PLAYED = "tests.benchmarks.gpu.run.played_steps"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.gpu.run.schedule import LEAST_S, limit_s
+from fuseline.benchmarks.gpu.run.schedule import LEAST_S, limit_s
 
 
 def test_shares_are_those_of_the_weights() -> None:

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, ModeFigures
-from benchmarks.gpu.contender import MODES
-from benchmarks.gpu.peaks import MeasuredPeak
-from benchmarks.gpu.run import runner
-from benchmarks.gpu.run.job import Job, NotHereError, RunPlan
-from benchmarks.gpu.run.record import Row
-from benchmarks.gpu.run.runner import STEPS, run_all
-from benchmarks.gpu.run.step_process import run_step
-from benchmarks.gpu.run.steps import cpu, engines, package, probe, serving
-from benchmarks.gpu.subject import GpuSubject
-from benchmarks.gpu.work import NetworkWork
-from serve.backends import tensorrt
-from serve.model_package import ModelPackage
+from fuseline.benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, ModeFigures
+from fuseline.benchmarks.gpu.contender import MODES
+from fuseline.benchmarks.gpu.peaks import MeasuredPeak
+from fuseline.benchmarks.gpu.run import runner
+from fuseline.benchmarks.gpu.run.job import Job, NotHereError, RunPlan
+from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.run.runner import STEPS, run_all
+from fuseline.benchmarks.gpu.run.step_process import run_step
+from fuseline.benchmarks.gpu.run.steps import cpu, engines, package, probe, serving
+from fuseline.benchmarks.gpu.subject import GpuSubject
+from fuseline.benchmarks.gpu.work import NetworkWork
+from fuseline.serve.backends import tensorrt
+from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import CLASSES, ROW_SHAPE
 from tests.serve import fake_gpu
 from tests.serve.backends.engine_packages import details_of, install, package_of, put_gpu_in

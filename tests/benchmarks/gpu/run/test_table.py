@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.gpu.run.record import Row, RunRecord, StepRecord, read_record
-from benchmarks.gpu.run.table import as_group, as_markdown, shown
-from serve.errors import InputError
+from fuseline.benchmarks.gpu.run.record import Row, RunRecord, StepRecord, read_record
+from fuseline.benchmarks.gpu.run.table import as_group, as_markdown, shown
+from fuseline.serve.errors import InputError
 
 MACHINE = {
     "cpu": "a CPU",

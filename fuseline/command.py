@@ -1,4 +1,4 @@
-"""The `fuseline` command, and `from fuseline import Client`.
+"""The `fuseline` command.
 
 A sub-command's module is imported only when that sub-command runs: `fuseline serve` never imports torch, and
 `fuseline --help` answers at once.
@@ -7,46 +7,40 @@ A sub-command's module is imported only when that sub-command runs: `fuseline se
 import importlib
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-if TYPE_CHECKING:
-    from serve.client import Client
-
-__all__ = ["Client", "main"]
-
 _COMMANDS = {
-    "export": ("export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
-    "serve": ("serve.cli", "serve", "Serve model packages over gRPC."),
-    "classify": ("serve.cli", "classify", "Classify images on a running server."),
-    "health": ("serve.health_command", "health", "Ask a running server whether it serves."),
-    "convert": ("export.convert_command", "convert", "Rename a checkpoint's tensors to another naming scheme."),
-    "inspect": ("export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
-    "engine": ("serve.engine_command", "engine", "Build TensorRT engines for a model package."),
-    "doctor": ("serve.doctor_command", "doctor", "Show what this machine can serve with, and what would serve better."),
-    "bench": ("benchmarks.cli", "app", "Measure engines and servers."),
+    "export": ("fuseline.export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
+    "serve": ("fuseline.serve.cli", "serve", "Serve model packages over gRPC."),
+    "classify": ("fuseline.serve.cli", "classify", "Classify images on a running server."),
+    "health": ("fuseline.serve.health_command", "health", "Ask a running server whether it serves."),
+    "convert": (
+        "fuseline.export.convert_command",
+        "convert",
+        "Rename a checkpoint's tensors to another naming scheme.",
+    ),
+    "inspect": ("fuseline.export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
+    "engine": ("fuseline.serve.engine_command", "engine", "Build TensorRT engines for a model package."),
+    "doctor": (
+        "fuseline.serve.doctor_command",
+        "doctor",
+        "Show what this machine can serve with, and what would serve better.",
+    ),
+    "bench": ("fuseline.benchmarks.cli", "app", "Measure engines and servers."),
 }
 """Sub-command: module, a function or a typer application in it, and what the help says."""
 
 
 def main() -> None:
     """Run the `fuseline` command."""
-    from serve.command_line import forget_service_links, run_command_line
+    from fuseline.serve.command_line import forget_service_links, run_command_line
 
     forget_service_links()
     run_command_line(partial(_command_line(), prog_name="fuseline"))
-
-
-def __getattr__(name: str) -> object:
-    """Import `Client` when it is asked for, so that the command needs no gRPC for its help."""
-    if name == "Client":
-        from serve.client import Client
-
-        return Client
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _LazyCommand(TyperCommand):
@@ -86,7 +80,3 @@ def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"fuseline {version('fuseline')}")
         raise typer.Exit
-
-
-if __name__ == "__main__":
-    main()
