@@ -11,9 +11,9 @@ _PROBABILITY_TOLERANCE = 0.05
 
 
 def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Raise `VerificationError` unless `logits` lie as near to `expected` as `fuseline.serve.reference` wants of `precision`.
+    """Raise `VerificationError` unless `logits` lie as near to `expected` as `precision` wants.
 
-    Both are float32 of the same shape, (rows, classes).
+    See `fuseline.serve.reference`. Both are float32 of the same shape, (rows, classes).
     """
     if logits.shape != expected.shape:
         raise VerificationError(f"{who} gave logits {logits.shape}, expected {expected.shape}; it was not timed")

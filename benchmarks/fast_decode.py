@@ -1,4 +1,4 @@
-"""`python -m fuseline.benchmarks.fast_decode PACKAGE FOLDER`: what `--fast-decode` gains and changes, on a folder's JPEGs."""
+"""`python -m fuseline.benchmarks.fast_decode PACKAGE FOLDER`: what `--fast-decode` gains and changes on JPEGs."""
 
 import time
 from functools import partial

@@ -31,7 +31,7 @@ _PAUSE_AFTER_ERROR_S = 0.01
 
 
 class Transport(Protocol):
-    """`fuseline.benchmarks.calls.open_calls`, or what stands in for it: how bytes get to a server. A function of a module."""
+    """`fuseline.benchmarks.calls.open_calls`, or what stands in for it: how bytes get to a server; a module's."""
 
     def __call__(
         self, address: str, method: str, /, *, streams: int = 0, timeout_s: float | None = None

@@ -1,4 +1,4 @@
-"""How a request gets to an HTTP/1.1 server and its answer back, as bytes: the counterpart of `fuseline.benchmarks.calls`.
+"""How a request gets to an HTTP/1.1 server and its answer back, as bytes; `fuseline.benchmarks.calls` is gRPC's.
 
 Only what a load generator needs of RFC 9112: POST over connections that stay open, one request under way on each,
 answers with a Content-Length. It spends about as little as Python can.

@@ -1,10 +1,10 @@
 """`fuseline bench peers`: Fuseline beside a bare grpc.aio echo, Triton and Mosec, in one interleaved run.
 
 All get the same pictures from the same load generator, in turn. Where the model costs next to nothing (see
-`fuseline.benchmarks.tiny_package`), what is compared is what the front ends cost; where it is ResNet-18, what they leave of the
-engine, which is the same ONNX Runtime with the same graph behind all of them. A ratio is of two neighbours in time.
-Under overload each contender is held against its own capacity, by what it keeps of it in goodput. The exit code is 1
-if a bar is missed.
+`fuseline.benchmarks.tiny_package`), what is compared is what the front ends cost; where it is ResNet-18, what they
+leave of the engine, which is the same ONNX Runtime with the same graph behind all of them. A ratio is of two neighbours
+in time. Under overload each contender is held against its own capacity, by what it keeps of it in goodput. The exit
+code is 1 if a bar is missed.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """`python -m fuseline.benchmarks.worker_ceiling`: images/s that the front end feeds to a fast GPU, against its workers.
 
-The GPU is simulated (`fuseline.benchmarks.simulated_backend`); clients and server share this machine's cores, so images/s here
-are a floor. What carries over to other machines is the CPU time of an image, by process: from it follows what a
-machine with more cores would do, as far as nothing else gets in the way.
+The GPU is simulated (`fuseline.benchmarks.simulated_backend`); clients and server share this machine's cores, so
+images/s here are a floor. What carries over to other machines is the CPU time of an image, by process: from it follows
+what a machine with more cores would do, as far as nothing else gets in the way.
 """
 
 import tempfile

@@ -1,8 +1,9 @@
 """Which of the values in use fits best, of what nothing tells: a network's BatchNorms and labelled images are asked.
 
-What was assumed is compared with each other value of each open assumption, and from there on by `fuseline.export.search`. Two
-witnesses speak: the statistics that BatchNorms carry from the training (`fuseline.export.training_statistics`), and, where
-images lie in folders of their classes, how many the network gets right.
+What was assumed is compared with each other value of each open assumption, and from there on by
+`fuseline.export.search`. Two witnesses speak: the statistics that BatchNorms carry from the training
+(`fuseline.export.training_statistics`), and, where images lie in folders of their classes, how many the network gets
+right.
 """
 
 from collections.abc import Callable, Iterator, Mapping

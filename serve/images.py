@@ -68,7 +68,8 @@ def decode_image(
     animation the first frame is taken. Of 16 bits a channel the upper 8 are taken (value // 256), of a grey PNG too,
     which that loader makes white.
 
-    `crop_offset`: `floored` crops as transformers' image processors do; see `fuseline.serve.model_package.Preprocessing`.
+    `crop_offset`: `floored` crops as transformers' image processors do;
+    see `fuseline.serve.model_package.Preprocessing`.
 
     `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
     is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.

@@ -23,7 +23,7 @@ class Settings(BaseModel):
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see `fuseline.serve.model`)."""
+    """Rows (images) of the largest batch; None: 32, on a CPU as many as it gains from: `fuseline.serve.model`."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows (images) that wait, of one model; one more is refused."""
     max_queue_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 2000.0

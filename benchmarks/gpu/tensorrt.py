@@ -31,7 +31,7 @@ class TensorRTContender:
         self._timing_cache: bytes | None = None
 
     def prepare(self, subject: GpuSubject, pixels: NDArray[np.uint8]) -> Prepared:
-        """See `fuseline.benchmarks.gpu.contender.Opened.prepare`. The engine's kernels are chosen for this very batch."""
+        """See `fuseline.benchmarks.gpu.contender.Opened.prepare`. The engine's kernels are chosen for this batch."""
         started = time.monotonic()
         rows = len(pixels)
         artifact = subject.package.find("onnx", "fp16")

@@ -1,1 +1,1 @@
-"""The networks that are recognised from tensors, and the names that code gives them; see `fuseline.export.architectures`."""
+"""The networks that are recognised from tensors, and their names in code: see `fuseline.export.architectures`."""

@@ -1,1 +1,1 @@
-"""From a file of whatever kind to named tensors, without running anything in it; `fuseline.export.checkpoint` is the door."""
+"""From a file of any kind to named tensors, with nothing in it run; `fuseline.export.checkpoint` is the door."""
