@@ -91,7 +91,7 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     import torch
 
-    from fuseline.export.loading import NetworkSource, network_of, read_source
+    from fuseline.export.loading.loading import NetworkSource, network_of, read_source
     from fuseline.export.verify import normalised
 
     assert subject.checkpoint is not None
@@ -153,7 +153,7 @@ def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
     """The folded network in channels_last and what is subtracted from its pixels, (1, channels, 1, 1)."""
     import torch
 
-    from fuseline.export.fold import fold_network
+    from fuseline.export.folding.fold import fold_network
 
     folded = fold_network(
         network.module,

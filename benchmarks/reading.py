@@ -162,8 +162,8 @@ def _in_fresh_process(path: Path) -> tuple[float, float | None, str]:
 
 
 def _read(connection: Connection, path: Path) -> None:
-    from fuseline.export.architectures import recognise
-    from fuseline.export.checkpoint import read_checkpoint
+    from fuseline.export.checkpoint.checkpoint import read_checkpoint
+    from fuseline.export.recognition.architectures import recognise
 
     before_mb = _memory_mb()
     started = time.perf_counter()

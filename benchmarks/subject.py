@@ -79,7 +79,7 @@ def open_subject(model: str, checkpoint: Path | None = None, *, int8: bool = Fal
 def _export(checkpoint: Path, destination: Path, int8: bool) -> Path:
     from fuseline.export.artifacts import Int8Options
     from fuseline.export.int8.calibration_images import MIN_IMAGES
-    from fuseline.export.loading import NetworkSource
+    from fuseline.export.loading.loading import NetworkSource
     from fuseline.export.pipeline import ExportOptions, export_checkpoint
 
     options = ExportOptions(
@@ -122,7 +122,7 @@ def _random_network(architecture: str) -> Any:
     from torch import nn
 
     if architecture == SMALL_ARCHITECTURE:
-        from fuseline.export.families.resnet import ResNet, ResNetSpec
+        from fuseline.export.recognition.networks.resnet import ResNet, ResNetSpec
 
         side = 32
         network: nn.Module = ResNet(

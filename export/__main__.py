@@ -1,5 +1,5 @@
 """`python -m export`."""
 
-from fuseline.export.cli import main
+from fuseline.export.commands.export_command import main
 
 main()

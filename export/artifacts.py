@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fuseline.export.fold import FoldedNetwork
-from fuseline.export.half.overflow_guard import GuardedGraph, guarded_fp16
+from fuseline.export.facts.model_facts import ModelFacts
+from fuseline.export.folding.fold import FoldedNetwork
+from fuseline.export.fp16.fp16_share import PrecisionShare, precision_share
+from fuseline.export.fp16.mixed_precision import GuardedGraph, guarded_fp16
+from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
-from fuseline.export.model_facts import ModelFacts
-from fuseline.export.onnx_graph import onnx_from_network
-from fuseline.export.precision import PrecisionShare, precision_share
 from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
 from fuseline.export.verify import INT8_MIN_AGREEMENT, judged_by

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.export.sample import ImageFolder, is_hidden
 
 KEY = "folders"

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fuseline.export.architectures import names_in, recognise, tensors_in
-from fuseline.export.assumptions import check_assumed
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.families.naming_schemes import NamingScheme, scheme_named
-from fuseline.export.families.recognised import Recognised
-from fuseline.export.loading import NetworkSource, network_of, read_source
+from fuseline.export.assumptions.assumptions import check_assumed
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.loading.loading import NetworkSource, network_of, read_source
+from fuseline.export.recognition.architectures import names_in, recognise, tensors_in
+from fuseline.export.recognition.naming.naming_schemes import NamingScheme, scheme_named
+from fuseline.export.recognition.recognised import Recognised
 from fuseline.serve.errors import InputError, VerificationError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")

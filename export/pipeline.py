@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.export.artifacts import Fp16Options, Int8Options, write_artifacts
-from fuseline.export.assumptions import check_none_open
-from fuseline.export.checkpoint import Checkpoint
+from fuseline.export.assumptions.assumptions import check_none_open
+from fuseline.export.assumptions.settling import check_accuracy, settle
+from fuseline.export.assumptions.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
+from fuseline.export.checkpoint.checkpoint import Checkpoint
+from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.export.destination import destination_of, model_name
-from fuseline.export.fold import FoldedNetwork, fold_network
-from fuseline.export.loading import NetworkSource, network_of, read_source
-from fuseline.export.model_facts import ModelFacts, facts_from, no_labels
+from fuseline.export.facts.model_facts import ModelFacts, facts_from, no_labels
+from fuseline.export.folding.fold import FoldedNetwork, fold_network
+from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 from fuseline.export.network import TrainedNetwork
 from fuseline.export.progress import Narrator
-from fuseline.export.reading.wrapper_prefixes import printable
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
-from fuseline.export.settling import check_accuracy, settle
-from fuseline.export.training_statistics import MAX_IMAGES, TrainingStatistics, training_statistics
 from fuseline.export.verify import (
     INT8_MIN_AGREEMENT,
     Skipped,

@@ -1,7 +1,7 @@
 """What a network's own program computes: operator calls in the order of their execution, with their constants.
 
-A TorchScript file has such a program (`fuseline.export.reading.script_program` reads it), and a recognised
-network can be put into the same form (`fuseline.export.families.program_of_module`),
+A TorchScript file has such a program (`fuseline.export.checkpoint.script_program` reads it), and a recognised
+network can be put into the same form (`fuseline.export.recognition.programs.program_of_module`),
 so that the one is held against the other.
 """
 

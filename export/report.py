@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fuseline.export.fold import Fold, KeptBatchNorm
-from fuseline.export.half.layer_ranges import LayerRange
-from fuseline.export.half.overflow_guard import KeptLayer
+from fuseline.export.folding.fold import Fold, KeptBatchNorm
+from fuseline.export.fp16.fp16_share import PrecisionShare
+from fuseline.export.fp16.layer_ranges import LayerRange
+from fuseline.export.fp16.mixed_precision import KeptLayer
 from fuseline.export.html_page import page_environment
-from fuseline.export.precision import PrecisionShare
 from fuseline.export.verify import Skipped
 from fuseline.serve.model_package import Manifest
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fuseline.export.reading.wrapper_prefixes import printable
+from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.serve.errors import ImageError, InputError
 from fuseline.serve.images import decode_for, image_size
 from fuseline.serve.model_package import InputSpec

@@ -14,16 +14,24 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 _COMMANDS = {
-    "export": ("fuseline.export.cli", "export", "Turn a trained ResNet checkpoint into a model package."),
+    "export": (
+        "fuseline.export.commands.export_command",
+        "export",
+        "Turn a trained ResNet checkpoint into a model package.",
+    ),
     "serve": ("fuseline.serve.cli", "serve", "Serve model packages over gRPC."),
     "classify": ("fuseline.serve.cli", "classify", "Classify images on a running server."),
     "health": ("fuseline.serve.health_command", "health", "Ask a running server whether it serves."),
     "convert": (
-        "fuseline.export.convert_command",
+        "fuseline.export.commands.convert_command",
         "convert",
         "Rename a checkpoint's tensors to another naming scheme.",
     ),
-    "inspect": ("fuseline.export.inspect_command", "inspect", "Show what a checkpoint or a model package holds."),
+    "inspect": (
+        "fuseline.export.commands.inspect_command",
+        "inspect",
+        "Show what a checkpoint or a model package holds.",
+    ),
     "engine": ("fuseline.serve.engine_command", "engine", "Build TensorRT engines for a model package."),
     "doctor": (
         "fuseline.serve.doctor_command",

@@ -31,7 +31,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of `tiny_checkpoint`, FP32 and FP16."""
     from fuseline.export.artifacts import Fp16Options
-    from fuseline.export.loading import NetworkSource
+    from fuseline.export.loading.loading import NetworkSource
     from fuseline.export.pipeline import ExportOptions, export_checkpoint
     from fuseline.export.progress import ConsoleNarrator
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.export.artifacts import Fp16Options
-from fuseline.export.loading import NetworkSource
+from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
 from fuseline.export.progress import ConsoleNarrator
 from fuseline.serve.client import Client

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_has_every_naming_scheme_and_no_other() -> None:
-    from fuseline.export.families.naming_schemes import COMPOSED, SCHEMES
+    from fuseline.export.recognition.naming.naming_schemes import COMPOSED, SCHEMES
 
     rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ✓ \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.startswith("--")}

@@ -118,7 +118,7 @@ class PyTorchContender:
 
     def _network(self, subject: GpuSubject) -> Any:
         if subject.title not in self._networks:
-            from fuseline.export.loading import NetworkSource, network_of, read_source
+            from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 
             source = NetworkSource(subject.checkpoint)
             side = (subject.input_side, subject.input_side)

@@ -83,13 +83,13 @@ def _assemble(
 ) -> tuple[GpuSubject, NDArray[np.uint8], NDArray[np.float32]]:
     import torch
 
-    from fuseline.export.fold import fold_network
-    from fuseline.export.half.fp16_graph import fp16_from_fp32
-    from fuseline.export.inspecting.onnx_operations import operations_from_onnx
-    from fuseline.export.loading import NetworkSource, network_of, read_source
-    from fuseline.export.model_facts import facts_from
-    from fuseline.export.onnx_graph import onnx_from_network
-    from fuseline.export.precision import check_fp16
+    from fuseline.export.facts.model_facts import facts_from
+    from fuseline.export.folding.fold import fold_network
+    from fuseline.export.fp16.fp16_graph import fp16_from_fp32
+    from fuseline.export.fp16.fp16_share import check_fp16
+    from fuseline.export.graph.onnx_graph import onnx_from_network
+    from fuseline.export.graph.onnx_operations import operations_from_onnx
+    from fuseline.export.loading.loading import NetworkSource, network_of, read_source
     from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)

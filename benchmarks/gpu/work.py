@@ -15,7 +15,7 @@ share that useful traffic takes, and it may pass 1 where a network fits into the
 import math
 from dataclasses import dataclass
 
-from fuseline.export.inspecting.operations import OperationGraph
+from fuseline.export.graph.operations import OperationGraph
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fuseline.export.int8.calibration_images import CalibrationImages, split_images
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
-from fuseline.export.int8.give_back import GivenBack, Runtimes, give_back
 from fuseline.export.int8.histograms import Histogram, activation_histograms
 from fuseline.export.int8.int8_share import Int8Share, int8_share, layer_costs
+from fuseline.export.int8.mixed_precision_search import GivenBack, Runtimes, give_back
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
 from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits

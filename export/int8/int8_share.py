@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from fuseline.export.inspecting.onnx_operations import operations_from_onnx
+from fuseline.export.graph.onnx_operations import operations_from_onnx
 from fuseline.export.int8.operators import LAYERS
 
 _HEIGHT_AND_WIDTH = (-3, -2)

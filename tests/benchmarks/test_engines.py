@@ -128,7 +128,7 @@ def test_eager_is_torchvisions_own_network_where_it_is_one() -> None:
     import torchvision
 
     from fuseline.benchmarks.candidates import as_its_author_wrote_it
-    from fuseline.export.architectures import recognise
+    from fuseline.export.recognition.architectures import recognise
 
     original = torchvision.models.resnet18(num_classes=7).eval()
     module = as_its_author_wrote_it(recognise(original.state_dict()))

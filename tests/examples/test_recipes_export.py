@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from fuseline.export.cli import app as export_app
+from fuseline.export.commands.export_command import app as export_app
 from fuseline.serve.model_package import load_package
 from tests.examples.conftest import Silent, invoke
 from tests.examples.test_image_folder import write_pictures

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fuseline.export.cli import main
+from fuseline.export.commands.export_command import main
 from tests.export.commands import Outcome, RunExport
 
 

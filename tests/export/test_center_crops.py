@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.loading import NetworkSource, network_of
-from fuseline.export.model_facts import facts_from
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.facts.model_facts import facts_from
+from fuseline.export.loading.loading import NetworkSource, network_of
 from fuseline.serve.images import decode_for
 from fuseline.serve.model_package import InputSpec
 from tests.export.resnets import tiny_network

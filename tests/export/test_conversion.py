@@ -11,9 +11,9 @@ import torchvision
 
 from fuseline.command import main
 from fuseline.export import conversion
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.conversion import convert_checkpoint
-from fuseline.export.loading import NetworkSource
+from fuseline.export.loading.loading import NetworkSource
 from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
 from tests.export.resnets import HandWrittenResNet34, option_a_resnet, trained_like
 

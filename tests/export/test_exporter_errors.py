@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.exporter_errors import explained
-from fuseline.export.fold import fold_network
-from fuseline.export.onnx_graph import onnx_from_network
-from fuseline.export.trace import trace
+from fuseline.export.folding.exporter_errors import explained
+from fuseline.export.folding.fold import fold_network
+from fuseline.export.folding.trace import trace
+from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.serve.errors import ArchitectureError
 from fuseline.serve.model_package import InputSpec, Preprocessing
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fuseline.export.checkpoint import Checkpoint
-from fuseline.export.factory import network_from_factory
-from fuseline.export.fold import fold_network
+from fuseline.export.checkpoint.checkpoint import Checkpoint
+from fuseline.export.folding.fold import fold_network
+from fuseline.export.loading.factory import network_from_factory
 from fuseline.serve.errors import ArchitectureError, InputError
 
 SOURCE = """

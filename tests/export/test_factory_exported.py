@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuseline.export.convert_command import convert
-from fuseline.export.inspect_command import inspect
+from fuseline.export.commands.convert_command import convert
+from fuseline.export.commands.inspect_command import inspect
 from tests.export.commands import RunExport, only_error
 from tests.export.resnets import CifarBasic, CifarResNet, trained_like
 

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.checkpoint import Checkpoint
-from fuseline.export.factory import network_from_factory
+from fuseline.export.checkpoint.checkpoint import Checkpoint
+from fuseline.export.loading.factory import network_from_factory
 from fuseline.export.network import TrainedNetwork
 from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.factory import network_from_factory
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.loading.factory import network_from_factory
 from fuseline.export.network import TrainedNetwork
 from fuseline.serve.errors import ArchitectureError, InputError
 

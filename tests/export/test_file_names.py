@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fuseline.export.inspect_command import inspect
-from fuseline.export.loading import NetworkSource
+from fuseline.export.commands.inspect_command import inspect
+from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
 from fuseline.export.progress import ConsoleNarrator
 from fuseline.serve.model_package import load_package

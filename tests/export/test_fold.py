@@ -8,9 +8,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.fold import FoldedNetwork, check_no_batchnorm, fold_network
-from fuseline.export.fold_math import BatchNormTensors, fold_batchnorm, fold_input_scale
-from fuseline.export.trace import trace
+from fuseline.export.folding.fold import FoldedNetwork, check_no_batchnorm, fold_network
+from fuseline.export.folding.fold_math import BatchNormTensors, fold_batchnorm, fold_input_scale
+from fuseline.export.folding.trace import trace
 from fuseline.serve.errors import ArchitectureError
 from tests.export.resnets import tiny_network, trained_like
 
@@ -88,7 +88,7 @@ def test_every_fold_is_recorded_with_its_error_and_the_original_is_untouched() -
 
 
 def test_a_fold_that_is_off_shows_in_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseline.export.fold.fold_batchnorm", lambda w, b, bn: (1.5 * w, bn.offset))
+    monkeypatch.setattr("fuseline.export.folding.fold.fold_batchnorm", lambda w, b, bn: (1.5 * w, bn.offset))
     assert all(fold.max_abs_error > 0.01 * fold.output_range for fold in folded(tiny_network(), side=32).folds)
 
 

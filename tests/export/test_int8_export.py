@@ -11,7 +11,7 @@ from PIL import Image
 
 from fuseline.export.artifacts import Int8Options
 from fuseline.export.int8 import int8_graph
-from fuseline.export.loading import NetworkSource
+from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
 from fuseline.export.progress import ConsoleNarrator
 from fuseline.serve.backends import open_backend

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fuseline.export.labels import labels_from
+from fuseline.export.facts.labels import labels_from
 from fuseline.serve.errors import InputError
 
 

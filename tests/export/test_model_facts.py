@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fuseline.export.checkpoint import Checkpoint
-from fuseline.export.model_facts import facts_from, no_labels
+from fuseline.export.checkpoint.checkpoint import Checkpoint
+from fuseline.export.facts.model_facts import facts_from, no_labels
 from fuseline.export.network import TrainedNetwork
 from fuseline.serve.errors import InputError
 

@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fuseline.export.artifacts import Fp16Options
-from fuseline.export.checkpoint import Checkpoint, read_checkpoint
-from fuseline.export.cli import export
-from fuseline.export.inspecting.inspection_page import inspection_page
-from fuseline.export.inspecting.package_inspection import inspect_package
+from fuseline.export.assumptions.settling import _folders
+from fuseline.export.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.commands.export_command import export
+from fuseline.export.facts.model_facts import ModelFacts, facts_from
+from fuseline.export.folding.trace import trace
+from fuseline.export.inspection.inspection_page import inspection_page
+from fuseline.export.inspection.package_inspection import inspect_package
 from fuseline.export.int8.closeness import agreement, answer_margins, same_answers
-from fuseline.export.loading import NetworkSource, network_of
-from fuseline.export.model_facts import ModelFacts, facts_from
+from fuseline.export.loading.loading import NetworkSource, network_of
 from fuseline.export.pipeline import ExportOptions, ExportResult, export_checkpoint
 from fuseline.export.progress import ConsoleNarrator
 from fuseline.export.sample import image_folder
-from fuseline.export.settling import _folders
-from fuseline.export.trace import trace
 from fuseline.export.verify import compare
 from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
 from fuseline.serve.model_package import Artifact, Task, load_package

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fuseline.export.fold import FoldedNetwork, fold_network
+from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.serve.backends import open_backend
 from fuseline.serve.model_package import load_package
 from tests.export.commands import Outcome, RunExport, only_error

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from fuseline.export.half.fp16_graph import fp16_from_fp32
-from fuseline.export.precision import check_fp16, precision_share
+from fuseline.export.fp16.fp16_graph import fp16_from_fp32
+from fuseline.export.fp16.fp16_share import check_fp16, precision_share
 from fuseline.serve.errors import VerificationError
 from tests.export.half.hard_networks import PIXELS, eager, graph_of
 from tests.export.resnets import tiny_network

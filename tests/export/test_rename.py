@@ -11,8 +11,8 @@ from torch import nn
 
 from fuseline.command import main
 from fuseline.export.conversion import convert_checkpoint
-from fuseline.export.loading import NetworkSource, network_of, read_source, rename_template_of
-from fuseline.export.rename import read_renames
+from fuseline.export.loading.loading import NetworkSource, network_of, read_source, rename_template_of
+from fuseline.export.loading.rename import read_renames
 from fuseline.serve.errors import ArchitectureError, InputError
 from fuseline.serve.model_package import load_package
 from tests.export.commands import RunExport, only_error
@@ -200,7 +200,7 @@ def test_what_is_no_json_is_refused(text: str, said: str, tmp_path: Path) -> Non
 
 
 def test_a_pattern_that_backtracks_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseline.export.rename._MAX_SECONDS", 1.0)
+    monkeypatch.setattr("fuseline.export.loading.rename._MAX_SECONDS", 1.0)
     source = NetworkSource(
         saved(tmp_path / "net.pt", tiny_network()),
         rename=with_rules(tmp_path / "names.json", {r"([a-z0-9]+[.]?)+([a-z_]+)*\.(\w+\w*)+!$": "x"}),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fuseline.export.normalizations import normalization_named
-from fuseline.export.search import Search
-from fuseline.export.trials import Trial, best_of
+from fuseline.export.assumptions.search import Search
+from fuseline.export.assumptions.trials import Trial, best_of
+from fuseline.export.facts.normalizations import normalization_named
 from tests.export.commands import RunExport
 from tests.export.digits import held_out_folder, trained_on_digits
 from tests.export.small_resnets import SmallResNet

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fuseline.export.normalizations import normalization_named
+from fuseline.export.facts.normalizations import normalization_named
 from fuseline.serve.model_package import load_package
 from tests.export.commands import Outcome, RunExport
 from tests.export.digits import HELD_OUT, held_out_folder, trained_on_digits

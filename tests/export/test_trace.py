@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.trace import layer_name, trace
+from fuseline.export.folding.trace import layer_name, trace
 from fuseline.serve.errors import ArchitectureError
 from tests.export.resnets import tiny_network
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fuseline.export.architectures import Recognised, recognise, with_values
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.normalizations import customary
+from fuseline.export.assumptions.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.facts.normalizations import customary
+from fuseline.export.recognition.architectures import Recognised, recognise, with_values
 from fuseline.export.sample import image_folder
-from fuseline.export.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
 from fuseline.export.verify import normalised
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 

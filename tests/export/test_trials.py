@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fuseline.export.trials import Trial, is_clearly_better, is_more_than_smoothing
+from fuseline.export.assumptions.trials import Trial, is_clearly_better, is_more_than_smoothing
 
 
 def trial(misfit: float | None, right: int | None = None, images: int = 100) -> Trial:

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import fuseline.command
-from fuseline.export.inspecting.inspection_view import show_package
-from fuseline.export.inspecting.package_inspection import inspect_package
+from fuseline.export.inspection.inspection_view import show_package
+from fuseline.export.inspection.package_inspection import inspect_package
 from fuseline.protos.classify_pb2 import GetModelRequest
 from fuseline.serve.client import Client
 from fuseline.serve.model_description import ArtifactVerification

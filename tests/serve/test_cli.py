@@ -192,7 +192,7 @@ def test_serving_no_package_is_one_line_and_2(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^error: there is no folder .*nowhere; `fuseline export CHECKPOINT`.*$", stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["fuseline.command", "fuseline.export.cli"])
+@pytest.mark.parametrize("module", ["fuseline.command", "fuseline.export.commands.export_command"])
 def test_an_extra_that_is_not_installed_is_one_line_and_2(module: str) -> None:
     """In a process where torch can't be imported, as in the serving container."""
     command = ["fuseline", "export"] if module == "fuseline.command" else ["export"]

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fuseline.benchmarks.gpu.work import NetworkWork, network_work
-from fuseline.export.inspecting.onnx_operations import operations_from_onnx
+from fuseline.export.graph.onnx_operations import operations_from_onnx
 
 SIDE, WIDTH, CLASSES = 4, 8, 5
 

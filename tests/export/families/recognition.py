@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fuseline.export.architectures import Recognised, recognise
+from fuseline.export.recognition.architectures import Recognised, recognise
 from fuseline.serve.errors import ArchitectureError
 
 RELATIVE = 1e-4

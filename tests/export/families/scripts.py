@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fuseline.export.architectures import Recognised, recognise
-from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.recognition.architectures import Recognised, recognise
 
 
 def saved(network: nn.Module, path: Path, how: str, side: int = 64) -> Path:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import tiny_network
 

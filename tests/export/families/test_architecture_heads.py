@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.head import head_from
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.loading.head import head_from
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import CheckpointError
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like

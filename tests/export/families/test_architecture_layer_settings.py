@@ -5,9 +5,9 @@ import timm
 import torchvision
 from torch import nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.families.layer_settings import apply_layer_settings
-from fuseline.export.families.program_check import EVERYTHING
+from fuseline.export.recognition.architectures import recognise
+from fuseline.export.recognition.layer_settings import apply_layer_settings
+from fuseline.export.recognition.programs.program_check import EVERYTHING
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like
 

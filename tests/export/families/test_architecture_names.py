@@ -5,8 +5,8 @@ import timm
 import torchvision
 from torch.fx.experimental.optimization import fuse
 
-from fuseline.export.architectures import names_in, recognise, tensors_in
-from fuseline.export.families.naming_schemes import SCHEMES, scheme_named
+from fuseline.export.recognition.architectures import names_in, recognise, tensors_in
+from fuseline.export.recognition.naming.naming_schemes import SCHEMES, scheme_named
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.hand_written import TinyResNet8, TutorialResNet
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta, trained_like

@@ -9,9 +9,9 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.families.naming_schemes import SCHEMES, NamingScheme
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
+from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme
 from tests.export.families.recognition import assert_equal_logits, assert_same_network
 from tests.export.families.test_architecture_layer_settings import settings_of
 from tests.export.resnets import (

@@ -12,11 +12,11 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fuseline.export.architectures import recognise, tensors_in
-from fuseline.export.families.composed_naming import compose
-from fuseline.export.families.naming_schemes import scheme_named
-from fuseline.export.families.recognition_refusals import ambiguity_of
-from fuseline.export.families.shape_reading import read_shapes
+from fuseline.export.recognition.architectures import recognise, tensors_in
+from fuseline.export.recognition.naming.composed_naming import compose
+from fuseline.export.recognition.naming.naming_schemes import scheme_named
+from fuseline.export.recognition.naming.shape_reading import read_shapes
+from fuseline.export.recognition.recognition_refusals import ambiguity_of
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.hand_written import (
     BookResNet,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuseline.export.architectures import Recognised, recognise, with_values
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import Recognised, recognise, with_values
 from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.families.preact_resnets import PreActNetwork
 from tests.export.families.scripts import saved

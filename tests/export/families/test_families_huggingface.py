@@ -5,8 +5,8 @@ import torch
 import torchvision
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from fuseline.export.architectures import recognise, tensors_in
-from fuseline.export.families.naming_schemes import scheme_named
+from fuseline.export.recognition.architectures import recognise, tensors_in
+from fuseline.export.recognition.naming.naming_schemes import scheme_named
 from tests.export.families.recognition import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,

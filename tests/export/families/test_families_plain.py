@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fuseline.export.architectures import recognise
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.preact_resnets import PlainReference
 from tests.export.families.recognition import assert_equal_logits, assert_exports_with_a_dynamic_batch, refusal
 from tests.export.resnets import on_meta, trained_like

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fuseline.export.architectures import recognise, tensors_in
-from fuseline.export.families.naming_schemes import scheme_named
+from fuseline.export.recognition.architectures import recognise, tensors_in
+from fuseline.export.recognition.naming.naming_schemes import scheme_named
 from tests.export.families.preact_resnets import BiasedWideNetwork, PreActNetwork, WideNetwork
 from tests.export.families.recognition import (
     assert_equal_logits,

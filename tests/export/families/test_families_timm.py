@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from fuseline.export.architectures import recognise
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.recognition import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fuseline.export.architectures import Recognised, recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import Recognised, recognise
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.resnets import trained_like

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.families.scripts import recognised_in, saved
 from tests.export.resnets import cifar_resnet18, trained_like

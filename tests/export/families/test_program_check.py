@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork
 from tests.export.families.recognition import assert_equal_logits

@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.loading import NetworkSource, network_of
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.loading.loading import NetworkSource, network_of
+from fuseline.export.recognition.architectures import recognise
 from tests.export.families.hand_written import Named, TutorialResNet, tensors_of
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, option_a_resnet, trained_like

@@ -10,9 +10,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.loading import NetworkSource, factory_arguments_from_texts, network_of
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.loading.loading import NetworkSource, factory_arguments_from_texts, network_of
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits, refusal
 from tests.export.resnets import trained_like

@@ -9,10 +9,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.fold import fold_network
+from fuseline.export.folding.fold import fold_network
+from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.network import TrainedNetwork
-from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
 from fuseline.serve.model_package import InputSpec, Preprocessing
 from tests.export.resnets import tiny_network

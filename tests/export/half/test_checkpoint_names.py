@@ -1,6 +1,6 @@
 import pytest
 
-from fuseline.export.half.checkpoint_names import checkpoint_name
+from fuseline.export.fp16.checkpoint_names import checkpoint_name
 
 NAMES = {
     "conv1": "pre.0",

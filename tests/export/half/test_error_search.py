@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fuseline.export.half.error_search import layers_that_disturb
+from fuseline.export.fp16.error_search import layers_that_disturb
 
 LAYERS = [f"layer{number}" for number in range(64)]
 

@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fuseline.export.half.fp16_graph import fp16_from_fp32
-from fuseline.export.half.stored_in_fp16 import stored_in_fp16
-from fuseline.export.precision import precision_share
+from fuseline.export.fp16.fp16_graph import fp16_from_fp32
+from fuseline.export.fp16.fp16_share import precision_share
+from fuseline.export.fp16.stored_in_fp16 import stored_in_fp16
 from tests.export.half.hard_networks import PIXELS, graph_of, openvino_logits, ort_logits
 from tests.export.resnets import tiny_network
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from fuseline.export.half import image_batches
-from fuseline.export.half.layer_ranges import LayerRange, calibrate
+from fuseline.export.fp16 import image_batches
+from fuseline.export.fp16.layer_ranges import LayerRange, calibrate
 from tests.export.half.hard_networks import MEAN, PIXELS, eager, graph_of
 from tests.export.resnets import tiny_network
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from fuseline.export.half.fp16_graph import fp16_from_fp32
-from fuseline.export.half.overflow_guard import SAFETY_MARGIN, GuardedGraph, guarded_fp16
-from fuseline.export.half.stored_in_fp16 import stored_in_fp16
-from fuseline.export.precision import check_fp16, precision_share
+from fuseline.export.fp16.fp16_graph import fp16_from_fp32
+from fuseline.export.fp16.fp16_share import check_fp16, precision_share
+from fuseline.export.fp16.mixed_precision import SAFETY_MARGIN, GuardedGraph, guarded_fp16
+from fuseline.export.fp16.stored_in_fp16 import stored_in_fp16
 from fuseline.serve.errors import InputError, VerificationError
 from tests.export.half.hard_networks import (
     HARD,

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from fuseline.export.inspecting.inspected import Inspection, Layer, layers_of
-from fuseline.export.inspecting.traced_operations import operations_from_trace
-from fuseline.export.inspection import inspect_network
+from fuseline.export.folding.trace import trace
+from fuseline.export.inspection.inspected import Inspection, Layer, layers_of
+from fuseline.export.inspection.network_inspection import inspect_network
+from fuseline.export.inspection.traced_operations import operations_from_trace
 from fuseline.export.network import TrainedNetwork
-from fuseline.export.trace import trace
 from fuseline.serve.model_package import Assumption
 
 UNTOLD = Assumption(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fuseline.export.inspecting.filters import MAX_PICTURE_SIDE, filters_picture
+from fuseline.export.inspection.filters import MAX_PICTURE_SIDE, filters_picture
 
 
 def pixels_of(weight: np.ndarray) -> np.ndarray:

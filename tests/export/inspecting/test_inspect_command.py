@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fuseline.export.inspect_command import inspect
+from fuseline.export.commands.inspect_command import inspect
 from fuseline.serve.errors import ArchitectureError, CheckpointError, InputError
 from tests.export.families.scripts import saved
 from tests.export.resnets import tiny_network
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fuseline.export.output_file.os.fdopen", full)
+    monkeypatch.setattr("fuseline.export.commands.output_file.os.fdopen", full)
     with pytest.raises(InputError, match=r"--html .*report\.html can't be written: No space left"):
         inspect(tiny_checkpoint, html=target)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

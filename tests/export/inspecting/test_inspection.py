@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from fuseline.export.architectures import recognise
-from fuseline.export.inspecting.inspected import DEAD_GAIN
-from fuseline.export.inspection import inspect_checkpoint, inspect_network
+from fuseline.export.inspection.inspected import DEAD_GAIN
+from fuseline.export.inspection.network_inspection import inspect_checkpoint, inspect_network
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.inspecting.inspections import layer, look, trained, zeros_of
 from tests.export.resnets import cifar_resnet18, on_meta, tiny_network, trained_like
@@ -29,7 +29,7 @@ def test_the_cifar_resnet18_has_11173962_parameters_1728_of_them_in_conv1(tmp_pa
 
 
 def test_resnet50_has_25557032_parameters_and_4_09_g_multiply_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseline.export.inspection.MAX_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr("fuseline.export.inspection.network_inspection.MAX_MULTIPLY_ADDS", 0)
     network = recognise(zeros_of(on_meta(torchvision.models.resnet50)))
     found = inspect_network(network, file="r50.pth", sha256="0" * 64, notes=("read",))
     assert found.parameters == 25_557_032
@@ -224,7 +224,7 @@ def test_outputs_that_are_not_finite_are_a_risk_and_json_stays_json() -> None:
 
 
 def test_no_image_is_run_where_that_would_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseline.export.inspection.MAX_MULTIPLY_ADDS", 1e6)
+    monkeypatch.setattr("fuseline.export.inspection.network_inspection.MAX_MULTIPLY_ADDS", 1e6)
     found = look(tiny_network())
     assert found.fp16.images is None
     assert "smaller --input-size" in (found.fp16.why_no_images or "")

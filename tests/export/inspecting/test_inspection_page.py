@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from fuseline.export.inspecting.inspected import Inspection
-from fuseline.export.inspecting.inspection_page import inspection_page
+from fuseline.export.inspection.inspected import Inspection
+from fuseline.export.inspection.inspection_page import inspection_page
 from tests.export.inspecting.inspections import UNTOLD, look
 from tests.export.resnets import tiny_network, trained_like
 

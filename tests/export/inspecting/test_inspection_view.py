@@ -6,8 +6,8 @@ import timm
 from rich.console import Console
 from torch import nn
 
-from fuseline.export.inspecting.inspected import Inspection
-from fuseline.export.inspecting.inspection_view import show_inspection
+from fuseline.export.inspection.inspected import Inspection
+from fuseline.export.inspection.inspection_view import show_inspection
 from tests.export.inspecting.inspections import UNTOLD, look
 from tests.export.resnets import tiny_network, trained_like
 

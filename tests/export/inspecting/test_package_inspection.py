@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from fuseline.export.inspecting.inspection_page import inspection_page
-from fuseline.export.inspecting.inspection_view import show_package
-from fuseline.export.inspecting.onnx_operations import operations_from_onnx
-from fuseline.export.inspecting.package_inspection import InspectedPackage, inspect_package
-from fuseline.export.inspecting.receptive_field import receptive_fields
-from fuseline.export.inspection import inspect_checkpoint
+from fuseline.export.graph.onnx_operations import operations_from_onnx
+from fuseline.export.inspection.inspection_page import inspection_page
+from fuseline.export.inspection.inspection_view import show_package
+from fuseline.export.inspection.network_inspection import inspect_checkpoint
+from fuseline.export.inspection.package_inspection import InspectedPackage, inspect_package
+from fuseline.export.inspection.receptive_field import receptive_fields
 from fuseline.serve.errors import PackageError
 from fuseline.serve.model_package import file_facts, load_package
 from tests.export.small_graph import small_graph
@@ -111,7 +111,7 @@ def test_a_graph_that_is_none_is_refused_though_its_sum_is_right(copy: Path, dat
 def test_without_onnx_the_manifest_is_shown(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fuseline.export.inspecting.package_inspection.find_spec", lambda name: None)
+    monkeypatch.setattr("fuseline.export.inspection.package_inspection.find_spec", lambda name: None)
     show_package(look(tiny_package), as_json=False)
     out = capsys.readouterr().out
     assert "model.fp16.onnx" in out

@@ -4,9 +4,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from fuseline.export.inspecting.receptive_field import receptive_fields
-from fuseline.export.inspecting.traced_operations import operations_from_trace
-from fuseline.export.trace import trace
+from fuseline.export.folding.trace import trace
+from fuseline.export.inspection.receptive_field import receptive_fields
+from fuseline.export.inspection.traced_operations import operations_from_trace
 from tests.export.inspecting.inspections import fields, layer, layers
 from tests.export.resnets import option_a_resnet
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fuseline.benchmarks.pictures import generated_pictures
-from fuseline.export.fold import fold_network
-from fuseline.export.onnx_graph import onnx_from_network
+from fuseline.export.folding.fold import fold_network
+from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.verify import eager_logits, normalised
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 

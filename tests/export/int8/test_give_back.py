@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from fuseline.export.int8.calibrators import Range, min_max
-from fuseline.export.int8.give_back import MIN_SHARE, give_back
 from fuseline.export.int8.int8_graph import Calibrated, calibrate, int8_from_fp32
 from fuseline.export.int8.int8_share import int8_share, layer_costs
 from fuseline.export.int8.layer_noise import layer_noise
+from fuseline.export.int8.mixed_precision_search import MIN_SHARE, give_back
 from fuseline.export.int8.quantiser import quantised_for_cpus
 from fuseline.serve.errors import VerificationError
 from tests.export.int8.networks import Subject, layers, subject

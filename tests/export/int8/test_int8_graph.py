@@ -10,7 +10,7 @@ from fuseline.export.int8 import int8_graph
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.int8.runtimes import logits_by_runtime, serialised
-from fuseline.export.loading import NetworkSource, network_of, read_source
+from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 from fuseline.export.verify import eager_logits
 from tests.export.int8.networks import NORMALIZATION, Subject, fp32_graph
 

@@ -11,8 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from fuseline.export.families.resnet import ResNet
-from fuseline.export.families.resnet_spec import ResNetSpec
+from fuseline.export.graph.onnx_graph import pixel_nodes
 from fuseline.export.int8.calibrators import Range, min_max
 from fuseline.export.int8.closeness import logit_error
 from fuseline.export.int8.histograms import activation_histograms
@@ -20,7 +19,8 @@ from fuseline.export.int8.int8_share import int8_share, layer_costs
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import quantised_for_cpus, quantised_for_tensorrt
 from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits, serialised
-from fuseline.export.onnx_graph import pixel_nodes
+from fuseline.export.recognition.networks.resnet import ResNet
+from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
 from tests.export.families.preact_resnets import PreActNetwork
 from tests.export.int8.networks import Subject, layers, subject
 from tests.export.resnets import CifarBottleneck, CifarResNet

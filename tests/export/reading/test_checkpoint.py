@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"

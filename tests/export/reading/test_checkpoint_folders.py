@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters
 
@@ -65,7 +65,7 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_shards_beyond_the_limit_are_refused_unread(tmp_path, monkeypatch):
     index = write_shards(tmp_path)
-    monkeypatch.setattr("fuseline.export.reading.checkpoint_folder.MAX_CHECKPOINT_BYTES", 500)
+    monkeypatch.setattr("fuseline.export.checkpoint.checkpoint_folder.MAX_CHECKPOINT_BYTES", 500)
     assert "have more than 500 bytes" in refusal(index)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 WEIGHTS = without_counters(dict(small_network().state_dict()))

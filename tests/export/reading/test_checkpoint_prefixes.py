@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import FuselineError
 from tests.export.small_weights import assert_same, small_network, without_counters
 

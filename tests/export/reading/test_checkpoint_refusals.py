@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from fuseline.export.checkpoint import read_checkpoint
-from fuseline.export.reading import checkpoint_file
+from fuseline.export.checkpoint import checkpoint_file
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import small_network
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import CheckpointError
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

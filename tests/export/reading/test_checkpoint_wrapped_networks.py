@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import Checkpoint, read_checkpoint
-from fuseline.export.head import head_from
+from fuseline.export.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.loading.head import head_from
+from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError, CheckpointError
 from tests.export.resnets import CifarBasic, CifarResNet, trained_like
 

@@ -24,7 +24,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import CheckpointError
 from tests.export.small_graph import small_graph
 from tests.export.small_weights import assert_same, small_network, without_counters

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fuseline.export.architectures import recognise
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architectures import recognise
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 

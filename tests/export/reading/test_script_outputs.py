@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fuseline.export.checkpoint import read_checkpoint
+from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import ArchitectureError
 from tests.export.families.recognition import assert_equal_logits
 from tests.export.families.scripts import recognised_in, recognised_of, saved

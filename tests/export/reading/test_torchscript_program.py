@@ -12,9 +12,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from fuseline.export.checkpoint import Checkpoint, read_checkpoint
+from fuseline.export.checkpoint import script_code, script_operators
+from fuseline.export.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from fuseline.export.program import Result, Weight
-from fuseline.export.reading import script_code, script_operators
 from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, without_counters
 

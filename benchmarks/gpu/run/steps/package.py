@@ -144,7 +144,7 @@ def _fuseline(*arguments: str) -> float:
 
 
 def _eager_logits(checkpoint: Path, package: ModelPackage, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    from fuseline.export.loading import NetworkSource, network_of, read_source
+    from fuseline.export.loading.loading import NetworkSource, network_of, read_source
     from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)

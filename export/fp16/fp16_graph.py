@@ -1,0 +1,178 @@
+"""The FP16 graph: strongly typed, still uint8 in and float32 out; nodes that are told to stay in FP32."""
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from fuseline.export.fp16.float_nodes import FloatNodes, float_nodes, takes_fp16
+from fuseline.export.graph.onnx_graph import pixel_nodes, with_cast_first
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import OUTPUT_NAME
+
+FP16_LARGEST = 65504.0
+PIXEL_SCALE_LOG2 = 6
+"""Pixels minus their mean reach 255; the weights that meet them were divided by 255 * std and would sink towards FP16's
+subnormal range. A power of two moves the scale from one to the other without any rounding."""
+_FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
+
+
+def fp16_from_fp32(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of `model` (as `onnx_from_network` makes it) that computes in FP16 but for `fp32_nodes`.
+
+    It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, and only then
+    cast to FP16; the logits are cast back. Where FP16 and FP32 nodes meet there is one Cast for each value, whoever
+    reads it. Which nodes must stay in FP32 is found out by `fuseline.export.fp16.mixed_precision`.
+
+    Raises:
+        VerificationError: a weight is beyond FP16's largest finite number, 65504, and its node is to be FP16.
+    """
+    half = with_cast_first(model)
+    pixels = pixel_nodes(model)
+    writer = _Writer(half, {node.name for node in pixels}, frozenset(fp32_nodes))
+    first = scaled_first_layer(model)
+    if first is not None and first not in writer.fp32:
+        writer.scale_pixels(first, pixels[-1].output[0])
+    writer.write()
+    return half
+
+
+def scaled_first_layer(model: onnx.ModelProto) -> str | None:
+    """The convolution whose weights hold 1 / (255 * std) and are multiplied by 2**PIXEL_SCALE_LOG2 in FP16, if any."""
+    pixels = pixel_nodes(model)
+    # Where the graph itself scales the pixels, they come in FP16's best range and no weight carries the scale.
+    if len(pixels) > 3:
+        return None
+    return next(str(node.name) for node in model.graph.node if node.input[:1] == [pixels[-1].output[0]])
+
+
+def with_unweighted_behind(nodes: FloatNodes, fp32_nodes: Collection[str]) -> frozenset[str]:
+    """`fp32_nodes`, and the nodes without weights that read nothing but their FP32 results.
+
+    To compute those in FP16 would take as many casts or more, and one rounding more. A region of FP32 so reaches to the
+    next convolution, or to a sum with an FP16 value, without casts inside.
+    """
+    fp32 = set(fp32_nodes)
+    in_fp32: set[str] = set()
+    for node in nodes.nodes:
+        follows = not node.weighted and all(name in in_fp32 for name in node.activations)
+        if follows or node.name in fp32:
+            fp32.add(node.name)
+            in_fp32.update(node.outputs)
+    return frozenset(fp32)
+
+
+def rounded_to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """`values` in FP16; infinite where they are beyond it."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
+
+
+class _Writer:
+    """Types the nodes of one graph, in place."""
+
+    def __init__(self, model: onnx.ModelProto, pixel_names: Collection[str], fp32_nodes: frozenset[str]) -> None:
+        self._graph = model.graph
+        self._nodes = float_nodes(model, pixel_names)
+        cannot = {node.name for node in self._nodes.nodes if not node.can_be_fp16}
+        self.fp32 = fp32_nodes | cannot
+        self._pixel_names = pixel_names
+        self._stored: dict[str, int] = {}
+        """Type of each float activation."""
+        self._casts: dict[tuple[str, int], str] = {}
+        self._half_reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        """Where each initialiser is read in FP16: the node, and the number of its input."""
+        self._float_reads: set[str] = set()
+        self._producers: dict[str, str] = {}
+        self._written: list[onnx.NodeProto] = []
+        self._scaled: tuple[str, str] | None = None
+        """The pixels, and the weight that meets them, where a power of two goes from one to the other."""
+
+    def scale_pixels(self, first: str, pixels: str) -> None:
+        self._scaled = (pixels, self._nodes.by_name[first].proto.input[1])
+
+    def write(self) -> None:
+        by_name = self._nodes.by_name
+        for node in [onnx.NodeProto.FromString(node.SerializeToString()) for node in self._graph.node]:
+            own = by_name.get(node.name)
+            single = own is None and sum(name in self._nodes.floats for name in node.input) < 2
+            if node.name in self._pixel_names or single:
+                # It makes floats of something else, or reads one of any type.
+                kind = _FLOAT
+            else:
+                kind = _FLOAT if node.name in self.fp32 else _HALF
+                for index, name in enumerate(node.input):
+                    node.input[index] = self._read(node, index, name, kind)
+            for name in node.output:
+                self._producers[name] = node.name
+                if name in self._nodes.floats:
+                    self._stored[name] = kind
+            self._written.append(node)
+        self._cast_logits()
+        self._type_initialisers()
+        del self._graph.node[:]
+        self._graph.node.extend(self._written)
+
+    def _read(self, node: onnx.NodeProto, index: int, name: str, kind: int) -> str:
+        """The name by which `node` reads `name`, its input number `index`, in type `kind`."""
+        if name not in self._nodes.floats:
+            return name
+        if kind == _HALF and not takes_fp16(node, index, self._nodes.opset):
+            kind = _FLOAT
+        if name in self._nodes.initialisers:
+            if kind == _HALF:
+                self._half_reads.setdefault(name, []).append((node, index))
+            else:
+                self._float_reads.add(name)
+            return name
+        return name if self._stored[name] == kind else self._cast(name, kind)
+
+    def _cast(self, name: str, kind: int) -> str:
+        if (name, kind) in self._casts:
+            return self._casts[name, kind]
+        producer, source, typed = self._producers[name], name, f"{name}_{_SUFFIX[kind]}"
+        if producer in self._pixel_names:
+            producer, typed = "pixels", "pixels_fp16"
+            if self._scaled is not None:
+                scale, source = "pixel_scale_fp16", "pixels_scaled"
+                self._graph.initializer.append(numpy_helper.from_array(np.float32(2**-PIXEL_SCALE_LOG2), scale))
+                self._written.append(helper.make_node("Mul", [name, scale], [source], name="pixels/scale"))
+        number = sum(1 for (other, _) in self._casts if self._producers[other] == self._producers[name])
+        suffix = f"_{number + 1}" if number else ""
+        self._written.append(
+            helper.make_node("Cast", [source], [typed], name=f"{producer}/to_{_SUFFIX[kind]}{suffix}", to=kind)
+        )
+        self._casts[name, kind] = typed
+        return typed
+
+    def _cast_logits(self) -> None:
+        if self._stored[OUTPUT_NAME] == _FLOAT:
+            return
+        typed = f"{OUTPUT_NAME}_fp16"
+        for node in self._written:
+            node.input[:] = [typed if name == OUTPUT_NAME else name for name in node.input]
+            node.output[:] = [typed if name == OUTPUT_NAME else name for name in node.output]
+        self._written.append(helper.make_node("Cast", [typed], [OUTPUT_NAME], name=f"{OUTPUT_NAME}/to_fp32", to=_FLOAT))
+
+    def _type_initialisers(self) -> None:
+        for tensor in list(self._graph.initializer):
+            if tensor.name not in self._half_reads:
+                continue
+            values = self._nodes.array(tensor.name)
+            if self._scaled is not None and tensor.name == self._scaled[1]:
+                values = values * np.float32(2**PIXEL_SCALE_LOG2)
+            if (largest := float(np.abs(values).max(initial=0.0))) > FP16_LARGEST:
+                raise VerificationError(
+                    f"weight {tensor.name} reaches {largest:.6g}, beyond FP16's largest number {FP16_LARGEST:.0f}; its "
+                    "layer must stay in FP32"
+                )
+            if tensor.name not in self._float_reads:
+                tensor.CopyFrom(numpy_helper.from_array(rounded_to_fp16(values), tensor.name))
+                continue
+            typed = f"{tensor.name}_fp16"
+            self._graph.initializer.append(numpy_helper.from_array(rounded_to_fp16(values), typed))
+            for node, index in self._half_reads[tensor.name]:
+                node.input[index] = typed

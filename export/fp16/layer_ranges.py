@@ -1,0 +1,200 @@
+"""How large each layer's numbers are on calibration images, and what FP16 does to each layer by itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fuseline.export.fp16.float_nodes import MOVERS, FloatNode, FloatNodes, float_nodes
+from fuseline.export.fp16.fp16_graph import FP16_LARGEST, PIXEL_SCALE_LOG2, rounded_to_fp16, scaled_first_layer
+from fuseline.export.fp16.graph_probes import GraphProbes
+from fuseline.export.graph.onnx_graph import pixel_nodes
+
+FP16_SMALLEST_NORMAL = 2.0**-14
+FP16_LOST_BELOW = 2.0**-25
+"""Half the smallest subnormal number: up to here rounding gives zero."""
+DEVIATION_IMAGES = 16
+"""A root mean square over so many images hardly changes with more; a maximum does, and is taken over all."""
+_DEVIATION_COST = 4
+_Told = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRange:
+    """One layer of the FP32 network: a convolution or matrix product, or another operator on floats."""
+
+    layer: str
+    operator: str
+    weighted: bool
+    """Whether it is a convolution or a matrix product."""
+    largest_input: float
+    """Largest magnitude on the calibration images."""
+    largest_output: float
+    """Largest magnitude, before the bias is added or after; infinite where the output isn't finite."""
+    typical_output: float
+    """Root mean square."""
+    largest_weight: float | None
+    """Largest magnitude of the folded weights as FP16 would hold them; None where it has none."""
+    largest_bias: float | None
+    subnormal_share: float | None
+    """Share of weights that FP16 keeps with fewer than its 11 bits: those below 2**-14."""
+    lost_share: float | None
+    """Share of weights that are not zero and become zero."""
+    deviation: float
+    """Root mean square of what FP16 changes in its output when it takes FP32's input, as a share of
+    `typical_output`."""
+
+    @property
+    def overflow_margin(self) -> float:
+        """65504 divided by the largest number that it takes or gives; below 1 FP16 overflows."""
+        return _margin(max(self.largest_input, self.largest_output))
+
+    @property
+    def weight_margin(self) -> float | None:
+        """65504 divided by its largest weight or bias."""
+        held = [largest for largest in (self.largest_weight, self.largest_bias) if largest is not None]
+        return _margin(max(held)) if held else None
+
+    @property
+    def normal_margin(self) -> float:
+        """`typical_output` divided by 2**-14: near 1 and below, FP16 loses bits of it."""
+        return self.typical_output / FP16_SMALLEST_NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a run of the FP32 graph on calibration images told."""
+
+    ranges: tuple[LayerRange, ...]
+    """In running order."""
+    logits: NDArray[np.float32]
+    """(n, classes)."""
+
+
+def calibrate(
+    model: onnx.ModelProto, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] | None = None
+) -> Calibration:
+    """Run `model` (as `onnx_from_network` makes it) on `pixels` (n, h, w, c) and record each layer's range.
+
+    On up to `DEVIATION_IMAGES` of the images each layer is computed twice, the second time in FP16 on the FP32 values
+    that it takes: so an error is found in the layer that makes it, and in none behind. Memory doesn't grow with the
+    number of images.
+
+    Raises:
+        BackendUnavailableError, BackendError: ONNX Runtime is not installed, or fails.
+    """
+    nodes = float_nodes(model, {node.name for node in pixel_nodes(model)})
+    some = pixels[spread(len(pixels), DEVIATION_IMAGES)]
+    share = len(pixels) / (len(pixels) + _DEVIATION_COST * len(some))
+    tell = on_progress or (lambda _: None)
+    logits, extremes = _extremes(model, nodes).run(pixels, lambda done: tell(share * done))
+    scales = {scaled_first_layer(model): float(2**PIXEL_SCALE_LOG2)}
+    _, deviations = _deviations(model, nodes, scales).run(some, lambda done: tell(share + (1 - share) * done))
+    told = extremes | deviations
+    return Calibration(tuple(_range(node, nodes, told, scales.get(node.name, 1.0)) for node in nodes.nodes), logits)
+
+
+def spread(images: int, count: int) -> NDArray[np.int64]:
+    """Numbers of at most `count` of `images`, from all over them, as neighbours are often of one class."""
+    return np.linspace(0, images - 1, min(count, images)).astype(np.int64)
+
+
+def _extremes(model: onnx.ModelProto, nodes: FloatNodes) -> GraphProbes:
+    probes = GraphProbes(model)
+    axes_of = {node.outputs[0]: _axes_but_channels(node, nodes) for node in nodes.nodes}
+    for value in dict.fromkeys(name for node in nodes.nodes for name in (*node.activations, node.outputs[0])):
+        # What is summed up before a bias is told apart by channel.
+        axes = axes_of.get(value, ())
+        probes.reduce("ReduceMax", value, f"largest:{value}", np.maximum, axes)
+        probes.reduce("ReduceMin", value, f"smallest:{value}", np.minimum, axes)
+    return probes
+
+
+def _deviations(model: onnx.ModelProto, nodes: FloatNodes, scales: dict[str | None, float]) -> GraphProbes:
+    """Each node once more, as FP16 would compute it on FP32's values."""
+    probes = GraphProbes(model)
+    for node in nodes.nodes:
+        output = node.outputs[0]
+        probes.reduce("ReduceSumSquare", output, f"squares:{output}", np.add)
+        probes.count(output, f"size:{output}")
+        if node.proto.op_type in MOVERS:
+            continue
+        shadow = onnx.NodeProto.FromString(node.proto.SerializeToString())
+        for index, name in enumerate(shadow.input):
+            if name in nodes.floats and node.takes_fp16(index):
+                scale = scales.get(node.name, 1.0) if index == 1 else 1.0
+                shadow.input[index] = _rounded(probes, nodes, name, scale)
+        shadow.name = f"shadow:{node.name}"
+        shadow.output[:] = [f"shadow:{name}" for name in shadow.output]
+        probes.add(shadow, behind=node.name)
+        error = probes.apply("Sub", [probes.rounded(shadow.output[0]), output], f"difference:{output}")
+        probes.reduce("ReduceSumSquare", error, f"error:{output}", np.add)
+    return probes
+
+
+def _rounded(probes: GraphProbes, nodes: FloatNodes, name: str, scale: float) -> str:
+    if name not in nodes.initialisers:
+        return probes.rounded(name)
+    rounded = rounded_to_fp16(nodes.array(name) * np.float32(scale)).astype(np.float32) / np.float32(scale)
+    return probes.constant(f"rounded:{name}:{scale}", rounded)
+
+
+def _axes_but_channels(node: FloatNode, nodes: FloatNodes) -> tuple[int, ...]:
+    """All axes of the output but the channels', for a layer with a bias; else none."""
+    if node.bias is None:
+        return ()
+    return tuple(axis for axis in range(len(nodes.initialisers[node.constants[0]].dims)) if axis != 1)
+
+
+def _range(node: FloatNode, nodes: FloatNodes, told: _Told, scale: float) -> LayerRange:
+    output = node.outputs[0]
+    squares, error = float(told[f"squares:{output}"]), float(told.get(f"error:{output}", np.zeros(())))
+    largest_output = _largest(told, output)
+    if node.bias is not None:
+        bias = nodes.array(node.bias)
+        sums = (told[f"{which}:{output}"] - bias for which in ("largest", "smallest"))
+        largest_output = max(largest_output, *(float(np.abs(values).max()) for values in sums))
+    if not math.isfinite(squares + largest_output):
+        largest_output = math.inf
+    weights = [
+        nodes.array(name) * np.float32(scale if number == 0 else 1) for number, name in enumerate(node.constants)
+    ]
+    magnitude = np.abs(np.concatenate([values.ravel() for values in weights])) if weights else np.zeros(0)
+    held = magnitude.size > 0
+    lost = (magnitude > 0) & (magnitude <= FP16_LOST_BELOW)
+    small = (magnitude > FP16_LOST_BELOW) & (magnitude < FP16_SMALLEST_NORMAL)
+    return LayerRange(
+        layer=node.name,
+        operator=str(node.proto.op_type),
+        weighted=node.weighted,
+        largest_input=max(_largest(told, name) for name in node.activations),
+        largest_output=largest_output,
+        typical_output=math.sqrt(squares / float(told[f"size:{output}"])),
+        largest_weight=float(magnitude.max()) if held else None,
+        largest_bias=None if node.bias is None else float(np.abs(nodes.array(node.bias)).max(initial=0.0)),
+        subnormal_share=float(small.mean()) if held else None,
+        lost_share=float(lost.mean()) if held else None,
+        deviation=_deviation(squares, error, largest_output),
+    )
+
+
+def _largest(told: _Told, value: str) -> float:
+    largest = max(float(np.abs(told[f"{which}:{value}"]).max()) for which in ("largest", "smallest"))
+    return math.inf if math.isnan(largest) else largest
+
+
+def _deviation(squares: float, error: float, largest: float) -> float:
+    if 0 < largest <= FP16_LOST_BELOW:
+        # Their squares may be lost in FP32 too.
+        return 1.0
+    if error == 0:
+        return 0.0
+    ratio = error / squares if squares else math.inf
+    return math.sqrt(ratio) if math.isfinite(ratio) else math.inf
+
+
+def _margin(largest: float) -> float:
+    return FP16_LARGEST / largest if largest else math.inf
