@@ -137,7 +137,7 @@ async def _segments(cycle: Cycle) -> AsyncIterator[int]:
 
 async def with_batcher(measure: Measure, _: Path) -> None:
     """Requests of one row through a batcher whose backend takes no time."""
-    batcher_class = _of_revision("fuseline.serve.batcher", "serve.batcher").Batcher
+    batcher_class = _of_revision("fuseline.serve.batching.batcher", "serve.batcher").Batcher
 
     def infer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return pixels.reshape(len(pixels), -1)[:, :_CLASSES].astype(np.float32)

@@ -4,7 +4,7 @@ from functools import partial
 
 import fuseline.serve.workers.supervisor
 from fuseline.benchmarks.simulated_backend import use_simulated_backend
-from fuseline.serve.cli import main
+from fuseline.serve.commands.serve_command import main
 from fuseline.serve.workers.supervisor import Commands, run_supervisor
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
 from fuseline.export.verify import INT8_MIN_AGREEMENT, judged_by
 from fuseline.serve.backends import DEFAULT_BUCKETS
-from fuseline.serve.backends.engine_builder import build_engine
-from fuseline.serve.backends.engine_precision import KEPT_FP32
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.backends.engine.precision import KEPT_FP32
 from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import Artifact, Task, file_facts

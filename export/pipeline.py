@@ -31,7 +31,7 @@ from fuseline.export.verify import (
     normalised,
     verify_artifact,
 )
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.errors import BackendUnavailableError, PackageError
 from fuseline.serve.model_package import (
     Manifest,

@@ -1,6 +1,6 @@
 """`python -m serve PACKAGE…`: the same as `fuseline serve`."""
 
-from fuseline.serve.cli import main
+from fuseline.serve.commands.serve_command import main
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fuseline.serve.backends import DEFAULT_BUCKETS, Verdict, judge_backends
-from fuseline.serve.backends.nvidia_driver import Driver, nvidia_driver
-from fuseline.serve.backends.tensorrt_engine import INSTALL
+from fuseline.serve.backends.engine.library import INSTALL
+from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
 

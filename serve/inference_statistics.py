@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fuseline.serve.batcher import BatchedRows, BatchStats
+from fuseline.serve.batching.batcher import BatchedRows, BatchStats
 
 
 @dataclass(slots=True)

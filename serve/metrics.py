@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
-from fuseline.serve.batcher import BatchedRows, BatchStats, Misses
+from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
 from fuseline.serve.inference_statistics import InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.tallies import Counter, CounterTally, Histogram, HistogramTally

@@ -11,10 +11,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fuseline.serve.admission import Promise, Ready
 from fuseline.serve.backends import DEFAULT_BUCKETS, open_backend
 from fuseline.serve.backends.base import Backend
-from fuseline.serve.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
+from fuseline.serve.batching.admission import Promise, Ready
+from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import PackageError
 from fuseline.serve.model_package import InputSpec, Manifest, ModelPackage, load_package
@@ -44,7 +44,7 @@ _MEASURE_BUDGET_S = 0.05
 
 
 class RowBatcher(Protocol):
-    """What requests are given to: `fuseline.serve.batcher.Batcher`, or what stands for one in another process."""
+    """What requests are given to: `fuseline.serve.batching.batcher.Batcher`, or what stands for one in another process."""
 
     @property
     def queued_rows(self) -> int:

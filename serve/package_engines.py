@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fuseline.serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
-from fuseline.serve.backends.engine_cache import EngineCache, write_whole
-from fuseline.serve.backends.engine_key import LIBRARIES, EngineDetails
-from fuseline.serve.backends.engine_lock import file_lock
-from fuseline.serve.backends.engine_precision import KEPT_FP32
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine.builder import EngineBuild, batch_profile, build_engine, engine_details
+from fuseline.serve.backends.engine.cache import EngineCache, write_whole
+from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.engine.library import NAMES
+from fuseline.serve.backends.engine.lock import file_lock
+from fuseline.serve.backends.engine.precision import KEPT_FP32
+from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
-from fuseline.serve.backends.tensorrt_engine import NAMES
 from fuseline.serve.errors import InputError, PackageError
 from fuseline.serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
 

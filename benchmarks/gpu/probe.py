@@ -12,10 +12,10 @@ from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
 from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
 from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
-from fuseline.serve.backends.cuda import open_cuda
-from fuseline.serve.backends.engine_graph import graph_for_tensorrt
+from fuseline.serve.backends.engine.graph import graph_for_tensorrt
+from fuseline.serve.backends.engine.library import check, engine_from_plan, import_library, logger_of, recent_errors
+from fuseline.serve.backends.gpu.cuda import open_cuda
 from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
-from fuseline.serve.backends.tensorrt_engine import check, engine_from_plan, import_library, logger_of, recent_errors
 from fuseline.serve.errors import BackendError, BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import INPUT_NAME
 from fuseline.serve.reference import check_reference

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.gpu.contender import Prepared
 from fuseline.benchmarks.gpu.subject import GpuSubject
-from fuseline.serve.backends.cuda import Cuda, open_cuda
-from fuseline.serve.backends.engine_builder import build_engine
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.backends.engine.library import NAMES, engine_from_plan, import_library
+from fuseline.serve.backends.engine.target import available_builder
+from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
 from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
-from fuseline.serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_library
 
 
 class TensorRTContender:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.call_thread import CallThread
+from fuseline.serve.batching.call_thread import CallThread
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 _Answer = TypeVar("_Answer")

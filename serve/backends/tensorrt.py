@@ -7,17 +7,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fuseline.serve.backends.cuda import Gpu, open_cuda
-from fuseline.serve.backends.engine_builder import EngineBuild, batch_profile, build_engine, engine_details
-from fuseline.serve.backends.engine_cache import EngineCache, cached_engine
-from fuseline.serve.backends.engine_display import shown_build
-from fuseline.serve.backends.engine_inspection import check_inspected
-from fuseline.serve.backends.engine_key import LIBRARIES, EngineDetails
-from fuseline.serve.backends.engine_precision import KEPT_FP32
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine.builder import EngineBuild, batch_profile, build_engine, engine_details
+from fuseline.serve.backends.engine.cache import EngineCache, cached_engine
+from fuseline.serve.backends.engine.display import shown_build
+from fuseline.serve.backends.engine.inspection import check_inspected
+from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.engine.library import NAMES, engine_from_plan, import_library, why_unfit
+from fuseline.serve.backends.engine.precision import KEPT_FP32
+from fuseline.serve.backends.engine.target import available_builder
+from fuseline.serve.backends.gpu.cuda import Gpu, open_cuda
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
-from fuseline.serve.backends.tensorrt_engine import NAMES, engine_from_plan, import_library, why_unfit
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, PackageError, VerificationError
 from fuseline.serve.model_package import Artifact, ModelPackage
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.backends.cuda import Cuda
-from fuseline.serve.backends.tensorrt_engine import check, logger_of
+from fuseline.serve.backends.engine.library import check, logger_of
+from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.errors import BackendError, PackageError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 

@@ -18,7 +18,7 @@ from fuseline.protos.classify_pb2 import (
     StreamError,
 )
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer
-from fuseline.serve.batcher import BatchedRows
+from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import BackendError, RequestError, ShuttingDownError
 from fuseline.serve.metrics import Metrics
 from fuseline.serve.model import Model

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.protos.classify_pb2 import Image
-from fuseline.serve.admission import Promise, Ready
+from fuseline.serve.batching.admission import Promise, Ready
 from fuseline.serve.errors import ImageError, RequestError
 from fuseline.serve.images import decode_for
 from fuseline.serve.model import Model

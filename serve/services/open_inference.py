@@ -33,7 +33,7 @@ from fuseline.protos.open_inference_pb2 import (
     ServerReadyResponse,
 )
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from fuseline.serve.batcher import BatchedRows
+from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import ShuttingDownError, UnknownModelError
 from fuseline.serve.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics import Metrics

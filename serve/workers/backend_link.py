@@ -11,8 +11,8 @@ from typing import NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.admission import Admission
-from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.batching.admission import Admission
+from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import BackendError
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from fuseline.serve.batcher import Batcher, BatchStats, Misses
+from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
 from fuseline.serve.metrics import Metrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository

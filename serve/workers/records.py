@@ -36,7 +36,7 @@ class ToBackend(NamedTuple):
     foreseen_seconds: float
     """From that admission to `foreseen_at`."""
     is_trial: bool
-    """See `fuseline.serve.admission.Foreseen`."""
+    """See `fuseline.serve.batching.admission.Foreseen`."""
 
 
 class ToWorker(NamedTuple):

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Literal
 
 from fuseline.serve import errors
-from fuseline.serve.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
-from fuseline.serve.batch_requests import BatchedRows, Row, check_rows
-from fuseline.serve.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
+from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
+from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
+from fuseline.serve.batching.requests import BatchedRows, Row, check_rows
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -27,7 +27,7 @@ from fuseline.serve.workers.slots import SlotTable
 
 
 class RemoteBatcher:
-    """Takes requests as `fuseline.serve.batcher.Batcher` does, and has the backend process answer them.
+    """Takes requests as `fuseline.serve.batching.batcher.Batcher` does, and has the backend process answer them.
 
     What `Batcher.submit` promises holds here, except that the backend's refusals come by the future. Rows are copied
     into shared memory by `submit`, so the caller's may change once it has returned. A slot is free again once the

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fuseline.serve.admission import Foreseen, Promise
-from fuseline.serve.batcher import BatchedRows, Batcher
+from fuseline.serve.batching.admission import Foreseen, Promise
+from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.records import (

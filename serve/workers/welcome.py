@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fuseline.serve.batcher import Batcher
+from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.workers.arena import ArenaShape
@@ -41,7 +41,7 @@ class ServedModel(BaseModel):
     backend: BackendFacts
     backend_reason: str
     unsaturated_rows: int
-    """See `fuseline.serve.batcher.Batcher`."""
+    """See `fuseline.serve.batching.batcher.Batcher`."""
 
     @property
     def name(self) -> str:

@@ -85,7 +85,9 @@ def test_a_checkout_is_taken_as_it_is_now_and_a_revision_as_it_was(repository: P
 
 
 def test_what_runs_is_the_code_of_the_tree(base: Tree, files: Path, tmp_path: Path) -> None:
-    broken = changed(base, tmp_path / "broken", "serve/batcher.py", lambda text: f"raise KeyError('here')\n{text}")
+    broken = changed(
+        base, tmp_path / "broken", "serve/batching/batcher.py", lambda text: f"raise KeyError('here')\n{text}"
+    )
     with pytest.raises(BackendError, match="KeyError: 'here'"), started_case(broken, "batcher", files, CORE):
         pass
 
@@ -155,7 +157,7 @@ def test_memory_of_a_request_hardly_varies(case: str, base: Tree, files: Path) -
 def test_a_copy_of_the_pixels_is_seen_in_the_memory(base: Tree, files: Path, tmp_path: Path) -> None:
     plant = "\n_submit = Batcher.submit\n\n\ndef _copying(self, rows, **named):\n"
     plant += "    return _submit(self, [row.copy() for row in rows], **named)\n\n\nBatcher.submit = _copying\n"
-    copying = changed(base, tmp_path / "copying", "serve/batcher.py", lambda text: text + plant)
+    copying = changed(base, tmp_path / "copying", "serve/batching/batcher.py", lambda text: text + plant)
     before, after = (peak_bytes(tree, files, "batcher") for tree in (base, copying))
     assert judge_counts(before, after, MEMORY_SLACK).outcome == "regressed"
 
@@ -224,7 +226,7 @@ def planted(repository: Path, base: Tree, files: Path, tmp_path_factory: pytest.
     """A revision whose batcher takes 15 % more CPU time for a batch: it counts before it forms one, calibrated here."""
     folder = tmp_path_factory.mktemp("planted")
     trial = 4000
-    slow = changed(base, folder / "trial", "serve/batcher.py", lambda text: text + plant(trial))
+    slow = changed(base, folder / "trial", "serve/batching/batcher.py", lambda text: text + plant(trial))
     shares = []
     for _ in range(5):
         with started_case(base, "batcher", files, CORE) as a, started_case(slow, "batcher", files, CORE) as b:

@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 from fuseline.benchmarks.server_watch import Counts, ServerWatch, batches_between, counts_from_prometheus, with_metrics
 from fuseline.benchmarks.serving import measure_serving
 from fuseline.benchmarks.target import connect, connect_open_inference
-from fuseline.serve.batcher import BatchStats
+from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.errors import InputError
 from fuseline.serve.metrics import Metrics
 from tests.serve.processes import ServerProcess, server_process

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.gpu.subject import open_gpu_subject
 from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
 from fuseline.serve.backends.base import Backend
-from fuseline.serve.backends.cuda import Cuda, open_cuda
+from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
 from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
 from fuseline.serve.backends.tensorrt import open_tensorrt
 from fuseline.serve.errors import BackendUnavailableError, FuselineError

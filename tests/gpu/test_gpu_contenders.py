@@ -7,7 +7,7 @@ from fuseline.benchmarks.gpu.contender import CONTENDERS, modes_on
 from fuseline.benchmarks.gpu.start import start_contender
 from fuseline.benchmarks.gpu.subject import open_gpu_subject
 from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError
-from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends.gpu.cuda import Cuda
 from tests.gpu.conftest import ENGINE_FOR, TOLERANCE
 
 pytestmark = pytest.mark.gpu

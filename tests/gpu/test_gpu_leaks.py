@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends.gpu.cuda import Cuda
 from tests.gpu.conftest import OpenBackend, Subject
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(0)]

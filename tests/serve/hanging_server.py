@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import fuseline.serve.model
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Backend
-from fuseline.serve.cli import main
+from fuseline.serve.commands.serve_command import main
 
 
 class HangingBackend:

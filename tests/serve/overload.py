@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fuseline.serve.admission import Ready
-from fuseline.serve.batcher import Batcher
+from fuseline.serve.batching.admission import Ready
+from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 

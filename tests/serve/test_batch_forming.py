@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from fuseline.serve.batcher import QUIET_TURNS, SLOW_CALL_SECONDS, Batcher
+from fuseline.serve.batching.batcher import QUIET_TURNS, SLOW_CALL_SECONDS, Batcher
 
 ROW_SHAPE = (2, 3)
 ROW = np.zeros(ROW_SHAPE, np.uint8)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fuseline.serve.batcher import Batcher
+from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import (
     BackendError,
     BackendUnavailableError,

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuseline.serve.admission import Ready
-from fuseline.serve.batcher import BatchedRows, Batcher
+from fuseline.serve.batching.admission import Ready
+from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))

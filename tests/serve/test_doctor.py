@@ -11,8 +11,8 @@ import fuseline.command
 import fuseline.serve.backends
 from fuseline.serve import doctor
 from fuseline.serve.backends import Verdict, judge_backends, open_backend
-from fuseline.serve.backends.cuda import Gpu
-from fuseline.serve.backends.nvidia_driver import Driver
+from fuseline.serve.backends.gpu.cuda import Gpu
+from fuseline.serve.backends.gpu.nvidia_driver import Driver
 from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import load_package

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 import fuseline.serve.model
 from fuseline.serve.backends import open_backend
-from fuseline.serve.batcher import BatchStats, Misses
+from fuseline.serve.batching.batcher import BatchStats, Misses
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import (
     FuselineError,

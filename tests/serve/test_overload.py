@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from fuseline.serve.admission import Admission, Load, Ready
-from fuseline.serve.batch_profile import BatchProfile
-from fuseline.serve.batcher import Batcher
+from fuseline.serve.batching.admission import Admission, Load, Ready
+from fuseline.serve.batching.batcher import Batcher
+from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.overload import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time

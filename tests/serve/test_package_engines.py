@@ -10,8 +10,8 @@ import pytest
 
 import fuseline.command
 from fuseline.serve import package_engines
-from fuseline.serve.backends.engine_key import EngineDetails
-from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.backends.engine.key import EngineDetails
+from fuseline.serve.backends.engine.lock import file_lock
 from fuseline.serve.errors import BackendError
 from fuseline.serve.model_package import load_package
 from tests.export.small_graph import quantised_graph, small_graph

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fuseline.serve import cli
+from fuseline.serve.commands import serve_command as cli
 from fuseline.serve.errors import InputError
 from fuseline.serve.settings import Settings, buckets_up_to, settings_from_flags
 

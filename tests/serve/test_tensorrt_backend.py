@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from fuseline.serve.backends.cuda import Cuda, open_cuda
+from fuseline.serve.backends.engine.library import engine_from_plan, logger_of
+from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
 from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
 from fuseline.serve.backends.tensorrt_backend import SLOTS, TensorRTBackend
-from fuseline.serve.backends.tensorrt_engine import engine_from_plan, logger_of
 from fuseline.serve.errors import BackendError, BackendUnavailableError, PackageError
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import ROW_SHAPE, small_graph
@@ -389,7 +389,7 @@ def test_the_real_cuda_takes_the_arguments_it_is_given_and_refuses_for_want_of_a
 @pytest.fixture(scope="module")
 def real_plan():
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build an engine")
-    from fuseline.serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine.builder import build_engine
 
     return build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=8)
 
@@ -417,7 +417,7 @@ def test_what_is_no_engine_is_refused_with_the_librarys_diagnosis(plan):
 
 @pytest.fixture(scope="module")
 def gpu_package(tmp_path_factory):
-    from fuseline.serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine.builder import build_engine
 
     build = build_engine(GRAPHS["fp16"], precision="fp16", capability=None, max_batch=32)
     engine = (f"{build.key}.plan", build.library, "fp16", build.details, build.plan)

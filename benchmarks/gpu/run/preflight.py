@@ -7,7 +7,7 @@ from typing import Any
 
 from fuseline.benchmarks.gpu.contender import Device
 from fuseline.benchmarks.gpu.device import gpu_facts
-from fuseline.serve.backends.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 MOST_HELD_MIB = 1024

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fuseline.benchmarks.gpu.tensorrt import ReplayedBackend
-from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.errors import BackendUnavailableError
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_every_family_becomes_graphs_with_its_logits(family: str
     assert np.abs(run(half, pixels) - expected).max() < 2e-2 * spread
 
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-    from fuseline.serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine.builder import build_engine
 
     build = build_engine(half.SerializeToString(), precision="fp16", capability="sm89", max_batch=8)
     assert set(build.precision_counts["CONVOLUTION"]) == {"HALF"}

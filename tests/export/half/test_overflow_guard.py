@@ -137,7 +137,7 @@ def test_there_are_as_few_casts_as_can_be(name: str, casts: int) -> None:
 @pytest.mark.parametrize("name", HARD)
 def test_tensorrt_parses_and_builds_the_mixed_graph(name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-    from fuseline.serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine.builder import build_engine
 
     found = guarded(name)
     stayed = [layer for layer in found.kept if layer.range.weighted]

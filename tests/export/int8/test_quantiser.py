@@ -156,7 +156,7 @@ def test_tensorrt_gets_zeros_of_zero_float_biases_and_one_quantised_branch_of_an
 
 def test_tensorrt_builds_an_engine_of_int8_layers(tiny: Subject, tiny_ranges: dict[str, Range]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from fuseline.serve.backends.engine_builder import build_engine
+    from fuseline.serve.backends.engine.builder import build_engine
 
     first = layers(tiny.model)[0].name
     for kept in ([], [first]):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fuseline.serve.backends import engine_target, tensorrt, tensorrt_engine
-from fuseline.serve.backends.cuda import Cuda
+from fuseline.serve.backends import tensorrt
+from fuseline.serve.backends.engine import library as tensorrt_engine
+from fuseline.serve.backends.engine import target as engine_target
+from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.model_package import (
     Artifact,
     InputSpec,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.serve.backends import engine_builder
-from fuseline.serve.backends.engine_builder import build_engine
-from fuseline.serve.backends.engine_key import EngineDetails
-from fuseline.serve.backends.engine_progress import BuildProgress
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine import builder as engine_builder
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.backends.engine.key import EngineDetails
+from fuseline.serve.backends.engine.progress import BuildProgress
+from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 from tests.export.small_graph import CLASSES, quantised_graph, small_graph
 
@@ -286,7 +286,7 @@ def test_a_batch_profile_out_of_order_is_refused(max_batch, opt_batch):
 
 
 def test_tensorrt_logs_through_logging_and_prints_nothing(trt, caplog, capfd):
-    with caplog.at_level(logging.DEBUG, "fuseline.serve.backends.tensorrt_engine"):
+    with caplog.at_level(logging.DEBUG, "fuseline.serve.backends.engine.library"):
         build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=4)
     assert any("tensorrt_rtx:" in record.message for record in caplog.records)
     captured = capfd.readouterr()
@@ -308,7 +308,7 @@ def test_a_timing_cache_of_another_machine_is_replaced_by_an_empty_one():
 
 def test_importing_the_module_imports_no_runtime():
     heavy = ("tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "fuseline.export")
-    program = f"import sys, fuseline.serve.backends.engine_builder; print([n for n in {heavy} if n in sys.modules])"
+    program = f"import sys, fuseline.serve.backends.engine.builder; print([n for n in {heavy} if n in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "[]"
 

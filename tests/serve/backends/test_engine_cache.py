@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from fuseline.serve.backends import engine_cache
-from fuseline.serve.backends.engine_builder import EngineBuild, build_engine
-from fuseline.serve.backends.engine_cache import EngineCache, cached_engine, check_engine_cache, write_whole
-from fuseline.serve.backends.engine_key import EngineDetails
-from fuseline.serve.backends.engine_precision import AchievedPrecision
+from fuseline.serve.backends.engine import cache as engine_cache
+from fuseline.serve.backends.engine.builder import EngineBuild, build_engine
+from fuseline.serve.backends.engine.cache import EngineCache, cached_engine, check_engine_cache, write_whole
+from fuseline.serve.backends.engine.key import EngineDetails
+from fuseline.serve.backends.engine.precision import AchievedPrecision
 from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, details_of
@@ -141,9 +141,9 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_nothing_else(tmp_path, monk
 SERVER = """
 import logging
 from pathlib import Path
-from fuseline.serve.backends.engine_builder import build_engine
-from fuseline.serve.backends.engine_cache import EngineCache, cached_engine
-from fuseline.serve.backends.engine_key import EngineDetails
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.backends.engine.cache import EngineCache, cached_engine
+from fuseline.serve.backends.engine.key import EngineDetails
 
 class Said(logging.Handler):
     def emit(self, record):

@@ -3,7 +3,7 @@ import io
 import os
 import pty
 
-from fuseline.serve.backends.engine_display import shown_build
+from fuseline.serve.backends.engine.display import shown_build
 
 
 def test_elsewhere_than_on_a_terminal_it_is_a_line_for_each_quarter():

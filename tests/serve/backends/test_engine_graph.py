@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from fuseline.serve.backends.engine_graph import graph_for_tensorrt
+from fuseline.serve.backends.engine.graph import graph_for_tensorrt
 from tests.export.small_graph import ROW_SHAPE, quantised_graph, small_graph
 
 

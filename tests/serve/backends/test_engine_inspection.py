@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuseline.serve.backends.engine_inspection import check_inspected, weights_by_precision
+from fuseline.serve.backends.engine.inspection import check_inspected, weights_by_precision
 from fuseline.serve.errors import VerificationError
 from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT
 

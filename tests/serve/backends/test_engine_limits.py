@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fuseline.serve.backends.engine_limits import check_computable
-from fuseline.serve.backends.engine_target import Builder
-from fuseline.serve.backends.tensorrt_engine import logger_of
+from fuseline.serve.backends.engine.library import logger_of
+from fuseline.serve.backends.engine.limits import check_computable
+from fuseline.serve.backends.engine.target import Builder
 from fuseline.serve.errors import BackendUnavailableError
 
 TURING = Builder("tensorrt_rtx", "sm75", "SM75")

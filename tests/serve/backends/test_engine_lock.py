@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.backends.engine.lock import file_lock
 from tests.serve.backends.children import Child
 
 HOLDS = """
 from pathlib import Path
-from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.backends.engine.lock import file_lock
 with file_lock(Path(sys.argv[1]), lambda: say("waiting")):
     say("holding")
     hear()

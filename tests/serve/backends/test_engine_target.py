@@ -2,9 +2,9 @@
 
 import pytest
 
-from fuseline.serve.backends import engine_target
-from fuseline.serve.backends.cuda import Gpu
-from fuseline.serve.backends.engine_target import available_builder
+from fuseline.serve.backends.engine import target as engine_target
+from fuseline.serve.backends.engine.target import available_builder
+from fuseline.serve.backends.gpu.cuda import Gpu
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fuseline.serve.backends import nvidia_driver as module
-from fuseline.serve.backends.cuda import Gpu
-from fuseline.serve.backends.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.backends.gpu import nvidia_driver as module
+from fuseline.serve.backends.gpu.cuda import Gpu
+from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 
 
 class FakeLibcuda:

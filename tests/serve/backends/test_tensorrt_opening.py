@@ -11,8 +11,9 @@ import re
 import numpy as np
 import pytest
 
-from fuseline.serve.backends import open_backend, tensorrt, tensorrt_engine
-from fuseline.serve.backends.engine_builder import build_engine
+from fuseline.serve.backends import open_backend, tensorrt
+from fuseline.serve.backends.engine import library as tensorrt_engine
+from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
 from fuseline.serve.errors import BackendUnavailableError, PackageError, VerificationError
 from fuseline.serve.metrics import Metrics
@@ -156,7 +157,7 @@ def test_a_precision_that_the_package_has_no_graph_of_is_refused(tmp_path, fake_
 def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, cudart):
     put_gpu_in(monkeypatch, cudart)
     monkeypatch.setattr(tensorrt_engine, "is_installed", lambda library: False)
-    monkeypatch.setattr("fuseline.serve.backends.engine_target.is_installed", lambda library: False)
+    monkeypatch.setattr("fuseline.serve.backends.engine.target.is_installed", lambda library: False)
     package = package_of(
         tmp_path / "small",
         ("one.plan", "tensorrt", "fp16", details_of(), b"plan"),

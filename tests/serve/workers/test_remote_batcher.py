@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fuseline.serve.admission import Admission, Ready
-from fuseline.serve.batch_profile import BatchProfile
-from fuseline.serve.batcher import Batcher, BatchStats
+from fuseline.serve.batching.admission import Admission, Ready
+from fuseline.serve.batching.batcher import Batcher, BatchStats
+from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,

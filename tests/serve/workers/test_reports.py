@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fuseline.serve.batcher import BatchedRows, BatchStats
+from fuseline.serve.batching.batcher import BatchedRows, BatchStats
 from fuseline.serve.metrics import Metrics
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, statistics_from, summed
 

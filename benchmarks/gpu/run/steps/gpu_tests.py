@@ -8,7 +8,7 @@ import pytest
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row
 from fuseline.benchmarks.gpu.worker import without_folders
-from fuseline.serve.backends.engine_target import CURRENT, PORTABLE
+from fuseline.serve.backends.engine.target import CURRENT, PORTABLE
 
 _FOLDER = "tests/gpu"
 _FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")

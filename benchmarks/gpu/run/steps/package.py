@@ -25,10 +25,10 @@ from fuseline.benchmarks.pictures import generated_pictures
 from fuseline.benchmarks.subject import ARCHITECTURES, random_checkpoint
 from fuseline.serve.backends import DEFAULT_BUCKETS, why_not_installed
 from fuseline.serve.backends.base import Backend
-from fuseline.serve.backends.engine_inspection import weights_by_precision
-from fuseline.serve.backends.engine_key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.engine.inspection import weights_by_precision
+from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
+from fuseline.serve.backends.engine.library import engine_from_plan, import_library
 from fuseline.serve.backends.padded import infer_in_largest_bucket
-from fuseline.serve.backends.tensorrt_engine import engine_from_plan, import_library
 from fuseline.serve.errors import BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import Artifact, ModelPackage, load_package
 from fuseline.serve.reference import check_reference

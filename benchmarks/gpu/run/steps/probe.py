@@ -5,8 +5,8 @@ from typing import Any
 from fuseline.benchmarks.gpu.probe import UNSET, probe_rtx
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row
-from fuseline.serve.backends.engine_target import CURRENT, PORTABLE
-from fuseline.serve.backends.tensorrt_engine import is_installed
+from fuseline.serve.backends.engine.library import is_installed
+from fuseline.serve.backends.engine.target import CURRENT, PORTABLE
 
 _WORDS = {"CURRENT": CURRENT, UNSET: PORTABLE}
 """Setting to the word that asks for it, the better first; before both comes the GPU's own capability."""

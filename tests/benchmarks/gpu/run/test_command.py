@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.gpu.run.record import RunRecord, StepRecord
-from fuseline.serve.backends.nvidia_driver import nvidia_driver
+from fuseline.serve.backends.gpu.nvidia_driver import nvidia_driver
 
 ROOT = Path(__file__).parents[4]
 

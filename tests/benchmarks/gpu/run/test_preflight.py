@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.gpu.run.preflight import MOST_HELD_MIB, check_device, check_disk
-from fuseline.serve.backends.cuda import Gpu
-from fuseline.serve.backends.nvidia_driver import Driver
+from fuseline.serve.backends.gpu.cuda import Gpu
+from fuseline.serve.backends.gpu.nvidia_driver import Driver
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 HOPPER = Driver("580.159.04", "13.0", (Gpu("NVIDIA H100 80GB HBM3", "sm90", 80 * 2**30),), None)

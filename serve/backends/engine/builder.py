@@ -13,19 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fuseline.serve.backends.engine_graph import graph_for_tensorrt
-from fuseline.serve.backends.engine_key import EngineDetails, Library
-from fuseline.serve.backends.engine_limits import check_computable
-from fuseline.serve.backends.engine_precision import (
+from fuseline.serve.backends.engine.graph import graph_for_tensorrt
+from fuseline.serve.backends.engine.key import EngineDetails, Library
+from fuseline.serve.backends.engine.library import check, import_library, logger_of, recent_errors, title
+from fuseline.serve.backends.engine.limits import check_computable
+from fuseline.serve.backends.engine.precision import (
     AchievedPrecision,
     achieved_precision,
     check_precision,
     described_node,
     precision_counts,
 )
-from fuseline.serve.backends.engine_progress import BuildProgress, progress_monitor
-from fuseline.serve.backends.engine_target import Builder, available_builder
-from fuseline.serve.backends.tensorrt_engine import check, import_library, logger_of, recent_errors, title
+from fuseline.serve.backends.engine.progress import BuildProgress, progress_monitor
+from fuseline.serve.backends.engine.target import Builder, available_builder
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from fuseline.serve.backends.tensorrt_engine import title
+from fuseline.serve.backends.engine.library import title
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import Precision
 

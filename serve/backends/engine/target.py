@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from fuseline.serve.backends.cuda import open_cuda
-from fuseline.serve.backends.engine_key import Library
-from fuseline.serve.backends.tensorrt_engine import INSTALL, NAMES, import_library, is_installed, title
+from fuseline.serve.backends.engine.key import Library
+from fuseline.serve.backends.engine.library import INSTALL, NAMES, import_library, is_installed, title
+from fuseline.serve.backends.gpu.cuda import open_cuda
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError
 
 CURRENT, PORTABLE = "current", "portable"

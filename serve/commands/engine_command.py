@@ -30,8 +30,8 @@ def engine(
 
     An engine holds for one compute capability and one build of TensorRT. One that is there already and fits is kept.
     """
-    from fuseline.serve.backends.engine_display import shown_build
-    from fuseline.serve.backends.engine_target import available_builder
+    from fuseline.serve.backends.engine.display import shown_build
+    from fuseline.serve.backends.engine.target import available_builder
     from fuseline.serve.package_engines import add_engine
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

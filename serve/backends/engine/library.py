@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from typing import Any
 
-from fuseline.serve.backends.engine_key import EngineDetails, Library
+from fuseline.serve.backends.engine.key import EngineDetails, Library
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 
 INSTALL: dict[str, str] = {

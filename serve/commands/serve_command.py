@@ -121,7 +121,7 @@ def serve(
         sys.stdout.flush()
 
     if engine_cache is not None:
-        from fuseline.serve.backends.engine_cache import check_engine_cache
+        from fuseline.serve.backends.engine.cache import check_engine_cache
 
         check_engine_cache(engine_cache)
     folders = package_folders(packages)
@@ -153,7 +153,7 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
-    from fuseline.serve.classify_command import classify_files
+    from fuseline.serve.commands.classify_command import classify_files
 
     raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
 

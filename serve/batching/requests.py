@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.admission import Foreseen
+from fuseline.serve.batching.admission import Foreseen
 from fuseline.serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]

@@ -17,9 +17,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from fuseline.serve.backends.engine_builder import EngineBuild
-from fuseline.serve.backends.engine_key import EngineDetails
-from fuseline.serve.backends.engine_lock import file_lock
+from fuseline.serve.backends.engine.builder import EngineBuild
+from fuseline.serve.backends.engine.key import EngineDetails
+from fuseline.serve.backends.engine.lock import file_lock
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 _LOG = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ of the right shape, and BF16 to crash (github.com/pytorch/TensorRT, pull 4643). 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fuseline.serve.backends.engine_precision import described_node, layers_of, node_name
-from fuseline.serve.backends.engine_target import Builder
-from fuseline.serve.backends.tensorrt_engine import INSTALL, NAMES
+from fuseline.serve.backends.engine.library import INSTALL, NAMES
+from fuseline.serve.backends.engine.precision import described_node, layers_of, node_name
+from fuseline.serve.backends.engine.target import Builder
 from fuseline.serve.errors import BackendUnavailableError
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "MOE", "RECURRENCE")

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.admission import (
+from fuseline.serve.batching.admission import (
     ABOUT_AS_GOOD,
     UNFORESEEN,
     Admission,
@@ -29,9 +29,9 @@ from fuseline.serve.admission import (
     Ready,
     passed_deadline,
 )
-from fuseline.serve.batch_profile import BatchProfile
-from fuseline.serve.batch_requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
-from fuseline.serve.call_thread import CallThread
+from fuseline.serve.batching.call_thread import CallThread
+from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from fuseline.serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from fuseline.serve.batch_profile import BatchProfile
+from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
 KEPT_MISSES = 200
@@ -126,7 +126,7 @@ class Admission:
         max_queue_rows: int,
         max_queue_seconds: float,
     ) -> None:
-        """The arguments are as those of `fuseline.serve.batcher.Batcher`."""
+        """The arguments are as those of `fuseline.serve.batching.batcher.Batcher`."""
         self._profile = profile
         self._max_queue_rows = max_queue_rows
         self._max_queue_seconds = max_queue_seconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fuseline.serve.backends.cuda import Gpu
+from fuseline.serve.backends.gpu.cuda import Gpu
 
 LIBRARY = "libcuda.so.1"
 _VERSION_FILE = Path("/proc/driver/nvidia/version")
