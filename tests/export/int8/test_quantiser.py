@@ -21,8 +21,8 @@ from fuseline.export.int8.quantiser import quantised_for_cpus, quantised_for_ten
 from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits, serialised
 from fuseline.export.recognition.networks.resnet import ResNet
 from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
-from tests.export.families.preact_resnets import PreActNetwork
 from tests.export.int8.networks import Subject, layers, subject
+from tests.export.recognition.preact_resnets import PreActNetwork
 from tests.export.resnets import CifarBottleneck, CifarResNet
 
 FORMS = pytest.mark.parametrize("quantise", [quantised_for_cpus, quantised_for_tensorrt])

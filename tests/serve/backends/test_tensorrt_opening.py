@@ -21,9 +21,9 @@ from fuseline.serve.model import load_model
 from fuseline.serve.model_package import load_package, save_manifest
 from fuseline.serve.settings import Settings
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
-from tests.serve import fake_gpu
+from tests.serve.backends import fake_gpu
 from tests.serve.backends.engine_packages import GRAPHS, details_of, install, package_of, put_gpu_in
-from tests.serve.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
+from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)
 
