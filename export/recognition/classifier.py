@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fuseline.export.recognition.naming.foreign_networks import FACTORY, SELF_SUPERVISED
+from fuseline.export.recognition.naming.foreign_networks import SELF_SUPERVISED
 from fuseline.export.recognition.naming.placement import Placement
 from fuseline.serve.errors import ArchitectureError
-
-if TYPE_CHECKING:
-    from fuseline.export.recognition.candidate import Candidate
 
 Head = tuple[Tensor, Tensor]
 """Weight (classes, features) and bias (classes,)."""
@@ -29,7 +25,7 @@ def heads_beside(placement: Placement, weights: Mapping[str, Tensor]) -> dict[st
     return {
         name: tensor
         for group in groups.values()
-        if any(map(_is_matrix, group, group.values())) and not any(tensor.ndim > 2 for tensor in group.values())
+        if any(map(is_matrix, group, group.values())) and not any(tensor.ndim > 2 for tensor in group.values())
         for name, tensor in group.items()
         if name not in placed
     }
@@ -42,7 +38,7 @@ def with_lone_classifier(placement: Placement, weights: Mapping[str, Tensor]) ->
     """
     if any(map(SELF_SUPERVISED.search, weights)):
         return placement
-    lone = [name for name, tensor in heads_beside(placement, weights).items() if _is_matrix(name, tensor)]
+    lone = [name for name, tensor in heads_beside(placement, weights).items() if is_matrix(name, tensor)]
     if len(lone) != 1 or weights[lone[0]].shape[1] != features_of(placement, weights):
         return placement
     return placed_with(placement, lone[0].removesuffix(".weight"))
@@ -72,7 +68,7 @@ def named_classifier(weights: Mapping[str, Tensor], name: str) -> str:
     Raises:
         ArchitectureError: no matrix is called so, or several; the message lists what there is.
     """
-    matrices = {found.removesuffix(".weight"): tensor for found, tensor in weights.items() if _is_matrix(found, tensor)}
+    matrices = {found.removesuffix(".weight"): tensor for found, tensor in weights.items() if is_matrix(found, tensor)}
     wanted = name.removesuffix(".weight")
     if wanted in matrices:
         return wanted
@@ -90,41 +86,12 @@ def zeros_for(weight: Tensor) -> Tensor:
     return torch.zeros(weight.shape[:1], device=weight.device)
 
 
-def head_refusal(candidate: "Candidate") -> str | None:
-    """A message if the matrices beside a backbone are all that keeps it from being a whole network, else None."""
-    heads = heads_beside(candidate.placement, candidate.tensors)
-    matrices = {name: tensor for name, tensor in heads.items() if _is_matrix(name, tensor)}
-    features = features_of(candidate.placement, candidate.tensors)
-    if candidate.has_classifier:
-        name = f"{candidate.placement.modules['fc']}.weight"
-        weight = candidate.tensors[name]
-        # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
-        odd = weight.ndim == 2 and features and weight.shape[1] % features
-        if odd or matrices:
-            matrices = {name: weight, **matrices}
-    if not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
-        return None
-    naming = candidate.placement.scheme.name
-    if len(matrices) > 1:
-        return (
-            f"this is a backbone ({naming} naming) that gives {features} features, and beside it stand "
-            f"{len(matrices)} linear layers: {described(matrices)}. If one of them alone is the classifier, --head "
-            f"NAME takes it and leaves the others out; if one follows the other, {FACTORY}; a classifier from "
-            "elsewhere takes the place of all: --head-from FILE"
-        )
-    ((name, tensor),) = matrices.items()
-    return (
-        f"this is a backbone ({naming} naming) that gives {features} features, but the only linear layer beside it, "
-        f"{name} {tuple(tensor.shape)}, takes {tensor.shape[1]}. If other layers stand between them, {FACTORY}; a "
-        "classifier from elsewhere takes its place: --head-from FILE"
-    )
-
-
 def described(matrices: Mapping[str, Tensor]) -> str:
     """Names and shapes, the first few."""
     shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(matrices.items())[:_SHOWN])
     return shown + (f" and {len(matrices) - _SHOWN} more" if len(matrices) > _SHOWN else "")
 
 
-def _is_matrix(name: str, tensor: Tensor) -> bool:
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of this name is the weight of a linear layer."""
     return tensor.ndim == 2 and name.endswith(".weight")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fuseline.export.recognition.altered_weights import alteration_of
 from fuseline.export.recognition.candidate import Candidate, deviations, empty_module
-from fuseline.export.recognition.classifier import Head, head_refusal
+from fuseline.export.recognition.classifier import Head, described, features_of, heads_beside, is_matrix
 from fuseline.export.recognition.naming.foreign_networks import (
     FACTORY,
     foreign_kind,
@@ -59,7 +59,7 @@ def refusal_of(
             f"{best.placement.in_checkpoint('fc.weight')}. Give a checkpoint that has one, a linear layer or a whole "
             "network: --head-from FILE"
         )
-    if beside := head_refusal(best):
+    if beside := _of_the_head(best):
         return ArchitectureError(beside)
     placed = set(best.placed.values())
     try:
@@ -87,6 +87,36 @@ def refusal_of(
         f"these tensors are nearly a ResNet but not exactly one; nearest: {spec.name} ({scheme.name} naming, "
         f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reason if left else None)}. "
         f"{_cure(left=left, misshapen=bool(found['misshapen']), naming=naming)}"
+    )
+
+
+def _of_the_head(candidate: Candidate) -> str | None:
+    """A message if the matrices beside a backbone are all that keeps it from being a whole network, else None."""
+    heads = heads_beside(candidate.placement, candidate.tensors)
+    matrices = {name: tensor for name, tensor in heads.items() if is_matrix(name, tensor)}
+    features = features_of(candidate.placement, candidate.tensors)
+    if candidate.has_classifier:
+        name = f"{candidate.placement.modules['fc']}.weight"
+        weight = candidate.tensors[name]
+        # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
+        odd = weight.ndim == 2 and features and weight.shape[1] % features
+        if odd or matrices:
+            matrices = {name: weight, **matrices}
+    if not matrices or len(candidate.placed) + len(heads) != len(candidate.tensors):
+        return None
+    naming = candidate.placement.scheme.name
+    if len(matrices) > 1:
+        return (
+            f"this is a backbone ({naming} naming) that gives {features} features, and beside it stand "
+            f"{len(matrices)} linear layers: {described(matrices)}. If one of them alone is the classifier, --head "
+            f"NAME takes it and leaves the others out; if one follows the other, {FACTORY}; a classifier from "
+            "elsewhere takes the place of all: --head-from FILE"
+        )
+    ((name, tensor),) = matrices.items()
+    return (
+        f"this is a backbone ({naming} naming) that gives {features} features, but the only linear layer beside it, "
+        f"{name} {tuple(tensor.shape)}, takes {tensor.shape[1]}. If other layers stand between them, {FACTORY}; a "
+        "classifier from elsewhere takes its place: --head-from FILE"
     )
 
 

@@ -1,0 +1,1 @@
+"""What a module at hand does with images: sizes that it takes, and whether it gives logits."""

@@ -1,0 +1,1 @@
+"""The networks that names lead to, as modules, and the specs that they are built from."""

@@ -1,0 +1,1 @@
+"""Programs of operator calls, held against recognised networks."""
