@@ -44,7 +44,7 @@ _MEASURE_BUDGET_S = 0.05
 
 
 class RowBatcher(Protocol):
-    """What requests are given to: `fuseline.serve.batching.batcher.Batcher`, or what stands for one in another process."""
+    """What takes requests: `fuseline.serve.batching.batcher.Batcher`, or what stands for one in another process."""
 
     @property
     def queued_rows(self) -> int:

@@ -1,0 +1,1 @@
+"""What tensors alone don't say: labels, normalisation, input size."""

@@ -1,0 +1,1 @@
+"""Step 5: a folded network as an ONNX graph, and the operations of such a graph."""

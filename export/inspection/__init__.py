@@ -1,0 +1,1 @@
+"""What `fuseline inspect` finds out, and how it is shown."""

@@ -1,0 +1,1 @@
+"""The command lines of serve, classify, health, doctor and engine."""

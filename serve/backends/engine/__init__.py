@@ -1,0 +1,1 @@
+"""TensorRT engines: built, kept, inspected; neither torch nor onnx is needed."""

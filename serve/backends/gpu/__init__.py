@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: the driver, and memory, streams and graphs of CUDA."""
