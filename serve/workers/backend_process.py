@@ -17,8 +17,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.channel import Channel
 from fuseline.serve.workers.child import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.handshake import Welcome, welcome_to, welcome_worker
 from fuseline.serve.workers.remote_requests import RemoteRequests
-from fuseline.serve.workers.welcome import Welcome, welcome_to, welcome_worker
 
 LoadModel = Callable[[Path, Settings, BatchCounts], Model]
 

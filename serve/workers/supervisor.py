@@ -26,9 +26,9 @@ from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child import Orders
+from fuseline.serve.workers.handshake import ServedModel, Welcome
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
-from fuseline.serve.workers.welcome import ServedModel, Welcome
 
 _BACKEND = "backend"
 _REPORT_TIMEOUT_S = 0.5

@@ -12,7 +12,7 @@ import pytest
 from fuseline.serve.errors import BackendLostError
 from fuseline.serve.model_package import load_package
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
-from fuseline.serve.workers.welcome import BackendFacts, ServedModel, Welcome, welcome_worker
+from fuseline.serve.workers.handshake import BackendFacts, ServedModel, Welcome, welcome_worker
 from tests.serve.colours import noise
 from tests.serve.conftest import settings
 
