@@ -16,7 +16,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.channel import Channel
-from fuseline.serve.workers.child import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report
 from fuseline.serve.workers.handshake import Welcome, welcome_to, welcome_worker
 from fuseline.serve.workers.remote_requests import RemoteRequests
 

@@ -25,7 +25,7 @@ from fuseline.serve.addresses import claimed_port, join_address
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.child import Orders
+from fuseline.serve.workers.child_process import Orders
 from fuseline.serve.workers.handshake import ServedModel, Welcome
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
