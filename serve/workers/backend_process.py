@@ -15,8 +15,8 @@ from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.channel import Channel
 from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.control_channel import Channel
 from fuseline.serve.workers.handshake import Welcome, welcome_to, welcome_worker
 from fuseline.serve.workers.remote_requests import RemoteRequests
 

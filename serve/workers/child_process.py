@@ -18,7 +18,7 @@ from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.inference_statistics import InferenceStatistics
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.channel import Channel, open_channel
+from fuseline.serve.workers.control_channel import Channel, open_channel
 from fuseline.serve.workers.reports import report_of
 
 _ORPHANED_EXIT_CODE = 3

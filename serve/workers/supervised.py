@@ -11,8 +11,8 @@ from typing import Any
 
 from fuseline.serve import errors
 from fuseline.serve.errors import BackendError, FuselineError
-from fuseline.serve.workers.channel import Channel, open_channel
 from fuseline.serve.workers.child_process import Orders
+from fuseline.serve.workers.control_channel import Channel, open_channel
 from fuseline.serve.workers.reports import Report
 
 _log = logging.getLogger(__name__)

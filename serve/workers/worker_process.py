@@ -12,8 +12,8 @@ from fuseline.serve.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics import Metrics
 from fuseline.serve.server import Server
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
-from fuseline.serve.workers.channel import Channel
 from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report
+from fuseline.serve.workers.control_channel import Channel
 from fuseline.serve.workers.reports import ModelCounts, statistics_from
 
 _REPORT_EVERY_S = 1.0
