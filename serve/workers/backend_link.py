@@ -19,7 +19,7 @@ from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
 from fuseline.serve.workers.handshake import BackendFacts, Welcome, answer_welcome, receive_welcome
-from fuseline.serve.workers.outbox import Outbox
+from fuseline.serve.workers.record_buffer import Outbox
 from fuseline.serve.workers.records import ANSWER, ERROR, ToWorker, reader_of_backend_records
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
 
