@@ -20,8 +20,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
 from fuseline.serve.workers.handshake import BackendFacts, Welcome, answer_welcome, receive_welcome
 from fuseline.serve.workers.record_buffer import Outbox
-from fuseline.serve.workers.records import ANSWER, ERROR, ToWorker, reader_of_backend_records
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
+from fuseline.serve.workers.wire_format import ANSWER, ERROR, ToWorker, reader_of_backend_records
 
 _RETRY_S = 0.05
 

@@ -22,8 +22,8 @@ from fuseline.serve.errors import (
 )
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.records import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
 from fuseline.serve.workers.slots import SlotTable
+from fuseline.serve.workers.wire_format import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
 
 
 class RemoteBatcher:

@@ -11,7 +11,8 @@ from fuseline.serve.batching.admission import Foreseen, Promise
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.records import (
+from fuseline.serve.workers.remote_batcher import error_text
+from fuseline.serve.workers.wire_format import (
     DRAIN,
     SUBMIT,
     answer_record,
@@ -20,7 +21,6 @@ from fuseline.serve.workers.records import (
     released_record,
     slots_from_tail,
 )
-from fuseline.serve.workers.remote_batcher import error_text
 
 _log = logging.getLogger(__name__)
 

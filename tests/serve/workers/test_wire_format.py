@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseline.serve.workers.records import (
+from fuseline.serve.workers.wire_format import (
     ANSWER,
     CANCEL,
     ERROR,
