@@ -95,7 +95,7 @@ class Model:
 
 
 class BatchCounts(Protocol):
-    """What counts batches: `fuseline.serve.metrics.Metrics`, or what stands before it."""
+    """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or what stands before it."""
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
         """Count one batch of the model of that name."""

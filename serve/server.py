@@ -23,8 +23,8 @@ from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServ
 from fuseline.serve.addresses import check_bindable, join_address
 from fuseline.serve.errors import InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
-from fuseline.serve.inference_statistics import InferenceStatistics
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService

@@ -20,7 +20,7 @@ from fuseline.protos.classify_pb2 import (
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer
 from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import BackendError, RequestError, ShuttingDownError
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.answer_queue import AnswerQueue

@@ -35,8 +35,8 @@ from fuseline.protos.open_inference_pb2 import (
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import ShuttingDownError, UnknownModelError
-from fuseline.serve.inference_statistics import InferenceStatistics
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.calls import Calls

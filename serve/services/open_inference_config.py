@@ -14,7 +14,7 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStatistics,
     StatisticDuration,
 )
-from fuseline.serve.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 from fuseline.serve.services.open_inference_tensors import INPUT_DATATYPE, OUTPUT_DATATYPE

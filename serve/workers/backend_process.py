@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
-from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.control_channel import Channel, open_channel
 from fuseline.serve.workers.reports import report_of

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from fuseline.serve.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 
 _EARLIEST = ("_created", "process_start_time_seconds")
 """Ends of the names of those samples of which the smallest counts, not the sum."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from fuseline.serve.inference_statistics import InferenceStatistics
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.server import Server
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report

@@ -9,7 +9,7 @@ from fuseline.benchmarks.serving import measure_serving
 from fuseline.benchmarks.target import connect, connect_open_inference
 from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.errors import InputError
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from tests.serve.processes import ServerProcess, server_process
 from tests.serve.test_server_process import free_port
 

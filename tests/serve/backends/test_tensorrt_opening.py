@@ -16,7 +16,7 @@ from fuseline.serve.backends.engine import library as tensorrt_engine
 from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
 from fuseline.serve.errors import BackendUnavailableError, PackageError, VerificationError
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
 from fuseline.serve.model_package import load_package, save_manifest
 from fuseline.serve.settings import Settings

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import ClassifyService

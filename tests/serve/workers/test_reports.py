@@ -3,7 +3,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats
-from fuseline.serve.metrics import Metrics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, statistics_from, summed
 
 LOGITS = np.zeros((2, 4), np.float32)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
-from fuseline.serve.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.fast_metrics import Counter, CounterTally, Histogram, HistogramTally
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.model import Model
-from fuseline.serve.tallies import Counter, CounterTally, Histogram, HistogramTally
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)

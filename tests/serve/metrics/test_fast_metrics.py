@@ -3,7 +3,7 @@
 import prometheus_client
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fuseline.serve.tallies import Counter, Histogram
+from fuseline.serve.metrics.fast_metrics import Counter, Histogram
 
 BOUNDS = (0.001, 0.5, 1, 2.5)
 
