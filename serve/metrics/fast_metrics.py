@@ -1,8 +1,8 @@
 """Counters and histograms for Prometheus that cost a request next to nothing.
 
 `prometheus_client`'s own take a lock for each number and walk through the buckets: 14 µs for one counter and one
-histogram, as much as everything else that is done for a request in Python. These are counted in one thread, the event
-loop's, and read by any other: a scrape may see a count without its sum, for as long as it takes to add it.
+histogram, as much as everything else that is done for a request in Python. These are written by one thread, the event
+loop's, and read by any other: a scrape may see a count whose sum is still to be added.
 """
 
 import time
@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 
-class CounterTally:
-    """The count of one set of labels."""
+class CounterChild:
+    """The count for one set of labels: a child, in the words of Prometheus."""
 
     __slots__ = ("count", "created")
 
@@ -29,15 +29,15 @@ class CounterTally:
         self.count += number
 
 
-class HistogramTally:
-    """The observations of one set of labels."""
+class HistogramChild:
+    """The observations for one set of labels."""
 
     __slots__ = ("_bounds", "counts", "created", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """Of each bucket alone, the last of them unbounded."""
+        """Observations in each bucket alone; the last bucket is unbounded."""
         self.sum = 0.0
         self.created = time.time()
 
@@ -52,22 +52,22 @@ class Counter(Collector):
 
     def __init__(self, name: str, help: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self._name, self._help, self._labels = name, help, tuple(labels)
-        self._children: dict[tuple[str, ...], CounterTally] = {}
+        self._children: dict[tuple[str, ...], CounterChild] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> CounterTally:
-        """The tally of these labels, shown from now on."""
-        return self._children.setdefault(values, CounterTally())
+    def labels(self, *values: str) -> CounterChild:
+        """Return the child of these labels, which is shown from now on."""
+        return self._children.setdefault(values, CounterChild())
 
     def counts(self) -> dict[tuple[str, ...], int]:
-        """Every count, by its labels."""
-        return {values: tally.count for values, tally in self._children.copy().items()}
+        """Return every count, by its labels."""
+        return {values: child.count for values, child in self._children.copy().items()}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """For the registry."""
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        for values, tally in self._children.copy().items():
-            family.add_metric(values, tally.count, created=tally.created)
+        for values, child in self._children.copy().items():
+            family.add_metric(values, child.count, created=child.created)
         yield family
 
 
@@ -79,23 +79,23 @@ class Histogram(Collector):
     ) -> None:
         """`bounds` of the buckets, ascending, without the infinite one."""
         self._name, self._help, self._labels, self._bounds = name, help, tuple(labels), tuple(map(float, bounds))
-        self._children: dict[tuple[str, ...], HistogramTally] = {}
+        self._children: dict[tuple[str, ...], HistogramChild] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> HistogramTally:
-        """The tally of these labels, shown from now on."""
-        if (tally := self._children.get(values)) is None:
-            tally = self._children[values] = HistogramTally(self._bounds)
-        return tally
+    def labels(self, *values: str) -> HistogramChild:
+        """Return the child of these labels, which is shown from now on."""
+        if (child := self._children.get(values)) is None:
+            child = self._children[values] = HistogramChild(self._bounds)
+        return child
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
-        for values, tally in self._children.copy().items():
+        for values, child in self._children.copy().items():
             total, buckets = 0, []
-            for bound, count in zip((*self._bounds, float("inf")), tally.counts.copy(), strict=True):
+            for bound, count in zip((*self._bounds, float("inf")), child.counts.copy(), strict=True):
                 total += count
                 buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
-            family.add_metric(values, buckets, tally.sum)
-            family.add_sample(f"{self._name}_created", dict(zip(self._labels, values, strict=True)), tally.created)
+            family.add_metric(values, buckets, child.sum)
+            family.add_sample(f"{self._name}_created", dict(zip(self._labels, values, strict=True)), child.created)
         yield family

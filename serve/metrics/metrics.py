@@ -6,7 +6,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
-from fuseline.serve.metrics.fast_metrics import Counter, CounterTally, Histogram, HistogramTally
+from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.model import Model
 
@@ -86,10 +86,10 @@ class Metrics:
             registry=self.registry,
         )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
-        """Of each served model, by its name."""
+        """Statistics of each served model, by name."""
         # Looking a child up by its labels takes longer than counting does.
-        self._by_request: dict[tuple[str, str, str], tuple[CounterTally, HistogramTally]] = {}
-        self._by_model: dict[str, _BatchTallies] = {}
+        self._by_request: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
+        self._by_model: dict[str, _BatchChildren] = {}
 
     def watch(self, model: Model) -> None:
         """Show `model` and its queue from now on."""
@@ -132,17 +132,17 @@ class Metrics:
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
         """Count one batch."""
-        if (tallies := self._by_model.get(model)) is None:
-            tallies = self._by_model[model] = _BatchTallies(
+        if (children := self._by_model.get(model)) is None:
+            children = self._by_model[model] = _BatchChildren(
                 self._queue_seconds.labels(model),
                 self._compute_seconds.labels(model),
                 self._batch_rows.labels(model),
                 self._padding_rows.labels(model),
             )
-        tallies.queue_seconds.observe(stats.queue_ms / 1000)
-        tallies.compute_seconds.observe(stats.compute_ms / 1000)
-        tallies.rows.observe(stats.rows)
-        tallies.padding_rows.add(stats.bucket - stats.rows)
+        children.queue_seconds.observe(stats.queue_ms / 1000)
+        children.compute_seconds.observe(stats.compute_ms / 1000)
+        children.rows.observe(stats.rows)
+        children.padding_rows.add(stats.bucket - stats.rows)
         if stats.failed:
             self._failed_batches.labels(model).add()
         self.statistics[model].count_batch(stats)
@@ -156,10 +156,10 @@ class Metrics:
             self._dropped_requests.labels(model).add(misses.dropped)
 
 
-class _BatchTallies(NamedTuple):
-    """What every batch of a model counts in."""
+class _BatchChildren(NamedTuple):
+    """The metrics that every batch of a model is counted in."""
 
-    queue_seconds: HistogramTally
-    compute_seconds: HistogramTally
-    rows: HistogramTally
-    padding_rows: CounterTally
+    queue_seconds: HistogramChild
+    compute_seconds: HistogramChild
+    rows: HistogramChild
+    padding_rows: CounterChild

@@ -1,4 +1,4 @@
-"""Tallies show what prometheus_client's own counters and histograms would."""
+"""The fast metrics show what prometheus_client's own counters and histograms would."""
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, generate_latest
