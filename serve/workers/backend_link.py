@@ -19,7 +19,7 @@ from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
 from fuseline.serve.workers.handshake import BackendFacts, Welcome, answer_welcome, receive_welcome
-from fuseline.serve.workers.record_buffer import Outbox
+from fuseline.serve.workers.record_buffer import RecordBuffer
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.wire_format import ANSWER, ERROR, ToWorker, reader_of_backend_records
 
@@ -126,7 +126,7 @@ class BackendConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are no asyncio.Transport by class.
-        write = Outbox(cast("asyncio.WriteTransport", transport).write).write
+        write = RecordBuffer(cast("asyncio.WriteTransport", transport).write).write
         for batcher in self._batchers:
             batcher.connect(write)
 

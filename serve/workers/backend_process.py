@@ -1,4 +1,4 @@
-"""`python -m fuseline.serve.workers.backend_process ORDERS`: the process that owns models, batchers and the device."""
+"""`python -m fuseline.serve.workers.backend_process CONFIG`: the process that owns the models, their batchers and the device."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report
-from fuseline.serve.workers.control_channel import Channel
+from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
+from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.handshake import Welcome, welcome_to, welcome_worker
 from fuseline.serve.workers.remote_requests import RemoteRequests
 
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 class BackendProcess:
     """Loads models, then serves the workers that connect, until it is told to drain."""
 
-    def __init__(self, orders: Orders, channel: Channel, load: LoadModel) -> None:
-        self._orders = orders
+    def __init__(self, config: ProcessConfig, channel: ControlChannel, load: LoadModel) -> None:
+        self._config = config
         self._channel = channel
         self._load = load
         self._metrics = Metrics()
@@ -41,8 +41,8 @@ class BackendProcess:
 
     async def run(self) -> None:
         """Serve. Raises what `load_model` does."""
-        settings = self._orders.settings
-        for folder in self._orders.folders:
+        settings = self._config.settings
+        for folder in self._config.folders:
             model = await asyncio.to_thread(self._load, folder, settings, self)
             self._repository.add(model)
             self._metrics.watch(model)
@@ -50,12 +50,14 @@ class BackendProcess:
             assert isinstance(model.batcher, Batcher)
             self.batchers.append(model.batcher)
         welcome = welcome_to(self._models, self.batchers)
-        assert self._orders.listener_file is not None
-        listener = socket.socket(fileno=self._orders.listener_file)
+        assert self._config.listener_file is not None
+        listener = socket.socket(fileno=self._config.listener_file)
         listener.setblocking(False)
         accepting = asyncio.create_task(self._accept(listener, welcome))
         self._channel.send("ready", welcome=welcome.model_dump(mode="json"))
-        await obey(self._channel, self._metrics.registry, self._metrics.statistics, on_message=lambda _: None)
+        await follow_supervisor(
+            self._channel, self._metrics.registry, self._metrics.statistics, on_message=lambda _: None
+        )
         accepting.cancel()
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
@@ -84,7 +86,7 @@ class BackendProcess:
             return
         arenas = []
         for file, model in zip(files, welcome.models, strict=True):
-            arenas.append(Arena(file, model.arena_shape(self._orders.settings.max_queue_rows)))
+            arenas.append(Arena(file, model.arena_shape(self._config.settings.max_queue_rows)))
             os.close(file)
         await asyncio.get_running_loop().create_unix_connection(
             lambda: _WorkerConnection(self, arenas), sock=connection
@@ -137,9 +139,9 @@ class _WorkerConnection(asyncio.Protocol):
 def main(load: LoadModel = load_model) -> None:
     """Run the process; `load` opens a package as `fuseline.serve.model.load_model` does."""
 
-    async def work(orders: Orders, channel: Channel) -> None:
+    async def work(config: ProcessConfig, channel: ControlChannel) -> None:
         with suppress(asyncio.CancelledError):
-            await BackendProcess(orders, channel, load).run()
+            await BackendProcess(config, channel, load).run()
 
     run_child(work)
 

@@ -1,4 +1,4 @@
-"""What the worker and backend processes have in common: how they are told what to do, and when they end."""
+"""What the worker and backend processes have in common: their config, their control channel, and when they end."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.control_channel import Channel, open_channel
+from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import report_of
 
 _ORPHANED_EXIT_CODE = 3
@@ -26,8 +26,8 @@ _ORPHANED_EXIT_CODE = 3
 Statistics = Mapping[str, InferenceStatistics]
 
 
-class Orders(BaseModel):
-    """What the supervisor tells a process at its start, as JSON in its one argument."""
+class ProcessConfig(BaseModel):
+    """What a process is told at its start: JSON in its one argument."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,37 +49,40 @@ class Orders(BaseModel):
         return self.link_folder / "backend"
 
 
-def run_child(work: Callable[[Orders, Channel], Awaitable[None]]) -> None:
-    """Run `work` with the orders in `sys.argv[1]`; an error of ours that it raises goes to the supervisor.
+def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) -> None:
+    """Run `work` with the config in `sys.argv[1]`; a `FuselineError` that it raises is sent to the supervisor.
 
     SIGTERM and SIGINT are left to the supervisor, which tells its processes in order. When it is gone, however it
     ended, this process ends at once.
     """
-    orders = Orders.model_validate_json(sys.argv[1])
+    config = ProcessConfig.model_validate_json(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_supervisor, args=(orders,), name="fuseline-lifeline", daemon=True).start()
+    threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s %(name)s ({orders.title}): %(message)s",
+        format=f"%(asctime)s %(levelname)s %(name)s ({config.title}): %(message)s",
     )
-    run_event_loop(_run(work, orders))
+    run_event_loop(_run(work, config))
 
 
-async def _run(work: Callable[[Orders, Channel], Awaitable[None]], orders: Orders) -> None:
-    channel = await open_channel(socket.socket(fileno=orders.channel_file))
+async def _run(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]], config: ProcessConfig) -> None:
+    channel = await open_control_channel(socket.socket(fileno=config.channel_file))
     try:
-        await work(orders, channel)
+        await work(config, channel)
     except FuselineError as error:
         channel.send("failed", error=type(error).__name__, message=str(error))
     await channel.finish()
 
 
-async def obey(
-    channel: Channel, registry: CollectorRegistry, statistics: Statistics, on_message: Callable[[dict[str, Any]], None]
+async def follow_supervisor(
+    channel: ControlChannel,
+    registry: CollectorRegistry,
+    statistics: Statistics,
+    on_message: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Answer the supervisor's calls for a report until it says `drain`; other messages go to `on_message`."""
+    """Answer the supervisor's questions for a report until it says `drain`; other messages go to `on_message`."""
     async for message in channel.messages():
         if message["kind"] == "report":
             send_report(channel, registry, statistics, message["number"])
@@ -90,20 +93,20 @@ async def obey(
 
 
 def send_report(
-    channel: Channel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
+    channel: ControlChannel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
 ) -> None:
     """Tell the supervisor everything that this process has counted; `number` is of its question, if it asked."""
     channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
 
 
-async def give_up(channel: Channel) -> None:
+async def give_up(channel: ControlChannel) -> None:
     """End this process although something in it may hang, for which a normal exit would wait."""
     await channel.finish()
     os._exit(1)
 
 
-def _end_with_supervisor(orders: Orders) -> None:
+def _end_with_supervisor(config: ProcessConfig) -> None:
     """In a thread of its own, so that it works while the event loop is busy."""
-    os.read(orders.lifeline_file, 1)
-    shutil.rmtree(orders.link_folder, ignore_errors=True)
+    os.read(config.lifeline_file, 1)
+    shutil.rmtree(config.link_folder, ignore_errors=True)
     os._exit(_ORPHANED_EXIT_CODE)

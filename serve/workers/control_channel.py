@@ -10,7 +10,7 @@ _MAX_LINE_BYTES = 64 * 2**20
 """Of reports, which grow with the models and statuses that are counted, a thousandth."""
 
 
-class Channel:
+class ControlChannel:
     """One end. A message is a dict with `kind`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,6 +40,6 @@ class Channel:
         self._writer.close()
 
 
-async def open_channel(end: socket.socket) -> Channel:
+async def open_control_channel(end: socket.socket) -> ControlChannel:
     """Talk over one end of a socket pair, which belongs to the channel from now on."""
-    return Channel(*await asyncio.open_unix_connection(sock=end, limit=_MAX_LINE_BYTES))
+    return ControlChannel(*await asyncio.open_unix_connection(sock=end, limit=_MAX_LINE_BYTES))

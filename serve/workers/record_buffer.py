@@ -8,7 +8,7 @@ from fuseline.serve.batching.batcher import QUIET_TURNS
 _ENOUGH_RECORDS = 64
 
 
-class Outbox:
+class RecordBuffer:
     """Holds records back while more of them come with every few turns of the event loop.
 
     So a burst of requests arrives in the backend process as one, is computed as one batch, and comes back as one:

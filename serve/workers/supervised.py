@@ -11,8 +11,8 @@ from typing import Any
 
 from fuseline.serve import errors
 from fuseline.serve.errors import BackendError, FuselineError
-from fuseline.serve.workers.child_process import Orders
-from fuseline.serve.workers.control_channel import Channel, open_channel
+from fuseline.serve.workers.child_process import ProcessConfig
+from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import Report
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 class SupervisedProcess:
     """A worker or backend process: whether it is ready, what it has counted, how it ended."""
 
-    def __init__(self, title: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, title: str, process: asyncio.subprocess.Process, channel: ControlChannel) -> None:
         self.title = title
         self.started = asyncio.get_running_loop().time()
         self.ready: dict[str, Any] | None = None
@@ -99,11 +99,11 @@ class SupervisedProcess:
 
 
 async def start_process(
-    title: str, command: Sequence[str], orders: Callable[[int], Orders], files: Sequence[int]
+    title: str, command: Sequence[str], make_config: Callable[[int], ProcessConfig], files: Sequence[int]
 ) -> SupervisedProcess:
-    """Start `python COMMAND ORDERS` in a fresh interpreter with this one's search path.
+    """Start `python COMMAND CONFIG` in a fresh interpreter with this one's search path.
 
-    `orders` is given the descriptor of the process's end of its channel; `files` are the others that it inherits.
+    `make_config` is given the descriptor of the process's end of its channel; `files` are the others that it inherits.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -112,7 +112,7 @@ async def start_process(
                 sys.executable,
                 "-P",
                 *command,
-                orders(theirs.fileno()).model_dump_json(),
+                make_config(theirs.fileno()).model_dump_json(),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *files),
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
@@ -120,4 +120,4 @@ async def start_process(
         except BaseException:
             ours.close()
             raise
-    return SupervisedProcess(title, process, await open_channel(ours))
+    return SupervisedProcess(title, process, await open_control_channel(ours))

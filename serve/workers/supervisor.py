@@ -25,7 +25,7 @@ from fuseline.serve.addresses import claimed_port, join_address
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.child_process import Orders
+from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import ServedModel, Welcome
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
@@ -249,8 +249,8 @@ class Supervisor:
             settings = settings.model_copy(update={"port": self.port, "http_port": 0, "decode_threads": threads})
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
 
-        def orders(channel_file: int) -> Orders:
-            return Orders(
+        def make_config(channel_file: int) -> ProcessConfig:
+            return ProcessConfig(
                 title=title,
                 settings=settings,
                 folders=self._folders,
@@ -261,7 +261,7 @@ class Supervisor:
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
-        return await start_process(title, command, orders, files)
+        return await start_process(title, command, make_config, files)
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """End with what a task raised that was to keep a process; else `start` would wait for that process for ever."""

@@ -1,4 +1,4 @@
-"""`python -m fuseline.serve.workers.worker_process ORDERS`: a front end that shares the gRPC port with its siblings."""
+"""`python -m fuseline.serve.workers.worker_process CONFIG`: a front end that shares the gRPC port with its siblings."""
 
 import asyncio
 import itertools
@@ -12,8 +12,8 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.server import Server
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
-from fuseline.serve.workers.child_process import Orders, give_up, obey, run_child, send_report
-from fuseline.serve.workers.control_channel import Channel
+from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
+from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.reports import ModelCounts, statistics_from
 
 _REPORT_EVERY_S = 1.0
@@ -27,9 +27,9 @@ class WorkerServer(Server):
 
     _shares_port = True
 
-    def __init__(self, orders: Orders, channel: Channel) -> None:
-        super().__init__(orders.folders, orders.settings)
-        self.link = BackendLink(orders.link_address, orders.settings)
+    def __init__(self, config: ProcessConfig, channel: ControlChannel) -> None:
+        super().__init__(config.folders, config.settings)
+        self.link = BackendLink(config.link_address, config.settings)
         self._channel = channel
         self._question_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[dict[str, InferenceStatistics]]] = {}
@@ -64,8 +64,8 @@ class WorkerServer(Server):
             self._questions.pop(number, None)
 
 
-async def _work(orders: Orders, channel: Channel) -> None:
-    server = WorkerServer(orders, channel)
+async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
+    server = WorkerServer(config, channel)
     registry, statistics = server.metrics.registry, server.metrics.statistics
     await server.start()
     channel.send("ready")
@@ -77,8 +77,8 @@ async def _work(orders: Orders, channel: Channel) -> None:
 
     reporting = asyncio.create_task(report())
     keeping = asyncio.create_task(server.link.keep(server.tell_backend))
-    obeying = asyncio.create_task(obey(channel, registry, statistics, on_message=server.take_statistics))
-    await asyncio.wait((obeying, keeping), return_when=asyncio.FIRST_COMPLETED)
+    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=server.take_statistics))
+    await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     if keeping.done():
         with suppress(BackendChangedError):

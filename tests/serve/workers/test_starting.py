@@ -24,7 +24,7 @@ async def start(folders: list[Path]) -> None:
 
 
 async def test_what_the_system_refuses_ends_it() -> None:
-    """Orders longer than an argument may be: MAX_ARG_STRLEN of Linux is 128 KiB."""
+    """A config longer than an argument may be: MAX_ARG_STRLEN of Linux is 128 KiB."""
     with pytest.raises(OSError, match="Argument list too long"):
         await start([Path("/nowhere") / ("x" * 200) / str(number) for number in range(1000)])
 

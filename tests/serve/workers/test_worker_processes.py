@@ -247,8 +247,8 @@ async def test_when_the_backend_is_killed_all_that_waits_is_unavailable_at_once_
 async def test_its_processes_end_with_it_even_when_it_is_killed(package: Path) -> None:
     with server_process(package, *FAST, *WORKERS) as server:
         children = children_of(server)
-        orders = (Path("/proc") / str(one_of(server, "worker")) / "cmdline").read_text()
-        link_folder = re.search(r'"link_folder":"([^"]+)"', orders)
+        config = (Path("/proc") / str(one_of(server, "worker")) / "cmdline").read_text()
+        link_folder = re.search(r'"link_folder":"([^"]+)"', config)
         assert link_folder is not None
         assert Path(link_folder[1]).is_dir()  # noqa: ASYNC240
         server.process.kill()
