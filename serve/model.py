@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fuseline.serve.backends import DEFAULT_BUCKETS, open_backend
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend, BackendFacts
 from fuseline.serve.batching.admission import Promise, Ready
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.cpu import usable_cpus
@@ -74,7 +74,15 @@ class RowBatcher(Protocol):
 class Model:
     """A model that is ready: every bucket has run, and the backend was held against the package's reference."""
 
-    def __init__(self, package: ModelPackage, backend: Backend, backend_reason: str, batcher: RowBatcher) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        backend: BackendFacts,
+        backend_reason: str,
+        batcher: RowBatcher,
+        close_backend: Callable[[], None] | None = None,
+    ) -> None:
+        """`backend_reason` tells why this backend was chosen. `close_backend` None: another process has the backend."""
         self.package = package
         self.manifest: Manifest = package.manifest
         """What the package says of itself."""
@@ -87,11 +95,13 @@ class Model:
         self.backend = backend
         self.backend_reason = backend_reason
         self.batcher = batcher
+        self._close_backend = close_backend
 
     async def close(self) -> None:
         """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
         await self.batcher.drain()
-        self.backend.close()
+        if self._close_backend is not None:
+            self._close_backend()
 
 
 class BatchCounts(Protocol):
@@ -154,7 +164,7 @@ def load_model(folder: Path, settings: Settings, counts: BatchCounts) -> Model:
         on_batch=lambda stats: counts.count_batch(name, stats),
         on_misses=lambda misses: counts.count_misses(name, misses),
     )
-    return Model(package, backend, reason, batcher)
+    return Model(package, BackendFacts.model_validate(backend), reason, batcher, backend.close)
 
 
 def cpu_max_batch(spec: InputSpec) -> int:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 
 class Backend(Protocol):
@@ -34,3 +35,14 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the runtime's memory. Calling it again does nothing."""
         ...
+
+
+class BackendFacts(BaseModel):
+    """The attributes of a `Backend` as a value, which can be sent to another process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+
+    name: str
+    precision: str
+    device: str
+    buckets: tuple[int, ...]

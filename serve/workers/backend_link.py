@@ -8,17 +8,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fuseline.serve.batching.admission import Admission
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.errors import BackendError
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
-from fuseline.serve.workers.handshake import BackendFacts, Welcome, answer_welcome, receive_welcome
+from fuseline.serve.workers.handshake import Welcome, answer_welcome, receive_welcome
 from fuseline.serve.workers.record_buffer import RecordBuffer
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.wire_format import ANSWER, ERROR, ToWorker, reader_of_backend_records
@@ -101,7 +97,7 @@ class BackendLink:
                 self.models.append(
                     Model(
                         ModelPackage(folder=served.folder, manifest=served.manifest),
-                        _ElsewhereBackend(served.backend),
+                        served.backend,
                         served.backend_reason,
                         batcher,
                     )
@@ -148,19 +144,3 @@ class BackendConnection(asyncio.Protocol):
         for batcher in self._batchers:
             batcher.disconnect()
         self._lost.set()
-
-
-class _ElsewhereBackend:
-    """What is told of a backend that another process has."""
-
-    def __init__(self, facts: BackendFacts) -> None:
-        self.name = facts.name
-        self.precision = facts.precision
-        self.device = facts.device
-        self.buckets = facts.buckets
-
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise BackendError(f"{len(pixels)} rows were to be computed in a worker, which has no runtime")
-
-    def close(self) -> None:
-        """The other process closes it."""

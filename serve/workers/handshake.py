@@ -12,23 +12,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.workers.arena import ArenaShape
 
 _MAX_LINE_BYTES = 64 * 2**20
-
-
-class BackendFacts(BaseModel):
-    """What `fuseline.serve.backends.base.Backend` tells of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    precision: str
-    device: str
-    buckets: tuple[int, ...]
 
 
 class ServedModel(BaseModel):
@@ -72,12 +62,7 @@ def welcome_to(models: Sequence[Model], batchers: Sequence[Batcher]) -> Welcome:
             ServedModel(
                 folder=model.package.folder,
                 manifest=model.manifest,
-                backend=BackendFacts(
-                    name=model.backend.name,
-                    precision=model.backend.precision,
-                    device=model.backend.device,
-                    buckets=model.backend.buckets,
-                ),
+                backend=model.backend,
                 backend_reason=model.backend_reason,
                 unsaturated_rows=batcher.unsaturated_rows,
             )

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.errors import BackendLostError
 from fuseline.serve.model_package import load_package
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
-from fuseline.serve.workers.handshake import BackendFacts, ServedModel, Welcome, welcome_worker
+from fuseline.serve.workers.handshake import ServedModel, Welcome, welcome_worker
 from tests.serve.colours import noise
 from tests.serve.conftest import settings
 
