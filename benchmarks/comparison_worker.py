@@ -165,11 +165,11 @@ async def with_service(measure: Measure, files: Path) -> None:
     endpoint = _Endpoint()
     grpc.aio.server = lambda *_, **__: endpoint  # type: ignore[assignment]
     messages = _of_revision("fuseline.protos.classify_pb2", "protos.classify_pb2")
-    serving = _of_revision("fuseline.serve.server", "serve.server")
-    settings = _of_revision("fuseline.serve.settings", "serve.settings")
-    server = serving.Server(
-        [files / PACKAGE_NAME], settings.Settings(port=0, http_port=0, backend="onnxruntime", threads=1)
-    )
+    server_class = _of_revision("fuseline.serve.server", "serve.server").Server
+    settings_class = _of_revision("fuseline.serve.settings", "serve.settings").Settings
+    # Revisions before `for_packages` take the folders themselves.
+    for_packages = getattr(server_class, "for_packages", server_class)
+    server = for_packages([files / PACKAGE_NAME], settings_class(port=0, http_port=0, backend="onnxruntime", threads=1))
     await server.start()
     classify = endpoint.handlers["/fuseline.v1.Classifier/Classify"]
     with np.load(files / PACKAGE_NAME / "reference.npz") as reference:

@@ -8,7 +8,7 @@ the models are warm.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +23,8 @@ from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServ
 from fuseline.serve.addresses import check_bindable, join_address
 from fuseline.serve.errors import InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
-from fuseline.serve.model import load_model
+from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
@@ -46,28 +45,34 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves model packages. `start`, then `drain`, each once, on one event loop."""
+    """Serves the models of a source. `start`, then `drain`, each once, on one event loop."""
 
-    _shares_port = False
-    """Whether others of our processes listen on the port too; else it is refused when anybody does."""
+    def __init__(self, settings: Settings, source: ModelSource, metrics: Metrics, *, shares_port: bool = False) -> None:
+        """Requests are counted in `metrics`.
 
-    def __init__(self, folders: Sequence[Path], settings: Settings) -> None:
+        `shares_port`: other processes of this server listen on the port too; else it is refused when anybody does.
+        """
         self.repository = Repository()
         self.port = 0
         self.http_port: int | None = None
         self.ready = False
-        self._folders = folders
         self._settings = settings
-        self._metrics = Metrics()
+        self._source = source
+        self._metrics = metrics
+        self._shares_port = shares_port
         self._http: HttpEndpoint | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, self._metrics, settings)
-        self._open_inference = OpenInferenceService(
-            self.repository, self._metrics, settings, statistics=self._statistics
-        )
+        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._open_inference = OpenInferenceService(self.repository, metrics, settings, statistics=source.statistics)
         self._grpc = self._grpc_server()
+
+    @classmethod
+    def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
+        """Return a server that loads the packages in `folders` into this process."""
+        metrics = Metrics()
+        return cls(settings, PackageModels(folders, settings, metrics), metrics)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -81,8 +86,8 @@ class Server:
         if settings.http_port:
             self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
             self.http_port = self._http.port
-        await self._add_models()
-        await self._tell_health(serving=True)
+        await self._source.load(self.repository)
+        await self.tell_health(serving=True)
         await self._grpc.start()
         self.ready = True
 
@@ -114,16 +119,8 @@ class Server:
         by_code = self._metrics.requests_by_code()
         return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
 
-    async def _add_models(self) -> None:
-        for folder in self._folders:
-            model = await asyncio.to_thread(load_model, folder, self._settings, self._metrics)
-            self.repository.add(model)
-            self._metrics.watch(model)
-
-    async def _statistics(self) -> Mapping[str, InferenceStatistics]:
-        return self._metrics.statistics
-
-    async def _tell_health(self, *, serving: bool) -> None:
+    async def tell_health(self, *, serving: bool) -> None:
+        """Let health checks and readiness say whether the models can be computed now."""
         self._open_inference.has_backend = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
@@ -181,7 +178,7 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
 async def _run(
     folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event
 ) -> int:
-    server = Server(folders, settings)
+    server = Server.for_packages(folders, settings)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

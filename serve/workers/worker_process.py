@@ -10,6 +10,7 @@ from typing import Any
 
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
@@ -22,39 +23,23 @@ _REPORT_EVERY_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class WorkerServer(Server):
-    """A `Server` whose models are computed by the backend process."""
+class BackendModels:
+    """A `ModelSource`: the backend process computes the models, the supervisor sums up what all processes counted."""
 
-    _shares_port = True
-
-    def __init__(self, config: ProcessConfig, channel: ControlChannel) -> None:
-        super().__init__(config.folders, config.settings)
-        self.link = BackendLink(config.link_address, config.settings)
+    def __init__(self, link: BackendLink, channel: ControlChannel) -> None:
+        self._link = link
         self._channel = channel
         self._question_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[dict[str, InferenceStatistics]]] = {}
 
-    @property
-    def metrics(self) -> Metrics:
-        """What this process counts."""
-        return self._metrics
+    async def load(self, repository: Repository) -> None:
+        """Wait for the backend process, and add what it serves to `repository`."""
+        await self._link.open()
+        for model in self._link.models:
+            repository.add(model)
 
-    async def tell_backend(self, is_there: bool) -> None:
-        """Let health checks know whether requests can be answered."""
-        await self._tell_health(serving=is_there)
-
-    def take_statistics(self, message: dict[str, Any]) -> None:
-        """Take in the supervisor's answer to `_statistics`."""
-        if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
-            models = {name: ModelCounts.model_validate(counts) for name, counts in message["models"].items()}
-            question.set_result(statistics_from(models))
-
-    async def _add_models(self) -> None:
-        await self.link.open()
-        for model in self.link.models:
-            self.repository.add(model)
-
-    async def _statistics(self) -> Mapping[str, InferenceStatistics]:
+    async def statistics(self) -> Mapping[str, InferenceStatistics]:
+        """Ask the supervisor; `take_statistics` gets its answer."""
         number = next(self._question_numbers)
         self._questions[number] = question = asyncio.get_running_loop().create_future()
         try:
@@ -63,10 +48,19 @@ class WorkerServer(Server):
         finally:
             self._questions.pop(number, None)
 
+    def take_statistics(self, message: dict[str, Any]) -> None:
+        """Take in the supervisor's answer to `statistics`."""
+        if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
+            models = {name: ModelCounts.model_validate(counts) for name, counts in message["models"].items()}
+            question.set_result(statistics_from(models))
+
 
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
-    server = WorkerServer(config, channel)
-    registry, statistics = server.metrics.registry, server.metrics.statistics
+    metrics = Metrics()
+    registry, statistics = metrics.registry, metrics.statistics
+    link = BackendLink(config.link_address, config.settings)
+    models = BackendModels(link, channel)
+    server = Server(config.settings, models, metrics, shares_port=True)
     await server.start()
     channel.send("ready")
 
@@ -76,8 +70,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
-    keeping = asyncio.create_task(server.link.keep(server.tell_backend))
-    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=server.take_statistics))
+    keeping = asyncio.create_task(link.keep(lambda is_there: server.tell_health(serving=is_there)))
+    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=models.take_statistics))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     if keeping.done():

@@ -81,7 +81,7 @@ async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.Mon
     monkeypatch.setattr(fuseline.serve.model, "open_backend", open_steered)
     # A backend that a test holds must not hold the test's event loop too.
     monkeypatch.setattr(fuseline.serve.model, "INLINE_BELOW_MS", 0.0)
-    server = Server([package], its_settings)
+    server = Server.for_packages([package], its_settings)
     await server.start()
     backend = backends[0]
     while backend.started.acquire(blocking=False):
@@ -103,7 +103,7 @@ def live_address(package: Path) -> Iterator[str]:
     server: Server | None = None
 
     async def start() -> Server:
-        server = Server([package], settings(max_message_mb=1, max_images_per_request=8))
+        server = Server.for_packages([package], settings(max_message_mb=1, max_images_per_request=8))
         await server.start()
         return server
 

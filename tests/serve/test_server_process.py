@@ -214,7 +214,7 @@ async def test_a_taken_port_is_refused_although_a_server_of_ours_has_it(
     served = await start_server()
     port = served.server.port
     with pytest.raises(InputError, match=rf"127.0.0.1:{port} \(Address already in use\); --port"):
-        await Server([package], settings(port=port)).start()
+        await Server.for_packages([package], settings(port=port)).start()
     code, stdout, stderr = await asyncio.to_thread(finished, package, "--port", port, "--http-port", 0)
     assert (code, stdout) == (2, "")
     assert re.fullmatch(rf"error: .*:{port} .*\n", stderr)
@@ -282,9 +282,9 @@ def test_it_listens_on_ipv6_too(package: Path) -> None:
 async def test_a_call_made_before_it_is_ready_waits_for_its_answer(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fuseline.serve.server
+    import fuseline.serve.model_source
 
-    loading, load = asyncio.Event(), fuseline.serve.server.load_model
+    loading, load = asyncio.Event(), fuseline.serve.model_source.load_model
     loop = asyncio.get_running_loop()
     may_load = asyncio.Event()
 
@@ -293,8 +293,8 @@ async def test_a_call_made_before_it_is_ready_waits_for_its_answer(
         asyncio.run_coroutine_threadsafe(may_load.wait(), loop).result(30)
         return load(*args)
 
-    monkeypatch.setattr(fuseline.serve.server, "load_model", slow_load)
-    server = Server([package], settings())
+    monkeypatch.setattr(fuseline.serve.model_source, "load_model", slow_load)
+    server = Server.for_packages([package], settings())
     starting = asyncio.create_task(server.start())
     await loading.wait()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
