@@ -50,7 +50,7 @@ def children_of(server: ServerProcess) -> dict[int, str]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            arguments = (folder / "cmdline").read_text()
+            arguments = os.fsdecode((folder / "cmdline").read_bytes())
         except OSError:
             continue
         kind = re.search(r"serve\.workers\.(backend|worker)_process", arguments)
