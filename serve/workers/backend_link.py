@@ -4,9 +4,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
 from fuseline.serve.batching.admission import Admission
 from fuseline.serve.batching.profile import BatchProfile
@@ -14,7 +15,7 @@ from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
-from fuseline.serve.workers.handshake import Welcome, answer_welcome, receive_welcome
+from fuseline.serve.workers.handshake import Announcement, ServedModel, receive_announcement, send_memory
 from fuseline.serve.workers.record_buffer import RecordBuffer
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.wire_format import ANSWER, ERROR, ToWorker, reader_of_backend_records
@@ -28,18 +29,30 @@ class BackendChangedError(Exception):
     """The backend process came back with other models; a worker can't change its own."""
 
 
+class _LinkedModel(NamedTuple):
+    """A model of the backend process, and this worker's end of it."""
+
+    served: ServedModel
+    model: Model
+    batcher: RemoteBatcher
+    file: int
+    """Descriptor of the memory that both processes share."""
+
+
 class BackendLink:
     """Holds this worker's memory and its models, whose batchers run in the backend process."""
 
     def __init__(self, address: Path, settings: Settings) -> None:
-        self.models: list[Model] = []
-        """What is served; known once `open` has returned."""
         self._address = address
         self._settings = settings
-        self._welcome: Welcome | None = None
-        self._batchers: list[RemoteBatcher] = []
-        self._files: list[int] = []
+        # By the model's number in the backend process that was last connected.
+        self._linked: dict[int, _LinkedModel] = {}
         self._lost = asyncio.Event()
+
+    @property
+    def models(self) -> list[Model]:
+        """What is served; known once `open` has returned."""
+        return [linked.model for linked in self._linked.values()]
 
     async def open(self) -> None:
         """Wait for the backend, connect, and admit requests from then on.
@@ -53,9 +66,8 @@ class BackendLink:
             connection.setblocking(False)
             try:
                 await loop.sock_connect(connection, str(self._address))
-                welcome = await receive_welcome(connection)
-                self._take(welcome)
-                answer_welcome(connection, self._files)
+                self._take(await receive_announcement(connection))
+                send_memory(connection, {number: linked.file for number, linked in self._linked.items()})
                 break
             except OSError:
                 connection.close()
@@ -64,7 +76,8 @@ class BackendLink:
                 connection.close()
                 raise
         self._lost.clear()
-        await loop.create_unix_connection(lambda: BackendConnection(self._batchers, self._lost), sock=connection)
+        batchers = {number: linked.batcher for number, linked in self._linked.items()}
+        await loop.create_unix_connection(lambda: BackendConnection(batchers, self._lost), sock=connection)
 
     async def keep(self, on_change: Callable[[bool], Awaitable[None]]) -> NoReturn:
         """After `open`: reconnect whenever the backend is lost; tell `on_change` whether it is there.
@@ -79,43 +92,44 @@ class BackendLink:
             await self.open()
             await on_change(True)
 
-    def _take(self, welcome: Welcome) -> None:
-        if self._welcome is None:
-            self._welcome = welcome
-            for position, served in enumerate(welcome.models):
-                shape = served.arena_shape(self._settings.max_queue_rows)
-                self._files.append(file := create_memory(shape))
-                buckets = served.backend.buckets
-                admission = Admission(
-                    BatchProfile(buckets, {}, 0.0),
-                    buckets,
-                    unsaturated_rows=served.unsaturated_rows,
-                    max_queue_rows=self._settings.max_queue_rows,
-                    max_queue_seconds=self._settings.max_queue_ms / 1000,
-                )
-                self._batchers.append(batcher := RemoteBatcher(position, Arena(file, shape), admission))
-                self.models.append(
-                    Model(
-                        ModelPackage(folder=served.folder, manifest=served.manifest),
-                        served.backend,
-                        served.backend_reason,
-                        batcher,
-                    )
-                )
-        elif welcome != self._welcome:
+    def _take(self, announcement: Announcement) -> None:
+        """Make this worker's end of every model; of one that was announced before, find it by the model's name."""
+        announced = announcement.models
+        if not self._linked:
+            self._linked = {number: self._linked_to(served) for number, served in announced.items()}
+            return
+        known = {linked.served.name: linked for linked in self._linked.values()}
+        if {its.name: its for its in announced.values()} != {name: linked.served for name, linked in known.items()}:
             raise BackendChangedError("the backend process came back with other models, or another runtime")
+        self._linked = {number: known[served.name] for number, served in announced.items()}
+
+    def _linked_to(self, served: ServedModel) -> _LinkedModel:
+        settings, buckets = self._settings, served.backend.buckets
+        shape = served.arena_shape(settings.max_queue_rows)
+        file = create_memory(shape)
+        admission = Admission(
+            BatchProfile(buckets, {}, 0.0),
+            buckets,
+            unsaturated_rows=served.unsaturated_rows,
+            max_queue_rows=settings.max_queue_rows,
+            max_queue_seconds=settings.max_queue_ms / 1000,
+        )
+        batcher = RemoteBatcher(Arena(file, shape), admission)
+        package = ModelPackage(folder=served.folder, manifest=served.manifest)
+        return _LinkedModel(served, Model(package, served.backend, served.backend_reason, batcher), batcher, file)
 
     def close(self) -> None:
         """Close the descriptors of the memory; the connection goes with the process."""
-        for file in self._files:
-            os.close(file)
-        self._files = []
+        for linked in self._linked.values():
+            os.close(linked.file)
+        self._linked = {}
 
 
 class BackendConnection(asyncio.Protocol):
     """Hands the backend's records to the batchers that they are for."""
 
-    def __init__(self, batchers: list[RemoteBatcher], lost: asyncio.Event) -> None:
+    def __init__(self, batchers: Mapping[int, RemoteBatcher], lost: asyncio.Event) -> None:
+        """`batchers` by model number; `lost` is set once the connection has ended."""
         self._batchers = batchers
         self._lost = lost
         self._reader = reader_of_backend_records()
@@ -123,11 +137,11 @@ class BackendConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are no asyncio.Transport by class.
         write = RecordBuffer(cast("asyncio.WriteTransport", transport).write).write
-        for batcher in self._batchers:
-            batcher.connect(write)
+        for model, batcher in self._batchers.items():
+            batcher.connect(model, write)
 
     def data_received(self, data: bytes) -> None:
-        answers: list[list[ToWorker]] = [[] for _ in self._batchers]
+        answers: defaultdict[int, list[ToWorker]] = defaultdict(list)
         for fields, tail in self._reader.feed(data):
             kind, model, number = fields[:3]
             if kind == ANSWER:
@@ -136,11 +150,10 @@ class BackendConnection(asyncio.Protocol):
                 self._batchers[model].failed(number, tail)
             else:
                 self._batchers[model].released(number)
-        for batcher, heads in zip(self._batchers, answers, strict=True):
-            if heads:
-                batcher.answered(heads)
+        for model, heads in answers.items():
+            self._batchers[model].answered(heads)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        for batcher in self._batchers:
+        for batcher in self._batchers.values():
             batcher.disconnect()
         self._lost.set()

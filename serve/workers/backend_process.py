@@ -1,10 +1,11 @@
 """`python -m fuseline.serve.workers.backend_process CONFIG`: the process that owns the models, their batchers and the device."""
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,7 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
-from fuseline.serve.workers.handshake import Welcome, welcome_to, welcome_worker
+from fuseline.serve.workers.handshake import Announcement, ServedModel, announce, served_model
 from fuseline.serve.workers.remote_requests import RemoteRequests
 
 LoadModel = Callable[[Path, Settings, BatchCounts], Model]
@@ -34,8 +35,10 @@ class BackendProcess:
         self._load = load
         self._metrics = Metrics()
         self._repository = Repository()
-        self._models: list[Model] = []
-        self.batchers: list[Batcher] = []
+        self._model_numbers = itertools.count()
+        # Both by model number.
+        self._served: dict[int, ServedModel] = {}
+        self._batchers: dict[int, Batcher] = {}
         self.workers: set[_WorkerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -43,18 +46,12 @@ class BackendProcess:
         """Serve. Raises what `load_model` does."""
         settings = self._config.settings
         for folder in self._config.folders:
-            model = await asyncio.to_thread(self._load, folder, settings, self)
-            self._repository.add(model)
-            self._metrics.watch(model)
-            self._models.append(model)
-            assert isinstance(model.batcher, Batcher)
-            self.batchers.append(model.batcher)
-        welcome = welcome_to(self._models, self.batchers)
+            await self._add_model(folder)
         assert self._config.listener_file is not None
         listener = socket.socket(fileno=self._config.listener_file)
         listener.setblocking(False)
-        accepting = asyncio.create_task(self._accept(listener, welcome))
-        self._channel.send("ready", welcome=welcome.model_dump(mode="json"))
+        accepting = asyncio.create_task(self._accept(listener))
+        self._channel.send("ready", announcement=Announcement(models=self._served).model_dump(mode="json"))
         await follow_supervisor(
             self._channel, self._metrics.registry, self._metrics.statistics, on_message=lambda _: None
         )
@@ -68,61 +65,81 @@ class BackendProcess:
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
 
-    async def _accept(self, listener: socket.socket, welcome: Welcome) -> None:
+    async def _add_model(self, folder: Path) -> None:
+        number = next(self._model_numbers)
+        counts = _ModelCounts(number, self._metrics, self.workers)
+        model = await asyncio.to_thread(self._load, folder, self._config.settings, counts)
+        self._repository.add(model)
+        self._metrics.watch(model)
+        assert isinstance(model.batcher, Batcher)
+        self._batchers[number] = model.batcher
+        self._served[number] = served_model(model, model.batcher)
+
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             connection, _ = await loop.sock_accept(listener)
-            task = asyncio.create_task(self._welcome(connection, welcome))
+            task = asyncio.create_task(self._shake_hands(connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _welcome(self, connection: socket.socket, welcome: Welcome) -> None:
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        announcement = Announcement(models=self._served)
         try:
-            files = await welcome_worker(connection, welcome)
+            files = await announce(connection, announcement)
         except OSError as error:
             # One that queued while no backend was there, and ended meanwhile.
             _log.info("a worker went before it was served: %s", error)
             connection.close()
             return
-        arenas = []
-        for file, model in zip(files, welcome.models, strict=True):
-            arenas.append(Arena(file, model.arena_shape(self._config.settings.max_queue_rows)))
+        models = {}
+        for number, file in files.items():
+            shape = announcement.models[number].arena_shape(self._config.settings.max_queue_rows)
+            models[number] = self._batchers[number], Arena(file, shape)
             os.close(file)
         await asyncio.get_running_loop().create_unix_connection(
-            lambda: _WorkerConnection(self, arenas), sock=connection
+            lambda: _WorkerConnection(self, models), sock=connection
         )
 
     def note_change(self) -> None:
         """Wait for no fuller batches of a model that no worker has more requests for."""
-        for position, batcher in enumerate(self.batchers):
-            if self.workers and all(position in worker.requests.drained for worker in self.workers):
+        for number, batcher in self._batchers.items():
+            if self.workers and all(number in worker.requests.drained for worker in self.workers):
                 task = asyncio.create_task(batcher.drain())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+
+class _ModelCounts:
+    """Counts the batches of one model, and lets the workers have back what each batch read."""
+
+    def __init__(self, number: int, metrics: Metrics, workers: "Collection[_WorkerConnection]") -> None:
+        self._number = number
+        self._metrics = metrics
+        self._workers = workers
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        """See `fuseline.serve.model.BatchCounts`."""
+        self._metrics.count_batch(model, stats)
+        for worker in self._workers:
+            worker.requests.batch_finished(self._number)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """See `fuseline.serve.model.BatchCounts`."""
         self._metrics.count_misses(model, misses)
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
-        """See `fuseline.serve.model.BatchCounts`; also let the workers have back what the batch read."""
-        self._metrics.count_batch(model, stats)
-        position = next(index for index, its in enumerate(self._models) if its.name == model)
-        for worker in self.workers:
-            worker.requests.batch_finished(position)
-
 
 class _WorkerConnection(asyncio.Protocol):
     """Carries the records of one worker."""
 
-    def __init__(self, backend: BackendProcess, arenas: list[Arena]) -> None:
+    def __init__(self, backend: BackendProcess, models: Mapping[int, tuple[Batcher, Arena]]) -> None:
         self._backend = backend
-        self._arenas = arenas
+        self._models = models
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are no asyncio.Transport by class.
         write = cast("asyncio.WriteTransport", transport).write
-        self.requests = RemoteRequests(self._backend.batchers, self._arenas, write)
+        self.requests = RemoteRequests(self._models, write)
         self._backend.workers.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -1,14 +1,16 @@
 """How a worker's connection to the backend process begins.
 
-The backend says what it serves, in a line of JSON; the worker answers with descriptors of the memory that it made for
-each model; then both write records.
+The backend announces what it serves, in a line of JSON, every model under its number. The worker answers with those
+numbers and, for each, a descriptor of the memory that it made for the model. Then both write records, which name a
+model by its number. Each new connection begins with what is served at that time.
 """
 
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from struct import pack
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,63 +49,63 @@ class ServedModel(BaseModel):
         )
 
 
-class Welcome(BaseModel):
+class Announcement(BaseModel):
     """What the backend process serves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: tuple[ServedModel, ...]
+    models: dict[int, ServedModel]
+    """By the number that the backend process gave the model as it loaded it, and gives to no other in its life: a
+    record that is under way while models come and go can't be taken for another model's. After its restart the same
+    models may have other numbers."""
 
 
-def welcome_to(models: Sequence[Model], batchers: Sequence[Batcher]) -> Welcome:
-    """What workers are told of `models` and the batchers before them."""
-    return Welcome(
-        models=tuple(
-            ServedModel(
-                folder=model.package.folder,
-                manifest=model.manifest,
-                backend=model.backend,
-                backend_reason=model.backend_reason,
-                unsaturated_rows=batcher.unsaturated_rows,
-            )
-            for model, batcher in zip(models, batchers, strict=True)
-        )
+def served_model(model: Model, batcher: Batcher) -> ServedModel:
+    """Return what workers are told of `model` and the batcher before it."""
+    return ServedModel(
+        folder=model.package.folder,
+        manifest=model.manifest,
+        backend=model.backend,
+        backend_reason=model.backend_reason,
+        unsaturated_rows=batcher.unsaturated_rows,
     )
 
 
-async def receive_welcome(connection: socket.socket) -> Welcome:
-    """Read what the backend says. Raises `ConnectionError` when it ends before."""
+async def receive_announcement(connection: socket.socket) -> Announcement:
+    """Read what the backend serves. Raises `ConnectionError` when it ends before."""
     loop, line = asyncio.get_running_loop(), b""
     while not line.endswith(b"\n"):
         data = await loop.sock_recv(connection, 2**16)
         if not data or len(line) > _MAX_LINE_BYTES:
             raise ConnectionResetError("the backend process ended before it had said what it serves")
         line += data
-    return Welcome.model_validate_json(line)
+    return Announcement.model_validate_json(line)
 
 
-async def welcome_worker(connection: socket.socket, welcome: Welcome) -> list[int]:
-    """Say what is served; return the descriptors of the worker's memory, one for each model, the caller's to close.
+def send_memory(connection: socket.socket, files: Mapping[int, int]) -> None:
+    """Answer an announcement with the descriptors of the worker's memory, by model number; they stay the caller's."""
+    socket.send_fds(connection, [pack(f"={len(files)}I", *files)], list(files.values()))
+
+
+async def announce(connection: socket.socket, announcement: Announcement) -> dict[int, int]:
+    """Tell a worker what is served; return the descriptors of its memory by model number, the caller's to close.
 
     Raises:
         ConnectionError: the worker has gone.
     """
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(connection, welcome.model_dump_json().encode() + b"\n")
+    await loop.sock_sendall(connection, announcement.model_dump_json().encode() + b"\n")
     readable = asyncio.Event()
     loop.add_reader(connection, readable.set)
     try:
         await readable.wait()
     finally:
         loop.remove_reader(connection)
-    _, files, _, _ = socket.recv_fds(connection, 1, len(welcome.models))
-    if len(files) != len(welcome.models):
+    count = len(announcement.models)
+    data, files, _, _ = socket.recv_fds(connection, 4 * count, count)
+    numbers = memoryview(data).cast("I").tolist()
+    if len(files) != len(numbers) or set(numbers) != announcement.models.keys():
         for file in files:
             os.close(file)
         raise ConnectionResetError("the worker ended before it had sent its memory")
-    return files
-
-
-def answer_welcome(connection: socket.socket, files: list[int]) -> None:
-    """Send the descriptors of the worker's memory, which stay the caller's."""
-    socket.send_fds(connection, [b"\0"], files)
+    return dict(zip(numbers, files, strict=True))

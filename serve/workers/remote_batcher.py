@@ -34,14 +34,11 @@ class RemoteBatcher:
     backend no longer reads it, whatever became of its request. Everything happens on one event loop.
     """
 
-    def __init__(
-        self, model: int, arena: Arena, admission: Admission, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Nothing is admitted before `connect`. `model` is the position in the backend's list.
+    def __init__(self, arena: Arena, admission: Admission, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is admitted before `connect`.
 
         `admission` decides on what is decoded here first, by what the backend tells.
         """
-        self._model = model
         self._arena = arena
         self._row_shape = arena.pixels.shape[1:]
         self._clock = clock
@@ -49,6 +46,8 @@ class RemoteBatcher:
         self._admission = admission
         # From the backend's answers to when they are handed out here: the backend's predictions end with the former.
         self._delivery_seconds = 0.0
+        # The model's number in the process that `_send` leads to.
+        self._model = 0
         self._send: Callable[[bytes], None] | None = None
         self._numbers = itertools.count()
         self._pending: dict[int, _RemoteRequest] = {}
@@ -74,8 +73,12 @@ class RemoteBatcher:
         sent = max(load.waiting_rows, self._slots.taken - load.running_rows)
         return self._admission.crowd(load._replace(waiting_rows=sent))
 
-    def connect(self, send: Callable[[bytes], None]) -> None:
-        """Admit from now on; `send` takes records to the backend, in order."""
+    def connect(self, model: int, send: Callable[[bytes], None]) -> None:
+        """Admit from now on.
+
+        `model` is the model's number in the backend process to which `send` takes records, in order.
+        """
+        self._model = model
         self._send = send
 
     def disconnect(self) -> None:

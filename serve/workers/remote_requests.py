@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from fuseline.serve.batching.admission import Foreseen, Promise
@@ -31,106 +31,44 @@ class RemoteRequests:
     Every request of the worker gets one ANSWER, or RELEASED once, before which an ERROR unless it was cancelled.
     """
 
-    def __init__(self, batchers: Sequence[Batcher], arenas: Sequence[Arena], send: Callable[[bytes], None]) -> None:
-        """One arena for each batcher. `send` takes records to the worker, in order."""
-        self._batchers = batchers
-        self._arenas = arenas
+    def __init__(self, models: Mapping[int, tuple[Batcher, Arena]], send: Callable[[bytes], None]) -> None:
+        """`models` by number, with the memory of each. `send` takes records to the worker, in order."""
+        self._models = {
+            number: _ModelRequests(number, batcher, arena, self._write) for number, (batcher, arena) in models.items()
+        }
         self._send = send
         self._reader = reader_of_worker_records()
-        self._pending: dict[tuple[int, int], asyncio.Future[BatchedRows]] = {}
         self._out: list[bytes] = []
-        # By model: requests that ended while a batch ran, which may read their rows.
-        self._unreleased: list[list[int]] = [[] for _ in batchers]
-        # By model: what the worker had promised when it was last looked at.
-        self._promised_rows = [0 for _ in batchers]
         self._lost = False
         self.drained: set[int] = set()
-        """Models that the worker has no more requests for."""
-        for model in range(len(batchers)):
-            self.tell_outlook(model)
+        """Numbers of the models that the worker has no more requests for."""
 
     def receive(self, data: bytes) -> None:
         """Take in what the worker has sent."""
-        models = set()
-        for (kind, model, number, _, deadline, *foreseen), tail in self._reader.feed(data):
-            if model not in models:
-                models.add(model)
-                self._count_promised(model, self._arenas[model].promised_rows)
+        touched = set()
+        for (kind, model_number, number, _, deadline, *foreseen), tail in self._reader.feed(data):
+            model = self._models[model_number]
+            if model not in touched:
+                touched.add(model)
+                model.read_promised()
             if kind == SUBMIT:
-                self._submit(model, number, slots_from_tail(tail), deadline, Foreseen(*foreseen))
+                model.submit(number, slots_from_tail(tail), deadline, Foreseen(*foreseen))
             elif kind == DRAIN:
-                self.drained.add(model)
-            elif (request := self._pending.get((model, number))) is not None:
-                # One that was just answered is there no more.
-                request.cancel()
-        for model in models:
-            self.tell_outlook(model)
+                self.drained.add(model_number)
+            else:
+                model.cancel(number)
+        for model in touched:
+            model.tell_outlook()
 
     def lose(self) -> None:
         """Drop every request: the worker has gone."""
         self._lost = True
-        for model in range(len(self._batchers)):
-            self._count_promised(model, 0)
-        for request in tuple(self._pending.values()):
-            request.cancel()
+        for model in self._models.values():
+            model.lose()
 
-    def batch_finished(self, model: int) -> None:
+    def batch_finished(self, model_number: int) -> None:
         """Give back what the batch of this model that has just finished may have read."""
-        if numbers := self._unreleased[model]:
-            self._unreleased[model] = []
-            for number in numbers:
-                self._write(released_record(model, number))
-        self._count_promised(model, self._arenas[model].promised_rows)
-        self.tell_outlook(model)
-
-    def tell_outlook(self, model: int) -> None:
-        """Let the worker see what it has to know to admit a request by itself."""
-        self._arenas[model].outlook = self._batchers[model].outlook()
-
-    def _count_promised(self, model: int, rows: int) -> None:
-        rows = 0 if self._lost else rows
-        self._batchers[model].take_back(self._promised_rows[model] - rows)
-        self._promised_rows[model] = rows
-
-    def _submit(self, model: int, number: int, slots: list[int], deadline: float, foreseen: Foreseen) -> None:
-        batcher, pixels = self._batchers[model], self._arenas[model].pixels
-        rows = [pixels[slot] for slot in slots]
-        # Its room is given back by the worker's own count.
-        promise = Promise(0, foreseen, give_back=batcher.take_back) if foreseen.at else None
-        try:
-            request = batcher.submit(rows, deadline=None if deadline == math.inf else deadline, promise=promise)
-        except FuselineError as error:
-            self._write(error_record(model, number, error_text(error, None)))
-            self._write(released_record(model, number))
-            return
-        self._pending[model, number] = request
-        request.add_done_callback(partial(self._settle, model, number, slots))
-
-    def _settle(self, model: int, number: int, slots: list[int], request: asyncio.Future[BatchedRows]) -> None:
-        del self._pending[model, number]
-        if self._lost:
-            return
-        if not request.cancelled():
-            if (error := request.exception()) is None:
-                batched = request.result()
-                self._arenas[model].logits[slots] = batched.logits
-                self._write(
-                    answer_record(
-                        model,
-                        number,
-                        batch_rows=batched.batch_rows,
-                        queue_ms=batched.queue_ms,
-                        compute_ms=batched.compute_ms,
-                    )
-                )
-                return
-            known = error if isinstance(error, FuselineError) else BackendError(str(error))
-            error_id = _logged(error) if isinstance(known, BackendError) else None
-            self._write(error_record(model, number, error_text(known, error_id)))
-        if self._batchers[model].running_rows:
-            self._unreleased[model].append(number)
-        else:
-            self._write(released_record(model, number))
+        self._models[model_number].batch_finished()
 
     def _write(self, record: bytes) -> None:
         if not self._out:
@@ -141,6 +79,96 @@ class RemoteRequests:
         out, self._out = self._out, []
         if not self._lost:
             self._send(b"".join(out))
+
+
+class _ModelRequests:
+    """One worker's requests for one model."""
+
+    def __init__(self, model: int, batcher: Batcher, arena: Arena, write: Callable[[bytes], None]) -> None:
+        """`model` is its number; `write` takes records to the worker."""
+        self._model = model
+        self._batcher = batcher
+        self._arena = arena
+        self._write = write
+        self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
+        # Requests that ended while a batch ran, which may read their rows.
+        self._unreleased: list[int] = []
+        # What the worker had promised when it was last looked at.
+        self._promised_rows = 0
+        self._lost = False
+        self.tell_outlook()
+
+    def submit(self, number: int, slots: list[int], deadline: float, foreseen: Foreseen) -> None:
+        """Have the rows in `slots` computed; without a `deadline`, that is infinity."""
+        pixels = self._arena.pixels
+        rows = [pixels[slot] for slot in slots]
+        # Its room is given back by the worker's own count.
+        promise = Promise(0, foreseen, give_back=self._batcher.take_back) if foreseen.at else None
+        try:
+            request = self._batcher.submit(rows, deadline=None if deadline == math.inf else deadline, promise=promise)
+        except FuselineError as error:
+            self._write(error_record(self._model, number, error_text(error, None)))
+            self._write(released_record(self._model, number))
+            return
+        self._pending[number] = request
+        request.add_done_callback(partial(self._settle, number, slots))
+
+    def cancel(self, number: int) -> None:
+        """Drop a request; one that was just answered is there no more."""
+        if (request := self._pending.get(number)) is not None:
+            request.cancel()
+
+    def lose(self) -> None:
+        """Drop every request and promise: the worker has gone."""
+        self._lost = True
+        self.read_promised()
+        for request in tuple(self._pending.values()):
+            request.cancel()
+
+    def batch_finished(self) -> None:
+        """Give back what the batch that has just finished may have read."""
+        if numbers := self._unreleased:
+            self._unreleased = []
+            for number in numbers:
+                self._write(released_record(self._model, number))
+        self.read_promised()
+        self.tell_outlook()
+
+    def read_promised(self) -> None:
+        """Let the batcher count what the worker has promised by now."""
+        rows = 0 if self._lost else self._arena.promised_rows
+        self._batcher.take_back(self._promised_rows - rows)
+        self._promised_rows = rows
+
+    def tell_outlook(self) -> None:
+        """Let the worker see what it has to know to admit a request by itself."""
+        self._arena.outlook = self._batcher.outlook()
+
+    def _settle(self, number: int, slots: list[int], request: asyncio.Future[BatchedRows]) -> None:
+        del self._pending[number]
+        if self._lost:
+            return
+        if not request.cancelled():
+            if (error := request.exception()) is None:
+                batched = request.result()
+                self._arena.logits[slots] = batched.logits
+                self._write(
+                    answer_record(
+                        self._model,
+                        number,
+                        batch_rows=batched.batch_rows,
+                        queue_ms=batched.queue_ms,
+                        compute_ms=batched.compute_ms,
+                    )
+                )
+                return
+            known = error if isinstance(error, FuselineError) else BackendError(str(error))
+            error_id = _logged(error) if isinstance(known, BackendError) else None
+            self._write(error_record(self._model, number, error_text(known, error_id)))
+        if self._batcher.running_rows:
+            self._unreleased.append(number)
+        else:
+            self._write(released_record(self._model, number))
 
 
 def _logged(error: BaseException) -> str:

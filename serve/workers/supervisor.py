@@ -26,7 +26,7 @@ from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
-from fuseline.serve.workers.handshake import ServedModel, Welcome
+from fuseline.serve.workers.handshake import Announcement, ServedModel
 from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 
@@ -134,7 +134,7 @@ class Supervisor:
             self._failed.result()
         backend = self._processes[_BACKEND].ready
         assert backend is not None
-        self.repository = Welcome.model_validate(backend["welcome"]).models
+        self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
 
     async def drain(self) -> bool:
         """Let the workers take nothing more and answer what they have, then the backend end.

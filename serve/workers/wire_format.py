@@ -15,8 +15,8 @@ ANSWER, ERROR, RELEASED = 4, 5, 6
 
 NOT_FORESEEN = (0.0, 0.0, False)
 
-_TO_BACKEND = Struct("=BHQIddd?")
-_TO_WORKER = Struct("=BHQIdd")
+_TO_BACKEND = Struct("=BIQIddd?")
+_TO_WORKER = Struct("=BIQIdd")
 
 
 class ToBackend(NamedTuple):
@@ -24,7 +24,7 @@ class ToBackend(NamedTuple):
 
     kind: int
     model: int
-    """Its position in the backend's list."""
+    """Its number: see `fuseline.serve.workers.handshake.Announcement`."""
     number: int
     """Of the request, unlike any other of this model and connection."""
     rows: int

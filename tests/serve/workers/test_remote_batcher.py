@@ -31,6 +31,8 @@ from fuseline.serve.workers.remote_requests import RemoteRequests
 ROW_SHAPE = (2, 2, 1)
 CLASSES = 3
 BUCKETS = (1, 2, 4)
+MODEL = 7
+"""The number that the backend gave the model."""
 
 
 class Handed(Executor):
@@ -50,6 +52,12 @@ def logits_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def row(value: int) -> NDArray[np.uint8]:
     return np.arange(value, value + 4, dtype=np.uint8).reshape(ROW_SHAPE)
+
+
+async def settle() -> None:
+    """Let everything that is under way arrive, except a call of the backend."""
+    for _ in range(40):
+        await asyncio.sleep(0)
 
 
 class Transport:
@@ -93,10 +101,10 @@ class Joined:
             shape = ArenaShape(ROW_SHAPE, CLASSES, slots)
             file = create_memory(shape)
             # Two mappings of one memory, as two processes have.
-            remote = RemoteBatcher(0, Arena(file, shape), admission_of(max_queue_rows), clock=lambda: self.now)
+            remote = RemoteBatcher(Arena(file, shape), admission_of(max_queue_rows), clock=lambda: self.now)
             self.remotes.append(remote)
-            connection = BackendConnection([remote], asyncio.Event())
-            requests = RemoteRequests([self.batcher], [Arena(file, shape)], partial(self._deliver, connection))
+            connection = BackendConnection({MODEL: remote}, asyncio.Event())
+            requests = RemoteRequests({MODEL: (self.batcher, Arena(file, shape))}, partial(self._deliver, connection))
             os.close(file)
             connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
             self.requests.append(requests)
@@ -107,7 +115,7 @@ class Joined:
 
     def _on_batch(self, stats: BatchStats) -> None:
         for requests in self.requests:
-            requests.batch_finished(0)
+            requests.batch_finished(MODEL)
 
     def _deliver(self, connection: BackendConnection, data: bytes) -> None:
         if self.held is None:
@@ -115,17 +123,12 @@ class Joined:
         else:
             self.held.append((connection, data))
 
-    async def settle(self) -> None:
-        """Let everything that is under way arrive, except a call of the backend."""
-        for _ in range(40):
-            await asyncio.sleep(0)
-
     async def run_batch(self) -> None:
         """Let the backend make the call that it was handed."""
-        await self.settle()
+        await settle()
         call = self.handed.calls.pop(0)
         await asyncio.to_thread(call)
-        await self.settle()
+        await settle()
 
 
 async def test_the_answer_is_the_backends_and_frees_its_slots() -> None:
@@ -165,18 +168,47 @@ async def test_requests_of_several_workers_share_a_batch_and_those_of_one_its_lo
     assert answers[2].logits.tolist() == [[3, 4, 5], [4, 5, 6]]
 
 
+async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> None:
+    handed, shape = Handed(), ArenaShape(ROW_SHAPE, CLASSES, 16)
+    remotes, served = {}, {}
+    for number in (2, 5):
+        file = create_memory(shape)
+        remotes[number] = RemoteBatcher(Arena(file, shape), admission_of(8))
+        batcher = Batcher(
+            lambda pixels, number=number: number * logits_of(pixels),
+            row_shape=ROW_SHAPE,
+            buckets=BUCKETS,
+            max_queue_rows=8,
+            executor=handed,
+        )
+        served[number] = batcher, Arena(file, shape)
+        os.close(file)
+    connection = BackendConnection(remotes, asyncio.Event())
+    requests = RemoteRequests(served, connection.data_received)
+    connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
+    answers = [remotes[number].submit([row(1)]) for number in (5, 2)]
+    await settle()
+    for call in handed.calls:
+        await asyncio.to_thread(call)
+    assert [(await answer).logits.tolist() for answer in answers] == [[[5, 10, 15]], [[2, 4, 6]]]
+    draining = asyncio.create_task(remotes[5].drain())
+    await settle()
+    assert draining.done()
+    assert requests.drained == {5}
+
+
 async def test_the_queues_bound_is_one_for_all_workers_and_a_refusal_keeps_no_slot() -> None:
     joined = Joined(workers=2, max_queue_rows=4)
     running = joined.remotes[0].submit([row(1)])
-    await joined.settle()
+    await settle()
     queued = joined.remotes[0].submit([row(2)] * 3)
-    await joined.settle()
+    await settle()
     assert joined.remotes[1].queued_rows == 0  # told with the next record of this worker, or the next batch
     refused = joined.remotes[1].submit([row(3)] * 2)
     with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
         await refused
     assert joined.remotes[1].queued_rows == 3
-    await joined.settle()
+    await settle()
     assert joined.remotes[1].taken_slots == 0
     await joined.run_batch()
     await joined.run_batch()
@@ -198,12 +230,12 @@ async def test_cancelled_in_the_queue_it_never_runs_and_its_slots_are_free_after
     joined = Joined()
     remote = joined.remotes[0]
     running = remote.submit([row(1)])
-    await joined.settle()
+    await settle()
     queued = remote.submit([row(2), row(3)])
-    await joined.settle()
+    await settle()
     assert joined.batcher.queued_rows == 2
     queued.cancel()
-    await joined.settle()
+    await settle()
     assert joined.batcher.queued_rows == 0
     await joined.run_batch()
     assert (await running).batch_rows == 1
@@ -215,9 +247,9 @@ async def test_cancelled_while_it_runs_its_slots_stay_taken_until_the_backend_re
     joined = Joined()
     remote = joined.remotes[0]
     request = remote.submit([row(1), row(2)])
-    await joined.settle()
+    await settle()
     request.cancel()
-    await joined.settle()
+    await settle()
     assert remote.taken_slots == 2
     await joined.run_batch()
     assert remote.taken_slots == 0
@@ -227,11 +259,11 @@ async def test_a_cancellation_that_crosses_the_answer_frees_the_slots_once() -> 
     joined = Joined()
     remote = joined.remotes[0]
     request = remote.submit([row(1)])
-    await joined.settle()
+    await settle()
     joined.held = []
     await joined.run_batch()
     request.cancel()
-    await joined.settle()
+    await settle()
     ((connection, answer),), joined.held = joined.held, None
     assert remote.taken_slots == 1
     connection.data_received(answer)
@@ -245,9 +277,9 @@ async def test_one_whose_deadline_passes_in_the_queue_fails_and_its_slots_come_b
     joined = Joined()
     remote = joined.remotes[0]
     running = remote.submit([row(1)])
-    await joined.settle()
+    await settle()
     late = remote.submit([row(2)], deadline=101.0)
-    await joined.settle()
+    await settle()
     joined.now = 102.0
     await joined.run_batch()
     with pytest.raises(DeadlineError, match="the deadline passed after 2000.0 ms in the queue"):
@@ -291,7 +323,7 @@ async def test_when_the_backend_goes_everything_under_way_fails_at_once_and_the_
     remote = joined.remotes[0]
     requests = [remote.submit([row(value)]) for value in (1, 2, 3)]
     requests[2].cancel()
-    await joined.settle()
+    await settle()
     joined.connections[0].connection_lost(None)
     assert [request.done() for request in requests] == [True] * 3
     for request in requests[:2]:
@@ -306,13 +338,13 @@ async def test_when_the_backend_goes_everything_under_way_fails_at_once_and_the_
 async def test_when_a_worker_goes_its_rows_leave_the_queue_and_others_are_answered() -> None:
     joined = Joined(workers=2)
     kept = joined.remotes[1].submit([row(1)])
-    await joined.settle()
+    await settle()
     lost = joined.remotes[0].submit([row(2)] * 3)
     other = joined.remotes[1].submit([row(3)])
-    await joined.settle()
+    await settle()
     assert joined.batcher.queued_rows == 4
     joined.requests[0].lose()
-    await joined.settle()
+    await settle()
     assert joined.batcher.queued_rows == 1
     await joined.run_batch()
     await joined.run_batch()
@@ -326,7 +358,7 @@ async def test_a_drain_waits_for_what_was_admitted_and_refuses_the_rest() -> Non
     remote = joined.remotes[0]
     request = remote.submit([row(1)])
     draining = asyncio.create_task(remote.drain())
-    await joined.settle()
+    await settle()
     assert not draining.done()
     with pytest.raises(ShuttingDownError):
         remote.submit([row(2)])
@@ -355,10 +387,10 @@ async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
     promise = first.promise(3, ready=ready())
     # The backend looks at each worker's promises whenever that one sends, or a batch ends.
     running = first.submit([row(1)])
-    await joined.settle()
+    await settle()
     with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
         await second.submit([row(2)] * 2)
-    await joined.settle()
+    await settle()
     with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
         second.promise(2, ready=ready())
     request = first.submit([row(3)] * 3, promise=promise)
@@ -397,7 +429,7 @@ async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
     remote.disconnect()
     with pytest.raises(BackendLostError):
         remote.submit([row(1)] * 4, promise=promise)
-    remote.connect(lambda _: None)
+    remote.connect(MODEL, lambda _: None)
     assert remote.promise(4, ready=ready())
 
 
@@ -405,7 +437,7 @@ async def test_when_a_worker_goes_its_promises_go_too() -> None:
     joined = Joined(workers=2, max_queue_rows=4)
     joined.remotes[0].promise(3, ready=ready())
     joined.remotes[0].submit([row(1)])
-    await joined.settle()
+    await settle()
     assert joined.batcher.load(joined.now).waiting_rows == 3
     joined.requests[0].lose()
     await joined.run_batch()
