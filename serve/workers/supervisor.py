@@ -4,22 +4,18 @@ The supervisor itself holds the gRPC port, answers HTTP and computes nothing.
 """
 
 import asyncio
-import itertools
 import logging
 import os
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
 from fuseline.serve.addresses import claimed_port, join_address
 from fuseline.serve.errors import BackendError, InputError
@@ -27,11 +23,10 @@ from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
-from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
+from fuseline.serve.workers.totals import Totals
 
 _BACKEND = "backend"
-_REPORT_TIMEOUT_S = 0.5
 _EXIT_TIMEOUT_S = 6.0
 """Beyond the drain's own: the last answers' delivery, and the interpreter's end."""
 _KILL_AGAIN_S = 0.1
@@ -61,26 +56,16 @@ class Supervisor:
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._restarts = Counter(
-            "fuseline_process_restarts",
-            "Processes started again after they had died.",
-            ["process"],
-            registry=self._registry,
-        )
-        for kind in (_BACKEND, "worker"):
-            self._restarts.labels(kind)
         self._http: HttpEndpoint | None = None
         self._claim: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
         self._processes: dict[str, SupervisedProcess] = {}
+        self.totals = Totals(self._processes)
+        """What all processes have counted."""
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
-        self._ended = Report()
-        self._numbers = itertools.count()
         self._draining = False
         self._complete = True
         self._all_ready = asyncio.Event()
@@ -117,7 +102,7 @@ class Supervisor:
         self.port = self._claim.getsockname()[1]
         if settings.http_port:
             registry = CollectorRegistry()
-            registry.register(_Totals(self, asyncio.get_running_loop()))
+            registry.register(self.totals)
             self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
             self.http_port = self._http.port
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
@@ -186,28 +171,6 @@ class Supervisor:
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
 
-    async def totals(self) -> Report:
-        """The sum of what all processes have counted, those that have ended included.
-
-        One that doesn't answer at once counts with its latest report.
-        """
-        running = [process for process in self._processes.values() if process.ready is not None]
-        if running:
-            asking = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
-            _, late = await asyncio.wait(asking, timeout=_REPORT_TIMEOUT_S)
-            for task in late:
-                task.cancel()
-        return self._sum()
-
-    def answers(self) -> str:
-        """How many requests were answered since the start, by gRPC status, for people."""
-        by_code = self._sum().totals("fuseline_requests_total", "code")
-        return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
-
-    def _sum(self) -> Report:
-        own = report_of(self._registry, {})
-        return summed((own, self._ended, *(process.report for process in self._processes.values())))
-
     async def _keep(self, title: str) -> None:
         """Run the process called `title`, again whenever it has ended, until the drain."""
         was_ready, failed_starts, short_lives = False, 0, 0
@@ -217,7 +180,7 @@ class Supervisor:
             try:
                 await process.run(self._note_ready, partial(self._answer, process))
             finally:
-                self._ended = summed((self._ended, process.report.counts()))
+                self.totals.add_ended(process)
                 del self._processes[title]
             if self._draining:
                 return
@@ -229,7 +192,7 @@ class Supervisor:
             short_lives = short_lives + 1 if asyncio.get_running_loop().time() - process.started < _LONG_LIFE_S else 0
             why = f": {process.failure}" if process.failure is not None else ""
             _log.error("%s%s; it is started again", process.ending(), why)
-            self._restarts.labels(title.partition(" ")[0]).inc()
+            self.totals.count_restart(title.partition(" ")[0])
             # At once, unless it dies again and again.
             await asyncio.sleep(min(_MAX_PAUSE_S, 0.1 * 2 ** (short_lives - 1)) if short_lives > 1 else 0)
 
@@ -275,7 +238,7 @@ class Supervisor:
 
     def _answer(self, asker: SupervisedProcess, number: int) -> None:
         async def answer() -> None:
-            asker.tell_statistics(number, await self.totals())
+            asker.tell_statistics(number, await self.totals.read())
 
         task = asyncio.create_task(answer())
         self._asked.add(task)
@@ -299,19 +262,6 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-class _Totals(Collector):
-    """The sum over all processes, for the HTTP endpoint's thread."""
-
-    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
-        self._supervisor = supervisor
-        self._loop = loop
-
-    def collect(self) -> Iterator[Metric]:
-        asked = asyncio.run_coroutine_threadsafe(self._supervisor.totals(), self._loop)
-        with suppress(FutureTimeoutError):
-            yield from ReportCollector(asked.result(10 * _REPORT_TIMEOUT_S)).collect()
 
 
 def run_supervisor(
@@ -360,7 +310,7 @@ async def _run(
     if not complete:
         _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)
         return 1
-    _log.info("drained; answers since the start: %s", supervisor.answers())
+    _log.info("drained; answers since the start: %s", supervisor.totals.answers())
     return 0
 
 

@@ -1,0 +1,72 @@
+"""What all processes of a server have counted together."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
+from prometheus_client.registry import Collector
+
+from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
+from fuseline.serve.workers.supervised import SupervisedProcess
+
+_REPORT_TIMEOUT_S = 0.5
+
+
+class Totals(Collector):
+    """The sum of what the supervisor and its processes have counted, those that have ended included.
+
+    Lives on the event loop, except that `collect` is for the thread of the HTTP endpoint.
+    """
+
+    def __init__(self, running: Mapping[str, SupervisedProcess]) -> None:
+        """`running` has the processes that run at any time."""
+        self._running = running
+        self._loop = asyncio.get_running_loop()
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._restarts = Counter(
+            "fuseline_process_restarts",
+            "Processes started again after they had died.",
+            ["process"],
+            registry=self._registry,
+        )
+        for kind in ("backend", "worker"):
+            self._restarts.labels(kind)
+        self._ended = Report()
+        self._numbers = itertools.count()
+
+    def count_restart(self, kind: str) -> None:
+        """Count that a process, `backend` or `worker`, is started again."""
+        self._restarts.labels(kind).inc()
+
+    def add_ended(self, process: SupervisedProcess) -> None:
+        """Keep what `process` has counted, which runs no more."""
+        self._ended = summed((self._ended, process.report.counts()))
+
+    async def read(self) -> Report:
+        """Return the sum now. A process that doesn't answer at once counts with its latest report."""
+        running = [process for process in self._running.values() if process.ready is not None]
+        if running:
+            asking = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
+            _, late = await asyncio.wait(asking, timeout=_REPORT_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+        return self._latest()
+
+    def answers(self) -> str:
+        """Return how many requests were answered since the start, by gRPC status, for people."""
+        by_code = self._latest().totals("fuseline_requests_total", "code")
+        return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry of the HTTP endpoint."""
+        asked = asyncio.run_coroutine_threadsafe(self.read(), self._loop)
+        with suppress(FutureTimeoutError):
+            yield from ReportCollector(asked.result(10 * _REPORT_TIMEOUT_S)).collect()
+
+    def _latest(self) -> Report:
+        own = report_of(self._registry, {})
+        return summed((own, self._ended, *(process.report for process in self._running.values())))
