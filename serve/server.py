@@ -34,12 +34,12 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
-"""How long the delivery of the last answers may take. A call that never ends, like a health watcher's, uses it up."""
+"""Longest time for the delivery of the last answers. A call that never ends, like a health watcher's, uses it up."""
 
 _MAX_PENDING_CALLS = 2**31 - 1
 
 _MAX_CALLS_PER_CONNECTION = 16_384
-"""Of each that isn't taken up yet gRPC holds at most 64 KiB, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
+"""gRPC holds at most 64 KiB of a call that isn't taken up yet, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Server:
                 self._http.close()
 
     def answers(self) -> str:
-        """How many requests were answered since the start, by gRPC status, for people."""
+        """Return how many requests were answered since the start, by gRPC status, for people."""
         by_code = self._metrics.requests_by_code()
         return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
 

@@ -1,4 +1,4 @@
-"""What became of one model's requests and batches since the start, in plain counts and sums."""
+"""Counts and sums of one model's requests and batches since the start."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from fuseline.serve.batching.batcher import BatchedRows, BatchStats
 
 @dataclass(slots=True)
 class DurationSum:
-    """How often something happened, and how long it took altogether."""
+    """Count of something that happened, and the time that it took altogether."""
 
     count: int = 0
     ns: int = 0
@@ -26,21 +26,21 @@ class InferenceStatistics:
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         """`wall_clock` tells seconds since 1970."""
         self.last_inference_ms = 0
-        """When a batch last succeeded, since 1970; 0: never."""
+        """Time of the last batch that succeeded, in ms since 1970; 0: none has."""
         self.rows = 0
-        """Images of the batches that succeeded."""
+        """Number of images in the batches that succeeded."""
         self.batches = 0
-        """Batches that succeeded."""
+        """Number of batches that succeeded."""
         self.compute_by_batch_rows: dict[int, DurationSum] = {}
-        """The backend calls that succeeded, by the rows of their batch before padding."""
+        """Backend calls that succeeded, by the rows of their batch before padding."""
         self.success = DurationSum()
-        """Requests that were answered, from arrival to answer."""
+        """Requests that were answered, each from its arrival to its answer."""
         self.fail = DurationSum()
-        """Requests that were not."""
+        """Requests that were refused, failed or cancelled."""
         self.queue = DurationSum()
-        """What answered requests waited for their last batch."""
+        """Waits of answered requests for their last batch."""
         self.compute = DurationSum()
-        """The backend calls of answered requests; one that several requests shared counts for each of them."""
+        """Backend calls of answered requests; one that several requests shared counts for each of them."""
         self._wall_clock = wall_clock
 
     def count_answer(self, seconds: float, batched: BatchedRows) -> None:

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus and for the statistics of the Open Inference Protocol."""
+"""Metrics of a server, for Prometheus and for the statistics of the Open Inference Protocol."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -120,7 +120,7 @@ class Metrics:
             self.statistics[model].count_answer(seconds, batched)
 
     def requests_by_code(self) -> dict[str, int]:
-        """How many requests were counted under each gRPC status."""
+        """Return the number of requests that were counted under each gRPC status."""
         counts: dict[str, int] = {}
         for (_, _, code), count in self._requests.counts().items():
             counts[code] = counts.get(code, 0) + count

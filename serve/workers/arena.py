@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ALIGNMENT = 64
-"""Of the parts, in bytes: a cache line, which no two of them share."""
+"""Alignment of the parts in bytes: a cache line, so that no two parts share one."""
 
 _MOST_NUMBERS = 96
-"""Of the backend's, in float64; it has some 30, and one for each bucket, of which there are at most 26."""
+"""Room for the backend's float64 numbers: some 30, and one for each of at most 26 buckets."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArenaShape:
-    """What one slot holds, and how many there are."""
+    """Shape of one slot, and number of slots."""
 
     row_shape: tuple[int, ...]
     classes: int
@@ -30,18 +30,18 @@ class ArenaShape:
 
     @property
     def logits_offset(self) -> int:
-        """Where the logits begin; before them lie the numbers."""
+        """Offset of the logits in bytes; before them lie the numbers."""
         return _ALIGNMENT + 8 * _MOST_NUMBERS
 
     @property
     def pixels_offset(self) -> int:
-        """Where the pixels begin."""
+        """Offset of the pixels in bytes."""
         logits_bytes = 4 * self.slots * self.classes
         return self.logits_offset + -(-logits_bytes // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def size(self) -> int:
-        """Of all of it, in bytes."""
+        """Total size in bytes."""
         return self.pixels_offset + self.slots * int(np.prod(self.row_shape))
 
 
@@ -59,17 +59,17 @@ class Arena:
         self.pixels: NDArray[np.uint8] = np.ndarray(
             (shape.slots, *shape.row_shape), np.uint8, memory, shape.pixels_offset
         )
-        """(slots, *row_shape)."""
+        """Shape (slots, *row_shape)."""
         self.logits: NDArray[np.float32] = np.ndarray(
             (shape.slots, shape.classes), np.float32, memory, shape.logits_offset
         )
-        """(slots, classes)."""
+        """Shape (slots, classes)."""
         self._promised_rows: NDArray[np.uint64] = np.ndarray((1,), np.uint64, memory)
         self._outlook: NDArray[np.float64] = np.ndarray((_MOST_NUMBERS,), np.float64, memory, _ALIGNMENT)
 
     @property
     def promised_rows(self) -> int:
-        """Rows that this worker has admitted and not yet sent; the worker writes it."""
+        """Number of rows that this worker has admitted and not yet sent; written by the worker."""
         return int(self._promised_rows[0])
 
     @promised_rows.setter
@@ -78,7 +78,7 @@ class Arena:
 
     @property
     def outlook(self) -> list[float]:
-        """What the backend last told of its queue, as many numbers as `_MOST_NUMBERS`; zeros before it has."""
+        """The backend's latest `Batcher.outlook`, padded to `_MOST_NUMBERS`; zeros before the first."""
         numbers: list[float] = self._outlook.tolist()
         return numbers
 

@@ -32,20 +32,21 @@ class ProcessConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    """For its log lines."""
+    """Name of the process in its log lines."""
     settings: Settings
     folders: tuple[Path, ...]
     link_folder: Path
-    """Holds the socket on which the backend accepts workers; it goes with the supervisor."""
+    """Folder of the socket on which the backend accepts workers; deleted when the supervisor ends."""
     channel_file: int
+    """Descriptor of this end of the control channel."""
     lifeline_file: int
-    """Ends when the supervisor does."""
+    """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
-    """The socket of `link_folder`, for the backend."""
+    """Descriptor of the listening socket of `link_folder`, for the backend."""
 
     @property
     def link_address(self) -> Path:
-        """The socket of `link_folder`."""
+        """Path of the socket in `link_folder`."""
         return self.link_folder / "backend"
 
 
@@ -95,7 +96,7 @@ async def follow_supervisor(
 def send_report(
     channel: ControlChannel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
 ) -> None:
-    """Tell the supervisor everything that this process has counted; `number` is of its question, if it asked."""
+    """Send the supervisor everything that this process has counted; `number` is its question's, if it asked."""
     channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
 
 
@@ -106,7 +107,7 @@ async def give_up(channel: ControlChannel) -> None:
 
 
 def _end_with_supervisor(config: ProcessConfig) -> None:
-    """In a thread of its own, so that it works while the event loop is busy."""
+    """Wait for the supervisor's end, in a thread of its own, so that it works while the event loop is busy."""
     os.read(config.lifeline_file, 1)
     shutil.rmtree(config.link_folder, ignore_errors=True)
     os._exit(_ORPHANED_EXIT_CODE)

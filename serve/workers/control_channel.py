@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 _MAX_LINE_BYTES = 64 * 2**20
-"""Of reports, which grow with the models and statuses that are counted, a thousandth."""
+"""About a thousand times the size of a report, which grows with the models and statuses that are counted."""
 
 
 class ControlChannel:
@@ -28,7 +28,7 @@ class ControlChannel:
         await self._writer.wait_closed()
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """What the other end sends, until it goes."""
+        """Yield what the other end sends, until it goes."""
         try:
             while line := await self._reader.readline():
                 yield json.loads(line)

@@ -24,7 +24,7 @@ _MAX_LINE_BYTES = 64 * 2**20
 
 
 class ServedModel(BaseModel):
-    """What a worker has to know of a model."""
+    """Everything that a worker has to know of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class ServedModel(BaseModel):
         return self.manifest.name
 
     def arena_shape(self, max_queue_rows: int) -> ArenaShape:
-        """For a worker that all the rows may come from: those that wait, that run, and whose answers are on the way."""
+        """Return the shape that suffices if all rows come from one worker: waiting, running, and being answered."""
         return ArenaShape(
             row_shape=self.manifest.input.row_shape,
             classes=self.manifest.classes,
@@ -50,14 +50,14 @@ class ServedModel(BaseModel):
 
 
 class Announcement(BaseModel):
-    """What the backend process serves."""
+    """The models that the backend process serves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: dict[int, ServedModel]
-    """By the number that the backend process gave the model as it loaded it, and gives to no other in its life: a
-    record that is under way while models come and go can't be taken for another model's. After its restart the same
-    models may have other numbers."""
+    """Models by number. The backend process numbers each model that it loads, and never uses a number again, so a
+    record that is under way while models come and go can't be taken for another model's. A new backend process may
+    give the same models other numbers."""
 
 
 def served_model(model: Model, batcher: Batcher) -> ServedModel:

@@ -57,12 +57,12 @@ class RemoteBatcher:
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a batch, of all workers, as far as the backend has told."""
+        """Number of rows of all workers that wait for a batch, as the backend last told."""
         return int(self._arena.outlook[0])
 
     @property
     def taken_slots(self) -> int:
-        """Rows of this worker that wait, run, or have an answer that has yet to be read."""
+        """Number of rows of this worker that wait, run, or have an answer that has yet to be read."""
         return self._slots.taken
 
     @property
@@ -147,7 +147,7 @@ class RemoteBatcher:
         return request
 
     def _load(self) -> Load:
-        """What is ahead, by what the backend last told and what this worker has promised or sent since."""
+        """Return what is ahead, by what the backend last told and what this worker has promised or sent since."""
         queued, promised, running, ends, learned_at, *state = self._arena.outlook
         self._admission.take_state(state)
         now = self._clock()
@@ -231,13 +231,13 @@ class _RemoteRequest(asyncio.Future[BatchedRows]):
 
 
 def error_text(error: FuselineError, error_id: str | None) -> bytes:
-    """`error` for the tail of a record. `error_id` is the one under which it was logged, if it was."""
+    """Return `error` as the tail of a record. `error_id` is the id under which it was logged, if it was."""
     retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
     return json.dumps([type(error).__name__, str(error), error_id, retry_after_s]).encode()
 
 
 def error_from_text(text: bytes) -> FuselineError:
-    """The error of `error_text`: of the same class and message, and with the id under which it is logged already."""
+    """Return the error that `error_text` wrote: its class, its message, and the id under which it is logged already."""
     class_name, message, error_id, retry_after_s = json.loads(text)
     error_class = getattr(errors, class_name, BackendError)
     error: FuselineError = error_class(message)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 
 _EARLIEST = ("_created", "process_start_time_seconds")
-"""Ends of the names of those samples of which the smallest counts, not the sum."""
+"""Endings of the names of samples of which the smallest counts, not the sum."""
 
 
 class Sample(BaseModel):
@@ -50,12 +50,12 @@ class Report(BaseModel):
     models: dict[str, ModelCounts] = {}
 
     def counts(self) -> "Report":
-        """Without what is true only while the process lives: what it leaves when it ends."""
+        """Return what is left of it when the process ends: counters and histograms, no gauges."""
         lasting = [family for family in self.families if family.type in {"counter", "histogram"}]
         return Report(families=lasting, models=self.models)
 
     def totals(self, name: str, label: str) -> dict[str, float]:
-        """Sums of the samples called `name`, by the value of `label`."""
+        """Return the sums of the samples called `name`, by the value of `label`."""
         sums: dict[str, float] = {}
         for family in self.families:
             for sample in family.samples:
@@ -65,7 +65,7 @@ class Report(BaseModel):
 
 
 def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceStatistics]) -> Report:
-    """What `registry` and `statistics` say now."""
+    """Return what `registry` and `statistics` say now."""
     return Report(
         families=[
             Family(
@@ -81,7 +81,7 @@ def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceSta
 
 
 def summed(reports: Iterable[Report]) -> Report:
-    """The sum: of counters, histograms and gauges alike; of times of a start the earliest."""
+    """Return the sum of counters, histograms and gauges alike, and the earliest of times of a start."""
     families: dict[str, Family] = {}
     samples: dict[tuple[str, tuple[tuple[str, str], ...]], Sample] = {}
     models: dict[str, ModelCounts] = {}
@@ -103,7 +103,7 @@ def summed(reports: Iterable[Report]) -> Report:
 
 
 def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceStatistics]:
-    """Counts as `InferenceStatistics`, by model."""
+    """Return counts as `InferenceStatistics`, by model."""
     return {name: _statistics_from(counts) for name, counts in models.items()}
 
 

@@ -1,4 +1,4 @@
-"""Which places of a worker's shared memory are taken."""
+"""The slots of a worker's shared memory: which are free, and which are taken."""
 
 
 class SlotTable:
@@ -15,12 +15,12 @@ class SlotTable:
 
     @property
     def free(self) -> int:
-        """How many slots can be taken."""
+        """Number of slots that can be taken."""
         return len(self._free)
 
     @property
     def taken(self) -> int:
-        """How many slots are."""
+        """Number of slots that are taken."""
         return self._capacity - len(self._free)
 
     def take(self, count: int) -> list[int] | None:

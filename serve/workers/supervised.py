@@ -1,4 +1,4 @@
-"""One process of the supervisor's, while it runs."""
+"""A process that the supervisor has started."""
 
 import asyncio
 import logging
@@ -25,20 +25,20 @@ class SupervisedProcess:
         self.title = title
         self.started = asyncio.get_running_loop().time()
         self.ready: dict[str, Any] | None = None
-        """What it said when it became ready."""
+        """Message that it sent when it became ready."""
         self.failure: FuselineError | None = None
-        """Why it could not start, if it said so."""
+        """Reason why it could not start, if it said so."""
         self.drained = False
-        """Whether it answered everything before it ended."""
+        """True once it has said that it answered everything before its end."""
         self.report = Report()
-        """The latest."""
+        """Latest report."""
         self._process = process
         self._channel = channel
         self._questions: dict[int, asyncio.Event] = {}
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Id of the process."""
         return self._process.pid
 
     async def run(self, on_ready: Callable[[], None], on_question: Callable[[int], None]) -> None:
@@ -91,7 +91,7 @@ class SupervisedProcess:
             self._process.kill()
 
     def ending(self) -> str:
-        """How it ended, for people."""
+        """Return how it ended, for people."""
         code = self._process.returncode
         if code is not None and code < 0:
             return f"{self.title} (process {self.pid}) was ended by {signal.Signals(-code).name}"

@@ -28,7 +28,7 @@ from fuseline.serve.workers.totals import Totals
 
 _BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
-"""Beyond the drain's own: the last answers' delivery, and the interpreter's end."""
+"""Time beyond the drain's own, for the delivery of the last answers and the interpreter's end."""
 _KILL_AGAIN_S = 0.1
 _MAX_FAILED_STARTS = 5
 _LONG_LIFE_S = 10.0
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """What follows `python` to start each kind of process."""
+    """Arguments of `python` that start each kind of process."""
 
     backend: tuple[str, ...] = ("-m", "fuseline.serve.workers.backend_process")
     worker: tuple[str, ...] = ("-m", "fuseline.serve.workers.worker_process")
@@ -63,7 +63,7 @@ class Supervisor:
         self._link_folder = Path()
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
-        """What all processes have counted."""
+        """Sum of what all processes have counted."""
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -73,7 +73,7 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered now."""
+        """True while requests are answered."""
         backend = self._processes.get(_BACKEND)
         if self._draining or backend is None or backend.ready is None:
             return False

@@ -1,4 +1,4 @@
-"""What a worker and the backend process write to each other: records of a fixed head and, some, a tail.
+"""The records that a worker and the backend process write to each other: a head of fixed size and, in some, a tail.
 
 Worker to backend: SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing. Backend to
 worker: ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. An answered request's slots are
@@ -26,15 +26,15 @@ class ToBackend(NamedTuple):
     model: int
     """Its number: see `fuseline.serve.workers.handshake.Announcement`."""
     number: int
-    """Of the request, unlike any other of this model and connection."""
+    """Number of the request, unique for this model and connection."""
     rows: int
-    """Slots in the tail."""
+    """Number of slots in the tail."""
     deadline: float
-    """On the clock of `time.monotonic`, which all processes of a machine share; infinity: none."""
+    """Seconds on the clock of `time.monotonic`, which all processes of a machine share; infinity: no deadline."""
     foreseen_at: float
-    """On it too, when the answer was predicted for as the worker admitted the request; 0: the backend admits it."""
+    """Time on the same clock for which the worker predicted the answer at admission; 0: the backend admits it."""
     foreseen_seconds: float
-    """From that admission to `foreseen_at`."""
+    """Seconds from that admission to `foreseen_at`."""
     is_trial: bool
     """See `fuseline.serve.batching.admission.Foreseen`."""
 
@@ -46,7 +46,7 @@ class ToWorker(NamedTuple):
     model: int
     number: int
     size: int
-    """ANSWER: rows of the largest batch. ERROR: bytes of the tail."""
+    """In an ANSWER, rows of the largest batch; in an ERROR, bytes of the tail."""
     queue_ms: float
     compute_ms: float
 
@@ -54,33 +54,33 @@ class ToWorker(NamedTuple):
 def submit_record(
     model: int, number: int, slots: Sequence[int], deadline: float, foreseen: tuple[float, float, bool] = NOT_FORESEEN
 ) -> bytes:
-    """A request whose rows lie in `slots`, in this order; `foreseen` if the worker has admitted it."""
+    """Return the record of a request whose rows lie in `slots`, in this order; `foreseen` if the worker admitted it."""
     rows = len(slots)
     return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline, *foreseen) + pack(f"={rows}I", *slots)
 
 
 def cancel_record(model: int, number: int) -> bytes:
-    """Nobody waits for this request any more."""
+    """Return the record that tells that nobody waits for this request any more."""
     return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *NOT_FORESEEN)
 
 
 def drain_record(model: int) -> bytes:
-    """No more requests for the model will come from this worker."""
+    """Return the record that tells that no more requests for the model will come from this worker."""
     return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *NOT_FORESEEN)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
-    """The logits are in the slots."""
+    """Return the record that tells that the logits are in the request's slots."""
     return _TO_WORKER.pack(ANSWER, model, number, batch_rows, queue_ms, compute_ms)
 
 
 def error_record(model: int, number: int, text: bytes) -> bytes:
-    """The request failed; its slots may still be read."""
+    """Return the record of a request that failed, with `text` as its tail; its slots may still be read."""
     return _TO_WORKER.pack(ERROR, model, number, len(text), 0.0, 0.0) + text
 
 
 def released_record(model: int, number: int) -> bytes:
-    """The slots of a request that failed or was cancelled are not read any more."""
+    """Return the record that tells that the slots of a failed or cancelled request are not read any more."""
     return _TO_WORKER.pack(RELEASED, model, number, 0, 0.0, 0.0)
 
 
@@ -107,15 +107,15 @@ class RecordReader:
 
 
 def reader_of_worker_records() -> RecordReader:
-    """For the backend; heads are the fields of `ToBackend`."""
+    """Return the reader for the backend process; heads are the fields of `ToBackend`."""
     return RecordReader(_TO_BACKEND, lambda head: 4 * head[3])
 
 
 def reader_of_backend_records() -> RecordReader:
-    """For a worker; heads are the fields of `ToWorker`."""
+    """Return the reader for a worker; heads are the fields of `ToWorker`."""
     return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] == ERROR else 0)
 
 
 def slots_from_tail(tail: bytes) -> list[int]:
-    """The slots of a SUBMIT."""
+    """Return the slots that the tail of a SUBMIT lists."""
     return memoryview(tail).cast("I").tolist()

@@ -18,7 +18,7 @@ from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.reports import ModelCounts, statistics_from
 
 _REPORT_EVERY_S = 1.0
-"""So that little of what it has counted is lost with a worker that dies."""
+"""Interval of reports: little of what a worker has counted is lost if it dies."""
 
 _log = logging.getLogger(__name__)
 
