@@ -2,6 +2,8 @@
 
 import socket
 
+from fuseline.serve.errors import InputError
+
 
 def join_address(host: str, port: int) -> str:
     """`host:port`, with an IPv6 host in brackets."""
@@ -40,3 +42,12 @@ def claimed_port(host: str, port: int) -> socket.socket:
         claim.close()
         raise
     return claim
+
+
+def unbindable(host: str, port: int, error: Exception) -> InputError:
+    """Return the error for the user when `error` kept gRPC from listening on `host:port`."""
+    reason = getattr(error, "strerror", None) or error
+    return InputError(
+        f"gRPC can't listen on {join_address(host, port)} ({reason}); --port takes another one, 0 any free one, and "
+        "--host another address"
+    )

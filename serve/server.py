@@ -20,8 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import check_bindable, join_address
-from fuseline.serve.errors import InputError
+from fuseline.serve.addresses import check_bindable, join_address, unbindable
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -127,17 +126,13 @@ class Server:
             await self._health.set(service, status)
 
     def _bind(self) -> int:
-        address = join_address(self._settings.host, self._settings.port)
+        host, port = self._settings.host, self._settings.port
         try:
             if not self._shares_port:
-                check_bindable(self._settings.host, self._settings.port)
-            return self._grpc.add_insecure_port(address)
+                check_bindable(host, port)
+            return self._grpc.add_insecure_port(join_address(host, port))
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"gRPC can't listen on {address} ({reason}); --port takes another one, 0 any free one, and --host "
-                "another address"
-            ) from error
+            raise unbindable(host, port, error) from error
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from fuseline.serve.addresses import claimed_port, join_address
+from fuseline.serve.addresses import claimed_port, unbindable
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.settings import Settings
@@ -249,10 +249,7 @@ class Supervisor:
         try:
             return claimed_port(host, port)
         except OSError as error:
-            raise InputError(
-                f"gRPC can't listen on {join_address(host, port)} ({error.strerror or error}); --port takes another "
-                "one, 0 any free one, and --host another address"
-            ) from error
+            raise unbindable(host, port, error) from error
 
 
 def _is_utf8(path: Path) -> bool:
