@@ -1,4 +1,4 @@
-"""`python -m fuseline.serve.workers.backend_process CONFIG`: the process that owns the models, their batchers and the device."""
+"""`python -m fuseline.serve.workers.backend_process CONFIG`: the process that owns models, batchers and the device."""
 
 import asyncio
 import itertools
