@@ -1,4 +1,4 @@
-"""What the README says of checkpoints is what the code does."""
+"""What the documentation says of checkpoints is what the code does, and its links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 def test_the_table_has_every_naming_scheme_and_no_other() -> None:
     from fuseline.export.recognition.naming.naming_schemes import COMPOSED, SCHEMES
 
-    rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ✓ \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \| [^|]+ \| ✓ \|$", page, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row) if not name.startswith("--")}
     assert named == {scheme.name for scheme in SCHEMES} | set(COMPOSED)
 
