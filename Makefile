@@ -89,7 +89,7 @@ bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the serv
 
 BASE ?= main
 bench-compare: setup ## Has the checkout as it is become slower than BASE=main? Exits 1 if so (about 6 minutes)
-	$(BIN)/python benchmarks/compare.py $(BASE) .
+	$(BIN)/fuseline bench compare $(BASE) .
 
 peers: setup $(PEER_TRITON_VENV)/.installed $(PEER_MOSEC_VENV)/.installed ## Install Triton and Mosec, each in an environment of its own, for `fuseline bench peers`
 

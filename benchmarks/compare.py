@@ -1,11 +1,10 @@
-"""Did a change make Fuseline slower? `python benchmarks/compare.py BASE [HEAD]` measures both revisions in one run.
+"""Did a change make Fuseline slower? `fuseline bench compare BASE [HEAD]` measures both revisions in one run.
 
 revisions -> trees of files -> rounds of fresh processes, ABBA -> ratios -> verdicts -> a table, an exit code
 """
 
 import asyncio
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Annotated
-
-if __name__ == "__main__":
-    # As a script: not this folder but the one above holds the packages.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
 import uvloop
@@ -31,7 +26,6 @@ from fuseline.benchmarks.comparison_verdict import MEMORY_SLACK, MIN_ROUNDS, jud
 from fuseline.benchmarks.comparison_worker import PACKAGE_NAME, PICTURE_NAME
 from fuseline.benchmarks.exact_costs import instructions, peak_bytes, why_no_callgrind
 from fuseline.benchmarks.results import check_writable, conditions, write_result
-from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import BackendError, InputError
 
 CASES = ("batcher", "decode", "server")
@@ -227,7 +221,7 @@ def compare(
     if json is not None:
         check_writable(json)
     names = " ".join(shown(each) for each in (base, head))
-    command = f"python benchmarks/compare.py {names} --case {case} --rounds {rounds} --minutes {minutes:g}"
+    command = f"fuseline bench compare {names} --case {case} --rounds {rounds} --minutes {minutes:g}"
     taken = conditions(command + ("" if exact else " --no-exact"))
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -248,14 +242,3 @@ def compare(
         write_result(json, "compare", taken, as_json(rows, trees[0].name, trees[1].name))
     if any(row.outcome in ("regressed", "broken") for row in rows):
         raise typer.Exit(1)
-
-
-def main() -> None:
-    """`python benchmarks/compare.py`."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(compare)
-    run_command_line(app)
-
-
-if __name__ == "__main__":
-    main()

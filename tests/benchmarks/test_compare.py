@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.benchmarks.compare import abba_stretches, main, measure_rounds, rows_of_timings, write_files
+from fuseline.benchmarks.compare import abba_stretches, measure_rounds, rows_of_timings, write_files
 from fuseline.benchmarks.comparison_arms import CaseArm, Costs, started_case
 from fuseline.benchmarks.comparison_report import Row, as_markdown
 from fuseline.benchmarks.comparison_trees import Tree, write_tree
@@ -16,6 +16,7 @@ from fuseline.benchmarks.comparison_verdict import EXACT_TOLERANCE, MEMORY_SLACK
 from fuseline.benchmarks.exact_costs import counted_segments, instructions, peak_bytes, why_no_callgrind
 from fuseline.benchmarks.results import conditions
 from fuseline.serve.errors import BackendError, InputError
+from tests.benchmarks.test_cli import exit_code
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CORE = min(os.sched_getaffinity(0))
@@ -60,13 +61,6 @@ def changed(base: Tree, folder: Path, name: str, change: Callable[[str], str]) -
     path = folder / name
     path.write_text(change(path.read_text()))
     return Tree("changed", folder)
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 def test_a_checkout_is_taken_as_it_is_now_and_a_revision_as_it_was(repository: Path, tmp_path: Path) -> None:
@@ -189,17 +183,16 @@ def test_bad_input_is_told_with_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exit_code(monkeypatch, *arguments, "--repository", repository) == 2
+    assert exit_code(monkeypatch, "compare", *arguments, "--repository", repository) == 2
     said = capsys.readouterr().err
     assert message.lower() in said.lower()
     assert "Traceback" not in said
 
 
-def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
-    script = CHECKOUT / "benchmarks" / "compare.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--help"], cwd=tmp_path, check=False, capture_output=True, text=True
-    )
+def test_it_runs_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fuseline", "bench", "compare", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "BASE" in done.stdout
 
@@ -264,7 +257,7 @@ def test_15_percent_more_work_in_the_batcher_is_caught_and_none_passes(
     """By the times alone; instructions would tell it at once."""
     result = tmp_path / "result.json"
     arguments = ["base", head, "--repository", repository, "--case", "batcher", "--no-exact", "--json", result]
-    assert exit_code(monkeypatch, *arguments) == (1 if head == planted else 0), capsys.readouterr().out
+    assert exit_code(monkeypatch, "compare", *arguments) == (1 if head == planted else 0), capsys.readouterr().out
     rows = json.loads(result.read_text())["costs"]
     assert [row["outcome"] for row in rows if "CPU" in row["name"]] == ["regressed" if head == planted else "unchanged"]
 
