@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
-from fuseline.benchmarks import serving_commands
-from fuseline.benchmarks.bench_command import Json, Seconds, Threads, choices_of, counts_of, measuring
-from fuseline.benchmarks.results import check_writable, command_line, conditions, write_result
+from fuseline.benchmarks.harness.options import Json, Seconds, Threads, choices_of, counts_of, measuring
+from fuseline.benchmarks.harness.results import check_writable, command_line, conditions, write_result
+from fuseline.benchmarks.serving import command as serving_commands
 from fuseline.serve.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -43,9 +43,9 @@ def engines(
 ) -> None:
     """Compare PyTorch FP32 (eager, folded, compiled), ONNX Runtime and OpenVINO in FP32 and INT8, and TensorRT."""
     batches = counts_of("--batch", batch, _MAX_BATCH)
-    from fuseline.benchmarks.candidates import CANDIDATES, INT8_CANDIDATES
-    from fuseline.benchmarks.engines import as_json, as_table, compare_engines
-    from fuseline.benchmarks.subject import open_subject
+    from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
+    from fuseline.benchmarks.engines.contenders import CANDIDATES, INT8_CANDIDATES
+    from fuseline.benchmarks.harness.subject import open_subject
 
     candidates = CANDIDATES if engine == "all" else choices_of("--engines", engine, CANDIDATES)
     command = command_line(
@@ -88,10 +88,16 @@ def _add_program(name: str, module: str, function: str, purpose: str) -> None:
 
 
 _add_program(
-    "peers", "fuseline.benchmarks.peers", "main", "Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec."
+    "peers",
+    "fuseline.benchmarks.peers.command",
+    "main",
+    "Measure Fuseline beside a bare grpc.aio echo, Triton and Mosec.",
 )
 _add_program(
-    "compare", "fuseline.benchmarks.compare", "compare", "Compare two revisions' costs; exit code 1 if one regressed."
+    "compare",
+    "fuseline.benchmarks.revisions.command",
+    "compare",
+    "Compare two revisions' costs; exit code 1 if one regressed.",
 )
 
 
@@ -112,8 +118,8 @@ def spine(
 
     The exit code is 1 if the service misses a bar: 0.95 of the bare backend, 1.7 of eager PyTorch FP32.
     """
-    from fuseline.benchmarks.spine import as_json, as_table, run_spine, verdicts
-    from fuseline.benchmarks.subject import open_subject
+    from fuseline.benchmarks.harness.subject import open_subject
+    from fuseline.benchmarks.headline import as_json, as_table, run_spine, verdicts
     from fuseline.serve.backends import BACKENDS
 
     backends = tuple(dict.fromkeys(backend.split(",")))
@@ -139,7 +145,7 @@ def read(
 
     The exit code is 1 above a bar: 3 s, and 3 times the file's size.
     """
-    from fuseline.benchmarks.reading import as_json, as_table, measure_reading, written_network
+    from fuseline.benchmarks.checkpoint_reading import as_json, as_table, measure_reading, written_network
 
     with measuring("read", command_line("read", model, repeats=repeats), json) as (say, finish):
         say("writing the files")

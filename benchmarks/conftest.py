@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fuseline.benchmarks.machine import machine_facts
+from fuseline.benchmarks.harness.machine import machine_facts
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fuseline.benchmarks.stats import pair_ratios, spread_of
+from fuseline.benchmarks.harness.stats import pair_ratios, spread_of
 from fuseline.serve.backends import open_backend
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError

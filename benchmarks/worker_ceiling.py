@@ -14,15 +14,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fuseline.benchmarks.cpu_time import cpu_seconds
-from fuseline.benchmarks.load import Load, run_closed_loop
-from fuseline.benchmarks.machine import describe, usable_cores
-from fuseline.benchmarks.pictures import generated_pictures
-from fuseline.benchmarks.results import check_writable, conditions, write_result
-from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.benchmarks.harness.cpu_time import cpu_seconds
+from fuseline.benchmarks.harness.machine import describe, usable_cores
+from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.results import check_writable, conditions, write_result
+from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
+from fuseline.benchmarks.harness.stats import Spread, spread_of
+from fuseline.benchmarks.harness.tiny_package import write_tiny_package
+from fuseline.benchmarks.load.closed_loop import Load, run_closed_loop
 from fuseline.benchmarks.simulated_backend import CALL_MS, ROW_MS, images_per_s
-from fuseline.benchmarks.stats import Spread, spread_of
-from fuseline.benchmarks.tiny_package import write_tiny_package
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.serve.command_line import run_command_line
 

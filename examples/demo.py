@@ -31,8 +31,8 @@ from timing import Contender, busy_cores, time_in_turns
 from train import Recipe
 
 from fuseline import Client
-from fuseline.benchmarks.machine import describe, machine_facts
-from fuseline.benchmarks.stats import spread_of
+from fuseline.benchmarks.harness.machine import describe, machine_facts
+from fuseline.benchmarks.harness.stats import spread_of
 from fuseline.serve.errors import FuselineError
 
 RECIPE = Recipe(model="resnet18-cifar", data="digits", width=16, epochs=15)

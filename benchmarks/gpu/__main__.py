@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fuseline.benchmarks.bench_command import choices_of, counts_of
+from fuseline.benchmarks.harness.options import choices_of, counts_of
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError
 

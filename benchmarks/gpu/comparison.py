@@ -16,14 +16,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.answers import check_logits
 from fuseline.benchmarks.gpu.contender import CONTENDERS, Answers, Device, Mode, Precision, modes_on
 from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.peaks import MeasuredPeak
 from fuseline.benchmarks.gpu.start import start_contender
 from fuseline.benchmarks.gpu.subject import GpuSubject, check_model, open_gpu_subject
 from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError
-from fuseline.benchmarks.stats import Spread, spread_of
+from fuseline.benchmarks.harness.answers import check_logits
+from fuseline.benchmarks.harness.stats import Spread, spread_of
 from fuseline.serve.errors import BackendUnavailableError, InputError, VerificationError
 
 Status = Literal["measured", "not here", "out of memory", "failed", "wrong answer", "dropped"]

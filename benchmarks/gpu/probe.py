@@ -11,7 +11,7 @@ from typing import Any
 from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
 from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
-from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
+from fuseline.benchmarks.harness.subject import SMALL_ARCHITECTURE
 from fuseline.serve.backends.engine.graph import graph_for_tensorrt
 from fuseline.serve.backends.engine.library import check, engine_from_plan, import_library, logger_of, recent_errors
 from fuseline.serve.backends.gpu.cuda import open_cuda

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fuseline.benchmarks.candidates import as_its_author_wrote_it
+from fuseline.benchmarks.engines.contenders import as_its_author_wrote_it
 from fuseline.benchmarks.gpu.contender import CONTENDERS, Device, Prepared
 from fuseline.benchmarks.gpu.subject import GpuSubject
 from fuseline.serve.errors import BackendUnavailableError

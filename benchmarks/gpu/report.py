@@ -10,7 +10,7 @@ from fuseline.benchmarks.gpu import work as work_counted
 from fuseline.benchmarks.gpu.comparison import GpuRow, GpuRun
 from fuseline.benchmarks.gpu.contender import CONTENDERS, ELEMENT_BYTES, MODES, Mode, modes_on
 from fuseline.benchmarks.gpu.peaks import SHEET_PEAKS, SheetPeak, peak_shares
-from fuseline.benchmarks.stats import Spread, pair_ratios, spread_of
+from fuseline.benchmarks.harness.stats import Spread, pair_ratios, spread_of
 
 _BASELINE = "eager"
 _SHARES = {

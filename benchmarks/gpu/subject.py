@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.gpu.work import NetworkWork, network_work
-from fuseline.benchmarks.pictures import generated_pictures
-from fuseline.benchmarks.subject import ARCHITECTURES, random_checkpoint
+from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.subject import ARCHITECTURES, random_checkpoint
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import (
     Artifact,
@@ -55,7 +55,7 @@ def open_gpu_subject(
     verification: every contender is held against the yielded logits before it is timed.
 
     Args:
-        model: one of `fuseline.benchmarks.subject.ARCHITECTURES`, which gets random weights, or a checkpoint.
+        model: one of `fuseline.benchmarks.harness.subject.ARCHITECTURES`, which gets random weights, or a checkpoint.
         input_side: height and width in pixels; None: the network's own.
         rows: the largest batch.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Self
 
-from fuseline.benchmarks.stats import call_times
+from fuseline.benchmarks.harness.stats import call_times
 from fuseline.serve.errors import BackendUnavailableError
 
 Failing = Literal["not here", "out of memory", "too slow", "failed"]

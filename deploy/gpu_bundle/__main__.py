@@ -22,7 +22,7 @@ from deploy.gpu_bundle.roots import CORE, PURPOSE, check_python, roots_of
 from deploy.gpu_bundle.target import GLIBC, Target, TargetError, read_target
 from deploy.gpu_bundle.wheels import Wheels
 from fuseline.benchmarks.gpu.run.job import PICTURES, TRAINED
-from fuseline.benchmarks.machine import git_revision
+from fuseline.benchmarks.harness.machine import git_revision
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = "checkout.zip"

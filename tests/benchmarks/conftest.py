@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.benchmarks.server_process import ServerProcess, started_server
+from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
 from tests.serve.colours import write_colours_package
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import fuseline.command
-from fuseline.benchmarks.cpu_time import family_stats
-from fuseline.benchmarks.results import check_writable, command_line
-from fuseline.benchmarks.server_process import ServerProcess
+from fuseline.benchmarks.harness.cpu_time import family_stats
+from fuseline.benchmarks.harness.results import check_writable, command_line
+from fuseline.benchmarks.harness.server_process import ServerProcess
 from fuseline.serve.errors import InputError
 from tests.serve.processes import ROOT, lives
 

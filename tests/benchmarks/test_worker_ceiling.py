@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fuseline.benchmarks.harness.stats import spread_of
 from fuseline.benchmarks.simulated_backend import images_per_s
-from fuseline.benchmarks.stats import spread_of
 from fuseline.benchmarks.worker_ceiling import Case, Point, extrapolate
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.gpu.subject import open_gpu_subject
-from fuseline.benchmarks.subject import SMALL_ARCHITECTURE
+from fuseline.benchmarks.harness.subject import SMALL_ARCHITECTURE
 from fuseline.serve.backends.base import Backend
 from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
 from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend

@@ -14,7 +14,7 @@ from fuseline.benchmarks.gpu.run.job import BUNDLE_VARIABLE, TRAINED, Job, RunPl
 from fuseline.benchmarks.gpu.run.record import Row, RunRecord, StepRecord
 from fuseline.benchmarks.gpu.run.schedule import limit_s
 from fuseline.benchmarks.gpu.run.step_process import run_step
-from fuseline.benchmarks.results import conditions
+from fuseline.benchmarks.harness.results import conditions
 from fuseline.serve.errors import InputError
 
 RESULT, LOG, TABLE = "gpu-run.json", "gpu-run.log", "gpu-run.md"

@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fuseline.benchmarks.cpu_time import process_stats
 from fuseline.benchmarks.gpu.run.job import Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row, StepStatus
 from fuseline.benchmarks.gpu.worker import exit_words, without_folders
+from fuseline.benchmarks.harness.cpu_time import process_stats
 from fuseline.serve.errors import BackendUnavailableError
 
 _END_S = 5.0

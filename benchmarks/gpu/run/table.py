@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fuseline.benchmarks.gpu.run.record import Figure, Row, RunRecord, StepRecord
-from fuseline.benchmarks.machine import describe
+from fuseline.benchmarks.harness.machine import describe
 
 _WHERE_FIGURES_COUNT = ("measured", "passed")
 

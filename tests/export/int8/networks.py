@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.verify import eager_logits, normalised

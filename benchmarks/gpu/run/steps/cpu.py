@@ -10,7 +10,7 @@ from typing import Any
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row
 from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
-from fuseline.benchmarks.pictures import generated_pictures
+from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.serve.backends import why_not_installed
 from fuseline.serve.backends.base import Backend
 from fuseline.serve.errors import BackendUnavailableError

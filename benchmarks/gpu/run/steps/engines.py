@@ -9,7 +9,7 @@ from fuseline.benchmarks.gpu.contender import CONTENDERS, modes_on
 from fuseline.benchmarks.gpu.report import row_as_json
 from fuseline.benchmarks.gpu.run.job import Emit, Job
 from fuseline.benchmarks.gpu.run.record import Row
-from fuseline.benchmarks.stats import spread_of
+from fuseline.benchmarks.harness.stats import spread_of
 
 _SLOW_TO_PREPARE = "compiled"
 """torch.compile takes most of a minute for each batch, so it comes last and for few."""

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fuseline.benchmarks.engine_process import EngineProcess
+from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row, failure_row
-from fuseline.benchmarks.machine import usable_cores
-from fuseline.benchmarks.pictures import generated_pictures
-from fuseline.benchmarks.protocols import Classify
-from fuseline.benchmarks.server_process import ServerProcess, started_server
-from fuseline.benchmarks.serving import measure_serving
-from fuseline.benchmarks.subject import Subject
-from fuseline.benchmarks.target import Target, connect, expect_logits_of
+from fuseline.benchmarks.harness.machine import usable_cores
+from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
+from fuseline.benchmarks.harness.subject import Subject
+from fuseline.benchmarks.load.protocols import Classify
+from fuseline.benchmarks.load.target import Target, connect, expect_logits_of
+from fuseline.benchmarks.serving.measure import measure_serving
 from fuseline.serve.backends import DEFAULT_BUCKETS
 from fuseline.serve.errors import BackendError, FuselineError
 

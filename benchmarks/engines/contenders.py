@@ -1,0 +1,165 @@
+"""The engines that are compared: each turns the same uint8 pixels into logits, in this process.
+
+| name | what |
+|---|---|
+| eager | PyTorch FP32 as the training script has it: unfolded, NCHW, from float32 pixels that are normalised already |
+| eager-channels-last | the same, weights and pixels in channels_last |
+| compiled | the first through torch.compile with its default settings, for each batch size |
+| folded | PyTorch FP32 after folding, channels_last, from uint8 |
+| onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
+| onnxruntime-int8, openvino-int8 | the same with the package's INT8 graph, if it has one |
+
+PyTorch that isn't folded is spared the normalisation, which the others do: the ratios to it are never flattered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fuseline.benchmarks.harness.subject import Subject
+from fuseline.serve.errors import BackendUnavailableError
+
+INT8_CANDIDATES = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
+"""Name to backend."""
+NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
+CANDIDATES = (*NEED_CHECKPOINT, "onnxruntime", "openvino", *INT8_CANDIDATES, "tensorrt")
+TITLES = {
+    "eager": "eager PyTorch FP32",
+    "eager-channels-last": "eager PyTorch FP32, channels_last",
+    "compiled": "PyTorch FP32, torch.compile",
+    "folded": "PyTorch FP32, folded, channels_last",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "onnxruntime-int8": "ONNX Runtime INT8",
+    "openvino-int8": "OpenVINO INT8",
+    "tensorrt": "TensorRT",
+}
+
+TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CANDIDATES)
+"""Those whose titles say in what they compute."""
+
+Run = Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One loaded candidate."""
+
+    name: str
+    """As in `CANDIDATES`; of an engine opened as `auto`, the one that was chosen."""
+    precision: str
+    device: str
+    """Of a backend what it says of itself; PyTorch runs on the CPU here."""
+    prepare: Callable[[NDArray[np.uint8]], Run]
+    """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
+
+
+def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
+    """Load candidate `name`, or the backend that `auto` chooses, with `threads` CPU threads (0: its own default).
+
+    Raises:
+        BackendUnavailableError: it can't run here, or needs a checkpoint and there is none.
+        VerificationError: a backend's logits are not those that the package holds from eager PyTorch.
+        FuselineError: the package or the checkpoint can't be loaded.
+    """
+    if name not in NEED_CHECKPOINT:
+        return _open_backend(name, subject, threads)
+    if subject.checkpoint is None:
+        raise BackendUnavailableError("a package holds no PyTorch model; --checkpoint FILE names its checkpoint")
+    return _open_pytorch(name, subject, threads)
+
+
+def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
+    from fuseline.serve.backends import open_backend
+    from fuseline.serve.reference import check_reference
+
+    precision = "int8" if name in INT8_CANDIDATES else "auto"
+    backend, _ = open_backend(
+        subject.package, backend=INT8_CANDIDATES.get(name, name), precision=precision, threads=threads
+    )
+    check_reference(backend, subject.package)
+
+    def prepare(pixels: NDArray[np.uint8]) -> Run:
+        return lambda: backend.infer(pixels)
+
+    return Engine(name if name in INT8_CANDIDATES else backend.name, backend.precision, backend.device, prepare)
+
+
+def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
+    import torch
+
+    from fuseline.export.loading.loading import NetworkSource, network_of, read_source
+    from fuseline.export.verify import normalised
+
+    assert subject.checkpoint is not None
+    if threads:
+        torch.set_num_threads(threads)
+    source = NetworkSource(subject.checkpoint)
+    network = network_of(read_source(source), source)
+    normalization = subject.package.manifest.normalization
+
+    if name != "folded":
+        layout = torch.channels_last if name == "eager-channels-last" else torch.contiguous_format
+        module = as_its_author_wrote_it(network).to(memory_format=layout)
+        if name == "compiled":
+            # Its pool of compilers would outlive this process.
+            torch._inductor.config.compile_threads = 1
+            module = torch.compile(module, dynamic=False)
+
+        def prepare(pixels: NDArray[np.uint8]) -> Run:
+            images = normalised(pixels, normalization).contiguous(memory_format=layout)
+
+            def run() -> NDArray[np.float32]:
+                with torch.inference_mode():
+                    logits: NDArray[np.float32] = module(images).numpy()
+                return logits
+
+            return run
+
+        return Engine(name, "fp32", "CPU", prepare)
+
+    body, mean = _folded(network, normalization)
+
+    def prepare_folded(pixels: NDArray[np.uint8]) -> Run:
+        image = torch.from_numpy(pixels)
+
+        def run() -> NDArray[np.float32]:
+            with torch.inference_mode():
+                # A permuted NHWC batch is channels_last already.
+                logits: NDArray[np.float32] = body(image.permute(0, 3, 1, 2).float() - mean).numpy()
+            return logits
+
+        return run
+
+    return Engine(name, "fp32", "CPU", prepare_folded)
+
+
+def as_its_author_wrote_it(network: Any) -> Any:
+    """The module of torchvision itself where it is one of its networks: its ReLUs work in place, which is faster."""
+    family, _, architecture = network.architecture.partition(" ")
+    if family != "torchvision":
+        return network.module
+    import torchvision
+
+    module = torchvision.models.get_model(architecture, weights=None, num_classes=network.classes)
+    module.load_state_dict(network.module.state_dict())
+    return module.eval()
+
+
+def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
+    """The folded network in channels_last and what is subtracted from its pixels, (1, channels, 1, 1)."""
+    import torch
+
+    from fuseline.export.folding.fold import fold_network
+
+    folded = fold_network(
+        network.module,
+        mean=normalization.mean,
+        std=normalization.std,
+        probe=torch.zeros((1, network.in_channels, *network.usual_input_size)),
+    )
+    mean = torch.tensor(folded.pixel_mean).reshape(1, -1, 1, 1)
+    return folded.module.to(memory_format=torch.channels_last), mean

@@ -1,0 +1,271 @@
+"""What is told and decided about Fuseline beside its peers."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fuseline.benchmarks.peers.command
+from fuseline.benchmarks.harness.tiny_package import write_tiny_package
+from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case
+from fuseline.benchmarks.peers.command import contenders_of, peers_asked_for, run_peers
+from fuseline.benchmarks.peers.model import served_model
+from fuseline.benchmarks.peers.processes import peer_python, peer_versions, started_echo, started_peer, why_left_out
+from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, as_json, verdicts
+from fuseline.benchmarks.peers.table import as_tables
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.onnxruntime import open_session
+from fuseline.serve.errors import BackendError, InputError, VerificationError
+from fuseline.serve.model_package import load_package
+from fuseline.serve.reference import check_reference
+
+
+def stretch(images_per_s: float = 100.0, *, images: int = 1, cpu_ms: float | None = 1.0, ms: float = 2.0) -> Stretch:
+    return Stretch(images_per_s / images, images_per_s, ms, 2 * ms, cpu_ms)
+
+
+def rounds_of(name: str, **stretches: list[Stretch]) -> CaseRounds:
+    return CaseRounds(name, {contender.replace("_", "-"): listed for contender, listed in stretches.items()})
+
+
+def measured(rounds: CaseRounds) -> list[tuple[tuple[float, ...], bool | None]]:
+    return [(verdict.values, verdict.passed) for verdict in verdicts([rounds])]
+
+
+def test_a_bar_against_the_echo_is_a_ratio_of_cpu_round_by_round() -> None:
+    ours, echo = [stretch(cpu_ms=each) for each in (3, 2, 9)], [stretch(cpu_ms=2)] * 3
+    assert measured(rounds_of("unary", fuseline=ours, echo=echo)) == [((1.5, 1.0, 4.5), True)]
+    assert measured(rounds_of("unary", fuseline=ours[1:], echo=echo[1:])) == [((1.0, 4.5), False)]
+
+
+def test_many_images_a_request_are_held_against_a_figure_and_against_mosecs_single_ones() -> None:
+    ours = [stretch(1600, images=16, cpu_ms=0.8)]
+    mosec = [stretch(100, cpu_ms=0.16)]
+    assert measured(rounds_of("images", fuseline=ours, mosec_single=mosec)) == [
+        ((pytest.approx(0.05),), True),
+        ((pytest.approx(0.3125),), True),
+    ]
+    cheaper = rounds_of("images", fuseline=ours, mosec_single=[stretch(cpu_ms=0.04)])
+    assert [passed for _, passed in measured(cheaper)] == [True, False]
+
+
+def test_one_alone_is_held_against_the_bare_call_by_the_difference() -> None:
+    bare = [stretch(cpu_ms=None, ms=0.25), stretch(cpu_ms=None, ms=0.5)]
+    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.5, 1.25), True)]
+
+
+def test_the_network_has_a_bar_for_each_engine() -> None:
+    found = rounds_of(
+        "resnet18",
+        fuseline=[stretch(38), stretch(32)],
+        fuseline_openvino=[stretch(40), stretch(40)],
+        fuseline_int8=[stretch(100), stretch(100)],
+        triton=[stretch(32), stretch(32)],
+        bare=[stretch(40, cpu_ms=None), stretch(32, cpu_ms=None)],
+    )
+    assert measured(found) == [
+        ((0.95, 1.0), True),
+        ((1.1875, 1.0), False),
+        ((1.25, 1.25), True),
+        ((3.125, 3.125), False),
+    ]
+
+
+def test_the_open_loop_is_held_against_tritons_p99() -> None:
+    assert measured(rounds_of("resnet18-open", fuseline=[stretch(ms=3)], triton=[stretch(ms=6)])) == [((0.5,), True)]
+
+
+def test_without_a_peer_its_bars_are_not_measured_and_not_passed() -> None:
+    found = [
+        rounds_of("resnet18", fuseline=[stretch(38)], bare=[stretch(38, cpu_ms=None)]),
+        CaseRounds("resnet18-open"),
+    ]
+    assert [passed for each in found for _, passed in measured(each)] == [True, None, None, None, None]
+    left_out = {"triton": "Triton is left out: there is no .venv-peer-triton; make peers makes it"}
+
+    written = as_json(found, left_out)
+    assert [verdict["passed"] for verdict in written["verdicts"]] == [True, None, None, None, None]
+    assert written["verdicts"][1]["values"] == ()
+    assert written["left_out"] == left_out
+    assert written["cases"][0]["stretches"]["fuseline"][0]["images_per_s"] == 38
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(as_tables(found, left_out))
+    text = capture.get()
+    assert text.count("not measured") == 4
+    assert text.count("PASS") == 1
+    assert left_out["triton"] in text
+
+
+def test_every_bar_is_about_contenders_of_its_case() -> None:
+    for case in CASES.values():
+        assert set(case.contenders) <= set(CONTENDERS)
+        for bar in case.bars:
+            assert {bar.contender, bar.against or bar.contender} <= set(case.contenders)
+
+
+def test_who_takes_part_depends_on_what_is_installed() -> None:
+    assert contenders_of(CASES["unary"], ["triton", "mosec"]) == ("fuseline", "echo", "triton", "mosec", "bare")
+    assert contenders_of(CASES["unary"], ["mosec"]) == ("fuseline", "echo", "mosec", "bare")
+    assert contenders_of(CASES["images"], []) == ("fuseline", "echo", "bare")
+    assert contenders_of(CASES["resnet18-open"], ["mosec"]) == ()
+    assert contenders_of(CASES["resnet18-open"], ["triton"]) == ("fuseline", "triton")
+    assert contenders_of(CASES["overload"], ["mosec"]) == ("fuseline", "mosec")
+    assert contenders_of(CASES["overload"], ["triton"]) == ("fuseline", "triton", "triton-policy", "triton-policy-100")
+
+
+def test_skipping_says_why(tmp_path: Path) -> None:
+    assert why_left_out("triton", tmp_path) == (
+        "Triton is left out: there is no .venv-peer-triton; make peers makes it"
+    )
+    python = peer_python("triton", tmp_path)
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert why_left_out("triton", tmp_path) is None
+
+
+def test_the_peers_run_the_same_version_of_the_engine() -> None:
+    root = Path(fuseline.benchmarks.peers.command.__file__).resolve().parents[2]
+
+    def pinned(name: str) -> str:
+        lines = (root / name).read_text(encoding="utf-8").splitlines()
+        return next(line.split()[0] for line in lines if line.startswith("onnxruntime=="))
+
+    ours = pinned("requirements.lock")
+    for peer in PEERS:
+        assert pinned(f"requirements-peer-{peer}.lock") == ours
+        if why_left_out(peer) is None:
+            assert f"onnxruntime=={peer_versions(peer)['onnxruntime']}" == ours
+
+
+def test_an_environment_that_is_not_there_has_no_versions(tmp_path: Path) -> None:
+    assert peer_versions("mosec", tmp_path) == {}
+
+
+def test_asking_for_peers() -> None:
+    missing = {"triton": "Triton is left out: there is no environment"}
+    assert peers_asked_for(None, {}) == ("triton", "mosec")
+    assert peers_asked_for(None, missing) == ("mosec",)
+    assert peers_asked_for("none", missing) == ()
+    assert peers_asked_for("mosec", missing) == ("mosec",)
+    with pytest.raises(InputError, match="there is no environment"):
+        peers_asked_for("mosec,triton", missing)
+    with pytest.raises(InputError, match="abacus is none of triton, mosec"):
+        peers_asked_for("abacus", missing)
+
+
+def test_the_peers_engine_has_the_options_and_the_answers_of_fuselines(tmp_path: Path) -> None:
+    graph = write_tiny_package(tmp_path / "tiny", side=32, classes=10) / "model.onnx"
+    program = Path(fuseline.benchmarks.peers.command.__file__).parent / "servers" / "onnx_engine.py"
+    spec = importlib.util.spec_from_file_location("onnx_engine", program)
+    assert spec is not None
+    assert spec.loader is not None
+    onnx_engine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(onnx_engine)
+
+    ours = open_session(graph, threads=1)
+    assert described(onnx_engine.session_options(1)) == described(ours.get_session_options())
+    assert onnx_engine.session_options(0).intra_op_num_threads == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    engine = onnx_engine.open_engine(str(graph), 1)
+    assert (engine.row_shape, engine.classes) == ((32, 32, 3), 10)
+    np.testing.assert_array_equal(engine.infer(pixels), ours.run(None, {engine.input_name: pixels})[0])
+
+
+def described(options: Any) -> dict[str, Any]:
+    plain = {
+        name: value
+        for name in dir(options)
+        if not name.startswith("_") and isinstance(value := getattr(options, name), bool | int | float | str)
+    }
+    key = "session.intra_op.allow_spinning"
+    return plain | {
+        "levels": (options.graph_optimization_level, options.execution_mode),
+        key: options.get_session_config_entry(key),
+    }
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_the_tiny_package_is_a_package_that_runs(tmp_path: Path, side: int) -> None:
+    package = load_package(write_tiny_package(tmp_path / "tiny", side=side, classes=10))
+    backend, _ = open_backend(package, backend="onnxruntime", threads=1)
+    assert check_reference(backend, package) == 0
+    pixels = np.zeros((2, side, side, 3), np.uint8)
+    pixels[1, 0, 0] = 255
+    logits = backend.infer(pixels)
+    assert logits.shape == (2, 10)
+    assert not np.array_equal(logits[0], logits[1])
+    backend.close()
+
+
+@pytest.mark.slow
+def test_a_short_run_measures_fuseline_the_echo_and_the_bare_backend() -> None:
+    for each in run_peers(["unary", "stream"], peers=(), rounds=1, seconds=0.5):
+        assert set(each.stretches) == {"fuseline", "echo", "bare"}
+        for name in ("fuseline", "echo"):
+            assert each.stretches[name][0].requests_per_s > 0
+            assert (each.stretches[name][0].server_cpu_ms_per_request or 0) > 0
+        assert each.stretches["bare"][0].images_per_s > 0
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_run_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, "no-int8", Case("tiny", 32, 10, ("fuseline-int8", "bare"), CASES["resnet18"].bars[3:]))
+    said: list[str] = []
+    (found,) = run_peers(["no-int8"], peers=(), rounds=1, seconds=0.2, say=said.append)
+    assert set(found.stretches) == {"bare"}
+    assert found.left_out["fuseline-int8"].startswith("Fuseline, OpenVINO INT8 is left out: package tiny32 has no int8")
+    assert found.left_out["fuseline-int8"] in said
+    assert measured(found) == [((), None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_short_run_measures_the_real_peer_and_checks_its_answers(peer: str) -> None:
+    if (why := why_left_out(peer)) is not None:
+        pytest.skip(why)
+    for each in run_peers(["unary", "images"], peers=[peer], rounds=1, seconds=0.5):
+        for name in contenders_of(each.case, [peer]):
+            assert each.stretches[name][0].images_per_s > 0
+        if peer in each.stretches:
+            assert (each.stretches[peer][0].server_cpu_ms_per_request or 0) > 0
+
+
+@pytest.mark.slow
+def test_an_open_loop_goes_at_a_share_of_what_triton_does_and_wrong_answers_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for peer in PEERS:
+        if (why := why_left_out(peer)) is not None:
+            pytest.skip(why)
+    case = Case("open", 32, 10, ("fuseline", "triton", "mosec"), (), share_of_capacity=0.2)
+    monkeypatch.setitem(CASES, "open", case)
+    (found,) = run_peers(["open"], peers=tuple(PEERS), rounds=1, seconds=0.5)
+    for name in case.contenders:
+        (stretch,) = found.stretches[name]
+        assert stretch.offered_per_s == pytest.approx(0.2 * found.capacity_per_s[0])
+        assert stretch.requests_per_s == pytest.approx(stretch.offered_per_s, rel=0.02)
+
+    with started_echo() as echo, served_model(case, case.contenders, echo, tmp_path) as model:
+        wrong = dataclasses.replace(model, expected={"fuseline": model.expected["fuseline"][::-1]})
+        for name in case.contenders:
+            with pytest.raises(VerificationError, match=CONTENDERS[name].title):
+                wrong.measure_closed(name, CASES["unary"], 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_that_cannot_start_says_what_it_said(peer: str, tmp_path: Path) -> None:
+    if (why := why_left_out(peer)) is not None:
+        pytest.skip(why)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with (
+        pytest.raises(BackendError, match=f"(?s){PEERS[peer]} was never ready.*model.onnx"),
+        started_peer(peer, tmp_path / "model.onnx", threads=1, folder=tmp_path),
+    ):
+        pass
