@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
+from fuseline.benchmarks.harness.options import Json, measuring
+from fuseline.benchmarks.harness.results import command_line
 from fuseline.benchmarks.harness.stats import spread_of
 from fuseline.serve.errors import BackendError, FuselineError, InputError, VerificationError
 
@@ -24,6 +27,24 @@ MEMORY_BAR = 3.0
 """Peak memory of the worst repeat, in times of the file's size."""
 FORMS = {"pt": "torch.save", "safetensors": "safetensors"}
 _ANSWER_TIMEOUT_S = 600.0
+
+
+def read(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="A network of torchvision's.")] = "resnet152",
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh processes read each file.")] = 3,
+    json: Json = None,
+) -> None:
+    """Measure reading a checkpoint and recognising its network: seconds and peak memory, of torch.save and safetensors.
+
+    The exit code is 1 above a bar: 3 s, and 3 times the file's size.
+    """
+    with measuring("read", command_line("read", model, repeats=repeats), json) as (say, finish):
+        say("writing the files")
+        with written_network(model) as (files, digest):
+            readings = measure_reading(files, digest, repeats=repeats, say=say)
+        finish(as_table(model, readings), as_json(model, readings))
+    if not all(reading.passed for reading in readings):
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)

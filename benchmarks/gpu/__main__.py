@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fuseline.benchmarks.harness.options import choices_of, counts_of
+from fuseline.benchmarks.harness.options import MAX_BATCH, choices_of, counts_of
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fuseline.benchmarks.gpu.run.job import RunPlan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-_MAX_BATCH = 4096
 _MAX_CALLERS = 10_000
 _WIDTH = 200
 
@@ -65,10 +64,10 @@ def run(
         minutes=minutes,
         device=choices_of("--device", device, DEVICES)[0],
         models=tuple(dict.fromkeys(models.split(","))),
-        batches=counts_of("--batch", batch, _MAX_BATCH),
+        batches=counts_of("--batch", batch, MAX_BATCH),
         callers=counts_of("--callers", callers, _MAX_CALLERS),
         workers=counts_of("--workers", workers, _MAX_CALLERS),
-        images=counts_of("--images", images, _MAX_BATCH),
+        images=counts_of("--images", images, MAX_BATCH),
         seconds=seconds,
         steps=choices_of("--steps", steps, STEPS) if steps else (),
     )

@@ -16,6 +16,7 @@ from fuseline.serve.errors import InputError
 
 T = TypeVar("T", bound=str)
 
+MAX_BATCH = 4096
 _PIPE_WIDTH = 160
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every figure here.")]

@@ -11,6 +11,9 @@ from typing import Any
 from fuseline.benchmarks.harness.machine import machine_facts
 from fuseline.serve.errors import InputError
 
+RESULTS = Path("benchmarks") / "results"
+"""Folder of the results that are kept, from the checkout's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import mannwhitneyu
 
 MIN_ROUNDS = 10
 SIGNIFICANCE = 0.01
@@ -60,6 +59,9 @@ def judge_times(control: Sequence[float], change: Sequence[float]) -> Verdict:
     The difference is the median of `change`. It counts if it is significant, by Mann-Whitney's two-sided test of
     `change` against `control` at 1 %, and beyond the noise floor. Raises `ValueError` for fewer than `MIN_ROUNDS`.
     """
+    # Takes a second to import, which the help needn't wait for.
+    from scipy.stats import mannwhitneyu
+
     if min(len(control), len(change)) < MIN_ROUNDS:
         raise ValueError(f"{len(control)} and {len(change)} rounds; at least {MIN_ROUNDS} are needed to judge")
     difference = float(np.median(change)) - 1

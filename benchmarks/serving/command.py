@@ -1,4 +1,4 @@
-"""`fuseline bench serve|loadgen|report`: running servers measured, and pages made of the results."""
+"""`fuseline bench serve` and `fuseline bench loadgen`, which measure a running server."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,17 +175,3 @@ def loadgen(
             say=say,
         )
         finish(as_table(target, found), as_json(target, found))
-
-
-def report(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RESULT.json …", help="What --json of serve, engines, loadgen and peers wrote."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the PNGs go.")],
-) -> None:
-    """Make one HTML page and PNGs of result files: latency, throughput, batch sizes, engines, overload."""
-    from fuseline.benchmarks.report.page import write_report
-
-    for path in write_report(results, out):
-        print(f"written: {path}")

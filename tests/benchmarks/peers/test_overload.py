@@ -20,14 +20,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-import fuseline.benchmarks.peers.command
+import fuseline.benchmarks.peers.compare
 from fuseline.benchmarks.harness.cpu_time import becomes_idle
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.load.calls import CallError, open_calls
 from fuseline.benchmarks.load.closed_loop import LoadResult
 from fuseline.benchmarks.load.open_loop import NOT_SENT, OpenResult
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, OverloadCase
-from fuseline.benchmarks.peers.command import run_peers
+from fuseline.benchmarks.peers.compare import run_peers
 from fuseline.benchmarks.peers.model import PeerModel
 from fuseline.benchmarks.peers.overload import OverloadRound, OverloadRounds, OverloadStretch, overload_stretch
 from fuseline.benchmarks.peers.processes import Server, started_peer, why_left_out
@@ -155,7 +155,7 @@ def test_tables_and_json_tell_every_load_of_every_contender() -> None:
 def test_a_run_writes_json_and_chart_and_its_result_makes_the_chart_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fuseline.benchmarks.peers.command, "run_peers", lambda *_, **__: [FOUND])
+    monkeypatch.setattr(fuseline.benchmarks.peers.compare, "run_peers", lambda *_, **__: [FOUND])
     json, png, svg = tmp_path / "peers.json", tmp_path / "new" / "overload.png", tmp_path / "overload.svg"
     flags = ["peers", "--case", "overload", "--peer", "none"]
     # A bar is missed.

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import fuseline.benchmarks.peers.command
+import fuseline.benchmarks.peers.processes
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case
-from fuseline.benchmarks.peers.command import contenders_of, peers_asked_for, run_peers
+from fuseline.benchmarks.peers.command import peers_asked_for
+from fuseline.benchmarks.peers.compare import contenders_of, run_peers
 from fuseline.benchmarks.peers.model import served_model
 from fuseline.benchmarks.peers.processes import peer_python, peer_versions, started_echo, started_peer, why_left_out
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, as_json, verdicts
@@ -130,7 +131,7 @@ def test_skipping_says_why(tmp_path: Path) -> None:
 
 
 def test_the_peers_run_the_same_version_of_the_engine() -> None:
-    root = Path(fuseline.benchmarks.peers.command.__file__).resolve().parents[2]
+    root = Path(fuseline.benchmarks.peers.processes.__file__).resolve().parents[2]
 
     def pinned(name: str) -> str:
         lines = (root / name).read_text(encoding="utf-8").splitlines()
@@ -161,7 +162,7 @@ def test_asking_for_peers() -> None:
 
 def test_the_peers_engine_has_the_options_and_the_answers_of_fuselines(tmp_path: Path) -> None:
     graph = write_tiny_package(tmp_path / "tiny", side=32, classes=10) / "model.onnx"
-    program = Path(fuseline.benchmarks.peers.command.__file__).parent / "servers" / "onnx_engine.py"
+    program = Path(fuseline.benchmarks.peers.processes.__file__).parent / "servers" / "onnx_engine.py"
     spec = importlib.util.spec_from_file_location("onnx_engine", program)
     assert spec is not None
     assert spec.loader is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.harness.results import conditions
-from fuseline.benchmarks.revisions.command import abba_stretches, measure_rounds, rows_of_timings, write_files
+from fuseline.benchmarks.revisions.compare import abba_stretches, measure_rounds, rows_of_timings, write_files
 from fuseline.benchmarks.revisions.contenders import CaseArm, Costs, started_case
 from fuseline.benchmarks.revisions.exact_costs import counted_segments, instructions, peak_bytes, why_no_callgrind
 from fuseline.benchmarks.revisions.report import Row, as_markdown
@@ -126,8 +126,8 @@ def test_a_case_that_only_the_base_lacks_is_new_and_one_that_head_lacks_is_broke
 
 
 def test_every_case_runs_on_this_code(base: Tree, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseline.benchmarks.revisions.command.ABBAS", 2)
-    monkeypatch.setattr("fuseline.benchmarks.revisions.command.SERVER_ABBAS", 2)
+    monkeypatch.setattr("fuseline.benchmarks.revisions.compare.ABBAS", 2)
+    monkeypatch.setattr("fuseline.benchmarks.revisions.compare.SERVER_ABBAS", 2)
     cases = ["batcher", "decode", "server"]
     timings = measure_rounds(base, base, files, cases, 1, float("inf"), lambda _: None)
     for each in timings.values():

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.harness.subject import Subject, open_subject
-from fuseline.benchmarks.headline import BackendRounds, SpineRun, as_json, as_table, run_spine, verdicts
+from fuseline.benchmarks.headline.measure import BackendRounds, SpineRun, run_spine
+from fuseline.benchmarks.headline.report import as_json, as_table, verdicts
 from fuseline.benchmarks.serving.measure import ServingFigures
 from fuseline.serve.errors import InputError
 

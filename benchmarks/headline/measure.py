@@ -8,13 +8,12 @@ backwards. Ratios are taken within a round.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from fuseline.benchmarks.engines.contenders import TITLES
 from fuseline.benchmarks.engines.process import EngineProcess
@@ -22,7 +21,6 @@ from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb, with_cores_used_by
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
-from fuseline.benchmarks.harness.stats import Spread, pair_ratios, spread_of
 from fuseline.benchmarks.harness.subject import Subject
 from fuseline.benchmarks.serving.measure import ServingFigures, Target, connect, measure_serving
 from fuseline.serve.errors import BackendError, InputError, VerificationError
@@ -31,10 +29,6 @@ T = TypeVar("T")
 
 BATCH = 32
 """Rows of a bare call and concurrency of the load."""
-SERVED_TO_BARE_BAR = 0.95
-SERVED_TO_EAGER_BAR = 1.7
-IDLE_LIMIT = 0.02
-"""Cores that all idle contenders together may use while another one is measured."""
 
 
 @dataclass(slots=True)
@@ -62,20 +56,6 @@ class SpineRun:
     """Median call at batch 1."""
     idle_cores: list[float] = field(default_factory=list)
     """CPU seconds a second of all contenders but the measured one, of every stretch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One bar of the headline."""
-
-    what: str
-    ratio: Spread
-    bar: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the median reaches the bar."""
-        return self.ratio.median >= self.bar
 
 
 def run_spine(
@@ -128,71 +108,6 @@ def run_spine(
             each.server_ready_s = servers[each.backend].ready_s
             each.server_peak_mb = peak_memory_mb(servers[each.backend].pid)
         return run
-
-
-def verdicts(run: SpineRun) -> list[Verdict]:
-    """Every backend's server against the bare backend; against eager PyTorch the one that a user gets unasked."""
-    found = []
-    for rounds in run.backends:
-        served = [figures.images_per_s for figures in rounds.served]
-        to_bare = spread_of(pair_ratios(served, rounds.bare_images_per_s))
-        title = f"served on {TITLES[rounds.backend]}"
-        found.append(Verdict(f"{title} / the bare backend", to_bare, SERVED_TO_BARE_BAR))
-        if rounds.is_default:
-            to_eager = spread_of(pair_ratios(served, run.eager_images_per_s))
-            found.append(Verdict(f"{title} / eager PyTorch FP32", to_eager, SERVED_TO_EAGER_BAR))
-    return found
-
-
-def as_json(run: SpineRun) -> dict[str, Any]:
-    """Every round, the medians and quartiles of every ratio, the verdicts."""
-    return {
-        "model": run.model,
-        "batch": BATCH,
-        "rounds": asdict(run),
-        "summary": [
-            {
-                "what": what,
-                "images_per_s": asdict(spread_of(rates)),
-                "ratio_to_eager": asdict(spread_of(pair_ratios(rates, run.eager_images_per_s))),
-                "ratio_to_bare": asdict(spread_of(pair_ratios(rates, bare))) if bare else None,
-            }
-            for what, rates, bare in _rows(run)
-        ],
-        "max_idle_cores": max(run.idle_cores),
-        "verdicts": [asdict(verdict) | {"passed": verdict.passed} for verdict in verdicts(run)],
-    }
-
-
-def as_table(run: SpineRun) -> Table:
-    """Median (quartiles) of the rounds, and the verdicts below."""
-    rounds = len(run.eager_images_per_s)
-    table = Table(title=f"{run.model}, batch and concurrency {BATCH}: median (quartiles) of {rounds} rounds")
-    table.add_column("contender")
-    for heading in ("images/s", "x eager", "x bare", "p50 ms", "p99 ms", "server CPU ms", "generator CPU"):
-        table.add_column(heading, justify="right")
-    served = {f"served on {TITLES[each.backend]}": each.served for each in run.backends}
-    for what, rates, bare in _rows(run):
-        table.add_row(
-            what,
-            f"{spread_of(rates)}",
-            f"{spread_of(pair_ratios(rates, run.eager_images_per_s)):.3f}",
-            f"{spread_of(pair_ratios(rates, bare)):.3f}" if bare else "",
-            *(_serving_cells(served[what]) if what in served else ("", "", "", "")),
-        )
-    lines = [f"eager PyTorch FP32, one image: {spread_of(run.eager_latency_ms)} ms"]
-    lines += [
-        f"the server on {TITLES[each.backend]}: ready in {each.server_ready_s:.1f} s, at most "
-        f"{each.server_peak_mb:.0f} MB resident"
-        for each in run.backends
-        if each.server_ready_s is not None and each.server_peak_mb is not None
-    ]
-    lines += [f"{'PASS' if v.passed else 'FAIL'}  {v.what}: {v.ratio:.3f}, bar {v.bar:g}" for v in verdicts(run)]
-    if (busiest := max(run.idle_cores)) > IDLE_LIMIT:
-        lines.append(f"WARNING: idle contenders used up to {busiest:.2f} of a core while others were measured")
-    table.caption = "\n".join(lines)
-    table.caption_justify = "left"
-    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,23 +170,3 @@ def _expecting_eager(target: Target, eager: EngineProcess, bare: EngineProcess) 
     expected = eager.logits(target.pixels)
     check_logits(who, target.precision, target.expected, expected)
     return Target(target.address, target.model, target.pixels, expected, target.pid)
-
-
-def _rows(run: SpineRun) -> list[tuple[str, list[float], list[float] | None]]:
-    """(contender, images/s of each round, those of the bare backend to compare with)."""
-    rows: list[tuple[str, list[float], list[float] | None]] = [(TITLES["eager"], run.eager_images_per_s, None)]
-    for rounds in run.backends:
-        title = TITLES[rounds.backend]
-        rows.append((f"bare {title}", rounds.bare_images_per_s, None))
-        served = [figures.images_per_s for figures in rounds.served]
-        rows.append((f"served on {title}", served, rounds.bare_images_per_s))
-    return rows
-
-
-def _serving_cells(served: Sequence[ServingFigures]) -> tuple[str, ...]:
-    cpu = [figures.server_cpu_ms_per_request for figures in served if figures.server_cpu_ms_per_request is not None]
-    return (
-        *(f"{spread_of([figures.latency_ms[name] for figures in served]).median:.1f}" for name in ("p50", "p99")),
-        f"{spread_of(cpu).median:.2f}" if cpu else "?",
-        f"{max(figures.generator_cpu_share for figures in served):.0%}",
-    )
