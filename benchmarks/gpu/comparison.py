@@ -21,9 +21,9 @@ from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.peaks import MeasuredPeak
 from fuseline.benchmarks.gpu.start import start_contender
 from fuseline.benchmarks.gpu.subject import GpuSubject, check_model, open_gpu_subject
-from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.stats import Spread, spread_of
+from fuseline.benchmarks.harness.worker_process import WorkerProcess, WorkFailedError
 from fuseline.serve.errors import BackendUnavailableError, InputError, VerificationError
 
 Status = Literal["measured", "not here", "out of memory", "failed", "wrong answer", "dropped"]
@@ -302,7 +302,7 @@ class _Bench:
         except VerificationError as error:
             row.give_up("wrong answer", str(error))
 
-    def _worker(self, name: str) -> Worker:
+    def _worker(self, name: str) -> WorkerProcess:
         """The process of `name`, started and ready. One whose runtime is not here is not tried again."""
         if name in self._not_here:
             raise self._not_here[name]
@@ -313,8 +313,8 @@ class _Bench:
             self._ready.add(name)
         return self._workers[name]
 
-    def _started(self, name: str) -> Worker:
-        return Worker(start_contender, name, self._plan.device, self._plan.compile_mode, self._plan.engine_for)
+    def _started(self, name: str) -> WorkerProcess:
+        return WorkerProcess(start_contender, name, self._plan.device, self._plan.compile_mode, self._plan.engine_for)
 
     def _end(self, name: str) -> None:
         self._ready.discard(name)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fuseline.benchmarks.gpu.worker import timed_calls
+from fuseline.benchmarks.harness.timing import timed_calls
 
 _HOPPER = "NVIDIA H100 Tensor Core GPU data sheet"
 _AMPERE = "NVIDIA A100 Tensor Core GPU data sheet"

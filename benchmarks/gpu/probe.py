@@ -10,8 +10,8 @@ from typing import Any
 
 from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
-from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError
 from fuseline.benchmarks.harness.subject import SMALL_ARCHITECTURE
+from fuseline.benchmarks.harness.worker_process import Answerer, WorkerProcess, WorkFailedError
 from fuseline.serve.backends.engine.graph import graph_for_tensorrt
 from fuseline.serve.backends.engine.library import check, engine_from_plan, import_library, logger_of, recent_errors
 from fuseline.serve.backends.gpu.cuda import open_cuda
@@ -63,14 +63,14 @@ def _attempts(
 ) -> list[dict[str, Any]]:
     """What came of each; one that fails or crashes costs its process, and the next gets a fresh one."""
     records = []
-    worker: Worker | None = None
+    worker: WorkerProcess | None = None
     try:
         for asked in capabilities:
             record: dict[str, Any] = {"asked": asked, "built": False}
             records.append(record)
             try:
                 if worker is None:
-                    worker = Worker(start_attempts)
+                    worker = WorkerProcess(start_attempts)
                     worker.ready(_TIMEOUT_S)
                 plan, seconds = worker.ask("build", asked, subject, timeout_s=_TIMEOUT_S)
                 record |= {"built": True, "seconds": seconds, "plan_bytes": len(plan)}

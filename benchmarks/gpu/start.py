@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.gpu.contender import CONTENDERS, Answers, Device, Mode, Opened, Prepared
-from fuseline.benchmarks.gpu.worker import Answerer, timed_calls
-from fuseline.benchmarks.harness.stats import BURN_IN_S
+from fuseline.benchmarks.harness.timing import BURN_IN_S, timed_calls
+from fuseline.benchmarks.harness.worker_process import Answerer
 from fuseline.serve.errors import BackendUnavailableError
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,9 @@ from fuseline.serve.errors import InputError
 
 RESULTS = Path("benchmarks") / "results"
 """Folder of the results that are kept, from the checkout's."""
+
+_MAX_REASON_CHARACTERS = 500
+_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/'\",;:]+/)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,16 @@ def command_line(command: str, *arguments: str, **options: Any) -> str:
         if value is not None:
             words += [f"--{name.replace('_', '-')}", Path(value).name if isinstance(value, Path) else f"{value}"]
     return " ".join(words)
+
+
+def without_folders(words: str) -> str:
+    """`words` on one line, not too long, of paths only the last part: result files name no folder of the machine."""
+    return only_last_parts(" ".join(words.split()))[:_MAX_REASON_CHARACTERS]
+
+
+def only_last_parts(text: str) -> str:
+    """`text` with every absolute path cut to its last part."""
+    return _FOLDERS.sub("", text)
 
 
 def check_writable(path: Path, flag: str = "--json") -> None:

@@ -1,13 +1,9 @@
 """The few statistics that every figure here is made of."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-BURN_IN_S = 1.0
-"""How long anything runs before it is timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +22,6 @@ class Spread:
             for value in (self.median, self.lower_quartile, self.upper_quartile)
         )
         return f"{median} ({lower} to {upper})"
-
-
-def call_times(run: Callable[[], object], seconds: float) -> tuple[float, ...]:
-    """Seconds of each call of `run`, one after the other for `seconds`, at least one."""
-    calls: list[float] = []
-    began = time.perf_counter()
-    while not calls or time.perf_counter() - began < seconds:
-        started = time.perf_counter()
-        run()
-        calls.append(time.perf_counter() - started)
-    return tuple(calls)
 
 
 def spread_of(values: Sequence[float]) -> Spread:

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.harness.stats import BURN_IN_S
+from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.calls import CLASSIFY, Call, CallError, open_calls
 from fuseline.benchmarks.load.generators import Cue, Window, drive, shares_of
 from fuseline.serve.errors import BackendError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.harness.stats import BURN_IN_S
+from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.calls import CLASSIFY, Call, CallError, open_calls
 from fuseline.benchmarks.load.closed_loop import KEPT_ANSWERS, Transport
 from fuseline.benchmarks.load.generators import Cue, Window, drive

@@ -26,7 +26,7 @@ from typing import Any
 
 import grpc
 
-from fuseline.benchmarks.harness.stats import BURN_IN_S
+from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.calls import CHANNEL_OPTIONS
 from fuseline.benchmarks.load.target import Target
 from fuseline.serve.errors import BackendError

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fuseline.benchmarks.harness.stats import BURN_IN_S, Spread, pair_ratios, spread_of
+from fuseline.benchmarks.harness.stats import Spread, pair_ratios, spread_of
+from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.target import Target
 from fuseline.benchmarks.serving.loadgen import LoadGenFigures, LoadGenPlan, run_loadgen
 from fuseline.benchmarks.serving.measure import OpenFigures, ServingFigures, measure_open, measure_serving

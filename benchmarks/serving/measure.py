@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.latency_histogram import encoded, histogram_of, percentiles_ms
-from fuseline.benchmarks.harness.stats import BURN_IN_S
+from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.closed_loop import Load, LoadResult, run_closed_loop
 from fuseline.benchmarks.load.open_loop import OpenLoad, OpenResult, run_open_loop
 from fuseline.benchmarks.load.protocols import Classify

@@ -6,7 +6,7 @@ import pytest
 from fuseline.benchmarks.gpu.contender import CONTENDERS, modes_on
 from fuseline.benchmarks.gpu.start import start_contender
 from fuseline.benchmarks.gpu.subject import open_gpu_subject
-from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError
+from fuseline.benchmarks.harness.worker_process import WorkerProcess, WorkFailedError
 from fuseline.serve.backends.gpu.cuda import Cuda
 from tests.gpu.conftest import ENGINE_FOR, TOLERANCE
 
@@ -21,7 +21,7 @@ def test_the_benchmarks_contenders_answer_rightly_in_every_mode(name: str, cuda:
     precision = "fp32" if CONTENDERS[name].precision == "fp32" else "fp16"
     opened = open_gpu_subject("resnet18", input_side=64, rows=2)
     contender = (name, "cuda", "reduce-overhead", ENGINE_FOR)
-    with opened as (subject, pixels, expected), Worker(start_contender, *contender) as worker:
+    with opened as (subject, pixels, expected), WorkerProcess(start_contender, *contender) as worker:
         try:
             worker.ready(TIMEOUT_S)
             # Twice: the second batch must find nothing of the first.

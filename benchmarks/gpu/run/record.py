@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fuseline.benchmarks.gpu.worker import without_folders
-from fuseline.benchmarks.harness.results import write_json
+from fuseline.benchmarks.harness.results import without_folders, write_json
 from fuseline.serve.errors import FuselineError, InputError, VerificationError
 
 RowStatus = Literal["measured", "passed", "not here", "skipped", "dropped", "out of memory", "failed", "wrong answer"]

@@ -13,8 +13,9 @@ from typing import Any
 
 from fuseline.benchmarks.gpu.run.job import Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row, StepStatus
-from fuseline.benchmarks.gpu.worker import exit_words, without_folders
 from fuseline.benchmarks.harness.cpu_time import process_stats
+from fuseline.benchmarks.harness.results import without_folders
+from fuseline.benchmarks.harness.worker_process import exit_words
 from fuseline.serve.errors import BackendUnavailableError
 
 _END_S = 5.0

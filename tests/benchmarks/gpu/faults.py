@@ -7,7 +7,7 @@ from typing import Any
 
 from fuseline.benchmarks.gpu.contender import Answers
 from fuseline.benchmarks.gpu.start import start_contender
-from fuseline.benchmarks.gpu.worker import Answerer
+from fuseline.benchmarks.harness.worker_process import Answerer
 from fuseline.serve.errors import BackendUnavailableError
 
 FAULTS = {

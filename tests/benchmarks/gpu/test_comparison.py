@@ -293,7 +293,7 @@ def test_without_a_gpu_cuda_is_refused_with_what_to_do(monkeypatch: pytest.Monke
 def test_models_are_refused_before_anything_starts(
     models: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "Worker", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "WorkerProcess", lambda *_: pytest.fail("it was started"))
     with pytest.raises(InputError, match=message):
         run_gpu(GpuPlan(models=models, device="cpu"))
 

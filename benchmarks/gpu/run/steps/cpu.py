@@ -9,8 +9,9 @@ from typing import Any
 
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row
-from fuseline.benchmarks.gpu.worker import Answerer, Worker, WorkFailedError, timed_calls
 from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.timing import timed_calls
+from fuseline.benchmarks.harness.worker_process import Answerer, WorkerProcess, WorkFailedError
 from fuseline.serve.backends import why_not_installed
 from fuseline.serve.backends.base import Backend
 from fuseline.serve.errors import BackendUnavailableError
@@ -61,7 +62,7 @@ def _together(job: Job, backend: str, shares: list[list[int]]) -> float:
     """Images a second of an instance on each of `shares`, all at work at the same time."""
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(Worker(start_instance, backend, job.found["package"], share)) for share in shares
+            stack.enter_context(WorkerProcess(start_instance, backend, job.found["package"], share)) for share in shares
         ]
         for worker in workers:
             worker.ready(min(_READY_S, job.left_s))

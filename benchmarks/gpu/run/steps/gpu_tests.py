@@ -7,7 +7,7 @@ import pytest
 
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
 from fuseline.benchmarks.gpu.run.record import Row
-from fuseline.benchmarks.gpu.worker import without_folders
+from fuseline.benchmarks.harness.results import without_folders
 from fuseline.serve.backends.engine.target import CURRENT, PORTABLE
 
 _FOLDER = "tests/gpu"

@@ -13,7 +13,7 @@ from typing import Any
 from fuseline.benchmarks.gpu.device import gpu_facts
 from fuseline.benchmarks.gpu.run.job import BUNDLE_VARIABLE, Emit, Job
 from fuseline.benchmarks.gpu.run.record import Row
-from fuseline.benchmarks.gpu.worker import only_last_parts, without_folders
+from fuseline.benchmarks.harness.results import only_last_parts, without_folders
 from fuseline.serve.doctor import diagnose
 
 _MODULES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "numpy", "grpc", "google.protobuf")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.gpu.run.job import PICTURES, TRAINED, Emit, Job
 from fuseline.benchmarks.gpu.run.record import Row, failure_row
 from fuseline.benchmarks.gpu.run.steps.cpu import TITLES, open_fp32_on_cpu
-from fuseline.benchmarks.gpu.worker import without_folders
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.results import without_folders
 from fuseline.benchmarks.harness.subject import ARCHITECTURES, random_checkpoint
 from fuseline.serve.backends import DEFAULT_BUCKETS, why_not_installed
 from fuseline.serve.backends.base import Backend

@@ -1,18 +1,20 @@
 """A process of its own for work that may crash, hang, or break a GPU's context; asked and answered over a pipe."""
 
 import multiprocessing
-import re
+import os
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Self
 
-from fuseline.benchmarks.harness.stats import call_times
+from fuseline.benchmarks.harness.results import without_folders
 from fuseline.serve.errors import BackendUnavailableError
 
 Failing = Literal["not here", "out of memory", "too slow", "failed"]
 Answerer = Callable[[str, tuple[Any, ...]], Any]
-"""What answers a question in the process: its name and its arguments."""
+"""What answers a question in the process: its name and its arguments. An exception that it returns is raised where it
+was asked, and the process goes on; one that it raises ends the process."""
 
 _END_TIMEOUT_S = 10.0
 _OUT_OF_MEMORY = (
@@ -23,14 +25,12 @@ _OUT_OF_MEMORY = (
     "memoryerror",
     "bad_alloc",
 )
-_MAX_REASON_CHARACTERS = 500
-_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/'\",;:]+/)+")
 
 
 class WorkFailedError(Exception):
-    """Work in a worker failed; the message is for people.
+    """Work in a worker process failed; the message is for people.
 
-    The worker is to be closed then: after most CUDA errors a context answers every later call with the same error
+    The process is to be closed then: after most CUDA errors a context answers every later call with the same error
     (CUDA Runtime API, cudaError_t), and what an allocation that failed half-way leaves behind, only the end of its
     process surely gives back.
     """
@@ -44,12 +44,13 @@ class WorkFailedError(Exception):
         return self.reason
 
 
-class Worker:
+class WorkerProcess:
     """A context manager around one process, which is asleep unless it is asked."""
 
     def __init__(self, start: Callable[..., Answerer], *arguments: Any) -> None:
-        """Start the process, which calls `start(*arguments)` for what answers. `ready` waits for it."""
+        """Start the process, which calls `start(*arguments)` for what answers; `ready` or `ask` waits for it."""
         self._at_work = True
+        self._is_ready = False
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, start, arguments), daemon=True)
@@ -62,16 +63,26 @@ class Worker:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def ready(self, timeout_s: float) -> None:
         """Wait until it has started. Raises as `ask` does."""
-        self._answer(timeout_s)
+        if not self._is_ready:
+            self._answer(timeout_s)
+            self._is_ready = True
 
     def ask(self, question: str, *arguments: Any, timeout_s: float) -> Any:
-        """The answer to `question`.
+        """Return the answer to `question`.
 
         Raises:
-            WorkFailedError: it raised an error there, died, or gave no answer for `timeout_s`; close the worker then.
+            WorkFailedError: it raised an error there, died, or gave no answer for `timeout_s`; close the process then.
+            Exception: the answer, if it is one.
         """
+        self.ready(timeout_s)
         self._at_work = True
         try:
             self._connection.send((question, arguments))
@@ -102,7 +113,7 @@ class Worker:
                 "failed", f"its process died{exit_words(self._process.exitcode)}; what it said is on stderr"
             ) from error
         self._at_work = False
-        if isinstance(answer, WorkFailedError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -133,8 +144,10 @@ def _work(connection: Connection, start: Callable[..., Answerer], arguments: tup
                 connection.send(_failure(error))
                 return
             connection.send(said)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+    except (EOFError, ConnectionError):
+        # Runtimes that tear down their threads at exit take seconds, and nothing is left to save.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _failure(error: Exception) -> WorkFailedError:
@@ -143,19 +156,3 @@ def _failure(error: Exception) -> WorkFailedError:
     if any(sign in words.lower() for sign in _OUT_OF_MEMORY):
         return WorkFailedError("out of memory", words)
     return WorkFailedError("failed" if here else "not here", words)
-
-
-def without_folders(words: str) -> str:
-    """`words` on one line, not too long, of paths only the last part: result files name no folder of the machine."""
-    return only_last_parts(" ".join(words.split()))[:_MAX_REASON_CHARACTERS]
-
-
-def only_last_parts(text: str) -> str:
-    """`text` with every absolute path cut to its last part."""
-    return _FOLDERS.sub("", text)
-
-
-def timed_calls(run: Callable[[], Any], seconds: float) -> tuple[float, ...]:
-    """Seconds of each call of `run`, one after the other for `seconds`, at least one, after one that isn't counted."""
-    run()
-    return call_times(run, seconds)

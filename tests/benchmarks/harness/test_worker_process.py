@@ -1,11 +1,12 @@
 import pytest
 
-from fuseline.benchmarks.gpu.worker import Worker, WorkFailedError, timed_calls
+from fuseline.benchmarks.harness.timing import timed_calls
+from fuseline.benchmarks.harness.worker_process import WorkerProcess, WorkFailedError
 from tests.benchmarks.gpu.faults import start_echo, start_refusing
 
 
 def test_a_worker_answers_fails_and_is_over() -> None:
-    with Worker(start_echo) as worker:
+    with WorkerProcess(start_echo) as worker:
         worker.ready(60)
         assert worker.ask("echo", 1, "two", timeout_s=60) == (1, "two")
         with pytest.raises(WorkFailedError, match="ValueError: no net.py here") as failed:
@@ -16,7 +17,7 @@ def test_a_worker_answers_fails_and_is_over() -> None:
 
 
 def test_a_worker_that_gives_no_answer_is_ended() -> None:
-    with Worker(start_echo) as worker:
+    with WorkerProcess(start_echo) as worker:
         worker.ready(60)
         with pytest.raises(WorkFailedError, match="no answer for 0 s") as failed:
             worker.ask("hang", timeout_s=0.05)
@@ -26,7 +27,7 @@ def test_a_worker_that_gives_no_answer_is_ended() -> None:
 
 
 def test_closing_a_worker_at_work_waits_for_nothing() -> None:
-    worker = Worker(start_echo)
+    worker = WorkerProcess(start_echo)
     worker.ready(60)
     with pytest.raises(WorkFailedError):
         worker.ask("hang", timeout_s=0.05)
@@ -36,14 +37,14 @@ def test_closing_a_worker_at_work_waits_for_nothing() -> None:
 
 
 def test_what_can_not_start_is_not_here() -> None:
-    with Worker(start_refusing) as worker:
+    with WorkerProcess(start_refusing) as worker:
         with pytest.raises(WorkFailedError, match="^no GPU is here$") as failed:
             worker.ready(60)
         assert failed.value.kind == "not here"
 
 
 def test_a_worker_that_is_killed_says_by_what() -> None:
-    with Worker(start_echo) as worker:
+    with WorkerProcess(start_echo) as worker:
         worker.ready(60)
         worker._process.kill()
         worker._process.join(60)
@@ -57,7 +58,7 @@ def test_a_worker_that_is_killed_says_by_what() -> None:
     ["CUDA out of memory. Tried to allocate 2 GiB", "cudaMalloc failed: cudaErrorMemoryAllocation", "std::bad_alloc"],
 )
 def test_out_of_memory_is_told_apart(words: str) -> None:
-    with Worker(start_echo) as worker:
+    with WorkerProcess(start_echo) as worker:
         worker.ready(60)
         with pytest.raises(WorkFailedError) as failed:
             worker.ask("fail", words, timeout_s=60)
