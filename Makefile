@@ -85,7 +85,7 @@ format: setup ## Let ruff format the code
 	$(BIN)/ruff format .
 
 bench: setup ## Measure ResNet-18: eager PyTorch, the bare runtimes and the service, in one run
-	$(BIN)/fuseline bench spine
+	$(BIN)/fuseline bench headline
 
 BASE ?= main
 bench-compare: setup ## Has the checkout as it is become slower than BASE=main? Exits 1 if so (about 6 minutes)

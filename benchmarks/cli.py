@@ -5,7 +5,7 @@ import typer
 from fuseline.benchmarks.checkpoint_reading import read
 from fuseline.benchmarks.engines.command import engines
 from fuseline.benchmarks.gpu.command import gpu
-from fuseline.benchmarks.headline.command import spine
+from fuseline.benchmarks.headline.command import headline
 from fuseline.benchmarks.peers.command import peers
 from fuseline.benchmarks.report.command import report
 from fuseline.benchmarks.revisions.command import compare
@@ -19,5 +19,7 @@ def bench() -> None:
     """Measure engines and servers. Answers are checked before they are timed."""
 
 
-for command in (engines, serve, loadgen, report, peers, compare, spine, read, gpu):
+for command in (engines, serve, loadgen, report, peers, compare, headline, read, gpu):
     app.command()(command)
+# The headline's former name, which scripts may have.
+app.command("spine", hidden=True)(headline)

@@ -28,10 +28,10 @@ def engines(
     """Compare PyTorch FP32 (eager, folded, compiled), ONNX Runtime and OpenVINO in FP32 and INT8, and TensorRT."""
     batches = counts_of("--batch", batch, MAX_BATCH)
     from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
-    from fuseline.benchmarks.engines.contenders import CANDIDATES, INT8_CANDIDATES
+    from fuseline.benchmarks.engines.contenders import CONTENDERS, INT8_CONTENDERS
     from fuseline.benchmarks.harness.subject import open_subject
 
-    candidates = CANDIDATES if engine == "all" else choices_of("--engines", engine, CANDIDATES)
+    contenders = CONTENDERS if engine == "all" else choices_of("--engines", engine, CONTENDERS)
     command = command_line(
         "engines",
         model,
@@ -42,10 +42,10 @@ def engines(
         threads=threads,
         engines=engine,
     )
-    int8 = any(name in INT8_CANDIDATES for name in candidates)
+    int8 = any(name in INT8_CONTENDERS for name in contenders)
     with measuring("engines", command, json) as (say, finish), open_subject(model, checkpoint, int8=int8) as subject:
         say("preparing the model")
         found = compare_engines(
-            subject, batches, repeats=repeats, seconds=seconds, threads=threads, candidates=candidates, say=say
+            subject, batches, repeats=repeats, seconds=seconds, threads=threads, contenders=contenders, say=say
         )
         finish(as_table(found, subject.title), as_json(found))

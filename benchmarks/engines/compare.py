@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from fuseline.benchmarks.engines.contenders import CANDIDATES, TELL_PRECISION, TITLES
+from fuseline.benchmarks.engines.contenders import CONTENDERS, TELL_PRECISION, TITLES
 from fuseline.benchmarks.engines.process import EngineProcess, Stretch
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
@@ -20,9 +20,10 @@ from fuseline.serve.errors import BackendUnavailableError
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """One candidate at one batch size. Tuples have a value for each repeat."""
+    """One contender at one batch size. Tuples have a value for each repeat."""
 
     candidate: str
+    """The contender, under the name that result files have for it."""
     precision: str
     batch: int
     images_per_s: tuple[float, ...]
@@ -44,7 +45,7 @@ class EngineComparison:
     baseline: str
     figures: tuple[EngineFigures, ...]
     skipped: dict[str, str]
-    """Candidate to why it didn't run."""
+    """Contender to why it didn't run."""
 
 
 def compare_engines(
@@ -54,20 +55,20 @@ def compare_engines(
     repeats: int,
     seconds: float,
     threads: int = 0,
-    candidates: Iterable[str] = CANDIDATES,
+    contenders: Iterable[str] = CONTENDERS,
     say: Callable[[str], None] = lambda _: None,
 ) -> EngineComparison:
-    """Measure every candidate that runs here, for `seconds` at a time, one at a time, `repeats` times around.
+    """Measure every contender that runs here, for `seconds` at a time, one at a time, `repeats` times around.
 
-    The first candidate that runs is the baseline, eager PyTorch where there is a checkpoint. Every second round goes
+    The first contender that runs is the baseline, eager PyTorch where there is a checkpoint. Every second round goes
     backwards, so that a machine that slows down steadily favours nobody.
 
     Raises:
-        VerificationError: a candidate's logits aren't the baseline's; nothing was timed.
-        BackendUnavailableError: no candidate runs here.
+        VerificationError: a contender's logits aren't the baseline's; nothing was timed.
+        BackendUnavailableError: no contender runs here.
     """
     with ExitStack() as stack:
-        engines, skipped = _open(candidates, subject, threads, stack, say)
+        engines, skipped = _open(contenders, subject, threads, stack, say)
         baseline = engines[0]
         pixels = generated_pictures(subject.package.manifest.input.row_shape, max(batches))
         first_answer_s = {}
@@ -150,11 +151,11 @@ def _title(figures: EngineFigures) -> str:
 
 
 def _open(
-    candidates: Iterable[str], subject: Subject, threads: int, stack: ExitStack, say: Callable[[str], None]
+    contenders: Iterable[str], subject: Subject, threads: int, stack: ExitStack, say: Callable[[str], None]
 ) -> tuple[list[EngineProcess], dict[str, str]]:
     engines: list[EngineProcess] = []
     skipped: dict[str, str] = {}
-    for name in candidates:
+    for name in contenders:
         say(f"loading {TITLES[name]}")
         try:
             engines.append(stack.enter_context(EngineProcess(name, subject, threads)))

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.harness.subject import Subject
 from fuseline.serve.errors import BackendUnavailableError
 
-INT8_CANDIDATES = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
+INT8_CONTENDERS = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
 """Name to backend."""
 NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
-CANDIDATES = (*NEED_CHECKPOINT, "onnxruntime", "openvino", *INT8_CANDIDATES, "tensorrt")
+CONTENDERS = (*NEED_CHECKPOINT, "onnxruntime", "openvino", *INT8_CONTENDERS, "tensorrt")
 TITLES = {
     "eager": "eager PyTorch FP32",
     "eager-channels-last": "eager PyTorch FP32, channels_last",
@@ -38,7 +38,7 @@ TITLES = {
     "tensorrt": "TensorRT",
 }
 
-TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CANDIDATES)
+TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CONTENDERS)
 """Those whose titles say in what they compute."""
 
 Run = Callable[[], NDArray[np.float32]]
@@ -46,10 +46,10 @@ Run = Callable[[], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One loaded candidate."""
+    """One loaded contender."""
 
     name: str
-    """As in `CANDIDATES`; of an engine opened as `auto`, the one that was chosen."""
+    """As in `CONTENDERS`; of an engine opened as `auto`, the one that was chosen."""
     precision: str
     device: str
     """Of a backend what it says of itself; PyTorch runs on the CPU here."""
@@ -58,7 +58,7 @@ class Engine:
 
 
 def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
-    """Load candidate `name`, or the backend that `auto` chooses, with `threads` CPU threads (0: its own default).
+    """Load contender `name`, or the backend that `auto` chooses, with `threads` CPU threads (0: its own default).
 
     Raises:
         BackendUnavailableError: it can't run here, or needs a checkpoint and there is none.
@@ -76,16 +76,16 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     from fuseline.serve.backends import open_backend
     from fuseline.serve.reference import check_reference
 
-    precision = "int8" if name in INT8_CANDIDATES else "auto"
+    precision = "int8" if name in INT8_CONTENDERS else "auto"
     backend, _ = open_backend(
-        subject.package, backend=INT8_CANDIDATES.get(name, name), precision=precision, threads=threads
+        subject.package, backend=INT8_CONTENDERS.get(name, name), precision=precision, threads=threads
     )
     check_reference(backend, subject.package)
 
     def prepare(pixels: NDArray[np.uint8]) -> Run:
         return lambda: backend.infer(pixels)
 
-    return Engine(name if name in INT8_CANDIDATES else backend.name, backend.precision, backend.device, prepare)
+    return Engine(name if name in INT8_CONTENDERS else backend.name, backend.precision, backend.device, prepare)
 
 
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:

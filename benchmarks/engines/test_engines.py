@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fuseline.benchmarks.engines.contenders import CANDIDATES, TITLES, Engine, open_engine
+from fuseline.benchmarks.engines.contenders import CONTENDERS, TITLES, Engine, open_engine
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.subject import SMALL_ARCHITECTURE, Subject, open_subject
@@ -32,7 +32,7 @@ def eager(subject: Subject) -> Engine:
     return open_engine("eager", subject)
 
 
-@pytest.fixture(scope="module", params=CANDIDATES)
+@pytest.fixture(scope="module", params=CONTENDERS)
 def engine(request: pytest.FixtureRequest, subject: Subject) -> Engine:
     try:
         return open_engine(request.param, subject)

@@ -1,16 +1,15 @@
-"""`fuseline bench spine`."""
+"""`fuseline bench headline`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fuseline.benchmarks.harness.options import Seconds, Threads, measuring
+from fuseline.benchmarks.harness.options import Seconds, Threads, choices_of, measuring
 from fuseline.benchmarks.harness.results import RESULTS, command_line
-from fuseline.serve.errors import InputError
 
 
-def spine(
+def headline(
     model: Annotated[
         str, typer.Argument(metavar="NAME|CHECKPOINT", help="NAME: resnet18, resnet50 …, with random weights.")
     ] = "resnet18",
@@ -27,18 +26,17 @@ def spine(
     The exit code is 1 if the service misses a bar: 0.95 of the bare backend, 1.7 of eager PyTorch FP32.
     """
     from fuseline.benchmarks.harness.subject import open_subject
-    from fuseline.benchmarks.headline.measure import run_spine
+    from fuseline.benchmarks.headline.measure import run_headline
     from fuseline.benchmarks.headline.report import as_json, as_table, verdicts
     from fuseline.serve.backends import BACKENDS
 
-    backends = tuple(dict.fromkeys(backend.split(",")))
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise InputError(f"--backend {backend}: {', '.join(unknown)} is none of {', '.join(BACKENDS)}")
+    backends = choices_of("--backend", backend, BACKENDS)
+    # Results keep the headline's former name, by which earlier ones are found.
     path = json or RESULTS / f"spine-{Path(model).stem}.json"
-    command = command_line("spine", model, backend=backend, rounds=rounds, seconds=seconds, threads=threads)
+    command = command_line("headline", model, backend=backend, rounds=rounds, seconds=seconds, threads=threads)
     with measuring("spine", command, path) as (say, finish), open_subject(model) as subject:
         say("preparing the model")
-        run = run_spine(subject, backends=backends, rounds=rounds, seconds=seconds, threads=threads, say=say)
+        run = run_headline(subject, backends=backends, rounds=rounds, seconds=seconds, threads=threads, say=say)
         finish(as_table(run), as_json(run))
     if not all(verdict.passed for verdict in verdicts(run)):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`fuseline bench spine`: the headline. Eager PyTorch, the bare backends and the service, turn by turn in one run.
+"""`fuseline bench headline`: the headline. Eager PyTorch, the bare backends and the service, turn by turn in one run.
 
 A round is: eager PyTorch FP32 at batch 32 and at batch 1; then for each backend the bare backend at batch 32 and the
 server at concurrency 32. Every contender has a process of its own and only one works at a time; how busy the others
@@ -46,7 +46,7 @@ class BackendRounds:
 
 
 @dataclass(slots=True)
-class SpineRun:
+class HeadlineRun:
     """What one run measured. Lists have a value for each round."""
 
     model: str
@@ -58,7 +58,7 @@ class SpineRun:
     """CPU seconds a second of all contenders but the measured one, of every stretch."""
 
 
-def run_spine(
+def run_headline(
     subject: Subject,
     *,
     backends: Sequence[str],
@@ -66,7 +66,7 @@ def run_spine(
     seconds: float,
     threads: int = 0,
     say: Callable[[str], None] = lambda _: None,
-) -> SpineRun:
+) -> HeadlineRun:
     """Measure; each stretch takes `seconds`. `threads` is given to PyTorch, the bare backends and the servers alike.
 
     Raises:
@@ -98,7 +98,7 @@ def run_spine(
             servers[name] = server = stack.enter_context(started_server(subject.package_folder, *flags))
             targets[name] = _expecting_eager(connect(server.address, server.pid), eager, bare[name])
 
-        run = SpineRun(subject.title, [BackendRounds(name, name == default) for name in backends])
+        run = HeadlineRun(subject.title, [BackendRounds(name, name == default) for name in backends])
         steps = _steps(run, _Contenders(eager, bare, targets, pixels), seconds)
         for number in range(rounds):
             for what, step in steps if number % 2 == 0 else steps[::-1]:
@@ -125,7 +125,7 @@ class _Contenders:
         return [self.eager.pid, *(process.pid for process in self.bare.values()), *servers]
 
 
-def _steps(run: SpineRun, contenders: _Contenders, seconds: float) -> list[tuple[str, Callable[[], None]]]:
+def _steps(run: HeadlineRun, contenders: _Contenders, seconds: float) -> list[tuple[str, Callable[[], None]]]:
     """(what it measures, the stretch that adds it to `run`) in the order of a round."""
     eager, pixels = contenders.eager, contenders.pixels
 

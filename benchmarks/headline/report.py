@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fuseline.benchmarks.engines.contenders import TITLES
 from fuseline.benchmarks.harness.stats import Spread, pair_ratios, spread_of
-from fuseline.benchmarks.headline.measure import BATCH, SpineRun
+from fuseline.benchmarks.headline.measure import BATCH, HeadlineRun
 from fuseline.benchmarks.serving.figures import ServingFigures
 
 SERVED_TO_BARE_BAR = 0.95
@@ -18,7 +18,7 @@ IDLE_LIMIT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HeadlineVerdict:
     """One bar of the headline."""
 
     what: str
@@ -31,21 +31,21 @@ class Verdict:
         return self.ratio.median >= self.bar
 
 
-def verdicts(run: SpineRun) -> list[Verdict]:
+def verdicts(run: HeadlineRun) -> list[HeadlineVerdict]:
     """Every backend's server against the bare backend; against eager PyTorch the one that a user gets unasked."""
     found = []
     for rounds in run.backends:
         served = [figures.images_per_s for figures in rounds.served]
         to_bare = spread_of(pair_ratios(served, rounds.bare_images_per_s))
         title = f"served on {TITLES[rounds.backend]}"
-        found.append(Verdict(f"{title} / the bare backend", to_bare, SERVED_TO_BARE_BAR))
+        found.append(HeadlineVerdict(f"{title} / the bare backend", to_bare, SERVED_TO_BARE_BAR))
         if rounds.is_default:
             to_eager = spread_of(pair_ratios(served, run.eager_images_per_s))
-            found.append(Verdict(f"{title} / eager PyTorch FP32", to_eager, SERVED_TO_EAGER_BAR))
+            found.append(HeadlineVerdict(f"{title} / eager PyTorch FP32", to_eager, SERVED_TO_EAGER_BAR))
     return found
 
 
-def as_json(run: SpineRun) -> dict[str, Any]:
+def as_json(run: HeadlineRun) -> dict[str, Any]:
     """Every round, the medians and quartiles of every ratio, the verdicts."""
     return {
         "model": run.model,
@@ -65,7 +65,7 @@ def as_json(run: SpineRun) -> dict[str, Any]:
     }
 
 
-def as_table(run: SpineRun) -> Table:
+def as_table(run: HeadlineRun) -> Table:
     """Median (quartiles) of the rounds, and the verdicts below."""
     rounds = len(run.eager_images_per_s)
     table = Table(title=f"{run.model}, batch and concurrency {BATCH}: median (quartiles) of {rounds} rounds")
@@ -96,7 +96,7 @@ def as_table(run: SpineRun) -> Table:
     return table
 
 
-def _rows(run: SpineRun) -> list[tuple[str, list[float], list[float] | None]]:
+def _rows(run: HeadlineRun) -> list[tuple[str, list[float], list[float] | None]]:
     """(contender, images/s of each round, those of the bare backend to compare with)."""
     rows: list[tuple[str, list[float], list[float] | None]] = [(TITLES["eager"], run.eager_images_per_s, None)]
     for rounds in run.backends:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import INT8_CANDIDATES
+from fuseline.benchmarks.engines.contenders import INT8_CONTENDERS
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
@@ -295,11 +295,11 @@ def _logits(
     contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """By the backend of `contender`, held against the logits `same` of the engine that the others run."""
-    int8 = next((name for name, backend in INT8_CANDIDATES.items() if backend == contender.backend), "")
-    candidate = int8 if contender.precision == "int8" else contender.backend
-    with EngineProcess(candidate, subject, threads) as engine:
+    int8 = next((name for name, backend in INT8_CONTENDERS.items() if backend == contender.backend), "")
+    engine_name = int8 if contender.precision == "int8" else contender.backend
+    with EngineProcess(engine_name, subject, threads) as engine:
         logits = engine.logits(pixels)
-    check_logits(f"bare {candidate}", contender.precision, logits, same)
+    check_logits(f"bare {engine_name}", contender.precision, logits, same)
     return logits
 
 

@@ -86,7 +86,7 @@ class Rounds(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BarVerdict:
     """One bar, and what was measured of it."""
 
     case: str
@@ -110,9 +110,9 @@ class Verdict:
         return f"{CONTENDERS[self.bar.contender].title}: {MEASURES[self.bar.measure]}"
 
 
-def verdicts(found: Sequence[Rounds]) -> list[Verdict]:
+def verdicts(found: Sequence[Rounds]) -> list[BarVerdict]:
     """Every bar of every case, those too that could not be measured."""
-    return [Verdict(each.name, bar, _values(each, bar)) for each in found for bar in each.case.bars]
+    return [BarVerdict(each.name, bar, _values(each, bar)) for each in found for bar in each.case.bars]
 
 
 def _values(rounds: Rounds, bar: Bar) -> tuple[float, ...]:

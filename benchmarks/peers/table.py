@@ -10,7 +10,7 @@ from fuseline.benchmarks.harness.stats import spread_of
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS
 from fuseline.benchmarks.peers.overload import OverloadRounds
 from fuseline.benchmarks.peers.overload_table import as_overload_table
-from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, Verdict, verdicts
+from fuseline.benchmarks.peers.rounds import BarVerdict, CaseRounds, Stretch, verdicts
 from fuseline.benchmarks.serving.figures import GENERATOR_LIMIT
 
 
@@ -63,7 +63,7 @@ def _figures(found: Sequence[CaseRounds]) -> Table:
     return table
 
 
-def _bars(found: Sequence[Verdict]) -> Table:
+def _bars(found: Sequence[BarVerdict]) -> Table:
     table = Table(title="bars: median (quartiles) of ratios within a round")
     for heading in ("load", "what", "bar"):
         table.add_column(heading)

@@ -15,7 +15,7 @@ from statistics import median
 
 import uvloop
 
-from fuseline.benchmarks.revisions.contenders import Arm, CaseArm, Costs, started_case, started_server_of
+from fuseline.benchmarks.revisions.contenders import CaseContender, Contender, Costs, started_case, started_server_of
 from fuseline.benchmarks.revisions.exact_costs import instructions, peak_bytes, why_no_callgrind
 from fuseline.benchmarks.revisions.report import Row
 from fuseline.benchmarks.revisions.trees import Tree
@@ -72,36 +72,36 @@ def measure_rounds(
 
 def _measure_round(timings: Timings, base: Tree, head: Tree, files: Path, number: int, runner: asyncio.Runner) -> None:
     with ExitStack() as stack:
-        arms: dict[str, Arm] = {}
+        contenders: dict[str, Contender] = {}
         for name, tree in (("base", base), ("control", base), ("head", head)):
             try:
-                arms[name] = stack.enter_context(_started(timings.case, tree, files, number, runner))
+                contenders[name] = stack.enter_context(_started(timings.case, tree, files, number, runner))
             except BackendError as error:
                 if number:
                     raise
                 timings.failed["base" if tree is base else "head"] = str(error)
         if timings.failed:
             return
-        _same_work(arms.values())
+        _same_work(contenders.values())
         abbas = SERVER_ABBAS if timings.case == "server" else ABBAS
-        timings.control.append(abba_stretches(arms["base"], arms["control"], abbas))
-        timings.change.append(abba_stretches(arms["base"], arms["head"], abbas))
+        timings.control.append(abba_stretches(contenders["base"], contenders["control"], abbas))
+        timings.change.append(abba_stretches(contenders["base"], contenders["head"], abbas))
 
 
-def abba_stretches(a: Arm, b: Arm, count: int) -> list[list[Costs]]:
+def abba_stretches(a: Contender, b: Contender, count: int) -> list[list[Costs]]:
     """(count, 4) stretches, each in the order a, b, b, a, as listed; every second one was run as b, a, a, b."""
     found = []
     for number in range(count):
         if number % 2:
-            first_b, first_a, last_a, last_b = (arm.stretch() for arm in (b, a, a, b))
+            first_b, first_a, last_a, last_b = (contender.stretch() for contender in (b, a, a, b))
         else:
-            first_a, first_b, last_b, last_a = (arm.stretch() for arm in (a, b, b, a))
+            first_a, first_b, last_b, last_a = (contender.stretch() for contender in (a, b, b, a))
         found.append([first_a, first_b, last_b, last_a])
     return found
 
 
 @contextmanager
-def _started(case: str, tree: Tree, files: Path, number: int, runner: asyncio.Runner) -> Iterator[Arm]:
+def _started(case: str, tree: Tree, files: Path, number: int, runner: asyncio.Runner) -> Iterator[Contender]:
     # One core for all, round after round another one: which core a thread wakes on is no part of the code.
     cores = sorted(os.sched_getaffinity(0))
     core = cores[number % len(cores)]
@@ -109,14 +109,14 @@ def _started(case: str, tree: Tree, files: Path, number: int, runner: asyncio.Ru
         with started_server_of(tree, files, core, runner) as server:
             yield server
     else:
-        with started_case(tree, case, files, core) as arm:
-            yield arm
+        with started_case(tree, case, files, core) as contender:
+            yield contender
 
 
-def _same_work(arms: Iterable[Arm]) -> None:
-    cases = [arm for arm in arms if isinstance(arm, CaseArm)]
-    for arm in cases:
-        arm.cycles = cases[0].suggested_cycles
+def _same_work(contenders: Iterable[Contender]) -> None:
+    cases = [contender for contender in contenders if isinstance(contender, CaseContender)]
+    for contender in cases:
+        contender.cycles = cases[0].suggested_cycles
 
 
 def rows_of_timings(timings: Timings) -> list[Row]:

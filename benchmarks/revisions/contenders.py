@@ -36,7 +36,7 @@ Costs = dict[str, float]
 """`cpu` and `wall` seconds of a unit."""
 
 
-class Arm(Protocol):
+class Contender(Protocol):
     """One revision, ready to be measured."""
 
     def stretch(self) -> Costs:
@@ -44,7 +44,7 @@ class Arm(Protocol):
         ...
 
 
-class CaseArm:
+class CaseContender:
     """A process that runs one case in stretches of `cycles` cycles, which the caller sets alike for every revision."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -65,7 +65,7 @@ class CaseArm:
         return read_answer(self._process)
 
 
-class ServerArm:
+class ServerContender:
     """A server process, asked by `SERVER_CONCURRENCY` callers that each send their next request after the answer."""
 
     def __init__(self, address: str, pid: int, runner: asyncio.Runner, package: Path) -> None:
@@ -115,7 +115,7 @@ class ServerArm:
 
 
 @contextmanager
-def started_case(tree: Tree, case: str, files: Path, core: int) -> Iterator[CaseArm]:
+def started_case(tree: Tree, case: str, files: Path, core: int) -> Iterator[CaseContender]:
     """Start `case` of `tree`, on that core only; `BackendError` if the revision can't run it."""
     command = [*worker_command(tree, files), "time", case]
     with _on_core(core):
@@ -123,7 +123,7 @@ def started_case(tree: Tree, case: str, files: Path, core: int) -> Iterator[Case
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tree.environment()
         )
     try:
-        yield CaseArm(process)
+        yield CaseContender(process)
     finally:
         process.kill()
         process.wait()
@@ -133,7 +133,7 @@ def started_case(tree: Tree, case: str, files: Path, core: int) -> Iterator[Case
 
 
 @contextmanager
-def started_server_of(tree: Tree, files: Path, core: int, runner: asyncio.Runner) -> Iterator[ServerArm]:
+def started_server_of(tree: Tree, files: Path, core: int, runner: asyncio.Runner) -> Iterator[ServerContender]:
     """Start a server of `tree` on that core only, connect to it on `runner`; `BackendError` if it fails."""
     package = files / PACKAGE_NAME
     with ExitStack() as stack:
@@ -141,9 +141,9 @@ def started_server_of(tree: Tree, files: Path, core: int, runner: asyncio.Runner
             server = stack.enter_context(
                 started_server(package, "--backend", "onnxruntime", "--threads", "1", module="serve")
             )
-        arm = ServerArm(server.address, server.pid, runner, package)
-        stack.callback(arm.close)
-        yield arm
+        contender = ServerContender(server.address, server.pid, runner, package)
+        stack.callback(contender.close)
+        yield contender
 
 
 def worker_command(tree: Tree, files: Path) -> list[str]:

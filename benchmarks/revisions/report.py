@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fuseline.benchmarks.harness.machine import describe
-from fuseline.benchmarks.revisions.verdict import EXACT_TOLERANCE, MEMORY_SLACK, SIGNIFICANCE, Verdict
+from fuseline.benchmarks.revisions.verdict import EXACT_TOLERANCE, MEMORY_SLACK, SIGNIFICANCE, CostVerdict
 
 BLIND_ABOVE = 0.15
 """A floor above this hides what the comparison is there to find."""
@@ -19,7 +19,7 @@ class Row:
     unit: str
     base: float | None = None
     head: float | None = None
-    verdict: Verdict | None = None
+    verdict: CostVerdict | None = None
     failed: dict[str, str] = field(default_factory=dict)
     """`base` or `head` to why it couldn't be measured."""
     skipped: str = ""

@@ -30,7 +30,7 @@ Outcome = Literal["unchanged", "regressed", "improved"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CostVerdict:
     """What became of one cost; shares are of the base's cost, 0.15 is 15 % more."""
 
     outcome: Outcome
@@ -53,7 +53,7 @@ def round_ratio(costs: ArrayLike) -> float:
     return float(np.exp(np.median((logs[:, 1] + logs[:, 2] - logs[:, 0] - logs[:, 3]) / 2)))
 
 
-def judge_times(control: Sequence[float], change: Sequence[float]) -> Verdict:
+def judge_times(control: Sequence[float], change: Sequence[float]) -> CostVerdict:
     """Compare the rounds' ratios head / base, `change`, with base / base, `control`.
 
     The difference is the median of `change`. It counts if it is significant, by Mann-Whitney's two-sided test of
@@ -67,7 +67,7 @@ def judge_times(control: Sequence[float], change: Sequence[float]) -> Verdict:
     difference = float(np.median(change)) - 1
     floor = noise_floor(control, change)
     p_value = float(mannwhitneyu(change, control, alternative="two-sided").pvalue)
-    return Verdict(_outcome(difference, floor, p_value < SIGNIFICANCE), difference, floor, p_value)
+    return CostVerdict(_outcome(difference, floor, p_value < SIGNIFICANCE), difference, floor, p_value)
 
 
 def noise_floor(control: Sequence[float], change: Sequence[float]) -> float:
@@ -82,10 +82,10 @@ def noise_floor(control: Sequence[float], change: Sequence[float]) -> float:
     return max(SMALLEST_FLOOR, *spreads)
 
 
-def judge_counts(base: float, head: float, slack: float = 0.0) -> Verdict:
+def judge_counts(base: float, head: float, slack: float = 0.0) -> CostVerdict:
     """Compare two counts that hardly vary, as instructions; up to `slack` more or fewer is no change either."""
     difference, floor = head / base - 1, max(EXACT_TOLERANCE, slack / base)
-    return Verdict(_outcome(difference, floor, significant=True), difference, floor, None)
+    return CostVerdict(_outcome(difference, floor, significant=True), difference, floor, None)
 
 
 def _stray(ratios: Sequence[float], centre: float) -> float:

@@ -50,8 +50,8 @@ BAD_INPUT = [
     (["loadgen", "127.0.0.1:9"], "127.0.0.1:9 gave no answer"),
     (["report", "no-such.json", "--out", "report"], "no-such.json can't be read as JSON"),
     (["report", "--out", "report"], "RESULT.json"),
-    (["spine", "no-such-thing"], "neither a model package nor a checkpoint"),
-    (["spine", "--backend", "openvino,abacus"], "abacus is none of onnxruntime, openvino, tensorrt"),
+    (["headline", "no-such-thing"], "neither a model package nor a checkpoint"),
+    (["headline", "--backend", "openvino,abacus"], "abacus is none of onnxruntime, openvino, tensorrt"),
     (["peers", "--case", "unary,duel"], "duel is none of unary, unary-224, stream"),
     (["peers", "--rounds", "0"], "rounds"),
     (["peers", "--case", "unary", "--chart", "x.png"], "--chart x.png draws the case overload, which --case unary"),
@@ -77,6 +77,17 @@ def test_bad_input_is_told_with_exit_code_2(
     assert message in said
     assert "Traceback" not in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_headlines_former_name_still_works_and_is_not_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, "spine", "no-such-thing") == 2
+    assert "neither a model package nor a checkpoint" in capsys.readouterr().err
+    assert exit_code(monkeypatch, "--help") == 0
+    listed = capsys.readouterr().out
+    assert "headline" in listed
+    assert "spine" not in listed
 
 
 def test_a_package_that_is_no_package(

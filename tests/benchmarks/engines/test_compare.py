@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
-from fuseline.benchmarks.engines.contenders import INT8_CANDIDATES, open_engine
+from fuseline.benchmarks.engines.contenders import INT8_CONTENDERS, open_engine
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
@@ -87,7 +87,7 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
     monkeypatch.setattr(EngineProcess, "logits", logits)
     monkeypatch.setattr(EngineProcess, "measure", lambda *_: pytest.fail("it was timed"))
     with pytest.raises(VerificationError, match="openvino at batch 2 gives other answers"):
-        compare_engines(subject, (2,), repeats=1, seconds=0.02, candidates=("onnxruntime", "openvino"))
+        compare_engines(subject, (2,), repeats=1, seconds=0.02, contenders=("onnxruntime", "openvino"))
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
         pytest.param("compiled", marks=pytest.mark.slow),
         "onnxruntime",
         "openvino",
-        *INT8_CANDIDATES,
+        *INT8_CONTENDERS,
     ],
 )
 def test_the_answers_of_all_engines_are_eagers(small: Subject, name: str) -> None:
     pixels = generated_pictures((32, 32, 3), 4)
     eager = open_engine("eager", small).prepare(pixels)()
     engine = open_engine(name, small)
-    assert engine.precision == ("int8" if name in INT8_CANDIDATES else "fp32")
+    assert engine.precision == ("int8" if name in INT8_CONTENDERS else "fp32")
     check_logits(name, engine.precision, engine.prepare(pixels)(), eager)
     spread = float(np.ptp(eager))
     # A network that gave every picture the same answer would hide swapped ones.

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.harness.subject import Subject, open_subject
-from fuseline.benchmarks.headline.measure import BackendRounds, SpineRun, run_spine
+from fuseline.benchmarks.headline.measure import BackendRounds, HeadlineRun, run_headline
 from fuseline.benchmarks.headline.report import as_json, as_table, verdicts
 from fuseline.benchmarks.serving.measure import ServingFigures
 from fuseline.serve.errors import InputError
@@ -15,8 +15,8 @@ def served(images_per_s: float) -> ServingFigures:
     return ServingFigures(32, 1, images_per_s, images_per_s, latency_ms, 100, 1.0, 0.5, 0.1)
 
 
-def run(openvino_served: float = 39.0) -> SpineRun:
-    return SpineRun(
+def run(openvino_served: float = 39.0) -> HeadlineRun:
+    return HeadlineRun(
         model="resnet18",
         backends=[
             BackendRounds("onnxruntime", False, [38.0, 19.0, 38.0], [served(37.0), served(18.5), served(37.0)]),
@@ -63,13 +63,13 @@ def test_the_table_says_pass_and_fail_and_the_json_has_every_round() -> None:
 
 def test_a_package_without_its_checkpoint_has_no_eager(colours: Path) -> None:
     with pytest.raises(InputError, match="needs"):
-        run_spine(Subject("colours", colours, None), backends=["onnxruntime"], rounds=1, seconds=0.1)
+        run_headline(Subject("colours", colours, None), backends=["onnxruntime"], rounds=1, seconds=0.1)
 
 
 @pytest.mark.slow
 def test_a_whole_run_measures_every_contender_in_every_round() -> None:
     with open_subject("resnet8") as subject:
-        found = run_spine(subject, backends=["onnxruntime", "openvino"], rounds=2, seconds=0.2, threads=1)
+        found = run_headline(subject, backends=["onnxruntime", "openvino"], rounds=2, seconds=0.2, threads=1)
     assert len(found.eager_images_per_s) == len(found.eager_latency_ms) == 2
     assert [len(each.served) for each in found.backends] == [len(each.bare_images_per_s) for each in found.backends]
     assert sum(each.is_default for each in found.backends) == 1

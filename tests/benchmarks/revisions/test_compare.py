@@ -10,7 +10,7 @@ import pytest
 
 from fuseline.benchmarks.harness.results import conditions
 from fuseline.benchmarks.revisions.compare import abba_stretches, measure_rounds, rows_of_timings, write_files
-from fuseline.benchmarks.revisions.contenders import CaseArm, Costs, started_case
+from fuseline.benchmarks.revisions.contenders import CaseContender, Costs, started_case
 from fuseline.benchmarks.revisions.exact_costs import counted_segments, instructions, peak_bytes, why_no_callgrind
 from fuseline.benchmarks.revisions.report import Row, as_markdown
 from fuseline.benchmarks.revisions.trees import Tree, write_tree
@@ -105,7 +105,7 @@ class Recorder:
         return {"cpu": float(len(self._order)), "wall": 1.0}
 
 
-def test_arms_take_turns_and_every_second_abba_is_turned_round() -> None:
+def test_contenders_take_turns_and_every_second_abba_is_turned_round() -> None:
     order: list[str] = []
     found = abba_stretches(Recorder("a", order), Recorder("b", order), 2)
     assert "".join(order) == "abbabaab"
@@ -237,7 +237,7 @@ def plant(count: int) -> str:
     return f"{text}Batcher._form_batch = _counting\n"
 
 
-def cpu_of(a: CaseArm, b: CaseArm) -> list[list[float]]:
+def cpu_of(a: CaseContender, b: CaseContender) -> list[list[float]]:
     a.cycles = b.cycles = a.suggested_cycles
     return [[stretch["cpu"] for stretch in abba] for abba in abba_stretches(a, b, 60)]
 
