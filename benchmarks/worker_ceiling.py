@@ -21,7 +21,7 @@ from fuseline.benchmarks.harness.results import check_writable, conditions, writ
 from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
 from fuseline.benchmarks.harness.stats import Spread, spread_of
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
-from fuseline.benchmarks.load.closed_loop import Load, run_closed_loop
+from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
 from fuseline.benchmarks.simulated_backend import CALL_MS, ROW_MS, images_per_s
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.serve.command_line import run_command_line
@@ -118,7 +118,14 @@ def _sample(package: Path, case: Case, workers: int, seconds: float) -> dict[str
         package, *flags, "--workers", str(workers), module="fuseline.benchmarks.simulated_server"
     ) as server:
         edges: list[tuple[float, float]] = []
-        load = Load(server.address, requests, requests, concurrency, seconds, processes=_CLIENT_PROCESSES)
+        load = ClosedLoad(
+            address=server.address,
+            requests=requests,
+            burn_in_requests=requests,
+            concurrency=concurrency,
+            seconds=seconds,
+            processes=_CLIENT_PROCESSES,
+        )
         result = run_closed_loop(load, at_edge=lambda: edges.append(_cpu_by_role(server)))
     images = result.requests_per_s * seconds * case.images
     (front_before, backend_before), (front_after, backend_after) = edges

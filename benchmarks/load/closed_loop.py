@@ -11,73 +11,38 @@ burst: with a fixed window of 5.5 bursts, five or six would count by chance.
 import asyncio
 import dataclasses
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.harness.timing import BURN_IN_S
-from fuseline.benchmarks.load.calls import CLASSIFY, Call, CallError, open_calls
+from fuseline.benchmarks.load.calls import CallError
 from fuseline.benchmarks.load.generators import Cue, Window, drive, shares_of
+from fuseline.benchmarks.load.load import KeptAnswers, Load, LoadResult, counted
 from fuseline.serve.errors import BackendError
 
-KEPT_ANSWERS = 256
-"""How many answers of the burn-in each process keeps, to be checked."""
 _PAUSE_AFTER_ERROR_S = 0.01
 
 
-class Transport(Protocol):
-    """How bytes get to a server: `fuseline.benchmarks.load.calls.open_calls`, or what stands in for it. A module's function."""
-
-    def __call__(
-        self, address: str, method: str, /, *, streams: int = 0, timeout_s: float | None = None
-    ) -> AbstractAsyncContextManager[Call]:
-        """Yield what sends one request and returns its answer, or raises `CallError`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedLoad(Load):
     """What is sent, how fast and how long."""
 
-    address: str
-    requests: tuple[bytes, ...]
-    """Sent in turn while the clock runs."""
-    burn_in_requests: tuple[bytes, ...]
-    """Sent before, in turn: as many, for the same images, such that their answers can be checked closely."""
     concurrency: int
-    seconds: float
-    burn_in_s: float = BURN_IN_S
-    method: str = CLASSIFY
-    processes: int = 1
-    streams: int = 0
-    """0: `method` is unary. Else it is bidirectional and each process shares its callers out over so many streams."""
-    transport: Transport = open_calls
-    """What `method` is given to: gRPC, unless told otherwise."""
+    """Callers of all processes together; where it streams, each process shares its own out over its streams."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """What came back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedResult(LoadResult):
+    """What came back in the window. A latency is from just before its request was sent to its answer."""
 
     requests_per_s: float
     """Answered without an error."""
-    latency_s: NDArray[np.float64]
-    """Of each request that was answered in the window, from just before it was sent."""
-    errors: Counter[str]
-    """gRPC status to how often, burn-in included."""
-    answers: tuple[tuple[int, bytes], ...]
-    """(index of the request, serialised answer): the latest of the burn-in and the last to each timed request."""
-    generator_cpu_share: float
-    """CPU seconds of the busiest generator process for each second of the window; near 1 it limits what is measured."""
-    window_s: float
 
 
-def run_closed_loop(load: Load, at_edge: Callable[[], None] = lambda: None) -> LoadResult:
+def run_closed_loop(load: ClosedLoad, at_edge: Callable[[], None] = lambda: None) -> ClosedResult:
     """Drive `load` and return what was measured; `at_edge` is called at the start and at the end of the window.
 
     The burn-in lasts `burn_in_s` and until each caller has had two answers on average.
@@ -126,17 +91,18 @@ class _Part:
     cpu_s: float
 
 
-def _merge(parts: Sequence[_Part], window: Window, concurrency: int) -> LoadResult:
+def _merge(parts: Sequence[_Part], window: Window, concurrency: int) -> ClosedResult:
     errors: Counter[str] = sum((part.errors for part in parts), Counter())
     finished = np.concatenate([part.finished_s for part in parts])
-    counted = answers_in_window(finished, window, concurrency)
-    if counted is None:
+    found = answers_in_window(finished, window, concurrency)
+    if found is None:
         seconds = window[1] - window[0]
-        failed = ", ".join(f"{number} {status}" for status, number in errors.items()) or "no errors either"
-        raise BackendError(f"no two answers came apart within {seconds:g} s ({failed}); measure longer with --seconds")
-    chosen, span = counted
+        raise BackendError(
+            f"no two answers came apart within {seconds:g} s ({counted(errors)}); measure longer with --seconds"
+        )
+    chosen, span = found
     latency = np.concatenate([part.latency_s for part in parts])[chosen]
-    return LoadResult(
+    return ClosedResult(
         requests_per_s=int(chosen.sum()) / span,
         latency_s=latency,
         errors=errors,
@@ -146,10 +112,9 @@ def _merge(parts: Sequence[_Part], window: Window, concurrency: int) -> LoadResu
     )
 
 
-async def _drive(load: Load, cue: Cue) -> _Part:
+async def _drive(load: ClosedLoad, cue: Cue) -> _Part:
     part = _Part([], [], Counter(), [], 0.0)
-    burn_in_answers: deque[tuple[int, bytes]] = deque(maxlen=KEPT_ANSWERS)
-    last_answers: dict[int, bytes] = {}
+    answers = KeptAnswers()
     requests = load.burn_in_requests
     sent = 0
     running = True
@@ -175,10 +140,7 @@ async def _drive(load: Load, cue: Cue) -> _Part:
                 ended = time.monotonic()
                 part.finished_s.append(ended)
                 part.latency_s.append(ended - started)
-                if timed:
-                    last_answers[index] = answer
-                else:
-                    burn_in_answers.append((index, answer))
+                answers.add(index, answer, is_timed=timed)
 
         async with asyncio.TaskGroup() as callers:
             for _ in range(load.concurrency):
@@ -191,5 +153,5 @@ async def _drive(load: Load, cue: Cue) -> _Part:
             await asyncio.sleep(max(0.0, end - time.monotonic()))
             part.cpu_s = time.process_time() - cpu_before
             running = False
-    part.answers = [*burn_in_answers, *last_answers.items()]
+    part.answers = answers.all()
     return part

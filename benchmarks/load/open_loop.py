@@ -7,17 +7,16 @@ coordinated omission: G. Tene, "How NOT to Measure Latency", 2013). How late req
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.harness.timing import BURN_IN_S
-from fuseline.benchmarks.load.calls import CLASSIFY, Call, CallError, open_calls
-from fuseline.benchmarks.load.closed_loop import KEPT_ANSWERS, Transport
+from fuseline.benchmarks.load.calls import Call, CallError
 from fuseline.benchmarks.load.generators import Cue, Window, drive
+from fuseline.benchmarks.load.load import KeptAnswers, Load, LoadResult, counted
 from fuseline.serve.errors import BackendError, InputError
 
 UNANSWERED = "UNANSWERED"
@@ -28,24 +27,13 @@ _MAX_UNDER_WAY = 10_000
 _MAX_BYTES_UNDER_WAY = 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class OpenLoad:
-    """What is sent, how often and how long. `requests` and `burn_in_requests` are as those of `Load`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLoad(Load):
+    """What is sent, how often and how long."""
 
-    address: str
-    requests: tuple[bytes, ...]
-    burn_in_requests: tuple[bytes, ...]
     rate_per_s: float
     """Requests a second, of all processes together."""
-    seconds: float
     seed: int = 0
-    burn_in_s: float = BURN_IN_S
-    method: str = CLASSIFY
-    processes: int = 1
-    streams: int = 0
-    """As of `Load`."""
-    transport: Transport = open_calls
-    """As of `Load`."""
     timeout_s: float | None = None
     """The deadline that is sent with each unary call."""
     patience_s: float = 10.0
@@ -59,28 +47,22 @@ class OpenLoad:
     """Fewer answers in the window end the run; 0 where a server may fail to answer any in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenResult:
-    """What came back to the requests that were due in the window. Each of them is in `latency_s` or was refused."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenResult(LoadResult):
+    """What came back to the requests that were due in the window. Each of them is in `latency_s` or was refused.
+
+    A latency is from when its request was due to its answer. Of those unanswered or not sent it is to when they were no
+    longer waited for, which is less than the truth. `errors` has `UNANSWERED` and `NOT_SENT` too, of the cool-down too.
+    """
 
     due: int
     answered: int
-    latency_s: NDArray[np.float64]
-    """From when it was due to its answer. Of those unanswered or not sent: to when they were no longer waited for,
-    which is less than the truth."""
     send_lag_s: NDArray[np.float64]
     """From when it was due to just before it was sent."""
     answered_latency_s: NDArray[np.float64]
     """The part of `latency_s` that has answers."""
-    errors: Counter[str]
-    """gRPC status, `UNANSWERED` or `NOT_SENT` to how often, burn-in and cool-down included."""
     window_errors: Counter[str]
     """The part of `errors` that was due in the window."""
-    answers: tuple[tuple[int, bytes], ...]
-    """As of `LoadResult`."""
-    generator_cpu_share: float
-    """As of `LoadResult`."""
-    window_s: float
 
 
 def run_open_loop(load: OpenLoad, at_edge: Callable[[], None] = lambda: None) -> OpenResult:
@@ -151,9 +133,8 @@ def _merge(parts: Sequence[_Part], window: Window, least_answers: int) -> OpenRe
     errors: Counter[str] = sum((part.errors for part in parts), Counter())
     answered = np.concatenate([part.answered_latency_s for part in parts])
     if len(answered) < least_answers:
-        failed = ", ".join(f"{number} {status}" for status, number in errors.items()) or "no errors either"
         few = f"only {len(answered)}" if len(answered) else "nothing"
-        raise BackendError(f"{few} of what was sent in {window[1] - window[0]:g} s was answered ({failed})")
+        raise BackendError(f"{few} of what was sent in {window[1] - window[0]:g} s was answered ({counted(errors)})")
     return OpenResult(
         due=sum(part.due for part in parts),
         answered=len(answered),
@@ -211,8 +192,7 @@ class _Sender:
         self._under_way: set[asyncio.Task[None]] = set()
         self._errors: Counter[str] = Counter()
         self._window_errors: Counter[str] = Counter()
-        self._burn_in_answers: deque[tuple[int, bytes]] = deque(maxlen=KEPT_ANSWERS)
-        self._last_answers: dict[int, bytes] = {}
+        self._answers = KeptAnswers()
         self._due = 0
         self._answered_latency_s: list[float] = []
         self._given_up_due_s: list[float] = []
@@ -256,7 +236,7 @@ class _Sender:
             due=self._due,
             errors=self._errors,
             window_errors=self._window_errors,
-            answers=[*self._burn_in_answers, *self._last_answers.items()],
+            answers=self._answers.all(),
         )
 
     async def _ask(self, request: bytes, index: int, due: float, *, is_timed: bool) -> None:
@@ -272,9 +252,7 @@ class _Sender:
             raise
         if is_timed:
             self._answered_latency_s.append(time.monotonic() - due)
-            self._last_answers[index] = answer
-        else:
-            self._burn_in_answers.append((index, answer))
+        self._answers.add(index, answer, is_timed=is_timed)
 
     def _give_up(self, why: str, due: float, *, is_timed: bool) -> None:
         self._count(why, is_timed=is_timed)

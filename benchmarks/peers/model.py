@@ -18,8 +18,9 @@ from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
-from fuseline.benchmarks.load.closed_loop import Load, LoadResult, run_closed_loop
-from fuseline.benchmarks.load.open_loop import OpenLoad, OpenResult, run_open_loop
+from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
+from fuseline.benchmarks.load.load import LoadResult
+from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
 from fuseline.benchmarks.load.protocols import RawBytes, WireProtocol
 from fuseline.benchmarks.peers.cases import (
     CONCURRENCY,
@@ -126,10 +127,10 @@ class PeerModel:
             raise wrong[0]
         return OverloadRound(tuple(stretches), checked, len(wrong))
 
-    def _closed_load(self, name: str, case: Case, seconds: float) -> tuple[WireProtocol, Load]:
+    def _closed_load(self, name: str, case: Case, seconds: float) -> tuple[WireProtocol, ClosedLoad]:
         contender, wire, requests, burn_in = self._requests(name, case)
-        return wire, Load(
-            self.servers[name].address,
+        return wire, ClosedLoad(
+            address=self.servers[name].address,
             requests=requests,
             burn_in_requests=burn_in,
             concurrency=case.concurrency,
@@ -144,7 +145,7 @@ class PeerModel:
     ) -> tuple[WireProtocol, OpenLoad]:
         contender, wire, requests, burn_in = self._requests(name, case, queue_timeout_ms)
         return wire, OpenLoad(
-            self.servers[name].address,
+            address=self.servers[name].address,
             requests=requests,
             burn_in_requests=burn_in,
             rate_per_s=rate_per_s,
@@ -178,18 +179,16 @@ class PeerModel:
         )
         return contender, wire, timed, burn_in
 
-    def _check(self, name: str, case: Case, wire: WireProtocol, result: LoadResult | OpenResult) -> None:
+    def _check(self, name: str, case: Case, wire: WireProtocol, result: LoadResult) -> None:
         self._check_errors(name, result)
         if wrong := self._wrong_answers(name, case, wire, result):
             raise wrong[0]
 
-    def _check_errors(self, name: str, result: LoadResult | OpenResult, refusals: Collection[str] = ()) -> None:
+    def _check_errors(self, name: str, result: LoadResult, refusals: Collection[str] = ()) -> None:
         if not result.errors.keys() <= set(refusals):
             raise BackendError(f"requests to {CONTENDERS[name].title} failed: {dict(result.errors)}")
 
-    def _wrong_answers(
-        self, name: str, case: Case, wire: WireProtocol, result: LoadResult | OpenResult
-    ) -> list[VerificationError]:
+    def _wrong_answers(self, name: str, case: Case, wire: WireProtocol, result: LoadResult) -> list[VerificationError]:
         contender = CONTENDERS[name]
         if contender.server == "echo":
             return []
@@ -273,7 +272,7 @@ def _within_deadline(load: OpenLoad, deadline_s: float) -> OpenLoad:
 
 
 def _stretch(
-    result: LoadResult | OpenResult,
+    result: LoadResult,
     requests_per_s: float,
     images: int,
     watch: _CpuWatch,

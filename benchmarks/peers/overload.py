@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fuseline.benchmarks.harness.stats import Spread, spread_of
-from fuseline.benchmarks.load.closed_loop import LoadResult
+from fuseline.benchmarks.load.closed_loop import ClosedResult
 from fuseline.benchmarks.load.http_calls import CONNECTION_LOST
 from fuseline.benchmarks.load.open_loop import NOT_SENT, OpenResult
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, OverloadCase, goodput_at
@@ -129,7 +129,7 @@ class OverloadRounds:
         return asdict(self) | {"rounds": rounds, "case": asdict(self.case)}
 
 
-def overload_stretch(capacity: LoadResult, result: OpenResult, *, load: float, deadline_ms: float) -> OverloadStretch:
+def overload_stretch(capacity: ClosedResult, result: OpenResult, *, load: float, deadline_ms: float) -> OverloadStretch:
     """What `result`, of an open loop at `load` times what `capacity` says, amounts to."""
     answered_ms = 1e3 * result.answered_latency_s
     p50_ms, p99_ms = np.quantile(answered_ms, (0.5, 0.99)).tolist() if len(answered_ms) else (None, None)

@@ -1,8 +1,8 @@
 """What each contender is asked, where, and by which transport."""
 
 from fuseline.benchmarks.load.calls import open_calls
-from fuseline.benchmarks.load.closed_loop import Transport
 from fuseline.benchmarks.load.http_calls import open_http_calls
+from fuseline.benchmarks.load.load import Transport
 from fuseline.benchmarks.load.protocols import Classify, OpenInference, RawBytes, WireProtocol
 from fuseline.benchmarks.peers.cases import PEER_SERVERS, Case, Contender
 from fuseline.benchmarks.peers.echo_server import ECHO, ECHO_STREAM

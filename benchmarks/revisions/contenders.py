@@ -17,7 +17,7 @@ import numpy as np
 
 from fuseline.benchmarks.harness.answers import check_response
 from fuseline.benchmarks.harness.server_process import started_server
-from fuseline.benchmarks.load.closed_loop import CLASSIFY
+from fuseline.benchmarks.load.calls import CLASSIFY
 from fuseline.benchmarks.revisions import worker
 from fuseline.benchmarks.revisions.trees import Tree
 from fuseline.benchmarks.revisions.worker import PACKAGE_NAME

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.latency_histogram import encoded, histogram_of, percentiles_ms
 from fuseline.benchmarks.harness.timing import BURN_IN_S
-from fuseline.benchmarks.load.closed_loop import Load, LoadResult, run_closed_loop
-from fuseline.benchmarks.load.open_loop import OpenLoad, OpenResult, run_open_loop
+from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
+from fuseline.benchmarks.load.load import LoadResult
+from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
 from fuseline.benchmarks.load.protocols import Classify
 from fuseline.benchmarks.load.server_watch import ServerWatch
 from fuseline.benchmarks.load.target import Target, connect, expect_logits_of
@@ -61,7 +62,7 @@ def measure_serving(
         VerificationError: an answer is wrong.
         BackendError: too few answers came to measure anything.
     """
-    load = Load(
+    load = ClosedLoad(
         address=target.address,
         requests=target.requests(images_per_request, with_logits=False),
         burn_in_requests=target.requests(images_per_request, with_logits=True),
@@ -180,7 +181,7 @@ def sweep_rates(
     return tuple(figures)
 
 
-def _check_answers(target: Target, result: LoadResult | OpenResult, images_per_request: int) -> None:
+def _check_answers(target: Target, result: LoadResult, images_per_request: int) -> None:
     if not result.answers:
         raise VerificationError(f"{target.address} answered nothing that could be checked")
     for request, answer in result.answers:

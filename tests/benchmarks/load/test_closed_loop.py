@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
-from fuseline.benchmarks.load.closed_loop import Load, answers_in_window, run_closed_loop
+from fuseline.benchmarks.load.closed_loop import ClosedLoad, answers_in_window, run_closed_loop
 from fuseline.benchmarks.serving.measure import connect
 from fuseline.protos import classify_pb2
 from fuseline.serve.errors import BackendError
@@ -18,7 +18,7 @@ def request(colour: str, **fields: object) -> bytes:
     return classify_pb2.ClassifyRequest(images=[image], **fields).SerializeToString()
 
 
-def load(address: str, **changes: object) -> Load:
+def load(address: str, **changes: object) -> ClosedLoad:
     settings: dict = {
         "address": address,
         "requests": tuple(request(colour) for colour in LABELS),
@@ -27,7 +27,7 @@ def load(address: str, **changes: object) -> Load:
         "seconds": 0.3,
         "burn_in_s": 0.1,
     }
-    return Load(**(settings | changes))
+    return ClosedLoad(**(settings | changes))
 
 
 @pytest.mark.parametrize("start", [3.0, 3.005, 3.01, 3.3, 3.5, 3.505, 3.9])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fuseline.benchmarks.load.calls import CallError
-from fuseline.benchmarks.load.closed_loop import Load, run_closed_loop
+from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
 from fuseline.benchmarks.load.http_calls import open_http_calls
 from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
 from fuseline.benchmarks.load.protocols import RawBytes
@@ -211,8 +211,8 @@ REQUESTS = (b"abc", b"defg")
 def test_a_closed_loop_goes_over_http() -> None:
     with in_a_thread(reversing) as address:
         result = run_closed_loop(
-            Load(
-                address,
+            ClosedLoad(
+                address=address,
                 requests=REQUESTS,
                 burn_in_requests=REQUESTS,
                 concurrency=4,
@@ -231,7 +231,7 @@ def test_an_open_loop_goes_over_http() -> None:
     with in_a_thread(reversing) as address:
         result = run_open_loop(
             OpenLoad(
-                address,
+                address=address,
                 requests=REQUESTS,
                 burn_in_requests=REQUESTS,
                 rate_per_s=100,

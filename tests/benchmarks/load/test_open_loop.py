@@ -50,7 +50,12 @@ def test_what_is_due_is_sent_and_its_answers_are_kept(colours_server: ServerProc
     closed = load(colours_server.address)
     edges: list[float] = []
     plan = OpenLoad(
-        closed.address, closed.requests, closed.burn_in_requests, rate_per_s=60, seconds=0.5, processes=processes
+        address=closed.address,
+        requests=closed.requests,
+        burn_in_requests=closed.burn_in_requests,
+        rate_per_s=60,
+        seconds=0.5,
+        processes=processes,
     )
     result = run_open_loop(plan, lambda: edges.append(time.monotonic()))
 
@@ -122,7 +127,14 @@ def test_what_the_generator_can_not_hold_is_told_and_counts_too() -> None:
 def test_refused_requests_are_errors_and_no_latencies(colours_server: ServerProcess) -> None:
     requests = (request("red"), request("red", model="nobody"))
     closed = load(colours_server.address)
-    result = run_open_loop(OpenLoad(closed.address, requests, closed.burn_in_requests, rate_per_s=40, seconds=0.5))
+    plan = OpenLoad(
+        address=closed.address,
+        requests=requests,
+        burn_in_requests=closed.burn_in_requests,
+        rate_per_s=40,
+        seconds=0.5,
+    )
+    result = run_open_loop(plan)
     assert result.errors == {"NOT_FOUND": 10}
     assert result.answered == len(result.latency_s) == 10
 

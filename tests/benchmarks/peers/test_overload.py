@@ -24,7 +24,7 @@ import fuseline.benchmarks.peers.compare
 from fuseline.benchmarks.harness.cpu_time import becomes_idle
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.load.calls import CallError, open_calls
-from fuseline.benchmarks.load.closed_loop import LoadResult
+from fuseline.benchmarks.load.closed_loop import ClosedResult
 from fuseline.benchmarks.load.open_loop import NOT_SENT, OpenResult
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, OverloadCase
 from fuseline.benchmarks.peers.compare import run_peers
@@ -100,7 +100,14 @@ def test_what_came_of_an_open_loop() -> None:
         generator_cpu_share=0.1,
         window_s=2.0,
     )
-    capacity = LoadResult(2.0, np.array([0.5] * 8), Counter({"UNAVAILABLE": 1}), (), 0.1, 4.0)
+    capacity = ClosedResult(
+        requests_per_s=2.0,
+        latency_s=np.array([0.5] * 8),
+        errors=Counter({"UNAVAILABLE": 1}),
+        answers=(),
+        generator_cpu_share=0.1,
+        window_s=4.0,
+    )
     found = overload_stretch(capacity, result, load=2.0, deadline_ms=250.0)
     assert (found.goodput_per_s, found.answered_per_s, found.due) == (1.5, 2.0, 8)
     assert (found.capacity_per_s, found.offered_per_s, found.goodput_of_capacity) == (2.0, 4.0, 0.75)
