@@ -54,13 +54,13 @@ class Reading:
     form: str
     file_mb: float
     seconds: tuple[float, ...]
-    """To read the file, check and digest it, recognise the network and load it."""
+    """Time to read the file, check and digest it, recognise the network and load it."""
     peak_mb: tuple[float, ...]
     """Peak resident memory above what the process had when it had imported everything; empty where it can't be read."""
 
     @property
     def peak_ratio(self) -> float | None:
-        """Of the worst repeat, in times of the file's size."""
+        """Peak memory of the worst repeat, in times of the file's size."""
         return max(self.peak_mb) / self.file_mb if self.peak_mb else None
 
     @property
@@ -211,7 +211,7 @@ def _memory_mb() -> float | None:
 
 
 def _digest(weights: Mapping[str, Any]) -> str:
-    """Of all tensors but the counters, which reading leaves out, in the order of their names."""
+    """Digest of all tensors in the order of their names, but of the counters, which reading leaves out."""
     digest = hashlib.sha256()
     for name in sorted(name for name in weights if not name.endswith("num_batches_tracked")):
         digest.update(name.encode())

@@ -59,7 +59,7 @@ class Point:
     workers: int
     images_per_s: Spread
     front_cpu_ms: Spread
-    """Of the workers; of the one process where there is one."""
+    """CPU time of the workers, or of the one process where there is one."""
     backend_cpu_ms: Spread | None
     client_cpu_ms: Spread
     errors: int

@@ -33,7 +33,7 @@ class EngineFigures:
     """Images per second over the baseline's in the same repeat."""
     start_s: float
     first_answer_s: float
-    """From nothing to the first logits of the first batch size: with what is compiled or warmed for it."""
+    """Seconds from nothing to the first logits of the first batch size, with what is compiled or warmed for it."""
     peak_memory_mb: float | None
     """Over all batch sizes so far."""
 

@@ -49,10 +49,10 @@ class Engine:
     """One loaded contender."""
 
     name: str
-    """As in `CONTENDERS`; of an engine opened as `auto`, the one that was chosen."""
+    """One of `CONTENDERS`; where `auto` was asked for, the one that was chosen."""
     precision: str
     device: str
-    """Of a backend what it says of itself; PyTorch runs on the CPU here."""
+    """The backend's own description; PyTorch runs on the CPU here."""
     prepare: Callable[[NDArray[np.uint8]], Run]
     """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
 

@@ -32,7 +32,7 @@ PEAK_BY = "eager"
 """Which contender's process measures the machine's peaks."""
 _PEAK_SECONDS = 1.0
 _ANSWER_TIMEOUT_S = 180.0
-"""For what takes a second or two on a machine that is well: a start, a stretch, a release."""
+"""Limit of what takes a second or two on a machine that is well: a start, a stretch, a release."""
 _CASE_MARGIN = 1.3
 """How much longer a case may take than the longest so far of its network: larger batches take longer to get ready."""
 
@@ -48,9 +48,9 @@ class GpuPlan:
     device: Device = "cuda"
     rounds: int = 5
     seconds: float = 0.3
-    """Of each stretch."""
+    """Length of each stretch."""
     minutes: float = 9.0
-    """For all of it."""
+    """Time for the whole run."""
     input_side: int | None = None
     """Height and width of the pictures; None: each network's own."""
     compile_mode: str = "reduce-overhead"
@@ -66,7 +66,7 @@ class ModeFigures:
 
     images_per_s: list[float] = field(default_factory=list)
     call_s: list[float] = field(default_factory=list)
-    """Of every call of every round."""
+    """Duration of every call of every round."""
 
     @property
     def latency_ms(self) -> Spread:
@@ -101,10 +101,10 @@ class GpuRun:
     plan: GpuPlan
     gpu_before: dict[str, Any] | None
     subjects: dict[str, GpuSubject] = field(default_factory=dict)
-    """By title."""
+    """Subjects by title."""
     rows: list[GpuRow] = field(default_factory=list)
     peaks: list[MeasuredPeak] = field(default_factory=list)
-    """At the start and at the end."""
+    """Peaks measured at the start and at the end."""
     peak_failures: list[str] = field(default_factory=list)
     gpu_after: dict[str, Any] | None = None
 

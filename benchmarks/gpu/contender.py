@@ -40,7 +40,7 @@ class Contender:
 
     title: str
     precision: Precision
-    """On a GPU."""
+    """Its precision on a GPU."""
     on_cpu: bool
     """Whether it is measured on a CPU, which it is in FP32."""
 

@@ -12,7 +12,7 @@ _ADA = "NVIDIA Ada GPU Architecture white paper, appendix"
 
 @dataclass(frozen=True, slots=True)
 class SheetPeak:
-    """Of one GPU model: dense products (no 2:4 sparsity) with FP16 inputs, at boost clocks."""
+    """Peaks of one GPU model: dense products (no 2:4 sparsity) with FP16 inputs, at boost clocks."""
 
     fp16_tflops: float
     """The highest of the rates for FP16 and FP32 accumulation, so that no share is flattered."""
@@ -48,7 +48,7 @@ SHEET_PEAKS = {
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPeak:
-    """Of this machine in this run, by PyTorch: the best call of each."""
+    """Peaks of this machine in this run, by PyTorch: the best call of each."""
 
     device: str
     """The GPU's name, by which its data sheet is found, or `cpu`."""

@@ -20,10 +20,10 @@ from fuseline.export.graph.operations import OperationGraph
 
 @dataclass(frozen=True, slots=True)
 class NetworkWork:
-    """Of one network at one input size; elements are numbers of the contender's precision."""
+    """Work of one network at one input size; elements are numbers of the contender's precision."""
 
     multiply_adds: int
-    """For one image."""
+    """Multiply-adds of one image."""
     weight_elements: int
     map_elements: int
     """Read and written for one image."""

@@ -11,7 +11,7 @@ T = TypeVar("T")
 _PROC = Path("/proc")
 _IDLE_CORES = 0.2
 _IDLE_LOOK_S = 0.25
-"""In steps of 10 ms: four make 0.16 of a core."""
+"""Seconds over which CPU time, known in steps of 10 ms, is counted: four steps make 0.16 of a core."""
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -27,7 +27,7 @@ class ServerProcess:
     address: str
     pid: int
     ready_s: float
-    """From the start of the process to its ready line: interpreter, imports, model, warm-up, reference check."""
+    """Seconds from the process's start to its ready line: interpreter, imports, model, warm-up, reference check."""
     announcement: str
     """What it wrote before it was ready, that line included: the model, the backend and its device."""
 
@@ -65,7 +65,7 @@ def started_server(package_folder: Path, *flags: str, module: str = "fuseline.se
 
 
 def _announced(process: subprocess.Popen[str]) -> tuple[str | None, str]:
-    """Where it listens, None if it ended first, and what it wrote until then."""
+    """Return the address, None if the process ended first, and what it wrote until then."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -80,7 +80,7 @@ class _Stream:
         self._by_id = by_id
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
-        """In the order of sending."""
+        """Requests that wait for an answer, in the order of sending."""
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -16,7 +16,7 @@ _KEPT_ANSWERS = 256
 
 
 class Transport(Protocol):
-    """How bytes get to a server: `fuseline.benchmarks.load.calls.open_calls`, or what stands in for it. A module's function."""
+    """How bytes get to a server: `fuseline.benchmarks.load.calls.open_calls`, or what stands in for it."""
 
     def __call__(
         self, address: str, method: str, /, *, streams: int = 0, timeout_s: float | None = None
@@ -49,7 +49,7 @@ class LoadResult:
     """What came back."""
 
     latency_s: NDArray[np.float64]
-    """Of each request that counts."""
+    """Latency of each request that counts."""
     errors: Counter[str]
     """gRPC status to how often, burn-in included."""
     answers: tuple[tuple[int, bytes], ...]

@@ -39,7 +39,7 @@ class OpenLoad(Load):
     patience_s: float = 10.0
     """How long the first answer of all is waited for, and the last ones after the window."""
     max_under_way: int | None = None
-    """Of each process; beyond it nothing is sent. None: 10,000, or as many as take 1 GiB."""
+    """Requests under way of each process, beyond which nothing is sent. None: 10,000, or as many as take 1 GiB."""
     cool_down_s: float = 0.0
     """How long the load goes on after the window. Without it a server that drops requests finds room for the last of
     the window."""
@@ -58,7 +58,7 @@ class OpenResult(LoadResult):
     due: int
     answered: int
     send_lag_s: NDArray[np.float64]
-    """From when it was due to just before it was sent."""
+    """Seconds from when each request was due to just before it was sent."""
     answered_latency_s: NDArray[np.float64]
     """The part of `latency_s` that has answers."""
     window_errors: Counter[str]

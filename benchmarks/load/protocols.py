@@ -55,7 +55,7 @@ class Classify:
 
     is_stream: bool = False
     timeout_ms: int = 0
-    """Of each request, as its message says; 0: none."""
+    """Deadline of each request, sent in its message; 0: none."""
     task: str = "single-label"
     """What the model's logits mean: `GetModelResponse.task`."""
 

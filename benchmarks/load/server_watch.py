@@ -150,7 +150,7 @@ def counts_from_prometheus(text: str, model: str) -> Counts:
 
 
 def _counts_from_statistics(address: str, model: str) -> Counts | None:
-    """By ModelStatistics, an extension of Triton's that Fuseline has too; None where the server has it not."""
+    """Read the counters by ModelStatistics, an extension of Triton's that Fuseline has too; None without it."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         try:

@@ -33,7 +33,7 @@ class Target:
 
     address: str
     model: GetModelResponse
-    """As the server describes it; of other servers only what their metadata say."""
+    """The model as the server describes it; of other servers only what their metadata say."""
     pixels: NDArray[np.uint8]
     """(pictures, height, width, channels)"""
     expected: NDArray[np.float32]
@@ -45,7 +45,7 @@ class Target:
 
     @property
     def precision(self) -> str:
-        """Of the server's artifact."""
+        """The precision of the server's artifact."""
         return self.model.precision
 
     def requests(self, images_per_request: int, *, with_logits: bool) -> tuple[bytes, ...]:

@@ -23,7 +23,7 @@ class Contender:
     server: str
     """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
-    """Of Fuseline."""
+    """Fuseline's backend."""
     precision: str = "fp32"
     one_image: bool = False
     """Whether a request has one image, however many the case says."""
@@ -73,7 +73,7 @@ class Bar:
 
     contender: str
     measure: str
-    """Of `MEASURES`."""
+    """One of `MEASURES`."""
     against: str
     """Another contender, or empty: `limit` is a figure of its own."""
     relation: str
@@ -107,18 +107,18 @@ class Case:
 
     title: str
     side: int
-    """Of the picture, in pixels."""
+    """Height and width of the picture, in pixels."""
     classes: int
     contenders: tuple[str, ...]
     bars: tuple[Bar, ...]
     images: int = 1
-    """Of each request."""
+    """Images of each request."""
     stream: bool = False
     concurrency: int = CONCURRENCY
     least_seconds: float = 0.0
-    """Of a stretch: where a batch takes a second, fewer would count hardly any."""
+    """Least length of a stretch: where a batch takes a second, a shorter one would count hardly any."""
     network: str = ""
-    """With random weights, on all cores; empty: the tiny model, on one."""
+    """Name of a network that gets random weights and all cores; empty: the tiny model, on one core."""
     share_of_capacity: float | None = None
     """Open loop: requests are due as a Poisson process at this share of what Triton answers under `concurrency`, which
     is measured at the beginning of each round. None: closed loop."""

@@ -46,7 +46,7 @@ _MAX_CONNECTIONS = 900
 _COOL_DOWN_DEADLINES = 2
 """How long an overload goes on after its window, so that the last of the window has as little room as the others."""
 _MOST_WRONG = 0.05
-"""Of a peer's answers under overload. Triton was seen to give one request another's logits, with calls cancelled."""
+"""Largest share of a peer's answers under overload. Triton, with calls cancelled, gave one request another's logits."""
 _IDLE_PATIENCE_S = 120.0
 """Mosec computes what nobody waits for any more, up to 1,024 requests."""
 
@@ -56,7 +56,7 @@ class PeerModel:
     """A model, and where it is served. Everything runs throughout and sleeps unless it is measured."""
 
     servers: dict[str, Server]
-    """Of each contender that is a server."""
+    """Server of each contender that has one."""
     bare: EngineProcess
     pixels: NDArray[np.uint8]
     """(rows, height, width, channels); servers are sent the first few."""
@@ -81,7 +81,7 @@ class PeerModel:
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
 
     def measure_open(self, name: str, case: Case, seconds: float, *, rate_per_s: float, seed: int) -> Stretch:
-        """As `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
+        """Measure as `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._open_load(name, case, seconds, rate_per_s=rate_per_s, seed=seed)
         result = run_open_loop(load, watch)
@@ -293,7 +293,7 @@ def _stretch(
 def _logits(
     contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """By the backend of `contender`, held against the logits `same` of the engine that the others run."""
+    """Return the logits of `contender`'s backend, held against the logits `same` of the engine that the others run."""
     int8 = next((name for name, backend in INT8_CONTENDERS.items() if backend == contender.backend), "")
     engine_name = int8 if contender.precision == "int8" else contender.backend
     with EngineProcess(engine_name, subject, threads) as engine:

@@ -47,7 +47,7 @@ class OverloadStretch:
     refused: dict[str, float]
     """Status to its share of the requests that were due."""
     p50_ms: float | None
-    """Of those answered, from when they were due; None if none was."""
+    """Latency of those answered, from when they were due; None if none was."""
     p99_ms: float | None
     send_lag_p99_ms: float
     """How late the generator itself was; part of the latency."""
@@ -72,7 +72,7 @@ class OverloadRound:
     """Among them. Only of a peer: a wrong answer of Fuseline's ends the run."""
 
     def goodput_of_capacity(self, load: float) -> float:
-        """Of the stretch under `load`."""
+        """Goodput as a share of the capacity, in the stretch under `load`."""
         return next(each.goodput_of_capacity for each in self.stretches if each.load == load)
 
 
@@ -82,7 +82,7 @@ class OverloadRounds:
 
     name: str
     rounds: dict[str, list[OverloadRound]] = field(default_factory=dict)
-    """Of each contender that was measured."""
+    """Rounds of each contender that was measured."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Contender to why it can't run here; peers that aren't installed are no contenders."""
 

@@ -10,7 +10,7 @@ from fuseline.benchmarks.peers.overload import OverloadRounds, OverloadStretch
 from fuseline.benchmarks.serving.figures import GENERATOR_LIMIT
 
 _LEAST_SHARE = 0.005
-"""Of the requests: a status that fewer got isn't named."""
+"""Share of the requests below which a status isn't named."""
 
 
 def as_overload_table(found: OverloadRounds) -> Table:

@@ -45,7 +45,7 @@ _SETTINGS = ("MOSEC_", "PYTRITON_", "FUSELINE_", "PYTHON", "VIRTUAL_ENV")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server answers, and the process that it started as."""
+    """A server's address, and the process that it started as."""
 
     address: str
     pid: int

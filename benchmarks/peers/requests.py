@@ -32,7 +32,7 @@ def wire_of(contender: Contender, case: Case, queue_timeout_ms: float = 0.0) -> 
 
 
 def method_of(contender: Contender, wire: WireProtocol) -> str:
-    """Where requests go: a gRPC method or an HTTP path."""
+    """Return where requests go: a gRPC method or an HTTP path."""
     if contender.server == "echo":
         return ECHO_STREAM if wire.is_stream else ECHO
     return wire.method
@@ -44,7 +44,7 @@ def transport_of(wire: WireProtocol) -> Transport:
 
 
 def images_of(contender: Contender, case: Case) -> int:
-    """Of each request."""
+    """Return the number of images of each request."""
     return 1 if contender.one_image else case.images
 
 

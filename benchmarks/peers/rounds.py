@@ -13,12 +13,12 @@ class Stretch:
     """What one contender did under one load for a while."""
 
     requests_per_s: float
-    """Of the bare backend: calls."""
+    """Requests answered a second; calls, of the bare backend."""
     images_per_s: float
     p50_ms: float
     p99_ms: float
     server_cpu_ms_per_request: float | None = None
-    """Of the server's process and its descendants; None of the bare backend."""
+    """CPU time of the server's process and its descendants; None of the bare backend."""
     generator_cpu_share: float | None = None
     """CPU seconds of the load generator for each second; near 1 it limits what is measured."""
     offered_per_s: float | None = None
@@ -41,7 +41,7 @@ class CaseRounds:
 
     name: str
     stretches: dict[str, list[Stretch]] = field(default_factory=dict)
-    """Of each contender that was measured."""
+    """Stretches of each contender that was measured."""
     capacity_per_s: list[float] = field(default_factory=list)
     """What Triton answered in a closed loop, where the case's rate is a share of it."""
 

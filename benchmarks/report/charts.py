@@ -18,7 +18,7 @@ from fuseline.benchmarks.harness.stats import Spread
 from fuseline.benchmarks.report.results import EnginesResult, OpenPoint, Point, ServeResult
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Of Okabe and Ito, which colour-blind people tell apart; in an order that keeps neighbours apart."""
+"""Colours of Okabe and Ito, which colour-blind people tell apart, in an order that keeps neighbours apart."""
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -124,7 +124,7 @@ def throughput_chart(path: Path, results: Sequence[ServeResult], labels: Sequenc
 
 
 def batches_chart(path: Path, result: ServeResult) -> None:
-    """Of each load, what share of its batches had how many rows, and how many they had on average."""
+    """Draw what share of each load's batches had how many rows, and how many they had on average."""
     points: list[Point] = [
         point for point in (*result.closed_loop, *result.open_loop) if point.batches and point.batches.batches
     ]

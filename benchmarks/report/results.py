@@ -83,7 +83,7 @@ class _Result(_Record):
 
 
 class ServeResult(_Result):
-    """Of `bench serve`."""
+    """A result of `bench serve`."""
 
     benchmark: Literal["serve"]
     server: Served
@@ -114,13 +114,13 @@ class EngineRecord(_Record):
 
     @property
     def title(self) -> str:
-        """For people; the precision goes without saying where it is in the name."""
+        """Title for people; it leaves out a precision that the name tells."""
         title = TITLES.get(self.candidate, self.candidate)
         return title if self.candidate in TELL_PRECISION else f"{title} {self.precision.upper()}"
 
 
 class EnginesResult(_Result):
-    """Of `bench engines`."""
+    """A result of `bench engines`."""
 
     benchmark: Literal["engines"]
     baseline: str
@@ -144,7 +144,7 @@ class AgreementRecord(_Record):
 
 
 class LoadGenResult(_Result):
-    """Of `bench loadgen`."""
+    """A result of `bench loadgen`."""
 
     benchmark: Literal["loadgen"]
     server: Served
@@ -186,7 +186,7 @@ class ContenderRecord(_Record):
 
 
 class PeersResult(_Result):
-    """Of `bench peers`; only its overload is read."""
+    """A result of `bench peers`, of which only the overload is read."""
 
     benchmark: Literal["peers"]
     contenders: dict[str, ContenderRecord]

@@ -16,7 +16,7 @@ class Tree:
     """A revision's files."""
 
     name: str
-    """For people: what was asked for and the commit."""
+    """Name for people: what was asked for and the commit."""
     folder: Path
 
     def environment(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ class ServingFigures:
     requests_per_s: float
     images_per_s: float
     latency_ms: dict[str, float]
-    """As of `fuseline.benchmarks.harness.latency_histogram.percentiles_ms`, over every request of the window."""
+    """Percentiles over every request of the window: `fuseline.benchmarks.harness.latency_histogram.percentiles_ms`."""
     requests: int
     window_s: float
     server_cpu_ms_per_request: float | None
@@ -29,11 +29,11 @@ class ServingFigures:
     """Requests answered within the deadline; None without one."""
     batches: Batches | None = None
     latency_histogram: str = ""
-    """As of `fuseline.benchmarks.harness.latency_histogram.encoded`."""
+    """All latencies, by `fuseline.benchmarks.harness.latency_histogram.encoded`."""
 
     @property
     def load(self) -> str:
-        """For people."""
+        """The load in words."""
         return f"{self.concurrency} under way"
 
     @property
@@ -53,11 +53,11 @@ class OpenFigures:
     """Requests due in the window that were answered, however late, for each second of it."""
     images_per_s: float
     latency_ms: dict[str, float]
-    """From when a request was due; those unanswered count with how long they were waited for."""
+    """Latency from when a request was due; those unanswered count with how long they were waited for."""
     requests: int
     window_s: float
     send_lag_ms: dict[str, float]
-    """From when a request was due to when the generator sent it; part of the latency."""
+    """Lag from when a request was due to when the generator sent it; part of the latency."""
     server_cpu_ms_per_request: float | None
     generator_cpu_share: float
     errors: dict[str, int] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class OpenFigures:
 
     @property
     def load(self) -> str:
-        """For people."""
+        """The load in words."""
         return f"{self.rate_per_s:g}/s"
 
     @property

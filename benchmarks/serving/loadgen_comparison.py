@@ -27,7 +27,7 @@ class ScenarioRounds:
 
     scenario: str
     load: str
-    """For people: how many requests, or how often."""
+    """How many requests, or how often, for people."""
     theirs: list[LoadGenFigures] = field(default_factory=list)
     ours: list[Ours] = field(default_factory=list)
 

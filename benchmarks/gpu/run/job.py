@@ -14,7 +14,7 @@ Emit = Callable[[Row], None]
 TRAINED = Path("checkpoints") / "resnet20-12fca82f.th"
 """A trained CIFAR ResNet-20, in the folder of the job's data."""
 PICTURES = Path("cifar10-test")
-"""Beside it: its pictures, a folder for each class."""
+"""Its pictures beside it, a folder for each class."""
 BUNDLE_VARIABLE = "FUSELINE_BUNDLE"
 """Set by a bundle's `activate`: the folder into which it is installed."""
 
@@ -29,13 +29,13 @@ class RunPlan:
     models: tuple[str, ...] = ("resnet50", "resnet18")
     """Names or checkpoints; the first is exported, served and measured on the CPU too."""
     batches: tuple[int, ...] = (128, 32, 8, 1)
-    """In this order: the most telling first."""
+    """Batch sizes in this order: the most telling first."""
     callers: tuple[int, ...] = (256, 64)
     workers: tuple[int, ...] = (1, 8, 4, 12)
     images: tuple[int, ...] = (16, 32)
-    """Of the requests that have several."""
+    """Images of the requests that have several."""
     seconds: float = 2.0
-    """Of each load on a server."""
+    """Length of each load on a server."""
     steps: tuple[str, ...] = ()
     """Which; empty: all."""
 
@@ -48,11 +48,11 @@ class Job:
     work: Path
     """A folder that lives as long as the run: checkpoints and packages."""
     checkout: Path
-    """Where `tests` and pyproject.toml are."""
+    """Folder of `tests` and pyproject.toml."""
     data: Path | None
-    """Where `TRAINED` and `PICTURES` are, if they are."""
+    """Folder of `TRAINED` and `PICTURES`, if they are here."""
     deadline: float
-    """Of `time.monotonic`, when the process is ended."""
+    """Time, of `time.monotonic`, at which the process is ended."""
     found: dict[str, Any] = field(default_factory=dict)
     """What earlier steps found that later ones build on. What a step adds goes along with its next row, or its end."""
 

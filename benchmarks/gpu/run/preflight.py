@@ -11,9 +11,9 @@ from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 MOST_HELD_MIB = 1024
-"""Of the GPU's memory, before the run: a driver keeps some hundred MiB for itself."""
+"""Largest use of the GPU's memory before the run: a driver keeps some hundred MiB for itself."""
 LEAST_FREE_BYTES = 2 * 10**9
-"""For the packages and what the runtimes compile, on the disk of temporary files."""
+"""Space for the packages and what the runtimes compile, on the disk of temporary files."""
 
 
 def check_device(

@@ -21,9 +21,9 @@ RESULT, LOG, TABLE = "gpu-run.json", "gpu-run.log", "gpu-run.md"
 """The files in the folder that a run writes to."""
 MAX_LOG_BYTES = 12 * 2**20
 _LAST_WORDS_S = 5.0
-"""Of the minutes, for what comes after the last step."""
+"""Part of the minutes that is kept for what comes after the last step."""
 _CHECKOUT = Path(__file__).resolve().parents[3]
-"""Where this runs in one."""
+"""The checkout, where this runs in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ STEPS: Mapping[str, Step] = {
     "tests": Step("The tests marked gpu", 75, "fuseline.benchmarks.gpu.run.steps.gpu_tests"),
     "cpu": Step("CPU backends: one instance and several", 50, "fuseline.benchmarks.gpu.run.steps.cpu"),
 }
-"""In their order. Weights are seconds of a run of ten minutes."""
+"""The steps in their order. Weights are seconds of a run of ten minutes."""
 
 
 def run_all(
@@ -139,7 +139,7 @@ def _bundle() -> dict[str, Any] | None:
 
 
 def _beside_the_code() -> tuple[Path, Path | None]:
-    """Where the tests are, and the trained network with its pictures, if they are here."""
+    """Return the folders of the tests and of the trained network with its pictures, if they are here."""
     folder = os.environ.get(BUNDLE_VARIABLE)
     checkout = _CHECKOUT if folder is None else Path(folder) / "checkout"
     data = _CHECKOUT.parent / "shared" / "data" if folder is None else checkout / "data"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 LEAST_S = 20.0
-"""For a step to come to anything: Python, PyTorch and a runtime have to be loaded."""
+"""Least time in which a step comes to anything: Python, PyTorch and a runtime have to be loaded."""
 
 
 def limit_s(weights: Sequence[float], left_s: float) -> float:

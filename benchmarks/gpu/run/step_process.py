@@ -21,7 +21,7 @@ from fuseline.serve.errors import BackendUnavailableError
 _END_S = 5.0
 _POLL_S = 0.02
 _GRACE_S = 3.0
-"""From the deadline that a step is told to its end: for what it has to say last."""
+"""Time from the deadline that a step is told to its end, for what it has to say last."""
 
 
 def run_step(module: str, job: Job, log: Path, on_row: Callable[[Row], None]) -> tuple[StepStatus, str | None]:

@@ -19,7 +19,7 @@ _ROUNDS = 3
 _SPARE_S = 5.0
 """A run takes its minutes and up to one round more."""
 _SHARE_OF_FIRST = 0.6
-"""Of the time, for the first network, while there are others."""
+"""Share of the time for the first network, while there are others."""
 
 
 def run(job: Job, emit: Emit) -> None:

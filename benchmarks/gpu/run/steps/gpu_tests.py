@@ -16,7 +16,7 @@ _FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "
 _PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
 """Those that the settings of the tests name."""
 _LEAK_SHARE = 0.2
-"""Of what is left at the start, for each of the two leak tests."""
+"""Share of the time left at the start for each of the two leak tests."""
 _ENDED_WELL = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 """What failed is told test by test."""
 

@@ -45,7 +45,7 @@ def run(job: Job, emit: Emit) -> None:  # noqa: ARG001
 
 
 def _own_path() -> list[str]:
-    """Where the machine's own packages are: without the bundle's."""
+    """Return the folders of the machine's own packages, without the bundle's."""
     bundle = os.environ.get(BUNDLE_VARIABLE)
     return [entry for entry in sys.path if bundle is None or not Path(entry).is_relative_to(bundle)]
 

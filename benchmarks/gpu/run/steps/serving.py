@@ -23,7 +23,7 @@ _WAVES = 4
 _START_S = 10.0
 """A load's processes take some seconds, a server some more."""
 _CORES_OF_A_GENERATOR = 4
-"""Of the machine's, for each process of the load generator: one sends some thousand requests a second."""
+"""Cores of the machine for each process of the load generator: one sends some thousand requests a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def run(job: Job, emit: Emit) -> None:
 
 
 def loads(job: Job) -> Iterator[Load]:
-    """In the order in which they are made. However large a request is, no more images are under way."""
+    """Yield the loads in their order. However large a request is, no more images are under way."""
     for callers in job.plan.callers:
         yield Load(callers)
     most = max(job.plan.callers)
