@@ -20,11 +20,18 @@ A message says what came, what was expected, and what to do. The mapping to gRPC
 `fuseline.serve.services.statuses`; the mapping to exit codes is `exit_code` here.
 """
 
+import logging
+import uuid
+
+_log = logging.getLogger(__name__)
+
 
 class FuselineError(Exception):
     """Base of every error raised on purpose."""
 
     exit_code = 1
+    error_id: str | None = None
+    """The id under which `log_once` has logged it; None: not logged."""
 
 
 class InputError(FuselineError):
@@ -90,3 +97,14 @@ class ShuttingDownError(FuselineError):
 
 class BackendLostError(FuselineError):
     """The process that computes has ended and is being started again; retry."""
+
+
+def log_once(error: BaseException) -> str:
+    """Log `error` under an id, and return the id. All requests of a failed batch share one error: it is logged once."""
+    if isinstance(error, FuselineError) and error.error_id is not None:
+        return error.error_id
+    error_id = uuid.uuid4().hex[:12]
+    _log.error("error %s: %s: %s", error_id, type(error).__name__, error, exc_info=error)
+    if isinstance(error, FuselineError):
+        error.error_id = error_id
+    return error_id

@@ -5,9 +5,7 @@ the very class, and can tell a refusal of this server from one of gRPC's own (no
 that can't be made.
 """
 
-import logging
 import math
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,8 +31,6 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.BackendError: StatusCode.INTERNAL,
 }
 """Every error that a request can meet. Any other class is a fault of the server: INTERNAL."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +68,19 @@ def status_from_error(error: Exception) -> Status:
     """Return what to tell the client about `error`.
 
     Errors that the caller can act on keep their message. A failed backend and everything unforeseen is told as
-    INTERNAL with an id only; the error itself is logged here under that id.
+    INTERNAL with an id only; the error itself is logged under that id.
     """
     code = next(
         (STATUS_CODE_OF_ERROR[c] for c in type(error).__mro__ if c in STATUS_CODE_OF_ERROR), StatusCode.INTERNAL
     )
     if code is not StatusCode.INTERNAL:
         return Status(code, str(error), type(error).__name__, getattr(error, "retry_after_s", None))
-    error_id = _logged(error)
+    error_id = errors.log_once(error)
     return Status(
         code,
         f"the server failed on this request; other requests are not affected; its log has more under error {error_id}",
         errors.BackendError.__name__,
     )
-
-
-def _logged(error: Exception) -> str:
-    """Log `error` under an id, and return the id. All requests of a failed batch share one error: it is logged once."""
-    error_id: str | None = vars(error).get("fuseline_error_id")
-    if error_id is None:
-        vars(error)["fuseline_error_id"] = error_id = uuid.uuid4().hex[:12]
-        _log.error("error %s: %s: %s", error_id, type(error).__name__, error, exc_info=error)
-    return error_id
 
 
 def retry_after_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:

@@ -243,8 +243,7 @@ def error_from_text(text: bytes) -> FuselineError:
     error: FuselineError = error_class(message)
     if isinstance(error, OverloadedError):
         error.retry_after_s = retry_after_s
-    if error_id is not None:
-        vars(error)["fuseline_error_id"] = error_id
+    error.error_id = error_id
     return error
 
 

@@ -1,15 +1,13 @@
 """The backend process's end of one worker: its requests go into the batchers, their answers back."""
 
 import asyncio
-import logging
 import math
-import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from fuseline.serve.batching.admission import Foreseen, Promise
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
-from fuseline.serve.errors import BackendError, FuselineError
+from fuseline.serve.errors import BackendError, FuselineError, log_once
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.remote_batcher import error_text
 from fuseline.serve.workers.wire_format import (
@@ -21,8 +19,6 @@ from fuseline.serve.workers.wire_format import (
     released_record,
     slots_from_tail,
 )
-
-_log = logging.getLogger(__name__)
 
 
 class RemoteRequests:
@@ -163,18 +159,9 @@ class _ModelRequests:
                 )
                 return
             known = error if isinstance(error, FuselineError) else BackendError(str(error))
-            error_id = _logged(error) if isinstance(known, BackendError) else None
+            error_id = log_once(error) if isinstance(known, BackendError) else None
             self._write(error_record(self._model, number, error_text(known, error_id)))
         if self._batcher.running_rows:
             self._unreleased.append(number)
         else:
             self._write(released_record(self._model, number))
-
-
-def _logged(error: BaseException) -> str:
-    """Log `error` under an id, and return the id. All requests of a failed batch share one error: it is logged once."""
-    error_id: str | None = vars(error).get("fuseline_error_id")
-    if error_id is None:
-        vars(error)["fuseline_error_id"] = error_id = uuid.uuid4().hex[:12]
-        _log.error("error %s: %s: %s", error_id, type(error).__name__, error, exc_info=error)
-    return error_id

@@ -300,13 +300,13 @@ async def test_a_failed_batch_is_one_error_with_the_id_under_which_the_backend_l
 
     joined.infer = fail
     requests = [joined.remotes[0].submit([row(value)]) for value in (1, 2)]
-    with caplog.at_level(logging.ERROR, "fuseline.serve.workers.remote_requests"):
+    with caplog.at_level(logging.ERROR, "fuseline.serve.errors"):
         await joined.run_batch()
     ids = set()
     for request in requests:
         with pytest.raises(BackendError, match="raised OSError") as caught:
             await request
-        ids.add(vars(caught.value)["fuseline_error_id"])
+        ids.add(caught.value.error_id)
     assert len(ids) == 1
     assert len(caplog.records) == 1
     assert ids.pop() in caplog.text
