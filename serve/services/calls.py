@@ -1,8 +1,15 @@
-"""The calls under way in one service, so that a drain refuses new ones and waits for the rest."""
+"""The calls under way in one service, so that a drain refuses new ones and waits for the rest; how a call is ended."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
+from fuseline.serve.services.statuses import Status, status_from_error
+
+_Answer = TypeVar("_Answer")
 
 
 class Calls:
@@ -40,3 +47,16 @@ class Calls:
         """Return, after `refuse`, once every call that began has ended."""
         if self._under_way:
             await self._idle.wait()
+
+
+async def answered(context: ServicerContext[Any, Any], answer: Callable[[], _Answer]) -> _Answer:
+    """Return `answer()`, or end the call with the status of what it raises."""
+    try:
+        return answer()
+    except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+        await abort(context, status_from_error(error))
+
+
+async def abort(context: ServicerContext[Any, Any], status: Status) -> NoReturn:
+    """End the call with `status`."""
+    await context.abort(status.code, status.message, status.trailing_metadata)

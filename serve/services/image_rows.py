@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,16 @@ from fuseline.serve.model import Model
 from fuseline.serve.settings import Settings
 
 Row = NDArray[np.uint8]
+
+Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Promise]]]
+"""Given the deadline of a request with encoded images, has its model's batcher promise room, then decodes them.
+
+Returns the row of each image, in order, and the promise, which is for `RowBatcher.submit`.
+
+Raises:
+    ImageError: bytes that are no image, or one beyond the bounds.
+    OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
+"""
 
 DECODE_RATE = 0.05
 """Weight of the newest image in what decoding one takes."""
@@ -38,8 +49,8 @@ class ImageRows:
         # Of one image, on average.
         self._decode_seconds = 0.0
 
-    def checked(self, images: Sequence[Image], model: Model) -> list[Row | bytes]:
-        """Return what `images` hold, in order: a row for each raw image, the bytes of each that is to be decoded.
+    def rows(self, images: Sequence[Image], model: Model) -> list[Row] | Decode:
+        """Check `images`, and return the row of each, in order; where one is encoded, what decodes them.
 
         Raises:
             RequestError: no image, too many of them, one without content, or raw pixels of the wrong length.
@@ -55,38 +66,31 @@ class ImageRows:
         shape = model.row_shape
         height, width, channels = shape
         size = height * width * channels
-        contents: list[Row | bytes] = []
+        rows: list[Row] = []
+        encoded: dict[int, bytes] = {}
         for position, image in enumerate(images):
             raw = image.raw
             if len(raw) == size:
-                contents.append(np.ndarray(shape, np.uint8, raw))
+                rows.append(np.ndarray(shape, np.uint8, raw))
             elif image.WhichOneof("content") == "encoded":
-                contents.append(image.encoded)
+                encoded[position] = image.encoded
             else:
                 raise _no_image(image, shape, _which(position, count))
-        return contents
+        return partial(self._promised, model, rows, encoded) if encoded else rows
 
-    async def decoded(
-        self, contents: Sequence[Row | bytes], model: Model, deadline: float | None
+    async def _promised(
+        self, model: Model, rows: list[Row], encoded: Mapping[int, bytes], deadline: float | None
     ) -> tuple[list[Row], Promise]:
-        """Have the model's batcher promise room, then make a row of each of what `checked` returned, in order.
-
-        The promise is for `RowBatcher.submit`.
-
-        Raises:
-            ImageError: bytes that are no image, or one beyond the bounds.
-            OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
-        """
-        encoded = sum(isinstance(data, bytes) for data in contents)
-        promise = model.batcher.promise(len(contents), deadline=deadline, ready=self._ready(encoded))
-        self._decoding += encoded
+        """Do what `Decode` says. `encoded` is by position among the images, `rows` are those of the others."""
+        promise = model.batcher.promise(len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded)))
+        self._decoding += len(encoded)
         try:
-            return await self._decoded(contents, model), promise
+            return await self._decoded(model, rows, encoded), promise
         except BaseException:
             promise.withdraw()
             raise
         finally:
-            self._decoding -= encoded
+            self._decoding -= len(encoded)
 
     def _ready(self, images: int) -> Ready:
         """When so many more will be decoded."""
@@ -95,27 +99,21 @@ class ImageRows:
             self._decode_seconds * max((self._decoding + images) / self._threads, rounds), self._decode_seconds * rounds
         )
 
-    async def _decoded(self, contents: Sequence[Row | bytes], model: Model) -> list[Row]:
+    async def _decoded(self, model: Model, rows: list[Row], encoded: Mapping[int, bytes]) -> list[Row]:
         decode = partial(decode_for, model.manifest.input, fast=self._fast_decode)
         loop = asyncio.get_running_loop()
-        decoding = [
-            loop.run_in_executor(self._pool, _timed, decode, data) for data in contents if isinstance(data, bytes)
-        ]
+        decoding = [loop.run_in_executor(self._pool, _timed, decode, data) for data in encoded.values()]
         # All are awaited even when one fails: what is left running would be no one's.
-        outcomes = iter(await asyncio.gather(*decoding, return_exceptions=True))
-        rows = []
-        for position, content in enumerate(contents):
-            if not isinstance(content, bytes):
-                rows.append(content)
-                continue
-            outcome = next(outcomes)
+        outcomes = await asyncio.gather(*decoding, return_exceptions=True)
+        count = len(rows) + len(encoded)
+        for position, outcome in zip(encoded, outcomes, strict=True):
             if isinstance(outcome, ImageError):
-                raise ImageError(f"{_which(position, len(contents))}: {outcome}") from outcome
+                raise ImageError(f"{_which(position, count)}: {outcome}") from outcome
             if isinstance(outcome, BaseException):
                 raise outcome
             row, seconds = outcome
             self._decode_seconds += (DECODE_RATE if self._decode_seconds else 1.0) * (seconds - self._decode_seconds)
-            rows.append(row)
+            rows.insert(position, row)
         return rows
 
 

@@ -64,7 +64,7 @@ class Status:
         return name, (DETAILS_METADATA_KEY, rich.SerializeToString())
 
 
-def status_from_error(error: Exception) -> Status:
+def status_from_error(error: BaseException) -> Status:
     """Return what to tell the client about `error`.
 
     Errors that the caller can act on keep their message. A failed backend and everything unforeseen is told as

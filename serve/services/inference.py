@@ -1,0 +1,154 @@
+"""The life of one inference request, the same for every RPC: checked, decoded, admitted, answered, counted.
+
+What an RPC has of its own is its `Codec`.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from grpc import StatusCode
+
+from fuseline.serve.batching.batcher import BatchedRows, Row
+from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.model import Model
+from fuseline.serve.services.image_rows import Decode
+from fuseline.serve.services.statuses import Status, status_from_error
+
+RequestT = TypeVar("RequestT")
+AnswerT = TypeVar("AnswerT")
+
+
+class Codec(ABC, Generic[RequestT, AnswerT]):
+    """How requests are validated and answers encoded. Every method is called on the event loop and returns at once."""
+
+    @abstractmethod
+    def timeout_s(self, request: RequestT) -> float | None:
+        """Return the seconds from its arrival after which the answer is of no use; None where `request` has none."""
+
+    @abstractmethod
+    def find(self, request: RequestT) -> Model:
+        """Return the model that `request` asks for. Raises `UnknownModelError`."""
+
+    @abstractmethod
+    def rows(self, request: RequestT, model: Model) -> list[Row] | Decode:
+        """Check all of `request` and return its rows, or what decodes them. Raises `RequestError`."""
+
+    @abstractmethod
+    def answer(self, request: RequestT, model: Model, batched: BatchedRows, preprocess_s: float) -> AnswerT:
+        """Return the answer to `request`, whose decoding took `preprocess_s`.
+
+        Raises `BackendError` if the logits are not finite.
+        """
+
+
+class Inference(Generic[RequestT, AnswerT]):
+    """One request, which has one answer and is counted once.
+
+    `with inference:` is the boundary around each of its steps: an error raised within becomes the answer, what is
+    unforeseen as INTERNAL. A request without an answer is counted as CANCELLED.
+    """
+
+    __slots__ = (
+        "_batched",
+        "_clock",
+        "_code",
+        "_codec",
+        "_method",
+        "_metrics",
+        "_preprocess_s",
+        "_started",
+        "answer",
+        "deadline",
+        "has_timeout",
+        "model",
+        "request",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        codec: Codec[RequestT, AnswerT],
+        request: RequestT,
+        deadline: float | None,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        """`request` has just come. It is counted as one of `method`; `deadline`, on `clock`, is that of its call."""
+        self._method = method
+        self._codec = codec
+        self._metrics = metrics
+        self._clock = clock
+        self._started = clock()
+        self._preprocess_s = 0.0
+        self._batched: BatchedRows | None = None
+        self._code = StatusCode.CANCELLED
+        self.request = request
+        self.model: Model | None = None
+        """None until it is found."""
+        self.answer: AnswerT | Status | None = None
+        """None until it is there."""
+        timeout_s = codec.timeout_s(request)
+        self.has_timeout = timeout_s is not None
+        if timeout_s is not None:
+            own = self._started + timeout_s
+            deadline = own if deadline is None else min(own, deadline)
+        self.deadline = deadline
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.fail(error)
+        return True
+
+    def submit(self) -> asyncio.Future[BatchedRows] | Coroutine[Any, Any, BatchedRows]:
+        """Check the request and hand it to its model's batcher.
+
+        Of rows, the batcher's own future is returned, which costs no task; of what is to be decoded first, a coroutine.
+        Raises what `Codec.find`, `Codec.rows` and `RowBatcher.submit` raise.
+        """
+        self.model = model = self._codec.find(self.request)
+        rows = self._codec.rows(self.request, model)
+        if isinstance(rows, list):
+            return model.batcher.submit(rows, deadline=self.deadline)
+        return self._decoded(model, rows)
+
+    async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
+        begun = time.monotonic()
+        rows, promise = await decode(self.deadline)
+        self._preprocess_s = time.monotonic() - begun
+        self._metrics.count_preprocess(model.name, self._preprocess_s)
+        return await model.batcher.submit(rows, deadline=self.deadline, promise=promise)
+
+    def settle(self, batched: BatchedRows) -> None:
+        """Make the answer of what the batcher answered. Raises what `Codec.answer` raises."""
+        assert self.model is not None
+        self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s)
+        self._batched = batched
+        self._code = StatusCode.OK
+
+    def fail(self, error: BaseException) -> None:
+        """Make the answer of `error`."""
+        self.answer = status = status_from_error(error)
+        self._code = status.code
+
+    def count(self) -> None:
+        """Count the request by its answer, with the time from its arrival until now."""
+        self._metrics.count_request(
+            self._method,
+            "" if self.model is None else self.model.name,
+            self._code.name,
+            self._clock() - self._started,
+            self._batched,
+        )
+
+    def abandon(self) -> None:
+        """Count the request as CANCELLED: nobody takes its answer."""
+        self._code = StatusCode.CANCELLED
+        self.count()
