@@ -5,8 +5,8 @@ from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.errors import BackendError, RequestError
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.image_rows import Decode, ImageRows
-from fuseline.serve.services.inference import Codec
+from fuseline.serve.services.image_rows import ImageRows
+from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.statuses import Status
 from fuseline.serve.services.top_k import RankedBatch
 

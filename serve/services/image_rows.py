@@ -2,32 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fuseline.protos.classify_pb2 import Image
 from fuseline.serve.batching.admission import Promise, Ready
+from fuseline.serve.batching.batcher import Row
 from fuseline.serve.errors import ImageError, RequestError
 from fuseline.serve.images import decode_for
 from fuseline.serve.model import Model
+from fuseline.serve.services.inference import Decode
 from fuseline.serve.settings import Settings
-
-Row = NDArray[np.uint8]
-
-Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Promise]]]
-"""Given the deadline of a request with encoded images, has its model's batcher promise room, then decodes them.
-
-Returns the row of each image, in order, and the promise, which is for `RowBatcher.submit`.
-
-Raises:
-    ImageError: bytes that are no image, or one beyond the bounds.
-    OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
-"""
 
 DECODE_RATE = 0.05
 """Weight of the newest image in what decoding one takes."""

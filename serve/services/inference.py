@@ -12,14 +12,24 @@ from typing import Any, Generic, TypeVar
 
 from grpc import StatusCode
 
+from fuseline.serve.batching.admission import Promise
 from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
-from fuseline.serve.services.image_rows import Decode
 from fuseline.serve.services.statuses import Status, status_from_error
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
+
+Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Promise]]]
+"""Given the deadline of a request with encoded images, has its model's batcher promise room, then decodes them.
+
+Returns the row of each image, in order, and the promise, which is for `RowBatcher.submit`.
+
+Raises:
+    ImageError: bytes that are no image, or one beyond the bounds.
+    OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
+"""
 
 
 class Codec(ABC, Generic[RequestT, AnswerT]):
@@ -57,12 +67,12 @@ class Inference(Generic[RequestT, AnswerT]):
         "_clock",
         "_code",
         "_codec",
+        "_deadline",
         "_method",
         "_metrics",
         "_preprocess_s",
         "_started",
         "answer",
-        "deadline",
         "has_timeout",
         "model",
         "request",
@@ -96,7 +106,7 @@ class Inference(Generic[RequestT, AnswerT]):
         if timeout_s is not None:
             own = self._started + timeout_s
             deadline = own if deadline is None else min(own, deadline)
-        self.deadline = deadline
+        self._deadline = deadline
 
     def __enter__(self) -> None:
         pass
@@ -116,15 +126,15 @@ class Inference(Generic[RequestT, AnswerT]):
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         if isinstance(rows, list):
-            return model.batcher.submit(rows, deadline=self.deadline)
+            return model.batcher.submit(rows, deadline=self._deadline)
         return self._decoded(model, rows)
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
-        rows, promise = await decode(self.deadline)
+        rows, promise = await decode(self._deadline)
         self._preprocess_s = time.monotonic() - begun
         self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(rows, deadline=self.deadline, promise=promise)
+        return await model.batcher.submit(rows, deadline=self._deadline, promise=promise)
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer of what the batcher answered. Raises what `Codec.answer` raises."""

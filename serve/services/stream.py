@@ -37,7 +37,8 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         self._message = message
         self._pace = pace
         self._in_order = in_order
-        # Of raw pixels the batcher's future itself, which costs no task; else a task. None: refused.
+        # In the order of the requests. Of raw pixels the batcher's future itself, which costs no task; else a task.
+        # None: refused.
         self._under_way: dict[Inference[RequestT, AnswerT], asyncio.Future[BatchedRows] | None] = {}
         self._messages: deque[MessageT] = deque()
         self._being_written = 0
@@ -112,6 +113,7 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
                 # Not by this stream: a server whose drain took too long ends the threads that decode.
                 del self._under_way[inference]
                 inference.abandon()
+                _wake(self._room_wanted)
                 _wake(self._message_wanted)
             return
         # Not raised here, which would tie the error, this frame and the request together until a garbage collection.

@@ -12,8 +12,7 @@ import pytest
 from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import RequestError
 from fuseline.serve.metrics.metrics import Metrics
-from fuseline.serve.services.image_rows import Decode
-from fuseline.serve.services.inference import Codec
+from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.statuses import Status
 from tests.serve.conftest import settings
