@@ -17,6 +17,7 @@ from fuseline.export.sample import Sample
 from fuseline.serve.backends import BACKENDS, open_backend, why_not_installed
 from fuseline.serve.backends.onnx_artifact import READ_BY
 from fuseline.serve.backends.padded import infer_in_largest_bucket
+from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
 from fuseline.serve.reference import MAX_DIFFERENCE
@@ -108,7 +109,7 @@ def verify_artifact(
         compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
         return [_with_accuracy(compared, truth, judging, eager, logits)], []
     verifications, skipped = [], []
-    names = [name for name in BACKENDS if (name == "tensorrt") == (artifact.format != "onnx")]
+    names = [name for name in BACKENDS if artifact.format in backend_entry(name).formats]
     for number, name in enumerate(names):
         if (reason := why_not_installed(name)) is not None:
             skipped.append(Skipped(artifact.path, name, reason))

@@ -7,31 +7,19 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from fuseline.serve.backends import DEFAULT_BUCKETS, Verdict, judge_backends
-from fuseline.serve.backends.engine.library import INSTALL
+from fuseline.serve.backends import DEFAULT_BUCKETS, Judgement, judge_backends
 from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.backends.registry import OPENVINO, REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.settings import Settings
 
-_DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
-    "ONNX Runtime": ("onnxruntime", "onnxruntime-gpu"),
-    "OpenVINO": ("openvino",),
-    "TensorRT": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "TensorRT for RTX": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-    "cuda-bindings": ("cuda-bindings",),
-}
-_INSTALL = {
-    "ONNX Runtime": "pip install 'fuseline[cpu]'",
-    "OpenVINO": "pip install 'fuseline[cpu]'",
-    "TensorRT": INSTALL["tensorrt"],
-    "TensorRT for RTX": INSTALL["tensorrt_rtx"],
-    "cuda-bindings": INSTALL["tensorrt"],
-}
+_ON_GPU = {entry.title for entry in REGISTRY if entry.device == "gpu"}
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """A runtime that Fuseline can use."""
+class RuntimeFound:
+    """A runtime that Fuseline can use, and which of its distributions is installed."""
 
     name: str
     distribution: str | None
@@ -44,17 +32,17 @@ class Runtime:
 class Diagnosis:
     """What `fuseline doctor` found."""
 
-    runtimes: tuple[Runtime, ...]
+    runtimes: tuple[RuntimeFound, ...]
     driver: Driver | None
     """None: no NVIDIA driver is installed."""
     cpu: Cpu
     package: str | None
-    candidates: tuple[Verdict, ...]
+    candidates: tuple[Judgement, ...]
     """Of `--backend auto`, in turn."""
     advice: tuple[str, ...]
 
     @property
-    def choice(self) -> Verdict | None:
+    def choice(self) -> Judgement | None:
         """What `--backend auto` would take: the first candidate that isn't passed over."""
         return next((candidate for candidate in self.candidates if candidate.reason is None), None)
 
@@ -68,26 +56,27 @@ def diagnose(
     package: ModelPackage | None, *, precision: str = "auto", buckets: Sequence[int] = DEFAULT_BUCKETS
 ) -> Diagnosis:
     """Look at the machine and, if `package` is given, at what would serve it; no model is loaded, nothing is built."""
-    runtimes = tuple(_runtime(name) for name in _DISTRIBUTIONS)
+    found = tuple(_found(runtime) for runtime in runtimes())
     driver, cpu = nvidia_driver(), this_cpu()
-    candidates = judge_backends(package, precision=precision, buckets=buckets)
+    engine_cache = Settings().engine_cache_folder
+    candidates = judge_backends(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
     name = None if package is None else package.manifest.name
-    advice = tuple(_advice(runtimes, driver, cpu, package, precision, candidates))
-    return Diagnosis(runtimes, driver, cpu, name, candidates, advice)
+    advice = tuple(_advice(found, driver, cpu, package, precision, candidates))
+    return Diagnosis(found, driver, cpu, name, candidates, advice)
 
 
-def _runtime(name: str) -> Runtime:
+def _found(runtime: Runtime) -> RuntimeFound:
     found = []
-    for title in _DISTRIBUTIONS[name]:
+    for name in runtime.distributions:
         try:
-            found.append((title, distribution(title)))
+            found.append((name, distribution(name)))
         except PackageNotFoundError:
             continue
     if not found:
-        return Runtime(name, None, None, _INSTALL[name])
+        return RuntimeFound(runtime.title, None, None, runtime.install)
     # ONNX Runtime's two have one module: it is imported from whichever comes first on the path.
-    title, first = min(found, key=lambda each: _place_on_path(each[1]))
-    return Runtime(name, title, first.version, _INSTALL[name])
+    name, first = min(found, key=lambda each: _place_on_path(each[1]))
+    return RuntimeFound(runtime.title, name, first.version, runtime.install)
 
 
 def _place_on_path(found: Distribution) -> int:
@@ -97,21 +86,21 @@ def _place_on_path(found: Distribution) -> int:
 
 
 def _advice(
-    runtimes: tuple[Runtime, ...],
+    found: tuple[RuntimeFound, ...],
     driver: Driver | None,
     cpu: Cpu,
     package: ModelPackage | None,
     precision: str,
-    candidates: tuple[Verdict, ...],
+    candidates: tuple[Judgement, ...],
 ) -> list[str]:
-    installed = {runtime.name for runtime in runtimes if runtime.distribution is not None}
+    installed = {runtime.name for runtime in found if runtime.distribution is not None}
     advice = []
     if driver is not None and driver.gpus:
         gpu = driver.gpus[0]
-        if not installed & {"TensorRT", "TensorRT for RTX"}:
+        if not installed & {TENSORRT.title, TENSORRT_RTX.title}:
             advice.append(
-                f"TensorRT serves fastest on the {gpu.name}: {INSTALL['tensorrt']}, or TensorRT for RTX on consumer "
-                f"GPUs: {INSTALL['tensorrt_rtx']}"
+                f"TensorRT serves fastest on the {gpu.name}: {TENSORRT.install}, or TensorRT for RTX on consumer "
+                f"GPUs: {TENSORRT_RTX.install}"
             )
         elif candidates[0].reason is not None:
             advice.append(f"TensorRT would serve fastest on the {gpu.name}, but: {candidates[0].reason}")
@@ -120,9 +109,9 @@ def _advice(
     elif driver is not None:
         advice.append(f"an NVIDIA driver is installed, but {driver.problem}")
     choice = next((candidate for candidate in candidates if candidate.reason is None), None)
-    on_cpu = choice is None or choice.title not in ("TensorRT", "ONNX Runtime on a GPU")
-    if on_cpu and "OpenVINO" not in installed:
-        advice.append(f"OpenVINO serves fastest on CPUs: {_INSTALL['OpenVINO']}")
+    on_cpu = choice is None or choice.title not in _ON_GPU
+    if on_cpu and OPENVINO.title not in installed:
+        advice.append(f"OpenVINO serves fastest on CPUs: {OPENVINO.install}")
     if on_cpu and cpu.int8 and package is not None and precision != "int8":
         export = "" if package.find("onnx", "int8") else f"export {package.manifest.name} with --int8 and "
         advice.append(

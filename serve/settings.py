@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 
@@ -20,7 +21,7 @@ class Settings(BaseModel):
     """gRPC; 0 takes a free one."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Metrics and health over HTTP; 0: no HTTP."""
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
+    backend: Literal["auto", BackendName] = "auto"
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
     """Rows (images) of the largest batch; None: 32, on a CPU as many as it gains from: `fuseline.serve.model`."""

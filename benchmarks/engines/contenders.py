@@ -20,22 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.subject import Subject
+from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, title_of
 from fuseline.serve.errors import BackendUnavailableError
 
-INT8_CONTENDERS = {"onnxruntime-int8": "onnxruntime", "openvino-int8": "openvino"}
+INT8_CONTENDERS = {f"{name}-int8": name for name in CPU_BACKENDS}
 """Name to backend."""
 NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
-CONTENDERS = (*NEED_CHECKPOINT, "onnxruntime", "openvino", *INT8_CONTENDERS, "tensorrt")
+_ON_GPUS = tuple(name for name in BACKENDS if name not in CPU_BACKENDS)
+CONTENDERS = (*NEED_CHECKPOINT, *CPU_BACKENDS, *INT8_CONTENDERS, *_ON_GPUS)
 TITLES = {
     "eager": "eager PyTorch FP32",
     "eager-channels-last": "eager PyTorch FP32, channels_last",
     "compiled": "PyTorch FP32, torch.compile",
     "folded": "PyTorch FP32, folded, channels_last",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "onnxruntime-int8": "ONNX Runtime INT8",
-    "openvino-int8": "OpenVINO INT8",
-    "tensorrt": "TensorRT",
+    **{name: title_of(name) for name in CPU_BACKENDS},
+    **{name: f"{title_of(backend)} INT8" for name, backend in INT8_CONTENDERS.items()},
+    **{name: title_of(name) for name in _ON_GPUS},
 }
 
 TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CONTENDERS)
@@ -73,12 +73,16 @@ def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
 
 
 def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
-    from fuseline.serve.backends import open_backend
+    from fuseline.serve.backends import DEFAULT_BUCKETS, open_backend
     from fuseline.serve.reference import check_reference
 
     precision = "int8" if name in INT8_CONTENDERS else "auto"
     backend, _ = open_backend(
-        subject.package, backend=INT8_CONTENDERS.get(name, name), precision=precision, threads=threads
+        subject.package,
+        buckets=DEFAULT_BUCKETS,
+        backend=INT8_CONTENDERS.get(name, name),
+        precision=precision,
+        threads=threads,
     )
     check_reference(backend, subject.package)
 

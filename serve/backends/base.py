@@ -1,10 +1,36 @@
-"""What a backend is: a loaded model that turns a batch of pixels into logits."""
+"""What a backend is, a loaded model that turns a batch of pixels into logits, and how one is asked for."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    # Not when a command only asks for the names of the backends.
+    import numpy as np
+    from numpy.typing import NDArray
+
+DeviceKind = Literal["cpu", "gpu"]
+Infer: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
+"""Pixels (rows, height, width, channels) to logits (rows, classes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """How a backend is to load a package; what a backend has no use for it leaves alone."""
+
+    device: DeviceKind
+    """Where to compute."""
+    buckets: tuple[int, ...]
+    """Batch sizes in rows to prepare for, ascending."""
+    precision: str = "auto"
+    """`fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32."""
+    threads: int = 0
+    """CPU threads of the runtime; 0 leaves it to the runtime."""
+    engine_cache: Path | None = None
+    """Folder in which engines are kept that are built here; None: none is built."""
 
 
 class Backend(Protocol):
@@ -14,7 +40,7 @@ class Backend(Protocol):
     """
 
     name: str
-    """`onnxruntime`, `openvino` or `tensorrt`."""
+    """As `fuseline.serve.backends.registry` names it."""
 
     precision: str
     """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
@@ -25,7 +51,7 @@ class Backend(Protocol):
     buckets: tuple[int, ...]
     """Batch sizes in rows, ascending, for which the backend is prepared; `infer` is called with no other."""
 
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, pixels: "NDArray[np.uint8]") -> "NDArray[np.float32]":
         """Return logits (rows, classes), float32, for `pixels` (rows, height, width, channels), uint8.
 
         The returned array belongs to the caller. Raises `fuseline.serve.errors.BackendError` when the runtime fails.

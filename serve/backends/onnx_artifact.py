@@ -34,3 +34,14 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
     raise BackendUnavailableError(
         f"package {name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
     )
+
+
+def why_no_graph(package: ModelPackage | None, precision: str, *, reader: Reader) -> str | None:
+    """None if `onnx_artifact` finds a graph in `package`, or there is no package to judge; else why not."""
+    if package is None:
+        return None
+    try:
+        onnx_artifact(package, precision, reader=reader)
+    except BackendUnavailableError as error:
+        return str(error)
+    return None

@@ -6,11 +6,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.backends.base import Infer, OpenRequest
 from fuseline.serve.backends.bound_session import BoundSession
-from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, why_no_graph
+from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
+
+
+def open(package: ModelPackage, request: OpenRequest) -> "OnnxRuntimeBackend":
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    if (reason := _why_no_runtime(request)) is not None:
+        raise BackendUnavailableError(reason)
+    return OnnxRuntimeBackend(
+        package,
+        precision=request.precision,
+        buckets=request.buckets,
+        threads=request.threads,
+        cuda=request.device == "gpu",
+    )
+
+
+def why_unavailable(package: ModelPackage | None, request: OpenRequest) -> str | None:
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    reader: Reader = "cuda" if request.device == "gpu" else "cpu"
+    return _why_no_runtime(request) or why_no_graph(package, request.precision, reader=reader)
+
+
+def _why_no_runtime(request: OpenRequest) -> str | None:
+    reason = why_not_installed("onnxruntime")
+    return reason or (why_no_cuda(request.precision) if request.device == "gpu" else None)
 
 
 class OnnxRuntimeBackend:
@@ -25,8 +51,6 @@ class OnnxRuntimeBackend:
         import onnxruntime as ort
 
         if cuda:
-            if (reason := why_no_cuda(precision)) is not None:
-                raise BackendUnavailableError(reason)
             # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
             ort.preload_dlls()
             # cuDNN's frontend logs an error for each kernel that it tries and can't use, hundreds at each opening, in
@@ -99,6 +123,12 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
     # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
     on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})] if cuda else []
     return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
+
+
+def graph_runner(graph: bytes) -> Infer:
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    session = open_session(graph)
+    return lambda pixels: session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
 
 
 def why_no_cuda(precision: str = "auto") -> str | None:

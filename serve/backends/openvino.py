@@ -7,10 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.backends.base import Infer, OpenRequest
+from fuseline.serve.backends.onnx_artifact import onnx_artifact, why_no_graph
+from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import ModelPackage
+
+
+def open(package: ModelPackage, request: OpenRequest) -> "OpenVinoBackend":
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    if (reason := why_no_openvino(request.precision)) is not None:
+        raise BackendUnavailableError(reason)
+    return OpenVinoBackend(package, precision=request.precision, buckets=request.buckets, threads=request.threads)
+
+
+def why_unavailable(package: ModelPackage | None, request: OpenRequest) -> str | None:
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    return why_no_openvino(request.precision) or why_no_graph(package, request.precision, reader="cpu")
 
 
 class OpenVinoBackend:
@@ -22,8 +36,6 @@ class OpenVinoBackend:
     def __init__(self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int) -> None:
         import openvino as ov
 
-        if (reason := why_no_openvino(precision)) is not None:
-            raise BackendUnavailableError(reason)
         artifact = onnx_artifact(package, precision, reader="cpu")
         path = package.checked_path(artifact)
         try:
@@ -50,11 +62,19 @@ class OpenVinoBackend:
 
 
 def why_no_openvino(precision: str) -> str | None:
-    """None if OpenVINO computes in `precision` on this CPU what the graph says; else why not."""
+    """None if OpenVINO is installed and computes in `precision` on this CPU what the graph says; else why not."""
+    if (reason := why_not_installed("openvino")) is not None:
+        return reason
     if precision == "int8" and platform.machine() in ("x86_64", "AMD64") and not this_cpu().int8:
         # oneDNN adds pairs of products in 16 bits there, and has no exact way.
         return "its INT8 products overflow on CPUs without VNNI, and this one tells of none; ONNX Runtime's don't"
     return None
+
+
+def graph_runner(graph: bytes) -> Infer:
+    """See `fuseline.serve.backends.registry.BackendModule`."""
+    request = open_request(graph, threads=0)
+    return lambda pixels: request.infer([pixels], share_inputs=True, share_outputs=False)[0]
 
 
 def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:

@@ -2,11 +2,11 @@
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from fuseline.serve.backends.base import OpenRequest
 from fuseline.serve.backends.engine.builder import EngineBuild, batch_profile, build_engine, engine_details
 from fuseline.serve.backends.engine.cache import EngineCache, cached_engine
 from fuseline.serve.backends.engine.display import shown_build
@@ -24,19 +24,11 @@ from fuseline.serve.model_package import Artifact, ModelPackage
 _LOG = logging.getLogger(__name__)
 
 
-def open_tensorrt(
-    package: ModelPackage, *, precision: str, buckets: tuple[int, ...], engine_cache: Path | None = None
-) -> TensorRTBackend:
+def open(package: ModelPackage, request: OpenRequest) -> TensorRTBackend:
     """Load the engine of `package` that fits this machine; where none does, build it from the package's ONNX graph.
 
     An engine of another graph, library build, compute capability or batch profile is refused, and so is one whose
-    sha256 is not the manifest's.
-
-    Args:
-        package: the model; its manifest says what each engine was built for.
-        precision: of the graph that is run: `fp16`, `fp32`, `int8`, or `auto`: FP16 if the package has it, else FP32.
-        buckets: batch sizes in rows, ascending; all within the engine's batch profile.
-        engine_cache: folder in which built engines are kept and looked for; None: no engine is built.
+    sha256 is not the manifest's. All of `request.buckets` lie within the engine's batch profile.
 
     Raises:
         BackendUnavailableError: there is no GPU, or no engine that fits it and none can be built.
@@ -47,14 +39,14 @@ def open_tensorrt(
     # Before the engines: without a GPU nothing about them matters to the user.
     cuda = open_cuda()
     gpu = cuda.gpu()
-    graph = onnx_artifact(package, precision, reader="tensorrt")
-    opened, refusals = _engine_of_package(package, graph, gpu, buckets)
+    graph = onnx_artifact(package, request.precision, reader="tensorrt")
+    opened, refusals = _engine_of_package(package, graph, gpu, request.buckets)
     if opened is None:
-        if engine_cache is None:
+        if request.engine_cache is None:
             raise BackendUnavailableError(_why_none_fits(package, graph, gpu, refusals))
         for refusal in refusals:
             _LOG.warning("package %s: %s", package.manifest.name, refusal)
-        opened = _built_engine(package, graph, gpu, buckets, EngineCache(engine_cache))
+        opened = _built_engine(package, graph, gpu, request.buckets, EngineCache(request.engine_cache))
     engine, trt = opened
     check_inspected(engine, trt, graph.precision, kept_fp32=graph.details.get(KEPT_FP32, ()))
     return TensorRTBackend(
@@ -65,14 +57,12 @@ def open_tensorrt(
         classes=package.manifest.classes,
         precision=graph.precision,
         device=f"{gpu.name} ({NAMES[trt.__name__]})",
-        buckets=buckets,
+        buckets=request.buckets,
     )
 
 
-def why_unavailable(
-    package: ModelPackage | None, *, precision: str = "auto", buckets: tuple[int, ...] = (), may_build: bool = False
-) -> str | None:
-    """None if `open_tensorrt` has an engine to try here, or may build one and can; else why not and what to do.
+def why_unavailable(package: ModelPackage | None, request: OpenRequest) -> str | None:
+    """See `fuseline.serve.backends.registry.BackendModule`.
 
     Cheap: engine files are not read; the runtime is imported only where a GPU is. None for `package` asks whether this
     machine could serve one whose engine is built here.
@@ -82,11 +72,11 @@ def why_unavailable(
         if package is None:
             available_builder(gpu.capability)
             return None
-        graph = onnx_artifact(package, precision, reader="tensorrt")
-        judged = _judged(package, graph, gpu, buckets)
+        graph = onnx_artifact(package, request.precision, reader="tensorrt")
+        judged = _judged(package, graph, gpu, request.buckets)
         if any(reason is None for _, _, reason in judged):
             return None
-        if not may_build:
+        if request.engine_cache is None:
             return _why_none_fits(package, graph, gpu, [f"{a.path}: {reason}" for a, _, reason in judged])
         available_builder(gpu.capability)
     except (BackendUnavailableError, BackendError, InputError) as error:

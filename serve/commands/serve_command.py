@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -38,7 +39,9 @@ def serve(
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
-    backend: Annotated[str, _option("backend", "auto, onnxruntime, openvino or tensorrt.")] = _default("backend"),
+    backend: Annotated[str, _option("backend", f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = _default(
+        "backend"
+    ),
     precision: Annotated[str, _option("precision", "auto, fp32, fp16 or int8.")] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")

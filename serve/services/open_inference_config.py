@@ -14,6 +14,7 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStatistics,
     StatisticDuration,
 )
+from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
@@ -94,8 +95,8 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
 
 def _platform(model: Model) -> str:
     """As Triton names them: the runtime and the format that it runs."""
-    name = model.backend.name
-    return "tensorrt_plan" if name == "tensorrt" else f"{name}_onnx"
+    entry = backend_entry(model.backend.name)
+    return f"{entry.name}_onnx" if "onnx" in entry.formats else f"{entry.name}_plan"
 
 
 def _duration(total: DurationSum) -> StatisticDuration:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.gpu.subject import open_gpu_subject
 from fuseline.benchmarks.harness.subject import SMALL_ARCHITECTURE
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend, OpenRequest
 from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
-from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
-from fuseline.serve.backends.tensorrt import open_tensorrt
+from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.package_engines import add_engine
@@ -85,9 +84,8 @@ def open_on_gpu(cuda: Cuda, engine_cache: Path) -> OpenBackend:
         name: str, package: ModelPackage, precision: str = "fp16", buckets: tuple[int, ...] = BUCKETS
     ) -> Backend:
         try:
-            if name == "tensorrt":
-                return open_tensorrt(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
-            return OnnxRuntimeBackend(package, precision=precision, buckets=buckets, threads=0, cuda=True)
+            request = OpenRequest("gpu", buckets, precision, engine_cache=engine_cache)
+            return backend_entry(name, "gpu").load().open(package, request)
         except BackendUnavailableError as error:
             pytest.skip(f"{name} does not run here: {error}")
 

@@ -9,10 +9,10 @@ from fuseline.serve.backends.engine.builder import EngineBuild, build_engine
 from fuseline.serve.backends.engine.inspection import check_inspected
 from fuseline.serve.backends.engine.library import engine_from_plan, import_library
 from fuseline.serve.backends.gpu.cuda import Cuda
-from fuseline.serve.backends.tensorrt import open_tensorrt
 from fuseline.serve.errors import BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import Artifact, ModelPackage, file_facts
 from tests.gpu.conftest import BUCKETS, ENGINE_FOR, Subject
+from tests.serve.backends.engine_packages import open_tensorrt
 
 pytestmark = pytest.mark.gpu
 

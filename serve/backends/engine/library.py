@@ -6,19 +6,16 @@ only when needed, so that a machine without them serves on other runtimes.
 
 import functools
 import importlib
-import importlib.util
 import logging
 from collections import deque
 from typing import Any
 
 from fuseline.serve.backends.engine.key import EngineDetails, Library
+from fuseline.serve.backends.registry import TENSORRT, TENSORRT_RTX, is_importable
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 
-INSTALL: dict[str, str] = {
-    "tensorrt": "pip install 'fuseline[gpu]'",
-    "tensorrt_rtx": "pip install 'fuseline[rtx]'",
-}
-NAMES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+INSTALL: dict[str, str] = {library.module: library.install for library in (TENSORRT, TENSORRT_RTX)}
+NAMES: dict[str, str] = {library.module: library.title for library in (TENSORRT, TENSORRT_RTX)}
 
 _LOG = logging.getLogger(__name__)
 _RECENT_ERRORS = 8
@@ -42,7 +39,7 @@ def import_library(library: Library) -> Any:
 
 def is_installed(library: Library) -> bool:
     """Whether the library's package is there; nothing is imported."""
-    return importlib.util.find_spec(library) is not None
+    return is_importable(library)
 
 
 def why_unfit(details: EngineDetails, *, graph_sha256: str, capability: str, buckets: tuple[int, ...]) -> str | None:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.backends.registry import CUDA_BINDINGS
 from fuseline.serve.errors import BackendError, BackendUnavailableError
-
-INSTALL = "pip install 'fuseline[gpu]'"
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def open_cuda() -> "Cuda":
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise BackendUnavailableError(f"cuda-bindings can't be imported ({error}): {INSTALL}") from error
+        raise BackendUnavailableError(f"cuda-bindings can't be imported ({error}): {CUDA_BINDINGS.install}") from error
     cuda = Cuda(runtime)
     if (reason := cuda.why_no_gpu()) is not None:
         raise BackendUnavailableError(reason)

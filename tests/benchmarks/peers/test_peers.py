@@ -194,7 +194,7 @@ def described(options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("side", [32, 224])
 def test_the_tiny_package_is_a_package_that_runs(tmp_path: Path, side: int) -> None:
     package = load_package(write_tiny_package(tmp_path / "tiny", side=side, classes=10))
-    backend, _ = open_backend(package, backend="onnxruntime", threads=1)
+    backend, _ = open_backend(package, buckets=(1,), backend="onnxruntime", threads=1)
     assert check_reference(backend, package) == 0
     pixels = np.zeros((2, side, side, 3), np.uint8)
     pixels[1, 0, 0] = 255

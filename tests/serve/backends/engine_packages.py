@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fuseline.serve.backends import tensorrt
+from fuseline.serve.backends.base import OpenRequest
 from fuseline.serve.backends.engine import library as tensorrt_engine
 from fuseline.serve.backends.engine import target as engine_target
 from fuseline.serve.backends.gpu.cuda import Cuda
+from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
 from fuseline.serve.model_package import (
     Artifact,
     InputSpec,
@@ -71,6 +73,14 @@ def package_of(folder: Path, *engines, graphs=GRAPHS, onnx_details=None) -> Mode
     )
     save_manifest(folder, manifest)
     return load_package(folder)
+
+
+def open_tensorrt(package: ModelPackage, *, buckets=(), **options) -> TensorRTBackend:
+    return tensorrt.open(package, OpenRequest("gpu", buckets, **options))
+
+
+def why_unavailable(package: ModelPackage, *, buckets=(), **options) -> str | None:
+    return tensorrt.why_unavailable(package, OpenRequest("gpu", buckets, **options))
 
 
 def put_gpu_in(monkeypatch, cudart: FakeCudart) -> None:

@@ -9,12 +9,18 @@ import pytest
 
 from fuseline.serve.backends.engine.library import engine_from_plan, logger_of
 from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
-from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
 from fuseline.serve.backends.tensorrt_backend import SLOTS, TensorRTBackend
 from fuseline.serve.errors import BackendError, BackendUnavailableError, PackageError
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import ROW_SHAPE, small_graph
-from tests.serve.backends.engine_packages import GRAPHS, details_of, package_of, put_gpu_in
+from tests.serve.backends.engine_packages import (
+    GRAPHS,
+    details_of,
+    open_tensorrt,
+    package_of,
+    put_gpu_in,
+    why_unavailable,
+)
 from tests.serve.backends.fake_gpu import Error, FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)

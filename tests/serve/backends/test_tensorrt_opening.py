@@ -14,7 +14,6 @@ import pytest
 from fuseline.serve.backends import open_backend, tensorrt
 from fuseline.serve.backends.engine import library as tensorrt_engine
 from fuseline.serve.backends.engine.builder import build_engine
-from fuseline.serve.backends.tensorrt import open_tensorrt, why_unavailable
 from fuseline.serve.errors import BackendUnavailableError, PackageError, VerificationError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
@@ -22,7 +21,15 @@ from fuseline.serve.model_package import load_package, save_manifest
 from fuseline.serve.settings import Settings
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
 from tests.serve.backends import fake_gpu
-from tests.serve.backends.engine_packages import GRAPHS, details_of, install, package_of, put_gpu_in
+from tests.serve.backends.engine_packages import (
+    GRAPHS,
+    details_of,
+    install,
+    open_tensorrt,
+    package_of,
+    put_gpu_in,
+    why_unavailable,
+)
 from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)
@@ -145,7 +152,7 @@ def test_a_package_without_an_engine_says_how_to_get_one(tmp_path, fake_librarie
     with pytest.raises(BackendUnavailableError, match=r"has no fp16 TensorRT engine; `fuseline engine .* --for sm89`"):
         open_tensorrt(package, precision="auto", buckets=BUCKETS)
     assert "has no fp16 TensorRT engine" in why_unavailable(package)
-    assert why_unavailable(package, may_build=True) is None
+    assert why_unavailable(package, engine_cache=tmp_path) is None
 
 
 def test_a_precision_that_the_package_has_no_graph_of_is_refused(tmp_path, fake_libraries):
@@ -167,7 +174,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
     assert "one.plan: TensorRT is not installed: pip install 'fuseline[gpu]'" in reason
     assert "two.plan: TensorRT for RTX is not installed: pip install 'fuseline[rtx]'" in reason
     for asked in (package, None):
-        assert "building for sm89 takes TensorRT for RTX: pip install" in why_unavailable(asked, may_build=True)
+        assert "building for sm89 takes TensorRT for RTX: pip install" in why_unavailable(asked, engine_cache=tmp_path)
 
 
 def test_a_library_that_is_installed_but_broken_says_what_is_missing(monkeypatch):

@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import fuseline.command
-import fuseline.serve.backends
 from fuseline.serve import doctor
-from fuseline.serve.backends import Verdict, judge_backends, open_backend
+from fuseline.serve.backends import Judgement, judge_backends, open_backend, registry
 from fuseline.serve.backends.gpu.cuda import Gpu
 from fuseline.serve.backends.gpu.nvidia_driver import Driver
 from fuseline.serve.cpu import Cpu
@@ -42,10 +42,16 @@ def plain_cpu(monkeypatch):
     monkeypatch.setattr(doctor, "this_cpu", lambda: Cpu("a CPU", 4, ("avx2",)))
 
 
-def no_runtimes(monkeypatch, *missing):
-    monkeypatch.setattr(
-        fuseline.serve.backends, "why_not_installed", lambda name: f"no {name}" if name in missing else None
+def no_cpu_runtimes(monkeypatch):
+    monkeypatch.setattr(registry, "is_importable", lambda module: module not in {"onnxruntime", "openvino"})
+
+
+def pip_knows(monkeypatch, *titles):
+    """Let the runtimes of those titles be the ones that are installed, going by pip's records."""
+    runtimes = tuple(
+        replace(runtime, distributions=("numpy",) if runtime.title in titles else ()) for runtime in registry.runtimes()
     )
+    monkeypatch.setattr(doctor, "runtimes", lambda: runtimes)
 
 
 def test_it_names_runtimes_cpu_and_the_choice_that_open_backend_makes(run, tmp_path):
@@ -65,17 +71,17 @@ def test_it_names_runtimes_cpu_and_the_choice_that_open_backend_makes(run, tmp_p
 
 def test_the_candidates_and_reasons_are_those_of_open_backend(tmp_path, monkeypatch):
     package = load_package(write_colours_package(tmp_path / "colours"))
-    no_runtimes(monkeypatch, "openvino", "onnxruntime")
-    judged = judge_backends(package)
+    no_cpu_runtimes(monkeypatch)
+    judged = judge_backends(package, buckets=(1,), engine_cache=tmp_path)
     with pytest.raises(BackendUnavailableError) as refused:
-        open_backend(package, engine_cache=tmp_path)
+        open_backend(package, buckets=(1,), engine_cache=tmp_path)
     assert str(refused.value) == "no runtime can serve: " + "; ".join(f"{v.title}: {v.reason}" for v in judged)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_where_nothing_can_serve_the_code_is_2_and_it_says_what_to_install(arguments, run, monkeypatch):
-    no_runtimes(monkeypatch, "openvino", "onnxruntime")
-    monkeypatch.setattr(doctor, "_DISTRIBUTIONS", dict.fromkeys(doctor._DISTRIBUTIONS, ()))
+    no_cpu_runtimes(monkeypatch)
+    pip_knows(monkeypatch)
     code, text = run(*arguments)
     assert code == 2
     assert "OpenVINO serves fastest on CPUs: pip install 'fuseline[cpu]'" in text
@@ -95,7 +101,7 @@ def test_on_a_gpu_with_an_engine_or_a_builder_tensorrt_is_chosen(run, tmp_path, 
     put_gpu_in(monkeypatch, FakeCudart())
     install(monkeypatch, {"tensorrt": FakeTensorRT()})
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: ADA)
-    monkeypatch.setattr(doctor, "_DISTRIBUTIONS", {"TensorRT": ("numpy",), "OpenVINO": ()})
+    pip_knows(monkeypatch, "TensorRT")
     for arguments in ([], [package_of(tmp_path / "small").folder]):
         code, text = run(*arguments)
         assert code == 0
@@ -107,12 +113,12 @@ def test_on_a_gpu_with_an_engine_or_a_builder_tensorrt_is_chosen(run, tmp_path, 
 
 def test_a_gpu_that_goes_unused_is_said_with_the_cure(run, tmp_path, monkeypatch, plain_cpu):
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: ADA)
-    monkeypatch.setattr(doctor, "_DISTRIBUTIONS", dict.fromkeys(doctor._DISTRIBUTIONS, ()))
+    pip_knows(monkeypatch)
     fp32 = package_of(tmp_path / "small", graphs={"fp32": GRAPHS["fp32"]}).folder
     text = run(fp32)[1]
     assert "TensorRT serves fastest on the Fake RTX 4090: pip install 'fuseline[gpu]'" in text
     assert "small has no FP16 graph, which GPUs run fastest: export it with --fp16" in text
-    monkeypatch.setattr(doctor, "_DISTRIBUTIONS", dict.fromkeys(doctor._DISTRIBUTIONS, ("numpy",)))
+    pip_knows(monkeypatch, *(runtime.title for runtime in registry.runtimes()))
     assert "TensorRT would serve fastest on the Fake RTX 4090, but: " in run()[1]
 
 
@@ -143,8 +149,8 @@ def test_a_driver_without_gpus_is_said(run, monkeypatch):
 
 
 def test_the_choice_is_the_first_that_is_not_passed_over():
-    verdicts = (Verdict("a", "A", "no", ""), Verdict("b", "B", None, ""), Verdict("c", "C", None, ""))
-    assert doctor.Diagnosis((), None, Cpu("", 1, ()), None, verdicts, ()).choice.title == "B"
+    judged = (Judgement("a", "A", "no", ""), Judgement("b", "B", None, ""), Judgement("c", "C", None, ""))
+    assert doctor.Diagnosis((), None, Cpu("", 1, ()), None, judged, ()).choice.title == "B"
 
 
 def test_what_is_no_package_is_wrong_input(run, tmp_path):

@@ -12,13 +12,12 @@ from fuseline.benchmarks.gpu.run.record import Row
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.timing import timed_calls
 from fuseline.benchmarks.harness.worker_process import Answerer, WorkerProcess, WorkFailedError
-from fuseline.serve.backends import why_not_installed
-from fuseline.serve.backends.base import Backend
-from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.backends.base import Backend, OpenRequest
+from fuseline.serve.backends.registry import REGISTRY, backend_entry, title_of
 from fuseline.serve.model_package import ModelPackage, load_package
 from fuseline.serve.reference import check_reference
 
-TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+TITLES = {entry.name: title_of(entry.name) for entry in REGISTRY if entry.device == "cpu"}
 _BATCH = 8
 _READY_S = 60.0
 
@@ -73,20 +72,12 @@ def _together(job: Job, backend: str, shares: list[list[int]]) -> float:
 
 
 def open_fp32_on_cpu(backend: str, package: ModelPackage, *, buckets: tuple[int, ...], threads: int = 0) -> Backend:
-    """Open `openvino` or `onnxruntime` for the CPU, though a GPU may be here, which `open_backend` would take.
+    """Open `backend` for the CPU, though a GPU may be here, which `open_backend` would take.
 
     Raises:
         BackendUnavailableError: it is not installed.
     """
-    if (reason := why_not_installed(backend)) is not None:
-        raise BackendUnavailableError(reason)
-    if backend == "openvino":
-        from fuseline.serve.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(package, precision="fp32", buckets=buckets, threads=threads)
-    from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(package, precision="fp32", buckets=buckets, threads=threads, cuda=False)
+    return backend_entry(backend, "cpu").load().open(package, OpenRequest("cpu", buckets, "fp32", threads))
 
 
 def start_instance(backend: str, package_folder: str, cores: list[int]) -> Answerer:

@@ -23,12 +23,13 @@ from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.results import without_folders
 from fuseline.benchmarks.harness.subject import ARCHITECTURES, random_checkpoint
-from fuseline.serve.backends import DEFAULT_BUCKETS, why_not_installed
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends import DEFAULT_BUCKETS
+from fuseline.serve.backends.base import Backend, OpenRequest
 from fuseline.serve.backends.engine.inspection import weights_by_precision
 from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
 from fuseline.serve.backends.engine.library import engine_from_plan, import_library
 from fuseline.serve.backends.padded import infer_in_largest_bucket
+from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import Artifact, ModelPackage, load_package
 from fuseline.serve.reference import check_reference
@@ -156,19 +157,13 @@ def _eager_logits(checkpoint: Path, package: ModelPackage, pixels: NDArray[np.ui
 def _openers(device: str) -> dict[str, Opener]:
     """Title to what opens a backend, the best first."""
 
-    def tensorrt(package: ModelPackage) -> Backend:
-        from fuseline.serve.backends.tensorrt import open_tensorrt
+    def open_fp16_on_gpu(backend: str, package: ModelPackage) -> Backend:
+        return backend_entry(backend, "gpu").load().open(package, OpenRequest("gpu", DEFAULT_BUCKETS, "fp16"))
 
-        return open_tensorrt(package, precision="fp16", buckets=DEFAULT_BUCKETS)
-
-    def onnxruntime(package: ModelPackage) -> Backend:
-        if (reason := why_not_installed("onnxruntime")) is not None:
-            raise BackendUnavailableError(reason)
-        from fuseline.serve.backends.onnxruntime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(package, precision="fp16", buckets=DEFAULT_BUCKETS, threads=0, cuda=True)
-
-    on_gpu: dict[str, Opener] = {"TensorRT FP16": tensorrt, "ONNX Runtime CUDA FP16": onnxruntime}
+    on_gpu: dict[str, Opener] = {
+        "TensorRT FP16": partial(open_fp16_on_gpu, "tensorrt"),
+        "ONNX Runtime CUDA FP16": partial(open_fp16_on_gpu, "onnxruntime"),
+    }
     on_cpu: dict[str, Opener] = {
         f"{title} FP32": partial(open_fp32_on_cpu, name, buckets=DEFAULT_BUCKETS) for name, title in TITLES.items()
     }
