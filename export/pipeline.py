@@ -32,6 +32,7 @@ from fuseline.export.verify import (
     verify_artifact,
 )
 from fuseline.serve.backends.engine.target import available_builder
+from fuseline.serve.backends.registry import CPU_BACKENDS
 from fuseline.serve.errors import BackendUnavailableError, PackageError
 from fuseline.serve.model_package import (
     Manifest,
@@ -49,7 +50,7 @@ from fuseline.serve.reference import REFERENCE_NAME, write_reference
 _PROBE_ROWS = 1
 _GENERATED_IMAGES = 64
 _GENERATED_IMAGES_FOR_INT8 = 256
-_VERSIONS_OF = ("fuseline", "torch", "onnx", "onnxruntime", "openvino", "numpy")
+_VERSIONS_OF = ("fuseline", "torch", "onnx", *CPU_BACKENDS, "numpy")
 
 
 @dataclass(frozen=True, slots=True)

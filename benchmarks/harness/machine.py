@@ -8,15 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fuseline.serve.backends.registry import CUDA_BINDINGS, runtimes
+
 _DISTRIBUTIONS = (
     "fuseline",
     "torch",
     "torchvision",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu13",
+    *(name for runtime in runtimes() if runtime is not CUDA_BINDINGS for name in runtime.distributions),
     "grpcio",
     "protobuf",
     "uvloop",

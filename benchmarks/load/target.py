@@ -144,6 +144,7 @@ def expect_logits_of(subject: Subject, target: Target) -> Target:
         BackendUnavailableError: no CPU runtime is installed here.
     """
     from fuseline.serve.backends import open_backend, why_not_installed
+    from fuseline.serve.backends.registry import CPU_BACKENDS
     from fuseline.serve.reference import check_reference
 
     manifest = subject.package.manifest
@@ -156,7 +157,7 @@ def expect_logits_of(subject: Subject, target: Target) -> Target:
             f"{len(labels)} labels; the package {manifest.name} takes {manifest.input.row_shape} and has "
             f"{manifest.classes}, or others: name the package that is served"
         )
-    name = "onnxruntime" if why_not_installed("onnxruntime") is None else "openvino"
+    name = next((name for name in CPU_BACKENDS if why_not_installed(name) is None), CPU_BACKENDS[-1])
     backend, _ = open_backend(subject.package, backend=name, precision="fp32", buckets=(1,))
     try:
         check_reference(backend, subject.package)
