@@ -52,7 +52,8 @@ def use_simulated_backend() -> None:
     """Let every model that this process loads have one."""
 
     def open_simulated(*args: Any, **kwargs: Any) -> tuple[SimulatedBackend, str]:
-        real, _ = open_backend(*args, **kwargs)
+        # It batches as a GPU does, though a CPU computes its answers.
+        real, _ = open_backend(*args, **kwargs | {"cpu_buckets": None})
         return SimulatedBackend(real), "it is simulated"
 
     fuseline.serve.model.open_backend = open_simulated

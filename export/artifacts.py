@@ -18,10 +18,10 @@ from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
 from fuseline.export.verify import INT8_MIN_AGREEMENT, judged_by
-from fuseline.serve.backends import DEFAULT_BUCKETS
 from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.engine.precision import KEPT_FP32
 from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
+from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import Artifact, Task, file_facts
 
@@ -145,7 +145,7 @@ def write_artifacts(
                 allowed_fp32=guarded.fp32_nodes if guarded else (),
                 layer_names=layer_names,
                 capability=engine_for,
-                max_batch=max(DEFAULT_BUCKETS),
+                max_batch=DEFAULT_MAX_BATCH,
                 on_progress=lambda _, done: step.advance_to(done),
             )
         # What was not asked for doesn't fail the export.

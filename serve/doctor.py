@@ -7,9 +7,10 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from fuseline.serve.backends import DEFAULT_BUCKETS, Judgement, judge_backends
+from fuseline.serve.backends import Judgement, judge_backends
 from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 from fuseline.serve.backends.registry import OPENVINO, REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
+from fuseline.serve.batching.policy import DEFAULT_BUCKETS
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings

@@ -24,7 +24,8 @@ class Settings(BaseModel):
     backend: Literal["auto", BackendName] = "auto"
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Rows (images) of the largest batch; None: 32, on a CPU as many as it gains from: `fuseline.serve.model`."""
+    """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see
+    `fuseline.serve.batching.policy`)."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows (images) that wait, of one model; one more is refused."""
     max_queue_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 2000.0
@@ -72,11 +73,6 @@ class Settings(BaseModel):
     def max_message_bytes(self) -> int:
         """`max_message_mb` in bytes."""
         return self.max_message_mb * 2**20
-
-
-def buckets_up_to(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
-    return (*(2**exponent for exponent in range((max_batch - 1).bit_length())), max_batch)
 
 
 def settings_from_flags(**flags: Any) -> Settings:

@@ -73,7 +73,8 @@ def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
 
 
 def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
-    from fuseline.serve.backends import DEFAULT_BUCKETS, open_backend
+    from fuseline.serve.backends import open_backend
+    from fuseline.serve.batching.policy import DEFAULT_BUCKETS
     from fuseline.serve.reference import check_reference
 
     precision = "int8" if name in INT8_CONTENDERS else "auto"

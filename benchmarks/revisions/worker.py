@@ -135,14 +135,23 @@ async def _segments(cycle: Cycle) -> AsyncIterator[int]:
         yield number
 
 
+def _new_batcher(infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Any:
+    batcher_class = _of_revision("fuseline.serve.batching.batcher", "serve.batcher").Batcher
+    try:
+        policy_class = import_module("fuseline.serve.batching.policy").BatchPolicy
+    except ImportError:
+        # Revisions before it was there.
+        return batcher_class(infer, row_shape=_ROW_SHAPE, buckets=_BUCKETS, max_queue_rows=1024)
+    return batcher_class(infer, policy_class(_BUCKETS, max_queue_rows=1024), row_shape=_ROW_SHAPE)
+
+
 async def with_batcher(measure: Measure, _: Path) -> None:
     """Requests of one row through a batcher whose backend takes no time."""
-    batcher_class = _of_revision("fuseline.serve.batching.batcher", "serve.batcher").Batcher
 
     def infer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return pixels.reshape(len(pixels), -1)[:, :_CLASSES].astype(np.float32)
 
-    batcher = batcher_class(infer, row_shape=_ROW_SHAPE, buckets=_BUCKETS, max_queue_rows=1024)
+    batcher = _new_batcher(infer)
     rows = np.random.default_rng(0).integers(0, 256, (max(BURSTS), *_ROW_SHAPE), dtype=np.uint8)
 
     async def cycle() -> None:

@@ -11,10 +11,7 @@ from fuseline.serve.backends.registry import BACKENDS, REGISTRY, why_not_install
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage
 
-__all__ = ["BACKENDS", "DEFAULT_BUCKETS", "Judgement", "judge_backends", "open_backend", "why_not_installed"]
-
-DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32)
-"""What engines are built for and servers batch to, unless told otherwise."""
+__all__ = ["BACKENDS", "Judgement", "judge_backends", "open_backend", "why_not_installed"]
 
 
 def open_backend(

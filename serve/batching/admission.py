@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
@@ -120,18 +121,14 @@ class Admission:
     def __init__(
         self,
         profile: BatchProfile,
-        buckets: Sequence[int],
-        *,
-        unsaturated_rows: int,
-        max_queue_rows: int,
-        max_queue_seconds: float,
+        policy: BatchPolicy,
     ) -> None:
-        """The arguments are as those of `fuseline.serve.batching.batcher.Batcher`."""
+        """`profile` is of the buckets of `policy`."""
         self._profile = profile
-        self._max_queue_rows = max_queue_rows
-        self._max_queue_seconds = max_queue_seconds
-        self._buckets = buckets
-        self._unsaturated_rows = unsaturated_rows
+        self._max_queue_rows = policy.max_queue_rows
+        self._max_queue_seconds = policy.max_queue_ms / 1000
+        self._buckets = policy.buckets
+        self._unsaturated_rows = policy.small_batch_rows
         self.saturated = False
         """Whether there is more work than the backend gets done, or was just now."""
         self._budget = math.inf
@@ -143,7 +140,7 @@ class Admission:
         self._margins = [0.0] * _HORIZONS
         self.delivery_seconds = 0.0
         """From the end of a batch until its answers are handed out."""
-        self.batch_rows = buckets[-1]
+        self.batch_rows = policy.buckets[-1]
         """The most rows that a batch should have at present."""
         self._unpredicted = 0
         self.free_rows = self._free_rows()
@@ -232,7 +229,7 @@ class Admission:
     def next_batch_rows(self, queued_rows: int) -> int:
         """The most rows of the next batch that is formed from a queue of `queued_rows`.
 
-        Until the largest bucket could be filled there are small ones, if that costs nothing: see `Batcher.__init__`,
+        Until the largest bucket could be filled there are small ones, if that costs nothing: see `BatchPolicy`,
         `unsaturated_rows`. From then on there are large ones until the queue is short, so that predictions hold.
         """
         if self.saturated or queued_rows >= self._buckets[-1]:

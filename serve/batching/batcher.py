@@ -30,20 +30,13 @@ from fuseline.serve.batching.admission import (
     passed_deadline,
 )
 from fuseline.serve.batching.call_thread import CallThread
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
 from fuseline.serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
-
-QUIET_TURNS = 8
-"""An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
-together, gRPC hands out one in a turn or a few; a fast backend that took the first at once would get a batch for each,
-and each batch costs as much CPU as several requests. A turn without anything to do takes some microseconds."""
-
-SLOW_CALL_SECONDS = 0.002
-"""After a call that took so long, whatever waits is the next batch at once: the backend's time is what is scarce."""
 
 PROBE_AFTER_SECONDS = 0.5
 """After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
@@ -93,15 +86,10 @@ class Batcher:
     def __init__(
         self,
         infer: Callable[[NDArray[np.uint8]], Logits],
+        policy: BatchPolicy,
         *,
         row_shape: tuple[int, ...],
-        buckets: Sequence[int],
-        max_queue_rows: int,
-        max_queue_ms: float = math.inf,
-        max_delay_ms: float = 0.0,
         seconds_per_bucket: Mapping[int, float] | None = None,
-        inline_below_ms: float = 0.0,
-        unsaturated_rows: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
         on_misses: Callable[[Misses], None] | None = None,
@@ -112,36 +100,21 @@ class Batcher:
         Args:
             infer: (rows, *row_shape) uint8 -> logits (rows, classes) float32. The result belongs to the batcher; the
                 argument is overwritten once it has returned.
+            policy: how batches are formed, and how many rows may wait.
             row_shape: shape of one row.
-            buckets: the batch sizes in rows that `infer` may be called with; the largest is the largest batch.
-            max_queue_rows: how many rows may wait; those of the running batch don't count.
-            max_queue_ms: how long a request without a deadline may wait for its first batch, as predicted.
-            max_delay_ms: how long an idle backend waits for a fuller batch.
             seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
-            inline_below_ms: batches that by their bucket's measured time take less are computed on the event loop,
-                where nothing else happens meanwhile.
-            unsaturated_rows: how many rows a batch has at most while fewer wait than the largest bucket has; None: as
-                many as wait. Where a row costs the same in any batch, smaller ones answer sooner: nobody waits for the
-                rows behind his own, nor a newcomer for all of a large batch that has just begun.
             clock: monotonic seconds; deadlines are on it.
             on_batch: called on the event loop after each batch.
             on_misses: called on the event loop once the answers of a batch are handed out.
             executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
         """
-        if not buckets or min(buckets) < 1 or not row_shape:
-            raise ValueError(f"buckets {list(buckets)}, row_shape {row_shape}: expected some of each, buckets above 0")
-        if max_queue_rows < 1 or max_delay_ms < 0 or max_queue_ms <= 0:
-            raise ValueError(
-                f"max_queue_rows {max_queue_rows}, max_queue_ms {max_queue_ms}, max_delay_ms {max_delay_ms}: expected "
-                "at least 1, above 0, and at least 0"
-            )
         self._infer = infer
+        self._policy = policy
         self._row_shape = tuple(row_shape)
-        self._buckets = sorted(set(buckets))
-        self._max_batch_rows = self._buckets[-1]
-        self._unsaturated_rows = min(unsaturated_rows or self._max_batch_rows, self._max_batch_rows)
-        self._max_delay_seconds = max_delay_ms / 1000
-        self._inline_below_seconds = inline_below_ms / 1000
+        self._buckets = policy.buckets
+        self._small_batch_rows = policy.small_batch_rows
+        self._max_delay_seconds = policy.max_delay_ms / 1000
+        self._inline_below_seconds = policy.inline_below_ms / 1000
         self._clock = clock
         self._on_batch = on_batch
         self._on_misses = on_misses
@@ -154,16 +127,10 @@ class Batcher:
         else:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
-        self._admission = Admission(
-            self._profile,
-            self._buckets,
-            unsaturated_rows=self._unsaturated_rows,
-            max_queue_rows=max_queue_rows,
-            max_queue_seconds=max_queue_ms / 1000,
-        )
+        self._admission = Admission(self._profile, policy)
         # Of what left the queue as it would have been late: what was foreseen, and when it would have been answered.
         self._given_up: list[tuple[Foreseen, float]] = []
-        self._buffer = np.zeros((self._max_batch_rows, *self._row_shape), np.uint8)
+        self._buffer = np.zeros((policy.buckets[-1], *self._row_shape), np.uint8)
         # Rows of the buffer from here on are zeros.
         self._used_rows = 0
         self._classes: int | None = None
@@ -186,9 +153,9 @@ class Batcher:
         return self._queued_rows
 
     @property
-    def unsaturated_rows(self) -> int:
-        """See `__init__`."""
-        return self._unsaturated_rows
+    def policy(self) -> BatchPolicy:
+        """How its batches are formed."""
+        return self._policy
 
     @property
     def running_rows(self) -> int:
@@ -370,17 +337,17 @@ class Batcher:
             loop.call_soon(self._finish, batch)
 
     def _may_grow(self) -> bool:
-        """Whether rows were queued within the last `QUIET_TURNS` turns of the event loop."""
-        if self._draining or self._queued_rows >= self._unsaturated_rows:
+        """Whether rows were queued within the last `quiet_turns` turns of the event loop."""
+        if self._draining or self._queued_rows >= self._small_batch_rows:
             return False
         if self._queued_rows > self._seen_rows:
             self._seen_rows, self._quiet_turns = self._queued_rows, 0
             return True
         self._quiet_turns += 1
-        return self._quiet_turns < QUIET_TURNS
+        return self._quiet_turns < self._policy.quiet_turns
 
     def _seconds_to_wait(self, now: float) -> float:
-        if self._draining or self._queued_rows >= self._max_batch_rows:
+        if self._draining or self._queued_rows >= self._buckets[-1]:
             return 0.0
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
         needed = self._admission.predict(0, self._queued_rows, 0.0).answered
@@ -507,7 +474,7 @@ class Batcher:
         if isinstance(outcome, np.ndarray):
             self._profile.learn(batch.bucket, now - batch.started, now)
             # Before the answers are handed out, so that the backend doesn't idle meanwhile.
-            self._start_batch(at_once=batch.compute_seconds >= SLOW_CALL_SECONDS, between_answers=True)
+            self._start_batch(at_once=batch.compute_seconds >= self._policy.slow_call_seconds, between_answers=True)
             for request, first_row, row_count in batch.shares:
                 if not request.done():
                     request.add(outcome, start, first_row, row_count, batch)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import InputError
 
 
@@ -24,7 +25,9 @@ def engine(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto (FP16 if the package has it), fp16, fp32 or int8.")] = "auto",
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Largest batch, in images, as in `serve`.")] = 32,
+    max_batch: Annotated[
+        int, typer.Option(min=1, max=4096, help="Largest batch, in images, as in `serve`.")
+    ] = DEFAULT_MAX_BATCH,
 ) -> None:
     """Build TensorRT engines and add them to a model package.
 

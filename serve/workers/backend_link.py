@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, cast
 
 from fuseline.serve.batching.admission import Admission
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage
@@ -107,14 +108,13 @@ class BackendLink:
         settings, buckets = self._settings, served.backend.buckets
         shape = served.arena_shape(settings.max_queue_rows)
         file = create_memory(shape)
-        admission = Admission(
-            BatchProfile(buckets, {}, 0.0),
+        policy = BatchPolicy(
             buckets,
-            unsaturated_rows=served.unsaturated_rows,
             max_queue_rows=settings.max_queue_rows,
-            max_queue_seconds=settings.max_queue_ms / 1000,
+            max_queue_ms=settings.max_queue_ms,
+            unsaturated_rows=served.unsaturated_rows,
         )
-        batcher = RemoteBatcher(Arena(file, shape), admission)
+        batcher = RemoteBatcher(Arena(file, shape), Admission(BatchProfile(buckets, {}, 0.0), policy))
         package = ModelPackage(folder=served.folder, manifest=served.manifest)
         return _LinkedModel(served, Model(package, served.backend, served.backend_reason, batcher), batcher, file)
 

@@ -33,7 +33,7 @@ class ServedModel(BaseModel):
     backend: BackendFacts
     backend_reason: str
     unsaturated_rows: int
-    """See `fuseline.serve.batching.batcher.Batcher`."""
+    """See `fuseline.serve.batching.policy.BatchPolicy`."""
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ def served_model(model: Model, batcher: Batcher) -> ServedModel:
         manifest=model.manifest,
         backend=model.backend,
         backend_reason=model.backend_reason,
-        unsaturated_rows=batcher.unsaturated_rows,
+        unsaturated_rows=batcher.policy.small_batch_rows,
     )
 
 

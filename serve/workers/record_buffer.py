@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from fuseline.serve.batching.batcher import QUIET_TURNS
+from fuseline.serve.batching.policy import QUIET_TURNS
 
 _ENOUGH_RECORDS = 64
 

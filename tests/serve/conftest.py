@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import grpc
 import pytest
 
 import fuseline.serve.model
+import fuseline.serve.model_source
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.backends import open_backend
+from fuseline.serve.batching.policy import CpuBatching
+from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
 from tests.fakes import SteeredBackend
@@ -80,7 +84,8 @@ async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fuseline.serve.model, "open_backend", open_steered)
     # A backend that a test holds must not hold the test's event loop too.
-    monkeypatch.setattr(fuseline.serve.model, "INLINE_BELOW_MS", 0.0)
+    load = partial(load_model, cpu=CpuBatching(inline_below_ms=0.0))
+    monkeypatch.setattr(fuseline.serve.model_source, "load_model", load)
     server = Server.for_packages([package], its_settings)
     await server.start()
     backend = backends[0]

@@ -6,15 +6,19 @@ It hangs on the event loop, on which so fast a backend is called; with `--in-thr
 import math
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import fuseline.serve.model
+import fuseline.serve.model_source
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Backend
+from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.commands.serve_command import main
+from fuseline.serve.model import load_model
 
 
 class HangingBackend:
@@ -39,8 +43,9 @@ def open_hanging(*args: Any, **kwargs: Any) -> tuple[HangingBackend, str]:
 if __name__ == "__main__":
     if "--in-thread" in sys.argv:
         sys.argv.remove("--in-thread")
-        fuseline.serve.model.INLINE_BELOW_MS = 0.0
+        inline_below_ms = 0.0
     else:
-        fuseline.serve.model.INLINE_BELOW_MS = math.inf
+        inline_below_ms = math.inf
+    fuseline.serve.model_source.load_model = partial(load_model, cpu=CpuBatching(inline_below_ms=inline_below_ms))
     fuseline.serve.model.open_backend = open_hanging
     main()

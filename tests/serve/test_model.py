@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 import fuseline.serve.model
 from fuseline.serve.backends import open_backend
 from fuseline.serve.batching.batcher import BatchStats, Misses
-from fuseline.serve.cpu import usable_cpus
+from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.errors import (
     FuselineError,
     InputError,
@@ -17,8 +17,8 @@ from fuseline.serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from fuseline.serve.model import Model, cpu_buckets, cpu_max_batch, cpu_unsaturated_rows, load_model, warm_up
-from fuseline.serve.model_package import InputSpec, Preprocessing, load_package
+from fuseline.serve.model import Model, load_model, warm_up
+from fuseline.serve.model_package import load_package
 from fuseline.serve.repository import Repository
 from tests.fakes import SteeredBackend
 from tests.serve.colours import expected_logits, noise, write_colours_package
@@ -55,69 +55,31 @@ def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
     assert all(0 < value < 10 for value in seconds.values())
 
 
-@pytest.mark.parametrize(("side", "largest"), [(32, 32), (112, 32), (224, 16), (320, 4), (1024, 1)])
-def test_on_a_cpu_a_batch_holds_as_many_pixels_as_it_gains_from(side: int, largest: int) -> None:
-    spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
-    assert cpu_max_batch(spec) == largest
-
-
 @pytest.mark.parametrize(
-    ("side", "threads", "seconds_a_row", "rows"),
-    [
-        (224, 2, 0.015, 4),
-        (224, 1, 0.015, 2),
-        (224, 1, 0.004, None),
-        (224, 3, 0.015, 8),
-        (224, 16, 0.015, None),
-        (112, 1, 0.002, 8),
-        (640, 1, 0.1, 1),
-        (32, 1, 0.015, None),
-    ],
-)
-def test_on_a_cpu_small_batches_give_each_core_two_pictures_unless_the_network_is_fast(
-    side: int, threads: int, seconds_a_row: float, rows: int | None
-) -> None:
-    spec = InputSpec(height=side, width=side, preprocessing=Preprocessing(resize_shorter_side=side))
-    seconds_per_bucket = {bucket: bucket * seconds_a_row for bucket in (1, 2, 4, 8, 16)}
-    assert cpu_unsaturated_rows(spec, threads, seconds_per_bucket) == rows
-    of_all_cores = cpu_unsaturated_rows(spec, usable_cpus(), seconds_per_bucket)
-    assert cpu_unsaturated_rows(spec, 0, seconds_per_bucket) == of_all_cores
-
-
-@pytest.mark.parametrize(
-    ("max_delay_ms", "small_batch_ms", "batches"), [(0, 0, [2, 2, 1]), (1, 0, [5]), (0, 10_000, [5])]
+    ("threads", "max_delay_ms", "small_batch_ms", "batches"),
+    [(1, 0, 0, [2, 2, 1]), (0, 0, 0, [2, 2, 1]), (1, 1, 0, [5]), (1, 0, 10_000, [5])],
 )
 async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_are_asked_for(
-    package: Path, monkeypatch: pytest.MonkeyPatch, max_delay_ms: float, small_batch_ms: float, batches: list[int]
+    package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    max_delay_ms: float,
+    small_batch_ms: float,
+    batches: list[int],
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.model, "CPU_CORE_PIXELS", 2 * 8 * 8)
-    monkeypatch.setattr(fuseline.serve.model, "SMALL_BATCH_MS", small_batch_ms)
+    monkeypatch.setattr(fuseline.serve.model, "usable_cpus", lambda: 1)
+    cpu = CpuBatching(core_pixels=2 * 8 * 8, small_batch_ms=small_batch_ms)
     seen: list[tuple[str, BatchStats]] = []
-    model = load_model(package, settings(threads=1, max_delay_ms=max_delay_ms), Counted(seen))
+    model = load_model(package, settings(threads=threads, max_delay_ms=max_delay_ms), Counted(seen), cpu=cpu)
     await model.batcher.submit(list(noise(5)))
     assert [stats.rows for _, stats in seen] == batches
     await model.close()
 
 
-@pytest.mark.parametrize(
-    ("max_batch", "buckets"),
-    [
-        (1, (1,)),
-        (2, (1, 2)),
-        (3, (1, 2, 3)),
-        (4, (1, 2, 3, 4)),
-        (16, (1, 2, 3, 4, 6, 8, 12, 16)),
-        (20, (1, 2, 3, 4, 6, 8, 12, 16, 20)),
-    ],
-)
-def test_a_cpu_has_sizes_between_the_powers_of_two(max_batch: int, buckets: tuple[int, ...]) -> None:
-    assert cpu_buckets(max_batch) == buckets
-
-
 def test_an_asked_for_batch_is_taken_on_a_cpu_too(tmp_path: Path) -> None:
     folder = write_colours_package(tmp_path / "model")
-    assert load_model(folder, settings(max_batch=64), Counted([])).backend.buckets == cpu_buckets(64)
-    assert load_model(folder, settings(), Counted([])).backend.buckets == cpu_buckets(32)
+    assert load_model(folder, settings(max_batch=64), Counted([])).backend.buckets == CpuBatching().buckets(8 * 8, 64)
+    assert load_model(folder, settings(), Counted([])).backend.buckets == CpuBatching().buckets(8 * 8, 32)
 
 
 def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:

@@ -7,15 +7,7 @@ from pydantic import ValidationError
 
 from fuseline.serve.commands import serve_command as cli
 from fuseline.serve.errors import InputError
-from fuseline.serve.settings import Settings, buckets_up_to, settings_from_flags
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "buckets"),
-    [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (32, (1, 2, 4, 8, 16, 32)), (33, (1, 2, 4, 8, 16, 32, 33))],
-)
-def test_buckets_are_the_powers_of_two_up_to_max_batch_and_itself(max_batch: int, buckets: tuple[int, ...]) -> None:
-    assert buckets_up_to(max_batch) == buckets
+from fuseline.serve.settings import Settings, settings_from_flags
 
 
 def test_it_listens_on_the_loopback_unless_told_otherwise() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fuseline.serve.batching.admission import Ready
-from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import DeadlineError, OverloadedError
+from tests.serve.batching.making import batcher_of
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 
 CPU = {1: 0.012, 2: 0.018, 3: 0.025, 4: 0.032, 6: 0.048, 8: 0.064, 12: 0.096, 16: 0.128}
@@ -37,7 +37,7 @@ class Machine:
 
     @property
     def unsaturated_rows(self) -> int | None:
-        """What `fuseline.serve.model.cpu_unsaturated_rows` says."""
+        """What `CpuBatching.unsaturated_rows` says."""
         return SMALL_BATCHES[id(self.seconds)]
 
 
@@ -222,10 +222,10 @@ def _batcher(loop, machine, random, outcome, options):
         executor.take(seconds)
         return np.zeros((len(pixels), 2), np.float32)
 
-    batcher = Batcher(
+    batcher = batcher_of(
         infer,
         row_shape=(1,),
-        buckets=list(machine.seconds),
+        buckets=tuple(machine.seconds),
         seconds_per_bucket=machine.seconds,
         unsaturated_rows=machine.unsaturated_rows,
         clock=loop.clock,

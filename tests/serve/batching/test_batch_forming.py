@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from fuseline.serve.batching.batcher import QUIET_TURNS, SLOW_CALL_SECONDS, Batcher
+from fuseline.serve.batching.policy import QUIET_TURNS, SLOW_CALL_SECONDS
+from tests.serve.batching.making import batcher_of
 
 ROW_SHAPE = (2, 3)
 ROW = np.zeros(ROW_SHAPE, np.uint8)
@@ -34,8 +35,8 @@ class Recorder:
         return self.now
 
     def batcher(self, **options):
-        options = {"buckets": range(1, 9), "max_queue_rows": 64} | options
-        return Batcher(self, row_shape=ROW_SHAPE, clock=self.clock, **options)
+        options = {"buckets": tuple(range(1, 9)), "max_queue_rows": 64} | options
+        return batcher_of(self, row_shape=ROW_SHAPE, clock=self.clock, **options)
 
 
 async def test_requests_that_trickle_in_turn_by_turn_share_a_batch():

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import (
     BackendError,
     BackendUnavailableError,
@@ -15,6 +14,7 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
+from tests.serve.batching.making import batcher_of
 
 ROW_SHAPE = (2, 3)
 PATIENCE_SECONDS = 30
@@ -83,8 +83,8 @@ def backend():
     backend.release_all()
 
 
-def make(backend, *, buckets=(1, 2, 4), max_queue_rows=16, **options):
-    return Batcher(backend, row_shape=ROW_SHAPE, buckets=buckets, max_queue_rows=max_queue_rows, **options)
+def make(backend, **options):
+    return batcher_of(backend, row_shape=ROW_SHAPE, **({"buckets": (1, 2, 4), "max_queue_rows": 16} | options))
 
 
 async def held_batcher(backend, **options):
@@ -650,7 +650,7 @@ async def test_padding_is_zeros_whatever_the_batches_before_held():
         seen.append(pixels.copy())
         return np.zeros((len(pixels), 1), np.float32)
 
-    batcher = Batcher(infer, row_shape=ROW_SHAPE, buckets=[4, 8], max_queue_rows=8)
+    batcher = make(infer, buckets=(4, 8), max_queue_rows=8)
     sizes = (8, 1, 5, 3, 6, 4, 7)
     for size in sizes:
         await batcher.submit(rows(*[7] * size))

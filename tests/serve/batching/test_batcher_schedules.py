@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuseline.serve.batching.admission import Ready
-from fuseline.serve.batching.batcher import BatchedRows, Batcher
+from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
+from tests.serve.batching.making import batcher_of
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
 QUEUE_ROWS = (1, 5, 12, 40)
@@ -72,7 +73,7 @@ class Schedule:
         self.computed = set()
         self.drains = []
         self.loop_errors = []
-        self.batcher = Batcher(
+        self.batcher = batcher_of(
             self.infer,
             row_shape=ROW_SHAPE,
             buckets=self.buckets,

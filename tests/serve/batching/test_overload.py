@@ -9,8 +9,10 @@ import pytest
 
 from fuseline.serve.batching.admission import Admission, Load, Ready
 from fuseline.serve.batching.batcher import Batcher
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
+from tests.serve.batching.making import batcher_of
 from tests.serve.batching.overload import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
 from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
 
@@ -197,10 +199,10 @@ def test_a_request_that_would_be_late_leaves_before_its_batch_and_the_one_behind
             executor.take(next(seconds))
             return np.zeros((len(pixels), 2), np.float32)
 
-        batcher = Batcher(
+        batcher = batcher_of(
             infer,
             row_shape=(1,),
-            buckets=[1],
+            buckets=(1,),
             max_queue_rows=8,
             seconds_per_bucket={1: 0.1},
             clock=loop.clock,
@@ -221,7 +223,7 @@ def test_a_request_that_would_be_late_leaves_before_its_batch_and_the_one_behind
 
 def test_what_is_promised_counts_as_ahead_of_those_who_come_later():
     profile = BatchProfile([1], {1: 0.1}, 0.0)
-    admission = Admission(profile, [1], unsaturated_rows=1, max_queue_rows=8, max_queue_seconds=1.0)
+    admission = Admission(profile, BatchPolicy((1,), max_queue_rows=8, max_queue_ms=1000.0))
     alone = admission.check(Load(0, 0, 0.0), 1, None, 0.0)
     behind = admission.check(Load(3, 1, 0.05), 1, None, 0.0)
     assert alone.seconds == pytest.approx(0.1)
@@ -230,7 +232,7 @@ def test_what_is_promised_counts_as_ahead_of_those_who_come_later():
 
 def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
     profile = BatchProfile(list(CPU), CPU, 0.0)
-    admission = Admission(profile, list(CPU), unsaturated_rows=4, max_queue_rows=64, max_queue_seconds=1.0)
+    admission = Admission(profile, BatchPolicy(tuple(CPU), max_queue_rows=64, max_queue_ms=1000.0, unsaturated_rows=4))
     admission.check(Load(0, 0, 0.0), 1, 10.1, 10.0)
     admission.begin_batch(32, 10.0)
     assert admission.batch_rows == 4
@@ -240,7 +242,7 @@ def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
 
 def test_without_a_deadline_the_wait_for_a_decoder_counts_too():
     profile = BatchProfile([1], {1: 0.1}, 0.0)
-    admission = Admission(profile, [1], unsaturated_rows=1, max_queue_rows=64, max_queue_seconds=1.0)
+    admission = Admission(profile, BatchPolicy((1,), max_queue_rows=64, max_queue_ms=1000.0))
     own = 5.0
     admission.check(Load(0, 0, 0.0), 1, None, 0.0, Ready(own + 0.9, own))
     with pytest.raises(OverloadedError, match="waits 1000 ms at most"):

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fuseline.serve.batching.admission import Admission, Ready
-from fuseline.serve.batching.batcher import Batcher, BatchStats
+from fuseline.serve.batching.batcher import BatchStats
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import (
     BackendError,
@@ -27,6 +28,7 @@ from fuseline.serve.workers.arena import Arena, ArenaShape, create_memory
 from fuseline.serve.workers.backend_link import BackendConnection
 from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
 from fuseline.serve.workers.remote_requests import RemoteRequests
+from tests.serve.batching.making import batcher_of
 
 ROW_SHAPE = (2, 2, 1)
 CLASSES = 3
@@ -67,13 +69,8 @@ class Transport:
 
 def admission_of(max_queue_rows: int) -> Admission:
     """As the backend's, before anything is known."""
-    return Admission(
-        BatchProfile(BUCKETS, {}, 0.0),
-        BUCKETS,
-        unsaturated_rows=BUCKETS[-1],
-        max_queue_rows=max_queue_rows,
-        max_queue_seconds=1.0,
-    )
+    policy = BatchPolicy(BUCKETS, max_queue_rows=max_queue_rows, max_queue_ms=1000.0)
+    return Admission(BatchProfile(BUCKETS, {}, 0.0), policy)
 
 
 class Joined:
@@ -83,7 +80,7 @@ class Joined:
         self.now = 100.0
         self.handed = Handed()
         self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
-        self.batcher = Batcher(
+        self.batcher = batcher_of(
             self._infer,
             row_shape=ROW_SHAPE,
             buckets=BUCKETS,

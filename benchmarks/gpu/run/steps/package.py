@@ -23,13 +23,13 @@ from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.results import without_folders
 from fuseline.benchmarks.harness.subject import ARCHITECTURES, random_checkpoint
-from fuseline.serve.backends import DEFAULT_BUCKETS
 from fuseline.serve.backends.base import Backend, OpenRequest
 from fuseline.serve.backends.engine.inspection import weights_by_precision
 from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
 from fuseline.serve.backends.engine.library import engine_from_plan, import_library
 from fuseline.serve.backends.padded import infer_in_largest_bucket
 from fuseline.serve.backends.registry import backend_entry
+from fuseline.serve.batching.policy import DEFAULT_BUCKETS
 from fuseline.serve.errors import BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import Artifact, ModelPackage, load_package
 from fuseline.serve.reference import check_reference

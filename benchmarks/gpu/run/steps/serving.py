@@ -14,7 +14,7 @@ from fuseline.benchmarks.harness.subject import Subject
 from fuseline.benchmarks.load.protocols import Classify
 from fuseline.benchmarks.load.target import Target, connect, expect_logits_of
 from fuseline.benchmarks.serving.measure import measure_serving
-from fuseline.serve.backends import DEFAULT_BUCKETS
+from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import BackendError, FuselineError
 
 _BURN_IN_S = 1.0
@@ -79,7 +79,7 @@ def _title(workers: int) -> str:
 
 def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject, when: str) -> float:
     """Images a second of the backend alone, at the largest batch that a server forms."""
-    batch = max(DEFAULT_BUCKETS)
+    batch = DEFAULT_MAX_BATCH
     pixels = generated_pictures(subject.package.manifest.input.row_shape, batch)
     stretch = bare.measure(pixels, job.plan.seconds)
     emit(
