@@ -29,11 +29,12 @@ from fuseline.serve.batching.admission import (
     Ready,
     passed_deadline,
 )
+from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.call_thread import CallThread
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows, described
-from fuseline.serve.errors import BackendError, DeadlineError, FuselineError, ShuttingDownError
+from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows
+from fuseline.serve.errors import DeadlineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
@@ -108,7 +109,8 @@ class Batcher:
             on_misses: called on the event loop once the answers of a batch are handed out.
             executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
         """
-        self._infer = infer
+        if not row_shape:
+            raise ValueError("row_shape (): expected at least one dimension")
         self._policy = policy
         self._row_shape = tuple(row_shape)
         self._buckets = policy.buckets
@@ -130,10 +132,9 @@ class Batcher:
         self._admission = Admission(self._profile, policy)
         # Of what left the queue as it would have been late: what was foreseen, and when it would have been answered.
         self._given_up: list[tuple[Foreseen, float]] = []
-        self._buffer = np.zeros((policy.buckets[-1], *self._row_shape), np.uint8)
-        # Rows of the buffer from here on are zeros.
-        self._used_rows = 0
-        self._classes: int | None = None
+        self._compute = BatchComputer(
+            infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
+        ).compute
         self._queue: OrderedDict[Request, None] = OrderedDict()
         self._queued_rows = 0
         # Of requests that are admitted and whose images are being decoded.
@@ -333,7 +334,7 @@ class Batcher:
         try:
             self._hand_over(partial(self._run, batch, loop))
         except RuntimeError as error:
-            batch.outcome = _backend_error("the batcher's thread can't be used", error)
+            batch.outcome = backend_error("the batcher's thread can't be used", error)
             loop.call_soon(self._finish, batch)
 
     def _may_grow(self) -> bool:
@@ -431,41 +432,6 @@ class Batcher:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._finish, batch)
 
-    def _compute(self, batch: Batch) -> None:
-        """Set the outcome of a batch. Never raises, which would leave futures pending."""
-        try:
-            row_count = len(batch.rows)
-            pixels = self._buffer[: batch.bucket]
-            # Joined along the first axis of a row: a third of the time that `np.stack` takes.
-            np.concatenate(batch.rows, out=pixels[:row_count].reshape(-1, *self._row_shape[1:]))
-            # A large batch's rows past a small one's bucket stay; they are zeroed when a bucket has them again.
-            pixels[row_count : max(row_count, self._used_rows)] = 0
-            if self._used_rows <= batch.bucket:
-                self._used_rows = row_count
-            started = self._clock()
-            try:
-                output = self._infer(pixels)
-            finally:
-                batch.compute_seconds = self._clock() - started
-            batch.outcome = self._checked(output, batch.bucket)
-        except FuselineError as error:
-            batch.outcome = error
-        # Even SystemExit: whatever the backend raises, somebody waits for an answer.
-        except BaseException as error:  # noqa: BLE001
-            batch.outcome = _backend_error(f"the backend raised {type(error).__name__} on a valid batch", error)
-
-    def _checked(self, output: Logits, bucket: int) -> Logits:
-        """Raise `BackendError` unless `output` is float32 (bucket, classes), with as many classes as ever."""
-        if isinstance(output, np.ndarray) and output.dtype == np.float32 and output.ndim == 2:
-            rows, classes = output.shape
-            if rows == bucket and classes == (self._classes or classes):
-                self._classes = classes
-                return output
-        raise BackendError(
-            f"the backend returned {described(output)} for a batch of {bucket} rows, expected float32 of shape "
-            f"({bucket}, {self._classes or 'classes'}); its answers can't be told apart, so nobody gets one"
-        )
-
     def _finish(self, batch: Batch) -> None:
         """Settle what the batch completes; on the event loop."""
         self._running = None
@@ -512,9 +478,3 @@ class Batcher:
 
 def _shutting_down() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
-
-
-def _backend_error(text: str, cause: BaseException) -> BackendError:
-    error = BackendError(f"{text}; retry the request")
-    error.__cause__ = cause
-    return error
