@@ -8,8 +8,6 @@ import asyncio
 import math
 import time
 import weakref
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -19,20 +17,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.batching.admission import (
-    ABOUT_AS_GOOD,
-    UNFORESEEN,
-    Admission,
-    Foreseen,
-    Load,
-    Promise,
-    Ready,
-    passed_deadline,
-)
+from fuseline.serve.batching.admission import UNFORESEEN, Admission, Foreseen, Load, Promise, Ready, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
+from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows
 from fuseline.serve.errors import DeadlineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
@@ -135,14 +126,12 @@ class Batcher:
         self._compute = BatchComputer(
             infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
         ).compute
-        self._queue: OrderedDict[Request, None] = OrderedDict()
-        self._queued_rows = 0
+        self._queue = RequestQueue()
+        self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._profile, self._admission)
         # Of requests that are admitted and whose images are being decoded.
         self._promised_rows = 0
         # Rows that were queued when the event loop last turned, and its turns since there were more.
         self._seen_rows = self._quiet_turns = 0
-        # Of the queued requests. It may lie too early after some have left, never too late.
-        self._earliest_deadline = math.inf
         self._running: Batch | None = None
         self._wake: asyncio.Handle | None = None
         self._draining = False
@@ -151,7 +140,7 @@ class Batcher:
     @property
     def queued_rows(self) -> int:
         """Rows that wait for a batch."""
-        return self._queued_rows
+        return self._queue.rows
 
     @property
     def policy(self) -> BatchPolicy:
@@ -193,7 +182,7 @@ class Batcher:
         """
         now = self._clock()
         load = self.load(now)
-        ahead = (self._queued_rows, self._promised_rows, load.running_rows)
+        ahead = (self._queue.rows, self._promised_rows, load.running_rows)
         return [*ahead, now + load.busy_seconds, self._profile.learned_at, *self._admission.state()]
 
     def submit(
@@ -221,13 +210,13 @@ class Batcher:
             raise _shutting_down()
         check_rows(rows, self._row_shape)
         row_count = len(rows)
-        now = self._clock()
-        if now >= self._earliest_deadline:
-            self._drop_expired(now)
+        now, queue = self._clock(), self._queue
+        if now >= queue.earliest_deadline:
+            queue.drop_expired(now)
         if promise is None:
             if (
                 deadline is None
-                and self._queued_rows + self._promised_rows + row_count <= self._admission.free_rows
+                and queue.rows + self._promised_rows + row_count <= self._admission.free_rows
                 and not self._admission.needs_prediction()
             ):
                 foreseen = UNFORESEEN
@@ -244,9 +233,7 @@ class Batcher:
             prediction=foreseen,
             forget=self.forget,
         )
-        self._earliest_deadline = min(self._earliest_deadline, request.deadline)
-        self._queue[request] = None
-        self._queued_rows += row_count
+        queue.add(request)
         self._admission.note_rows(row_count)
         if self._running is None:
             # Not before this turn of the event loop ends, so that all that arrived in it forms one batch.
@@ -270,30 +257,17 @@ class Batcher:
 
     def load(self, now: float) -> Load:
         """What is ahead of a request that comes now."""
-        running, waiting = self._running, self._queued_rows + self._promised_rows
+        running, waiting = self._running, self._queue.rows + self._promised_rows
         if running is None:
             idle = not waiting and now - self._profile.learned_at >= PROBE_AFTER_SECONDS
             return Load(waiting, 0, 0.0, idle)
         busy = running.started + self._profile.batch_seconds(running.bucket) - now
         return Load(waiting, len(running.rows), max(0.0, busy))
 
-    def _drop_expired(self, now: float) -> None:
-        self._earliest_deadline = math.inf
-        for request in list(self._queue):
-            if request.deadline <= now:
-                self.forget(request)
-                waited = f"{1000 * (now - request.admitted):.1f} ms in the queue"
-                request.set_exception(DeadlineError(f"the deadline passed after {waited}; allow more time"))
-            else:
-                self._earliest_deadline = min(self._earliest_deadline, request.deadline)
-
     def forget(self, request: Request) -> None:
         """Take what is left of a request out of the queue, if anything is."""
-        if request in self._queue:
-            del self._queue[request]
-            self._queued_rows -= len(request.rows) - request.taken
-            request.rows = ()
-            self._set_drained_if_idle()
+        self._queue.remove(request)
+        self._set_drained_if_idle()
 
     def _start_batch(self, *, at_once: bool = False, between_answers: bool = False) -> None:
         """Have the next batch computed, unless there is none or a fuller one may be waited for.
@@ -304,21 +278,24 @@ class Batcher:
             self._wake.cancel()
             self._wake = None
         loop = asyncio.get_running_loop()
-        if not at_once and self._queue and self._may_grow():
+        if not at_once and self._queue.rows and self._may_grow():
             self._wake = loop.call_soon(self._start_batch)
             return
         now = self._clock()
-        if now >= self._earliest_deadline:
-            self._drop_expired(now)
-        if not self._queue:
+        if now >= self._queue.earliest_deadline:
+            self._queue.drop_expired(now)
+        if not self._queue.rows:
             self._seen_rows = self._quiet_turns = 0
+            self._set_drained_if_idle()
             return
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
             self._wake = loop.call_later(seconds, self._start_batch)
             return
-        self._admission.begin_batch(self._queued_rows, now)
-        bucket = self._next_bucket(now)
-        if not self._queue:
+        self._admission.begin_batch(self._queue.rows, now)
+        bucket, late = self._bucket_choice.next_bucket(now)
+        for request, finish in late:
+            self._give_up(request, finish, now)
+        if not self._queue.rows:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
             return
@@ -326,7 +303,8 @@ class Batcher:
         if inline and between_answers:
             self._wake = loop.call_soon(self._start_batch)
             return
-        self._running = batch = self._form_batch(bucket, now)
+        self._running = batch = self._queue.take_batch(bucket, now)
+        self._seen_rows = self._quiet_turns = 0
         if inline:
             self._compute(batch)
             self._finish(batch)
@@ -339,66 +317,23 @@ class Batcher:
 
     def _may_grow(self) -> bool:
         """Whether rows were queued within the last `quiet_turns` turns of the event loop."""
-        if self._draining or self._queued_rows >= self._small_batch_rows:
+        rows = self._queue.rows
+        if self._draining or rows >= self._small_batch_rows:
             return False
-        if self._queued_rows > self._seen_rows:
-            self._seen_rows, self._quiet_turns = self._queued_rows, 0
+        if rows > self._seen_rows:
+            self._seen_rows, self._quiet_turns = rows, 0
             return True
         self._quiet_turns += 1
         return self._quiet_turns < self._policy.quiet_turns
 
     def _seconds_to_wait(self, now: float) -> float:
-        if self._draining or self._queued_rows >= self._buckets[-1]:
+        if self._draining or self._queue.rows >= self._buckets[-1]:
             return 0.0
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
-        needed = self._admission.predict(0, self._queued_rows, 0.0).answered
-        return min(fuller_until, self._earliest_deadline - needed - self._admission.margin(needed)) - now
-
-    def _next_bucket(self, now: float) -> int:
-        """The bucket of the next batch; what can't be answered in time has left the queue."""
-        bucket = self._bucket_of(min(self._queued_rows, self._admission.next_batch_rows(self._queued_rows)))
-        if self._earliest_deadline >= now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds:
-            return bucket
-        best, best_score = bucket, 0.0
-        for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
-            in_time, _ = self._foreseen(candidate, now)
-            score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
-            if score >= ABOUT_AS_GOOD * best_score:
-                best, best_score = candidate, max(score, best_score)
-        _, late = self._foreseen(best, now)
-        for request, finish in late:
-            self._give_up(request, finish, now)
-        return self._bucket_of(min(best, self._queued_rows)) if self._queued_rows else best
-
-    def _bucket_of(self, rows: int) -> int:
-        """The smallest bucket that holds `rows`; with more work than time, a smaller one if padding costs more."""
-        above = bisect_left(self._buckets, rows)
-        bucket = self._buckets[above]
-        if bucket > rows and above and self._admission.saturated:
-            below, seconds = self._buckets[above - 1], self._profile.batch_seconds
-            if below * seconds(bucket) > rows * seconds(below) > 0:
-                return below
-        return bucket
-
-    def _foreseen(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
-        """How many rows a batch of `bucket` begun now would have for requests that are answered in time, and those that
-        would come to late although they are in turn, with when they would be answered.
-        """
-        room, late = bucket, []
-        finish = now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds
-        for request in self._queue:
-            left = len(request.rows) - request.taken
-            whole = finish if left <= room else finish + self._admission.predict(0, left - room, 0.0).answered
-            if whole > request.deadline and not request.prediction.is_trial:
-                late.append((request, whole))
-                continue
-            room -= min(room, left)
-            if not room:
-                break
-        return bucket - room, late
+        needed = self._admission.predict(0, self._queue.rows, 0.0).answered
+        return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margin(needed)) - now
 
     def _give_up(self, request: Request, finish: float, now: float) -> None:
-        self.forget(request)
         waited, left = 1000 * (now - request.admitted), 1000 * (request.deadline - now)
         self._given_up.append((request.prediction, finish))
         request.set_exception(
@@ -407,23 +342,6 @@ class Batcher:
                 "longer than they did; allow more time or retry later"
             )
         )
-
-    def _form_batch(self, bucket: int, now: float) -> Batch:
-        rows: list[Row] = []
-        shares: list[tuple[Request, int, int]] = []
-        while self._queue and len(rows) < bucket:
-            request = next(iter(self._queue))
-            share = request.rows[request.taken : request.taken + bucket - len(rows)]
-            shares.append((request, request.taken, len(share)))
-            request.taken += len(share)
-            rows += share
-            if request.taken == len(request.rows):
-                del self._queue[request]
-        self._queued_rows -= len(rows)
-        self._seen_rows = self._quiet_turns = 0
-        if not self._queue:
-            self._earliest_deadline = math.inf
-        return Batch(rows, shares, bucket, now)
 
     def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         """Compute a batch in the worker thread."""
@@ -448,7 +366,7 @@ class Batcher:
             call_after_turns(DELIVERY_TURNS, partial(self._note_delivery, batch, now))
         elif outcome is not None:
             for request, _, _ in batch.shares:
-                self.forget(request)
+                self._queue.remove(request)
                 if not request.done():
                     request.set_exception(outcome)
             self._start_batch(between_answers=True)
@@ -472,7 +390,7 @@ class Batcher:
         self._admission.learn(answered, now, late=given_up, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and self._running is None and not self._queue:
+        if self._draining and self._running is None and not self._queue.rows:
             self._drained.set()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fuseline.serve.batching.admission import Admission, Load, Ready
-from fuseline.serve.batching.batcher import Batcher
+from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
@@ -143,7 +143,7 @@ def without_admission(patch):
 
 
 def without_dropping(patch):
-    patch.setattr(Batcher, "_foreseen", lambda self, bucket, _: (min(bucket, self.queued_rows), []))
+    patch.setattr(BucketChoice, "_foreseen", lambda self, bucket, _: (min(bucket, self._queue.rows), []))
 
 
 def without_learning(patch):

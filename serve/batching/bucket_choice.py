@@ -1,0 +1,68 @@
+"""Which bucket the next batch takes, and which requests can't be answered in time any more."""
+
+from bisect import bisect_left
+
+from fuseline.serve.batching.admission import ABOUT_AS_GOOD, Admission
+from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.request_queue import RequestQueue
+from fuseline.serve.batching.requests import Request
+
+
+class BucketChoice:
+    """Chooses buckets by what waits in `queue` and by what batches were measured to take."""
+
+    def __init__(
+        self, buckets: tuple[int, ...], queue: RequestQueue, profile: BatchProfile, admission: Admission
+    ) -> None:
+        self._buckets = buckets
+        self._queue = queue
+        self._profile = profile
+        self._admission = admission
+
+    def next_bucket(self, now: float) -> tuple[int, list[tuple[Request, float]]]:
+        """Return the bucket of a batch that begins `now`, and the requests that had to leave the queue for it.
+
+        Those would be answered after their deadlines; each comes with when that would be. The queue isn't empty; it may
+        be afterwards.
+        """
+        queue = self._queue
+        bucket = self._bucket_of(min(queue.rows, self._admission.next_batch_rows(queue.rows)))
+        if queue.earliest_deadline >= now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds:
+            return bucket, []
+        best, best_score = bucket, 0.0
+        for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
+            in_time, _ = self._foreseen(candidate, now)
+            score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
+            if score >= ABOUT_AS_GOOD * best_score:
+                best, best_score = candidate, max(score, best_score)
+        _, late = self._foreseen(best, now)
+        for request, _ in late:
+            queue.remove(request)
+        return self._bucket_of(min(best, queue.rows)) if queue.rows else best, late
+
+    def _bucket_of(self, rows: int) -> int:
+        """The smallest bucket that holds `rows`; with more work than time, a smaller one if padding costs more."""
+        above = bisect_left(self._buckets, rows)
+        bucket = self._buckets[above]
+        if bucket > rows and above and self._admission.saturated:
+            below, seconds = self._buckets[above - 1], self._profile.batch_seconds
+            if below * seconds(bucket) > rows * seconds(below) > 0:
+                return below
+        return bucket
+
+    def _foreseen(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
+        """How many rows a batch of `bucket` begun now would have for requests that are answered in time, and those that
+        would come too late although they are in turn, with when they would be answered.
+        """
+        room, late = bucket, []
+        finish = now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds
+        for request in self._queue:
+            left = len(request.rows) - request.taken
+            whole = finish if left <= room else finish + self._admission.predict(0, left - room, 0.0).answered
+            if whole > request.deadline and not request.prediction.is_trial:
+                late.append((request, whole))
+                continue
+            room -= min(room, left)
+            if not room:
+                break
+        return bucket - room, late
