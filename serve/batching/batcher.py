@@ -241,7 +241,7 @@ class Batcher:
                 self._wake.cancel()
                 self._wake = None
             if self._wake is None:
-                self._wake = request.get_loop().call_soon(self._start_batch)
+                self._wake = request.get_loop().call_soon(self._turn)
         return request
 
     async def drain(self) -> None:
@@ -269,19 +269,23 @@ class Batcher:
         self._queue.remove(request)
         self._set_drained_if_idle()
 
-    def _start_batch(self, *, at_once: bool = False, between_answers: bool = False) -> None:
-        """Have the next batch computed, unless there is none or a fuller one may be waited for.
+    def _turn(self, *, between_answers: bool = False) -> None:
+        """Start the next batch, or wait for the event loop's next turn while rows keep coming; no wake is pending."""
+        if self._queue.rows and self._may_grow():
+            self._wake = asyncio.get_running_loop().call_soon(self._turn)
+            return
+        self._wake = None
+        self._start_batch(between_answers=between_answers)
+
+    def _start_batch(self, *, between_answers: bool = False) -> None:
+        """Have the next batch computed, unless there is none or `max_delay_ms` lets it wait for a fuller one.
 
         `between_answers`: those of the batch before are still to be handed out, so none is computed on the event loop.
         """
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        loop = asyncio.get_running_loop()
-        if not at_once and self._queue.rows and self._may_grow():
-            self._wake = loop.call_soon(self._start_batch)
-            return
-        now = self._clock()
+        loop, now = asyncio.get_running_loop(), self._clock()
         if now >= self._queue.earliest_deadline:
             self._queue.drop_expired(now)
         if not self._queue.rows:
@@ -289,7 +293,7 @@ class Batcher:
             self._set_drained_if_idle()
             return
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
-            self._wake = loop.call_later(seconds, self._start_batch)
+            self._wake = loop.call_later(seconds, self._turn)
             return
         self._admission.begin_batch(self._queue.rows, now)
         bucket, late = self._bucket_choice.next_bucket(now)
@@ -301,7 +305,7 @@ class Batcher:
             return
         inline = self._profile.batch_seconds(bucket) < self._inline_below_seconds
         if inline and between_answers:
-            self._wake = loop.call_soon(self._start_batch)
+            self._wake = loop.call_soon(self._turn)
             return
         self._running = batch = self._queue.take_batch(bucket, now)
         self._seen_rows = self._quiet_turns = 0
@@ -358,7 +362,8 @@ class Batcher:
         if isinstance(outcome, np.ndarray):
             self._profile.learn(batch.bucket, now - batch.started, now)
             # Before the answers are handed out, so that the backend doesn't idle meanwhile.
-            self._start_batch(at_once=batch.compute_seconds >= self._policy.slow_call_seconds, between_answers=True)
+            go_on = self._start_batch if batch.compute_seconds >= self._policy.slow_call_seconds else self._turn
+            go_on(between_answers=True)
             for request, first_row, row_count in batch.shares:
                 if not request.done():
                     request.add(outcome, start, first_row, row_count, batch)
@@ -369,7 +374,7 @@ class Batcher:
                 self._queue.remove(request)
                 if not request.done():
                     request.set_exception(outcome)
-            self._start_batch(between_answers=True)
+            self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
             queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds
