@@ -222,10 +222,6 @@ class Admission:
         elif self._budget < math.inf:
             self._budget += BUDGET_RECOVERY * (seconds - self._budget)
 
-    def note_rows(self, rows: int) -> None:
-        """So many rows were admitted."""
-        self._counted_rows += rows
-
     def next_batch_rows(self, queued_rows: int) -> int:
         """The most rows of the next batch that is formed from a queue of `queued_rows`.
 
@@ -270,8 +266,11 @@ class Admission:
         learned = min(self._margins[_horizon(seconds)], LARGEST_MARGIN_SHARE * seconds)
         return learned + min(WAY_SECONDS, WAY_SHARE * seconds)
 
-    def begin_batch(self, queued_rows: int, now: float) -> None:
-        """Choose anew how large batches are, and count the rows that come."""
+    def begin_batch(self, queued_rows: int, admitted_rows: int, now: float) -> None:
+        """Choose anew how large batches are, and learn how fast rows come.
+
+        `admitted_rows` counts all that were queued since the start.
+        """
         if queued_rows > self._buckets[-1]:
             self.saturated = True
         elif 2 * queued_rows < self._buckets[-1]:
@@ -284,8 +283,8 @@ class Admission:
             self._counted_from = now
         elif (elapsed := now - self._counted_from) > 0:
             weight = 1 - math.exp(-elapsed / RATE_SECONDS)
-            self._rows_per_s += weight * (self._counted_rows / elapsed - self._rows_per_s)
-            self._counted_from, self._counted_rows = now, 0
+            self._rows_per_s += weight * ((admitted_rows - self._counted_rows) / elapsed - self._rows_per_s)
+            self._counted_from, self._counted_rows = now, admitted_rows
 
     def _chosen_rows(self) -> int:
         """The bucket that brings the most answers in time.

@@ -234,7 +234,6 @@ class Batcher:
             forget=self.forget,
         )
         queue.add(request)
-        self._admission.note_rows(row_count)
         if self._running is None:
             # Not before this turn of the event loop ends, so that all that arrived in it forms one batch.
             if self._wake is not None and self._max_delay_seconds:
@@ -295,7 +294,7 @@ class Batcher:
         if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
             self._wake = loop.call_later(seconds, self._turn)
             return
-        self._admission.begin_batch(self._queue.rows, now)
+        self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now)
         bucket, late = self._bucket_choice.next_bucket(now)
         for request, finish in late:
             self._give_up(request, finish, now)

@@ -11,12 +11,14 @@ from fuseline.serve.errors import DeadlineError
 class RequestQueue:
     """Requests of which at least one row is in no batch yet; iterating goes from the oldest to the newest."""
 
-    __slots__ = ("_requests", "earliest_deadline", "rows")
+    __slots__ = ("_requests", "admitted_rows", "earliest_deadline", "rows")
 
     def __init__(self) -> None:
         self._requests: OrderedDict[Request, None] = OrderedDict()
         self.rows = 0
         """Rows that wait, of all requests; 0 when there are none."""
+        self.admitted_rows = 0
+        """Rows that were ever added."""
         self.earliest_deadline = math.inf
         """Of all requests. It may lie too early after some have left, never too late."""
 
@@ -28,6 +30,7 @@ class RequestQueue:
         self.earliest_deadline = min(self.earliest_deadline, request.deadline)
         self._requests[request] = None
         self.rows += request.row_count
+        self.admitted_rows += request.row_count
 
     def remove(self, request: Request) -> None:
         """Take out what is left of a request, if anything is."""

@@ -234,9 +234,9 @@ def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
     profile = BatchProfile(list(CPU), CPU, 0.0)
     admission = Admission(profile, BatchPolicy(tuple(CPU), max_queue_rows=64, max_queue_ms=1000.0, unsaturated_rows=4))
     admission.check(Load(0, 0, 0.0), 1, 10.1, 10.0)
-    admission.begin_batch(32, 10.0)
+    admission.begin_batch(32, 32, 10.0)
     assert admission.batch_rows == 4
-    admission.begin_batch(32, 12.1)
+    admission.begin_batch(32, 64, 12.1)
     assert admission.batch_rows == 16
 
 
