@@ -17,7 +17,7 @@ from fuseline.serve.errors import (
     UnknownModelError,
     VerificationError,
 )
-from fuseline.serve.model import Model, load_model, warm_up
+from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_package import load_package
 from fuseline.serve.repository import Repository
 from tests.fakes import SteeredBackend
@@ -44,15 +44,6 @@ class Counted:
 
 def load(folder: Path, seen: list[tuple[str, BatchStats]] | None = None) -> Model:
     return load_model(folder, settings(max_batch=4), Counted([] if seen is None else seen))
-
-
-def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:
-    backend = steered(package)
-    seconds = warm_up(backend, load_package(package))
-    assert tuple(seconds) == (1, 2, 4)
-    assert set(backend.calls) == {1, 2, 4}
-    assert backend.calls.count(1) >= 2, "the first call pays for the runtime's set-up and must not be the one measured"
-    assert all(0 < value < 10 for value in seconds.values())
 
 
 @pytest.mark.parametrize(
