@@ -9,13 +9,14 @@ from typing import Any
 
 from fuseline.serve.backends import Judgement, judge_backends
 from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
-from fuseline.serve.backends.registry import OPENVINO, REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
+from fuseline.serve.backends.registry import REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
 from fuseline.serve.batching.policy import DEFAULT_BUCKETS
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.settings import Settings
 
 _ON_GPU = {entry.title for entry in REGISTRY if entry.device == "gpu"}
+_BEST_ON_CPU = next(entry.needs[0][0] for entry in REGISTRY if entry.device == "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ def _advice(
         advice.append(f"an NVIDIA driver is installed, but {driver.problem}")
     choice = next((candidate for candidate in candidates if candidate.reason is None), None)
     on_cpu = choice is None or choice.title not in _ON_GPU
-    if on_cpu and OPENVINO.title not in installed:
-        advice.append(f"OpenVINO serves fastest on CPUs: {OPENVINO.install}")
+    if on_cpu and _BEST_ON_CPU.title not in installed:
+        advice.append(f"{_BEST_ON_CPU.title} serves fastest on CPUs: {_BEST_ON_CPU.install}")
     if on_cpu and cpu.int8 and package is not None and precision != "int8":
         export = "" if package.find("onnx", "int8") else f"export {package.manifest.name} with --int8 and "
         advice.append(

@@ -27,8 +27,7 @@ def open_backend(
     """Load `package` into a runtime; return the backend and, for people, why it was chosen.
 
     Args:
-        backend: one of `BACKENDS`, or `auto`: TensorRT where a GPU is and an engine that fits it is here or can
-            be built, ONNX Runtime with CUDA where a GPU is, OpenVINO, ONNX Runtime on the CPU: the first that opens.
+        backend: one of `BACKENDS`, or `auto`: the first of `REGISTRY` that opens.
         precision: `fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both
             runtimes compute an FP16 graph in FP32, which gains nothing; INT8 is never chosen unasked.
         buckets: batch sizes in rows to prepare for.
