@@ -118,11 +118,7 @@ class Load(NamedTuple):
 class Admission:
     """Predicts answers and learns from how it went. Every method but `learn` takes constant time."""
 
-    def __init__(
-        self,
-        profile: BatchProfile,
-        policy: BatchPolicy,
-    ) -> None:
+    def __init__(self, profile: BatchProfile, policy: BatchPolicy) -> None:
         """`profile` is of the buckets of `policy`."""
         self._profile = profile
         self._max_queue_rows = policy.max_queue_rows

@@ -36,7 +36,6 @@ PROBE_AFTER_SECONDS = 0.5
 DELIVERY_TURNS = 3
 """Turns of the event loop until whoever waits for an answer has written it."""
 
-
 SHORTEST_WAIT_SECONDS = 0.0001
 """Timers are no more precise than that."""
 
@@ -69,8 +68,8 @@ class Batcher:
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
     - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
       split and its results joined, in row order.
-    - `infer` is called by one thread at a time, a thread of its own or the event loop's, with one of `buckets` rows:
-      those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
+    - `infer` is called by one thread at a time, a thread of its own or the event loop's, with as many rows as one of
+      the policy's buckets: those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
     - A batch that fails, fails its own requests only; the next one runs.
     - Cancelled requests leave the queue before a batch forms, and so do those that can't be answered in time any more.
     """
