@@ -32,7 +32,7 @@ from fuseline.export.verify import (
     verify_artifact,
 )
 from fuseline.serve.backends.engine.target import available_builder
-from fuseline.serve.backends.registry import CPU_BACKENDS
+from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry
 from fuseline.serve.errors import BackendUnavailableError, PackageError
 from fuseline.serve.model_package import (
     Manifest,
@@ -50,7 +50,8 @@ from fuseline.serve.reference import REFERENCE_NAME, write_reference
 _PROBE_ROWS = 1
 _GENERATED_IMAGES = 64
 _GENERATED_IMAGES_FOR_INT8 = 256
-_VERSIONS_OF = ("fuseline", "torch", "onnx", *CPU_BACKENDS, "numpy")
+_CPU_RUNTIMES = [backend_entry(name, "cpu").needs[0][0].distributions[0] for name in CPU_BACKENDS]
+_VERSIONS_OF = ("fuseline", "torch", "onnx", *_CPU_RUNTIMES, "numpy")
 
 
 @dataclass(frozen=True, slots=True)
