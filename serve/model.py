@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from fuseline.serve.backends import open_backend
-from fuseline.serve.backends.base import Backend, BackendFacts
+from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Promise, Ready
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.batching.policy import (

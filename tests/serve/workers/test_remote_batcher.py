@@ -171,7 +171,7 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
     for number in (2, 5):
         file = create_memory(shape)
         remotes[number] = RemoteBatcher(Arena(file, shape), admission_of(8))
-        batcher = Batcher(
+        batcher = batcher_of(
             lambda pixels, number=number: number * logits_of(pixels),
             row_shape=ROW_SHAPE,
             buckets=BUCKETS,
