@@ -17,13 +17,14 @@ from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
-from fuseline.export.verify import INT8_MIN_AGREEMENT, judged_by
+from fuseline.export.verify import judged_by
 from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.engine.precision import KEPT_FP32
 from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
 from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import Artifact, Task, file_facts
+from fuseline.serve.precision import PRECISIONS
 
 FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"
@@ -48,7 +49,7 @@ class Fp16Options:
 class Int8Options:
     """How the INT8 graphs are made."""
 
-    bar: float = INT8_MIN_AGREEMENT
+    bar: float = PRECISIONS["int8"].min_agreement
     """Smallest share of held-out images that must have eager PyTorch's top-1 class, or its set of labels."""
 
 

@@ -24,7 +24,6 @@ from fuseline.export.progress import Narrator
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
 from fuseline.export.verify import (
-    INT8_MIN_AGREEMENT,
     Skipped,
     check_passed,
     eager_logits,
@@ -276,8 +275,8 @@ def _verify(
     skipped: list[Skipped] = []
     for artifact in package.manifest.artifacts:
         with narrator.step(f"Verifying {artifact.path}") as step:
-            bar = INT8_MIN_AGREEMENT if int8 is None else int8.bar
-            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, int8_bar=bar, truth=truth)
+            bar = int8.bar if int8 and artifact.precision == "int8" else None
+            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, bar=bar, truth=truth)
             verifications += done
             skipped += left
             results = [

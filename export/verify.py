@@ -20,12 +20,8 @@ from fuseline.serve.backends.padded import infer_in_largest_bucket
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
-from fuseline.serve.reference import MAX_DIFFERENCE
+from fuseline.serve.precision import PRECISIONS
 
-FP16_MIN_AGREEMENT = 0.995
-"""Smallest share of images on which an FP16 artifact's answer, its top-1 class or set of labels, is eager's."""
-INT8_MIN_AGREEMENT = 0.98
-"""The same of an INT8 artifact, on images that it was not calibrated on."""
 FP16_RESOLUTION = 2.0**-10
 """Spacing of FP16 numbers relative to their size (IEEE 754 binary16: 11 significant bits)."""
 _BATCH_PIXELS = 16 * 224 * 224
@@ -76,9 +72,9 @@ def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch
 def judged_by(precision: str, images: int) -> NDArray[np.bool_]:
     """Which of the sample's images an artifact of `precision` is judged by.
 
-    INT8: every other one, as it is calibrated on the rest; of a folder's sorted names that is half of every class.
+    Quantised: every other one, as it is calibrated on the rest; of a folder's sorted names that is half of every class.
     """
-    return np.arange(images) % 2 == 1 if precision == "int8" else np.ones(images, bool)
+    return np.arange(images) % 2 == 1 if PRECISIONS[precision].quantised else np.ones(images, bool)
 
 
 def verify_artifact(
@@ -88,14 +84,14 @@ def verify_artifact(
     eager: NDArray[np.float32],
     on_progress: Callable[[float], None],
     *,
-    int8_bar: float = INT8_MIN_AGREEMENT,
+    bar: float | None = None,
     truth: NDArray[np.int64] | None = None,
 ) -> tuple[list[Verification], list[Skipped]]:
     """Run `artifact` through each backend that can load it here and hold its logits against `eager`.
 
     Args:
         eager: logits (n, classes) of all images of `sample`, of which `judged_by` chooses.
-        int8_bar: see `compare`.
+        bar: `min_agreement` of `compare`.
         truth: (n,), the class of each image of `sample`, if anything tells.
     """
     judging, task = judged_by(artifact.precision, len(sample.pixels)), package.manifest.task
@@ -106,7 +102,7 @@ def verify_artifact(
         logits = onnxruntime_logits(onnx.load_from_string(package.read(artifact)), pixels)
         on_progress(1.0)
         described = "onnxruntime (CPU), which rounds as the graph says"
-        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
+        compared = compare(artifact, described, source, eager, logits, min_agreement=bar, task=task)
         return [_with_accuracy(compared, truth, judging, eager, logits)], []
     verifications, skipped = [], []
     names = [name for name in BACKENDS if artifact.format in backend_entry(name).formats]
@@ -123,7 +119,7 @@ def verify_artifact(
         except BackendUnavailableError as error:
             skipped.append(Skipped(artifact.path, name, str(error)))
             continue
-        compared = compare(artifact, described, source, eager, logits, int8_bar=int8_bar, task=task)
+        compared = compare(artifact, described, source, eager, logits, min_agreement=bar, task=task)
         verifications.append(_with_accuracy(compared, truth, judging, eager, logits))
     return verifications, skipped
 
@@ -148,13 +144,13 @@ def compare(
     eager: NDArray[np.float32],
     served: NDArray[np.float32],
     *,
-    int8_bar: float = INT8_MIN_AGREEMENT,
+    min_agreement: float | None = None,
     task: Task = "single-label",
 ) -> Verification:
     """Differences between two (n, classes) arrays of logits, and whether they keep the bar of the precision.
 
     Args:
-        int8_bar: smallest share of images on which an INT8 artifact's answer must be eager's.
+        min_agreement: smallest share of images on which the artifact's answer must be eager's; None: its precision's.
         task: whether an image's answer is its top-1 class, or its set of labels of probability 0.5 or more.
     """
     if eager.shape != served.shape:
@@ -169,19 +165,17 @@ def compare(
     same, margins = same_answers(served, eager, task), answer_margins(served, eager, task)
     agreement = float(same.mean())
     ties = int((~same & (margins <= FP16_RESOLUTION * np.abs(eager).max())).sum())
-    if artifact.precision == "fp32":
-        bar = f"largest difference at most {MAX_DIFFERENCE['fp32']:g} of the logit range"
-        passed = float(difference.max()) <= MAX_DIFFERENCE["fp32"] * spread
-    else:
-        most = MAX_DIFFERENCE[artifact.precision]
-        # INT8 rounds far more coarsely than FP16: what it takes for a tie is a change of class all the same.
-        excused = ties / len(eager) if artifact.precision == "fp16" else 0.0
-        least = FP16_MIN_AGREEMENT if artifact.precision == "fp16" else int8_bar
-        apart = ", ties within FP16's resolution apart" if artifact.precision == "fp16" else ""
-        on = AGREEMENT_ON[task]
-        bar = f"{on} agreement at least {least:.1%}{apart}; largest difference at most {most:g} of the logit range"
-        # A server holds its backend against the same difference: what passes here must not be refused there.
-        passed = agreement + excused >= least and float(difference.max()) <= most * spread
+    precision = PRECISIONS[artifact.precision]
+    # A server holds its backend against the same difference: what passes here must not be refused there.
+    bar = f"largest difference at most {precision.max_difference:g} of the logit range"
+    passed = float(difference.max()) <= precision.max_difference * spread
+    if precision.min_agreement > 0:
+        least = precision.min_agreement if min_agreement is None else min_agreement
+        agreed, apart = agreement, ""
+        if precision.ties_agree:
+            agreed, apart = agreement + ties / len(eager), ", ties within FP16's resolution apart"
+        bar = f"{AGREEMENT_ON[task]} agreement at least {least:.1%}{apart}; {bar}"
+        passed = passed and agreed >= least
     return Verification(
         artifact=artifact.path,
         backend=backend,

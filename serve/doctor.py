@@ -13,6 +13,7 @@ from fuseline.serve.backends.registry import REGISTRY, TENSORRT, TENSORRT_RTX, R
 from fuseline.serve.batching.policy import DEFAULT_BUCKETS
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.precision import PRECISIONS, chosen_unasked
 from fuseline.serve.settings import Settings
 
 _ON_GPU = {entry.title for entry in REGISTRY if entry.device == "gpu"}
@@ -106,8 +107,12 @@ def _advice(
             )
         elif candidates[0].reason is not None:
             advice.append(f"TensorRT would serve fastest on the {gpu.name}, but: {candidates[0].reason}")
-        if package is not None and package.find("onnx", "fp16") is None:
-            advice.append(f"{package.manifest.name} has no FP16 graph, which GPUs run fastest: export it with --fp16")
+        fastest = PRECISIONS[chosen_unasked("gpu")[0]]
+        if package is not None and package.find("onnx", fastest.name) is None:
+            advice.append(
+                f"{package.manifest.name} has no {fastest.title} graph, which GPUs run fastest: export it with "
+                f"--{fastest.name}"
+            )
     elif driver is not None:
         advice.append(f"an NVIDIA driver is installed, but {driver.problem}")
     choice = next((candidate for candidate in candidates if candidate.reason is None), None)

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuseline.serve.errors import PackageError
+from fuseline.serve.precision import PrecisionName
 
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = "image"
@@ -37,7 +38,6 @@ AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Precision = Literal["fp32", "fp16", "int8"]
 CropOffset = Literal["rounded", "floored"]
 Task = Literal["single-label", "multi-label"]
 """What logits mean: an image has one of the labels, by softmax over them, or any number, each by its own sigmoid."""
@@ -109,7 +109,7 @@ class Artifact(PackageFile):
     """A file that a runtime can load."""
 
     format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
-    precision: Precision
+    precision: PrecisionName
     details: dict[str, Any] = {}
     """For engines: library version, compute capability, batch profile and the sha256 of the graph it was built from."""
 

@@ -18,9 +18,9 @@ from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import InputError, PackageError
 from fuseline.serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
+from fuseline.serve.precision import GPU_CHOICES
 
 FOLDER = "engines"
-PRECISIONS = ("auto", "fp16", "fp32", "int8")
 
 Shown = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 
@@ -73,8 +73,8 @@ def add_engine(
         VerificationError: the graph is not in the precision that the manifest says.
         BackendError: the parser or the builder failed.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision!r}: one of {', '.join(PRECISIONS)} was expected")
+    if precision not in GPU_CHOICES:
+        raise InputError(f"--precision {precision!r}: one of {', '.join(GPU_CHOICES)} was expected")
     load_package(folder)
     try:
         with file_lock(folder, on_wait):

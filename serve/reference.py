@@ -15,16 +15,10 @@ from fuseline.serve.backends.base import Backend
 from fuseline.serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
 from fuseline.serve.errors import PackageError, VerificationError
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.precision import PRECISIONS
 
 REFERENCE_NAME = "reference.npz"
 REFERENCE_ROWS = 8
-MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.1}
-"""Largest logit difference by precision, as a share of the range of the reference's logits.
-
-For FP32 it is the bar of the export. The others only tell rounding from nonsense: their bar is agreement, which needs
-more images than a start-up has time for. INT8's rounding comes to 0.03 on ResNets; where a CPU's INT8 products overflow
-it has been seen at 0.16, with the class right one time in eight.
-"""
 
 
 def write_reference(folder: Path, pixels: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
@@ -39,7 +33,7 @@ def check_reference(backend: Backend, package: ModelPackage) -> float:
 
     Raises:
         PackageError: the reference is damaged or doesn't fit the manifest.
-        VerificationError: the backend's logits differ beyond `MAX_DIFFERENCE`.
+        VerificationError: the backend's logits differ beyond its precision's `max_difference`.
         BackendError: the runtime failed.
     """
     pixels, expected = _read(package)
@@ -52,13 +46,14 @@ def check_reference(backend: Backend, package: ModelPackage) -> float:
     spread = float(expected.max() - expected.min())
     first = infer_in_bucket(backend, pixels[:1], backend.buckets[0])
     difference = float(max(np.abs(given - expected).max(), np.abs(first - expected[:1]).max()))
+    allowed = PRECISIONS[backend.precision].max_difference
     # `not (a <= b)` rather than `a > b`: NaN must fail too.
-    if not difference <= MAX_DIFFERENCE[backend.precision] * spread:
+    if not difference <= allowed * spread:
         raise VerificationError(
             f"{package.manifest.name} in {backend.precision} on {backend.name} ({backend.device}) is not served: on "
             f"the package's reference images its logits differ from PyTorch's by {difference:.3g} of a range of "
-            f"{spread:.3g}, of which at most {MAX_DIFFERENCE[backend.precision]:g} is allowed; try another "
-            "--backend or --precision, or export it again on this machine"
+            f"{spread:.3g}, of which at most {allowed:g} is allowed; try another --backend or "
+            "--precision, or export it again on this machine"
         )
     return difference / spread if spread else 0.0
 

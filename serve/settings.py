@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
+from fuseline.serve.precision import PrecisionChoice
 
 
 class Settings(BaseModel):
@@ -22,7 +23,7 @@ class Settings(BaseModel):
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", BackendName] = "auto"
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    precision: PrecisionChoice = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
     """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see
     `fuseline.serve.batching.policy`)."""

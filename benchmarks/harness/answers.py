@@ -5,13 +5,13 @@ from numpy.typing import NDArray
 
 from fuseline.protos import classify_pb2
 from fuseline.serve.errors import VerificationError
-from fuseline.serve.reference import MAX_DIFFERENCE
+from fuseline.serve.precision import PRECISIONS
 
 _PROBABILITY_TOLERANCE = 0.05
 
 
 def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Raise `VerificationError` unless `logits` lie as near to `expected` as `fuseline.serve.reference` wants of
+    """Raise `VerificationError` unless `logits` lie as near to `expected` as `fuseline.serve.precision` wants of
     `precision`.
 
     Both are float32 of the same shape, (rows, classes).
@@ -20,7 +20,7 @@ def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected
         raise VerificationError(f"{who} gave logits {logits.shape}, expected {expected.shape}; it was not timed")
     spread = float(expected.max() - expected.min())
     difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    bar = MAX_DIFFERENCE[precision] * spread
+    bar = PRECISIONS[precision].max_difference * spread
     if not difference <= bar:
         raise VerificationError(
             f"{who} gives other answers than expected: logits differ by up to {difference:.3g} of a range of "

@@ -70,10 +70,10 @@ def serve(
     from fuseline.benchmarks.load.server_watch import with_metrics
     from fuseline.benchmarks.load.target import connect, connect_open_inference, expect_logits_of
     from fuseline.benchmarks.serving.measure import as_json, as_table, sweep, sweep_rates
-    from fuseline.serve.reference import MAX_DIFFERENCE
+    from fuseline.serve.precision import PRECISIONS
 
     protocol = choice_of("--protocol", protocol, PROTOCOLS)
-    precision = choice_of("--precision", precision, MAX_DIFFERENCE)
+    precision = choice_of("--precision", precision, PRECISIONS)
     if protocol != "open-inference" and (given := model or input_name or output_name):
         raise InputError(f"{given}: --model, --input-name and --output-name go with --protocol open-inference")
     if send_deadline and (deadline_ms is None or not rates):

@@ -23,6 +23,7 @@ from fuseline.export.commands.flags import (
 from fuseline.export.facts.input_size import input_size_from_text
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError
+from fuseline.serve.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from fuseline.serve.model_package import Task
@@ -57,7 +58,7 @@ def export(
             max=1.0,
             metavar="SHARE",
             help="Of the other half, the share that must have PyTorch's top-1 class (multi-label: its set of labels); "
-            "default: 0.98. Layers that INT8 harms most stay in FP32 until it holds.",
+            f"default: {PRECISIONS['int8'].min_agreement:g}. Layers that INT8 harms most stay in FP32 until it holds.",
         ),
     ] = None,
     images: Annotated[

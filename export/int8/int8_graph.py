@@ -18,8 +18,8 @@ from fuseline.export.int8.mixed_precision_search import GivenBack, Runtimes, giv
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
 from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits
-from fuseline.export.verify import INT8_MIN_AGREEMENT
 from fuseline.serve.model_package import Task
+from fuseline.serve.precision import PRECISIONS
 
 Form = Literal["cpu", "tensorrt"]
 """Whom a graph is for: they read different QDQ graphs. See `fuseline.export.int8.quantiser`."""
@@ -129,7 +129,7 @@ def int8_from_fp32(
     calibrated: Calibrated,
     *,
     layer_names: Mapping[str, str],
-    bar: float = INT8_MIN_AGREEMENT,
+    bar: float = PRECISIONS["int8"].min_agreement,
     form: Form = "cpu",
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Int8Graph:

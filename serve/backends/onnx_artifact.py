@@ -4,6 +4,7 @@ from typing import Literal
 
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import Artifact, ModelPackage
+from fuseline.serve.precision import chosen_unasked
 
 Reader = Literal["cpu", "cuda", "tensorrt"]
 """ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""
@@ -19,7 +20,7 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
         BackendUnavailableError: the package has no graph of that precision for it.
     """
     graphs = [artifact for artifact in package.manifest.artifacts if artifact.format == "onnx"]
-    wanted = [precision] if precision != "auto" else ["fp32"] if reader == "cpu" else ["fp16", "fp32"]
+    wanted = chosen_unasked("cpu" if reader == "cpu" else "gpu") if precision == "auto" else (precision,)
     for name in wanted:
         for artifact in graphs:
             if artifact.precision == name and artifact.details.get(READ_BY, reader) == reader:

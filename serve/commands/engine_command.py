@@ -11,6 +11,10 @@ import typer
 
 from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import InputError
+from fuseline.serve.precision import GPU_CHOICES, PRECISIONS, listed
+
+_AUTO, *_NAMED = GPU_CHOICES
+_PRECISION_HELP = f"{_AUTO} ({PRECISIONS[_NAMED[0]].title} if the package has it), {listed(_NAMED)}."
 
 
 def engine(
@@ -24,7 +28,7 @@ def engine(
             "TensorRT for RTX doesn't list: current or portable tries.",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto (FP16 if the package has it), fp16, fp32 or int8.")] = "auto",
+    precision: Annotated[str, typer.Option(help=_PRECISION_HELP)] = "auto",
     max_batch: Annotated[
         int, typer.Option(min=1, max=4096, help="Largest batch, in images, as in `serve`.")
     ] = DEFAULT_MAX_BATCH,

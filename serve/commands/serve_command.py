@@ -11,6 +11,7 @@ import typer
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.settings import Settings, settings_from_flags
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def serve(
     backend: Annotated[str, _option("backend", f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = _default(
         "backend"
     ),
-    precision: Annotated[str, _option("precision", "auto, fp32, fp16 or int8.")] = _default("precision"),
+    precision: Annotated[str, _option("precision", f"{listed(CHOICES)}.")] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
     ] = _default("max_batch"),

@@ -279,8 +279,8 @@ def test_the_bar_is_on_sets_and_ties_within_fp16_are_excused() -> None:
     expected[:, 2], tied[:, 2] = 0.05, np.where(np.arange(1000) < 6, -0.05, 0.05)
     verdict = judged("fp16", tied, expected)
     assert (verdict.passed, verdict.ties, verdict.top1_agreement) == (False, 0, 1.0)
-    assert judged("int8", tied, expected, int8_bar=0.99).passed
-    assert not judged("int8", tied, expected, int8_bar=0.995).passed
+    assert judged("int8", tied, expected, min_agreement=0.99).passed
+    assert not judged("int8", tied, expected, min_agreement=0.995).passed
 
 
 def test_the_order_of_labels_that_hold_is_no_disagreement() -> None:

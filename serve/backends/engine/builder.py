@@ -27,7 +27,8 @@ from fuseline.serve.backends.engine.precision import (
 from fuseline.serve.backends.engine.progress import BuildProgress, progress_monitor
 from fuseline.serve.backends.engine.target import Builder, available_builder
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, Precision
+from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.serve.precision import PrecisionName
 
 _SIGNALS_EVERY_S = 0.1
 
@@ -38,7 +39,7 @@ class EngineBuild:
 
     plan: bytes
     bound_to: EngineDetails
-    precision: Precision
+    precision: PrecisionName
     achieved: AchievedPrecision
     """By the layers that carry weights, read from the parsed network."""
 
@@ -69,7 +70,7 @@ class EngineBuild:
 def build_engine(
     onnx: bytes,
     *,
-    precision: Precision,
+    precision: PrecisionName,
     capability: str | None,
     max_batch: int,
     opt_batch: int | None = None,
@@ -199,7 +200,7 @@ def _configure(
     builder: Any,
     choice: Builder,
     *,
-    precision: Precision,
+    precision: PrecisionName,
     profile: tuple[int, int, int],
     row_shape: tuple[int, int, int],
 ) -> Any:

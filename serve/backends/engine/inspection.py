@@ -7,11 +7,10 @@ from typing import Any
 
 from fuseline.serve.backends.engine.library import title
 from fuseline.serve.errors import VerificationError
-from fuseline.serve.model_package import Precision
+from fuseline.serve.precision import PrecisionName, precision_of_type
 
 LEAST_SHARE = 0.95
 """Of the weights, that must be in the precision of a graph that is in it throughout."""
-_PRECISION_OF_TYPE = {"float": "fp32", "half": "fp16", "int8": "int8"}
 
 
 def weights_by_precision(engine: Any, trt: Any) -> dict[str, int]:
@@ -26,11 +25,11 @@ def weights_by_precision(engine: Any, trt: Any) -> dict[str, int]:
     for layer in json.loads(told).get("Layers", []):
         match layer:
             case {"Weights": {"Type": str(kind), "Count": int(count)}}:
-                counts[_PRECISION_OF_TYPE.get(kind.lower(), kind.lower())] += count
+                counts[precision_of_type(kind)] += count
     return dict(counts)
 
 
-def check_inspected(engine: Any, trt: Any, precision: Precision, *, kept_fp32: Collection[str]) -> dict[str, int]:
+def check_inspected(engine: Any, trt: Any, precision: PrecisionName, *, kept_fp32: Collection[str]) -> dict[str, int]:
     """Hold what `engine` says of its weights against what its graph asks for; return `weights_by_precision`.
 
     Args:

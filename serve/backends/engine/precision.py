@@ -8,15 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fuseline.serve.errors import VerificationError
-from fuseline.serve.model_package import Precision
+from fuseline.serve.precision import PRECISIONS, PrecisionName, precision_of_type
 
 KEPT_FP32 = "kept_fp32"
 """In the details of an ONNX artifact: the names of the nodes that its export left in FP32."""
 WEIGHTED_LAYERS = ("CONVOLUTION", "MATRIX_MULTIPLY")
-_PRECISION_OF_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8"}
-_TYPE_OF_PRECISION: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
-# Of a layer that is not in the asked-for precision; between quantised layers either float will do.
-_MAY_REMAIN: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FLOAT",), "int8": ("FLOAT", "HALF")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ def achieved_precision(network: Any, trt: Any) -> AchievedPrecision:
     weights: Counter[str] = Counter()
     multiply_adds: Counter[str] = Counter()
     for layer in _weighted(network):
-        name = _PRECISION_OF_TYPE.get(layer.type, layer.type.lower())
+        name = precision_of_type(layer.type)
         layers[name] += 1
         size = _weights_of(layer.layer, trt)
         weights[name] += size
@@ -63,7 +59,7 @@ def achieved_precision(network: Any, trt: Any) -> AchievedPrecision:
 
 def check_precision(
     network: Any,
-    precision: Precision,
+    precision: PrecisionName,
     *,
     allowed_fp32: Collection[str] | None = (),
     layer_names: Mapping[str, str] | None = None,
@@ -78,13 +74,14 @@ def check_precision(
     Raises:
         VerificationError: others are not; the message names them.
     """
-    wanted = _TYPE_OF_PRECISION[precision]
+    row = PRECISIONS[precision]
+    wanted, may_remain = row.tensorrt_type, {PRECISIONS[name].tensorrt_type for name in row.may_remain}
     layers = _weighted(network)
     others = [layer for layer in layers if layer.type != wanted]
     wrong = [
         layer
         for layer in others
-        if layer.type not in _MAY_REMAIN[precision] or (allowed_fp32 is not None and layer.node not in allowed_fp32)
+        if layer.type not in may_remain or (allowed_fp32 is not None and layer.node not in allowed_fp32)
     ]
     if len(others) == len(layers):
         wrong = others

@@ -120,8 +120,8 @@ def test_int8_is_held_to_its_own_bar_and_ties_do_not_excuse_it() -> None:
     artifact = Artifact(path="model.int8.onnx", sha256="0" * 64, bytes=1, format="onnx", precision="int8")
     eager, served = logits_of_two_classes(0.99999), logits_of_two_classes(1.00001)
     for bar, passed in ((0.97, True), (0.98, False)):
-        check = compare(artifact, "onnxruntime", "generated", eager, served, int8_bar=bar)
+        check = compare(artifact, "onnxruntime", "generated", eager, served, min_agreement=bar)
         assert (check.top1_agreement, check.ties, check.passed) == (0.97, 3, passed)
         assert f"at least {bar:.1%}" in check.bar
-    far = compare(artifact, "onnxruntime", "generated", eager, logits_of_two_classes(0.8), int8_bar=0.97)
+    far = compare(artifact, "onnxruntime", "generated", eager, logits_of_two_classes(0.8), min_agreement=0.97)
     assert (far.top1_agreement, far.passed) == (1.0, False)
