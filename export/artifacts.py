@@ -14,6 +14,7 @@ from fuseline.export.folding.fold import FoldedNetwork
 from fuseline.export.fp16.fp16_share import PrecisionShare, precision_share
 from fuseline.export.fp16.mixed_precision import GuardedGraph, guarded_fp16
 from fuseline.export.graph.onnx_graph import onnx_from_network
+from fuseline.export.graph.runtimes import serialised
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
@@ -105,7 +106,7 @@ def write_artifacts(
     }
     with narrator.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
-        artifacts = [_write(folder, FP32_NAME, _bytes(fp32), "onnx", "fp32")]
+        artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", "fp32")]
         shares = {FP32_NAME: precision_share(fp32)}
         for_engine, precision = fp32, "fp32"
         step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}")
@@ -123,7 +124,7 @@ def write_artifacts(
             for_engine, precision = guarded.model, "fp16"
             shares[FP16_NAME] = share = guarded.share
             details = {KEPT_FP32: sorted(guarded.fp32_nodes)}
-            artifacts.append(_write(folder, FP16_NAME, _bytes(for_engine), "onnx", precision, details))
+            artifacts.append(_write(folder, FP16_NAME, serialised(for_engine), "onnx", precision, details))
             step.done(
                 f"{FP16_NAME}, {_mib(artifacts[-1])}, {share.fp16_layers} of {share.layers} layers and "
                 f"{share.fp16_multiply_adds / share.multiply_adds:.1%} of the multiply-adds in FP16"
@@ -137,11 +138,11 @@ def write_artifacts(
         quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, narrator)
         for path, graph in quantised.items():
             told = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
-            artifacts.append(_write(folder, path, _bytes(graph.model), "onnx", "int8", told))
+            artifacts.append(_write(folder, path, serialised(graph.model), "onnx", "int8", told))
     with narrator.step("Building the TensorRT engine") as step:
         try:
             built = build_engine(
-                _bytes(for_engine),
+                serialised(for_engine),
                 precision="fp16" if guarded else "fp32",
                 allowed_fp32=guarded.fp32_nodes if guarded else (),
                 layer_names=layer_names,
@@ -211,10 +212,6 @@ def _write(
     (folder / path).write_bytes(data)
     kind = {"format": format, "precision": precision, "details": details or {}}
     return Artifact.model_validate(file_facts(folder, path) | kind)
-
-
-def _bytes(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
 def _mib(artifact: Artifact) -> str:

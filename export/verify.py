@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fuseline.export.batch_rows import batch_rows
+from fuseline.export.graph.runtimes import batch_rows, onnxruntime_logits
 from fuseline.export.int8.closeness import agreement as agreement_of
 from fuseline.export.int8.closeness import answer_margins, same_answers
-from fuseline.export.int8.runtimes import onnxruntime_logits
 from fuseline.export.sample import Sample
 from fuseline.serve.backends import BACKENDS, open_backend, why_not_installed
 from fuseline.serve.backends.onnx_artifact import READ_BY

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fuseline.export.fp16.image_batches import run_batches
+from fuseline.export.graph.runtimes import run_batches
 from fuseline.serve.model_package import OUTPUT_NAME
 
 Combine = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]

@@ -75,7 +75,7 @@ class Calibration:
 
 
 def calibrate(
-    model: onnx.ModelProto, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] | None = None
+    model: onnx.ModelProto, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
 ) -> Calibration:
     """Run `model` (as `onnx_from_network` makes it) on `pixels` (n, h, w, c) and record each layer's range.
 
@@ -89,10 +89,9 @@ def calibrate(
     nodes = float_nodes(model, {node.name for node in pixel_nodes(model)})
     some = pixels[spread(len(pixels), DEVIATION_IMAGES)]
     share = len(pixels) / (len(pixels) + _DEVIATION_COST * len(some))
-    tell = on_progress or (lambda _: None)
-    logits, extremes = _extremes(model, nodes).run(pixels, lambda done: tell(share * done))
+    logits, extremes = _extremes(model, nodes).run(pixels, lambda done: on_progress(share * done))
     scales = {scaled_first_layer(model): float(2**PIXEL_SCALE_LOG2)}
-    _, deviations = _deviations(model, nodes, scales).run(some, lambda done: tell(share + (1 - share) * done))
+    _, deviations = _deviations(model, nodes, scales).run(some, lambda done: on_progress(share + (1 - share) * done))
     told = extremes | deviations
     return Calibration(tuple(_range(node, nodes, told, scales.get(node.name, 1.0)) for node in nodes.nodes), logits)
 

@@ -72,7 +72,7 @@ def guarded_fp16(
     layer_names: Mapping[str, str],
     keep: Sequence[str] = (),
     strict: bool = False,
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> GuardedGraph:
     """The FP16 graph of `model` (as `onnx_from_network` makes it) that doesn't overflow on images like `pixels`.
 
@@ -93,9 +93,8 @@ def guarded_fp16(
         BackendUnavailableError, BackendError: ONNX Runtime is not installed, or fails.
     """
     nodes = float_nodes(model, {node.name for node in pixel_nodes(model)})
-    tell = on_progress or (lambda _: None)
     asked = nodes_matching(keep, nodes, layer_names)
-    calibration = calibrate(model, pixels, lambda done: tell(_CALIBRATION_SHARE * done))
+    calibration = calibrate(model, pixels, lambda done: on_progress(_CALIBRATION_SHARE * done))
     if not np.isfinite(calibration.logits).all():
         raise VerificationError("the FP32 graph itself gives NaN or infinite logits; FP16 can't do better")
     troubles = {found.layer: why for found in calibration.ranges if (why := _troubles(found))}
@@ -106,7 +105,7 @@ def guarded_fp16(
 
     whole = trial(_TRIAL_IMAGES)
     stay = {*asked, *troubles}
-    deviation = whole.deviation(stay, lambda done: tell(_CALIBRATION_SHARE + (1 - _CALIBRATION_SHARE) * done))
+    deviation = whole.deviation(stay, lambda done: on_progress(_CALIBRATION_SHARE + (1 - _CALIBRATION_SHARE) * done))
     if deviation > LOGITS_TOLERANCE:
         disturbing = layers_that_disturb(
             [node.name for node in nodes.nodes if node.name not in stay and node.proto.op_type not in MOVERS],

@@ -8,15 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
 
-from fuseline.export.batch_rows import batch_rows
-from fuseline.export.int8.runtimes import onnxruntime_session
+from fuseline.export.graph.runtimes import run_batches
 from fuseline.serve.errors import VerificationError
-from fuseline.serve.model_package import INPUT_NAME
 
 BINS = 16384
-# So that the activations of a batch, all of which are held at once, take about the same memory whatever the size.
-_BATCH_PIXELS = 2 * 224 * 224
-_MAX_BATCH_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -50,14 +45,10 @@ def activation_histograms(
     Raises:
         VerificationError: an activation is NaN or infinite; it is named.
     """
-    session = onnxruntime_session(_with_outputs(model, tensors))
     histograms = {name: Histogram(np.zeros(BINS, np.int64), 0.0, np.inf, -np.inf) for name in tensors}
-    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
-    for start in range(0, len(pixels), rows):
-        values = session.run(list(tensors), {INPUT_NAME: pixels[start : start + rows]})
+    for values in run_batches(_with_outputs(model, tensors), pixels, tensors, on_progress):
         for name, activation in zip(tensors, values, strict=True):
             _count(histograms[name], activation, name)
-        on_progress(min(1.0, (start + rows) / len(pixels)))
     return histograms
 
 

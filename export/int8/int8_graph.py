@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fuseline.export.graph.runtimes import int8_logits_by_runtime, onnxruntime_logits
 from fuseline.export.int8.calibration_images import CalibrationImages, split_images
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
@@ -17,7 +18,6 @@ from fuseline.export.int8.int8_share import Int8Share, int8_share, layer_costs
 from fuseline.export.int8.mixed_precision_search import GivenBack, Runtimes, give_back
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
-from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits
 from fuseline.serve.model_package import Task
 from fuseline.serve.precision import PRECISIONS
 
@@ -184,7 +184,7 @@ def _by_onnxruntime(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[s
 
 
 _FORMS: Mapping[Form, tuple[Quantiser, Runtimes]] = {
-    "cpu": (quantised_for_cpus, logits_by_runtime),
+    "cpu": (quantised_for_cpus, int8_logits_by_runtime),
     "tensorrt": (quantised_for_tensorrt, _by_onnxruntime),
 }
 

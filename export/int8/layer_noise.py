@@ -7,13 +7,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from fuseline.export.batch_rows import batch_rows
+from fuseline.export.graph.runtimes import run_batches
 from fuseline.export.int8.operators import layers_of
-from fuseline.export.int8.runtimes import onnxruntime_session
-from fuseline.serve.model_package import INPUT_NAME
-
-_BATCH_PIXELS = 4 * 224 * 224
-_MAX_BATCH_ROWS = 64
 
 
 def layer_noise(model: onnx.ModelProto, quantised: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, float]:
@@ -31,11 +26,8 @@ def layer_noise(model: onnx.ModelProto, quantised: onnx.ModelProto, pixels: NDAr
     twin, outputs = _with_twins(model, quantised)
     if not outputs:
         return {}
-    session = onnxruntime_session(twin)
-    rows = batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)
     totals: dict[str, float] = {}
-    for start in range(0, len(pixels), rows):
-        sums = session.run(list(outputs), {INPUT_NAME: pixels[start : start + rows]})
+    for sums in run_batches(twin, pixels, list(outputs)):
         for name, value in zip(outputs, sums, strict=True):
             totals[name] = totals.get(name, 0.0) + float(value)
     noise: dict[str, float] = {}

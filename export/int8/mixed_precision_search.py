@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fuseline.export.graph.runtimes import onnxruntime_logits
 from fuseline.export.int8.calibration_images import CalibrationImages
 from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
 from fuseline.export.int8.int8_share import LayerCost, int8_share
 from fuseline.export.int8.layer_noise import layer_noise
-from fuseline.export.int8.runtimes import onnxruntime_logits
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import Task
 

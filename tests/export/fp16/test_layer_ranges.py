@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from fuseline.export.fp16 import image_batches
 from fuseline.export.fp16.layer_ranges import LayerRange, calibrate
+from fuseline.export.graph import runtimes
 from tests.export.fp16.hard_networks import MEAN, PIXELS, eager, graph_of
 from tests.export.resnets import tiny_network
 
@@ -95,7 +95,7 @@ def test_what_is_summed_up_before_the_bias_counts() -> None:
 
 def test_many_batches_give_what_one_gives(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibrate(graph, PIXELS[:10])
-    monkeypatch.setattr(image_batches, "_MAX_BATCH_ROWS", 3)
+    monkeypatch.setattr(runtimes, "_MAX_BATCH_ROWS", 3)
     parts = calibrate(graph, PIXELS[:10])
     np.testing.assert_allclose(whole.logits, parts.logits, rtol=1e-5, atol=1e-6)
     for one, other in zip(whole.ranges, parts.ranges, strict=True):

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fuseline.export.graph.runtimes import run_batches
 from fuseline.export.int8.histograms import BINS, activation_histograms
 from fuseline.export.int8.operators import quantised_tensors
-from fuseline.export.int8.runtimes import onnxruntime_session
 from fuseline.serve.errors import VerificationError
 from tests.export.int8.networks import Subject
 
@@ -15,7 +15,7 @@ from tests.export.int8.networks import Subject
 def activations(model: onnx.ModelProto, tensor: str, pixels: np.ndarray) -> np.ndarray:
     watched = onnx.shape_inference.infer_shapes(model)
     watched.graph.output.extend(value for value in watched.graph.value_info if value.name == tensor)
-    return onnxruntime_session(watched).run([tensor], {"image": pixels})[0]
+    return np.concatenate([values for (values,) in run_batches(watched, pixels, [tensor])])
 
 
 def test_a_histogram_counts_every_value_once_though_later_images_reach_further(tiny: Subject) -> None:

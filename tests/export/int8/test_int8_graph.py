@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fuseline.export.graph.runtimes import int8_logits_by_runtime, serialised
 from fuseline.export.int8 import int8_graph
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
-from fuseline.export.int8.runtimes import logits_by_runtime, serialised
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 from fuseline.export.verify import eager_logits
 from tests.export.int8.networks import NORMALIZATION, Subject, fp32_graph
@@ -36,7 +36,7 @@ def test_the_calibrator_with_the_smallest_error_is_kept(tiny: Subject, monkeypat
 def test_sets_of_labels_are_compared_where_several_may_hold(tiny: Subject) -> None:
     seen = calibrate(tiny.model, tiny.calibration, tiny.held_out, tiny.eager_held_out, task="multi-label")
     given = int8_from_fp32(seen, layer_names={}, bar=0.0)
-    logits = logits_by_runtime(given.model, tiny.held_out)
+    logits = int8_logits_by_runtime(given.model, tiny.held_out)
     expected = {
         name: float(((found >= 0) == (tiny.eager_held_out >= 0)).all(axis=1).mean()) for name, found in logits.items()
     }
@@ -84,7 +84,7 @@ def test_the_real_resnet20_is_as_right_in_int8_as_in_fp32(
 ) -> None:
     own, classes = resnet20
     right = float((own.eager_held_out.argmax(axis=1) == classes).mean())
-    answers = logits_by_runtime(int8_resnet20.model, own.held_out)
+    answers = int8_logits_by_runtime(int8_resnet20.model, own.held_out)
     assert set(answers) == set(CPU_RUNTIMES)
     for runtime, logits in answers.items():
         # 500 images: 0.6 points are three of them.

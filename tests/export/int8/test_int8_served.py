@@ -8,9 +8,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from fuseline.export.graph.runtimes import int8_logits_by_runtime, serialised
 from fuseline.export.int8.calibrators import Range
 from fuseline.export.int8.quantiser import quantised_for_cpus
-from fuseline.export.int8.runtimes import logits_by_runtime, serialised
 from fuseline.export.verify import compare
 from fuseline.serve.backends import onnxruntime as onnxruntime_backend
 from fuseline.serve.backends import open_backend
@@ -47,7 +47,7 @@ def test_a_package_serves_its_int8_graph_where_int8_is_asked_for(
     asked, _ = open_backend(int8_package, backend=runtime, precision="int8", buckets=(4,))
     assert (asked.name, asked.precision) == (runtime, "int8")
     graph = onnx.load(int8_package.folder / "model.int8.onnx")
-    assert np.array_equal(asked.infer(pixels), logits_by_runtime(graph, pixels)[runtime])
+    assert np.array_equal(asked.infer(pixels), int8_logits_by_runtime(graph, pixels)[runtime])
     asked.close()
     unasked, _ = open_backend(int8_package, backend=runtime, buckets=(4,))
     assert unasked.precision == "fp32"

@@ -12,13 +12,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from fuseline.export.graph.onnx_graph import pixel_nodes
+from fuseline.export.graph.runtimes import int8_logits_by_runtime, onnxruntime_logits, serialised
 from fuseline.export.int8.calibrators import Range, min_max
 from fuseline.export.int8.closeness import logit_error
 from fuseline.export.int8.histograms import activation_histograms
 from fuseline.export.int8.int8_share import int8_share, layer_costs
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import quantised_for_cpus, quantised_for_tensorrt
-from fuseline.export.int8.runtimes import logits_by_runtime, onnxruntime_logits, serialised
 from fuseline.export.recognition.networks.resnet import ResNet
 from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
 from tests.export.int8.networks import Subject, layers, subject
@@ -238,7 +238,7 @@ def test_every_family_is_int8_throughout_and_close_to_fp32(make, side: int) -> N
         share = int8_share(model, layer_costs(own.model))
         assert share.fp32_layer_names == ()
         assert share.share == 1.0
-        for runtime, logits in logits_by_runtime(model, own.held_out).items():
+        for runtime, logits in int8_logits_by_runtime(model, own.held_out).items():
             # Of unrelated logits it is above 1.
             assert logit_error(logits, expected) < 0.3, (quantise.__name__, runtime)
 
