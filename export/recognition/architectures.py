@@ -25,6 +25,7 @@ from fuseline.export.recognition.modules.module_input_size import told_size
 from fuseline.export.recognition.naming.composed_naming import compose
 from fuseline.export.recognition.naming.foreign_networks import foreign_kind
 from fuseline.export.recognition.naming.naming_schemes import COMPOSED, SCHEMES, scheme_named
+from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
 from fuseline.export.recognition.programs.program_check import Told, hold_program
 from fuseline.export.recognition.recognised import Recognised, Spec
@@ -219,7 +220,7 @@ def _recognised(
         spec=spec,
         module=module,
         naming=placement.scheme.name,
-        architecture=spec.name,
+        architecture=name_of(spec),
         evidence=(
             *evidence_of(spec, placement, len(fit.candidate.placed)),
             *fit.candidate.notes,

@@ -16,6 +16,7 @@ from fuseline.export.recognition.naming.foreign_networks import (
 )
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme, scheme_named
 from fuseline.export.recognition.naming.shape_reading import read_shapes
+from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.plain_network import PlainSpec
 from fuseline.export.recognition.recognised import Spec
 from fuseline.serve.errors import ArchitectureError
@@ -84,7 +85,7 @@ def refusal_of(
     if sum(map(len, found.values())) == 1 and (wide := _unpooled(best, spec)):
         return ArchitectureError(wide)
     return ArchitectureError(
-        f"these tensors are nearly a ResNet but not exactly one; nearest: {spec.name} ({scheme.name} naming, "
+        f"these tensors are nearly a ResNet but not exactly one; nearest: {name_of(spec)} ({scheme.name} naming, "
         f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reason if left else None)}. "
         f"{_cure(left=left, misshapen=bool(found['misshapen']), naming=naming)}"
     )
@@ -148,8 +149,8 @@ def _unpooled(candidate: Candidate, spec: Spec) -> str | None:
         f"the classifier {name} {tuple(weight.shape)} takes {weight.shape[1]} features, "
         f"{weight.shape[1] // channels} for each of the {channels} channels that the last stage gives out. So there is "
         "no global average pool before it: the feature map is flattened behind a smaller pool or none, or several "
-        f"pools are joined, which no tensor tells. The nearest network that is recognised, {spec.name}, averages each "
-        f"channel to one feature; to export this one, {FACTORY}"
+        f"pools are joined, which no tensor tells. The nearest network that is recognised, {name_of(spec)}, averages "
+        f"each channel to one feature; to export this one, {FACTORY}"
     )
 
 
@@ -228,7 +229,7 @@ def _suggestion(tensors: Mapping[str, Tensor]) -> str:
         if reading.projections
         else ", but nothing tells whether shortcuts exist, as a plain network has the same shapes"
     )
-    return f"Its shapes and their order are those of a {spec.name}{doubt}. If it is that: {RENAME}. "
+    return f"Its shapes and their order are those of a {name_of(spec)}{doubt}. If it is that: {RENAME}. "
 
 
 def _some(items: list[str]) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fuseline.export.recognition.naming.naming_schemes import NamingScheme
 from fuseline.export.recognition.naming.placement import module_names
+from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.plain_network import PlainSpec
 from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec
 from fuseline.export.recognition.recognised import Recognised, Spec
@@ -22,7 +23,7 @@ def names_in(scheme: NamingScheme, recognised: Recognised) -> dict[str, str]:
     ours = [name for name in recognised.module.state_dict() if not name.endswith("num_batches_tracked")]
     if obstacles := list(_obstacles(scheme, spec)):
         raise ArchitectureError(
-            f"{spec.name} has no names in the {scheme.name} naming ({scheme.description}): {'; '.join(obstacles)}"
+            f"{name_of(spec)} has no names in the {scheme.name} naming ({scheme.description}): {'; '.join(obstacles)}"
         )
     if isinstance(spec, PlainSpec):
         return {name: name for name in ours}

@@ -1,11 +1,8 @@
 """What people call a network: `torchvision resnet18`, `timm seresnext26d_32x4d`, `WRN-28-10`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec, ResNetSpec
+from fuseline.export.recognition.networks.plain_network import PlainSpec
+from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec, ResNetSpec
+from fuseline.export.recognition.recognised import Spec
 
 # (block, blocks per stage, groups, width of one group in the first stage)
 _TORCHVISION_NAMES: dict[tuple[str, tuple[int, ...], int, int], str] = {
@@ -40,8 +37,21 @@ _STEM_LETTERS = {
 }
 
 
-def resnet_name(spec: ResNetSpec) -> str:
-    """`torchvision resnet18`, `timm resnet50d`, `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
+def name_of(spec: Spec) -> str:
+    """The network's name, such as `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
+    if isinstance(spec, PlainSpec):
+        return _plain_name(spec)
+    return _preact_name(spec) if isinstance(spec, PreActResNetSpec) else _resnet_name(spec)
+
+
+def _plain_name(spec: PlainSpec) -> str:
+    remarks = [f"widths {spec.widths[0]} to {spec.widths[-1]}"]
+    if spec.biased:
+        remarks.append("convolution biases")
+    return f"plain-{spec.depth} ({', '.join([*remarks, *_input_remark(spec)])})"
+
+
+def _resnet_name(spec: ResNetSpec) -> str:
     remarks = _remarks(spec)
     if spec.stem != "3x3" and not remarks and (name := _torchvision_name(spec) or _timm_name(spec)):
         return name
@@ -57,8 +67,7 @@ def resnet_name(spec: ResNetSpec) -> str:
     return f"{base} ({', '.join(remarks)})" if remarks else base
 
 
-def preact_name(spec: PreActResNetSpec) -> str:
-    """`PreActResNet-18`, `WRN-28-10`, `timm resnetv2_50d`; what is unusual stands in brackets."""
+def _preact_name(spec: PreActResNetSpec) -> str:
     timm = _timm_v2_name(spec)
     if timm and not _remarks(spec):
         return timm
@@ -158,9 +167,12 @@ def _remarks(spec: ResNetSpec) -> list[str]:
         remarks.append("projections without BatchNorm")
     if spec.biased_convs - spec.bare_convs:
         remarks.append("convolution biases")
-    if spec.in_channels != 3:
-        remarks.append(f"{spec.in_channels} input channel{'s' if spec.in_channels > 1 else ''}")
-    return remarks
+    return [*remarks, *_input_remark(spec)]
+
+
+def _input_remark(spec: Spec) -> list[str]:
+    count = spec.in_channels
+    return [] if count == 3 else [f"{count} input channel{'s' if count > 1 else ''}"]
 
 
 def _widening(spec: ResNetSpec) -> int | None:

@@ -45,16 +45,6 @@ class PlainSpec:
         """Layers with weights."""
         return len(self.widths) + 1
 
-    @property
-    def name(self) -> str:
-        """`plain-18`; what is unusual stands in brackets."""
-        remarks = [f"widths {self.widths[0]} to {self.widths[-1]}"]
-        if self.biased:
-            remarks.append("convolution biases")
-        if self.in_channels != 3:
-            remarks.append(f"{self.in_channels} input channel{'s' if self.in_channels > 1 else ''}")
-        return f"plain-{self.depth} ({', '.join(remarks)})"
-
 
 class PlainNetwork(nn.Module):
     """The network of `spec`: float32 NCHW, already normalised, in; logits (rows, classes), float32, out."""

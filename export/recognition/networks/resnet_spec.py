@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fuseline.export.recognition.naming.naming_schemes import ProjectionInput
-from fuseline.export.recognition.networks.architecture_names import preact_name, resnet_name
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7-maxpool", "deep-maxpool", "3x3"]
@@ -119,11 +118,6 @@ class ResNetSpec:
         """Layers with weights on the longest path, as He et al. count them: a deep stem is one."""
         return self.convs_per_block * sum(self.blocks_per_stage) + 2
 
-    @property
-    def name(self) -> str:
-        """`torchvision resnet18`, `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
-        return resnet_name(self)
-
     def projection_kernel(self, stage: int) -> int:
         """Side of the kernel of the projection of `stage`, counted from 0."""
         return self.projection_kernels[stage] if self.projection_kernels else 1
@@ -145,8 +139,3 @@ class PreActResNetSpec(ResNetSpec):
     """What a projection takes: the block's input, or that after the block's first BatchNorm and ReLU."""
     final_norm: bool = True
     """Whether a BatchNorm and a ReLU follow the last block."""
-
-    @property
-    def name(self) -> str:
-        """`PreActResNet-18`, `WRN-28-10`; what is unusual stands in brackets."""
-        return preact_name(self)

@@ -12,6 +12,7 @@ from torch import nn
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme
+from fuseline.export.recognition.networks.architecture_names import name_of
 from tests.export.recognition.recognition import assert_equal_logits, assert_same_network
 from tests.export.recognition.test_architecture_layer_settings import settings_of
 from tests.export.resnets import (
@@ -55,7 +56,7 @@ def one_thread():
 def test_computes_what_torchvision_computes(name):
     reference = trained_like(getattr(torchvision.models, name)(num_classes=13))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == f"torchvision {name}"
+    assert recognised.architecture == f"torchvision {name}"
     assert recognised.spec.classes == 13
     assert recognised.spec.default_input_size == 224
     assert_equal_logits(reference, recognised, side=64)
@@ -64,7 +65,7 @@ def test_computes_what_torchvision_computes(name):
 @pytest.mark.parametrize("name", TORCHVISION_NAMES)
 def test_names_every_torchvision_resnet(name):
     spec = recognise(on_meta(getattr(torchvision.models, name))).spec
-    assert spec.name == f"torchvision {name}"
+    assert name_of(spec) == f"torchvision {name}"
     assert (spec.stem, spec.classes, spec.in_channels) == ("7x7-maxpool", 1000, 3)
 
 
@@ -72,7 +73,7 @@ def test_computes_what_the_cifar_resnet18_computes():
     reference = trained_like(cifar_resnet18())
     assert sum(parameter.numel() for parameter in reference.parameters()) == 11_173_962
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == "CIFAR ResNet-18"
+    assert recognised.architecture == "CIFAR ResNet-18"
     assert recognised.spec.default_input_size == 32
     assert sum(parameter.numel() for parameter in recognised.module.parameters()) == 11_173_962
     assert_equal_logits(reference, recognised, side=32)
@@ -81,7 +82,7 @@ def test_computes_what_the_cifar_resnet18_computes():
 def test_computes_what_the_cifar_bottleneck_resnet_computes():
     reference = trained_like(CifarResNet(CifarBottleneck, (3, 4, 6, 3), [16, 32, 64, 128]))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == "CIFAR ResNet-50 (widths 16-64-128-256-512)"
+    assert recognised.architecture == "CIFAR ResNet-50 (widths 16-64-128-256-512)"
     assert_equal_logits(reference, recognised, side=32)
     assert recognise(on_meta(CifarResNet, CifarBottleneck, (3, 4, 6, 3), [64, 128, 256, 512])).architecture == (
         "CIFAR ResNet-50"
@@ -91,7 +92,7 @@ def test_computes_what_the_cifar_bottleneck_resnet_computes():
 def test_computes_what_option_a_computes():
     reference = trained_like(option_a_resnet(20))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == "CIFAR ResNet-20 (option A)"
+    assert recognised.architecture == "CIFAR ResNet-20 (option A)"
     assert recognised.spec.shortcut == "option-a"
     assert_equal_logits(reference, recognised, side=32)
 
@@ -107,7 +108,7 @@ def test_names_the_resnets_of_6n_plus_2_layers(depth):
 def test_computes_what_a_hand_written_resnet34_with_shortcut_computes(bias, stem_in_sequential):
     reference = trained_like(HandWrittenResNet34(bias, stem_in_sequential))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == ("ResNet-34 (convolution biases)" if bias else "torchvision resnet34")
+    assert recognised.architecture == ("ResNet-34 (convolution biases)" if bias else "torchvision resnet34")
     assert recognised.layer_names["layer2.0.downsample.0"] == "layer2.0.shortcut.0"
     assert_equal_logits(reference, recognised, side=64)
 
@@ -122,7 +123,7 @@ def test_computes_what_a_hand_written_resnet34_with_shortcut_computes(bias, stem
 def test_computes_what_a_resnet34_of_left_and_right_computes(planes, name):
     reference = trained_like(LeftRightResNet34(planes))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == name
+    assert recognised.architecture == name
     assert recognised.layer_names["layer3.2.conv2"] == "layer3.2.left.3"
     assert_equal_logits(reference, recognised, side=64)
 
@@ -130,7 +131,7 @@ def test_computes_what_a_resnet34_of_left_and_right_computes(planes, name):
 def test_narrow_and_grey_variants_are_told_from_their_shapes():
     reference = trained_like(cifar_resnet18(width=6, classes=4, in_channels=1))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == "CIFAR ResNet-18 (widths 6-6-12-24-48, 1 input channel)"
+    assert recognised.architecture == "CIFAR ResNet-18 (widths 6-6-12-24-48, 1 input channel)"
     assert (recognised.spec.classes, recognised.spec.in_channels) == (4, 1)
     assert_equal_logits(reference, recognised, side=32, channels=1)
 
@@ -138,7 +139,7 @@ def test_narrow_and_grey_variants_are_told_from_their_shapes():
 def test_an_unusual_depth_is_described():
     reference = trained_like(CifarResNet(CifarBasic, (1, 2, 1, 3), [64, 128, 256, 512]))
     recognised = recognise(reference.state_dict())
-    assert recognised.spec.name == "CIFAR ResNet of basic blocks 1-2-1-3"
+    assert recognised.architecture == "CIFAR ResNet of basic blocks 1-2-1-3"
     assert_equal_logits(reference, recognised, side=32)
 
 
@@ -249,7 +250,7 @@ def test_the_trained_resnet20_is_right_as_often_as_measured():
     if not path.exists():
         pytest.skip("shared/data is not beside this checkout")
     recognised = recognise(read_checkpoint(path).tensors)
-    assert recognised.spec.name == "CIFAR ResNet-20 (option A)"
+    assert recognised.architecture == "CIFAR ResNet-20 (option A)"
     files = [(label, file) for label, d in enumerate(sorted(folder.iterdir())) for file in sorted(d.glob("*.jpg"))]
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for _, file in files])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -5,6 +5,7 @@ import timm
 import torch
 
 from fuseline.export.recognition.architectures import recognise
+from fuseline.export.recognition.networks.architecture_names import name_of
 from tests.export.recognition.recognition import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,
@@ -95,7 +96,7 @@ def test_pre_activation_computes_what_timm_computes(name):
 )
 def test_names_timms_networks(name, known_as):
     spec = recognise(on_meta(timm.create_model, name)).spec
-    assert spec.name == known_as
+    assert name_of(spec) == known_as
     assert (spec.classes, spec.default_input_size) == (1000, 224)
 
 
