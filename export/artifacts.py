@@ -18,7 +18,6 @@ from fuseline.export.graph.runtimes import serialised
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Narrator
 from fuseline.export.sample import Sample
-from fuseline.export.verify import judged_by
 from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.engine.precision import KEPT_FP32
 from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
@@ -172,7 +171,7 @@ def _int8_graphs(
     bar: float,
     narrator: Narrator,
 ) -> tuple[dict[str, Int8Graph], tuple[str, ...]]:
-    held_out = judged_by("int8", len(sample.pixels))
+    held_out = sample.judging("int8")
     with narrator.step("Calibrating INT8") as step:
         calibrated = calibrate(
             fp32,

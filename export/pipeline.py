@@ -16,6 +16,7 @@ from fuseline.export.assumptions.training_statistics import MAX_IMAGES, Training
 from fuseline.export.checkpoint.checkpoint import Checkpoint
 from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.export.destination import destination_of, model_name
+from fuseline.export.eager import eager_logits, normalised
 from fuseline.export.facts.model_facts import ModelFacts, facts_from, no_labels
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
@@ -23,13 +24,7 @@ from fuseline.export.network import TrainedNetwork
 from fuseline.export.progress import Narrator
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
-from fuseline.export.verify import (
-    Skipped,
-    check_passed,
-    eager_logits,
-    normalised,
-    verify_artifact,
-)
+from fuseline.export.verify import Skipped, check_passed, verify_artifact
 from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry
 from fuseline.serve.errors import BackendUnavailableError, PackageError

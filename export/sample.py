@@ -13,6 +13,7 @@ from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.serve.errors import ImageError, InputError
 from fuseline.serve.images import decode_for, image_size
 from fuseline.serve.model_package import InputSpec
+from fuseline.serve.precision import PRECISIONS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -26,6 +27,15 @@ class Sample:
     names: tuple[str, ...]
     source: str
     """For people: the folder, or that they were generated."""
+
+    def judging(self, precision: str) -> NDArray[np.bool_]:
+        """Which images (n,) an artifact of `precision` is judged by.
+
+        A quantised one by every other image, as it is calibrated on the rest: of a folder's sorted names that is half
+        of every class.
+        """
+        images = len(self.pixels)
+        return np.arange(images) % 2 == 1 if PRECISIONS[precision].quantised else np.ones(images, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fuseline.export.graph.runtimes import batch_rows, onnxruntime_logits
+from fuseline.export.eager import rows_at_a_time
+from fuseline.export.graph.runtimes import onnxruntime_logits
 from fuseline.export.int8.closeness import agreement as agreement_of
 from fuseline.export.int8.closeness import answer_margins, same_answers
 from fuseline.export.sample import Sample
@@ -18,13 +17,11 @@ from fuseline.serve.backends.onnx_artifact import READ_BY
 from fuseline.serve.backends.padded import infer_in_largest_bucket
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
-from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Normalization, Task, Verification
+from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Task, Verification
 from fuseline.serve.precision import PRECISIONS
 
 FP16_RESOLUTION = 2.0**-10
 """Spacing of FP16 numbers relative to their size (IEEE 754 binary16: 11 significant bits)."""
-_BATCH_PIXELS = 16 * 224 * 224
-_MAX_BATCH_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +31,6 @@ class Skipped:
     artifact: str
     backend: str
     reason: str
-
-
-def eager_logits(
-    module: nn.Module, pixels: NDArray[np.uint8], normalization: Normalization, on_progress: Callable[[float], None]
-) -> NDArray[np.float32]:
-    """Logits (n, classes) of the unfolded `module` in eager PyTorch FP32, normalised as torchvision does it.
-
-    Raises:
-        VerificationError: eager PyTorch itself gives NaN or infinity.
-    """
-    rows = _batch_rows(pixels)
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), rows):
-            parts.append(module(normalised(pixels[start : start + rows], normalization)).numpy())
-            on_progress(min(1.0, (start + rows) / len(pixels)))
-    logits = np.concatenate(parts)
-    if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits)).any(axis=1).sum())
-        raise VerificationError(
-            f"eager PyTorch FP32 itself gives NaN or infinite logits on {bad} of {len(pixels)} images; the checkpoint, "
-            "or --mean and --std, are not what the network was trained with"
-        )
-    return logits
-
-
-def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch.Tensor:
-    """Float32 NCHW input of the unfolded network: torchvision's ToTensor and Normalize of uint8 NHWC `pixels`."""
-    mean = torch.tensor(normalization.mean).reshape(1, -1, 1, 1)
-    std = torch.tensor(normalization.std).reshape(1, -1, 1, 1)
-    # Contiguous as ToTensor has it: the forward of a network may view its maps as rows.
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
-
-
-def judged_by(precision: str, images: int) -> NDArray[np.bool_]:
-    """Which of the sample's images an artifact of `precision` is judged by.
-
-    Quantised: every other one, as it is calibrated on the rest; of a folder's sorted names that is half of every class.
-    """
-    return np.arange(images) % 2 == 1 if PRECISIONS[precision].quantised else np.ones(images, bool)
 
 
 def verify_artifact(
@@ -89,11 +46,11 @@ def verify_artifact(
     """Run `artifact` through each backend that can load it here and hold its logits against `eager`.
 
     Args:
-        eager: logits (n, classes) of all images of `sample`, of which `judged_by` chooses.
+        eager: logits (n, classes) of all images of `sample`, of which `Sample.judging` chooses.
         bar: `min_agreement` of `compare`.
         truth: (n,), the class of each image of `sample`, if anything tells.
     """
-    judging, task = judged_by(artifact.precision, len(sample.pixels)), package.manifest.task
+    judging, task = sample.judging(artifact.precision), package.manifest.task
     pixels, eager, source = sample.pixels[judging], eager[judging], sample.source
     if not judging.all():
         source = f"{len(pixels)} held-out images of {source}"
@@ -210,12 +167,8 @@ def _run(
     pixels: NDArray[np.uint8],
     on_progress: Callable[[float], None],
 ) -> tuple[NDArray[np.float32], str]:
-    backend, _ = open_backend(package, backend=name, precision=artifact.precision, buckets=(_batch_rows(pixels),))
+    backend, _ = open_backend(package, backend=name, precision=artifact.precision, buckets=(rows_at_a_time(pixels),))
     try:
         return infer_in_largest_bucket(backend, pixels, on_progress), f"{name} ({backend.device})"
     finally:
         backend.close()
-
-
-def _batch_rows(pixels: NDArray[np.uint8]) -> int:
-    return batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)

@@ -96,8 +96,8 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     import torch
 
+    from fuseline.export.eager import normalised
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
-    from fuseline.export.verify import normalised
 
     assert subject.checkpoint is not None
     if threads:

@@ -83,6 +83,7 @@ def _assemble(
 ) -> tuple[GpuSubject, NDArray[np.uint8], NDArray[np.float32]]:
     import torch
 
+    from fuseline.export.eager import eager_logits
     from fuseline.export.facts.model_facts import facts_from
     from fuseline.export.folding.fold import fold_network
     from fuseline.export.fp16.fp16_graph import fp16_from_fp32
@@ -90,7 +91,6 @@ def _assemble(
     from fuseline.export.graph.onnx_graph import onnx_from_network
     from fuseline.export.graph.onnx_operations import operations_from_onnx
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
-    from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)
     read = read_source(source)

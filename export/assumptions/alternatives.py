@@ -26,6 +26,7 @@ from fuseline.export.assumptions.trials import (
     same_logits,
 )
 from fuseline.export.checkpoint.checkpoint import Checkpoint
+from fuseline.export.eager import normalised
 from fuseline.export.facts.input_size import input_size_from_text
 from fuseline.export.facts.model_facts import SIZE, ModelFacts, size_as_text, with_input_size
 from fuseline.export.facts.normalizations import KEY as NORMALIZATION
@@ -34,7 +35,6 @@ from fuseline.export.network import TrainedNetwork
 from fuseline.export.recognition.architectures import Recognised, with_values
 from fuseline.export.recognition.choices import choices_in
 from fuseline.export.sample import ImageFolder
-from fuseline.export.verify import normalised
 from fuseline.serve.model_package import InputSpec
 
 _MOST_WIDTH = 4

@@ -14,12 +14,12 @@ from fuseline.export.assumptions.trials import same_logits
 from fuseline.export.checkpoint.checkpoint import Checkpoint
 from fuseline.export.class_folders import KEY as FOLDERS
 from fuseline.export.class_folders import ClassFolders, class_folders
+from fuseline.export.eager import eager_logits
 from fuseline.export.facts.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
 from fuseline.export.network import TrainedNetwork
 from fuseline.export.progress import Narrator
 from fuseline.export.recognition.architectures import Recognised, with_values
 from fuseline.export.sample import ImageFolder, generated_sample
-from fuseline.export.verify import eager_logits
 from fuseline.serve.errors import InputError, VerificationError
 from fuseline.serve.model_package import Assumption
 

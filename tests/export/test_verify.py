@@ -1,15 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from fuseline.export.sample import generated_sample, image_folder
-from fuseline.export.verify import _batch_rows, check_passed, compare
-from fuseline.serve.errors import InputError, VerificationError
-from fuseline.serve.model_package import Artifact, InputSpec, Preprocessing, Verification
+from fuseline.export.verify import check_passed, compare
+from fuseline.serve.errors import VerificationError
+from fuseline.serve.model_package import Artifact, Verification
 
-SPEC = InputSpec(height=32, width=40, preprocessing=Preprocessing(resize_shorter_side=32))
 EAGER = np.array([[0, 10, 2], [1, 2, 9], [5, 4, 3]], np.float32)
 
 
@@ -74,39 +69,6 @@ def test_failures_name_artifact_backend_and_figures() -> None:
         check_passed([good, bad])
 
 
-def test_generated_images_are_repeatable_and_use_the_whole_range() -> None:
-    first, again = generated_sample(SPEC, 6), generated_sample(SPEC, 6)
-    assert np.array_equal(first.pixels, again.pixels)
-    assert first.pixels.shape == (6, 32, 40, 3)
-    assert first.pixels.min() == 0
-    assert first.pixels.max() == 255
-    assert all(row.std() > 5 for row in first.pixels)
-
-
-def test_a_folders_images_are_found_below_it_spread_evenly_and_cropped_as_served(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    for number in range(9):
-        shade = np.full((48, 60, 3), number * 20, np.uint8)
-        Image.fromarray(shade).save(tmp_path / ("a" if number % 2 else ".") / f"{number}.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    everything = image_folder(tmp_path, 100).sample(SPEC)
-    assert everything.pixels.shape == (9, 32, 40, 3)
-    some = image_folder(tmp_path, 3).sample(SPEC)
-    assert len(some.names) == 3
-    assert {some.names[0], some.names[-1]} == {everything.names[0], everything.names[-1]}
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no .jpg"):
-        image_folder(tmp_path, 10).sample(SPEC)
-
-
 def test_fp16_that_agrees_but_is_far_off_is_refused_as_a_server_would() -> None:
     assert judge("fp16", EAGER * 1.04).passed is True
     assert judge("fp16", EAGER * 1.06).passed is False
-
-
-def test_batches_shrink_as_images_grow() -> None:
-    assert _batch_rows(np.empty((1, 32, 32, 3), np.uint8)) == 16
-    assert _batch_rows(np.empty((1, 448, 448, 3), np.uint8)) == 4
-    assert _batch_rows(np.empty((1, 4096, 4096, 1), np.uint8)) == 1

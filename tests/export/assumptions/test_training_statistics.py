@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from fuseline.export.assumptions.training_statistics import MIN_IMAGES, TrainingStatistics, training_statistics
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.eager import normalised
 from fuseline.export.facts.normalizations import customary
 from fuseline.export.recognition.architectures import Recognised, recognise, with_values
 from fuseline.export.sample import image_folder
-from fuseline.export.verify import normalised
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 
 RIGHT = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -8,13 +8,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
 from fuseline.export.fp16.fp16_share import check_fp16, precision_share
 from fuseline.export.graph.onnx_graph import check_graph, onnx_from_network, with_cast_first
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
-from fuseline.export.verify import normalised
 from fuseline.serve.errors import ArchitectureError, VerificationError
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.resnets import tiny_network

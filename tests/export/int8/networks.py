@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.export.eager import eager_logits, normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.graph.onnx_graph import onnx_from_network
-from fuseline.export.verify import eager_logits, normalised
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 
 NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fuseline.export.eager import eager_logits
 from fuseline.export.graph.runtimes import int8_logits_by_runtime, serialised
 from fuseline.export.int8 import int8_graph
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
-from fuseline.export.verify import eager_logits
 from tests.export.int8.networks import NORMALIZATION, Subject, fp32_graph
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")

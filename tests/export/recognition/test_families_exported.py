@@ -12,13 +12,13 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
 from fuseline.export.fp16.fp16_share import check_fp16
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
-from fuseline.export.verify import normalised
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing
 from tests.export.recognition.hand_written import TutorialResNet
 from tests.export.recognition.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork

@@ -145,8 +145,8 @@ def _fuseline(*arguments: str) -> float:
 
 
 def _eager_logits(checkpoint: Path, package: ModelPackage, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from fuseline.export.eager import eager_logits
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
-    from fuseline.export.verify import eager_logits
 
     source = NetworkSource(checkpoint)
     spec = package.manifest.input
