@@ -16,7 +16,7 @@ from fuseline.export.fp16.mixed_precision import GuardedGraph, guarded_fp16
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.graph.runtimes import serialised
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
-from fuseline.export.progress import Narrator
+from fuseline.export.progress import Progress
 from fuseline.export.sample import Sample
 from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.backends.engine.precision import KEPT_FP32
@@ -80,7 +80,7 @@ def write_artifacts(
     eager: NDArray[np.float32],
     layer_names: Mapping[str, str],
     engine_for: str | None,
-    narrator: Narrator,
+    progress: Progress,
 ) -> WrittenArtifacts:
     """Write the FP32 graph, those of `fp16` and `int8`, and an engine in FP16 if there is such a graph, else in FP32.
 
@@ -103,7 +103,7 @@ def write_artifacts(
         "normalization": facts.normalization.model_dump(mode="json"),
         "task": facts.task,
     }
-    with narrator.step("Writing the ONNX graph") as step:
+    with progress.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
         artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", "fp32")]
         shares = {FP32_NAME: precision_share(fp32)}
@@ -111,7 +111,7 @@ def write_artifacts(
         step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}")
     guarded = None
     if fp16 is not None:
-        with narrator.step("Writing the FP16 graph") as step:
+        with progress.step("Writing the FP16 graph") as step:
             guarded = guarded_fp16(
                 fp32,
                 sample.pixels,
@@ -130,15 +130,15 @@ def write_artifacts(
             )
         for kept in guarded.kept:
             if not kept.asked:
-                narrator.warn(f"{kept.layer} stays in FP32: {'; '.join(kept.reasons)}")
+                progress.warn(f"{kept.layer} stays in FP32: {'; '.join(kept.reasons)}")
     quantised: dict[str, Int8Graph] = {}
     int8_warnings: tuple[str, ...] = ()
     if int8 is not None:
-        quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, narrator)
+        quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, progress)
         for path, graph in quantised.items():
             told = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
             artifacts.append(_write(folder, path, serialised(graph.model), "onnx", "int8", told))
-    with narrator.step("Building the TensorRT engine") as step:
+    with progress.step("Building the TensorRT engine") as step:
         try:
             built = build_engine(
                 serialised(for_engine),
@@ -169,10 +169,10 @@ def _int8_graphs(
     task: Task,
     layer_names: Mapping[str, str],
     bar: float,
-    narrator: Narrator,
+    progress: Progress,
 ) -> tuple[dict[str, Int8Graph], tuple[str, ...]]:
     held_out = sample.judging("int8")
-    with narrator.step("Calibrating INT8") as step:
+    with progress.step("Calibrating INT8") as step:
         calibrated = calibrate(
             fp32,
             sample.pixels[~held_out],
@@ -183,13 +183,13 @@ def _int8_graphs(
         )
         step.done(f"{len(calibrated.images.held_out)} of the images held out")
     graphs = {}
-    with narrator.step("Quantising to INT8") as step:
+    with progress.step("Quantising to INT8") as step:
         graphs[INT8_NAME] = given = int8_from_fp32(
             calibrated, layer_names=layer_names, bar=bar, on_progress=step.advance_to
         )
         step.done(given.described)
     warnings = given.warnings
-    with narrator.step("Quantising to INT8 for TensorRT") as step:
+    with progress.step("Quantising to INT8 for TensorRT") as step:
         try:
             graphs[INT8_TENSORRT_NAME] = given = int8_from_fp32(
                 calibrated, layer_names=layer_names, bar=bar, form="tensorrt", on_progress=step.advance_to
@@ -200,7 +200,7 @@ def _int8_graphs(
             warnings = (*warnings, f"there is no INT8 graph for TensorRT: {error}")
             step.done("left out")
     for warning in warnings:
-        narrator.warn(warning)
+        progress.warn(warning)
     return graphs, warnings
 
 

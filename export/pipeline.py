@@ -21,7 +21,7 @@ from fuseline.export.facts.model_facts import ModelFacts, facts_from, no_labels
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 from fuseline.export.network import TrainedNetwork
-from fuseline.export.progress import Narrator
+from fuseline.export.progress import Progress
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
 from fuseline.export.verify import Skipped, check_passed, verify_artifact
@@ -89,7 +89,7 @@ class ExportResult:
     report: Report
 
 
-def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResult:
+def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResult:
     """Write the model package of `options.source`: all of it, or nothing.
 
     Raises:
@@ -103,11 +103,11 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
     if options.engine is not None:
         available_builder(options.engine)
 
-    with narrator.step(f"Reading {options.source.checkpoint.name}") as step:
+    with progress.step(f"Reading {options.source.checkpoint.name}") as step:
         checkpoint = read_source(options.source)
         step.done("; ".join((f"{len(checkpoint.tensors)} tensors", *checkpoint.notes)))
     images = None if options.images is None else image_folder(options.images, options.max_images)
-    with narrator.step("Recognising the architecture") as step:
+    with progress.step("Recognising the architecture") as step:
         shared_size = None if images is None else images.shared_size
         trained = network_of(checkpoint, options.source, options.input_size, shared_size)
         facts = facts_from(
@@ -122,29 +122,29 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
             task=options.task,
         )
         step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}")
-    told = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, narrator)
+    told = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, progress)
     facts, doubts = told.facts, told.doubts
-    with narrator.step("Collecting images to verify on") as step:
+    with progress.step("Collecting images to verify on") as step:
         sample, generated = _sample(options, images, facts)
         doubts = (*doubts, *generated)
         step.done(sample.source)
     if images is not None:
-        with narrator.step("Comparing activations with those of the training") as step:
+        with progress.step("Comparing activations with those of the training") as step:
             trained_on = _training_statistics(trained, facts, sample, images)
             step.done(trained_on.described if trained_on else "too few images, or no BatchNorm to compare with")
         if trained_on and not trained_on.as_in_training:
             doubts = (*doubts, trained_on.doubt)
-    eager = _eager(trained, facts, sample, narrator)
+    eager = _eager(trained, facts, sample, progress)
     if told.truth is not None:
         facts = replace(facts, assumptions=check_accuracy(eager, told.truth, facts.assumptions, told.doubts))
     if not facts.labels_told:
         doubts = (*doubts, no_labels(len(facts.labels)))
     open_ones = tuple(assumption.line for assumption in facts.assumptions if assumption.is_open)
     for warning in (*open_ones, *facts.warnings, *doubts):
-        narrator.warn(warning)
+        progress.warn(warning)
     if options.strict:
         check_none_open(facts.assumptions)
-    with narrator.step("Folding BatchNorm and input scaling") as step:
+    with progress.step("Folding BatchNorm and input scaling") as step:
         network = _named_as_in_checkpoint(_fold(trained, facts, sample), trained.layer_names)
         kept = f"; {len(network.kept)} kept as a scale and a shift" if network.kept else ", none left"
         step.done(f"{len(network.folds)} BatchNorms folded{kept}")
@@ -162,7 +162,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 eager=eager,
                 layer_names=trained.layer_names,
                 engine_for=options.engine,
-                narrator=narrator,
+                progress=progress,
             )
             manifest = Manifest(
                 name=name,
@@ -177,7 +177,7 @@ def export_checkpoint(options: ExportOptions, narrator: Narrator) -> ExportResul
                 assumptions=facts.assumptions,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
-            verifications, skipped = _verify(package, sample, eager, told.truth, options.int8, narrator)
+            verifications, skipped = _verify(package, sample, eager, told.truth, options.int8, progress)
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
@@ -251,8 +251,8 @@ def _named_as_in_checkpoint(network: FoldedNetwork, layer_names: Mapping[str, st
     )
 
 
-def _eager(trained: TrainedNetwork, facts: ModelFacts, sample: Sample, narrator: Narrator) -> NDArray[np.float32]:
-    with narrator.step("Running eager PyTorch FP32") as step:
+def _eager(trained: TrainedNetwork, facts: ModelFacts, sample: Sample, progress: Progress) -> NDArray[np.float32]:
+    with progress.step("Running eager PyTorch FP32") as step:
         logits = eager_logits(trained.module, sample.pixels, facts.normalization, step.advance_to)
         step.done(f"{len(logits)} images")
     return logits
@@ -264,12 +264,12 @@ def _verify(
     eager: NDArray[np.float32],
     truth: NDArray[np.int64] | None,
     int8: Int8Options | None,
-    narrator: Narrator,
+    progress: Progress,
 ) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
     verifications: list[Verification] = []
     skipped: list[Skipped] = []
     for artifact in package.manifest.artifacts:
-        with narrator.step(f"Verifying {artifact.path}") as step:
+        with progress.step(f"Verifying {artifact.path}") as step:
             bar = int8.bar if int8 and artifact.precision == "int8" else None
             done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, bar=bar, truth=truth)
             verifications += done

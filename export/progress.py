@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Display
 
 
 class Step:
     """One step of the work, while it runs."""
 
-    def __init__(self, title: str, display: Progress | None = None) -> None:
+    def __init__(self, title: str, display: Display | None = None) -> None:
         self.result = ""
         self._display = display
         self._task = display.add_task(title, total=None) if display else None
@@ -27,7 +28,7 @@ class Step:
         self.result = result
 
 
-class Narrator(Protocol):
+class Progress(Protocol):
     """How the pipeline reports."""
 
     def step(self, title: str) -> AbstractContextManager[Step]:
@@ -39,7 +40,7 @@ class Narrator(Protocol):
         ...
 
 
-class ConsoleNarrator:
+class ConsoleProgress:
     """Reports to stderr, so that stdout stays for results."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -47,7 +48,7 @@ class ConsoleNarrator:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """See `Narrator.step`."""
+        """See `Progress.step`."""
         if not self._console.is_terminal:
             step = Step(title)
             yield step
@@ -59,7 +60,7 @@ class ConsoleNarrator:
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as display:
+        with Display(*columns, console=self._console, transient=True) as display:
             step = Step(title, display)
             yield step
         self._console.print("[green]✓[/] ", end="")
@@ -68,6 +69,6 @@ class ConsoleNarrator:
         self._console.print(f": {step.result}" if step.result else "", markup=False, style="dim")
 
     def warn(self, text: str) -> None:
-        """See `Narrator.warn`."""
+        """See `Progress.warn`."""
         self._console.print("[yellow]warning:[/] ", end="")
         self._console.print(text, markup=False)

@@ -33,9 +33,9 @@ def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     from fuseline.export.artifacts import Fp16Options
     from fuseline.export.loading.loading import NetworkSource
     from fuseline.export.pipeline import ExportOptions, export_checkpoint
-    from fuseline.export.progress import ConsoleNarrator
+    from fuseline.export.progress import ConsoleProgress
 
     out = tmp_path_factory.mktemp("packages") / "tiny"
     options = ExportOptions(NetworkSource(tiny_checkpoint), out=out, fp16=Fp16Options())
-    export_checkpoint(options, ConsoleNarrator())
+    export_checkpoint(options, ConsoleProgress())
     return out

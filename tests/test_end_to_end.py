@@ -10,7 +10,7 @@ import pytest
 from fuseline.export.artifacts import Fp16Options
 from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 from fuseline.serve.client import Client
 from fuseline.serve.model_package import load_package
 from tests.serve.processes import ServerProcess, server_process
@@ -30,7 +30,7 @@ def resnet20_package(shared_data: Path, tmp_path_factory: pytest.TempPathFactory
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
-    export_checkpoint(options, ConsoleNarrator())
+    export_checkpoint(options, ConsoleProgress())
     return options.out
 
 
@@ -82,7 +82,7 @@ def test_a_served_resnet18_is_under_400_mb_and_knows_no_torch(tmp_path: Path) ->
 
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pt")
     options = ExportOptions(source=NetworkSource(tmp_path / "resnet18.pt"), generated_images=2)
-    package = export_checkpoint(options, ConsoleNarrator()).folder
+    package = export_checkpoint(options, ConsoleProgress()).folder
     picture = tmp_path / "picture.png"
     _write_picture(picture)
     with server_process(package, "--backend", "onnxruntime", "--port", "0", "--http-port", "0") as server:

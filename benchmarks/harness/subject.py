@@ -94,7 +94,7 @@ def _export(checkpoint: Path, destination: Path, int8: bool) -> Path:
 
 
 class _Silence:
-    """A narrator that says nothing: what an export assumes about labels and pixels changes no speed."""
+    """Progress that is not shown: what an export assumes about labels and pixels changes no speed."""
 
     @contextmanager
     def step(self, title: str) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from fuseline.export.class_folders import ClassFolders, class_folders
 from fuseline.export.eager import eager_logits
 from fuseline.export.facts.model_facts import SIZE, TASK, ModelFacts, size_assumption, with_input_size
 from fuseline.export.network import TrainedNetwork
-from fuseline.export.progress import Narrator
+from fuseline.export.progress import Progress
 from fuseline.export.recognition.architectures import Recognised, with_values
 from fuseline.export.sample import ImageFolder, generated_sample
 from fuseline.serve.errors import InputError, VerificationError
@@ -47,7 +47,7 @@ def settle(
     images: ImageFolder | None,
     assumed: Mapping[str, str],
     command: str,
-    narrator: Narrator,
+    progress: Progress,
 ) -> Settled:
     """Ask the images about everything that is still open in `facts`.
 
@@ -58,7 +58,7 @@ def settle(
         images: the user's; None: there are none, and only what can't matter is settled.
         assumed: what `--assume` says.
         command: the user's command line, to which what fits better is added.
-        narrator: is told of each step.
+        progress: is told of each step.
 
     Raises:
         VerificationError: something else that is in use fits clearly better than what was assumed; the message has the
@@ -83,7 +83,7 @@ def settle(
     truth = None if folders is None else folders.truth
     witnesses = Witnesses(trained, facts, checkpoint, images, truth)
     facts = _with_shared_size(witnesses)
-    with narrator.step("Asking the images about what was assumed") as step:
+    with progress.step("Asking the images about what was assumed") as step:
         findings = replace(witnesses, facts=facts).ask(step.advance_to)
         came = f"{len(findings.tried)} alternatives tried: {findings.best.described}" if findings else "they can't tell"
         step.done(f"{came}; input {facts.described_input}")

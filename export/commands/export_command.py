@@ -114,7 +114,7 @@ def export(
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
     from fuseline.export.artifacts import Fp16Options, Int8Options
     from fuseline.export.pipeline import ExportOptions, export_checkpoint
-    from fuseline.export.progress import ConsoleNarrator
+    from fuseline.export.progress import ConsoleProgress
 
     if not fp16 and (keep_fp32 or strict_fp16):
         raise InputError("--keep-fp32 and --strict-fp16 say how the FP16 graph is made; add --fp16")
@@ -149,7 +149,7 @@ def export(
         input_size=None if input_size is None else input_size_from_text(input_size),
         task=None if task is None else _task(task),
     )
-    result = export_checkpoint(options, ConsoleNarrator())
+    result = export_checkpoint(options, ConsoleProgress())
     worst = min(result.manifest.verification, key=lambda verification: verification.agreement)
     verified = {v.artifact for v in result.manifest.verification}
     right = [v for v in result.manifest.verification if v.accuracy is not None]

@@ -11,7 +11,7 @@ from PIL import Image
 from fuseline.export.commands.inspect_command import inspect
 from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 from fuseline.serve.model_package import load_package
 
 NAME = os.fsdecode(b"r\xe9")
@@ -31,7 +31,7 @@ def test_the_package_is_written(checkpoint: Path, tmp_path: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{number}{NAME}.png")
     options = ExportOptions(NetworkSource(checkpoint), out=tmp_path / "out", images=images)
-    export_checkpoint(options, ConsoleNarrator())
+    export_checkpoint(options, ConsoleProgress())
     manifest = load_package(tmp_path / "out").manifest
     assert manifest.provenance["checkpoint"] == r"r\udce9.pt"
     assert manifest.verification[0].image_source.endswith(r"pictures-r\udce9")

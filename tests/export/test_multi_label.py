@@ -23,7 +23,7 @@ from fuseline.export.inspection.package_inspection import inspect_package
 from fuseline.export.int8.closeness import agreement, answer_margins, same_answers
 from fuseline.export.loading.loading import NetworkSource, network_of
 from fuseline.export.pipeline import ExportOptions, ExportResult, export_checkpoint
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 from fuseline.export.sample import image_folder
 from fuseline.export.verify import compare
 from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
@@ -74,7 +74,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(source: Path, out: Path, **options: Any) -> ExportResult:
-    return export_checkpoint(ExportOptions(NetworkSource(source), out=out, **options), ConsoleNarrator())
+    return export_checkpoint(ExportOptions(NetworkSource(source), out=out, **options), ConsoleProgress())
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,17 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 
 
 def narrate(*, terminal: bool) -> str:
     written = StringIO()
-    narrator = ConsoleNarrator(Console(file=written, force_terminal=terminal, color_system=None, width=80))
-    with narrator.step("Folding [best]") as step:
+    progress = ConsoleProgress(Console(file=written, force_terminal=terminal, color_system=None, width=80))
+    with progress.step("Folding [best]") as step:
         step.advance_to(0.5)
         step.done("20 folded")
-    narrator.warn("mean was [assumed]")
-    with pytest.raises(ValueError, match="disk"), narrator.step("Writing"):
+    progress.warn("mean was [assumed]")
+    with pytest.raises(ValueError, match="disk"), progress.step("Writing"):
         raise ValueError("disk")
     return written.getvalue()
 

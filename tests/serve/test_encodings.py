@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 from fuseline.serve.command_line import run_command_line
 from tests.serve.colours import encoded, plain, write_colours_package
 from tests.serve.processes import ROOT
@@ -84,11 +84,11 @@ def test_a_live_display_is_drawn_in_any_encoding(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, "ascii", errors="strict", write_through=True))
 
     def work() -> None:
-        narrator = ConsoleNarrator(Console(file=sys.stderr, force_terminal=True, color_system=None))
-        with narrator.step("Reading ü.pt") as step:
+        progress = ConsoleProgress(Console(file=sys.stderr, force_terminal=True, color_system=None))
+        with progress.step("Reading ü.pt") as step:
             step.advance_to(0.5)
             step.done("3 × 4 tensors")
-        narrator.warn("of 红")
+        progress.warn("of 红")
 
     run_command_line(work)
     assert b"+ Reading \\xfc.pt: 3 x 4 tensors" in written.getvalue()

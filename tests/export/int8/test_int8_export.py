@@ -13,7 +13,7 @@ from fuseline.export.artifacts import Int8Options
 from fuseline.export.int8 import int8_graph
 from fuseline.export.loading.loading import NetworkSource
 from fuseline.export.pipeline import ExportOptions, export_checkpoint
-from fuseline.export.progress import ConsoleNarrator
+from fuseline.export.progress import ConsoleProgress
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
@@ -29,7 +29,7 @@ INT8_GRAPHS = ["model.int8.onnx", "model.int8.tensorrt.onnx"]
 def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     out = tmp_path_factory.mktemp("int8") / "tiny"
     options = ExportOptions(NetworkSource(tiny_checkpoint), out=out, int8=Int8Options(bar=0.9))
-    export_checkpoint(options, ConsoleNarrator())
+    export_checkpoint(options, ConsoleProgress())
     return load_package(out)
 
 
@@ -96,7 +96,7 @@ def test_below_the_bar_nothing_is_written_and_the_error_tells_the_trade(tiny_che
     options = ExportOptions(NetworkSource(tiny_checkpoint), out=tmp_path / "m", int8=Int8Options(bar=1.01))
     told = r"at least 101.00% is asked for, though layers were given back to FP32 \(\S+ in FP32: [\d.]+% to [\d.]+%"
     with pytest.raises(VerificationError, match=told):
-        export_checkpoint(options, ConsoleNarrator())
+        export_checkpoint(options, ConsoleProgress())
     assert list(tmp_path.iterdir()) == []
 
 
