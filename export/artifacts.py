@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fuseline.export.facts.model_facts import ModelFacts
 from fuseline.export.folding.fold import FoldedNetwork
 from fuseline.export.fp16.fp16_share import PrecisionShare, precision_share
-from fuseline.export.fp16.mixed_precision import GuardedGraph, guarded_fp16
+from fuseline.export.fp16.mixed_precision import MixedFp16Graph, mixed_fp16_from_fp32
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.graph.runtimes import serialised
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
@@ -60,7 +60,7 @@ class WrittenArtifacts:
     artifacts: tuple[Artifact, ...]
     precision: dict[str, PrecisionShare]
     """By path; of ONNX graphs."""
-    guarded: GuardedGraph | None
+    guarded: MixedFp16Graph | None
     """The FP16 graph, with what was found on the calibration images."""
     int8: dict[str, Int8Graph]
     """By path: that of CPUs and, where it keeps the bar too, TensorRT's, which is another graph."""
@@ -112,7 +112,7 @@ def write_artifacts(
     guarded = None
     if fp16 is not None:
         with progress.step("Writing the FP16 graph") as step:
-            guarded = guarded_fp16(
+            guarded = mixed_fp16_from_fp32(
                 fp32,
                 sample.pixels,
                 layer_names=layer_names,

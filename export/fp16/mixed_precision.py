@@ -1,4 +1,4 @@
-"""FP16 where it holds, FP32 where it doesn't: which layers must stay, why, and the graph that comes of it."""
+"""The mixed-precision search of FP16: which layers must stay FP32, why, and the graph that comes of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class KeptLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardedGraph:
+class MixedFp16Graph:
     """A strongly typed graph, FP16 but for the layers that stay in FP32."""
 
     model: onnx.ModelProto
@@ -65,7 +65,7 @@ class GuardedGraph:
     value stored in 16 bits as on a GPU."""
 
 
-def guarded_fp16(
+def mixed_fp16_from_fp32(
     model: onnx.ModelProto,
     pixels: NDArray[np.uint8],
     *,
@@ -73,7 +73,7 @@ def guarded_fp16(
     keep: Sequence[str] = (),
     strict: bool = False,
     on_progress: Callable[[float], None] = lambda _: None,
-) -> GuardedGraph:
+) -> MixedFp16Graph:
     """The FP16 graph of `model` (as `onnx_from_network` makes it) that doesn't overflow on images like `pixels`.
 
     A layer stays in FP32 if a folded weight is beyond 65504, if its input or output comes nearer to that than
@@ -132,7 +132,7 @@ def guarded_fp16(
         _refuse([layer for layer in kept if not layer.asked])
     fp32_nodes = with_unweighted_behind(nodes, stay)
     mixed = fp16_from_fp32(model, fp32_nodes)
-    return GuardedGraph(
+    return MixedFp16Graph(
         model=mixed,
         kept=kept,
         ranges=tuple(ranges),

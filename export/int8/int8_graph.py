@@ -15,7 +15,7 @@ from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
 from fuseline.export.int8.histograms import Histogram, activation_histograms
 from fuseline.export.int8.int8_share import Int8Share, int8_share, layer_costs
-from fuseline.export.int8.mixed_precision_search import GivenBack, Runtimes, give_back
+from fuseline.export.int8.mixed_precision_search import KeptInFp32, Runtimes, search_mixed_precision
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
 from fuseline.serve.model_package import Task
@@ -57,8 +57,8 @@ class Int8Graph:
     calibrator: str
     trials: tuple[CalibratorTrial, ...]
     """Of every calibrator, the best first: it is `calibrator`."""
-    trade: tuple[GivenBack, ...]
-    """In the order in which layers were given back to FP32; empty where every layer is INT8."""
+    trade: tuple[KeptInFp32, ...]
+    """In the order in which the search left layers in FP32; empty where every layer is INT8."""
     share: Int8Share
     """Read back from `model`."""
     fp32_nodes: frozenset[str]
@@ -151,7 +151,7 @@ def int8_from_fp32(
     quantiser, runtimes = _FORMS[form]
     trials, ranges = _try_calibrators(calibrated, quantiser, lambda done: on_progress(0.5 * done))
     costs = layer_costs(model)
-    agreed = give_back(
+    agreed = search_mixed_precision(
         model,
         lambda keep_fp32: quantiser(model, ranges, keep_fp32),
         runtimes,

@@ -1,4 +1,4 @@
-"""Layers given back to FP32 one at a time, those that hurt most first, until the network agrees with PyTorch.
+"""The mixed-precision search: layers stay FP32, those that hurt most first, until the network agrees with PyTorch.
 
 What hurts is judged on calibration images; the held-out ones only tell when it is enough.
 """
@@ -24,7 +24,7 @@ _MEASURED = 24
 """Layers whose effect on the logits is measured, one run each; of deeper networks the first, the last and the noisiest
 are."""
 _LEAST_GAIN = 0.005
-"""Of the logits' error, that a layer must take away to be given back."""
+"""Of the logits' error, that a layer must take away to stay FP32."""
 
 Quantise = Callable[[Sequence[str]], onnx.ModelProto]
 """The names of the layers that stay FP32 to the quantised graph."""
@@ -33,7 +33,7 @@ Runtimes = Callable[[onnx.ModelProto, NDArray[np.uint8]], dict[str, NDArray[np.f
 
 
 @dataclass(frozen=True, slots=True)
-class GivenBack:
+class KeptInFp32:
     """A layer that was left in FP32, and what that was good for."""
 
     layer: str
@@ -47,15 +47,15 @@ class GivenBack:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
-    """A quantised graph that keeps its bar."""
+class MixedPrecisionGraph:
+    """A quantised graph that keeps its bar, some of its layers in FP32."""
 
     model: onnx.ModelProto
     agreement_by_runtime: dict[str, float]
-    trade: tuple[GivenBack, ...]
+    trade: tuple[KeptInFp32, ...]
 
 
-def give_back(
+def search_mixed_precision(
     model: onnx.ModelProto,
     quantise: Quantise,
     runtimes: Runtimes,
@@ -65,7 +65,7 @@ def give_back(
     costs: Mapping[str, LayerCost],
     layer_names: Mapping[str, str],
     task: Task = "single-label",
-) -> Agreed:
+) -> MixedPrecisionGraph:
     """Quantise `model`, and leave in FP32 as many layers as `bar` needs.
 
     Args:
@@ -82,11 +82,11 @@ def give_back(
     quantised = quantise(())
     agreements = _agreements(runtimes(quantised, images.held_out), images, task)
     if min(agreements.values()) >= bar:
-        return Agreed(quantised, agreements, ())
+        return MixedPrecisionGraph(quantised, agreements, ())
     total = sum(cost.multiply_adds for cost in costs.values())
     error = _error(quantised, images)
     kept: list[str] = []
-    trade: list[GivenBack] = []
+    trade: list[KeptInFp32] = []
     for layer in _most_harmful_first(model, quantise, images, tuple(costs)):
         attempt = quantise([*kept, layer])
         remaining = _error(attempt, images)
@@ -97,9 +97,11 @@ def give_back(
         error = remaining
         agreements = _agreements(runtimes(attempt, images.held_out), images, task)
         after = min(agreements.values())
-        trade.append(GivenBack(layer_names.get(layer, layer), costs[layer].multiply_adds / total, error, before, after))
+        trade.append(
+            KeptInFp32(layer_names.get(layer, layer), costs[layer].multiply_adds / total, error, before, after)
+        )
         if after >= bar:
-            return Agreed(attempt, agreements, tuple(trade))
+            return MixedPrecisionGraph(attempt, agreements, tuple(trade))
     raise VerificationError(_failure(bar, trade, agreements, task))
 
 
@@ -127,7 +129,7 @@ def _agreements(
     return {name: agreement(logits, images.held_out_logits, task) for name, logits in by_runtime.items()}
 
 
-def _failure(bar: float, trade: Sequence[GivenBack], agreements: Mapping[str, float], task: Task) -> str:
+def _failure(bar: float, trade: Sequence[KeptInFp32], agreements: Mapping[str, float], task: Task) -> str:
     steps = "; ".join(f"{t.layer} in FP32: {t.agreement_before:.2%} to {t.agreement_after:.2%}" for t in trade)
     tried = f"layers were given back to FP32 ({steps})" if trade else "no layer could be given back to FP32"
     runtimes = ", ".join(f"{value:.2%} on {name}" for name, value in agreements.items())

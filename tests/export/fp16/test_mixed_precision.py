@@ -1,4 +1,4 @@
-"""Networks that overflow FP16: what a plain conversion makes of them, and what the guard does."""
+"""Networks that overflow FP16: what a plain conversion makes of them, and what the mixed-precision search does."""
 
 import functools
 
@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
 from fuseline.export.fp16.fp16_share import check_fp16, precision_share
-from fuseline.export.fp16.mixed_precision import SAFETY_MARGIN, GuardedGraph, guarded_fp16
-from fuseline.export.fp16.stored_in_fp16 import stored_in_fp16
+from fuseline.export.fp16.fp16_trial import stored_in_fp16
+from fuseline.export.fp16.mixed_precision import SAFETY_MARGIN, MixedFp16Graph, mixed_fp16_from_fp32
 from fuseline.serve.errors import InputError, VerificationError
 from tests.export.fp16.hard_networks import (
     HARD,
@@ -29,9 +29,9 @@ VERIFICATION_BAR = 5e-2
 
 
 @functools.cache
-def guarded(name: str) -> GuardedGraph:
+def mixed(name: str) -> MixedFp16Graph:
     graph, trained = hard_graph(name)
-    return guarded_fp16(graph, PIXELS, layer_names=trained.layer_names)
+    return mixed_fp16_from_fp32(graph, PIXELS, layer_names=trained.layer_names)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,15 @@ def deviation(given: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", HARD)
 def test_layers_that_fp16_cannot_hold_stay_in_fp32_and_no_others(name: str) -> None:
-    assert {layer.layer for layer in guarded(name).kept} == HARD[name][1]
+    assert {layer.layer for layer in mixed(name).kept} == HARD[name][1]
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_the_guarded_graph_gives_the_answers_of_pytorch_fp32(name: str) -> None:
+def test_the_mixed_graph_gives_the_answers_of_pytorch_fp32(name: str) -> None:
     """By both runtimes, and with every FP16 value stored in 16 bits, as on a GPU."""
     with torch.no_grad():
         network = HARD[name][0]()
-    expected, model = eager(network, PIXELS), guarded(name).model
+    expected, model = eager(network, PIXELS), mixed(name).model
     for logits in (ort_logits(model), openvino_logits(model), ort_logits(stored_in_fp16(model))):
         assert np.isfinite(logits).all()
         assert (logits.argmax(1) == expected.argmax(1)).all()
@@ -92,9 +92,9 @@ def test_pytorch_in_fp16_overflows_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", HARD)
 def test_the_share_is_read_back_and_falls_by_what_stayed(name: str) -> None:
-    found, whole = guarded(name).share, precision_share(hard_graph(name)[0])
-    stayed = {layer.range.layer for layer in guarded(name).kept if layer.range.weighted}
-    assert found == precision_share(guarded(name).model)
+    found, whole = mixed(name).share, precision_share(hard_graph(name)[0])
+    stayed = {layer.range.layer for layer in mixed(name).kept if layer.range.weighted}
+    assert found == precision_share(mixed(name).model)
     assert (found.layers, found.weights, found.multiply_adds) == (whole.layers, whole.weights, whole.multiply_adds)
     assert found.fp16_layers == found.layers - len(stayed)
     assert 0 < found.fp16_weights < found.weights
@@ -103,7 +103,7 @@ def test_the_share_is_read_back_and_falls_by_what_stayed(name: str) -> None:
 
 @pytest.mark.parametrize("name", HARD)
 def test_casts_stand_at_the_borders_only(name: str) -> None:
-    model = onnx.shape_inference.infer_shapes(guarded(name).model, strict_mode=True)
+    model = onnx.shape_inference.infer_shapes(mixed(name).model, strict_mode=True)
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
     # No value is cast to and fro, and none twice.
     assert not [node.name for node in casts.values() if node.input[0] in casts]
@@ -112,7 +112,7 @@ def test_casts_stand_at_the_borders_only(name: str) -> None:
     fp32 = {node.name for node in model.graph.node if types.get(node.output[0]) == TensorProto.FLOAT} - {
         node.name for node in model.graph.node if node.name.startswith(("Transpose", "Cast", "Sub", "pixels/"))
     }
-    assert {name for name in fp32 if "/to_" not in name} <= guarded(name).fp32_nodes
+    assert {name for name in fp32 if "/to_" not in name} <= mixed(name).fp32_nodes
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_casts_stand_at_the_borders_only(name: str) -> None:
     ],
 )
 def test_there_are_as_few_casts_as_can_be(name: str, casts: int) -> None:
-    graph = guarded(name).model.graph
+    graph = mixed(name).model.graph
     of_floats = [node for node in graph.node if node.op_type == "Cast" and "image" not in node.input]
     assert len(of_floats) == casts, [node.name for node in of_floats]
 
@@ -139,7 +139,7 @@ def test_tensorrt_parses_and_builds_the_mixed_graph(name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
     from fuseline.serve.backends.engine.builder import build_engine
 
-    found = guarded(name)
+    found = mixed(name)
     stayed = [layer for layer in found.kept if layer.range.weighted]
     build = build_engine(
         found.model.SerializeToString(),
@@ -155,7 +155,7 @@ def test_tensorrt_parses_and_builds_the_mixed_graph(name: str) -> None:
 def test_a_network_without_trouble_is_fp16_all_through_and_byte_equal(good) -> None:
     graph, layer_names = good
     told: list[float] = []
-    found = guarded_fp16(graph, PIXELS, layer_names=layer_names, strict=True, on_progress=told.append)
+    found = mixed_fp16_from_fp32(graph, PIXELS, layer_names=layer_names, strict=True, on_progress=told.append)
     assert (found.kept, found.fp32_nodes) == ((), frozenset())
     plain = fp16_from_fp32(graph)
     assert found.model.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
@@ -170,7 +170,7 @@ def test_an_activation_within_the_margin_stays_in_fp16_and_one_beyond_does_not()
     """The largest value of one layer is brought to either side of 65504 / margin, by a scale that the next undoes."""
     graph, trained = graph_of(tiny_network())
     names = trained.layer_names
-    ranges = {found.layer: found for found in guarded_fp16(graph, PIXELS, layer_names=names).ranges}
+    ranges = {found.layer: found for found in mixed_fp16_from_fp32(graph, PIXELS, layer_names=names).ranges}
     to_the_limit = 65504 / SAFETY_MARGIN / ranges["layer2.1.conv1"].largest_output
     for factor, stays in ((0.9, False), (1.1, True)):
         scale = factor * to_the_limit
@@ -181,7 +181,7 @@ def test_an_activation_within_the_margin_stays_in_fp16_and_one_beyond_does_not()
             if tensor.name in by:
                 values = onnx.numpy_helper.to_array(tensor) * np.float32(by[tensor.name])
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        kept = {layer.layer: layer.reasons[0] for layer in guarded_fp16(scaled, PIXELS, layer_names=names).kept}
+        kept = {layer.layer: layer.reasons[0] for layer in mixed_fp16_from_fp32(scaled, PIXELS, layer_names=names).kept}
         assert ("layer2.1.conv1" in kept) == stays
         assert not stays or "its output reaches 1.80" in kept["layer2.1.conv1"]
 
@@ -189,12 +189,12 @@ def test_an_activation_within_the_margin_stays_in_fp16_and_one_beyond_does_not()
 def test_strict_refuses_and_lists_each_layer_with_its_figures() -> None:
     graph, trained = hard_graph("shortcut")
     with pytest.raises(VerificationError) as refused:
-        guarded_fp16(graph, PIXELS, layer_names=trained.layer_names, strict=True)
+        mixed_fp16_from_fp32(graph, PIXELS, layer_names=trained.layer_names, strict=True)
     text = str(refused.value)
     assert all(f"{layer} (" in text for layer in HARD["shortcut"][1])
     assert "its output reaches 1.057e+05; FP16 ends at 65504" in text
     keep = ["layer3", r"layer4\.0\.(conv1|shortcut)"]
-    found = guarded_fp16(graph, PIXELS, layer_names=trained.layer_names, strict=True, keep=keep)
+    found = mixed_fp16_from_fp32(graph, PIXELS, layer_names=trained.layer_names, strict=True, keep=keep)
     assert {layer.layer for layer in found.kept} >= HARD["shortcut"][1]
     assert all(layer.asked for layer in found.kept)
 
@@ -202,7 +202,7 @@ def test_strict_refuses_and_lists_each_layer_with_its_figures() -> None:
 def test_layers_are_kept_on_request_by_the_names_of_the_checkpoint(good) -> None:
     graph, layer_names = good
     assert layer_names["layer2.0.downsample.0"] == "layer2.0.shortcut.0"
-    found = guarded_fp16(graph, PIXELS, layer_names=layer_names, keep=["shortcut", "^linear$"], strict=True)
+    found = mixed_fp16_from_fp32(graph, PIXELS, layer_names=layer_names, keep=["shortcut", "^linear$"], strict=True)
     assert [layer.layer for layer in found.kept] == [
         *("layer2.0.shortcut.0", "layer3.0.shortcut.0", "layer4.0.shortcut.0", "linear")
     ]
@@ -220,25 +220,25 @@ def test_layers_are_kept_on_request_by_the_names_of_the_checkpoint(good) -> None
 def test_a_pattern_without_a_layer_is_refused_with_near_names(good, pattern: str, said: str) -> None:
     graph, layer_names = good
     with pytest.raises(InputError, match=said):
-        guarded_fp16(graph, PIXELS, layer_names=layer_names, keep=[pattern])
+        mixed_fp16_from_fp32(graph, PIXELS, layer_names=layer_names, keep=[pattern])
 
 
 def test_a_network_of_which_nothing_can_be_fp16_is_refused(good) -> None:
     graph, layer_names = good
     with pytest.raises(VerificationError, match="all 21 layers must stay in FP32"):
-        guarded_fp16(graph, PIXELS, layer_names=layer_names, keep=["."])
+        mixed_fp16_from_fp32(graph, PIXELS, layer_names=layer_names, keep=["."])
 
 
 def test_reasons_name_what_is_wrong_with_figures() -> None:
-    reasons = {layer.layer: " ".join(layer.reasons) for layer in guarded("tiny variance").kept}
+    reasons = {layer.layer: " ".join(layer.reasons) for layer in mixed("tiny variance").kept}
     assert "a folded weight of 1.863e+05 is beyond 65504" in reasons["layer3.1.conv1"]
     assert "a folded bias of 9.328e+05" in reasons["layer3.1.conv1"]
     assert "its input reaches" in reasons["layer3.1.conv2"]
-    quiet = {layer.layer: layer for layer in guarded("whisper").kept}["layer2.0.conv1"]
+    quiet = {layer.layer: layer for layer in mixed("whisper").kept}["layer2.0.conv1"]
     assert "of its weights become zero" in quiet.reasons[0]
     assert quiet.range.deviation > 0.05
     assert quiet.range.normal_margin < 0.1
-    (moved,) = (layer for layer in guarded("large offset").kept if layer.layer == "layer2.1.conv1")
+    (moved,) = (layer for layer in mixed("large offset").kept if layer.layer == "layer2.1.conv1")
     assert "of the logits' range" in moved.reasons[0]
 
 
@@ -248,4 +248,4 @@ def test_fp32_that_overflows_by_itself_is_said() -> None:
         network.layer1[0].bn1.weight.fill_(3e38)
     graph, trained = graph_of(network)
     with pytest.raises(VerificationError, match="FP32 graph itself"):
-        guarded_fp16(graph, PIXELS, layer_names=trained.layer_names)
+        mixed_fp16_from_fp32(graph, PIXELS, layer_names=trained.layer_names)

@@ -1,4 +1,4 @@
-"""Layers that INT8 spoils are found and given back; where that isn't enough, the error says what was tried."""
+"""Layers that INT8 spoils are found and stay FP32; where that isn't enough, the error says what was tried."""
 
 import re
 
@@ -12,7 +12,7 @@ from fuseline.export.int8.calibrators import Range, min_max
 from fuseline.export.int8.int8_graph import Calibrated, calibrate, int8_from_fp32
 from fuseline.export.int8.int8_share import int8_share, layer_costs
 from fuseline.export.int8.layer_noise import layer_noise
-from fuseline.export.int8.mixed_precision_search import MIN_SHARE, give_back
+from fuseline.export.int8.mixed_precision_search import MIN_SHARE, search_mixed_precision
 from fuseline.export.int8.quantiser import quantised_for_cpus
 from fuseline.serve.errors import VerificationError
 from tests.export.int8.networks import Subject, layers, subject
@@ -64,7 +64,7 @@ def test_the_noise_of_a_spoilt_layer_stands_out(spoilt: Subject) -> None:
     assert SPOILT not in without
 
 
-def test_the_spoilt_layer_is_the_first_that_is_given_back_and_called_as_in_the_checkpoint(spoilt: Subject) -> None:
+def test_the_spoilt_layer_is_the_first_that_stays_fp32_and_is_called_as_in_the_checkpoint(spoilt: Subject) -> None:
     seen = calibrated(spoilt)
     told: list[float] = []
     given = int8_from_fp32(seen, layer_names={SPOILT: "blocks.4.second"}, bar=0.75, on_progress=told.append)
@@ -92,7 +92,7 @@ def test_a_bar_out_of_reach_is_an_error_with_the_trade(tiny: Subject) -> None:
     assert "--int8-bar" in message
 
 
-def test_half_of_the_multiply_adds_stay_int8_whatever_is_given_back(tiny: Subject) -> None:
+def test_half_of_the_multiply_adds_stay_int8_whatever_stays_fp32(tiny: Subject) -> None:
     seen = calibrated(tiny)
     costs = layer_costs(tiny.model)
     asked: list[float] = []
@@ -103,7 +103,7 @@ def test_half_of_the_multiply_adds_stay_int8_whatever_is_given_back(tiny: Subjec
 
     ranges = widest_ranges(seen)
     with pytest.raises(VerificationError):
-        give_back(
+        search_mixed_precision(
             tiny.model,
             lambda kept: quantised_for_cpus(tiny.model, ranges, kept),
             watched,
