@@ -60,7 +60,7 @@ class WrittenArtifacts:
     artifacts: tuple[Artifact, ...]
     precision: dict[str, PrecisionShare]
     """By path; of ONNX graphs."""
-    guarded: MixedFp16Graph | None
+    fp16: MixedFp16Graph | None
     """The FP16 graph, with what was found on the calibration images."""
     int8: dict[str, Int8Graph]
     """By path: that of CPUs and, where it keeps the bar too, TensorRT's, which is another graph."""
@@ -106,13 +106,13 @@ def write_artifacts(
     with progress.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
         artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", "fp32")]
-        shares = {FP32_NAME: precision_share(fp32)}
+        shares = {FP32_NAME: precision_share(fp32, "fp16")}
         for_engine, precision = fp32, "fp32"
         step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}")
-    guarded = None
+    mixed = None
     if fp16 is not None:
         with progress.step("Writing the FP16 graph") as step:
-            guarded = mixed_fp16_from_fp32(
+            mixed = mixed_fp16_from_fp32(
                 fp32,
                 sample.pixels,
                 layer_names=layer_names,
@@ -120,15 +120,15 @@ def write_artifacts(
                 strict=fp16.strict,
                 on_progress=step.advance_to,
             )
-            for_engine, precision = guarded.model, "fp16"
-            shares[FP16_NAME] = share = guarded.share
-            details = {KEPT_FP32: sorted(guarded.fp32_nodes)}
+            for_engine, precision = mixed.model, "fp16"
+            shares[FP16_NAME] = share = mixed.share
+            details = {KEPT_FP32: sorted(mixed.fp32_nodes)}
             artifacts.append(_write(folder, FP16_NAME, serialised(for_engine), "onnx", precision, details))
             step.done(
-                f"{FP16_NAME}, {_mib(artifacts[-1])}, {share.fp16_layers} of {share.layers} layers and "
-                f"{share.fp16_multiply_adds / share.multiply_adds:.1%} of the multiply-adds in FP16"
+                f"{FP16_NAME}, {_mib(artifacts[-1])}, {share.own_layers} of {share.layers} layers and "
+                f"{share.of_multiply_adds:.1%} of the multiply-adds in FP16"
             )
-        for kept in guarded.kept:
+        for kept in mixed.kept:
             if not kept.asked:
                 progress.warn(f"{kept.layer} stays in FP32: {'; '.join(kept.reasons)}")
     quantised: dict[str, Int8Graph] = {}
@@ -142,8 +142,8 @@ def write_artifacts(
         try:
             built = build_engine(
                 serialised(for_engine),
-                precision="fp16" if guarded else "fp32",
-                allowed_fp32=guarded.fp32_nodes if guarded else (),
+                precision="fp16" if mixed else "fp32",
+                allowed_fp32=mixed.fp32_nodes if mixed else (),
                 layer_names=layer_names,
                 capability=engine_for,
                 max_batch=DEFAULT_MAX_BATCH,
@@ -159,7 +159,7 @@ def write_artifacts(
             artifacts.append(engine)
             note = f"{engine.path}, {_mib(engine)}"
         step.done(note)
-    return WrittenArtifacts(tuple(artifacts), shares, guarded, quantised, int8_warnings, note)
+    return WrittenArtifacts(tuple(artifacts), shares, mixed, quantised, int8_warnings, note)
 
 
 def _int8_graphs(

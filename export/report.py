@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fuseline.export.folding.fold import Fold, KeptBatchNorm
-from fuseline.export.fp16.fp16_share import PrecisionShare
 from fuseline.export.fp16.layer_ranges import LayerRange
 from fuseline.export.fp16.mixed_precision import KeptLayer
 from fuseline.export.html_page import page_environment
@@ -26,8 +25,8 @@ class Report:
     kept: tuple[KeptBatchNorm, ...]
     scale_folded: bool
     """Whether the first convolution carries the division of the pixels by 255 * std."""
-    precision: dict[str, PrecisionShare]
-    """By artifact path."""
+    precision: dict[str, dict[str, Any]]
+    """By artifact path: `PrecisionShare.as_json`."""
     fp16_kept_in_fp32: tuple[KeptLayer, ...]
     """Layers of the FP16 graph that are FP32, with the reasons."""
     fp16_ranges: tuple[LayerRange, ...]

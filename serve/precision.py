@@ -29,6 +29,8 @@ class Precision:
     """Whether another answer agrees too if eager's logits of the two differ by less than FP16 resolves."""
     quantised: bool
     """Whether values are integers with scales found on calibration images: the export is judged on the other images."""
+    onnx_type: str
+    """Name of its `onnx.TensorProto.DataType`."""
     tensorrt_type: str
     """Name of its `tensorrt.DataType`, and in other letters what engine inspectors call it."""
     may_remain: tuple[PrecisionName, ...]
@@ -47,6 +49,7 @@ PRECISIONS: dict[str, Precision] = {
             min_agreement=0.0,
             ties_agree=False,
             quantised=False,
+            onnx_type="FLOAT",
             tensorrt_type="FLOAT",
             may_remain=(),
             auto_on=("cpu", "gpu"),
@@ -59,6 +62,7 @@ PRECISIONS: dict[str, Precision] = {
             min_agreement=0.995,
             ties_agree=True,
             quantised=False,
+            onnx_type="FLOAT16",
             tensorrt_type="HALF",
             may_remain=("fp32",),
             # Both CPU runtimes compute an FP16 graph in FP32, which gains nothing.
@@ -74,6 +78,7 @@ PRECISIONS: dict[str, Precision] = {
             # It rounds far more coarsely than FP16: what FP16 takes for a tie is a change of class all the same.
             ties_agree=False,
             quantised=True,
+            onnx_type="INT8",
             tensorrt_type="INT8",
             # Between quantised layers either float will do.
             may_remain=("fp32", "fp16"),

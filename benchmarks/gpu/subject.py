@@ -87,7 +87,7 @@ def _assemble(
     from fuseline.export.facts.model_facts import facts_from
     from fuseline.export.folding.fold import fold_network
     from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-    from fuseline.export.fp16.fp16_share import check_fp16
+    from fuseline.export.fp16.fp16_share import check_share
     from fuseline.export.graph.onnx_graph import onnx_from_network
     from fuseline.export.graph.onnx_operations import operations_from_onnx
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
@@ -107,7 +107,7 @@ def _assemble(
     )
     fp32 = onnx_from_network(folded, facts.input, {})
     fp16 = fp16_from_fp32(fp32)
-    check_fp16(fp16)
+    check_share(fp16, "fp16")
     write_reference(folder, pixels, expected)
     save_manifest(
         folder,

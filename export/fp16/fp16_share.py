@@ -1,4 +1,4 @@
-"""How much of a graph is FP16: read back from the graph that was written, whatever was meant to be in it."""
+"""How much of a graph is in a precision: read back from the graph that was written, whatever was meant to be in it."""
 
 import math
 from collections.abc import Collection
@@ -8,28 +8,49 @@ import onnx
 from onnx import TensorProto, shape_inference
 
 from fuseline.serve.errors import VerificationError
+from fuseline.serve.precision import PRECISIONS
 
 _COMPUTE_OPS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionShare:
-    """How much of a graph is FP16, read back from the graph itself."""
+    """How many of a graph's convolutions and matrix products are in `precision`, and how much of the work."""
 
-    fp16_layers: int
+    precision: str
+    own_layers: int
+    """Those in `precision`."""
     layers: int
-    """Convolutions and matrix products."""
-    fp16_weights: int
+    own_weights: int
     weights: int
     """Elements of the initialisers that those layers multiply with."""
-    fp32_layer_names: tuple[str, ...]
-    fp16_multiply_adds: int
+    own_multiply_adds: int
     multiply_adds: int
     """Of those layers, for one image; biases are not counted, as is customary."""
+    fp32_layer_names: tuple[str, ...]
+    """Layers that are not in `precision`, in running order."""
+
+    @property
+    def of_multiply_adds(self) -> float:
+        """Share of the multiply-adds in `precision`, 0 to 1."""
+        return self.own_multiply_adds / self.multiply_adds if self.multiply_adds else 0.0
+
+    @property
+    def as_json(self) -> dict[str, int | list[str]]:
+        """For the report: what is in the precision bears its name, such as `fp16_layers` beside `layers`."""
+        return {
+            f"{self.precision}_layers": self.own_layers,
+            "layers": self.layers,
+            f"{self.precision}_weights": self.own_weights,
+            "weights": self.weights,
+            f"{self.precision}_multiply_adds": self.own_multiply_adds,
+            "multiply_adds": self.multiply_adds,
+            "fp32_layer_names": list(self.fp32_layer_names),
+        }
 
 
-def precision_share(model: onnx.ModelProto) -> PrecisionShare:
-    """Count FP16 layers, weights and multiply-adds by the types and shapes that ONNX infers.
+def precision_share(model: onnx.ModelProto, precision: str) -> PrecisionShare:
+    """Count layers, weights and multiply-adds in `precision`, one of floats, by the types and shapes that ONNX infers.
 
     Raises:
         VerificationError: types contradict each other, or a layer's shape can't be inferred.
@@ -44,42 +65,44 @@ def precision_share(model: onnx.ModelProto) -> PrecisionShare:
     stored = {tensor.name for tensor in model.graph.initializer}
     for tensor in model.graph.initializer:
         types[tensor.name], shapes[tensor.name] = tensor.data_type, list(tensor.dims)
-    totals = {name: [0, 0, 0] for name in ("fp16", "all")}
-    fp32_layers = []
+    own_type = TensorProto.DataType.Value(PRECISIONS[precision].onnx_type)
+    own, every = [0, 0, 0], [0, 0, 0]
+    others = []
     for node in model.graph.node:
         if node.op_type not in _COMPUTE_OPS:
             continue
-        half = {types.get(node.input[0]), types.get(node.output[0])} == {TensorProto.FLOAT16}
+        is_own = {types.get(node.input[0]), types.get(node.output[0])} == {own_type}
         counts = (1, *_weights_and_multiply_adds(node, shapes, node.input[1] in stored))
-        for name in ("fp16", "all") if half else ("all",):
-            totals[name] = [total + count for total, count in zip(totals[name], counts, strict=True)]
-        if not half:
-            fp32_layers.append(node.name)
+        for totals in (own, every) if is_own else (every,):
+            totals[:] = [total + count for total, count in zip(totals, counts, strict=True)]
+        if not is_own:
+            others.append(node.name)
     return PrecisionShare(
-        fp16_layers=totals["fp16"][0],
-        layers=totals["all"][0],
-        fp16_weights=totals["fp16"][1],
-        weights=totals["all"][1],
-        fp32_layer_names=tuple(fp32_layers),
-        fp16_multiply_adds=totals["fp16"][2],
-        multiply_adds=totals["all"][2],
+        precision=precision,
+        own_layers=own[0],
+        layers=every[0],
+        own_weights=own[1],
+        weights=every[1],
+        own_multiply_adds=own[2],
+        multiply_adds=every[2],
+        fp32_layer_names=tuple(others),
     )
 
 
-def check_fp16(model: onnx.ModelProto, allowed_fp32: Collection[str] = ()) -> PrecisionShare:
-    """The graph's `precision_share`, once it is proven to be FP16 but for the nodes `allowed_fp32`.
+def check_share(model: onnx.ModelProto, precision: str, allowed_fp32: Collection[str] = ()) -> PrecisionShare:
+    """The graph's `precision_share`, once it is proven to be in `precision` but for the nodes `allowed_fp32`.
 
     Raises:
-        VerificationError: other layers are FP32, which are named, or no layer is FP16.
+        VerificationError: other layers are FP32, which are named, or no layer is in `precision`.
     """
     onnx.checker.check_model(model, full_check=True)
-    share = precision_share(model)
+    share, title = precision_share(model, precision), PRECISIONS[precision].title
     unasked = [name for name in share.fp32_layer_names if name not in allowed_fp32]
     if unasked:
-        raise VerificationError(f"FP16 was asked for, but these layers are FP32: {', '.join(unasked)}")
-    if share.layers and not share.fp16_layers:
+        raise VerificationError(f"{title} was asked for, but these layers are FP32: {', '.join(unasked)}")
+    if share.layers and not share.own_layers:
         raise VerificationError(
-            f"FP16 was asked for, but all {share.layers} layers must stay in FP32; export without --fp16"
+            f"{title} was asked for, but all {share.layers} layers must stay in FP32; export without --{precision}"
         )
     return share
 

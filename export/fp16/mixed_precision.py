@@ -11,7 +11,7 @@ from fuseline.export.fp16.checkpoint_names import checkpoint_name, nodes_matchin
 from fuseline.export.fp16.error_search import layers_that_disturb
 from fuseline.export.fp16.float_nodes import MOVERS, float_nodes
 from fuseline.export.fp16.fp16_graph import FP16_LARGEST, fp16_from_fp32, with_unweighted_behind
-from fuseline.export.fp16.fp16_share import PrecisionShare, check_fp16
+from fuseline.export.fp16.fp16_share import PrecisionShare, check_share
 from fuseline.export.fp16.fp16_trial import Fp16Trial
 from fuseline.export.fp16.layer_ranges import LayerRange, calibrate, spread
 from fuseline.export.graph.onnx_graph import pixel_nodes
@@ -136,7 +136,7 @@ def mixed_fp16_from_fp32(
         model=mixed,
         kept=kept,
         ranges=tuple(ranges),
-        share=check_fp16(mixed, stay),
+        share=check_share(mixed, "fp16", stay),
         fp32_nodes=fp32_nodes,
         deviation=deviation,
     )

@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fuseline.export.fp16.fp16_share import PrecisionShare
 from fuseline.export.graph.runtimes import int8_logits_by_runtime, onnxruntime_logits
 from fuseline.export.int8.calibration_images import CalibrationImages, split_images
 from fuseline.export.int8.calibrators import CALIBRATORS, Range
 from fuseline.export.int8.closeness import ANSWERS, agreement, logit_error
 from fuseline.export.int8.histograms import Histogram, activation_histograms
-from fuseline.export.int8.int8_share import Int8Share, int8_share, layer_costs
+from fuseline.export.int8.int8_share import int8_share, layer_costs
 from fuseline.export.int8.mixed_precision_search import KeptInFp32, Runtimes, search_mixed_precision
 from fuseline.export.int8.operators import quantised_tensors
 from fuseline.export.int8.quantiser import Quantiser, quantised_for_cpus, quantised_for_tensorrt
@@ -59,7 +60,7 @@ class Int8Graph:
     """Of every calibrator, the best first: it is `calibrator`."""
     trade: tuple[KeptInFp32, ...]
     """In the order in which the search left layers in FP32; empty where every layer is INT8."""
-    share: Int8Share
+    share: PrecisionShare
     """Read back from `model`."""
     fp32_nodes: frozenset[str]
     """The graph's names of the layers in FP32."""
@@ -78,7 +79,7 @@ class Int8Graph:
             "calibrator": self.calibrator,
             "trials": [asdict(trial) for trial in self.trials],
             "trade": [asdict(step) for step in self.trade],
-            "share": asdict(self.share),
+            "share": self.share.as_json,
             "bar": self.bar,
             "agreement_by_runtime": self.agreement_by_runtime,
             "calibration_images": self.calibration_images,
@@ -88,11 +89,12 @@ class Int8Graph:
     @property
     def described(self) -> str:
         """For people, on one line."""
+        share = self.share
         agreed = ", ".join(f"{value:.2%} on {name}" for name, value in self.agreement_by_runtime.items())
         return (
-            f"{self.calibrator} ranges, {self.share.int8_layers} of {self.share.layers} layers and "
-            f"{self.share.share:.1%} of the multiply-adds in INT8; PyTorch's {ANSWERS[self.task]} on {agreed} of "
-            f"{self.held_out_images} held-out images"
+            f"{self.calibrator} ranges, {share.own_layers} of {share.layers} layers and {share.of_multiply_adds:.1%} "
+            f"of the multiply-adds in INT8; PyTorch's {ANSWERS[self.task]} on {agreed} of {self.held_out_images} "
+            "held-out images"
         )
 
 

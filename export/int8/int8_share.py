@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from fuseline.export.fp16.fp16_share import PrecisionShare
 from fuseline.export.graph.onnx_operations import operations_from_onnx
 from fuseline.export.int8.operators import LAYERS
 
@@ -21,26 +22,6 @@ class LayerCost:
     """For one image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Share:
-    """Of the layers that carry weights."""
-
-    int8_layers: int
-    layers: int
-    int8_weights: int
-    weights: int
-    int8_multiply_adds: int
-    multiply_adds: int
-    """For one image."""
-    fp32_layer_names: tuple[str, ...]
-    """Of the graph's nodes, in running order."""
-
-    @property
-    def share(self) -> float:
-        """Of the multiply-adds, 0 to 1."""
-        return self.int8_multiply_adds / self.multiply_adds if self.multiply_adds else 0.0
-
-
 def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
     """Name to cost of the layers of `model`, a graph in FP32, in running order."""
     operations = operations_from_onnx(model, spatial_axes=_HEIGHT_AND_WIDTH).operations
@@ -51,19 +32,20 @@ def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
     }
 
 
-def int8_share(model: onnx.ModelProto, costs: Mapping[str, LayerCost]) -> Int8Share:
+def int8_share(model: onnx.ModelProto, costs: Mapping[str, LayerCost]) -> PrecisionShare:
     """Count the layers of `model` whose activation and weights both come out of a DequantizeLinear, the weights int8.
 
     Args:
         costs: `layer_costs` of the graph that `model` was quantised from.
     """
     int8 = set(_int8_layers(model))
-    return Int8Share(
-        int8_layers=len(int8),
+    return PrecisionShare(
+        precision="int8",
+        own_layers=len(int8),
         layers=len(costs),
-        int8_weights=sum(costs[name].weights for name in int8),
+        own_weights=sum(costs[name].weights for name in int8),
         weights=sum(cost.weights for cost in costs.values()),
-        int8_multiply_adds=sum(costs[name].multiply_adds for name in int8),
+        own_multiply_adds=sum(costs[name].multiply_adds for name in int8),
         multiply_adds=sum(cost.multiply_adds for cost in costs.values()),
         fp32_layer_names=tuple(name for name in costs if name not in int8),
     )

@@ -90,7 +90,7 @@ def search_mixed_precision(
     for layer in _most_harmful_first(model, quantise, images, tuple(costs)):
         attempt = quantise([*kept, layer])
         remaining = _error(attempt, images)
-        if int8_share(attempt, costs).share < MIN_SHARE or remaining > error * (1 - _LEAST_GAIN):
+        if int8_share(attempt, costs).of_multiply_adds < MIN_SHARE or remaining > error * (1 - _LEAST_GAIN):
             continue
         before = min(agreements.values())
         kept.append(layer)

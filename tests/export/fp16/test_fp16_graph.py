@@ -38,7 +38,7 @@ def test_an_fp32_first_layer_takes_the_pixels_as_they_are(graph: onnx.ModelProto
     mixed = fp16_from_fp32(graph, {"conv1", "Relu"})
     assert not {"pixels/scale", "pixels/to_fp16"} & names(mixed)
     assert "Relu/to_fp16" in names(mixed)
-    assert precision_share(mixed).fp32_layer_names == ("conv1",)
+    assert precision_share(mixed, "fp16").fp32_layer_names == ("conv1",)
     assert "pixels/scale" in names(fp16_from_fp32(graph))
 
 

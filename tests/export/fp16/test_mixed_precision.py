@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_fp16, precision_share
+from fuseline.export.fp16.fp16_share import check_share, precision_share
 from fuseline.export.fp16.fp16_trial import stored_in_fp16
 from fuseline.export.fp16.mixed_precision import SAFETY_MARGIN, MixedFp16Graph, mixed_fp16_from_fp32
 from fuseline.serve.errors import InputError, VerificationError
@@ -92,13 +92,13 @@ def test_pytorch_in_fp16_overflows_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", HARD)
 def test_the_share_is_read_back_and_falls_by_what_stayed(name: str) -> None:
-    found, whole = mixed(name).share, precision_share(hard_graph(name)[0])
+    found, whole = mixed(name).share, precision_share(hard_graph(name)[0], "fp16")
     stayed = {layer.range.layer for layer in mixed(name).kept if layer.range.weighted}
-    assert found == precision_share(mixed(name).model)
+    assert found == precision_share(mixed(name).model, "fp16")
     assert (found.layers, found.weights, found.multiply_adds) == (whole.layers, whole.weights, whole.multiply_adds)
-    assert found.fp16_layers == found.layers - len(stayed)
-    assert 0 < found.fp16_weights < found.weights
-    assert 0.5 * found.multiply_adds < found.fp16_multiply_adds < found.multiply_adds
+    assert found.own_layers == found.layers - len(stayed)
+    assert 0 < found.own_weights < found.weights
+    assert 0.5 * found.multiply_adds < found.own_multiply_adds < found.multiply_adds
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -148,8 +148,8 @@ def test_tensorrt_parses_and_builds_the_mixed_graph(name: str) -> None:
         max_batch=4,
         allowed_fp32=found.fp32_nodes,
     )
-    assert build.achieved.layers == {"fp16": found.share.fp16_layers, "fp32": len(stayed)}
-    assert build.achieved.multiply_adds["fp16"] == found.share.fp16_multiply_adds
+    assert build.achieved.layers == {"fp16": found.share.own_layers, "fp32": len(stayed)}
+    assert build.achieved.multiply_adds["fp16"] == found.share.own_multiply_adds
 
 
 def test_a_network_without_trouble_is_fp16_all_through_and_byte_equal(good) -> None:
@@ -159,8 +159,8 @@ def test_a_network_without_trouble_is_fp16_all_through_and_byte_equal(good) -> N
     assert (found.kept, found.fp32_nodes) == ((), frozenset())
     plain = fp16_from_fp32(graph)
     assert found.model.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
-    assert found.share.fp16_layers == found.share.layers == 21
-    assert found.share.fp16_multiply_adds == found.share.multiply_adds
+    assert found.share.own_layers == found.share.layers == 21
+    assert found.share.own_multiply_adds == found.share.multiply_adds
     assert 0 < found.deviation < 1e-3
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
@@ -207,9 +207,9 @@ def test_layers_are_kept_on_request_by_the_names_of_the_checkpoint(good) -> None
         *("layer2.0.shortcut.0", "layer3.0.shortcut.0", "layer4.0.shortcut.0", "linear")
     ]
     assert all(layer.asked and "--keep-fp32" in layer.reasons[0] for layer in found.kept)
-    assert found.share.fp16_layers == 17
+    assert found.share.own_layers == 17
     with pytest.raises(VerificationError, match=r"layer4\.0\.downsample\.0"):
-        check_fp16(found.model)
+        check_share(found.model, "fp16")
     assert deviation(ort_logits(found.model), ort_logits(graph)) < 1e-3
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_fp16, precision_share
+from fuseline.export.fp16.fp16_share import check_share, precision_share
 from fuseline.export.graph.onnx_graph import check_graph, onnx_from_network, with_cast_first
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
@@ -100,9 +100,9 @@ def test_a_graph_with_batchnorm_or_of_another_form_is_refused(graph: onnx.ModelP
 
 def test_the_fp16_graph_is_fp16_all_through_and_close(graph: onnx.ModelProto) -> None:
     half = fp16_from_fp32(graph)
-    share = check_fp16(half)
-    assert share.fp16_layers == share.layers == 21
-    assert share.fp16_weights == share.weights > 0
+    share = check_share(half, "fp16")
+    assert share.own_layers == share.layers == 21
+    assert share.own_weights == share.weights > 0
     inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
     outputs = [node.output[0] for node in half.graph.node if node.op_type in ("Conv", "Relu", "Add", "ReduceMean")]
@@ -126,9 +126,9 @@ def test_the_pixel_scale_keeps_the_first_layers_weights_out_of_the_subnormal_ran
 
 
 def test_an_fp16_graph_with_an_fp32_layer_is_found_out(graph: onnx.ModelProto) -> None:
-    assert precision_share(graph).fp16_layers == 0
+    assert precision_share(graph, "fp16").own_layers == 0
     with pytest.raises(VerificationError, match=r"layer3\.0\.conv1"):
-        check_fp16(graph)
+        check_share(graph, "fp16")
 
 
 def test_a_weight_beyond_fp16_is_refused_by_name(graph: onnx.ModelProto) -> None:

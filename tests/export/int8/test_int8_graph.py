@@ -92,7 +92,7 @@ def test_the_real_resnet20_is_as_right_in_int8_as_in_fp32(
         same = float((logits.argmax(axis=1) == own.eager_held_out.argmax(axis=1)).mean())
         assert same == int8_resnet20.agreement_by_runtime[runtime]
         assert same >= 0.98, runtime
-    assert int8_resnet20.share.share >= 0.8
+    assert int8_resnet20.share.of_multiply_adds >= 0.8
     assert int8_resnet20.warnings == ()
 
 
@@ -102,4 +102,4 @@ def test_what_is_in_fp32_is_what_the_trade_says(int8_resnet20: Int8Graph) -> Non
     for before, after in zip(given.trade, given.trade[1:], strict=False):
         assert before.agreement_after == after.agreement_before
         assert after.logit_error < before.logit_error
-    assert len(given.fp32_nodes) == len(given.trade) == given.share.layers - given.share.int8_layers
+    assert len(given.fp32_nodes) == len(given.trade) == given.share.layers - given.share.own_layers

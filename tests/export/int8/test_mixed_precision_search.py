@@ -76,7 +76,7 @@ def test_the_spoilt_layer_is_the_first_that_stays_fp32_and_is_called_as_in_the_c
     assert len(given.trade) == 1
     assert given.share.fp32_layer_names == ("blocks.4.second",)
     assert given.fp32_nodes == {SPOILT}
-    assert given.share.int8_layers == given.share.layers - 1
+    assert given.share.own_layers == given.share.layers - 1
     assert min(given.agreement_by_runtime.values()) == given.trade[-1].agreement_after
     assert told == sorted(told)
     assert told[-1] == 1.0
@@ -98,7 +98,7 @@ def test_half_of_the_multiply_adds_stay_int8_whatever_stays_fp32(tiny: Subject) 
     asked: list[float] = []
 
     def watched(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        asked.append(int8_share(model, costs).share)
+        asked.append(int8_share(model, costs).of_multiply_adds)
         return {"none": np.zeros((len(pixels), 10), np.float32)}
 
     ranges = widest_ranges(seen)

@@ -165,8 +165,8 @@ def test_tensorrt_builds_an_engine_of_int8_layers(tiny: Subject, tiny_ranges: di
         assert built.achieved.layers.get("fp32", 0) == len(kept)
         assert built.achieved.layers["int8"] == len(layers(tiny.model)) - len(kept)
         share = int8_share(model, layer_costs(tiny.model))
-        assert built.achieved.weights["int8"] == share.int8_weights
-        assert built.achieved.multiply_adds["int8"] == share.int8_multiply_adds
+        assert built.achieved.weights["int8"] == share.own_weights
+        assert built.achieved.multiply_adds["int8"] == share.own_multiply_adds
 
 
 @FORMS
@@ -177,8 +177,8 @@ def test_layers_that_are_to_stay_fp32_do(tiny: Subject, tiny_ranges: dict[str, R
     costs = layer_costs(tiny.model)
     share = int8_share(model, costs)
     assert share.fp32_layer_names == tuple(kept)
-    assert share.int8_layers == share.layers - 3
-    assert share.multiply_adds - share.int8_multiply_adds == sum(costs[name].multiply_adds for name in kept)
+    assert share.own_layers == share.layers - 3
+    assert share.multiply_adds - share.own_multiply_adds == sum(costs[name].multiply_adds for name in kept)
     weights = initializers(model)
     for layer in layers(tiny.model):
         if layer.name in kept:
@@ -186,7 +186,7 @@ def test_layers_that_are_to_stay_fp32_do(tiny: Subject, tiny_ranges: dict[str, R
     # The classifier's own input isn't rounded either.
     assert not [n for n in model.graph.node if n.name.startswith("avgpool") and n.op_type == "QuantizeLinear"]
     none = quantise(tiny.model, tiny_ranges, names)
-    assert int8_share(none, costs).int8_layers == 0
+    assert int8_share(none, costs).own_layers == 0
 
 
 def own_resnet(**settings) -> nn.Module:
@@ -237,7 +237,7 @@ def test_every_family_is_int8_throughout_and_close_to_fp32(make, side: int) -> N
         model = quantise(own.model, ranges)
         share = int8_share(model, layer_costs(own.model))
         assert share.fp32_layer_names == ()
-        assert share.share == 1.0
+        assert share.of_multiply_adds == 1.0
         for runtime, logits in int8_logits_by_runtime(model, own.held_out).items():
             # Of unrelated logits it is above 1.
             assert logit_error(logits, expected) < 0.3, (quantise.__name__, runtime)

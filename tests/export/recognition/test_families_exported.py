@@ -15,7 +15,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_fp16
+from fuseline.export.fp16.fp16_share import check_share
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_every_family_becomes_graphs_with_its_logits(family: str
     reference = trained_like(make())
     graph, kept = graph_of(reference, side)
     half = fp16_from_fp32(graph)
-    check_fp16(half)
+    check_share(half, "fp16")
     assert kept == kept_batchnorms
     pixels = generated_sample(input_spec(side), 4).pixels
     with torch.inference_mode():
