@@ -24,7 +24,7 @@ from fuseline.serve.backends.onnx_artifact import READ_BY, Reader
 from fuseline.serve.batching.policy import DEFAULT_MAX_BATCH
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import Artifact, Task, file_facts
-from fuseline.serve.precision import PRECISIONS
+from fuseline.serve.precision import PRECISIONS, PrecisionName
 
 FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"
@@ -103,11 +103,12 @@ def write_artifacts(
         "normalization": facts.normalization.model_dump(mode="json"),
         "task": facts.task,
     }
+    precision: PrecisionName = "fp32"
     with progress.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
-        artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", "fp32")]
+        artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", precision)]
         shares = {FP32_NAME: precision_share(fp32, "fp16")}
-        for_engine, precision = fp32, "fp32"
+        for_engine = fp32
         step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}")
     mixed = None
     if fp16 is not None:
@@ -142,7 +143,7 @@ def write_artifacts(
         try:
             built = build_engine(
                 serialised(for_engine),
-                precision="fp16" if mixed else "fp32",
+                precision=precision,
                 allowed_fp32=mixed.fp32_nodes if mixed else (),
                 layer_names=layer_names,
                 capability=engine_for,

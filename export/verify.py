@@ -18,10 +18,7 @@ from fuseline.serve.backends.padded import infer_in_largest_bucket
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Task, Verification
-from fuseline.serve.precision import PRECISIONS
-
-FP16_RESOLUTION = 2.0**-10
-"""Spacing of FP16 numbers relative to their size (IEEE 754 binary16: 11 significant bits)."""
+from fuseline.serve.precision import FP16_RESOLUTION, PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,14 @@ PRECISIONS: dict[str, Precision] = {
     )
 }
 
+# FP16's numbers (IEEE 754-2019, table 3.5, binary16).
+FP16_LARGEST = 65504.0
+FP16_SMALLEST_NORMAL = 2.0**-14
+FP16_ZERO_BELOW = 2.0**-25
+"""Half the smallest subnormal number: up to here rounding gives zero."""
+FP16_RESOLUTION = 2.0**-10
+"""Spacing of numbers relative to their size: 11 significant bits."""
+
 
 def chosen_unasked(device: Device) -> tuple[PrecisionName, ...]:
     """The precisions that `auto` takes on `device`, the one that is preferred first."""

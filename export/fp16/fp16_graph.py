@@ -11,8 +11,8 @@ from fuseline.export.fp16.float_nodes import FloatNodes, float_nodes, takes_fp16
 from fuseline.export.graph.onnx_graph import pixel_nodes, with_cast_first
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import OUTPUT_NAME
+from fuseline.serve.precision import FP16_LARGEST
 
-FP16_LARGEST = 65504.0
 PIXEL_SCALE_LOG2 = 6
 """Pixels minus their mean reach 255; the weights that meet them were divided by 255 * std and would sink towards FP16's
 subnormal range. A power of two moves the scale from one to the other without any rounding."""

@@ -9,13 +9,11 @@ import onnx
 from numpy.typing import NDArray
 
 from fuseline.export.fp16.float_nodes import MOVERS, FloatNode, FloatNodes, float_nodes
-from fuseline.export.fp16.fp16_graph import FP16_LARGEST, PIXEL_SCALE_LOG2, rounded_to_fp16, scaled_first_layer
+from fuseline.export.fp16.fp16_graph import PIXEL_SCALE_LOG2, rounded_to_fp16, scaled_first_layer
 from fuseline.export.fp16.graph_probes import GraphProbes
 from fuseline.export.graph.onnx_graph import pixel_nodes
+from fuseline.serve.precision import FP16_LARGEST, FP16_SMALLEST_NORMAL, FP16_ZERO_BELOW
 
-FP16_SMALLEST_NORMAL = 2.0**-14
-FP16_LOST_BELOW = 2.0**-25
-"""Half the smallest subnormal number: up to here rounding gives zero."""
 DEVIATION_IMAGES = 16
 """A root mean square over so many images hardly changes with more; a maximum does, and is taken over all."""
 _DEVIATION_COST = 4
@@ -163,8 +161,8 @@ def _range(node: FloatNode, nodes: FloatNodes, told: _Told, scale: float) -> Lay
     ]
     magnitude = np.abs(np.concatenate([values.ravel() for values in weights])) if weights else np.zeros(0)
     held = magnitude.size > 0
-    lost = (magnitude > 0) & (magnitude <= FP16_LOST_BELOW)
-    small = (magnitude > FP16_LOST_BELOW) & (magnitude < FP16_SMALLEST_NORMAL)
+    lost = (magnitude > 0) & (magnitude <= FP16_ZERO_BELOW)
+    small = (magnitude > FP16_ZERO_BELOW) & (magnitude < FP16_SMALLEST_NORMAL)
     return LayerRange(
         layer=node.name,
         operator=str(node.proto.op_type),
@@ -186,7 +184,7 @@ def _largest(told: _Told, value: str) -> float:
 
 
 def _deviation(squares: float, error: float, largest: float) -> float:
-    if 0 < largest <= FP16_LOST_BELOW:
+    if 0 < largest <= FP16_ZERO_BELOW:
         # Their squares may be lost in FP32 too.
         return 1.0
     if error == 0:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from fuseline.export.fp16.checkpoint_names import checkpoint_name, nodes_matching
 from fuseline.export.fp16.error_search import layers_that_disturb
 from fuseline.export.fp16.float_nodes import MOVERS, float_nodes
-from fuseline.export.fp16.fp16_graph import FP16_LARGEST, fp16_from_fp32, with_unweighted_behind
+from fuseline.export.fp16.fp16_graph import fp16_from_fp32, with_unweighted_behind
 from fuseline.export.fp16.fp16_share import PrecisionShare, check_share
 from fuseline.export.fp16.fp16_trial import Fp16Trial
 from fuseline.export.fp16.layer_ranges import LayerRange, calibrate, spread
 from fuseline.export.graph.onnx_graph import pixel_nodes
 from fuseline.serve.errors import VerificationError
+from fuseline.serve.precision import FP16_LARGEST
 
 SAFETY_MARGIN = 4.0
 """An activation must stay below 65504 / 4, as calibration images are a sample. Of a trained ResNet-20 a layer's largest

@@ -1,7 +1,4 @@
-"""What FP16 would do to a network's weights and activations, as far as a look tells. It is not the guard of an export.
-
-binary16 (IEEE 754-2019, table 3.5): normal numbers from 2**-14 to 65504, subnormal ones down to 2**-24.
-"""
+"""What FP16 would do to a network's weights and activations, as far as a look tells; an export looks closer."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FP16_LARGEST = 65504.0
-FP16_SMALLEST_NORMAL = 2.0**-14
-FP16_ZERO_BELOW = 2.0**-25
-"""Half the smallest subnormal number: up to here rounding gives zero."""
+from fuseline.serve.precision import FP16_LARGEST, FP16_SMALLEST_NORMAL, FP16_ZERO_BELOW
+
 MIN_ACTIVATION_MARGIN = 16.0
 """A layer is at risk above 65504 / 16: pictures unlike the generated ones may well excite it some times more."""
 MAX_SUBNORMAL_SHARE = 0.5

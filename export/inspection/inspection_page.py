@@ -4,7 +4,7 @@ import base64
 
 from fuseline.export.html_page import page_environment
 from fuseline.export.inspection.filters import filters_picture
-from fuseline.export.inspection.fp16_risk import FP16_LARGEST, MAX_SUBNORMAL_SHARE, MIN_ACTIVATION_MARGIN
+from fuseline.export.inspection.fp16_risk import MAX_SUBNORMAL_SHARE, MIN_ACTIVATION_MARGIN
 from fuseline.export.inspection.inspected import DEAD_GAIN, Inspection
 from fuseline.export.inspection.inspection_charts import gain_chart, receptive_field_chart
 from fuseline.export.inspection.inspection_text import (
@@ -16,6 +16,7 @@ from fuseline.export.inspection.inspection_text import (
     window_text,
 )
 from fuseline.export.inspection.package_inspection import InspectedPackage
+from fuseline.serve.precision import FP16_LARGEST
 
 
 def inspection_page(inspection: Inspection, package: InspectedPackage | None = None) -> str:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseline.export.inspection.fp16_risk import FP16_LARGEST, fp16_facts, largest_value
+from fuseline.export.inspection.fp16_risk import fp16_facts, largest_value
+from fuseline.serve.precision import FP16_LARGEST
 
 
 @given(
