@@ -48,5 +48,5 @@ def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch
 
 
 def rows_at_a_time(pixels: NDArray[np.uint8]) -> int:
-    """How many of `pixels` (n, h, w, c) eager PyTorch, and each backend that is held against it, take at a time."""
+    """Return how many of `pixels` (n, h, w, c) eager PyTorch, and each backend held against it, run at a time."""
     return batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)

@@ -29,7 +29,7 @@ class Sample:
     """For people: the folder, or that they were generated."""
 
     def judging(self, precision: str) -> NDArray[np.bool_]:
-        """Which images (n,) an artifact of `precision` is judged by.
+        """Return which images (n,) an artifact of `precision` is judged by.
 
         A quantised one by every other image, as it is calibrated on the rest: of a folder's sorted names that is half
         of every class.

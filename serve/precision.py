@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 PrecisionName = Literal["fp32", "fp16", "int8"]
-"""As manifests, `--precision` and the export's flags have it. Each has a row in `PRECISIONS`, in the same order."""
+"""Names in manifests, of `--precision` and of the export's flags. Each has a row in `PRECISIONS`, in the same order."""
 PrecisionChoice = Literal["auto", PrecisionName]
 Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """One precision: how near to eager PyTorch FP32 it must come, and how it is told and chosen."""
+    """One precision: how near it must come to eager PyTorch FP32, what other software calls it, when it is chosen."""
 
     name: PrecisionName
     title: str
     """For people."""
     max_difference: float
-    """Largest logit difference that is let pass, as a share of the logits' range: by the export on its images, by a
-    server on the package's reference."""
+    """Largest difference of a logit that passes, as a share of the logits' range: on the export's images, and on the
+    package's reference when a server starts."""
     min_agreement: float
-    """Smallest share of the export's images with eager's answer, its top-1 class or set of labels; 0: no bar on it."""
+    """Smallest share of the export's images with eager's answer, its top-1 class or set of labels; 0: no such bar."""
     ties_agree: bool
-    """Whether another answer agrees too if eager's logits of the two differ by less than FP16 resolves."""
+    """Whether an image counts as agreeing if eager's logits of the two answers differ by less than FP16 resolves."""
     quantised: bool
-    """Whether values are integers with scales found on calibration images: the export is judged on the other images."""
+    """Whether values have scales that are found on calibration images; the export is then judged on other images."""
     onnx_type: str
-    """Name of its `onnx.TensorProto.DataType`."""
+    """Name of its type in `onnx.TensorProto.DataType`."""
     tensorrt_type: str
-    """Name of its `tensorrt.DataType`, and in other letters what engine inspectors call it."""
+    """Name of its type in `tensorrt.DataType`; engine inspectors write it in another case."""
     may_remain: tuple[PrecisionName, ...]
-    """Precisions of those layers of its graph that the export left out of it."""
+    """Precisions in which an engine may compute the layers that the export left out of this one."""
     auto_on: tuple[Device, ...]
-    """Devices on which `auto` takes it where the package has it, sooner than the rows above."""
+    """Devices on which `auto` takes it where the package has it, in preference to the rows above."""
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -57,7 +57,7 @@ PRECISIONS: dict[str, Precision] = {
         Precision(
             name="fp16",
             title="FP16",
-            # Only tells rounding from nonsense: the bar is agreement, for which a server's start has too few images.
+            # Tells rounding from nonsense only: the bar is agreement, which needs more images than a server's start.
             max_difference=5e-2,
             min_agreement=0.995,
             ties_agree=True,
@@ -75,7 +75,7 @@ PRECISIONS: dict[str, Precision] = {
             # right one time in eight.
             max_difference=0.1,
             min_agreement=0.98,
-            # It rounds far more coarsely than FP16: what FP16 takes for a tie is a change of class all the same.
+            # INT8 rounds far more coarsely than FP16: what is a tie there is a change of class here.
             ties_agree=False,
             quantised=True,
             onnx_type="INT8",
@@ -97,22 +97,22 @@ FP16_RESOLUTION = 2.0**-10
 
 
 def chosen_unasked(device: Device) -> tuple[PrecisionName, ...]:
-    """The precisions that `auto` takes on `device`, the one that is preferred first."""
+    """Return the precisions that `auto` takes on `device`, the preferred one first."""
     return tuple(row.name for row in reversed(PRECISIONS.values()) if device in row.auto_on)
 
 
 CHOICES = ("auto", *PRECISIONS)
 GPU_CHOICES = ("auto", *dict.fromkeys((*chosen_unasked("gpu"), *PRECISIONS)))
-"""Those that `auto` may mean on a GPU come first."""
+"""As `CHOICES`, but first those that `auto` may take on a GPU."""
 
 
 def precision_of_type(tensorrt_type: str) -> str:
-    """The precision of a `tensorrt.DataType`, by its name in any letters; that name in small ones if it has none."""
+    """Return the precision of a `tensorrt.DataType`, named in any case; its lower-case name if there is none."""
     names = {row.tensorrt_type.lower(): row.name for row in PRECISIONS.values()}
     return names.get(tensorrt_type.lower(), tensorrt_type.lower())
 
 
 def listed(names: Iterable[str]) -> str:
-    """For help texts: `auto, fp32, fp16 or int8`."""
+    """Return `names` as a help text has them: `auto, fp32, fp16 or int8`."""
     *others, last = names
     return f"{', '.join(others)} or {last}"

@@ -15,7 +15,7 @@ _COMPUTE_OPS = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True)
 class PrecisionShare:
-    """How many of a graph's convolutions and matrix products are in `precision`, and how much of the work."""
+    """Which part of a graph's convolutions and matrix products is in `precision`."""
 
     precision: str
     own_layers: int
@@ -50,7 +50,7 @@ class PrecisionShare:
 
 
 def precision_share(model: onnx.ModelProto, precision: str) -> PrecisionShare:
-    """Count layers, weights and multiply-adds in `precision`, one of floats, by the types and shapes that ONNX infers.
+    """Count the layers, weights and multiply-adds in `precision` (of floats) by the types and shapes that ONNX infers.
 
     Raises:
         VerificationError: types contradict each other, or a layer's shape can't be inferred.
@@ -90,7 +90,7 @@ def precision_share(model: onnx.ModelProto, precision: str) -> PrecisionShare:
 
 
 def check_share(model: onnx.ModelProto, precision: str, allowed_fp32: Collection[str] = ()) -> PrecisionShare:
-    """The graph's `precision_share`, once it is proven to be in `precision` but for the nodes `allowed_fp32`.
+    """Return the graph's `precision_share`, once it is proven to be in `precision` but for the nodes `allowed_fp32`.
 
     Raises:
         VerificationError: other layers are FP32, which are named, or no layer is in `precision`.

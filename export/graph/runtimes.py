@@ -12,7 +12,7 @@ from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry, why_no
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
-# All activations of a batch may be wanted, and are held at once. Larger batches of such images are no faster on a CPU.
+# All activations of a batch may be asked for, and are then held at once. A CPU runs larger batches no faster.
 _BATCH_PIXELS = 2 * 224 * 224
 _MAX_BATCH_ROWS = 64
 
@@ -55,12 +55,12 @@ def run_batches(
 def onnxruntime_logits(
     model: onnx.ModelProto, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Logits (n, classes) of `pixels` (n, h, w, c) by ONNX Runtime; raises as `run_batches` does."""
+    """Return ONNX Runtime's logits (n, classes) of `pixels` (n, h, w, c); raises as `run_batches` does."""
     return np.concatenate([logits for (logits,) in run_batches(model, pixels, on_progress=on_progress)])
 
 
 def int8_logits_by_runtime(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Backend to logits (n, classes) of `pixels` (n, h, w, c): ONNX Runtime, and the others that serve INT8 here.
+    """Return each CPU backend's logits (n, classes) of `pixels`: ONNX Runtime's, and of those that serve INT8 here.
 
     Raises as `run_batches` does.
     """
