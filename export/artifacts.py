@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fuseline.export.facts.model_facts import ModelFacts
 from fuseline.export.folding.fold import FoldedNetwork
-from fuseline.export.fp16.fp16_share import PrecisionShare, precision_share
 from fuseline.export.fp16.mixed_precision import MixedFp16Graph, mixed_fp16_from_fp32
 from fuseline.export.graph.onnx_graph import onnx_from_network
+from fuseline.export.graph.precision_share import PrecisionShare, precision_share
 from fuseline.export.graph.runtimes import serialised
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Progress

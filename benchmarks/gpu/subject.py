@@ -87,9 +87,9 @@ def _assemble(
     from fuseline.export.facts.model_facts import facts_from
     from fuseline.export.folding.fold import fold_network
     from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-    from fuseline.export.fp16.fp16_share import check_share
     from fuseline.export.graph.onnx_graph import onnx_from_network
     from fuseline.export.graph.onnx_operations import operations_from_onnx
+    from fuseline.export.graph.precision_share import check_share
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 
     source = NetworkSource(checkpoint)

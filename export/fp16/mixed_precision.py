@@ -11,10 +11,10 @@ from fuseline.export.fp16.checkpoint_names import checkpoint_name, nodes_matchin
 from fuseline.export.fp16.error_search import layers_that_disturb
 from fuseline.export.fp16.float_nodes import MOVERS, float_nodes
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32, with_unweighted_behind
-from fuseline.export.fp16.fp16_share import PrecisionShare, check_share
 from fuseline.export.fp16.fp16_trial import Fp16Trial
 from fuseline.export.fp16.layer_ranges import LayerRange, calibrate, spread
 from fuseline.export.graph.onnx_graph import pixel_nodes
+from fuseline.export.graph.precision_share import PrecisionShare, check_share
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.precision import FP16_LARGEST
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fuseline.export.fp16.fp16_share import PrecisionShare
+from fuseline.export.graph.precision_share import PrecisionShare
 from fuseline.export.graph.runtimes import int8_logits_by_runtime, onnxruntime_logits
 from fuseline.export.int8.calibration_images import CalibrationImages, split_images
 from fuseline.export.int8.calibrators import CALIBRATORS, Range

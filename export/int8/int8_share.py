@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from fuseline.export.fp16.fp16_share import PrecisionShare
 from fuseline.export.graph.onnx_operations import operations_from_onnx
+from fuseline.export.graph.precision_share import PrecisionShare
 from fuseline.export.int8.operators import LAYERS
 
 _HEIGHT_AND_WIDTH = (-3, -2)

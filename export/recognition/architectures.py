@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fuseline.export.program import Program
 from fuseline.export.recognition.altered_weights import effective_weights
+from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.candidate import Candidate, deviations, empty_module
 from fuseline.export.recognition.choices import assumptions_of, choices_in, spec_with
 from fuseline.export.recognition.classifier import Head, named_classifier
@@ -25,7 +26,6 @@ from fuseline.export.recognition.modules.module_input_size import told_size
 from fuseline.export.recognition.naming.composed_naming import compose
 from fuseline.export.recognition.naming.foreign_networks import foreign_kind
 from fuseline.export.recognition.naming.naming_schemes import COMPOSED, SCHEMES, scheme_named
-from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
 from fuseline.export.recognition.programs.program_check import Told, hold_program
 from fuseline.export.recognition.recognised import Recognised, Spec

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fuseline.export.recognition.altered_weights import alteration_of
+from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.candidate import Candidate, deviations, empty_module
 from fuseline.export.recognition.classifier import Head, described, features_of, heads_beside, is_matrix
 from fuseline.export.recognition.naming.foreign_networks import (
@@ -16,7 +17,6 @@ from fuseline.export.recognition.naming.foreign_networks import (
 )
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme, scheme_named
 from fuseline.export.recognition.naming.shape_reading import read_shapes
-from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.plain_network import PlainSpec
 from fuseline.export.recognition.recognised import Spec
 from fuseline.serve.errors import ArchitectureError

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.naming.naming_schemes import NamingScheme
 from fuseline.export.recognition.naming.placement import module_names
-from fuseline.export.recognition.networks.architecture_names import name_of
 from fuseline.export.recognition.networks.plain_network import PlainSpec
 from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec
 from fuseline.export.recognition.recognised import Recognised, Spec

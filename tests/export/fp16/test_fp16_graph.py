@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import precision_share
 from fuseline.export.fp16.fp16_trial import stored_in_fp16
+from fuseline.export.graph.precision_share import precision_share
 from tests.export.fp16.hard_networks import PIXELS, graph_of, openvino_logits, ort_logits
 from tests.export.resnets import tiny_network
 

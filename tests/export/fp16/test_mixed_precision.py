@@ -9,9 +9,9 @@ import torch
 from onnx import TensorProto
 
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_share, precision_share
 from fuseline.export.fp16.fp16_trial import stored_in_fp16
 from fuseline.export.fp16.mixed_precision import SAFETY_MARGIN, MixedFp16Graph, mixed_fp16_from_fp32
+from fuseline.export.graph.precision_share import check_share, precision_share
 from fuseline.serve.errors import InputError, VerificationError
 from tests.export.fp16.hard_networks import (
     HARD,

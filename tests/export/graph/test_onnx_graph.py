@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_share, precision_share
 from fuseline.export.graph.onnx_graph import check_graph, onnx_from_network, with_cast_first
+from fuseline.export.graph.precision_share import check_share, precision_share
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
 from fuseline.serve.errors import ArchitectureError, VerificationError

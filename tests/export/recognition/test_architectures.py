@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
+from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme
-from fuseline.export.recognition.networks.architecture_names import name_of
 from tests.export.recognition.recognition import assert_equal_logits, assert_same_network
 from tests.export.recognition.test_architecture_layer_settings import settings_of
 from tests.export.resnets import (

@@ -15,8 +15,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from fuseline.export.eager import normalised
 from fuseline.export.folding.fold import fold_network
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_share
 from fuseline.export.graph.onnx_graph import onnx_from_network
+from fuseline.export.graph.precision_share import check_share
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.sample import generated_sample
 from fuseline.serve.model_package import InputSpec, Normalization, Preprocessing

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
+from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.architectures import recognise
-from fuseline.export.recognition.networks.architecture_names import name_of
 from tests.export.recognition.recognition import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,

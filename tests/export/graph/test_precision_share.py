@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fuseline.export.fp16.fp16_graph import fp16_from_fp32
-from fuseline.export.fp16.fp16_share import check_share, precision_share
+from fuseline.export.graph.precision_share import check_share, precision_share
 from fuseline.serve.errors import VerificationError
 from tests.export.fp16.hard_networks import PIXELS, eager, graph_of
 from tests.export.resnets import tiny_network
