@@ -26,8 +26,9 @@ CORE = min(os.sched_getaffinity(0))
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository with this checkout's code as its only commit, tagged `base`."""
     folder = tmp_path_factory.mktemp("compare") / "repository"
-    for package in ("serve", "protos"):
-        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("serve", "protos", "fuseline"):
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / package, folder / package, symlinks=True, ignore=skipped)
     (folder / ".gitignore").write_text("ignored\n")
     git(folder, "init", "--quiet")
     commit(folder, "base")
@@ -57,7 +58,7 @@ def commit(folder: Path, tag: str) -> None:
 
 def changed(base: Tree, folder: Path, name: str, change: Callable[[str], str]) -> Tree:
     """A copy of `base` with one file changed."""
-    shutil.copytree(base.folder, folder)
+    shutil.copytree(base.folder, folder, symlinks=True)
     path = folder / name
     path.write_text(change(path.read_text()))
     return Tree("changed", folder)
@@ -65,7 +66,7 @@ def changed(base: Tree, folder: Path, name: str, change: Callable[[str], str]) -
 
 def test_a_checkout_is_taken_as_it_is_now_and_a_revision_as_it_was(repository: Path, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    shutil.copytree(repository, checkout)
+    shutil.copytree(repository, checkout, symlinks=True)
     (checkout / "serve" / "new.py").write_text("")
     (checkout / "ignored").write_text("")
     (checkout / "serve" / "errors.py").unlink()
@@ -89,7 +90,8 @@ def test_what_runs_is_the_code_of_the_tree(base: Tree, files: Path, tmp_path: Pa
 def test_code_from_elsewhere_is_refused(base: Tree, files: Path, tmp_path: Path) -> None:
     # Without `protos`, Python would find those of the checkout that the environment was made for.
     (tmp_path / "tree").mkdir()
-    shutil.copytree(base.folder / "serve", tmp_path / "tree" / "serve")
+    for package in ("serve", "fuseline"):
+        shutil.copytree(base.folder / package, tmp_path / "tree" / package, symlinks=True)
     elsewhere = Tree("elsewhere", tmp_path / "tree")
     with pytest.raises(BackendError, match=r"protos is imported from|No module named 'protos'"):  # noqa: SIM117
         with started_case(elsewhere, "batcher", files, CORE):
@@ -122,7 +124,7 @@ def test_a_case_that_only_the_base_lacks_is_new_and_one_that_head_lacks_is_broke
     gone = measure_rounds(base, without, files, ["decode"], 2, far, lambda _: None)["decode"]
     assert {row.outcome for row in rows_of_timings(new)} == {"new"}
     assert {row.outcome for row in rows_of_timings(gone)} == {"broken"}
-    assert "ImportError" in new.failed["base"]
+    assert "has no attribute 'decode_image'" in new.failed["base"]
 
 
 def test_every_case_runs_on_this_code(base: Tree, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,16 +227,16 @@ def planted(repository: Path, base: Tree, files: Path, tmp_path_factory: pytest.
         with started_case(base, "batcher", files, CORE) as a, started_case(slow, "batcher", files, CORE) as b:
             shares.append(round_ratio(cpu_of(a, b)) - 1)
     count = round(trial * 0.15 / sorted(shares)[2])
-    path = repository / "serve" / "batcher.py"
+    path = repository / "serve" / "batching" / "batcher.py"
     path.write_text(path.read_text() + plant(count))
     commit(repository, "planted")
     return "planted"
 
 
 def plant(count: int) -> str:
-    text = "\n_form = Batcher._form_batch\n\n\ndef _counting(*arguments):\n"
-    text += f"    for _ in range({count}):\n        pass\n    return _form(*arguments)\n\n\n"
-    return f"{text}Batcher._form_batch = _counting\n"
+    text = "\n_take = RequestQueue.take_batch\n\n\ndef _counting(*arguments):\n"
+    text += f"    for _ in range({count}):\n        pass\n    return _take(*arguments)\n\n\n"
+    return f"{text}RequestQueue.take_batch = _counting\n"
 
 
 def cpu_of(a: CaseContender, b: CaseContender) -> list[list[float]]:
