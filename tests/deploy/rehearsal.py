@@ -23,13 +23,13 @@ from deploy.gpu_bundle.parts import MAX_PART_BYTES
 from deploy.gpu_bundle.target import read_target
 from fuseline.benchmarks.gpu.run.record import read_record
 from tests.measured import Facts, kept_facts
+from tests.pythons import find_python, uv
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "gpu-rehearsal"
 TARGET = ROOT / "deploy" / "gpu-targets" / "h100-cuda13-py312.txt"
 PYTHON = "3.12"
 MAX_FILES, MAX_FILE_BYTES = 8, 16 * 10**6
-UV = Path(sys.executable).with_name("uv")
 # A network of its own, in which only loopback is up: ioctl SIOCSIFFLAGS with IFF_UP and IFF_RUNNING (man 7 netdevice).
 _ALONE = (
     "import fcntl, os, socket, struct, sys\n"
@@ -71,32 +71,19 @@ def target_python() -> Path:
     lines = [name if version is None else f"{name}=={version.public}" for name, version in wanted.items()]
     asked = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", f"--python-version={PYTHON}"]
     asked += ["--python-platform=x86_64-manylinux_2_35", "-"]
-    resolved = _uv(*asked, input="\n".join(lines)).splitlines()
+    resolved = uv(*asked, input="\n".join(lines)).splitlines()
     pins = [line for line in resolved if canonicalize_name(Requirement(line).name) in wanted]
-    _uv("pip", "install", "--quiet", "--no-deps", f"--python={python}", *pins)
-    listed = _uv("pip", "list", "--format=freeze", f"--python={python}").splitlines()
+    uv("pip", "install", "--quiet", "--no-deps", f"--python={python}", *pins)
+    listed = uv("pip", "list", "--format=freeze", f"--python={python}").splitlines()
     there = {canonicalize_name(line.partition("==")[0]) for line in listed}
     assert there == set(wanted)
     (folder / "complete").touch()
     return python
 
 
-def _uv(*arguments: str, input: str | None = None) -> str:
-    done = subprocess.run([UV, *arguments], input=input, capture_output=True, text=True, check=False, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def _interpreter() -> str:
+def _interpreter() -> Path:
     """A Python of the target's version."""
-    managed = subprocess.run([UV, "python", "find", PYTHON], capture_output=True, text=True, check=False).stdout.strip()
-    of_pyenv = sorted(Path.home().glob(f".pyenv/versions/{PYTHON}.*/bin/python"))
-    for place in filter(None, (shutil.which(f"python{PYTHON}"), managed, *of_pyenv)):
-        # A shim may be there for a version that isn't.
-        said = subprocess.run([place, "--version"], capture_output=True, text=True, check=False)
-        if said.stdout.startswith(f"Python {PYTHON}."):
-            return str(place)
-    pytest.fail(f"there is no Python {PYTHON} here, which the bundle is for")
+    return find_python(PYTHON) or pytest.fail(f"there is no Python {PYTHON} here, which the bundle is for")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,18 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(*arguments: object, command: Sequence[str] = ("-m", "serve")) -> Iterator[ServerProcess]:
+def server_process(
+    *arguments: object,
+    command: Sequence[str] = ("-m", "serve"),
+    python: Path = Path(sys.executable),
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
     """Run `python -m serve ARGUMENTS` until it says that it is ready; kill it at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", *command, *map(str, arguments)],
-        cwd=ROOT,
+        [python, "-X", "faulthandler", *command, *map(str, arguments)],
+        cwd=cwd,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
