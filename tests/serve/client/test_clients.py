@@ -1,27 +1,71 @@
-"""The client, against a real server."""
+"""Both clients, against a real server."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from fuseline import Client
 from fuseline.serve import errors
+from fuseline.serve.client import Answer, AsyncClient, Client, StreamAnswer
+from fuseline.serve.model_description import ModelDescription
 from fuseline.serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status, status_from_error
 from tests.serve.bad_images import bad_images
 from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
 
 
+class BlockingAsyncClient:
+    """An `AsyncClient` that is called as a `Client` is."""
+
+    def __init__(self, address: str) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(address)
+
+    def __enter__(self) -> "BlockingAsyncClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def model(self, name: str = "") -> ModelDescription:
+        return self._runner.run(self._client.model(name))
+
+    def classify(self, images: Any, **asked: Any) -> Answer:
+        return self._runner.run(self._client.classify(images, **asked))
+
+    def classify_stream(self, images: Any, **asked: Any) -> Iterator[StreamAnswer]:
+        stream = self._client.classify_stream(images, **asked)
+
+        async def next_answer() -> StreamAnswer | None:
+            return await anext(stream, None)
+
+        try:
+            while (answer := self._runner.run(next_answer())) is not None:
+                yield answer
+        finally:
+            self._runner.run(stream.aclose())
+
+
+AnyClient = Client | BlockingAsyncClient
+
+
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["Client", "AsyncClient"])
+def client_class(request: pytest.FixtureRequest) -> type[AnyClient]:
+    return request.param
+
+
 @pytest.fixture
-def client(live_address: str) -> Iterator[Client]:
-    with Client(live_address) as client:
+def client(live_address: str, client_class: type[AnyClient]) -> Iterator[AnyClient]:
+    with client_class(live_address) as client:
         yield client
 
 
-def test_an_image_is_a_path_or_encoded_bytes_or_raw_pixels(client: Client, tmp_path: Path) -> None:
+def test_an_image_is_a_path_or_encoded_bytes_or_raw_pixels(client: AnyClient, tmp_path: Path) -> None:
     path = tmp_path / "green.png"
     path.write_bytes(encoded(plain("green", 20, 30)))
     answer = client.classify([path, str(path), encoded(plain("red"), "JPEG"), plain("blue")], top_k=2)
@@ -33,7 +77,7 @@ def test_an_image_is_a_path_or_encoded_bytes_or_raw_pixels(client: Client, tmp_p
     assert answer.compute_ms > 0
 
 
-def test_logits_come_as_an_array(client: Client) -> None:
+def test_logits_come_as_an_array(client: AnyClient) -> None:
     pixels = noise(2)
     results = client.classify(list(pixels), return_logits=True).results
     assert results[0].logits is not None
@@ -52,13 +96,13 @@ def test_logits_come_as_an_array(client: Client) -> None:
     ids=["float32", "CHW", "too wide", "a batch"],
 )
 def test_raw_pixels_of_another_shape_or_dtype_are_refused_before_sending(
-    client: Client, pixels: np.typing.NDArray[np.uint8]
+    client: AnyClient, pixels: np.typing.NDArray[np.uint8]
 ) -> None:
     with pytest.raises(errors.RequestError, match=r"colours takes uint8 \(8, 8, 3\)"):
         client.classify([pixels])
 
 
-def test_errors_of_the_server_come_back_as_they_were_raised(client: Client, tmp_path: Path) -> None:
+def test_errors_of_the_server_come_back_as_they_were_raised(client: AnyClient, tmp_path: Path) -> None:
     for data, reason in bad_images().values():
         with pytest.raises(errors.ImageError, match=reason):
             client.classify(data)
@@ -76,37 +120,42 @@ def test_errors_of_the_server_come_back_as_they_were_raised(client: Client, tmp_
         client.classify(list(noise(9)))
 
 
-def test_a_name_that_is_no_text_of_utf8_is_refused(client: Client) -> None:
+def test_a_name_that_is_no_text_of_utf8_is_refused(client: AnyClient) -> None:
     with pytest.raises(errors.RequestError, match=r"'caf\\udce9' can't be sent: it is no UTF-8 text"):
         client.model("caf\udce9")
     with pytest.raises(errors.RequestError, match="no UTF-8 text"):
         client.classify(encoded(plain("red")), model="caf\udce9")
 
 
-def test_a_message_over_the_limit_is_refused_before_sending_and_the_limit_is_stated(client: Client) -> None:
+def test_a_name_that_is_no_text_is_refused_for_each_image_of_a_stream(client: AnyClient) -> None:
+    (item,) = client.classify_stream([encoded(plain("red"))], model="caf\udce9")
+    assert isinstance(item.error, errors.RequestError)
+
+
+def test_a_message_over_the_limit_is_refused_before_sending_and_the_limit_is_stated(client: AnyClient) -> None:
     with pytest.raises(errors.RequestError, match=r"server at .* takes at most 1048576.*--max-message-mb"):
         client.classify(bytes(2**20 + 1))
     (item,) = client.classify_stream([bytes(2**20 + 1)])
     assert isinstance(item.error, errors.RequestError)
 
 
-def test_no_server_is_an_input_error_that_names_the_address() -> None:
+def test_no_server_is_an_input_error_that_names_the_address(client_class: type[AnyClient]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        with Client(address) as client:
+        with client_class(address) as client:
             with pytest.raises(errors.InputError, match=f"no server answers at {address}.*fuseline serve"):
                 client.classify(b"x")
             with pytest.raises(errors.InputError, match=address):
                 list(client.classify_stream([b"x"]))
 
 
-def test_a_passed_deadline_is_a_deadline_error(client: Client) -> None:
+def test_a_passed_deadline_is_a_deadline_error(client: AnyClient) -> None:
     with pytest.raises(errors.DeadlineError):
         client.classify(encoded(plain("red")), timeout_s=-1.0)
 
 
-def test_a_stream_answers_every_image_by_its_position_with_errors_in_between(client: Client, tmp_path: Path) -> None:
+def test_a_stream_answers_every_image_by_its_position_with_errors_in_between(client: AnyClient, tmp_path: Path) -> None:
     colours = [LABELS[position % 4] for position in range(100)]
     images: list[bytes | Path | np.typing.NDArray[np.uint8]] = [
         plain(colour) if position % 2 else encoded(plain(colour)) for position, colour in enumerate(colours)
@@ -125,7 +174,7 @@ def test_a_stream_answers_every_image_by_its_position_with_errors_in_between(cli
             assert item.answer.results[0].predictions[0].label == colour
 
 
-def test_an_error_within_a_stream_keeps_its_class(client: Client) -> None:
+def test_an_error_within_a_stream_keeps_its_class(client: AnyClient) -> None:
     truncated = encoded(plain("red", 64, 64), "JPEG")[:-40]
     items = client.classify_stream([truncated, plain("red", 8, 9).tobytes()])
     assert [type(item.error) for item in items] == [errors.ImageError, errors.ImageError]
@@ -135,18 +184,18 @@ def test_an_error_within_a_stream_keeps_its_class(client: Client) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_on_this_machine_is_called_without_the_proxy(
-    live_address: str, monkeypatch: pytest.MonkeyPatch, host: str
+    live_address: str, client_class: type[AnyClient], monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with Client(live_address.replace("127.0.0.1", host)) as client:
+        with client_class(live_address.replace("127.0.0.1", host)) as client:
             assert client.model().name == "colours"
 
 
-def test_what_the_iterable_raises_comes_through_after_the_answers(client: Client) -> None:
+def test_what_the_iterable_raises_comes_through_after_the_answers(client: AnyClient) -> None:
     def images() -> Iterator[bytes]:
         yield encoded(plain("red"))
         raise ZeroDivisionError
@@ -157,14 +206,14 @@ def test_what_the_iterable_raises_comes_through_after_the_answers(client: Client
         next(stream)
 
 
-def test_a_stream_may_be_left_early(client: Client) -> None:
+def test_a_stream_may_be_left_early(client: AnyClient) -> None:
     stream = client.classify_stream(plain("red") for _ in range(10_000))
     next(stream)
     stream.close()
     assert client.classify(plain("blue")).results
 
 
-def test_the_model_describes_itself(client: Client) -> None:
+def test_the_model_describes_itself(client: AnyClient) -> None:
     model = client.model()
     assert model == client.model("colours")
     assert (model.labels, model.height, model.width, model.channels) == (LABELS, 8, 8, 3)

@@ -1,0 +1,91 @@
+"""Answers of a server, made of its messages."""
+
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from fuseline.protos.classify_pb2 import ClassifyResponse
+from fuseline.serve.errors import FuselineError
+from fuseline.serve.services.statuses import error_from_status
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class and its probability; of a multi-label model, one label and its own."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """The answer for one image."""
+
+    predictions: tuple[Prediction, ...]
+    """Most probable first. Of a multi-label model those of probability 0.5 or more are customarily taken to hold."""
+
+    logits: NDArray[np.float32] | None = None
+    """(classes,); only when asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one request."""
+
+    model: str
+    model_version: str
+    results: tuple[ImageAnswer, ...]
+    """In the order of the request's images."""
+
+    preprocess_ms: float
+    """Time of decoding, resizing and cropping encoded images; 0 for raw pixels."""
+    queue_ms: float
+    """Time from admission to the start of the batch that held the request's last image."""
+    compute_ms: float
+    """Time of the backend's calls for the batches that held the request's images."""
+    batch_rows: int
+    """Number of images, of all requests, in the largest of those batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAnswer:
+    """What became of one image of a stream: `answer` or `error` is set."""
+
+    position: int
+    """Of the image in the iterable, from 0."""
+
+    answer: Answer | None
+    error: FuselineError | None
+
+
+def answer_from_response(response: ClassifyResponse) -> Answer:
+    """Return what the server answered to one request."""
+    return Answer(
+        model=response.model,
+        model_version=response.model_version,
+        results=tuple(
+            ImageAnswer(
+                predictions=tuple(Prediction(p.index, p.label, p.probability) for p in result.predictions),
+                logits=np.frombuffer(result.logits, "<f4") if result.logits else None,
+            )
+            for result in response.results
+        ),
+        preprocess_ms=response.timing.preprocess_ms,
+        queue_ms=response.timing.queue_ms,
+        compute_ms=response.timing.compute_ms,
+        batch_rows=response.timing.batch_rows,
+    )
+
+
+def stream_answer_from_response(response: ClassifyResponse) -> StreamAnswer:
+    """Return what the server answered to the request of a stream whose `id` is the image's position."""
+    position = int(response.id)
+    if not response.HasField("error"):
+        return StreamAnswer(position, answer_from_response(response), None)
+    code = next(code for code in grpc.StatusCode if code.value[0] == response.error.code)
+    told = response.error
+    retry_after_s = told.retry_after_ms / 1000 or None
+    return StreamAnswer(position, None, error_from_status(code, told.message, told.error_name, retry_after_s))

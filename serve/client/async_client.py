@@ -1,0 +1,144 @@
+"""The client of an asyncio program: `from fuseline import AsyncClient`.
+
+async with AsyncClient("127.0.0.1:8001") as client:
+    answers = await asyncio.gather(*(client.classify(path) for path in paths))
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
+from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.client import DEFAULT_ADDRESS
+from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.errors import FuselineError
+from fuseline.serve.model_description import ModelDescription, description_from_response
+
+
+class AsyncClient:
+    """A connection to a Fuseline server, for the tasks of one event loop: any number of calls may be under way.
+
+    Methods take what those of `Client` take and raise what they raise. Image files are read in a thread.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """Connects with the first call, and belongs to the event loop of that call."""
+        self.address = address
+        self._known_models: dict[str, ModelDescription] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way raise `asyncio.CancelledError`."""
+        await self._channel.close()
+
+    async def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
+        """Describe the model called `name`; see `Client.model`."""
+        with errors_of_the_tree(self.address, timeout_s):
+            described = await self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+        description = description_from_response(described)
+        self._known_models[name] = description
+        return description
+
+    async def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        return_logits: bool = False,
+        timeout_s: float | None = 30.0,
+    ) -> Answer:
+        """Classify one image or several in one request; see `Client.classify`."""
+        with errors_of_the_tree(self.address, timeout_s):
+            draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+            response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
+        return answer_from_response(response)
+
+    async def classify_stream(
+        self,
+        images: Iterable[ImageLike] | AsyncIterable[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamAnswer]:
+        """Classify images as the iterable gives them; yield answers as they come; see `Client.classify_stream`.
+
+        Images are taken from `images` in this event loop, only as fast as the server takes them.
+        """
+        refused: deque[StreamAnswer] = deque()
+        broken: list[Exception] = []
+
+        async def requests() -> AsyncIterator[ClassifyRequest]:
+            position = 0
+            try:
+                async for image in _asynchronous(images):
+                    try:
+                        with errors_of_the_tree(self.address, timeout_s):
+                            draft = await _drafted([image], top_k=top_k, model=model, id=str(position))
+                            request = await self._checked(draft)
+                    except FuselineError as error:
+                        refused.append(StreamAnswer(position, None, error))
+                    else:
+                        yield request
+                    position += 1
+            except Exception as error:  # noqa: BLE001 gRPC would only log it, in its own task
+                broken.append(error)
+
+        with errors_of_the_tree(self.address, timeout_s):
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            try:
+                async for response in call:
+                    while refused:
+                        yield refused.popleft()
+                    yield stream_answer_from_response(response)
+            finally:
+                call.cancel()
+        for answer in refused:
+            yield answer
+        if broken:
+            raise broken[0]
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.address, channel_options(self.address))
+
+    @cached_property
+    def _stub(self) -> ClassifierStub:
+        return ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def _checked(self, draft: DraftRequest) -> ClassifyRequest:
+        """Return the message of `draft`, held against the model's description where it must be."""
+        if draft.needs_check:
+            name = draft.message.model
+            draft.check(self._known_models.get(name) or await self.model(name), self.address)
+        return draft.message
+
+
+async def _drafted(images: list[ImageLike], **asked: Any) -> DraftRequest:
+    """Return `draft_request(images, **asked)`; files are read in a thread, which a slow disk may hold up."""
+    if any(isinstance(image, str | Path) for image in images):
+        return await asyncio.to_thread(draft_request, images, **asked)
+    return draft_request(images, **asked)
+
+
+async def _asynchronous(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image

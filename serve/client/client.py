@@ -1,0 +1,130 @@
+"""The client of a program that waits for each answer: `from fuseline import Client`.
+
+with Client("127.0.0.1:8001") as client:
+    answer = client.classify("cat.jpg", top_k=5)
+    print(answer.results[0].predictions[0].label)
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
+
+import grpc
+
+from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
+from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
+from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.errors import FuselineError
+from fuseline.serve.model_description import ModelDescription, description_from_response
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+
+class Client:
+    """A connection to a Fuseline server; threads may share it.
+
+    Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """Connects with the first call."""
+        self.address = address
+        self._channel = grpc.insecure_channel(address, channel_options(address))
+        self._stub = ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+        self._known_models: dict[str, ModelDescription] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way end with an error."""
+        self._channel.close()
+
+    def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
+        """Describe the model called `name`; empty: the server's only one."""
+        with errors_of_the_tree(self.address, timeout_s):
+            described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+        description = description_from_response(described)
+        self._known_models[name] = description
+        return description
+
+    def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        return_logits: bool = False,
+        timeout_s: float | None = 30.0,
+    ) -> Answer:
+        """Classify one image or several in one request; the results have their order.
+
+        Args:
+            images: see `ImageLike`. Encoded ones are resized and cropped by the server; raw pixels must already have
+                the shape of the model's input.
+            top_k: how many classes to return for each image, the most probable ones.
+            model: may be empty when the server has only one.
+            return_logits: return the logits of every class as well.
+            timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
+
+        Raises:
+            RequestError, ImageError: something is wrong with the request or an image, a file that can't be read and a
+                message over the server's limit among it.
+        """
+        with errors_of_the_tree(self.address, timeout_s):
+            draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+            response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
+        return answer_from_response(response)
+
+    def classify_stream(
+        self, images: Iterable[ImageLike], *, top_k: int = 1, model: str = "", timeout_s: float | None = None
+    ) -> Iterator[StreamAnswer]:
+        """Classify images as the iterable gives them, each a request of its own; yield answers as they come.
+
+        Images are taken from `images`, in another thread, only as fast as the server takes them. One that is refused
+        gives a `StreamAnswer` with its error, and the stream goes on; `timeout_s` bounds the stream as a whole.
+
+        Raises:
+            FuselineError: the stream as a whole failed. What `images` itself raises comes through too, after the
+                answers to what it gave before.
+        """
+        refused: deque[StreamAnswer] = deque()
+        broken: list[BaseException] = []
+
+        def requests() -> Iterator[ClassifyRequest]:
+            try:
+                for position, image in enumerate(images):
+                    try:
+                        with errors_of_the_tree(self.address, timeout_s):
+                            request = self._checked(draft_request([image], top_k=top_k, model=model, id=str(position)))
+                    except FuselineError as error:
+                        refused.append(StreamAnswer(position, None, error))
+                    else:
+                        yield request
+            except BaseException as error:  # noqa: BLE001 gRPC would only log it, in its own thread
+                broken.append(error)
+
+        with errors_of_the_tree(self.address, timeout_s):
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            try:
+                for response in call:
+                    while refused:
+                        yield refused.popleft()
+                    yield stream_answer_from_response(response)
+            finally:
+                call.cancel()
+        yield from refused
+        if broken:
+            raise broken[0]
+
+    def _checked(self, draft: DraftRequest) -> ClassifyRequest:
+        """Return the message of `draft`, held against the model's description where it must be."""
+        if draft.needs_check:
+            name = draft.message.model
+            draft.check(self._known_models.get(name) or self.model(name), self.address)
+        return draft.message
