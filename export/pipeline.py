@@ -21,7 +21,7 @@ from fuseline.export.facts.model_facts import ModelFacts, facts_from, no_labels
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 from fuseline.export.network import TrainedNetwork
-from fuseline.export.progress import Progress
+from fuseline.export.progress import LogProgress, Progress
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
 from fuseline.export.verify import Skipped, check_passed, verify_artifact
@@ -89,14 +89,17 @@ class ExportResult:
     report: Report
 
 
-def export_checkpoint(options: ExportOptions, progress: Progress) -> ExportResult:
+def export_checkpoint(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
     """Write the model package of `options.source`: all of it, or nothing.
+
+    `progress` is told of each step and of each warning; without one they go to the log.
 
     Raises:
         InputError: the checkpoint, an option or the destination is wrong.
         VerificationError: an artifact differs from eager PyTorch FP32 beyond its bar.
         BackendUnavailableError: an engine was asked for and can't be built here.
     """
+    progress = progress or LogProgress()
     destination = destination_of(options.source.checkpoint, options.out)
     check_destination(destination, replace=options.force)
     name = model_name(options.name, destination)

@@ -1,5 +1,6 @@
-"""What an export says while it works: a live display on a terminal, plain lines elsewhere."""
+"""What an export says while it works: a live display on a terminal, plain lines elsewhere, or the log."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Display
+
+_log = logging.getLogger(__name__)
 
 
 class Step:
@@ -38,6 +41,21 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """Say something that the user should act on."""
         ...
+
+
+class LogProgress:
+    """Reports to the log: steps as INFO, warnings as WARNING."""
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """See `Progress.step`."""
+        step = Step(title)
+        yield step
+        _log.info("%s: %s", title, step.result)
+
+    def warn(self, text: str) -> None:
+        """See `Progress.warn`."""
+        _log.warning("%s", text)
 
 
 class ConsoleProgress:

@@ -1,9 +1,10 @@
+import logging
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from fuseline.export.progress import ConsoleProgress
+from fuseline.export.progress import ConsoleProgress, LogProgress
 
 
 def narrate(*, terminal: bool) -> str:
@@ -28,3 +29,15 @@ def test_on_a_terminal_a_step_is_shown_while_it_runs_and_ticked_when_it_is_done(
     assert "✓" in shown
     assert "Folding [best]: 20 folded" in shown, "brackets of a file's name are no markup"
     assert shown.count("✓") == 1, "a step that failed is not ticked"
+
+
+def test_in_a_program_warnings_and_steps_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="fuseline.export")
+    progress = LogProgress()
+    with progress.step("Folding") as step:
+        step.done("20 folded")
+    progress.warn("mean was assumed")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "Folding: 20 folded"),
+        ("WARNING", "mean was assumed"),
+    ]
