@@ -12,6 +12,7 @@
 A package is complete when its manifest is: writers build it in a hidden folder beside the destination and rename it.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -279,9 +280,9 @@ def load_package(folder: Path) -> ModelPackage:
     """
     path = folder / MANIFEST_NAME
     try:
-        if not folder.exists():
+        if not is_there(folder):
             raise PackageError(f"there is no folder {folder}; `fuseline export CHECKPOINT` makes a model package")
-        if not path.is_file():
+        if not is_there(path) or not path.is_file():
             raise PackageError(f"{folder} is no model package: it has no {MANIFEST_NAME}; `fuseline export` makes one")
         if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
             raise PackageError(f"{path} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
@@ -296,6 +297,20 @@ def load_package(folder: Path) -> ModelPackage:
         rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
         raise PackageError(f"{path} is not a valid manifest of format 1: {rules}") from error
     return ModelPackage(folder=folder, manifest=manifest)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether `path` leads to something; raise `OSError` where that can't be told.
+
+    `Path.exists` says no where it can't be told, from Python 3.14 on.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    return True
 
 
 def why_unreadable(error: OSError) -> str:
@@ -362,7 +377,7 @@ def _replace(destination: Path, staging: Path) -> None:
 def check_destination(destination: Path, *, replace: bool) -> None:
     """Raise `PackageError` if `new_package_folder` would refuse `destination`; lets a caller know before long work."""
     try:
-        if not destination.exists() and not destination.is_symlink():
+        if not is_there(destination) and not destination.is_symlink():
             return
         ours = not destination.is_symlink() and _looks_like_a_package(destination)
     except OSError as error:

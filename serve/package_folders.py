@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fuseline.serve.errors import PackageError
-from fuseline.serve.model_package import MANIFEST_NAME, why_unreadable
+from fuseline.serve.model_package import MANIFEST_NAME, is_there, why_unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def package_folders(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         try:
-            if not path.is_dir() or (path / MANIFEST_NAME).exists():
+            if not path.is_dir() or is_there(path / MANIFEST_NAME):
                 found.append(path)
                 continue
             packages = list(_packages_in(path))
@@ -41,7 +41,7 @@ def _packages_in(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():
             continue
-        if (path / MANIFEST_NAME).exists():
+        if is_there(path / MANIFEST_NAME):
             yield path
         else:
             _log.warning("%s has no %s and is passed over", path, MANIFEST_NAME)
