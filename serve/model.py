@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import BackendFacts
-from fuseline.serve.batching.admission import Promise, Ready
+from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.batching.policy import (
     DEFAULT_CPU_BATCHING,
@@ -35,18 +35,18 @@ class RowBatcher(Protocol):
         ...
 
     @property
-    def crowd(self) -> Literal["rows", "time"] | None:
-        """See `Batcher.crowd`."""
+    def backpressure(self) -> Literal["rows", "time"] | None:
+        """See `Batcher.backpressure`."""
         ...
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
     ) -> asyncio.Future[BatchedRows]:
         """See `Batcher.submit`."""
         ...
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
-        """See `Batcher.promise`."""
+    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
+        """See `Batcher.reserve`."""
         ...
 
     async def drain(self) -> None:

@@ -21,7 +21,7 @@ KEPT_MISSES = 200
 LARGEST_MARGIN_SHARE = 0.4
 """Of the time that is predicted. A machine that misses by more isn't mended by refusing nearly all."""
 
-WAY_SECONDS, WAY_SHARE = 0.002, 0.05
+NETWORK_SECONDS, NETWORK_SHARE = 0.002, 0.05
 """Of every margin: the way to the caller, which nobody measures here, and the most that it is of a short prediction."""
 
 PATIENT_SHARE = 0.5
@@ -55,18 +55,18 @@ class Prediction(NamedTuple):
     """Until the answer to all of them is handed out."""
 
 
-class Foreseen(NamedTuple):
+class PredictedAnswer(NamedTuple):
     """What was predicted of an answer when its request was admitted."""
 
     at: float
     """On the batcher's clock."""
     seconds: float
     """From admission, decoding of its images included, to `at`."""
-    is_trial: bool = False
+    is_probe: bool = False
     """Whether it was taken although it should be late, to see whether that is so."""
 
 
-UNFORESEEN = Foreseen(0.0, 0.0)
+UNPREDICTED = PredictedAnswer(0.0, 0.0)
 """Of a request that was taken without looking ahead."""
 
 PREDICT_EVERY = 8
@@ -85,22 +85,22 @@ class Ready(NamedTuple):
 AT_ONCE = Ready(0.0, 0.0)
 
 
-class Promise:
+class Reservation:
     """Room for the rows of an admitted request that are yet to be made."""
 
-    __slots__ = ("_give_back", "_row_count", "foreseen")
+    __slots__ = ("_on_release", "_row_count", "predicted")
 
-    def __init__(self, row_count: int, foreseen: Foreseen, *, give_back: Callable[[int], None]) -> None:
-        """`give_back` is called once with `row_count`."""
+    def __init__(self, row_count: int, predicted: PredictedAnswer, *, on_release: Callable[[int], None]) -> None:
+        """`on_release` is called once with `row_count`."""
         self._row_count = row_count
-        self._give_back = give_back
-        self.foreseen = foreseen
+        self._on_release = on_release
+        self.predicted = predicted
 
-    def withdraw(self) -> None:
+    def release(self) -> None:
         """Give the room back. Calling it again does nothing."""
         row_count, self._row_count = self._row_count, 0
         if row_count:
-            self._give_back(row_count)
+            self._on_release(row_count)
 
 
 class Load(NamedTuple):
@@ -111,7 +111,7 @@ class Load(NamedTuple):
     running_rows: int
     busy_seconds: float
     """Until the running batch ends."""
-    may_try: bool = False
+    may_probe: bool = False
     """Whether nothing runs or waits, and nothing has for a while: predictions are no news, so a request may try."""
 
 
@@ -142,8 +142,10 @@ class Admission:
         self.free_rows = self._free_rows()
         """Up to so many rows wait no longer than `max_queue_seconds`, whatever runs."""
 
-    def check(self, load: Load, rows: int, deadline: float | None, now: float, ready: Ready = AT_ONCE) -> Foreseen:
-        """Return what is foreseen for a request of `rows` that is taken.
+    def check(
+        self, load: Load, rows: int, deadline: float | None, now: float, ready: Ready = AT_ONCE
+    ) -> PredictedAnswer:
+        """Return what is predicted for a request of `rows` that is taken.
 
         Raises:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
@@ -160,11 +162,11 @@ class Admission:
                     f"{1000 * self._max_queue_seconds:.0f} ms at most; retry later",
                     starts - self._max_queue_seconds,
                 )
-            return Foreseen(now + answered, answered)
+            return PredictedAnswer(now + answered, answered)
         if (left := deadline - now) <= 0:
             raise passed_deadline(-left)
         surely = answered + self.margin(answered)
-        if surely > left and not load.may_try:
+        if surely > left and not load.may_probe:
             alone = self.predict(0, rows, 0.0, ready.alone_seconds).answered
             alone += self.margin(alone)
             if alone > left:
@@ -180,7 +182,7 @@ class Admission:
                 surely - left,
             )
         self._note_caller(left, now)
-        return Foreseen(now + answered, answered, is_trial=surely > left)
+        return PredictedAnswer(now + answered, answered, is_probe=surely > left)
 
     def needs_prediction(self) -> bool:
         """Whether the next request with no more than `free_rows` waiting is predicted, for the record."""
@@ -191,7 +193,7 @@ class Admission:
         is_quick = 2 * self._profile.batch_seconds(self._buckets[-1]) <= self._max_queue_seconds
         return min(self.batch_rows, self._max_queue_rows) if is_quick else 0
 
-    def crowd(self, load: Load) -> Literal["rows", "time"] | None:
+    def backpressure(self, load: Load) -> Literal["rows", "time"] | None:
         """Why whoever can wait had better: half the longest wait is predicted, or the next batch is full."""
         if self.predict(load.waiting_rows, 1, load.busy_seconds).starts > self._max_queue_seconds / 2:
             return "time"
@@ -260,7 +262,7 @@ class Admission:
     def margin(self, seconds: float) -> float:
         """How much later than predicted `seconds` from now an answer may well come."""
         learned = min(self._margins[_horizon(seconds)], LARGEST_MARGIN_SHARE * seconds)
-        return learned + min(WAY_SECONDS, WAY_SHARE * seconds)
+        return learned + min(NETWORK_SECONDS, NETWORK_SHARE * seconds)
 
     def begin_batch(self, queued_rows: int, admitted_rows: int, now: float) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
@@ -307,15 +309,15 @@ class Admission:
 
     def learn(
         self,
-        answered: Sequence[Foreseen],
+        answered: Sequence[PredictedAnswer],
         now: float,
         *,
         delivery_seconds: float,
-        late: Sequence[tuple[Foreseen, float]] = (),
+        late: Sequence[tuple[PredictedAnswer, float]] = (),
     ) -> None:
-        """Take in what was foreseen of the requests that one batch answered, which were handed out at `now`.
+        """Take in what was predicted for the requests that one batch answered, which were handed out at `now`.
 
-        `late`: what was foreseen of those that left the queue meanwhile, and when they would have been answered.
+        `late`: what was predicted for those that left the queue meanwhile, and when they would have been answered.
         `delivery_seconds`: from the end of that batch until `now`.
         """
         self.delivery_seconds += DELIVERY_RATE * (delivery_seconds - self.delivery_seconds)
@@ -325,9 +327,9 @@ class Admission:
             horizon = int(1000 * seconds).bit_length()
             if now - at > worst.get(horizon, -math.inf):
                 worst[horizon] = now - at
-        for foreseen, finish in late:
-            horizon = _horizon(foreseen.seconds)
-            worst[horizon] = max(finish - foreseen.at, worst.get(horizon, -math.inf))
+        for predicted, finish in late:
+            horizon = _horizon(predicted.seconds)
+            worst[horizon] = max(finish - predicted.at, worst.get(horizon, -math.inf))
         for unbounded, miss in worst.items():
             horizon = min(unbounded, _HORIZONS - 1)
             kept = self._misses.setdefault(horizon, deque(maxlen=KEPT_MISSES))

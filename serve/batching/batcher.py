@@ -17,7 +17,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.batching.admission import UNFORESEEN, Admission, Foreseen, Load, Promise, Ready, passed_deadline
+from fuseline.serve.batching.admission import (
+    UNPREDICTED,
+    Admission,
+    Load,
+    PredictedAnswer,
+    Ready,
+    Reservation,
+    passed_deadline,
+)
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread
@@ -120,15 +128,15 @@ class Batcher:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
         self._admission = Admission(self._profile, policy)
-        # Of what left the queue as it would have been late: what was foreseen, and when it would have been answered.
-        self._given_up: list[tuple[Foreseen, float]] = []
+        # Of what left the queue as it would have been late: what was predicted, and when it would have been answered.
+        self._dropped: list[tuple[PredictedAnswer, float]] = []
         self._compute = BatchComputer(
             infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
         ).compute
         self._queue = RequestQueue()
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._profile, self._admission)
         # Of requests that are admitted and whose images are being decoded.
-        self._promised_rows = 0
+        self._reserved_rows = 0
         # Rows that were queued when the event loop last turned, and its turns since there were more.
         self._seen_rows = self._quiet_turns = 0
         self._running: Batch | None = None
@@ -152,11 +160,11 @@ class Batcher:
         return 0 if self._running is None else len(self._running.rows)
 
     @property
-    def crowd(self) -> Literal["rows", "time"] | None:
-        """See `Admission.crowd`."""
-        return self._admission.crowd(self.load(self._clock()))
+    def backpressure(self) -> Literal["rows", "time"] | None:
+        """See `Admission.backpressure`."""
+        return self._admission.backpressure(self.load(self._clock()))
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
+    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
         Until it is given to `submit`, or withdrawn, its rows count as queued for who comes later.
@@ -164,16 +172,16 @@ class Batcher:
         if self._draining:
             raise _shutting_down()
         now = self._clock()
-        foreseen = self._admission.check(self.load(now), row_count, deadline, now, ready)
-        promise = Promise(row_count, foreseen, give_back=self.take_back)
-        self._promised_rows += row_count
-        return promise
+        predicted = self._admission.check(self.load(now), row_count, deadline, now, ready)
+        reservation = Reservation(row_count, predicted, on_release=self.release_rows)
+        self._reserved_rows += row_count
+        return reservation
 
-    def take_back(self, row_count: int) -> None:
+    def release_rows(self, row_count: int) -> None:
         """So many promised rows are promised no longer."""
-        self._promised_rows -= row_count
+        self._reserved_rows -= row_count
 
-    def outlook(self) -> list[float]:
+    def admission_snapshot(self) -> list[float]:
         """What another process has to know to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
         Rows that are queued, promised, and running; when the running batch ends; when a batch was last measured; and
@@ -181,13 +189,13 @@ class Batcher:
         """
         now = self._clock()
         load = self.load(now)
-        ahead = (self._queue.rows, self._promised_rows, load.running_rows)
+        ahead = (self._queue.rows, self._reserved_rows, load.running_rows)
         return [*ahead, now + load.busy_seconds, self._profile.learned_at, *self._admission.state()]
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
     ) -> asyncio.Future[BatchedRows]:
-        """Admit a request or refuse it at once; call it on the event loop. What has a `promise` is admitted already.
+        """Admit a request or refuse it at once; call it on the event loop. A `reservation` means already admitted.
 
         The rows, each of the row shape and uint8, must not change until the future is done. Cancelling the future drops
         the request: rows that are not in a batch yet never run and make room at once.
@@ -202,9 +210,9 @@ class Batcher:
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
             ShuttingDownError: `drain` was called.
         """
-        if promise is not None:
+        if reservation is not None:
             # Whatever becomes of it, its rows are queued now, or never.
-            promise.withdraw()
+            reservation.release()
         if self._draining:
             raise _shutting_down()
         check_rows(rows, self._row_shape)
@@ -212,25 +220,25 @@ class Batcher:
         now, queue = self._clock(), self._queue
         if now >= queue.earliest_deadline:
             queue.drop_expired(now)
-        if promise is None:
+        if reservation is None:
             if (
                 deadline is None
-                and queue.rows + self._promised_rows + row_count <= self._admission.free_rows
+                and queue.rows + self._reserved_rows + row_count <= self._admission.free_rows
                 and not self._admission.needs_prediction()
             ):
-                foreseen = UNFORESEEN
+                predicted = UNPREDICTED
             else:
-                foreseen = self._admission.check(self.load(now), row_count, deadline, now)
+                predicted = self._admission.check(self.load(now), row_count, deadline, now)
         else:
-            foreseen = promise.foreseen
+            predicted = reservation.predicted
             if deadline is not None and deadline <= now:
                 raise passed_deadline(now - deadline)
         request = Request(
             tuple(rows),
             deadline=math.inf if deadline is None else deadline,
             admitted=now,
-            prediction=foreseen,
-            forget=self.forget,
+            prediction=predicted,
+            on_cancel=self.discard,
         )
         queue.add(request)
         if self._running is None:
@@ -255,14 +263,14 @@ class Batcher:
 
     def load(self, now: float) -> Load:
         """What is ahead of a request that comes now."""
-        running, waiting = self._running, self._queue.rows + self._promised_rows
+        running, waiting = self._running, self._queue.rows + self._reserved_rows
         if running is None:
             idle = not waiting and now - self._profile.learned_at >= PROBE_AFTER_SECONDS
             return Load(waiting, 0, 0.0, idle)
         busy = running.started + self._profile.batch_seconds(running.bucket) - now
         return Load(waiting, len(running.rows), max(0.0, busy))
 
-    def forget(self, request: Request) -> None:
+    def discard(self, request: Request) -> None:
         """Take what is left of a request out of the queue, if anything is."""
         self._queue.remove(request)
         self._set_drained_if_idle()
@@ -296,7 +304,7 @@ class Batcher:
         self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now)
         bucket, late = self._bucket_choice.next_bucket(now)
         for request, finish in late:
-            self._give_up(request, finish, now)
+            self._drop(request, finish, now)
         if not self._queue.rows:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
@@ -335,9 +343,9 @@ class Batcher:
         needed = self._admission.predict(0, self._queue.rows, 0.0).answered
         return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margin(needed)) - now
 
-    def _give_up(self, request: Request, finish: float, now: float) -> None:
+    def _drop(self, request: Request, finish: float, now: float) -> None:
         waited, left = 1000 * (now - request.admitted), 1000 * (request.deadline - now)
-        self._given_up.append((request.prediction, finish))
+        self._dropped.append((request.prediction, finish))
         request.set_exception(
             DeadlineError(
                 f"after {waited:.1f} ms in the queue the deadline is in {left:.1f} ms, which is too soon: batches take "
@@ -385,12 +393,12 @@ class Batcher:
         answered = [
             request.prediction
             for request, first_row, row_count in batch.shares
-            if first_row + row_count == request.row_count and request.prediction is not UNFORESEEN
+            if first_row + row_count == request.row_count and request.prediction is not UNPREDICTED
         ]
-        given_up, self._given_up = self._given_up, []
+        dropped, self._dropped = self._dropped, []
         if self._on_misses is not None:
-            self._on_misses(Misses([now - foreseen.at for foreseen in answered], len(given_up)))
-        self._admission.learn(answered, now, late=given_up, delivery_seconds=now - finished)
+            self._on_misses(Misses([now - predicted.at for predicted in answered], len(dropped)))
+        self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
         if self._draining and self._running is None and not self._queue.rows:

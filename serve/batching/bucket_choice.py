@@ -31,11 +31,11 @@ class BucketChoice:
             return bucket, []
         best, best_score = bucket, 0.0
         for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
-            in_time, _ = self._foreseen(candidate, now)
+            in_time, _ = self._try_bucket(candidate, now)
             score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = candidate, max(score, best_score)
-        _, late = self._foreseen(best, now)
+        _, late = self._try_bucket(best, now)
         for request, _ in late:
             queue.remove(request)
         return self._bucket_of(min(best, queue.rows)) if queue.rows else best, late
@@ -50,7 +50,7 @@ class BucketChoice:
                 return below
         return bucket
 
-    def _foreseen(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
+    def _try_bucket(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
         """How many rows a batch of `bucket` begun now would have for requests that are answered in time, and those that
         would come too late although they are in turn, with when they would be answered.
         """
@@ -59,7 +59,7 @@ class BucketChoice:
         for request in self._queue:
             left = len(request.rows) - request.taken
             whole = finish if left <= room else finish + self._admission.predict(0, left - room, 0.0).answered
-            if whole > request.deadline and not request.prediction.is_trial:
+            if whole > request.deadline and not request.prediction.is_probe:
                 late.append((request, whole))
                 continue
             room -= min(room, left)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.batching.admission import Foreseen
+from fuseline.serve.batching.admission import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]
@@ -44,8 +44,8 @@ class Request(asyncio.Future[BatchedRows]):
         "batch_rows",
         "compute_seconds",
         "deadline",
-        "forget",
         "logits",
+        "on_cancel",
         "prediction",
         "row_count",
         "rows",
@@ -58,10 +58,10 @@ class Request(asyncio.Future[BatchedRows]):
         *,
         deadline: float,
         admitted: float,
-        prediction: Foreseen,
-        forget: Callable[["Request"], None],
+        prediction: PredictedAnswer,
+        on_cancel: Callable[["Request"], None],
     ) -> None:
-        """`deadline` and `admitted` are on the batcher's clock; `forget` takes a cancelled request from its queue.
+        """`deadline` and `admitted` are on the batcher's clock; `on_cancel` takes a cancelled request from its queue.
 
         `prediction`: when it was taken to be answered.
         """
@@ -71,7 +71,7 @@ class Request(asyncio.Future[BatchedRows]):
         self.deadline = deadline
         self.admitted = admitted
         self.prediction = prediction
-        self.forget = forget
+        self.on_cancel = on_cancel
         self.taken = 0
         self.answered = 0
         self.logits: Logits | None = None
@@ -82,7 +82,7 @@ class Request(asyncio.Future[BatchedRows]):
         """Cancel as `asyncio.Future.cancel` does; rows that are not in a batch yet never run."""
         if not super().cancel(msg):
             return False
-        self.forget(self)
+        self.on_cancel(self)
         return True
 
     def add(self, logits: Logits, start: int, first_row: int, row_count: int, batch: "Batch") -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from fuseline.protos.classify_pb2 import Image
-from fuseline.serve.batching.admission import Promise, Ready
+from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import Row
 from fuseline.serve.errors import ImageError, RequestError
 from fuseline.serve.images import decode_for
@@ -25,7 +25,7 @@ class ImageRows:
     """Turns images into uint8 rows of a model's (height, width, channels).
 
     Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in `pool`,
-    several at a time, once the model's batcher has promised to take their rows: how long that takes is measured.
+    several at a time, once the model's batcher has reserved room for their rows: how long that takes is measured.
     """
 
     def __init__(self, pool: Executor, settings: Settings) -> None:
@@ -64,18 +64,20 @@ class ImageRows:
                 encoded[position] = image.encoded
             else:
                 raise _no_image(image, shape, _which(position, count))
-        return partial(self._promised, model, rows, encoded) if encoded else rows
+        return partial(self._decode_reserved, model, rows, encoded) if encoded else rows
 
-    async def _promised(
+    async def _decode_reserved(
         self, model: Model, rows: list[Row], encoded: Mapping[int, bytes], deadline: float | None
-    ) -> tuple[list[Row], Promise]:
+    ) -> tuple[list[Row], Reservation]:
         """Do what `Decode` says. `encoded` is by position among the images, `rows` are those of the others."""
-        promise = model.batcher.promise(len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded)))
+        reservation = model.batcher.reserve(
+            len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded))
+        )
         self._decoding += len(encoded)
         try:
-            return await self._decoded(model, rows, encoded), promise
+            return await self._decoded(model, rows, encoded), reservation
         except BaseException:
-            promise.withdraw()
+            reservation.release()
             raise
         finally:
             self._decoding -= len(encoded)

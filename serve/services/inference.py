@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from grpc import StatusCode
 
-from fuseline.serve.batching.admission import Promise
+from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
@@ -21,10 +21,10 @@ from fuseline.serve.services.statuses import Status, status_from_error
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
-Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Promise]]]
-"""Given the deadline of a request with encoded images, has its model's batcher promise room, then decodes them.
+Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Reservation]]]
+"""Given the deadline of a request with encoded images, has its model's batcher reserve room, then decodes them.
 
-Returns the row of each image, in order, and the promise, which is for `RowBatcher.submit`.
+Returns the row of each image, in order, and the reservation, which is for `RowBatcher.submit`.
 
 Raises:
     ImageError: bytes that are no image, or one beyond the bounds.
@@ -131,10 +131,10 @@ class Inference(Generic[RequestT, AnswerT]):
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
-        rows, promise = await decode(self._deadline)
+        rows, reservation = await decode(self._deadline)
         self._preprocess_s = time.monotonic() - begun
         self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(rows, deadline=self._deadline, promise=promise)
+        return await model.batcher.submit(rows, deadline=self._deadline, reservation=reservation)
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer of what the batcher answered. Raises what `Codec.answer` raises."""

@@ -35,5 +35,5 @@ class StreamPace:
             return False
         if self._batcher is None or not under_way:
             return True
-        crowd = self._batcher.crowd
-        return crowd is None or (crowd == "rows" and under_way < _ALWAYS)
+        backpressure = self._batcher.backpressure
+        return backpressure is None or (backpressure == "rows" and under_way < _ALWAYS)

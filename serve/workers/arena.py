@@ -64,27 +64,27 @@ class Arena:
             (shape.slots, shape.classes), np.float32, memory, shape.logits_offset
         )
         """Shape (slots, classes)."""
-        self._promised_rows: NDArray[np.uint64] = np.ndarray((1,), np.uint64, memory)
-        self._outlook: NDArray[np.float64] = np.ndarray((_MOST_NUMBERS,), np.float64, memory, _ALIGNMENT)
+        self._reserved_rows: NDArray[np.uint64] = np.ndarray((1,), np.uint64, memory)
+        self._snapshot: NDArray[np.float64] = np.ndarray((_MOST_NUMBERS,), np.float64, memory, _ALIGNMENT)
 
     @property
-    def promised_rows(self) -> int:
+    def reserved_rows(self) -> int:
         """Number of rows that this worker has admitted and not yet sent; written by the worker."""
-        return int(self._promised_rows[0])
+        return int(self._reserved_rows[0])
 
-    @promised_rows.setter
-    def promised_rows(self, rows: int) -> None:
-        self._promised_rows[0] = rows
+    @reserved_rows.setter
+    def reserved_rows(self, rows: int) -> None:
+        self._reserved_rows[0] = rows
 
     @property
-    def outlook(self) -> list[float]:
-        """The backend's latest `Batcher.outlook`, padded to `_MOST_NUMBERS`; zeros before the first."""
-        numbers: list[float] = self._outlook.tolist()
+    def admission_snapshot(self) -> list[float]:
+        """The backend's latest `Batcher.admission_snapshot`, padded to `_MOST_NUMBERS`; zeros before the first."""
+        numbers: list[float] = self._snapshot.tolist()
         return numbers
 
-    @outlook.setter
-    def outlook(self, numbers: Sequence[float]) -> None:
-        self._outlook[: len(numbers)] = numbers
+    @admission_snapshot.setter
+    def admission_snapshot(self, numbers: Sequence[float]) -> None:
+        self._snapshot[: len(numbers)] = numbers
 
 
 def create_memory(shape: ArenaShape) -> int:

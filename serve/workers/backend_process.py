@@ -149,7 +149,7 @@ class _WorkerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._backend.workers.discard(self)
-        self.requests.lose()
+        self.requests.disconnect()
         self._backend.note_change()
 
 

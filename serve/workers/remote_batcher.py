@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from fuseline.serve import errors
-from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Promise, Ready, passed_deadline
+from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.requests import BatchedRows, Row, check_rows
 from fuseline.serve.errors import (
@@ -23,7 +23,7 @@ from fuseline.serve.errors import (
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.slots import SlotTable
-from fuseline.serve.workers.wire_format import NOT_FORESEEN, ToWorker, cancel_record, drain_record, submit_record
+from fuseline.serve.workers.wire_format import UNPREDICTED, ToWorker, cancel_record, drain_record, submit_record
 
 
 class RemoteBatcher:
@@ -58,7 +58,7 @@ class RemoteBatcher:
     @property
     def queued_rows(self) -> int:
         """Number of rows of all workers that wait for a batch, as the backend last told."""
-        return int(self._arena.outlook[0])
+        return int(self._arena.admission_snapshot[0])
 
     @property
     def taken_slots(self) -> int:
@@ -66,12 +66,12 @@ class RemoteBatcher:
         return self._slots.taken
 
     @property
-    def crowd(self) -> Literal["rows", "time"] | None:
-        """See `Admission.crowd`."""
+    def backpressure(self) -> Literal["rows", "time"] | None:
+        """See `Admission.backpressure`."""
         load = self._load()
         # What the backend hasn't told of yet lies in this worker's slots.
         sent = max(load.waiting_rows, self._slots.taken - load.running_rows)
-        return self._admission.crowd(load._replace(waiting_rows=sent))
+        return self._admission.backpressure(load._replace(waiting_rows=sent))
 
     def connect(self, model: int, send: Callable[[bytes], None]) -> None:
         """Admit from now on.
@@ -84,31 +84,31 @@ class RemoteBatcher:
     def disconnect(self) -> None:
         """Fail every request under way, and admit none: the backend has gone and reads nothing any more."""
         self._send = None
-        self._arena.outlook = [0.0, 0.0, 0.0]
+        self._arena.admission_snapshot = [0.0, 0.0, 0.0]
         pending, self._pending = self._pending, {}
         for request in pending.values():
-            self._slots.give_back(request.slots)
+            self._slots.release(request.slots)
             if not request.done():
                 request.set_exception(_lost())
 
-    def promise(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Promise:
-        """Admit a request, as `Batcher.promise` does, by what the backend last told.
+    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
+        """Admit a request, as `Batcher.reserve` does, by what the backend last told.
 
         Raises what `submit` does.
         """
         self._check_open()
         load, now = self._load(), self._clock()
-        foreseen = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
-        self._arena.promised_rows += row_count
-        return Promise(row_count, foreseen, give_back=self._take_back)
+        predicted = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
+        self._arena.reserved_rows += row_count
+        return Reservation(row_count, predicted, on_release=self._release_rows)
 
-    def _take_back(self, row_count: int) -> None:
-        self._arena.promised_rows -= row_count
+    def _release_rows(self, row_count: int) -> None:
+        self._arena.reserved_rows -= row_count
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, promise: Promise | None = None
+        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
     ) -> asyncio.Future[BatchedRows]:
-        """Send a request on its way, or refuse it at once. What has a `promise` is admitted already.
+        """Send a request on its way, or refuse it at once. A `reservation` means it is admitted already.
 
         The future fails with what the backend's `Batcher.submit` raises or its future fails with, and with
         `BackendLostError` when the backend process ends. Cancelling it drops the request.
@@ -120,9 +120,9 @@ class RemoteBatcher:
             ShuttingDownError: `drain` was called.
             BackendLostError: the backend process has ended and is not yet back.
         """
-        if promise is not None:
+        if reservation is not None:
             # Whatever becomes of it, its rows are sent now, or never.
-            promise.withdraw()
+            reservation.release()
         self._check_open()
         check_rows(rows, self._row_shape)
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
@@ -141,17 +141,17 @@ class RemoteBatcher:
         self._pending[number] = request
         self._unanswered += 1
         until = self._earlier(deadline)
-        foreseen = NOT_FORESEEN if promise is None else promise.foreseen
+        predicted = UNPREDICTED if reservation is None else reservation.predicted
         assert self._send is not None
-        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, foreseen))
+        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted))
         return request
 
     def _load(self) -> Load:
         """Return what is ahead, by what the backend last told and what this worker has promised or sent since."""
-        queued, promised, running, ends, learned_at, *state = self._arena.outlook
+        queued, reserved, running, ends, learned_at, *state = self._arena.admission_snapshot
         self._admission.take_state(state)
         now = self._clock()
-        waiting = int(queued + max(promised, self._arena.promised_rows))
+        waiting = int(queued + max(reserved, self._arena.reserved_rows))
         idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
         return Load(waiting, int(running), max(0.0, ends - now), idle)
 
@@ -181,7 +181,7 @@ class RemoteBatcher:
         start = 0
         for head, request in zip(heads, requests, strict=True):
             end = start + len(request.slots)
-            self._slots.give_back(request.slots)
+            self._slots.release(request.slots)
             if not request.done():
                 request.set_result(
                     BatchedRows(logits[start:end], head.queue_ms, head.compute_ms, head.size, logits, start)
@@ -200,7 +200,7 @@ class RemoteBatcher:
 
     def released(self, number: int) -> None:
         """Free the slots of a request that failed or was cancelled."""
-        self._slots.give_back(self._pending.pop(number).slots)
+        self._slots.release(self._pending.pop(number).slots)
 
     def _cancel(self, number: int) -> None:
         if self._send is not None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fuseline.serve.batching.admission import Foreseen, Promise
+from fuseline.serve.batching.admission import PredictedAnswer, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.errors import BackendError, FuselineError, log_once
 from fuseline.serve.workers.arena import Arena
@@ -42,25 +42,25 @@ class RemoteRequests:
     def receive(self, data: bytes) -> None:
         """Take in what the worker has sent."""
         touched = set()
-        for (kind, model_number, number, _, deadline, *foreseen), tail in self._reader.feed(data):
+        for (kind, model_number, number, _, deadline, *predicted), tail in self._reader.feed(data):
             model = self._models[model_number]
             if model not in touched:
                 touched.add(model)
-                model.read_promised()
+                model.read_reserved()
             if kind == SUBMIT:
-                model.submit(number, slots_from_tail(tail), deadline, Foreseen(*foreseen))
+                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted))
             elif kind == DRAIN:
                 self.drained.add(model_number)
             else:
                 model.cancel(number)
         for model in touched:
-            model.tell_outlook()
+            model.publish_snapshot()
 
-    def lose(self) -> None:
+    def disconnect(self) -> None:
         """Drop every request: the worker has gone."""
         self._lost = True
         for model in self._models.values():
-            model.lose()
+            model.disconnect()
 
     def batch_finished(self, model_number: int) -> None:
         """Give back what the batch of this model that has just finished may have read."""
@@ -90,18 +90,20 @@ class _ModelRequests:
         # Requests that ended while a batch ran, which may read their rows.
         self._unreleased: list[int] = []
         # What the worker had promised when it was last looked at.
-        self._promised_rows = 0
+        self._reserved_rows = 0
         self._lost = False
-        self.tell_outlook()
+        self.publish_snapshot()
 
-    def submit(self, number: int, slots: list[int], deadline: float, foreseen: Foreseen) -> None:
+    def submit(self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer) -> None:
         """Have the rows in `slots` computed; without a `deadline`, that is infinity."""
         pixels = self._arena.pixels
         rows = [pixels[slot] for slot in slots]
         # Its room is given back by the worker's own count.
-        promise = Promise(0, foreseen, give_back=self._batcher.take_back) if foreseen.at else None
+        reservation = Reservation(0, predicted, on_release=self._batcher.release_rows) if predicted.at else None
         try:
-            request = self._batcher.submit(rows, deadline=None if deadline == math.inf else deadline, promise=promise)
+            request = self._batcher.submit(
+                rows, deadline=None if deadline == math.inf else deadline, reservation=reservation
+            )
         except FuselineError as error:
             self._write(error_record(self._model, number, error_text(error, None)))
             self._write(released_record(self._model, number))
@@ -114,10 +116,10 @@ class _ModelRequests:
         if (request := self._pending.get(number)) is not None:
             request.cancel()
 
-    def lose(self) -> None:
-        """Drop every request and promise: the worker has gone."""
+    def disconnect(self) -> None:
+        """Drop every request and reservation: the worker has gone."""
         self._lost = True
-        self.read_promised()
+        self.read_reserved()
         for request in tuple(self._pending.values()):
             request.cancel()
 
@@ -127,18 +129,18 @@ class _ModelRequests:
             self._unreleased = []
             for number in numbers:
                 self._write(released_record(self._model, number))
-        self.read_promised()
-        self.tell_outlook()
+        self.read_reserved()
+        self.publish_snapshot()
 
-    def read_promised(self) -> None:
+    def read_reserved(self) -> None:
         """Let the batcher count what the worker has promised by now."""
-        rows = 0 if self._lost else self._arena.promised_rows
-        self._batcher.take_back(self._promised_rows - rows)
-        self._promised_rows = rows
+        rows = 0 if self._lost else self._arena.reserved_rows
+        self._batcher.release_rows(self._reserved_rows - rows)
+        self._reserved_rows = rows
 
-    def tell_outlook(self) -> None:
+    def publish_snapshot(self) -> None:
         """Let the worker see what it has to know to admit a request by itself."""
-        self._arena.outlook = self._batcher.outlook()
+        self._arena.admission_snapshot = self._batcher.admission_snapshot()
 
     def _settle(self, number: int, slots: list[int], request: asyncio.Future[BatchedRows]) -> None:
         del self._pending[number]

@@ -33,7 +33,7 @@ class SlotTable:
             self._is_taken[slot] = 1
         return slots
 
-    def give_back(self, slots: list[int]) -> None:
+    def release(self, slots: list[int]) -> None:
         """Free `slots`. Raises `ValueError` if one of them is free already; then none is freed."""
         if not all(self._is_taken[slot] for slot in slots):
             raise ValueError(f"slots {slots} are given back, not all of which are taken")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 SUBMIT, CANCEL, DRAIN = 1, 2, 3
 ANSWER, ERROR, RELEASED = 4, 5, 6
 
-NOT_FORESEEN = (0.0, 0.0, False)
+UNPREDICTED = (0.0, 0.0, False)
 
 _TO_BACKEND = Struct("=BIQIddd?")
 _TO_WORKER = Struct("=BIQIdd")
@@ -31,12 +31,12 @@ class ToBackend(NamedTuple):
     """Number of slots in the tail."""
     deadline: float
     """Seconds on the clock of `time.monotonic`, which all processes of a machine share; infinity: no deadline."""
-    foreseen_at: float
+    predicted_at: float
     """Time on the same clock for which the worker predicted the answer at admission; 0: the backend admits it."""
-    foreseen_seconds: float
-    """Seconds from that admission to `foreseen_at`."""
-    is_trial: bool
-    """See `fuseline.serve.batching.admission.Foreseen`."""
+    predicted_seconds: float
+    """Seconds from that admission to `predicted_at`."""
+    is_probe: bool
+    """See `fuseline.serve.batching.admission.PredictedAnswer`."""
 
 
 class ToWorker(NamedTuple):
@@ -52,21 +52,21 @@ class ToWorker(NamedTuple):
 
 
 def submit_record(
-    model: int, number: int, slots: Sequence[int], deadline: float, foreseen: tuple[float, float, bool] = NOT_FORESEEN
+    model: int, number: int, slots: Sequence[int], deadline: float, predicted: tuple[float, float, bool] = UNPREDICTED
 ) -> bytes:
-    """Return the record of a request whose rows lie in `slots`, in this order; `foreseen` if the worker admitted it."""
+    """Return the record of a request whose rows lie in `slots`, in order; `predicted` if the worker admitted it."""
     rows = len(slots)
-    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline, *foreseen) + pack(f"={rows}I", *slots)
+    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline, *predicted) + pack(f"={rows}I", *slots)
 
 
 def cancel_record(model: int, number: int) -> bytes:
     """Return the record that tells that nobody waits for this request any more."""
-    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *NOT_FORESEEN)
+    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *UNPREDICTED)
 
 
 def drain_record(model: int) -> bytes:
     """Return the record that tells that no more requests for the model will come from this worker."""
-    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *NOT_FORESEEN)
+    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *UNPREDICTED)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:

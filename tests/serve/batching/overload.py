@@ -139,23 +139,23 @@ def open_loop(
             nonlocal decoding
             came = loop.time()
             deadline = None if patience is None else came + patience
-            promise = None
+            reservation = None
             try:
                 if decode_s:
                     waiting = decode_s * (decoding + rows) / decode_threads
                     alone = decode_s * -(-rows // decode_threads)
-                    promise = batcher.promise(rows, deadline=deadline, ready=Ready(max(waiting, alone), alone))
+                    reservation = batcher.reserve(rows, deadline=deadline, ready=Ready(max(waiting, alone), alone))
                     decoding += rows
                     await asyncio.gather(*(decode() for _ in range(rows)))
                     decoding -= rows
-                future = batcher.submit([ROW] * rows, deadline=deadline, promise=promise)
+                future = batcher.submit([ROW] * rows, deadline=deadline, reservation=reservation)
             except OverloadedError as error:
                 outcome.overloaded.append(error)
                 return
             except DeadlineError:
-                outcome.hopeless += promise is None
-                outcome.admitted += promise is not None
-                outcome.dropped += promise is not None
+                outcome.hopeless += reservation is None
+                outcome.admitted += reservation is not None
+                outcome.dropped += reservation is not None
                 return
             outcome.admitted += 1
             try:
@@ -235,7 +235,7 @@ def _batcher(loop, machine, random, outcome, options):
     learn = batcher._admission.learn
 
     def noted(answered, now, **rest):
-        outcome.predictions += [(foreseen.seconds, now - foreseen.at) for foreseen in answered]
+        outcome.predictions += [(predicted.seconds, now - predicted.at) for predicted in answered]
         learn(answered, now, **rest)
 
     batcher._admission.learn = noted

@@ -69,7 +69,7 @@ class Schedule:
         self.fault = None
         self.executor = ManualExecutor()
         self.sent = []
-        self.promises = []
+        self.reservations = []
         self.computed = set()
         self.drains = []
         self.loop_errors = []
@@ -119,8 +119,8 @@ class Schedule:
             if action & 0x40:
                 await self.turn()
             self.check_bounds()
-        while self.promises:
-            self.keep_promise()
+        while self.reservations:
+            self.use_reservation()
         self.drains.append(asyncio.create_task(self.batcher.drain()))
         await self.turn()
         for _ in range(2 * self.max_queue_rows):
@@ -138,8 +138,8 @@ class Schedule:
 
     def act(self, action):
         kind, value = action & 0x07, action >> 3 & 0x07
-        if self.promises and self.next() & 1:
-            self.keep_promise()
+        if self.reservations and self.next() & 1:
+            self.use_reservation()
         if kind <= 2:
             self.submit(1 + (self.next() % 10 if value & 1 else 0), (None, None, 0.05, 0.5)[value >> 1])
         elif kind == 3 and self.sent:
@@ -159,15 +159,15 @@ class Schedule:
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
         deadline = None if patience is None else self.now + patience
-        room = self.max_queue_rows - self.batcher.queued_rows - self.promised
+        room = self.max_queue_rows - self.batcher.queued_rows - self.reserved
         rows = [pixels_of(number) for number in numbers]
         try:
-            promise = self.promise(count, deadline) if self.next() & 1 else None
-            if promise is not None and self.next() & 1:
-                # It waits for its images, and is sent or withdrawn by a later action.
-                self.promises.append((promise, count))
+            reservation = self.reserve(count, deadline) if self.next() & 1 else None
+            if reservation is not None and self.next() & 1:
+                # It waits for its images, and is sent or released by a later action.
+                self.reservations.append((reservation, count))
                 return
-            future = self.batcher.submit(rows, deadline=deadline, promise=promise)
+            future = self.batcher.submit(rows, deadline=deadline, reservation=reservation)
         except OverloadedError as refused:
             # By rows, or because the deadline or the longest wait would be passed.
             assert count > room or deadline is not None or self.max_queue_ms < float("inf")
@@ -180,27 +180,27 @@ class Schedule:
         else:
             self.sent.append(Sent(numbers, future, deadline))
 
-    def promise(self, count, deadline):
+    def reserve(self, count, deadline):
         ready = 0.01 * (self.next() & 7)
-        return self.batcher.promise(count, deadline=deadline, ready=Ready(ready, ready / 2))
+        return self.batcher.reserve(count, deadline=deadline, ready=Ready(ready, ready / 2))
 
     @property
-    def promised(self):
-        return sum(count for _, count in self.promises)
+    def reserved(self):
+        return sum(count for _, count in self.reservations)
 
-    def keep_promise(self):
-        promise, count = self.promises.pop(0)
+    def use_reservation(self):
+        reservation, count = self.reservations.pop(0)
         if self.next() & 1:
-            promise.withdraw()
-            promise.withdraw()
+            reservation.release()
+            reservation.release()
             return
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
         try:
-            future = self.batcher.submit([pixels_of(number) for number in numbers], promise=promise)
+            future = self.batcher.submit([pixels_of(number) for number in numbers], reservation=reservation)
         except ShuttingDownError:
             assert self.drains
-            promise.withdraw()
+            reservation.release()
         else:
             self.sent.append(Sent(numbers, future, None))
 
@@ -209,7 +209,7 @@ class Schedule:
             self.executor.make_next_call()
 
     def check_bounds(self):
-        assert 0 <= self.batcher.queued_rows + self.promised <= self.max_queue_rows
+        assert 0 <= self.batcher.queued_rows + self.reserved <= self.max_queue_rows
         assert 0 <= self.batcher.running_rows <= max(self.buckets)
         assert len(self.executor.calls) <= 1
         waiting = sum(len(sent.numbers) for sent in self.sent if not sent.future.done())

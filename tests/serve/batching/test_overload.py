@@ -143,7 +143,7 @@ def without_admission(patch):
 
 
 def without_dropping(patch):
-    patch.setattr(BucketChoice, "_foreseen", lambda self, bucket, _: (min(bucket, self._queue.rows), []))
+    patch.setattr(BucketChoice, "_try_bucket", lambda self, bucket, _: (min(bucket, self._queue.rows), []))
 
 
 def without_learning(patch):

@@ -23,7 +23,7 @@ BATCHED = BatchedRows(np.zeros((1, 1), np.float32), 0.0, 0.0, 1, np.zeros((1, 1)
 class Letters(Codec[str, str]):
     """`a` is answered by `A`; `?` is a bad request; a capital is decoded first. It is its models' batcher, too."""
 
-    crowd = None
+    backpressure = None
 
     def __init__(self) -> None:
         self.pending: dict[str, asyncio.Future[BatchedRows]] = {}

@@ -340,7 +340,7 @@ async def test_when_a_worker_goes_its_rows_leave_the_queue_and_others_are_answer
     other = joined.remotes[1].submit([row(3)])
     await settle()
     assert joined.batcher.queued_rows == 4
-    joined.requests[0].lose()
+    joined.requests[0].disconnect()
     await settle()
     assert joined.batcher.queued_rows == 1
     await joined.run_batch()
@@ -381,7 +381,7 @@ def ready(seconds: float = 0.0) -> Ready:
 async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
     joined = Joined(workers=2, max_queue_rows=4)
     first, second = joined.remotes
-    promise = first.promise(3, ready=ready())
+    reservation = first.reserve(3, ready=ready())
     # The backend looks at each worker's promises whenever that one sends, or a batch ends.
     running = first.submit([row(1)])
     await settle()
@@ -389,13 +389,13 @@ async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
         await second.submit([row(2)] * 2)
     await settle()
     with pytest.raises(OverloadedError, match="3 rows of at most 4 are queued, no room for 2 more"):
-        second.promise(2, ready=ready())
-    request = first.submit([row(3)] * 3, promise=promise)
+        second.reserve(2, ready=ready())
+    request = first.submit([row(3)] * 3, reservation=reservation)
     await joined.run_batch()
     await joined.run_batch()
     assert len((await request).logits) == 3
     assert (await running).logits.tolist() == [[1, 2, 3]]
-    assert second.promise(4, ready=ready())
+    assert second.reserve(4, ready=ready())
 
 
 async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
@@ -408,35 +408,35 @@ async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
 
     joined.infer = slow
     # Nothing is measured yet, so everything is admitted.
-    remote.promise(1, deadline=joined.now + 0.001, ready=ready()).withdraw()
+    remote.reserve(1, deadline=joined.now + 0.001, ready=ready()).release()
     first = remote.submit([row(1)])
     await joined.run_batch()
     await first
     with pytest.raises(DeadlineError, match="an idle server takes 2"):
-        remote.promise(1, deadline=joined.now + 0.1, ready=ready())
+        remote.reserve(1, deadline=joined.now + 0.1, ready=ready())
     with pytest.raises(DeadlineError, match="an idle server takes 5"):
-        remote.promise(1, deadline=joined.now + 0.4, ready=ready(0.3))
-    remote.promise(1, deadline=joined.now + 0.3, ready=ready()).withdraw()
+        remote.reserve(1, deadline=joined.now + 0.4, ready=ready(0.3))
+    remote.reserve(1, deadline=joined.now + 0.3, ready=ready()).release()
 
 
 async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
     joined = Joined(max_queue_rows=4)
     remote = joined.remotes[0]
-    promise = remote.promise(4, ready=ready())
+    reservation = remote.reserve(4, ready=ready())
     remote.disconnect()
     with pytest.raises(BackendLostError):
-        remote.submit([row(1)] * 4, promise=promise)
+        remote.submit([row(1)] * 4, reservation=reservation)
     remote.connect(MODEL, lambda _: None)
-    assert remote.promise(4, ready=ready())
+    assert remote.reserve(4, ready=ready())
 
 
 async def test_when_a_worker_goes_its_promises_go_too() -> None:
     joined = Joined(workers=2, max_queue_rows=4)
-    joined.remotes[0].promise(3, ready=ready())
+    joined.remotes[0].reserve(3, ready=ready())
     joined.remotes[0].submit([row(1)])
     await settle()
     assert joined.batcher.load(joined.now).waiting_rows == 3
-    joined.requests[0].lose()
+    joined.requests[0].disconnect()
     await joined.run_batch()
     assert joined.batcher.load(joined.now).waiting_rows == 0
 

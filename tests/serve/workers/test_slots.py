@@ -6,7 +6,7 @@ from fuseline.serve.workers.slots import SlotTable
 def test_slots_are_taken_lowest_first_and_the_one_freed_last_again() -> None:
     table = SlotTable(5)
     assert table.take(3) == [0, 1, 2]
-    table.give_back([1])
+    table.release([1])
     assert table.take(2) == [1, 3]
     assert (table.taken, table.free) == (4, 1)
 
@@ -24,7 +24,7 @@ def test_giving_back_twice_is_refused_and_frees_nothing() -> None:
     table = SlotTable(2)
     slots = table.take(2)
     assert slots == [0, 1]
-    table.give_back([0])
+    table.release([0])
     with pytest.raises(ValueError, match="given back"):
-        table.give_back([1, 0])
+        table.release([1, 0])
     assert table.taken == 1
