@@ -7,22 +7,13 @@ Acting only on what will be in time is Clockwork's idea (Gujarati et al., OSDI 2
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from fuseline.serve.batching.policy import BatchPolicy
+from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
-
-KEPT_MISSES = 200
-"""Batches from which a margin is learned: what the worst of them missed by. The next one misses by more once in 200."""
-
-LARGEST_MARGIN_SHARE = 0.4
-"""Of the time that is predicted. A machine that misses by more isn't mended by refusing nearly all."""
-
-NETWORK_SECONDS, NETWORK_SHARE = 0.002, 0.05
-"""Of every margin: the way to the caller, which nobody measures here, and the most that it is of a short prediction."""
 
 PATIENT_SHARE = 0.5
 """See `Admission._chosen_rows`."""
@@ -42,9 +33,6 @@ RATE_SECONDS = 0.5
 DELIVERY_RATE = 0.1
 """Weight of the newest batch in what handing out takes."""
 
-_HORIZONS = 24
-"""Classes of `_horizon`; the last one begins at 70 minutes."""
-
 
 class Prediction(NamedTuple):
     """Seconds from now."""
@@ -54,20 +42,6 @@ class Prediction(NamedTuple):
     answered: float
     """Until the answer to all of them is handed out."""
 
-
-class PredictedAnswer(NamedTuple):
-    """What was predicted of an answer when its request was admitted."""
-
-    at: float
-    """On the batcher's clock."""
-    seconds: float
-    """From admission, decoding of its images included, to `at`."""
-    is_probe: bool = False
-    """Whether it was taken although it should be late, to see whether that is so."""
-
-
-UNPREDICTED = PredictedAnswer(0.0, 0.0)
-"""Of a request that was taken without looking ahead."""
 
 PREDICT_EVERY = 8
 """Of the requests without a deadline that have less than a batch ahead, which are taken in any case: a prediction costs
@@ -132,8 +106,7 @@ class Admission:
         self._rows_per_s = 0.0
         self._counted_from: float | None = None
         self._counted_rows = 0
-        self._misses: dict[int, deque[float]] = {}
-        self._margins = [0.0] * _HORIZONS
+        self.margins = Margins()
         self.delivery_seconds = 0.0
         """From the end of a batch until its answers are handed out."""
         self.batch_rows = policy.buckets[-1]
@@ -165,10 +138,10 @@ class Admission:
             return PredictedAnswer(now + answered, answered)
         if (left := deadline - now) <= 0:
             raise passed_deadline(-left)
-        surely = answered + self.margin(answered)
+        surely = answered + self.margins.of(answered)
         if surely > left and not load.may_probe:
             alone = self.predict(0, rows, 0.0, ready.alone_seconds).answered
-            alone += self.margin(alone)
+            alone += self.margins.of(alone)
             if alone > left:
                 raise DeadlineError(
                     f"the deadline is in {1000 * left:.1f} ms, but going by recent batches an idle server takes "
@@ -259,11 +232,6 @@ class Admission:
             seconds += part * (self._profile.batch_seconds(whole + 1) - seconds)
         return seconds
 
-    def margin(self, seconds: float) -> float:
-        """How much later than predicted `seconds` from now an answer may well come."""
-        learned = min(self._margins[_horizon(seconds)], LARGEST_MARGIN_SHARE * seconds)
-        return learned + min(NETWORK_SECONDS, NETWORK_SHARE * seconds)
-
     def begin_batch(self, queued_rows: int, admitted_rows: int, now: float) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
@@ -321,25 +289,12 @@ class Admission:
         `delivery_seconds`: from the end of that batch until `now`.
         """
         self.delivery_seconds += DELIVERY_RATE * (delivery_seconds - self.delivery_seconds)
-        worst: dict[int, float] = {}
-        for at, seconds, _ in answered:
-            # `_horizon`, without the call: this is done for every request.
-            horizon = int(1000 * seconds).bit_length()
-            if now - at > worst.get(horizon, -math.inf):
-                worst[horizon] = now - at
-        for predicted, finish in late:
-            horizon = _horizon(predicted.seconds)
-            worst[horizon] = max(finish - predicted.at, worst.get(horizon, -math.inf))
-        for unbounded, miss in worst.items():
-            horizon = min(unbounded, _HORIZONS - 1)
-            kept = self._misses.setdefault(horizon, deque(maxlen=KEPT_MISSES))
-            kept.append(miss)
-            self._margins[horizon] = max(0.0, *kept)
+        self.margins.learn(answered, now, late)
 
     def state(self) -> list[float]:
         """All that `check` goes by, for `take_state` of another process; always as many numbers."""
         numbers = (float(self.saturated), float(self.batch_rows), self._rows_per_s, self.delivery_seconds)
-        return [*numbers, *self._margins, *self._profile.table]
+        return [*numbers, *self.margins.learned, *self._profile.table]
 
     def take_state(self, state: Sequence[float]) -> None:
         """Go by what `state` of another's told; zeros are from one that has told nothing yet."""
@@ -348,15 +303,10 @@ class Admission:
         self.saturated = bool(state[0])
         self.batch_rows = int(state[1])
         self._rows_per_s, self.delivery_seconds = state[2:4]
-        self._margins = list(state[4 : 4 + _HORIZONS])
-        self._profile.table = list(state[4 + _HORIZONS : 4 + _HORIZONS + len(self._buckets)])
+        self.margins.learned = list(state[4 : 4 + HORIZONS])
+        self._profile.table = list(state[4 + HORIZONS : 4 + HORIZONS + len(self._buckets)])
 
 
 def passed_deadline(seconds: float) -> DeadlineError:
     """What to tell a request whose deadline passed so long ago."""
     return DeadlineError(f"the deadline passed {1000 * seconds:.1f} ms ago; allow more time")
-
-
-def _horizon(seconds: float) -> int:
-    """The class that predictions of about so many seconds are in: doubling from one to the next."""
-    return min(int(1000 * seconds).bit_length(), _HORIZONS - 1)

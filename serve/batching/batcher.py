@@ -17,19 +17,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.batching.admission import (
-    UNPREDICTED,
-    Admission,
-    Load,
-    PredictedAnswer,
-    Ready,
-    Reservation,
-    passed_deadline,
-)
+from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread
 from fuseline.serve.batching.policy import BatchPolicy
+from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows
@@ -341,7 +334,7 @@ class Batcher:
             return 0.0
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
         needed = self._admission.predict(0, self._queue.rows, 0.0).answered
-        return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margin(needed)) - now
+        return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margins.of(needed)) - now
 
     def _drop(self, request: Request, finish: float, now: float) -> None:
         waited, left = 1000 * (now - request.admitted), 1000 * (request.deadline - now)

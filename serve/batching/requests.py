@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.batching.admission import PredictedAnswer
+from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
 
 Row = NDArray[np.uint8]

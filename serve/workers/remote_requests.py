@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fuseline.serve.batching.admission import PredictedAnswer, Reservation
+from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
+from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import BackendError, FuselineError, log_once
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.remote_batcher import error_text

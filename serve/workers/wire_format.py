@@ -36,7 +36,7 @@ class ToBackend(NamedTuple):
     predicted_seconds: float
     """Seconds from that admission to `predicted_at`."""
     is_probe: bool
-    """See `fuseline.serve.batching.admission.PredictedAnswer`."""
+    """See `fuseline.serve.batching.predictions.PredictedAnswer`."""
 
 
 class ToWorker(NamedTuple):

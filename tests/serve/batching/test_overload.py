@@ -10,6 +10,7 @@ import pytest
 from fuseline.serve.batching.admission import Admission, Load, Ready
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.policy import BatchPolicy
+from fuseline.serve.batching.predictions import Margins
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.serve.batching.making import batcher_of
@@ -130,7 +131,7 @@ def test_one_that_no_queue_could_help_is_told_so():
 
 
 def without_margin(patch):
-    patch.setattr(Admission, "margin", lambda *_: 0.0)
+    patch.setattr(Margins, "of", lambda *_: 0.0)
 
 
 def without_small_batches(patch):
@@ -139,7 +140,7 @@ def without_small_batches(patch):
 
 
 def without_admission(patch):
-    patch.setattr(Admission, "margin", lambda *_: -math.inf)
+    patch.setattr(Margins, "of", lambda *_: -math.inf)
 
 
 def without_dropping(patch):
