@@ -1,1 +1,1 @@
-"""Requests become batches: the queue, who is admitted to it, and the thread that computes."""
+"""Turns requests into batches: admission, the queue, and the thread that computes."""

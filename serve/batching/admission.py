@@ -1,9 +1,9 @@
-"""Whether a request is taken, and how large batches are: plain numbers, no queue and no futures.
+"""Decides whether a request is admitted, and how large batches are, from plain numbers: no queue and no futures.
 
-A request's answer is predicted from what was measured: the rest of the running batch, the rows ahead, its own batch,
-and what handing out takes. Predictions miss; by how much is measured too, and a deadline has to lie so much later.
-Acting only on what will be in time is Clockwork's idea (Gujarati et al., OSDI 2020), dropping early what won't Nexus's
-(Shen et al., SOSP 2019).
+The time of a request's answer is predicted from measurements: the rest of the running batch, the rows ahead, the
+request's own batch, and handing the answers out. How far predictions miss is measured too, and a deadline has to lie
+later than predicted by that margin. Computing only what will be in time is Clockwork's idea (Gujarati et al., OSDI
+2020), dropping early what won't be is Nexus's (Shen et al., SOSP 2019).
 """
 
 import math
@@ -16,91 +16,94 @@ from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
 PATIENT_SHARE = 0.5
-"""See `Admission._chosen_rows`."""
+"""Share of the time that callers have, beyond one batch, that a batch may take: see `Admission._chosen_rows`."""
 
 ABOUT_AS_GOOD = 0.95
-"""So much of the best is taken for noise where there is another reason to choose."""
+"""Share of the best score from which on another choice counts as equally good: the difference is taken for noise."""
 
 BUDGET_RECOVERY = 0.02
-"""How far one caller with more time moves the time that callers are taken to have."""
+"""Share of the difference by which one caller with more time moves the time that callers are taken to have."""
 
 BUDGET_SECONDS = 2.0
-"""After so long without a caller who has a deadline, they are taken to have any time."""
+"""Seconds without a caller who has a deadline after which callers are taken to have any time."""
 
 RATE_SECONDS = 0.5
-"""What was counted so long ago weighs a third in the rate at which rows come."""
+"""Age at which a count of rows weighs a third in the rate at which rows come."""
 
 DELIVERY_RATE = 0.1
-"""Weight of the newest batch in what handing out takes."""
+"""Weight of the newest batch in the time that handing answers out takes."""
 
 
 class Prediction(NamedTuple):
-    """Seconds from now."""
+    """What is predicted for a request's rows, in seconds from now."""
 
     starts: float
-    """Until a batch takes the first of the rows."""
+    """Seconds until a batch takes the first row."""
     answered: float
-    """Until the answer to all of them is handed out."""
+    """Seconds until the answer to all rows is handed out."""
 
 
 PREDICT_EVERY = 8
-"""Of the requests without a deadline that have less than a batch ahead, which are taken in any case: a prediction costs
-a hundredth of all that is done for a request."""
+"""Number of requests of which one is predicted, where they have no deadline, less than a batch ahead, and are admitted
+in any case: a prediction costs a hundredth of all that is done for a request."""
 
 
 class Ready(NamedTuple):
-    """In how many seconds rows will be there that have to be made first."""
+    """When the rows of a request that have to be decoded first will be there."""
 
     seconds: float
+    """Seconds from now."""
     alone_seconds: float
-    """If nobody were ahead."""
+    """Seconds that it would take if no other request were ahead."""
 
 
 AT_ONCE = Ready(0.0, 0.0)
 
 
 class Reservation:
-    """Room for the rows of an admitted request that are yet to be made."""
+    """Room in the queue for the rows of an admitted request that are yet to be decoded."""
 
     __slots__ = ("_on_release", "_row_count", "predicted")
 
     def __init__(self, row_count: int, predicted: PredictedAnswer, *, on_release: Callable[[int], None]) -> None:
-        """`on_release` is called once with `row_count`."""
+        """Reserve `row_count` rows; `on_release` is called with that number, once, on release."""
         self._row_count = row_count
         self._on_release = on_release
         self.predicted = predicted
 
     def release(self) -> None:
-        """Give the room back. Calling it again does nothing."""
+        """Release the room. Calling it again does nothing."""
         row_count, self._row_count = self._row_count, 0
         if row_count:
             self._on_release(row_count)
 
 
 class Load(NamedTuple):
-    """What is ahead of a newcomer."""
+    """What is ahead of a new request."""
 
     waiting_rows: int
-    """Queued, or admitted and on their way."""
+    """Number of rows that are queued or reserved."""
     running_rows: int
+    """Number of rows that the backend computes."""
     busy_seconds: float
-    """Until the running batch ends."""
+    """Seconds until the running batch ends."""
     may_probe: bool = False
-    """Whether nothing runs or waits, and nothing has for a while: predictions are no news, so a request may try."""
+    """Whether nothing runs or waits, and nothing has for a while: predictions are old then, so a request may be
+    admitted to test them."""
 
 
 class Admission:
-    """Predicts answers and learns from how it went. Every method but `learn` takes constant time."""
+    """Admits requests by predicting their answers, and learns from misses. All but `learn` take constant time."""
 
     def __init__(self, profile: BatchProfile, policy: BatchPolicy) -> None:
-        """`profile` is of the buckets of `policy`."""
+        """`profile` has the same buckets as `policy`."""
         self._profile = profile
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
         self._unsaturated_rows = policy.small_batch_rows
         self.saturated = False
-        """Whether there is more work than the backend gets done, or was just now."""
+        """Whether more rows come than the backend computes, or did a moment ago."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
         self._rows_per_s = 0.0
@@ -108,17 +111,17 @@ class Admission:
         self._counted_rows = 0
         self.margins = Margins()
         self.delivery_seconds = 0.0
-        """From the end of a batch until its answers are handed out."""
+        """Seconds from the end of a batch until its answers are handed out."""
         self.batch_rows = policy.buckets[-1]
-        """The most rows that a batch should have at present."""
+        """Largest number of rows that a batch should have at present."""
         self._unpredicted = 0
         self.free_rows = self._free_rows()
-        """Up to so many rows wait no longer than `max_queue_seconds`, whatever runs."""
+        """Number of rows that wait no longer than `max_queue_ms`, whatever runs."""
 
     def check(
         self, load: Load, rows: int, deadline: float | None, now: float, ready: Ready = AT_ONCE
     ) -> PredictedAnswer:
-        """Return what is predicted for a request of `rows` that is taken.
+        """Admit a request of `rows`, and return what is predicted for it.
 
         Raises:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
@@ -158,7 +161,7 @@ class Admission:
         return PredictedAnswer(now + answered, answered, is_probe=surely > left)
 
     def needs_prediction(self) -> bool:
-        """Whether the next request with no more than `free_rows` waiting is predicted, for the record."""
+        """Return whether the next request that fits into `free_rows` is predicted: then margins are learned from it."""
         self._unpredicted = (self._unpredicted + 1) % PREDICT_EVERY
         return self._unpredicted == 1
 
@@ -167,7 +170,10 @@ class Admission:
         return min(self.batch_rows, self._max_queue_rows) if is_quick else 0
 
     def backpressure(self, load: Load) -> Literal["rows", "time"] | None:
-        """Why whoever can wait had better: half the longest wait is predicted, or the next batch is full."""
+        """Return why a caller that can wait should hold back; None: it need not.
+
+        "time": half of the longest wait is predicted; "rows": the next batch is full already.
+        """
         if self.predict(load.waiting_rows, 1, load.busy_seconds).starts > self._max_queue_seconds / 2:
             return "time"
         return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
@@ -181,12 +187,12 @@ class Admission:
         total = waiting_rows + rows
         return OverloadedError(
             f"{waiting_rows} rows of at most {most} are queued, no room for {rows} more; retry later",
-            # Nothing is known before the first batch was measured.
+            # Before the first batch was measured nothing is predicted, and 0 stands for that.
             answered * (total - most) / total or None,
         )
 
     def _note_caller(self, seconds: float, now: float) -> None:
-        """A caller gave so much time; those with little have batches that they can wait for."""
+        """Note the time that a caller gave: batches are kept small enough for callers with little time."""
         self._budget_noted_at = now
         if seconds < self._budget:
             self._budget = max(seconds, 1e-6)
@@ -194,20 +200,20 @@ class Admission:
             self._budget += BUDGET_RECOVERY * (seconds - self._budget)
 
     def next_batch_rows(self, queued_rows: int) -> int:
-        """The most rows of the next batch that is formed from a queue of `queued_rows`.
+        """Return the largest number of rows of the next batch that is formed from a queue of `queued_rows`.
 
-        Until the largest bucket could be filled there are small ones, if that costs nothing: see `BatchPolicy`,
-        `unsaturated_rows`. From then on there are large ones until the queue is short, so that predictions hold.
+        Until the largest bucket can be filled batches are small, if that costs nothing: see `BatchPolicy`,
+        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold.
         """
         if self.saturated or queued_rows >= self._buckets[-1]:
             return self.batch_rows
         return min(self.batch_rows, self._unsaturated_rows)
 
     def predict(self, rows_ahead: int, rows: int, busy_seconds: float, ready_seconds: float = 0.0) -> Prediction:
-        """What becomes of `rows` behind `rows_ahead` in the queue, the backend being busy for `busy_seconds` more.
+        """Predict when `rows` behind `rows_ahead` in the queue start and are answered.
 
-        They are there in `ready_seconds`. If that is what takes longest, a batch has begun by then, and half of it is
-        left on average.
+        The backend is busy for `busy_seconds` more, and the rows are there in `ready_seconds`. If the latter takes
+        longest, a batch has begun by then, and half of it is left on average.
         """
         total = rows_ahead + rows
         size = self.next_batch_rows(total)
@@ -217,7 +223,7 @@ class Admission:
         wait = busy_seconds + batches * full_seconds
         last: float = total - batches * size
         if wait and last < size:
-            # Those who come meanwhile share the last batch.
+            # Rows that come meanwhile share the last batch.
             last = min(size, last + self._rows_per_s * wait)
         seconds = self._seconds_of(last)
         if ready_seconds > wait:
@@ -225,7 +231,7 @@ class Admission:
         return Prediction(starts, wait + seconds + self.delivery_seconds)
 
     def _seconds_of(self, rows: float) -> float:
-        """Of a batch that has `rows` on average."""
+        """Return the seconds of a batch that has `rows` rows on average."""
         whole = int(rows)
         seconds = self._profile.batch_seconds(whole)
         if (part := rows - whole) > 0:
@@ -235,7 +241,7 @@ class Admission:
     def begin_batch(self, queued_rows: int, admitted_rows: int, now: float) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
-        `admitted_rows` counts all that were queued since the start.
+        `admitted_rows` is the number of rows that were queued since the start.
         """
         if queued_rows > self._buckets[-1]:
             self.saturated = True
@@ -253,21 +259,21 @@ class Admission:
             self._counted_from, self._counted_rows = now, admitted_rows
 
     def _chosen_rows(self) -> int:
-        """The bucket that brings the most answers in time.
+        """Return the bucket that brings the most answers in time.
 
-        Rows a second, times the share of callers who can wait for such a batch: one who comes when it has just begun
-        waits for it and for the next, which is his. `PATIENT_SHARE` of the time that callers have, beyond one batch,
-        has to be as long as a batch for all of them to count; without deadlines they all do.
+        A bucket's score is its rows per second, times the share of callers who can wait for such a batch: one who comes
+        when a batch has just begun waits for it and for the next. All callers count where `PATIENT_SHARE` of the time
+        that they have, beyond one batch, is as long as a batch; without deadlines they all do.
         """
         best, best_score = self._buckets[-1], 0.0
         if self._budget == math.inf:
             return best
         for bucket in self._buckets:
             score = self._score(bucket)
-            # What is about as good gives way to the larger: a batch costs something besides.
+            # Of buckets about as good the larger one is taken: each batch has a cost of its own.
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = bucket, max(score, best_score)
-        # Predictions hold as long as batches are as large as they were.
+        # The present size is kept while it is about as good: predictions hold as long as it doesn't change.
         return best if self._score(self.batch_rows) < ABOUT_AS_GOOD * best_score else self.batch_rows
 
     def _score(self, bucket: int) -> float:
@@ -283,21 +289,21 @@ class Admission:
         delivery_seconds: float,
         late: Sequence[tuple[PredictedAnswer, float]] = (),
     ) -> None:
-        """Take in what was predicted for the requests that one batch answered, which were handed out at `now`.
+        """Learn from the predictions for the requests that one batch answered, which were handed out at `now`.
 
-        `late`: what was predicted for those that left the queue meanwhile, and when they would have been answered.
-        `delivery_seconds`: from the end of that batch until `now`.
+        `late` has the predictions for requests that were dropped meanwhile, with when they would have been answered.
+        `delivery_seconds` is the time from the end of that batch until `now`.
         """
         self.delivery_seconds += DELIVERY_RATE * (delivery_seconds - self.delivery_seconds)
         self.margins.learn(answered, now, late)
 
     def state(self) -> list[float]:
-        """All that `check` goes by, for `take_state` of another process; always as many numbers."""
+        """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
         numbers = (float(self.saturated), float(self.batch_rows), self._rows_per_s, self.delivery_seconds)
         return [*numbers, *self.margins.learned, *self._profile.table]
 
     def take_state(self, state: Sequence[float]) -> None:
-        """Go by what `state` of another's told; zeros are from one that has told nothing yet."""
+        """Take over what `state` returned in another process; zeros, as before its first state, are ignored."""
         if not state[1]:
             return
         self.saturated = bool(state[0])
@@ -308,5 +314,5 @@ class Admission:
 
 
 def passed_deadline(seconds: float) -> DeadlineError:
-    """What to tell a request whose deadline passed so long ago."""
+    """Return the error for a request whose deadline passed `seconds` ago."""
     return DeadlineError(f"the deadline passed {1000 * seconds:.1f} ms ago; allow more time")

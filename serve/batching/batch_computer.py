@@ -1,4 +1,4 @@
-"""One call of the backend: rows are joined into its input, and what it returns is checked."""
+"""Computes a batch by one call of the backend: joins the rows into its input, and checks what it returns."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ class BatchComputer:
         self._row_shape = row_shape
         self._clock = clock
         self._buffer = np.zeros((max_rows, *row_shape), np.uint8)
-        # Rows of the buffer from here on are zeros.
+        # Index from which on the buffer's rows are zeros.
         self._used_rows = 0
         self._classes: int | None = None
 
@@ -34,7 +34,7 @@ class BatchComputer:
         try:
             row_count = len(batch.rows)
             pixels = self._buffer[: batch.bucket]
-            # Joined along the first axis of a row: a third of the time that `np.stack` takes.
+            # Joining along the first axis of a row takes a third of the time that `np.stack` takes.
             np.concatenate(batch.rows, out=pixels[:row_count].reshape(-1, *self._row_shape[1:]))
             # A large batch's rows past a small one's bucket stay; they are zeroed when a bucket has them again.
             pixels[row_count : max(row_count, self._used_rows)] = 0
@@ -48,12 +48,12 @@ class BatchComputer:
             batch.outcome = self._checked(output, batch.bucket)
         except FuselineError as error:
             batch.outcome = error
-        # Even SystemExit: whatever the backend raises, somebody waits for an answer.
+        # Even a SystemExit is caught: whatever the backend raises, somebody waits for an answer.
         except BaseException as error:  # noqa: BLE001
             batch.outcome = backend_error(f"the backend raised {type(error).__name__} on a valid batch", error)
 
     def _checked(self, output: Logits, bucket: int) -> Logits:
-        """Raise `BackendError` unless `output` is float32 (bucket, classes), with as many classes as ever."""
+        """Return `output`. Raise `BackendError` unless it is float32 (bucket, classes), `classes` being as before."""
         if isinstance(output, np.ndarray) and output.dtype == np.float32 and output.ndim == 2:
             rows, classes = output.shape
             if rows == bucket and classes == (self._classes or classes):

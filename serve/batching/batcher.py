@@ -1,7 +1,7 @@
-"""Requests become batches: an asyncio queue in front of a backend that is called by one thread.
+"""Turns requests into batches: an asyncio queue in front of a backend that is called by one thread.
 
-While the backend is busy the next batch forms; an idle backend takes what is there. A batch that takes less than its
-hand-over to the thread would is computed on the event loop. Knows neither gRPC nor the model.
+While the backend is busy the next batch forms; an idle backend takes what is there. A batch that takes less time than
+its hand-over to the thread would is computed on the event loop. This module knows neither gRPC nor the model.
 """
 
 import asyncio
@@ -32,35 +32,36 @@ from fuseline.serve.event_loop import call_after_turns
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
 
 PROBE_AFTER_SECONDS = 0.5
-"""After so long without a measured batch, an idle batcher tries a request that its profile would refuse."""
+"""Seconds without a measured batch after which an idle batcher tries a request that its profile would refuse."""
 
 DELIVERY_TURNS = 3
-"""Turns of the event loop until whoever waits for an answer has written it."""
+"""Number of turns of the event loop after which whoever waits for an answer has written it."""
 
 SHORTEST_WAIT_SECONDS = 0.0001
-"""Timers are no more precise than that."""
+"""Precision of timers: no shorter wait is worth setting one."""
 
 
 class BatchStats(NamedTuple):
-    """What one batch was: `rows` before padding, `bucket` after it, `queue_ms` that its oldest request had waited.
-
-    `failed`: the backend raised, or returned something of another shape.
-    """
+    """Statistics of one batch."""
 
     rows: int
+    """Number of rows before padding."""
     bucket: int
+    """Number of rows after padding."""
     queue_ms: float
+    """Time that the oldest request had waited."""
     compute_ms: float
     failed: bool
+    """Whether the backend raised, or returned something of another shape."""
 
 
 class Misses(NamedTuple):
-    """How the predictions came true since the batch before: of those answered, and how many left the queue too late."""
+    """How far predictions missed since the batch before."""
 
     late_seconds: Sequence[float]
-    """Of each answered request, handed out minus predicted."""
+    """Seconds from the predicted time of each answer to when it was handed out; below 0: it came earlier."""
     dropped: int
-    """Requests that could not be answered in time any more."""
+    """Number of requests that left the queue because they could not be answered in time any more."""
 
 
 class Batcher:
@@ -72,7 +73,8 @@ class Batcher:
     - `infer` is called by one thread at a time, a thread of its own or the event loop's, with as many rows as one of
       the policy's buckets: those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
     - A batch that fails, fails its own requests only; the next one runs.
-    - Cancelled requests leave the queue before a batch forms, and so do those that can't be answered in time any more.
+    - Cancelled requests leave the queue before a batch forms, and so do requests that can't be answered in time any
+      more.
     """
 
     def __init__(
@@ -90,15 +92,15 @@ class Batcher:
         """Make an idle batcher.
 
         Args:
-            infer: (rows, *row_shape) uint8 -> logits (rows, classes) float32. The result belongs to the batcher; the
-                argument is overwritten once it has returned.
-            policy: how batches are formed, and how many rows may wait.
+            infer: computes (rows, *row_shape) uint8 -> logits (rows, classes) float32. The result belongs to the
+                batcher; the argument is overwritten once the call has returned.
+            policy: says how batches are formed, and how many rows may wait.
             row_shape: shape of one row.
-            seconds_per_bucket: what a batch of each bucket takes, measured at warm-up; every batch refines it.
-            clock: monotonic seconds; deadlines are on it.
-            on_batch: called on the event loop after each batch.
-            on_misses: called on the event loop once the answers of a batch are handed out.
-            executor: calls the backend, one call at a time, and is left running by `drain`. None: an own thread.
+            seconds_per_bucket: seconds that a batch of each bucket takes, measured at warm-up; every batch refines it.
+            clock: tells monotonic seconds; deadlines are on it.
+            on_batch: is called on the event loop after each batch.
+            on_misses: is called on the event loop once the answers of a batch are handed out.
+            executor: calls the backend, one call at a time, and is left running by `drain`; None: a thread of its own.
         """
         if not row_shape:
             raise ValueError("row_shape (): expected at least one dimension")
@@ -114,23 +116,24 @@ class Batcher:
         self._thread: CallThread | None = None
         if executor is None:
             self._thread = CallThread("fuseline-batcher")
-            # Also when the batcher is dropped without `drain`.
+            # The thread ends also when the batcher is dropped without `drain`.
             self._end_thread = weakref.finalize(self, self._thread.end)
             self._hand_over: Callable[[Callable[[], None]], object] = self._thread.submit
         else:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
         self._admission = Admission(self._profile, policy)
-        # Of what left the queue as it would have been late: what was predicted, and when it would have been answered.
+        # For each request that left the queue as it would have been late: its prediction, and when the answer would
+        # have come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
         self._compute = BatchComputer(
             infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
         ).compute
         self._queue = RequestQueue()
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._profile, self._admission)
-        # Of requests that are admitted and whose images are being decoded.
+        # Rows of admitted requests whose images are being decoded.
         self._reserved_rows = 0
-        # Rows that were queued when the event loop last turned, and its turns since there were more.
+        # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._running: Batch | None = None
         self._wake: asyncio.Handle | None = None
@@ -139,17 +142,17 @@ class Batcher:
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a batch."""
+        """Number of rows that wait for a batch."""
         return self._queue.rows
 
     @property
     def policy(self) -> BatchPolicy:
-        """How its batches are formed."""
+        """Policy by which batches are formed."""
         return self._policy
 
     @property
     def running_rows(self) -> int:
-        """Rows of the batch that the backend computes now, before padding."""
+        """Number of rows of the batch that the backend computes now, before padding."""
         return 0 if self._running is None else len(self._running.rows)
 
     @property
@@ -160,7 +163,7 @@ class Batcher:
     def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
-        Until it is given to `submit`, or withdrawn, its rows count as queued for who comes later.
+        Until the reservation is given to `submit`, or released, its rows count as queued for later requests.
         """
         if self._draining:
             raise _shutting_down()
@@ -171,14 +174,14 @@ class Batcher:
         return reservation
 
     def release_rows(self, row_count: int) -> None:
-        """So many promised rows are promised no longer."""
+        """Release `row_count` reserved rows; a negative number reserves more."""
         self._reserved_rows -= row_count
 
     def admission_snapshot(self) -> list[float]:
-        """What another process has to know to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
+        """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        Rows that are queued, promised, and running; when the running batch ends; when a batch was last measured; and
-        `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when the running batch ends; when a batch was
+        last measured; and `Admission.state`.
         """
         now = self._clock()
         load = self.load(now)
@@ -188,7 +191,9 @@ class Batcher:
     def submit(
         self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
     ) -> asyncio.Future[BatchedRows]:
-        """Admit a request or refuse it at once; call it on the event loop. A `reservation` means already admitted.
+        """Admit a request or refuse it at once; one with a `reservation` is admitted already.
+
+        Call it on the event loop.
 
         The rows, each of the row shape and uint8, must not change until the future is done. Cancelling the future drops
         the request: rows that are not in a batch yet never run and make room at once.
@@ -204,7 +209,7 @@ class Batcher:
             ShuttingDownError: `drain` was called.
         """
         if reservation is not None:
-            # Whatever becomes of it, its rows are queued now, or never.
+            # Whatever becomes of the request, its rows are queued now, or never.
             reservation.release()
         if self._draining:
             raise _shutting_down()
@@ -235,7 +240,7 @@ class Batcher:
         )
         queue.add(request)
         if self._running is None:
-            # Not before this turn of the event loop ends, so that all that arrived in it forms one batch.
+            # No batch starts before this turn of the event loop ends, so that all that arrived in it forms one batch.
             if self._wake is not None and self._max_delay_seconds:
                 self._wake.cancel()
                 self._wake = None
@@ -255,7 +260,7 @@ class Batcher:
             self._thread.join()
 
     def load(self, now: float) -> Load:
-        """What is ahead of a request that comes now."""
+        """Return what is ahead of a request that comes now."""
         running, waiting = self._running, self._queue.rows + self._reserved_rows
         if running is None:
             idle = not waiting and now - self._profile.learned_at >= PROBE_AFTER_SECONDS
@@ -264,7 +269,7 @@ class Batcher:
         return Load(waiting, len(running.rows), max(0.0, busy))
 
     def discard(self, request: Request) -> None:
-        """Take what is left of a request out of the queue, if anything is."""
+        """Take the rest of a request out of the queue, if any of its rows are left there."""
         self._queue.remove(request)
         self._set_drained_if_idle()
 
@@ -279,7 +284,8 @@ class Batcher:
     def _start_batch(self, *, between_answers: bool = False) -> None:
         """Have the next batch computed, unless there is none or `max_delay_ms` lets it wait for a fuller one.
 
-        `between_answers`: those of the batch before are still to be handed out, so none is computed on the event loop.
+        With `between_answers`, those of the batch before are still to be handed out, so none is computed on the event
+        loop.
         """
         if self._wake is not None:
             self._wake.cancel()
@@ -347,20 +353,20 @@ class Batcher:
         )
 
     def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """Compute a batch in the worker thread."""
+        """Compute a batch in the batcher's thread."""
         self._compute(batch)
-        # A closed event loop has nobody left who waits.
+        # Once the event loop is closed nobody waits for an answer.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._finish, batch)
 
     def _finish(self, batch: Batch) -> None:
-        """Settle what the batch completes; on the event loop."""
+        """Settle, on the event loop, the requests that the batch completes."""
         self._running = None
         outcome, start = batch.outcome, 0
         now = self._clock()
         if isinstance(outcome, np.ndarray):
             self._profile.learn(batch.bucket, now - batch.started, now)
-            # Before the answers are handed out, so that the backend doesn't idle meanwhile.
+            # The next batch starts before the answers are handed out, so that the backend doesn't idle meanwhile.
             go_on = self._start_batch if batch.compute_seconds >= self._policy.slow_call_seconds else self._turn
             go_on(between_answers=True)
             for request, first_row, row_count in batch.shares:

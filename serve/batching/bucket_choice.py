@@ -1,4 +1,4 @@
-"""Which bucket the next batch takes, and which requests can't be answered in time any more."""
+"""Chooses the bucket of the next batch, and finds the requests that can't be answered in time any more."""
 
 from bisect import bisect_left
 
@@ -9,7 +9,7 @@ from fuseline.serve.batching.requests import Request
 
 
 class BucketChoice:
-    """Chooses buckets by what waits in `queue` and by what batches were measured to take."""
+    """Chooses buckets by what waits in the queue and by the measured times of batches."""
 
     def __init__(
         self, buckets: tuple[int, ...], queue: RequestQueue, profile: BatchProfile, admission: Admission
@@ -22,8 +22,8 @@ class BucketChoice:
     def next_bucket(self, now: float) -> tuple[int, list[tuple[Request, float]]]:
         """Return the bucket of a batch that begins `now`, and the requests that had to leave the queue for it.
 
-        Those would be answered after their deadlines; each comes with when that would be. The queue isn't empty; it may
-        be afterwards.
+        Those requests would be answered after their deadlines; each comes with when that would be. The queue must not
+        be empty before the call; it may be afterwards.
         """
         queue = self._queue
         bucket = self._bucket_of(min(queue.rows, self._admission.next_batch_rows(queue.rows)))
@@ -41,7 +41,7 @@ class BucketChoice:
         return self._bucket_of(min(best, queue.rows)) if queue.rows else best, late
 
     def _bucket_of(self, rows: int) -> int:
-        """The smallest bucket that holds `rows`; with more work than time, a smaller one if padding costs more."""
+        """Return the smallest bucket that holds `rows`; when saturated, the one below if padding costs more."""
         above = bisect_left(self._buckets, rows)
         bucket = self._buckets[above]
         if bucket > rows and above and self._admission.saturated:
@@ -51,8 +51,10 @@ class BucketChoice:
         return bucket
 
     def _try_bucket(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
-        """How many rows a batch of `bucket` begun now would have for requests that are answered in time, and those that
-        would come too late although they are in turn, with when they would be answered.
+        """Return what a batch of `bucket` that begins `now` would come to.
+
+        The number is that of its rows of requests that are answered in time. The list has the requests that would be
+        answered too late although it is their turn, with when that would be.
         """
         room, late = bucket, []
         finish = now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds

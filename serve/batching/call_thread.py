@@ -8,7 +8,7 @@ from threading import Thread
 class CallThread:
     """Makes calls in the order in which they were handed over, one at a time.
 
-    A queue costs a quarter less CPU for each call than `ThreadPoolExecutor`'s futures. It is a daemon thread, so that
+    A queue costs a quarter less CPU for each call than `ThreadPoolExecutor`'s futures. The thread is a daemon, so that
     a call that hangs doesn't keep the process from exiting. Calls must not raise.
     """
 
@@ -33,5 +33,5 @@ class CallThread:
 def _make_calls(calls: SimpleQueue[Callable[[], object] | None]) -> None:
     while (call := calls.get()) is not None:
         call()
-        # An idle thread keeps nothing of the last call alive.
+        # Without this an idle thread would keep alive what the last call holds.
         del call

@@ -1,6 +1,6 @@
 """How batches are formed: their sizes, what an idle backend waits for, and how much may wait.
 
-Plain numbers: an image is so many pixels, a device so many cores and so many seconds for each size of batch.
+Everything here is plain numbers: pixels of an image, cores of a CPU, seconds of a batch of each size.
 """
 
 import math
@@ -9,41 +9,41 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 DEFAULT_MAX_BATCH = 32
-"""Rows of the largest batch that engines are built for and servers form, unless told otherwise."""
+"""Number of rows of the largest batch that engines are built for and servers form, unless told otherwise."""
 
 QUIET_TURNS = 8
-"""An idle backend gets its batch when so many turns of the event loop brought no row. Of requests that are on their way
-together, gRPC hands out one in a turn or a few; a fast backend that took the first at once would get a batch for each,
-and each batch costs as much CPU as several requests. A turn without anything to do takes some microseconds."""
+"""Number of turns of the event loop without a new row after which an idle backend gets its batch. gRPC hands out
+requests that arrive together one in a turn or a few; a fast backend that took the first at once would get a batch for
+each, and each batch costs as much CPU as several requests. A turn without anything to do takes some microseconds."""
 
 SLOW_CALL_SECONDS = 0.002
-"""After a call that took so long, whatever waits is the next batch at once: the backend's time is what is scarce."""
+"""Seconds of a call after which whatever waits becomes the next batch at once: the backend's time is what is scarce."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How one batcher forms its batches. Raises `ValueError` for numbers that make no sense."""
+    """How one batcher forms its batches. Making one raises `ValueError` for numbers that make no sense."""
 
     buckets: tuple[int, ...]
-    """Batch sizes in rows that the backend may be called with, ascending; given in any order. The last is the largest
-    batch."""
+    """Batch sizes in rows that the backend may be called with: ascending, however they were given. The last is the
+    largest batch."""
     max_queue_rows: int
-    """Rows that may wait; those of the running batch don't count."""
+    """Largest number of waiting rows; those of the running batch don't count."""
     max_queue_ms: float = math.inf
-    """How long a request without a deadline may wait for its first batch, as predicted."""
+    """Longest predicted wait of a request without a deadline for its first batch."""
     max_delay_ms: float = 0.0
-    """How long an idle backend waits for a fuller batch."""
+    """Longest time that an idle backend waits for a fuller batch."""
     unsaturated_rows: int | None = None
-    """The most rows of a batch while fewer wait than the largest bucket has; None: as many as wait. Where a row costs
-    the same in any batch, smaller ones answer sooner: nobody waits for the rows behind his own, nor a newcomer for all
-    of a large batch that has just begun."""
+    """Largest number of rows of a batch while fewer wait than the largest bucket has; None: as many as wait. Where a
+    row costs the same in any batch, smaller batches answer sooner: no request waits for the rows behind its own, nor
+    does a new one wait for all of a large batch that has just begun."""
     inline_below_ms: float = 0.0
-    """A batch that by its bucket's measured time takes less is computed on the event loop, where nothing else happens
-    meanwhile."""
+    """Time below which a batch, by its bucket's measured time, is computed on the event loop, where nothing else
+    happens meanwhile."""
     quiet_turns: int = QUIET_TURNS
-    """Turns of the event loop without a new row after which an idle backend gets its batch."""
+    """Number of turns of the event loop without a new row after which an idle backend gets its batch."""
     slow_call_seconds: float = SLOW_CALL_SECONDS
-    """A call that took as long is followed by the next at once."""
+    """Seconds of a call from which on the next call follows at once."""
 
     def __post_init__(self) -> None:
         if not self.buckets or min(self.buckets) < 1:
@@ -62,7 +62,7 @@ class BatchPolicy:
 
 
 def buckets_up_to(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
+    """Return batch sizes in rows, ascending: the powers of two below `max_batch`, and `max_batch`."""
     return (*(2**exponent for exponent in range((max_batch - 1).bit_length())), max_batch)
 
 
@@ -74,26 +74,26 @@ class CpuBatching:
     """What makes batches good on a CPU, where a row takes about as long in any batch that keeps the cores busy."""
 
     full_pixels: int = 16 * 224 * 224
-    """Pixels of a batch that fill the cores. Measured with ResNet-18 at 224 x 224 and 32 clients on 2 cores: batches of
-    8 serve 0.92 of the bare runtime's images/s, of 16 0.97, of 32 no more, and their activations take twice the
-    memory."""
+    """Number of pixels of a batch that fills the cores. Measured with ResNet-18 at 224 x 224 and 32 clients on 2 cores:
+    batches of 8 serve 0.92 of the bare runtime's images/s, of 16 0.97, of 32 no more, and their activations take twice
+    the memory."""
     core_pixels: int = 2 * 224 * 224
-    """Pixels of a batch for each core from which on a row takes about as long in any batch. Measured with ResNet-18 at
-    224 x 224: on 2 cores a row takes 0.95 to 1.15 times as long in a batch of 4 as in one of 16, alone 1.2 to 1.7
-    times; on 1 core 1.06 to 1.13 times as long in a batch of 2 as in one of 8."""
+    """Number of pixels of a batch for each core from which on a row takes about as long in any batch. Measured with
+    ResNet-18 at 224 x 224: on 2 cores a row takes 0.95 to 1.15 times as long in a batch of 4 as in one of 16, alone 1.2
+    to 1.7 times; on 1 core 1.06 to 1.13 times as long in a batch of 2 as in one of 8."""
     small_batch_ms: float = 10.0
-    """Batches are kept small only where a small one takes so long: a faster network costs less than a batch of its
-    own."""
+    """Time of a small batch from which on batches are kept small: a faster network costs less than the overhead of a
+    batch of its own."""
     inline_below_ms: float = 1.0
-    """About what a busy event loop loses by handing a batch to a thread and back: a batch that takes less is computed
-    on the loop. Not a GPU's: while that computes, the loop's time is free for requests."""
+    """Time that a busy event loop about loses by handing a batch to a thread and back: a batch that takes less is
+    computed on the loop. A GPU's batches are not: while the GPU computes, the loop's time is free for requests."""
 
     def buckets(self, row_pixels: int, max_batch: int | None = None) -> tuple[int, ...]:
-        """Batch sizes in rows, ascending: `buckets_up_to(max_batch)`, and those halfway between powers of two.
+        """Return batch sizes in rows, ascending: `buckets_up_to(max_batch)`, and those halfway between powers of two.
 
         None for `max_batch` takes the largest of `DEFAULT_BUCKETS` within `full_pixels`. A CPU takes as long for a row
-        of padding as for any other. With powers of two alone a batch of 5 costs as much as 8; batches of all sizes up
-        to 16 are padded by a quarter on average, with those in between by a tenth.
+        of padding as for any other. With powers of two alone a batch of 5 costs as much as one of 8, and batches of all
+        sizes up to 16 are padded by a quarter on average; with the sizes halfway between, by a tenth.
         """
         if max_batch is None:
             fitting = max(1, self.full_pixels // row_pixels)
@@ -105,15 +105,15 @@ class CpuBatching:
     def refined(
         self, policy: BatchPolicy, *, row_pixels: int, cores: int, seconds_per_bucket: Mapping[int, float]
     ) -> BatchPolicy:
-        """Return `policy` with small batches where they pay on so many cores, and fast ones on the event loop."""
+        """Return `policy` with small batches where they pay on `cores` cores, and fast ones on the event loop."""
         rows = self.unsaturated_rows(row_pixels, cores, seconds_per_bucket)
-        # Who sets a delay asks for fuller batches.
+        # A user who sets a delay asks for fuller batches.
         return replace(
             policy, unsaturated_rows=None if policy.max_delay_ms else rows, inline_below_ms=self.inline_below_ms
         )
 
     def unsaturated_rows(self, row_pixels: int, cores: int, seconds_per_bucket: Mapping[int, float]) -> int | None:
-        """The bucket from which on a larger batch saves hardly any time; None where small batches don't pay."""
+        """Return the bucket from which on a larger batch saves hardly any time; None where small batches don't pay."""
         rows = cores * self.core_pixels // row_pixels
         for bucket, seconds in sorted(seconds_per_bucket.items()):
             if bucket >= rows:

@@ -1,40 +1,42 @@
-"""How long a batch takes, as far as has been measured."""
+"""The measured time of a batch in each bucket."""
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 SPEED_RATE = 0.2
-"""Weight of the newest batch in the device's speed, which all buckets share: a neighbour on the machine slows each."""
+"""Weight of the newest batch in the device's speed, which all buckets share: other work on the machine slows each."""
 
 BUCKET_RATE = 0.05
 """Weight of the newest batch in how its bucket compares with the others."""
 
 RECENT_SECONDS = 0.3
-"""What was measured so long ago weighs a third: the first batch after a pause counts for nearly everything."""
+"""Age at which a measurement weighs a third: the first batch after a pause counts for nearly everything."""
 
 LARGEST_STEP = math.log(2)
-"""Of one batch among others: a hiccup of the machine that takes ten times as long is no sign of ten times the load."""
+"""Largest step, as a logarithm, that one batch among others moves the time by: a hiccup of the machine that takes ten
+times as long is no sign of ten times the load."""
 
 
 class BatchProfile:
-    """Seconds by bucket: what a bucket takes beside the others, times how fast the device is at present.
+    """Seconds of a batch by bucket: the bucket's time relative to the others, times the device's present slowness.
 
-    An unmeasured bucket counts as the next smaller measured one, or nothing: this errs to admit.
+    An unmeasured bucket counts as the next smaller measured one, or as 0 seconds: this errs towards admitting.
     """
 
     def __init__(self, buckets: Sequence[int], measured: Mapping[int, float], now: float) -> None:
-        """`buckets` are ascending rows, `measured` seconds of some of them."""
+        """Begin with `buckets`, ascending, in rows, and the `measured` seconds of some of them."""
         self._buckets = buckets
         self._relative = {bucket: seconds for bucket, seconds in measured.items() if seconds > 0}
         self._speed = 1.0
         self.table = self._filled()
         """Seconds of a batch in each bucket."""
         self.learned_at = now
+        """Time of the last measurement."""
 
     def learn(self, bucket: int, seconds: float, now: float) -> None:
-        """Take in one more measured batch, which ended at `now`."""
-        # A clock that is too coarse for it tells 0.
+        """Learn from one more measured batch, which ended at `now`."""
+        # A clock that is too coarse for the batch tells 0.
         seconds = max(seconds, 1e-6)
         forgotten = 1 - math.exp(-max(0.0, now - seconds - self.learned_at) / RECENT_SECONDS)
         self.learned_at = now
@@ -49,7 +51,7 @@ class BatchProfile:
         self.table = self._filled()
 
     def batch_seconds(self, rows: int) -> float:
-        """Of one batch of `rows`, at most the largest bucket, in its bucket."""
+        """Return the seconds of a batch of `rows` in its bucket; `rows` is at most the largest bucket."""
         return self.table[bisect_left(self._buckets, rows)]
 
     def _filled(self) -> list[float]:

@@ -16,24 +16,24 @@ class RequestQueue:
     def __init__(self) -> None:
         self._requests: OrderedDict[Request, None] = OrderedDict()
         self.rows = 0
-        """Rows that wait, of all requests; 0 when there are none."""
+        """Number of waiting rows of all requests; 0 when there are none."""
         self.admitted_rows = 0
-        """Rows that were ever added."""
+        """Number of rows that were ever added."""
         self.earliest_deadline = math.inf
-        """Of all requests. It may lie too early after some have left, never too late."""
+        """Earliest deadline of all requests. It may lie too early after some have left, never too late."""
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
     def add(self, request: Request) -> None:
-        """Put a request at the end."""
+        """Put a request at the end of the queue."""
         self.earliest_deadline = min(self.earliest_deadline, request.deadline)
         self._requests[request] = None
         self.rows += request.row_count
         self.admitted_rows += request.row_count
 
     def remove(self, request: Request) -> None:
-        """Take out what is left of a request, if anything is."""
+        """Take out the rest of a request, if any of its rows are left."""
         if request in self._requests:
             del self._requests[request]
             self.rows -= len(request.rows) - request.taken
@@ -51,7 +51,7 @@ class RequestQueue:
                 self.earliest_deadline = min(self.earliest_deadline, request.deadline)
 
     def take_batch(self, bucket: int, now: float) -> Batch:
-        """Take the oldest rows, `bucket` or as many as there are, as a batch that begins `now`."""
+        """Return a batch that begins `now` with the oldest rows, at most `bucket` of them."""
         rows: list[Row] = []
         shares: list[tuple[Request, int, int]] = []
         while self._requests and len(rows) < bucket:

@@ -1,4 +1,4 @@
-"""What a batcher's queue and batches hold: requests, each the very future of its answer, and the batch that runs."""
+"""Requests, each the very future of its answer, and the batches that they are computed in."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -18,21 +18,21 @@ _UINT8 = np.dtype(np.uint8)
 
 
 class BatchedRows(NamedTuple):
-    """The answer to one request: logits (rows, classes) in the order of its rows, and where its time went.
-
-    `queue_ms` is from admission to the start of the batch that held its last row, `compute_ms` the sum of the backend
-    calls that held its rows, `batch_rows` the rows of all requests in the largest of those, before padding.
-
-    `logits` are the rows from `first_row` on of `shared_logits`, which is the same array for all requests that one
-    batch answered whole, in the order in which they are settled: what is worked out for all of it is worked out once.
-    """
+    """The answer to one request: its logits, and where its time went."""
 
     logits: Logits
+    """Shape (rows, classes), in the order of the request's rows."""
     queue_ms: float
+    """Time from admission to the start of the batch that held the last row."""
     compute_ms: float
+    """Total time of the backend calls that held its rows."""
     batch_rows: int
+    """Number of rows, of all requests and before padding, in the largest of those calls."""
     shared_logits: Logits
+    """Array that `logits` is part of. All requests that one batch answered whole share it, and are settled in the order
+    of its rows, so that what is worked out for the whole array is worked out once."""
     first_row: int
+    """Index in `shared_logits` of the first row of `logits`."""
 
 
 class Request(asyncio.Future[BatchedRows]):
@@ -63,7 +63,7 @@ class Request(asyncio.Future[BatchedRows]):
     ) -> None:
         """`deadline` and `admitted` are on the batcher's clock; `on_cancel` takes a cancelled request from its queue.
 
-        `prediction`: when it was taken to be answered.
+        `prediction` says when the answer was expected at admission.
         """
         super().__init__()
         self.rows = rows
@@ -86,9 +86,9 @@ class Request(asyncio.Future[BatchedRows]):
         return True
 
     def add(self, logits: Logits, start: int, first_row: int, row_count: int, batch: "Batch") -> None:
-        """Take a batch's logits from `start` on as those of this request's rows from `first_row` on.
+        """Take a batch's logits from `start` on as those of this request's `row_count` rows from `first_row` on.
 
-        Settles the request when none of its rows is left, in whatever order its batches were told.
+        Settle the request when none of its rows is left; its batches may end in any order.
         """
         self.compute_seconds += batch.compute_seconds
         self.batch_rows = max(self.batch_rows, len(batch.rows))
@@ -112,7 +112,7 @@ class Batch:
 
     rows: list[Row]
     shares: list[tuple[Request, int, int]]
-    """Whose rows they are, in order: the request, which of its rows is the first, and how many."""
+    """Each request with rows in the batch, in their order, with the index of its first row here and their number."""
     bucket: int
     started: float
     compute_seconds: float = 0.0
@@ -121,7 +121,7 @@ class Batch:
 
 def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...]) -> None:
     """Raise `RequestError` if there are no rows, or one is not uint8 of `row_shape`."""
-    # One array of rows has no truth value.
+    # `rows` may be one array, which has no truth value.
     if len(rows) == 0:
         raise RequestError("the request has no rows; send at least one")
     for row in rows:
@@ -130,5 +130,5 @@ def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...]) -> None:
 
 
 def described(value: object) -> str:
-    """An array's type and shape, or what else `value` is, for people."""
+    """Return, for people, the dtype and shape of an array, or the type of any other `value`."""
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
