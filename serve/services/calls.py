@@ -1,4 +1,4 @@
-"""The calls under way in one service, so that a drain refuses new ones and waits for the rest; how a call is ended."""
+"""Counts the calls under way in a service, so that a drain refuses new ones and waits for the rest; ends calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Calls:
-    """Counts calls, each of which is `with calls:`. All of it on one event loop."""
+    """Counts calls, each of which runs in `with calls:`. Everything happens on one event loop."""
 
     def __init__(self) -> None:
         self.refused = False
@@ -23,7 +23,7 @@ class Calls:
 
     @property
     def refusal(self) -> ShuttingDownError:
-        """What to tell a call that comes after `refuse`."""
+        """Error for a call that comes after `refuse`."""
         return ShuttingDownError(
             "the server is shutting down and takes nothing new; send this to another server, or again later"
         )
@@ -40,7 +40,7 @@ class Calls:
             self._idle.set()
 
     def refuse(self) -> None:
-        """Let no call begin from now on."""
+        """Refuse calls that begin from now on."""
         self.refused = True
 
     async def idle(self) -> None:
@@ -49,11 +49,11 @@ class Calls:
             await self._idle.wait()
 
 
-async def answered(context: ServicerContext[Any, Any], answer: Callable[[], _Answer]) -> _Answer:
-    """Return `answer()`, or end the call with the status of what it raises."""
+async def answer_or_abort(context: ServicerContext[Any, Any], answer: Callable[[], _Answer]) -> _Answer:
+    """Return `answer()`, or end the call with the status of the error that it raises."""
     try:
         return answer()
-    except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+    except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
         await abort(context, status_from_error(error))
 
 

@@ -9,7 +9,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetM
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.calls import answered
+from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
 from fuseline.serve.services.image_rows import ImageRows
@@ -30,7 +30,7 @@ class ClassifyService(ClassifierServicer):
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` is the one by which the batcher reads deadlines."""
+        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are."""
         self._repository = repository
         self._settings = settings
         self._codec = ClassifyCodec(repository, image_rows)
@@ -56,12 +56,14 @@ class ClassifyService(ClassifierServicer):
         self, request: GetModelRequest, context: ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe one model, and the limits of this server."""
-        return await answered(context, lambda: response_from_model(self._repository.get(request.model), self._settings))
+        return await answer_or_abort(
+            context, lambda: response_from_model(self._repository.get(request.model), self._settings)
+        )
 
     def refuse(self) -> None:
-        """Refuse what comes from now on, and read no further from streams."""
+        """Refuse new calls from now on, and read no further from streams."""
         self._calls.refuse()
 
     async def idle(self) -> None:
-        """Return, after `refuse`, once everything that came before has its answer."""
+        """Return, after `refuse`, once every request that came before has its answer."""
         await self._calls.idle()

@@ -1,4 +1,4 @@
-"""How fuseline.v1.Classifier's requests are validated, and what answers them."""
+"""Validates fuseline.v1.Classifier's requests, and encodes their answers."""
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, StreamError
 from fuseline.serve.batching.batcher import BatchedRows, Row
@@ -20,7 +20,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         self._ranked: RankedBatch | None = None
 
     def timeout_s(self, request: ClassifyRequest) -> float | None:
-        """Return the request's `timeout_ms` in seconds."""
+        """Return the request's `timeout_ms` in seconds; None where it is absent or 0."""
         return request.timeout_ms / 1000 or None
 
     def find(self, request: ClassifyRequest) -> Model:
@@ -28,7 +28,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         return self._repository.get(request.model)
 
     def rows(self, request: ClassifyRequest, model: Model) -> list[Row] | Decode:
-        """Check `top_k` and the images. Raises `RequestError`."""
+        """Check `top_k` and the images, and return the rows or what decodes them. Raises `RequestError`."""
         top_k, classes = request.top_k if request.HasField("top_k") else 1, model.classes
         if not 1 <= top_k <= classes:
             raise RequestError(
@@ -65,7 +65,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
 
 
 def stream_message(request: ClassifyRequest, answer: ClassifyResponse | Status) -> ClassifyResponse:
-    """Return what ClassifyStream writes as the answer to `request`."""
+    """Return the message by which ClassifyStream answers `request`."""
     if isinstance(answer, ClassifyResponse):
         return answer
     return ClassifyResponse(

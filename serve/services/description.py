@@ -1,4 +1,4 @@
-"""A served model, and its server's limits, as `GetModel` tells them."""
+"""The answer to `GetModel`: a served model, and its server's limits."""
 
 import json
 
@@ -8,7 +8,7 @@ from fuseline.serve.settings import Settings
 
 
 def response_from_model(model: Model, settings: Settings) -> GetModelResponse:
-    """What `GetModel` answers of `model` on a server with `settings`."""
+    """Return the answer to `GetModel` for `model` on a server with `settings`."""
     manifest = model.manifest
     spec = manifest.input
     return GetModelResponse(

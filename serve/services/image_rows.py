@@ -1,4 +1,4 @@
-"""The images of a classify request become rows for the batcher: checked completely, then decoded off the event loop."""
+"""Turns the images of a classify request into rows for the batcher: checks all, then decodes off the event loop."""
 
 import asyncio
 import time
@@ -18,14 +18,15 @@ from fuseline.serve.services.inference import Decode
 from fuseline.serve.settings import Settings
 
 DECODE_RATE = 0.05
-"""Weight of the newest image in what decoding one takes."""
+"""Weight of the newest image in the average time of decoding one."""
 
 
 class ImageRows:
     """Turns images into uint8 rows of a model's (height, width, channels).
 
-    Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in `pool`,
-    several at a time, once the model's batcher has reserved room for their rows: how long that takes is measured.
+    Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in the
+    pool, several at a time, once the model's batcher has reserved room for their rows. The time of decoding is measured
+    to predict when rows will be ready.
     """
 
     def __init__(self, pool: Executor, settings: Settings) -> None:
@@ -34,11 +35,11 @@ class ImageRows:
         self._threads = settings.decode_threads
         self._fast_decode = settings.fast_decode
         self._decoding = 0
-        # Of one image, on average.
+        # Average time of decoding one image.
         self._decode_seconds = 0.0
 
     def rows(self, images: Sequence[Image], model: Model) -> list[Row] | Decode:
-        """Check `images`, and return the row of each, in order; where one is encoded, what decodes them.
+        """Check `images`, and return the row of each, in order, or the call that decodes them if any is encoded.
 
         Raises:
             RequestError: no image, too many of them, one without content, or raw pixels of the wrong length.
@@ -69,7 +70,7 @@ class ImageRows:
     async def _decode_reserved(
         self, model: Model, rows: list[Row], encoded: Mapping[int, bytes], deadline: float | None
     ) -> tuple[list[Row], Reservation]:
-        """Do what `Decode` says. `encoded` is by position among the images, `rows` are those of the others."""
+        """See `Decode`. The keys of `encoded` are positions among the images; `rows` has the rows of the others."""
         reservation = model.batcher.reserve(
             len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded))
         )
@@ -83,7 +84,7 @@ class ImageRows:
             self._decoding -= len(encoded)
 
     def _ready(self, images: int) -> Ready:
-        """When so many more will be decoded."""
+        """Return when `images` more images will be decoded."""
         rounds = -(-images // self._threads)
         return Ready(
             self._decode_seconds * max((self._decoding + images) / self._threads, rounds), self._decode_seconds * rounds
@@ -93,7 +94,7 @@ class ImageRows:
         decode = partial(decode_for, model.manifest.input, fast=self._fast_decode)
         loop = asyncio.get_running_loop()
         decoding = [loop.run_in_executor(self._pool, _timed, decode, data) for data in encoded.values()]
-        # All are awaited even when one fails: what is left running would be no one's.
+        # All are awaited even when one fails, so that none is left running unattended.
         outcomes = await asyncio.gather(*decoding, return_exceptions=True)
         count = len(rows) + len(encoded)
         for position, outcome in zip(encoded, outcomes, strict=True):

@@ -1,6 +1,6 @@
 """The life of one inference request, the same for every RPC: checked, decoded, admitted, answered, counted.
 
-What an RPC has of its own is its `Codec`.
+What differs between RPCs is in their `Codec`.
 """
 
 import asyncio
@@ -22,13 +22,14 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Reservation]]]
-"""Given the deadline of a request with encoded images, has its model's batcher reserve room, then decodes them.
+"""Reserves room in the model's batcher for a request with encoded images, then decodes them; the argument is the
+request's deadline.
 
 Returns the row of each image, in order, and the reservation, which is for `RowBatcher.submit`.
 
 Raises:
     ImageError: bytes that are no image, or one beyond the bounds.
-    OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't take it.
+    OverloadedError, DeadlineError, ShuttingDownError: the batcher doesn't admit the request.
 """
 
 
@@ -37,7 +38,7 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
 
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
-        """Return the seconds from its arrival after which the answer is of no use; None where `request` has none."""
+        """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""
 
     @abstractmethod
     def find(self, request: RequestT) -> Model:
@@ -45,7 +46,7 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
 
     @abstractmethod
     def rows(self, request: RequestT, model: Model) -> list[Row] | Decode:
-        """Check all of `request` and return its rows, or what decodes them. Raises `RequestError`."""
+        """Check all of `request`, and return its rows or the call that decodes them. Raises `RequestError`."""
 
     @abstractmethod
     def answer(self, request: RequestT, model: Model, batched: BatchedRows, preprocess_s: float) -> AnswerT:
@@ -58,8 +59,8 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
 class Inference(Generic[RequestT, AnswerT]):
     """One request, which has one answer and is counted once.
 
-    `with inference:` is the boundary around each of its steps: an error raised within becomes the answer, what is
-    unforeseen as INTERNAL. A request without an answer is counted as CANCELLED.
+    `with inference:` is the boundary around each of its steps: an error raised within becomes the answer, an unexpected
+    one as INTERNAL. A request without an answer is counted as CANCELLED.
     """
 
     __slots__ = (
@@ -87,7 +88,10 @@ class Inference(Generic[RequestT, AnswerT]):
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
-        """`request` has just come. It is counted as one of `method`; `deadline`, on `clock`, is that of its call."""
+        """Begin with a `request` that has just come.
+
+        It is counted under `method`; `deadline` is that of its call, on `clock`.
+        """
         self._method = method
         self._codec = codec
         self._metrics = metrics
@@ -98,9 +102,9 @@ class Inference(Generic[RequestT, AnswerT]):
         self._code = StatusCode.CANCELLED
         self.request = request
         self.model: Model | None = None
-        """None until it is found."""
+        """Model that the request is for; None until it is found."""
         self.answer: AnswerT | Status | None = None
-        """None until it is there."""
+        """Answer to the request; None until it is there."""
         timeout_s = codec.timeout_s(request)
         self.has_timeout = timeout_s is not None
         if timeout_s is not None:
@@ -120,7 +124,7 @@ class Inference(Generic[RequestT, AnswerT]):
     def submit(self) -> asyncio.Future[BatchedRows] | Coroutine[Any, Any, BatchedRows]:
         """Check the request and hand it to its model's batcher.
 
-        Of rows, the batcher's own future is returned, which costs no task; of what is to be decoded first, a coroutine.
+        For rows the result is the batcher's own future, which costs no task; for images to decode first, a coroutine.
         Raises what `Codec.find`, `Codec.rows` and `RowBatcher.submit` raise.
         """
         self.model = model = self._codec.find(self.request)
@@ -137,19 +141,19 @@ class Inference(Generic[RequestT, AnswerT]):
         return await model.batcher.submit(rows, deadline=self._deadline, reservation=reservation)
 
     def settle(self, batched: BatchedRows) -> None:
-        """Make the answer of what the batcher answered. Raises what `Codec.answer` raises."""
+        """Make the answer from the batcher's. Raises what `Codec.answer` raises."""
         assert self.model is not None
         self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s)
         self._batched = batched
         self._code = StatusCode.OK
 
     def fail(self, error: BaseException) -> None:
-        """Make the answer of `error`."""
+        """Make the answer from `error`."""
         self.answer = status = status_from_error(error)
         self._code = status.code
 
     def count(self) -> None:
-        """Count the request by its answer, with the time from its arrival until now."""
+        """Count the request under its answer's status, with the time from its arrival until now."""
         self._metrics.count_request(
             self._method,
             "" if self.model is None else self.model.name,

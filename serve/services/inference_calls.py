@@ -17,14 +17,14 @@ from fuseline.serve.settings import Settings
 
 
 class InferenceCalls:
-    """Answers the calls of inference RPCs. An RPC brings its name, which the metrics have, and its codec.
+    """Answers the calls of inference RPCs. An RPC brings its name, under which metrics count it, and its codec.
 
     Every request is answered once, in full or by one error, and one that fails has no effect on another. A request
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
     def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float]) -> None:
-        """`clock` is the one by which the batcher reads deadlines."""
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are."""
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
@@ -37,19 +37,19 @@ class InferenceCalls:
         return self._calls.refused
 
     def refuse(self) -> None:
-        """Refuse what comes from now on, and read no further from streams."""
+        """Refuse new calls from now on, and read no further from streams."""
         self._calls.refuse()
         for stream in self._streams:
             stream.cut_short()
 
     async def idle(self) -> None:
-        """Return, after `refuse`, once everything that came before has its answer."""
+        """Return, after `refuse`, once every request that came before has its answer."""
         await self._calls.idle()
 
     async def answer(
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
-        """Answer the request of a unary call, or end the call with the status of what was wrong."""
+        """Answer the request of a unary call, or end the call with the status of the error."""
         answer: AnswerT | Status | None
         try:
             with self._calls:
@@ -77,7 +77,7 @@ class InferenceCalls:
         *,
         in_order: bool,
     ) -> None:
-        """Answer the requests of a stream, each as soon as its answer is there or all in their order.
+        """Answer the requests of a stream, each as soon as its answer is there or, `in_order`, in their order.
 
         A request that fails is answered by its error, and the stream goes on. A bounded number of requests is in flight
         at a time, answers that the client has yet to take included; further ones wait in the connection, where flow
@@ -104,7 +104,7 @@ class InferenceCalls:
                 raise self._calls.refusal
         except ShuttingDownError as error:
             status = self._refusal(method, error)
-        except Exception as error:  # noqa: BLE001 the boundary: what is unforeseen is logged and told as INTERNAL
+        except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)
 

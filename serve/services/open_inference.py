@@ -33,7 +33,7 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.calls import answered
+from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
@@ -42,14 +42,14 @@ from fuseline.serve.settings import Settings
 SERVICE_NAME = "inference.GRPCInferenceService"
 
 EXTENSIONS = ("model_configuration", "statistics")
-"""Of the protocol's extensions, those that are served."""
+"""Extensions of the protocol that are served."""
 
 
 class OpenInferenceService(GRPCInferenceServiceServicer):
     """Answers open_inference.proto's methods for the models of a repository.
 
-    Inference is answered as `InferenceCalls` guarantees. Of a request's parameters only `timeout` has an effect:
-    microseconds from its arrival, after which its answer is of no use.
+    Inference is answered as `InferenceCalls` guarantees. Only the parameter `timeout` of a request has an effect:
+    microseconds from its arrival after which its answer is of no use.
     """
 
     def __init__(
@@ -60,13 +60,16 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
     ) -> None:
-        """`clock` is the one by which the batcher reads deadlines. `statistics` by model; None: what `metrics` has."""
+        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are.
+
+        `statistics` reads them by model name; None: they are those of `metrics`.
+        """
         self._repository = repository
         self._metrics = metrics
         self._settings = settings
         self._read_statistics = statistics
         self.has_backend = True
-        """Whether something computes the models now; if not, none is ready."""
+        """Whether a backend computes the models now; if not, no model is ready."""
         self._codec = OpenInferenceCodec(repository, settings.max_images_per_request)
         self._calls = InferenceCalls(metrics, settings, clock)
 
@@ -77,25 +80,25 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
-        """Tell that the server answers."""
+        """Answer that the server is live."""
         return ServerLiveResponse(live=True)
 
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
-        """Tell whether requests are taken. Every model is warm before the first call."""
+        """Answer whether requests are admitted. Every model is warm before the first call."""
         return ServerReadyResponse(ready=self._ready)
 
     async def ServerMetadata(  # noqa: N802
         self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
-        """Tell the server's name, version and extensions of the protocol."""
+        """Return the server's name, version and extensions of the protocol."""
         return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=EXTENSIONS)
 
     async def ModelReady(  # noqa: N802
         self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
-        """Tell whether a model takes requests. One that is not served doesn't, which is no error."""
+        """Answer whether a model takes requests. One that is not served doesn't, which is no error."""
         try:
             self._find(request.name, request.version)
         except UnknownModelError:
@@ -105,14 +108,14 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
     ) -> ModelMetadataResponse:
-        """Tell a model's tensors."""
-        return await answered(context, lambda: metadata_of(self._find(request.name, request.version)))
+        """Return a model's tensors."""
+        return await answer_or_abort(context, lambda: metadata_of(self._find(request.name, request.version)))
 
     async def ModelConfig(  # noqa: N802
         self, request: ModelConfigRequest, context: ServicerContext[ModelConfigRequest, ModelConfigResponse]
     ) -> ModelConfigResponse:
-        """Tell how a model is served."""
-        return await answered(
+        """Return a model's configuration."""
+        return await answer_or_abort(
             context,
             lambda: ModelConfigResponse(config=config_of(self._find(request.name, request.version), self._settings)),
         )
@@ -120,21 +123,21 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802
         self, request: ModelStatisticsRequest, context: ServicerContext[ModelStatisticsRequest, ModelStatisticsResponse]
     ) -> ModelStatisticsResponse:
-        """Tell what was counted for a model, or, when none is named, for each."""
+        """Return the statistics of a model, or, when none is named, of each."""
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
 
         def statistics() -> ModelStatisticsResponse:
             models = [self._find(request.name, request.version)] if request.name else self._repository
             return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
 
-        return await answered(context, statistics)
+        return await answer_or_abort(context, statistics)
 
     async def RepositoryIndex(  # noqa: N802
         self,
         _request: RepositoryIndexRequest,
         _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
-        """Name the models that are served."""
+        """Return the names of the served models."""
         state = "READY" if self._ready else "UNAVAILABLE"
         return RepositoryIndexResponse(
             models=[
@@ -160,11 +163,11 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         )
 
     def refuse(self) -> None:
-        """Refuse what comes from now on, and read no further from streams."""
+        """Refuse new calls from now on, and read no further from streams."""
         self._calls.refuse()
 
     async def idle(self) -> None:
-        """Return, after `refuse`, once everything that came before has its answer."""
+        """Return, after `refuse`, once every request that came before has its answer."""
         await self._calls.idle()
 
     def _find(self, name: str, version: str) -> Model:

@@ -1,4 +1,4 @@
-"""How the Open Inference Protocol's inference requests are validated, and what answers them."""
+"""Validates the Open Inference Protocol's inference requests, and encodes their answers."""
 
 import reprlib
 
@@ -13,7 +13,7 @@ from fuseline.serve.services.statuses import Status
 
 
 class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
-    """From raw pixels to logits. Of a request's parameters only `timeout` has an effect."""
+    """From raw pixels to logits. Only the parameter `timeout` of a request has an effect."""
 
     def __init__(self, repository: Repository, max_images: int) -> None:
         self._repository = repository
@@ -29,18 +29,18 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
         return find_version(self._repository, request.model_name, request.model_version)
 
     def rows(self, request: ModelInferRequest, model: Model) -> list[Row]:
-        """Check the tensors. Raises `RequestError`."""
+        """Check the tensors, and return their rows. Raises `RequestError`."""
         return list(pixels_from_request(request, model, max_images=self._max_images))
 
     def answer(
         self, request: ModelInferRequest, model: Model, batched: BatchedRows, _preprocess_s: float
     ) -> ModelInferResponse:
-        """Return the logits. Raises `BackendError` if they are not finite."""
+        """Return the answer with the logits. Raises `BackendError` if they are not finite."""
         return response_from_logits(request, model, batched.logits)
 
 
 def find_version(repository: Repository, name: str, version: str) -> Model:
-    """Return the model; an empty name stands for the only one, an empty version for the one that is served.
+    """Return the model of that name and version; if empty, they stand for the only model and the served version.
 
     Raises `UnknownModelError`.
     """
@@ -53,7 +53,7 @@ def find_version(repository: Repository, name: str, version: str) -> Model:
 
 
 def stream_message(request: ModelInferRequest, answer: ModelInferResponse | Status) -> ModelStreamInferResponse:
-    """Return what ModelStreamInfer writes as the answer to `request`."""
+    """Return the message by which ModelStreamInfer answers `request`."""
     if isinstance(answer, ModelInferResponse):
         return ModelStreamInferResponse(infer_response=answer)
     return ModelStreamInferResponse(

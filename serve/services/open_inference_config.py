@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol tells about a model: its metadata, Triton's configuration of it, its statistics."""
+"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
 
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
@@ -23,7 +23,7 @@ from fuseline.serve.settings import Settings
 
 
 def metadata_of(model: Model) -> ModelMetadataResponse:
-    """The tensors of `model`; -1 stands for the number of images."""
+    """Return the tensors of `model`; in their shapes -1 stands for the number of images."""
     manifest = model.manifest
     tensor = ModelMetadataResponse.TensorMetadata
     return ModelMetadataResponse(
@@ -36,9 +36,10 @@ def metadata_of(model: Model) -> ModelMetadataResponse:
 
 
 def config_of(model: Model, settings: Settings) -> ModelConfig:
-    """How `model` is served.
+    """Return the configuration of `model`.
 
-    `max_batch_size` is what a client may send at once; the batches that form of it are the preferred sizes.
+    `max_batch_size` is the number of images that a client may send at once; the preferred sizes are those of the
+    batches that are formed.
     """
     manifest = model.manifest
     return ModelConfig(
@@ -62,10 +63,10 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
 
 
 def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatistics:
-    """What was counted for `model`.
+    """Return the statistics of `model` in the protocol's form.
 
-    The tensors' way in and out is counted but not timed: it is in `success` alone. perf_analyzer ends where the three
-    compute counts differ.
+    The input and output of tensors is counted, because perf_analyzer ends where the three compute counts differ, but
+    not timed: its time is part of `success` alone.
     """
     return ModelStatistics(
         name=model.name,
@@ -94,7 +95,7 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
 
 
 def _platform(model: Model) -> str:
-    """As Triton names them: the runtime and the format that it runs."""
+    """Return the platform as Triton names it: the runtime and the format that it runs."""
     entry = backend_entry(model.backend.name)
     return f"{entry.name}_onnx" if "onnx" in entry.formats else f"{entry.name}_plan"
 

@@ -1,6 +1,6 @@
 """The tensors of the Open Inference Protocol: `image` UINT8 [-1, height, width, channels], `logits` FP32 [-1, classes].
 
-A tensor's elements come either as raw bytes or in a typed list; both are read, logits are answered as raw bytes.
+The elements of a tensor come either as raw bytes or in a typed list, and both are read; logits go out as raw bytes.
 """
 
 import math
@@ -19,13 +19,13 @@ OUTPUT_DATATYPE = "FP32"
 
 
 def pixels_from_request(request: ModelInferRequest, model: Model, *, max_images: int) -> NDArray[np.uint8]:
-    """Return the images of a request: (rows, height, width, channels), rows from 1 to `max_images`.
+    """Return the images of a request: uint8 (rows, height, width, channels), with 1 to `max_images` rows.
 
-    Raw bytes are viewed in those that protobuf hands out, not copied again.
+    Raw pixels are viewed in the bytes that protobuf hands out, not copied again.
 
     Raises:
-        RequestError: another input or output than the model's, another datatype or shape, too many images, elements
-            that are not as many as the shape says, or a parameter of a tensor.
+        RequestError: another input or output than the model's, another datatype or shape, too many images, a number of
+            elements that is not the shape's, or a parameter of a tensor.
     """
     if request.outputs:
         _check_outputs(request)
@@ -82,7 +82,7 @@ def _only_input(request: ModelInferRequest) -> ModelInferRequest.InferInputTenso
 
 def _checked_shape(tensor: ModelInferRequest.InferInputTensor, model: Model, max_images: int) -> tuple[int, ...]:
     row_shape = model.manifest.input.row_shape
-    # A few of perhaps very many dimensions.
+    # A hostile request may have very many dimensions, of which a message needs only a few.
     shape = tuple(tensor.shape[:8])
     if shape[1:] != row_shape or shape[0] < 1:
         height, width, channels = row_shape
@@ -122,5 +122,5 @@ def _elements(request: ModelInferRequest, tensor: ModelInferRequest.InferInputTe
 
 
 def _short(value: object) -> str:
-    """What a client sent, shortened: an error's message has to fit into a header."""
+    """Return a client's words shortened: an error's message has to fit into a header."""
     return reprlib.repr(value)

@@ -1,8 +1,8 @@
 """The one table between Fuseline's errors and gRPC statuses, read in both directions.
 
-A status made here carries the error's class name in the trailing metadata `fuseline-error`, so that a client gets back
-the very class, and can tell a refusal of this server from one of gRPC's own (no such metadata), such as a connection
-that can't be made.
+A status made here carries the error's class name in the trailing metadata `fuseline-error`, from which a client makes
+an error of the same class. gRPC's own statuses, such as that of a connection that can't be made, have no such metadata,
+which tells them from this server's.
 """
 
 import math
@@ -18,7 +18,7 @@ from fuseline.serve import errors
 ERROR_METADATA_KEY = "fuseline-error"
 
 DETAILS_METADATA_KEY = "grpc-status-details-bin"
-"""Where gRPC libraries look for a `google.rpc.Status` with details."""
+"""Key under which gRPC libraries look for a `google.rpc.Status` with details."""
 
 STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.RequestError: StatusCode.INVALID_ARGUMENT,
@@ -30,7 +30,7 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.BackendLostError: StatusCode.UNAVAILABLE,
     errors.BackendError: StatusCode.INTERNAL,
 }
-"""Every error that a request can meet. Any other class is a fault of the server: INTERNAL."""
+"""Status code of every error that a request can meet. Any other class is a fault of the server: INTERNAL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Status:
     message: str
     error_name: str
     retry_after_s: float | None = None
-    """When there is likely to be room; None: not known, or not the reason."""
+    """Seconds after which there is likely to be room; None: not known, or the error is another than overload."""
 
     @property
     def retry_after_ms(self) -> int:
@@ -50,9 +50,10 @@ class Status:
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What lets `error_from_status` give the same error back, and a `google.rpc.RetryInfo` where it may be retried.
+        """Metadata from which `error_from_status` makes the error, with a `google.rpc.RetryInfo` if it has a delay.
 
-        Its form is that of gRPC's richer error model (https://grpc.io/docs/guides/error/), which most clients read.
+        The latter's form is that of gRPC's richer error model (https://grpc.io/docs/guides/error/), which most clients
+        read.
         """
         name = (ERROR_METADATA_KEY, self.error_name)
         if self.retry_after_s is None:
@@ -65,10 +66,10 @@ class Status:
 
 
 def status_from_error(error: BaseException) -> Status:
-    """Return what to tell the client about `error`.
+    """Return the status that tells the client about `error`.
 
-    Errors that the caller can act on keep their message. A failed backend and everything unforeseen is told as
-    INTERNAL with an id only; the error itself is logged under that id.
+    Errors that the caller can act on keep their message. A failed backend and every unexpected error becomes INTERNAL
+    with an id only; the error itself is logged under that id.
     """
     code = next(
         (STATUS_CODE_OF_ERROR[c] for c in type(error).__mro__ if c in STATUS_CODE_OF_ERROR), StatusCode.INTERNAL
@@ -84,7 +85,7 @@ def status_from_error(error: BaseException) -> Status:
 
 
 def retry_after_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
-    """Seconds of the `google.rpc.RetryInfo` in a call's trailing metadata; None where there is none."""
+    """Return the seconds of the `google.rpc.RetryInfo` in a call's trailing metadata; None where there is none."""
     for key, value in metadata:
         if key == DETAILS_METADATA_KEY and isinstance(value, bytes):
             retry = RetryInfo()
@@ -97,7 +98,7 @@ def retry_after_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> fl
 def error_from_status(
     code: StatusCode, message: str, error_name: str | None = None, retry_after_s: float | None = None
 ) -> errors.FuselineError:
-    """Return the error that a status stands for: of class `error_name` where known, else the table read backwards."""
+    """Return the error that a status stands for: of class `error_name` where known, else by the table in reverse."""
     error = _error_of(code, message, error_name)
     if isinstance(error, errors.OverloadedError):
         error.retry_after_s = retry_after_s
@@ -108,7 +109,7 @@ def _error_of(code: StatusCode, message: str, error_name: str | None) -> errors.
     for error_class in STATUS_CODE_OF_ERROR:
         if error_class.__name__ == error_name:
             return error_class(message)
-    for error_class, its_code in STATUS_CODE_OF_ERROR.items():
-        if its_code is code:
+    for error_class, class_code in STATUS_CODE_OF_ERROR.items():
+        if class_code is code:
             return error_class(message)
     return errors.FuselineError(f"{code.name}: {message}")

@@ -1,4 +1,4 @@
-"""The engine of a bidirectional stream: reads requests while there is room, answers at once or in their order."""
+"""The engine of a bidirectional stream: reads requests while there is room, answers them at once or in their order."""
 
 import asyncio
 from collections import deque
@@ -15,14 +15,15 @@ MessageT = TypeVar("MessageT")
 
 
 class Stream(Generic[RequestT, AnswerT, MessageT]):
-    """The requests of one stream, and their answers on the way to the one task that writes them. On one event loop.
+    """The requests of one stream, and their answers on the way to the one task that writes them.
 
     A request is under way until its turn comes to be answered: as soon as its answer is there, or, `in_order`, once the
-    answers to all before it were written too. It is counted then, and in flight until its answer is written.
+    answers to all before it were written too. It is counted then, and in flight until its answer is written. Everything
+    happens on one event loop.
     """
 
-    # An asyncio.Queue and a semaphore do as much for three times the CPU. Here there are one reader and one writer, and
-    # a writer that finds several answers writes them all before it sleeps again.
+    # An asyncio.Queue and a semaphore do the same for three times the CPU. Here there are one reader and one writer,
+    # and a writer that finds several answers writes them all before it sleeps again.
 
     def __init__(
         self,
@@ -37,8 +38,8 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         self._message = message
         self._pace = pace
         self._in_order = in_order
-        # In the order of the requests. Of raw pixels the batcher's future itself, which costs no task; else a task.
-        # None: refused.
+        # Requests in order of arrival. For raw pixels the value is the batcher's future itself, which costs no task,
+        # else a task; None if the request was refused.
         self._under_way: dict[Inference[RequestT, AnswerT], asyncio.Future[BatchedRows] | None] = {}
         self._messages: deque[MessageT] = deque()
         self._being_written = 0
@@ -47,13 +48,13 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         self._message_wanted: asyncio.Future[None] | None = None
 
     async def run(self, requests: AsyncIterator[RequestT], write: Callable[[MessageT], Awaitable[None]]) -> bool:
-        """Answer `requests`; return whether they ended of themselves, which is False after `cut_short`.
+        """Answer `requests`; return True once the client has ended them, False after `cut_short`.
 
-        Raises what `requests` raises, after every request before it is answered, and what `write` raises. Requests are
+        Raises what `requests` raises, once every request before that is answered, and what `write` raises. Requests are
         abandoned when this call is cancelled or `write` raises.
         """
         self._reader = reader = asyncio.create_task(self._read(requests))
-        # Not in the reader's own `finally`, which a reader cancelled before its first step never enters.
+        # The reader's own `finally` wouldn't do: a reader that is cancelled before its first step never enters it.
         reader.add_done_callback(lambda _: _wake(self._message_wanted))
         try:
             while True:
@@ -80,7 +81,7 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         return True
 
     def cut_short(self) -> None:
-        """Read no further; what was read is answered."""
+        """Read no further requests; those that were read are answered."""
         if self._reader is not None:
             self._reader.cancel()
 
@@ -106,17 +107,17 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         return self._pace.has_room(under_way + len(self._messages) + self._being_written, under_way)
 
     def _settle(self, inference: Inference[RequestT, AnswerT], pending: asyncio.Future[BatchedRows]) -> None:
-        """Take in what became of a request: `pending` is done."""
+        """Make the answer to a request whose `pending` result is done."""
         is_wanted = inference in self._under_way
         if pending.cancelled():
             if is_wanted:
-                # Not by this stream: a server whose drain took too long ends the threads that decode.
+                # The stream itself has not cancelled it: a server whose drain took too long ends the decoding threads.
                 del self._under_way[inference]
                 inference.abandon()
                 _wake(self._room_wanted)
                 _wake(self._message_wanted)
             return
-        # Not raised here, which would tie the error, this frame and the request together until a garbage collection.
+        # Raising the error here would tie it, this frame and the request together until a garbage collection.
         if (error := pending.exception()) is not None:
             inference.fail(error)
         else:
@@ -132,14 +133,14 @@ class Stream(Generic[RequestT, AnswerT, MessageT]):
         _wake(self._message_wanted)
 
     def _next_message(self) -> MessageT | None:
-        """Return what is to be written next, if it is there."""
+        """Return the message to write next; None if it isn't there yet."""
         if not self._in_order:
             return self._messages.popleft() if self._messages else None
         oldest = next(iter(self._under_way), None)
         return None if oldest is None or oldest.answer is None else self._take(oldest)
 
     def _take(self, inference: Inference[RequestT, AnswerT]) -> MessageT:
-        """Count a request whose turn has come, and return what is written as its answer."""
+        """Count a request whose turn has come, and return the message that answers it."""
         del self._under_way[inference]
         inference.count()
         assert inference.answer is not None

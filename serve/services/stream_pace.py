@@ -1,4 +1,4 @@
-"""How many requests of a stream are taken in before those ahead are answered."""
+"""How many requests of a stream are read before those ahead are answered."""
 
 from fuseline.serve.model import RowBatcher
 from fuseline.serve.settings import Settings
@@ -6,14 +6,14 @@ from fuseline.serve.settings import Settings
 _USUAL_IN_FLIGHT = 64
 
 _ALWAYS = 2
-"""Requests that a stream may have under way although the next batch is full already."""
+"""Number of requests that a stream may have under way although the next batch is full already."""
 
 
 class StreamPace:
     """The pace of one stream.
 
-    A stream that isn't held back would fill the queue, and every other caller would wait behind it. One whose requests
-    have timeouts of their own isn't held back: its requests are refused as those of separate calls are.
+    A stream that isn't held back would fill the queue, and every other caller would wait behind it. A stream whose
+    requests have timeouts of their own isn't held back: its requests are refused as those of separate calls are.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -23,12 +23,12 @@ class StreamPace:
         self._has_timeouts = False
 
     def note(self, batcher: RowBatcher | None, *, has_timeout: bool) -> None:
-        """Note what the latest request was for, and whether it had a timeout."""
+        """Note which batcher the latest request was for, and whether it had a timeout."""
         self._batcher = batcher
         self._has_timeouts = has_timeout
 
     def has_room(self, in_flight: int, under_way: int) -> bool:
-        """Return whether one more is taken in, of `in_flight` of which `under_way` have no answer yet."""
+        """Return whether one more request is read while `in_flight` are, of which `under_way` have no answer yet."""
         if self._has_timeouts:
             return in_flight < self._most
         if in_flight >= self._usual:

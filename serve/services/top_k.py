@@ -1,4 +1,4 @@
-"""Logits to the k most probable classes or labels, once for each batch."""
+"""Turns logits into the k most probable classes or labels, once for each batch."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,23 +7,23 @@ from fuseline.serve.model_package import Task
 
 
 class RankedBatch:
-    """The logits (rows, classes) that requests of one batch share, with what is worked out of them once for all."""
+    """The logits (rows, classes) that the requests of one batch share, ranked once for all of them."""
 
     def __init__(self, logits: NDArray[np.float32], task: Task = "single-label") -> None:
         self.logits = logits
         self._task = task
         finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
         self._finite: list[bool] = finite.tolist()
-        # A row that is not finite is refused by its request; in its neighbours' arithmetic it would make numpy warn.
+        # A request with a row that is not finite fails; in its neighbours' arithmetic the row would make numpy warn.
         self._rankable = logits if all(self._finite) else np.where(finite[:, np.newaxis], logits, np.float32(0))
         self._by_k: dict[int, list[list[tuple[int, float]]]] = {}
 
     def is_finite(self, first: int, rows: int) -> bool:
-        """Whether all logits of `rows` rows from `first` on are."""
+        """Return whether all logits of `rows` rows from `first` on are finite."""
         return all(self._finite[first : first + rows])
 
     def top(self, k: int) -> list[list[tuple[int, float]]]:
-        """For each row its k most probable classes as (index, probability); see `top_k_from_logits`."""
+        """Return the k most probable classes of each row as (index, probability); see `top_k_from_logits`."""
         if (ranked := self._by_k.get(k)) is None:
             indices, probabilities = top_k_from_logits(self._rankable, k, self._task)
             ranked = [
@@ -39,7 +39,8 @@ def top_k_from_logits(
     """Return (indices, probabilities), each (rows, k), most probable first; of equal logits the lower index is first.
 
     `logits` is (rows, classes), finite, with 1 <= k <= classes. Probabilities are the softmax over all classes,
-    computed on logits less their row's largest, so that none overflows; multi-label, the sigmoid of each logit.
+    computed on logits less their row's largest, so that none overflows; for a multi-label task they are the sigmoid of
+    each logit.
     """
     indices = _indices_of_largest(logits, k)
     largest = logits[np.arange(len(logits))[:, np.newaxis], indices]
@@ -64,7 +65,7 @@ def _indices_of_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]
         chosen = np.argpartition(negated, k - 1, axis=1)[:, :k]
         chosen.sort(axis=1)
         values = np.take_along_axis(negated, chosen, axis=1)
-        # The partition picks among equal logits at its edge as it likes. Only without such a tie is it the answer.
+        # Among equal logits at its edge the partition picks any, so its choice is the answer only without such a tie.
         if (np.count_nonzero(negated <= values.max(axis=1, keepdims=True), axis=1) == k).all():
             return np.take_along_axis(chosen, np.argsort(values, axis=1, kind="stable"), axis=1)
     return np.argsort(negated, axis=1, kind="stable")[:, :k]
