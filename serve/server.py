@@ -86,7 +86,7 @@ class Server:
             self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
             self.http_port = self._http.port
         await self._source.load(self.repository)
-        await self.tell_health(serving=True)
+        await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
 
@@ -118,8 +118,8 @@ class Server:
         by_code = self._metrics.requests_by_code()
         return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
 
-    async def tell_health(self, *, serving: bool) -> None:
-        """Let health checks and readiness say whether the models can be computed now."""
+    async def set_health(self, *, serving: bool) -> None:
+        """Let health checks and readiness report whether the models can be computed now."""
         self._open_inference.has_backend = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):

@@ -1,7 +1,7 @@
 """The shared memory between one worker and the backend process: the rows of one model's requests, and their logits.
 
-Before them lie numbers that either side tells the other: what the backend has to do, and what the worker is about to
-send. Each number has one writer and is read as it happens to be.
+Before them lie numbers that one side publishes to the other: the backend's load, and the rows that the worker has
+reserved. Each number has one writer and is read without a lock.
 """
 
 import fcntl
@@ -17,12 +17,12 @@ _ALIGNMENT = 64
 """Alignment of the parts in bytes: a cache line, so that no two parts share one."""
 
 _MOST_NUMBERS = 96
-"""Room for the backend's float64 numbers: some 30, and one for each of at most 26 buckets."""
+"""Number of float64 numbers that the backend has room for: some 30, and one for each of at most 26 buckets."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArenaShape:
-    """Shape of one slot, and number of slots."""
+    """The shape of one slot, and the number of slots."""
 
     row_shape: tuple[int, ...]
     classes: int
@@ -48,14 +48,14 @@ class ArenaShape:
 class Arena:
     """Memory without a name (man 2 memfd_create), mapped by both sides.
 
-    It is freed when no process has it mapped or open any more, however they ended. Pages take up memory once they have
-    been written to. Not bound by the size of /dev/shm.
+    It is freed when no process has it mapped or open any more, however they ended. Its pages take up memory once they
+    have been written to. The size of /dev/shm is no limit for it.
     """
 
     def __init__(self, file: int, shape: ArenaShape) -> None:
         """Map the memory behind the descriptor `file`, which stays the caller's."""
         memory = mmap.mmap(file, shape.size)
-        # The arrays keep the mapping alive; it goes with the last of them.
+        # The arrays keep the mapping alive; it ends with the last of them.
         self.pixels: NDArray[np.uint8] = np.ndarray(
             (shape.slots, *shape.row_shape), np.uint8, memory, shape.pixels_offset
         )
@@ -91,6 +91,6 @@ def create_memory(shape: ArenaShape) -> int:
     """Return a descriptor of new, zeroed memory for an arena of `shape`. Its size is final."""
     file = os.memfd_create("fuseline-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, shape.size)
-    # Whoever shrank it would end both sides with SIGBUS.
+    # Shrinking the memory would end both sides with SIGBUS.
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return file

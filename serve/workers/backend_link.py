@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class BackendChangedError(Exception):
-    """The backend process came back with other models; a worker can't change its own."""
+    """The backend process came back with other models, and a worker can't change its own."""
 
 
 class _LinkedModel(NamedTuple):
@@ -46,20 +46,20 @@ class BackendLink:
     def __init__(self, address: Path, settings: Settings) -> None:
         self._address = address
         self._settings = settings
-        # By the model's number in the backend process that was last connected.
+        # Models by their number in the backend process that was last connected.
         self._linked: dict[int, _LinkedModel] = {}
         self._lost = asyncio.Event()
 
     @property
     def models(self) -> list[Model]:
-        """What is served; known once `open` has returned."""
+        """Served models; known once `open` has returned."""
         return [linked.model for linked in self._linked.values()]
 
     async def open(self) -> None:
         """Wait for the backend, connect, and admit requests from then on.
 
         Raises:
-            BackendChangedError: it serves something else than it did before.
+            BackendChangedError: the backend serves other models than it did before.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -80,11 +80,13 @@ class BackendLink:
         batchers = {number: linked.batcher for number, linked in self._linked.items()}
         await loop.create_unix_connection(lambda: BackendConnection(batchers, self._lost), sock=connection)
 
-    async def keep(self, on_change: Callable[[bool], Awaitable[None]]) -> NoReturn:
-        """After `open`: reconnect whenever the backend is lost; tell `on_change` whether it is there.
+    async def keep_connected(self, on_change: Callable[[bool], Awaitable[None]]) -> NoReturn:
+        """Reconnect, after `open`, whenever the backend is lost.
+
+        `on_change` is called with False when it is lost, and with True when it is back.
 
         Raises:
-            BackendChangedError: it came back with something else.
+            BackendChangedError: the backend came back with other models.
         """
         while True:
             await self._lost.wait()
@@ -94,13 +96,15 @@ class BackendLink:
             await on_change(True)
 
     def _take(self, announcement: Announcement) -> None:
-        """Make this worker's end of every model; of one that was announced before, find it by the model's name."""
+        """Make this worker's end of every model, or find it by name if the model was announced before."""
         announced = announcement.models
         if not self._linked:
             self._linked = {number: self._linked_to(served) for number, served in announced.items()}
             return
         known = {linked.served.name: linked for linked in self._linked.values()}
-        if {its.name: its for its in announced.values()} != {name: linked.served for name, linked in known.items()}:
+        if {served.name: served for served in announced.values()} != {
+            name: link.served for name, link in known.items()
+        }:
             raise BackendChangedError("the backend process came back with other models, or another runtime")
         self._linked = {number: known[served.name] for number, served in announced.items()}
 
@@ -119,14 +123,14 @@ class BackendLink:
         return _LinkedModel(served, Model(package, served.backend, served.backend_reason, batcher), batcher, file)
 
     def close(self) -> None:
-        """Close the descriptors of the memory; the connection goes with the process."""
+        """Close the descriptors of the memory; the connection ends with the process."""
         for linked in self._linked.values():
             os.close(linked.file)
         self._linked = {}
 
 
 class BackendConnection(asyncio.Protocol):
-    """Hands the backend's records to the batchers that they are for."""
+    """Passes the backend's records on to the batchers that they are for."""
 
     def __init__(self, batchers: Mapping[int, RemoteBatcher], lost: asyncio.Event) -> None:
         """`batchers` by model number; `lost` is set once the connection has ended."""
@@ -135,7 +139,7 @@ class BackendConnection(asyncio.Protocol):
         self._reader = reader_of_backend_records()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are no asyncio.Transport by class.
+        # uvloop's transports don't inherit from asyncio.Transport.
         write = RecordBuffer(cast("asyncio.WriteTransport", transport).write).write
         for model, batcher in self._batchers.items():
             batcher.connect(model, write)

@@ -16,7 +16,7 @@ from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
+from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.handshake import Announcement, ServedModel, announce, served_model
 from fuseline.serve.workers.remote_requests import RemoteRequests
@@ -36,14 +36,14 @@ class BackendProcess:
         self._metrics = Metrics()
         self._repository = Repository()
         self._model_numbers = itertools.count()
-        # Both by model number.
+        # The keys of both are model numbers.
         self._served: dict[int, ServedModel] = {}
         self._batchers: dict[int, Batcher] = {}
         self.workers: set[_WorkerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve. Raises what `load_model` does."""
+        """Serve until the supervisor says to drain. Raises what `load_model` does."""
         settings = self._config.settings
         for folder in self._config.folders:
             await self._add_model(folder)
@@ -61,7 +61,7 @@ class BackendProcess:
                 await self._repository.close()
         except TimeoutError:
             self._channel.send("drained", complete=False)
-            await give_up(self._channel)
+            await exit_at_once(self._channel)
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
 
@@ -101,8 +101,8 @@ class BackendProcess:
             lambda: _WorkerConnection(self, models), sock=connection
         )
 
-    def note_change(self) -> None:
-        """Wait for no fuller batches of a model that no worker has more requests for."""
+    def drain_finished(self) -> None:
+        """Drain the models that no worker has more requests for, so that they wait for no fuller batches."""
         for number, batcher in self._batchers.items():
             if self.workers and all(number in worker.requests.drained for worker in self.workers):
                 task = asyncio.create_task(batcher.drain())
@@ -111,7 +111,7 @@ class BackendProcess:
 
 
 class _ModelCounts:
-    """Counts the batches of one model, and lets the workers have back what each batch read."""
+    """Counts the batches of one model, and lets the workers have back the slots that each batch read."""
 
     def __init__(self, number: int, metrics: Metrics, workers: "Collection[_WorkerConnection]") -> None:
         self._number = number
@@ -137,7 +137,7 @@ class _WorkerConnection(asyncio.Protocol):
         self._models = models
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are no asyncio.Transport by class.
+        # uvloop's transports don't inherit from asyncio.Transport.
         write = cast("asyncio.WriteTransport", transport).write
         self.requests = RemoteRequests(self._models, write)
         self._backend.workers.add(self)
@@ -145,12 +145,12 @@ class _WorkerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.requests.receive(data)
         if self.requests.drained:
-            self._backend.note_change()
+            self._backend.drain_finished()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._backend.workers.discard(self)
         self.requests.disconnect()
-        self._backend.note_change()
+        self._backend.drain_finished()
 
 
 def main(load: LoadModel = load_model) -> None:

@@ -1,4 +1,4 @@
-"""What the worker and backend processes have in common: their config, their control channel, and when they end."""
+"""What the worker and backend processes have in common: their config, their control channel, and how they end."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ Statistics = Mapping[str, InferenceStatistics]
 
 
 class ProcessConfig(BaseModel):
-    """What a process is told at its start: JSON in its one argument."""
+    """Configuration of a process: JSON in its one argument."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,10 +51,10 @@ class ProcessConfig(BaseModel):
 
 
 def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) -> None:
-    """Run `work` with the config in `sys.argv[1]`; a `FuselineError` that it raises is sent to the supervisor.
+    """Run `work` with the config in `sys.argv[1]`; send a `FuselineError` that it raises to the supervisor.
 
-    SIGTERM and SIGINT are left to the supervisor, which tells its processes in order. When it is gone, however it
-    ended, this process ends at once.
+    SIGTERM and SIGINT are left to the supervisor, which drains its processes in order. When the supervisor is gone,
+    however it ended, this process ends at once.
     """
     config = ProcessConfig.model_validate_json(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,18 +96,18 @@ async def follow_supervisor(
 def send_report(
     channel: ControlChannel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
 ) -> None:
-    """Send the supervisor everything that this process has counted; `number` is its question's, if it asked."""
+    """Send the supervisor everything that this process has counted; `number` is that of its question, if it asked."""
     channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
 
 
-async def give_up(channel: ControlChannel) -> None:
+async def exit_at_once(channel: ControlChannel) -> None:
     """End this process although something in it may hang, for which a normal exit would wait."""
     await channel.finish()
     os._exit(1)
 
 
 def _end_with_supervisor(config: ProcessConfig) -> None:
-    """Wait for the supervisor's end, in a thread of its own, so that it works while the event loop is busy."""
+    """End this process when the supervisor has ended. It runs in a thread of its own, as the event loop may be busy."""
     os.read(config.lifeline_file, 1)
     shutil.rmtree(config.link_folder, ignore_errors=True)
     os._exit(_ORPHANED_EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Messages between the supervisor and one of its processes: a line of JSON each, over a Unix socket pair."""
+"""Messages between the supervisor and one of its processes: each is a line of JSON, over a Unix socket pair."""
 
 import asyncio
 import json
@@ -7,28 +7,28 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 _MAX_LINE_BYTES = 64 * 2**20
-"""About a thousand times the size of a report, which grows with the models and statuses that are counted."""
+"""Longest line: about a thousand times the size of a report, which grows with the models and statuses counted."""
 
 
 class ControlChannel:
-    """One end. A message is a dict with `kind`."""
+    """One end of the channel. A message is a dict with `kind`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     def send(self, kind: str, **contents: Any) -> None:
-        """Send a message; one to an end that has gone is dropped."""
+        """Send a message; it is dropped if the other end has gone."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps({"kind": kind, **contents}).encode() + b"\n")
 
     async def finish(self) -> None:
-        """Close this end, and return once everything sent has left this process."""
+        """Close this end, and return once every message has left this process."""
         self._writer.close()
         await self._writer.wait_closed()
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what the other end sends, until it goes."""
+        """Yield the other end's messages until it closes."""
         try:
             while line := await self._reader.readline():
                 yield json.loads(line)
@@ -41,5 +41,5 @@ class ControlChannel:
 
 
 async def open_control_channel(end: socket.socket) -> ControlChannel:
-    """Talk over one end of a socket pair, which belongs to the channel from now on."""
+    """Return a channel over one end of a socket pair, which belongs to the channel from now on."""
     return ControlChannel(*await asyncio.open_unix_connection(sock=end, limit=_MAX_LINE_BYTES))

@@ -24,7 +24,7 @@ _MAX_LINE_BYTES = 64 * 2**20
 
 
 class ServedModel(BaseModel):
-    """Everything that a worker has to know of a model."""
+    """Everything that a worker has to know about a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,11 +37,11 @@ class ServedModel(BaseModel):
 
     @property
     def name(self) -> str:
-        """The name under which requests find it."""
+        """Name under which requests find the model."""
         return self.manifest.name
 
     def arena_shape(self, max_queue_rows: int) -> ArenaShape:
-        """Return the shape that suffices if all rows come from one worker: waiting, running, and being answered."""
+        """Return the shape that suffices if all rows that wait, run, or are being answered come from one worker."""
         return ArenaShape(
             row_shape=self.manifest.input.row_shape,
             classes=self.manifest.classes,
@@ -55,13 +55,13 @@ class Announcement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: dict[int, ServedModel]
-    """Models by number. The backend process numbers each model that it loads, and never uses a number again, so a
-    record that is under way while models come and go can't be taken for another model's. A new backend process may
-    give the same models other numbers."""
+    """Models by number. The backend process numbers each model that it loads, and never uses a number again, so that a
+    record that is under way while models come and go can't be taken for another model's. A new backend process may give
+    the same models other numbers."""
 
 
 def served_model(model: Model, batcher: Batcher) -> ServedModel:
-    """Return what workers are told of `model` and the batcher before it."""
+    """Return what workers have to know about `model` and its batcher."""
     return ServedModel(
         folder=model.package.folder,
         manifest=model.manifest,
@@ -72,7 +72,7 @@ def served_model(model: Model, batcher: Batcher) -> ServedModel:
 
 
 async def receive_announcement(connection: socket.socket) -> Announcement:
-    """Read what the backend serves. Raises `ConnectionError` when it ends before."""
+    """Return the backend's announcement. Raises `ConnectionError` when the backend ends before it is complete."""
     loop, line = asyncio.get_running_loop(), b""
     while not line.endswith(b"\n"):
         data = await loop.sock_recv(connection, 2**16)
@@ -83,12 +83,12 @@ async def receive_announcement(connection: socket.socket) -> Announcement:
 
 
 def send_memory(connection: socket.socket, files: Mapping[int, int]) -> None:
-    """Answer an announcement with the descriptors of the worker's memory, by model number; they stay the caller's."""
+    """Answer an announcement with the descriptors of the worker's memory by model number; they stay the caller's."""
     socket.send_fds(connection, [pack(f"={len(files)}I", *files)], list(files.values()))
 
 
 async def announce(connection: socket.socket, announcement: Announcement) -> dict[int, int]:
-    """Tell a worker what is served; return the descriptors of its memory by model number, the caller's to close.
+    """Send a worker the announcement; return the descriptors of its memory by model number, the caller's to close.
 
     Raises:
         ConnectionError: the worker has gone.

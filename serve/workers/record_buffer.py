@@ -1,4 +1,4 @@
-"""Records on their way to the backend process, sent in one piece for each burst of requests."""
+"""Buffers the records for the backend process, and sends them in one piece for each burst of requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,13 +11,13 @@ _ENOUGH_RECORDS = 64
 class RecordBuffer:
     """Holds records back while more of them come with every few turns of the event loop.
 
-    So a burst of requests arrives in the backend process as one, is computed as one batch, and comes back as one:
-    waking another process for each request costs more than all else that is done for it. A loop with nothing to do
-    turns that often in well below 0.1 ms.
+    So a burst of requests arrives in the backend process as one piece, is computed as one batch, and comes back as one
+    piece: waking another process for each request costs more than all else that is done for it. An event loop with
+    nothing to do makes these turns in well below 0.1 ms.
     """
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
-        """`send` takes bytes, in order."""
+        """Begin empty. `send` takes bytes, in order."""
         self._send = send
         self._records: list[bytes] = []
         self._seen = self._quiet_turns = 0

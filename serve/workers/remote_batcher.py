@@ -29,24 +29,24 @@ from fuseline.serve.workers.wire_format import UNPREDICTED, ToWorker, cancel_rec
 class RemoteBatcher:
     """Takes requests as `fuseline.serve.batching.batcher.Batcher` does, and has the backend process answer them.
 
-    What `Batcher.submit` promises holds here, except that the backend's refusals come by the future. Rows are copied
-    into shared memory by `submit`, so the caller's may change once it has returned. A slot is free again once the
-    backend no longer reads it, whatever became of its request. Everything happens on one event loop.
+    What `Batcher.submit` guarantees holds here, except that the backend's refusals come by the future. `submit` copies
+    rows into shared memory, so the caller's may change once it has returned. A slot is free again once the backend no
+    longer reads it, whatever became of its request. Everything happens on one event loop.
     """
 
     def __init__(self, arena: Arena, admission: Admission, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is admitted before `connect`.
+        """Admit nothing before `connect`.
 
-        `admission` decides on what is decoded here first, by what the backend tells.
+        `admission` decides, by the backend's snapshots, on requests whose images are decoded here first.
         """
         self._arena = arena
         self._row_shape = arena.pixels.shape[1:]
         self._clock = clock
         self._slots = SlotTable(len(arena.pixels))
         self._admission = admission
-        # From the backend's answers to when they are handed out here: the backend's predictions end with the former.
+        # Seconds from the backend's answer until it is handed out here, which the backend's predictions leave out.
         self._delivery_seconds = 0.0
-        # The model's number in the process that `_send` leads to.
+        # Number of the model in the process that `_send` leads to.
         self._model = 0
         self._send: Callable[[bytes], None] | None = None
         self._numbers = itertools.count()
@@ -57,7 +57,7 @@ class RemoteBatcher:
 
     @property
     def queued_rows(self) -> int:
-        """Number of rows of all workers that wait for a batch, as the backend last told."""
+        """Number of rows of all workers that wait for a batch, by the backend's latest snapshot."""
         return int(self._arena.admission_snapshot[0])
 
     @property
@@ -69,12 +69,12 @@ class RemoteBatcher:
     def backpressure(self) -> Literal["rows", "time"] | None:
         """See `Admission.backpressure`."""
         load = self._load()
-        # What the backend hasn't told of yet lies in this worker's slots.
+        # Rows that the latest snapshot doesn't count yet lie in this worker's slots.
         sent = max(load.waiting_rows, self._slots.taken - load.running_rows)
         return self._admission.backpressure(load._replace(waiting_rows=sent))
 
     def connect(self, model: int, send: Callable[[bytes], None]) -> None:
-        """Admit from now on.
+        """Admit requests from now on.
 
         `model` is the model's number in the backend process to which `send` takes records, in order.
         """
@@ -82,7 +82,7 @@ class RemoteBatcher:
         self._send = send
 
     def disconnect(self) -> None:
-        """Fail every request under way, and admit none: the backend has gone and reads nothing any more."""
+        """Fail every request under way, and admit none: the backend has gone and reads no slot any more."""
         self._send = None
         self._arena.admission_snapshot = [0.0, 0.0, 0.0]
         pending, self._pending = self._pending, {}
@@ -92,7 +92,7 @@ class RemoteBatcher:
                 request.set_exception(_lost())
 
     def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
-        """Admit a request, as `Batcher.reserve` does, by what the backend last told.
+        """Admit a request, as `Batcher.reserve` does, by the backend's latest snapshot.
 
         Raises what `submit` does.
         """
@@ -121,7 +121,7 @@ class RemoteBatcher:
             BackendLostError: the backend process has ended and is not yet back.
         """
         if reservation is not None:
-            # Whatever becomes of it, its rows are sent now, or never.
+            # Whatever becomes of the request, its rows are sent now, or never.
             reservation.release()
         self._check_open()
         check_rows(rows, self._row_shape)
@@ -147,7 +147,7 @@ class RemoteBatcher:
         return request
 
     def _load(self) -> Load:
-        """Return what is ahead, by what the backend last told and what this worker has promised or sent since."""
+        """Return what is ahead, by the backend's latest snapshot and this worker's reservations."""
         queued, reserved, running, ends, learned_at, *state = self._arena.admission_snapshot
         self._admission.take_state(state)
         now = self._clock()
@@ -162,7 +162,7 @@ class RemoteBatcher:
             raise _lost()
 
     def _earlier(self, deadline: float | None) -> float | None:
-        """When the backend has to have the answer, so that it is handed out by `deadline`."""
+        """Return when the backend has to have the answer, so that it is handed out by `deadline`."""
         return None if deadline is None else deadline - self._delivery_seconds
 
     async def drain(self) -> None:
@@ -176,7 +176,7 @@ class RemoteBatcher:
     def answered(self, heads: Sequence[ToWorker]) -> None:
         """Settle requests whose logits are in their slots, and free these."""
         requests = [self._pending.pop(head.number) for head in heads]
-        # One copy for all, which they share as the requests of a batch do.
+        # All of them share one copy, as the requests of a batch do.
         logits = self._arena.logits[[slot for request in requests for slot in request.slots]]
         start = 0
         for head, request in zip(heads, requests, strict=True):
@@ -193,7 +193,7 @@ class RemoteBatcher:
         self._delivery_seconds += DELIVERY_RATE * (self._clock() - began - self._delivery_seconds)
 
     def failed(self, number: int, text: bytes) -> None:
-        """Settle a request with the error that `error_text` has written."""
+        """Fail a request with the error that `error_text` encoded."""
         request = self._pending[number]
         if not request.done():
             request.set_exception(error_from_text(text))
@@ -215,29 +215,29 @@ class RemoteBatcher:
 class _RemoteRequest(asyncio.Future[BatchedRows]):
     """A request under way: the very future that its caller awaits."""
 
-    __slots__ = ("slots", "tell_cancelled")
+    __slots__ = ("on_cancel", "slots")
 
-    def __init__(self, slots: list[int], tell_cancelled: Callable[[], None]) -> None:
+    def __init__(self, slots: list[int], on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self.slots = slots
-        self.tell_cancelled = tell_cancelled
+        self.on_cancel = on_cancel
 
     def cancel(self, msg: object = None) -> bool:
-        """Cancel as `asyncio.Future.cancel` does, and tell the backend; the slots are freed when it says so."""
+        """Cancel as `asyncio.Future.cancel` does, and notify the backend; the slots are freed when it releases them."""
         if not super().cancel(msg):
             return False
-        self.tell_cancelled()
+        self.on_cancel()
         return True
 
 
 def error_text(error: FuselineError, error_id: str | None) -> bytes:
-    """Return `error` as the tail of a record. `error_id` is the id under which it was logged, if it was."""
+    """Return `error` encoded as the tail of a record. `error_id` is the id under which it was logged, if it was."""
     retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
     return json.dumps([type(error).__name__, str(error), error_id, retry_after_s]).encode()
 
 
 def error_from_text(text: bytes) -> FuselineError:
-    """Return the error that `error_text` wrote: its class, its message, and the id under which it is logged already."""
+    """Return the error that `error_text` encoded, with its class, its message and the id under which it was logged."""
     class_name, message, error_id, retry_after_s = json.loads(text)
     error_class = getattr(errors, class_name, BackendError)
     error: FuselineError = error_class(message)

@@ -1,4 +1,4 @@
-"""The backend process's end of one worker: its requests go into the batchers, their answers back."""
+"""The backend process's end of one worker: passes its requests to the batchers, and their answers back."""
 
 import asyncio
 import math
@@ -25,11 +25,11 @@ from fuseline.serve.workers.wire_format import (
 class RemoteRequests:
     """Reads one worker's records and sends it the backend's, in one piece for each turn of the event loop.
 
-    Every request of the worker gets one ANSWER, or RELEASED once, before which an ERROR unless it was cancelled.
+    Every request of the worker gets one ANSWER, or one RELEASED, which an ERROR precedes unless it was cancelled.
     """
 
     def __init__(self, models: Mapping[int, tuple[Batcher, Arena]], send: Callable[[bytes], None]) -> None:
-        """`models` by number, with the memory of each. `send` takes records to the worker, in order."""
+        """Serve `models`, by number and with the memory of each. `send` takes records to the worker, in order."""
         self._models = {
             number: _ModelRequests(number, batcher, arena, self._write) for number, (batcher, arena) in models.items()
         }
@@ -38,10 +38,10 @@ class RemoteRequests:
         self._out: list[bytes] = []
         self._lost = False
         self.drained: set[int] = set()
-        """Numbers of the models that the worker has no more requests for."""
+        """Numbers of the models for which the worker has no more requests."""
 
     def receive(self, data: bytes) -> None:
-        """Take in what the worker has sent."""
+        """Read the records in `data`, which the worker has sent."""
         touched = set()
         for (kind, model_number, number, _, deadline, *predicted), tail in self._reader.feed(data):
             model = self._models[model_number]
@@ -64,7 +64,7 @@ class RemoteRequests:
             model.disconnect()
 
     def batch_finished(self, model_number: int) -> None:
-        """Give back what the batch of this model that has just finished may have read."""
+        """Release the slots that the batch of this model that has just finished may have read."""
         self._models[model_number].batch_finished()
 
     def _write(self, record: bytes) -> None:
@@ -79,10 +79,10 @@ class RemoteRequests:
 
 
 class _ModelRequests:
-    """One worker's requests for one model."""
+    """The requests of one worker for one model."""
 
     def __init__(self, model: int, batcher: Batcher, arena: Arena, write: Callable[[bytes], None]) -> None:
-        """`model` is its number; `write` takes records to the worker."""
+        """Pass requests to `batcher`. `model` is its number; `write` takes records to the worker."""
         self._model = model
         self._batcher = batcher
         self._arena = arena
@@ -90,16 +90,16 @@ class _ModelRequests:
         self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
         # Requests that ended while a batch ran, which may read their rows.
         self._unreleased: list[int] = []
-        # What the worker had promised when it was last looked at.
+        # Number of rows that the worker had reserved when that was last read.
         self._reserved_rows = 0
         self._lost = False
         self.publish_snapshot()
 
     def submit(self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer) -> None:
-        """Have the rows in `slots` computed; without a `deadline`, that is infinity."""
+        """Have the rows in `slots` computed; a `deadline` of infinity means that there is none."""
         pixels = self._arena.pixels
         rows = [pixels[slot] for slot in slots]
-        # Its room is given back by the worker's own count.
+        # The reservation holds no rows here: the worker's own count of reserved rows releases them.
         reservation = Reservation(0, predicted, on_release=self._batcher.release_rows) if predicted.at else None
         try:
             request = self._batcher.submit(
@@ -113,7 +113,7 @@ class _ModelRequests:
         request.add_done_callback(partial(self._settle, number, slots))
 
     def cancel(self, number: int) -> None:
-        """Drop a request; one that was just answered is there no more."""
+        """Drop a request, unless it was answered a moment ago."""
         if (request := self._pending.get(number)) is not None:
             request.cancel()
 
@@ -125,7 +125,7 @@ class _ModelRequests:
             request.cancel()
 
     def batch_finished(self) -> None:
-        """Give back what the batch that has just finished may have read."""
+        """Release the slots that the batch that has just finished may have read."""
         if numbers := self._unreleased:
             self._unreleased = []
             for number in numbers:
@@ -134,13 +134,13 @@ class _ModelRequests:
         self.publish_snapshot()
 
     def read_reserved(self) -> None:
-        """Let the batcher count what the worker has promised by now."""
+        """Let the batcher count the rows that the worker has reserved by now."""
         rows = 0 if self._lost else self._arena.reserved_rows
         self._batcher.release_rows(self._reserved_rows - rows)
         self._reserved_rows = rows
 
     def publish_snapshot(self) -> None:
-        """Let the worker see what it has to know to admit a request by itself."""
+        """Publish the snapshot that the worker needs to admit a request by itself."""
         self._arena.admission_snapshot = self._batcher.admission_snapshot()
 
     def _settle(self, number: int, slots: list[int], request: asyncio.Future[BatchedRows]) -> None:

@@ -1,4 +1,4 @@
-"""What each process has counted, and the sum over all of them."""
+"""Reports of what each process has counted, and their sum."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 
 _EARLIEST = ("_created", "process_start_time_seconds")
-"""Endings of the names of samples of which the smallest counts, not the sum."""
+"""Endings of the names of samples whose smallest value counts, not their sum."""
 
 
 class Sample(BaseModel):
-    """One number."""
+    """One number of a metric."""
 
     name: str
     labels: dict[str, str]
@@ -22,7 +22,7 @@ class Sample(BaseModel):
 
 
 class Family(BaseModel):
-    """One metric, with a sample for each set of labels and, of histograms, each bucket."""
+    """One metric, with a sample for each set of labels and, in a histogram, for each bucket."""
 
     name: str
     documentation: str
@@ -50,7 +50,7 @@ class Report(BaseModel):
     models: dict[str, ModelCounts] = {}
 
     def counts(self) -> "Report":
-        """Return what is left of it when the process ends: counters and histograms, no gauges."""
+        """Return the part that lasts when the process ends: counters and histograms, no gauges."""
         lasting = [family for family in self.families if family.type in {"counter", "histogram"}]
         return Report(families=lasting, models=self.models)
 
@@ -65,7 +65,7 @@ class Report(BaseModel):
 
 
 def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceStatistics]) -> Report:
-    """Return what `registry` and `statistics` say now."""
+    """Return the report of what `registry` and `statistics` hold now."""
     return Report(
         families=[
             Family(
@@ -76,12 +76,12 @@ def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceSta
             )
             for metric in registry.collect()
         ],
-        models={name: _counts_of(its) for name, its in statistics.items()},
+        models={name: _counts_of(counted) for name, counted in statistics.items()},
     )
 
 
 def summed(reports: Iterable[Report]) -> Report:
-    """Return the sum of counters, histograms and gauges alike, and the earliest of times of a start."""
+    """Return the sums of counters, histograms and gauges alike, and the earliest of start times."""
     families: dict[str, Family] = {}
     samples: dict[tuple[str, tuple[tuple[str, str], ...]], Sample] = {}
     models: dict[str, ModelCounts] = {}
@@ -103,18 +103,18 @@ def summed(reports: Iterable[Report]) -> Report:
 
 
 def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceStatistics]:
-    """Return counts as `InferenceStatistics`, by model."""
+    """Return `models` as `InferenceStatistics`, by model name."""
     return {name: _statistics_from(counts) for name, counts in models.items()}
 
 
 class ReportCollector(Collector):
-    """A report in a registry."""
+    """A report as a collector for a registry."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry."""
+        """Yield the report's metrics for the registry."""
         for family in self._report.families:
             metric = Metric(family.name, family.documentation, family.type)
             for sample in family.samples:

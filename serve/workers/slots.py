@@ -2,13 +2,13 @@
 
 
 class SlotTable:
-    """So many slots, each of which holds one row; any free ones make up a request.
+    """A fixed number of slots, each of which holds one row; any free slots make up a request.
 
     The slot that was freed last is taken first: its memory is in use already, and most likely in a CPU's cache.
     """
 
     def __init__(self, capacity: int) -> None:
-        """All `capacity` slots are free."""
+        """Begin with `capacity` slots, all free."""
         self._capacity = capacity
         self._free = list(range(capacity - 1, -1, -1))
         self._is_taken = bytearray(capacity)
@@ -24,7 +24,7 @@ class SlotTable:
         return self._capacity - len(self._free)
 
     def take(self, count: int) -> list[int] | None:
-        """Return `count` slots that were free, or None if there are not as many; then nothing is taken."""
+        """Take and return `count` free slots; None, and nothing is taken, if there are fewer."""
         free = self._free
         if count > len(free):
             return None

@@ -25,11 +25,11 @@ class SupervisedProcess:
         self.title = title
         self.started = asyncio.get_running_loop().time()
         self.ready: dict[str, Any] | None = None
-        """Message that it sent when it became ready."""
+        """Message that the process sent when it became ready; None before."""
         self.failure: FuselineError | None = None
-        """Reason why it could not start, if it said so."""
+        """Reason why the process could not start, if it sent one."""
         self.drained = False
-        """True once it has said that it answered everything before its end."""
+        """Whether the process has reported that it answered everything before its end."""
         self.report = Report()
         """Latest report."""
         self._process = process
@@ -42,7 +42,11 @@ class SupervisedProcess:
         return self._process.pid
 
     async def run(self, on_ready: Callable[[], None], on_question: Callable[[int], None]) -> None:
-        """Take in what it says until it has ended. `on_question` is called when it asks for everyone's statistics."""
+        """Read the process's messages until it has ended.
+
+        `on_ready` is called when it becomes ready, `on_question` with the number of each question for the statistics of
+        all processes.
+        """
         async for message in self._channel.messages():
             match message["kind"]:
                 case "ready":
@@ -53,45 +57,45 @@ class SupervisedProcess:
                     self.failure = error_class(message["message"])
                 case "report":
                     self.report = Report.model_validate(message["report"])
-                    if (asked := self._questions.pop(message["number"], None)) is not None:
-                        asked.set()
+                    if (answered := self._questions.pop(message["number"], None)) is not None:
+                        answered.set()
                 case "statistics":
                     on_question(message["number"])
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
         self._channel.close()
-        for asked in self._questions.values():
-            asked.set()
+        for answered in self._questions.values():
+            answered.set()
 
     async def update_report(self, number: int) -> None:
-        """Have `report` brought up to date; `number` is no other question's. Returns too when the process ends."""
-        self._questions[number] = asked = asyncio.Event()
+        """Bring `report` up to date, or return when the process ends; `number` is no other question's."""
+        self._questions[number] = answered = asyncio.Event()
         self._channel.send("report", number=number)
         try:
-            await asked.wait()
+            await answered.wait()
         finally:
             self._questions.pop(number, None)
 
-    def tell_statistics(self, number: int, report: Report) -> None:
-        """Answer its question `number`."""
+    def send_statistics(self, number: int, report: Report) -> None:
+        """Answer the process's question `number`."""
         models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
         self._channel.send("statistics", number=number, models=models)
 
     def drain(self) -> None:
-        """Let it answer what it has and end; one that is not ready has nothing, and ends at once."""
+        """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""
         if self.ready is None:
             self.kill()
         else:
             self._channel.send("drain")
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         if self._process.returncode is None:
             self._process.kill()
 
     def ending(self) -> str:
-        """Return how it ended, for people."""
+        """Return how the process ended, for people."""
         code = self._process.returncode
         if code is not None and code < 0:
             return f"{self.title} (process {self.pid}) was ended by {signal.Signals(-code).name}"
@@ -103,7 +107,8 @@ async def start_process(
 ) -> SupervisedProcess:
     """Start `python COMMAND CONFIG` in a fresh interpreter with this one's search path.
 
-    `make_config` is given the descriptor of the process's end of its channel; `files` are the others that it inherits.
+    `make_config` is given the descriptor of the process's end of its channel; `files` are the other descriptors that
+    the process inherits.
     """
     ours, theirs = socket.socketpair()
     with theirs:

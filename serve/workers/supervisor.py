@@ -28,7 +28,7 @@ from fuseline.serve.workers.totals import Totals
 
 _BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
-"""Time beyond the drain's own, for the delivery of the last answers and the interpreter's end."""
+"""Seconds beyond the drain's own, for the delivery of the last answers and the interpreter's end."""
 _KILL_AGAIN_S = 0.1
 _MAX_FAILED_STARTS = 5
 _LONG_LIFE_S = 10.0
@@ -73,15 +73,15 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """True while requests are answered."""
+        """Whether requests are answered."""
         backend = self._processes.get(_BACKEND)
         if self._draining or backend is None or backend.ready is None:
             return False
-        return any(its.ready is not None for title, its in self._processes.items() if title != _BACKEND)
+        return any(process.ready is not None for title, process in self._processes.items() if title != _BACKEND)
 
     @property
     def failed(self) -> asyncio.Future[None]:
-        """Fails when a process can't be started any more."""
+        """Future that fails when a process can't be started any more."""
         return self._failed
 
     async def start(self) -> None:
@@ -110,7 +110,7 @@ class Supervisor:
         self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
         for title in titles:
-            self._keeping[title] = keeping = asyncio.create_task(self._keep(title))
+            self._keeping[title] = keeping = asyncio.create_task(self._keep_running(title))
             keeping.add_done_callback(self._note_defect)
         all_ready = asyncio.create_task(self._all_ready.wait())
         await asyncio.wait((all_ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
@@ -122,16 +122,16 @@ class Supervisor:
         self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
 
     async def drain(self) -> bool:
-        """Let the workers take nothing more and answer what they have, then the backend end.
+        """Let the workers refuse new requests and answer what they have, then end the backend.
 
-        Returns whether all of it was answered; what is not within `drain_timeout_s` is given up.
+        Return whether everything was answered; what is not within `drain_timeout_s` is given up.
         """
         self._draining = True
         titles = list(self._keeping)
         for group in ([title for title in titles if title != _BACKEND], [_BACKEND]):
             running = [self._processes[title] for title in group if title in self._processes]
             for process in running:
-                # Once answers were given up, what is left to compute is nobody's.
+                # Once answers were given up, nobody waits for what is left to compute.
                 (process.drain if self._complete else process.kill)()
             waiting = [self._keeping[title] for title in group]
             for title in group:
@@ -141,7 +141,7 @@ class Supervisor:
             if late:
                 self.kill()
                 await asyncio.wait(late)
-            self._complete &= not late and all(its.drained or its.ready is None for its in running)
+            self._complete &= not late and all(process.drained or process.ready is None for process in running)
         self.close()
         return self._complete
 
@@ -151,13 +151,13 @@ class Supervisor:
             process.kill()
 
     async def end(self) -> None:
-        """End every process at once, and wait until they have: a loop that closes before complains of each."""
+        """End every process at once, and wait until they have ended: a loop that closes earlier complains of each."""
         self._draining = True
         loop = asyncio.get_running_loop()
         until = loop.time() + _EXIT_TIMEOUT_S
         waiting = {task for task in self._keeping.values() if not task.done()}
         while waiting and loop.time() < until:
-            # Again, as one may just be starting.
+            # One of them may just be starting, so this is repeated.
             self.kill()
             _, waiting = await asyncio.wait(waiting, timeout=_KILL_AGAIN_S)
 
@@ -171,8 +171,8 @@ class Supervisor:
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
 
-    async def _keep(self, title: str) -> None:
-        """Run the process called `title`, again whenever it has ended, until the drain."""
+    async def _keep_running(self, title: str) -> None:
+        """Run the process called `title`, and again whenever it has ended, until the drain."""
         was_ready, failed_starts, short_lives = False, 0, 0
         while not self._draining:
             process = await self._start(title)
@@ -187,16 +187,16 @@ class Supervisor:
             was_ready = was_ready or process.ready is not None
             failed_starts = 0 if process.ready is not None else failed_starts + 1
             if not was_ready or failed_starts == _MAX_FAILED_STARTS:
-                self._give_up(process, failed_starts)
+                self._fail(process, failed_starts)
                 return
             short_lives = short_lives + 1 if asyncio.get_running_loop().time() - process.started < _LONG_LIFE_S else 0
             why = f": {process.failure}" if process.failure is not None else ""
             _log.error("%s%s; it is started again", process.ending(), why)
             self.totals.count_restart(title.partition(" ")[0])
-            # At once, unless it dies again and again.
+            # The process starts again at once, unless it dies again and again.
             await asyncio.sleep(min(_MAX_PAUSE_S, 0.1 * 2 ** (short_lives - 1)) if short_lives > 1 else 0)
 
-    def _give_up(self, process: SupervisedProcess, attempts: int) -> None:
+    def _fail(self, process: SupervisedProcess, attempts: int) -> None:
         if self._failed.done():
             return
         times = "" if attempts == 1 else f", {attempts} times in a row"
@@ -227,7 +227,7 @@ class Supervisor:
         return await start_process(title, command, make_config, files)
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
-        """End with what a task raised that was to keep a process; else `start` would wait for that process for ever."""
+        """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""
         if not keeping.cancelled() and (error := keeping.exception()) is not None and not self._failed.done():
             self._failed.set_exception(error)
 
@@ -238,7 +238,7 @@ class Supervisor:
 
     def _answer(self, asker: SupervisedProcess, number: int) -> None:
         async def answer() -> None:
-            asker.tell_statistics(number, await self.totals.read())
+            asker.send_statistics(number, await self.totals.read())
 
         task = asyncio.create_task(answer())
         self._asked.add(task)
@@ -253,7 +253,7 @@ class Supervisor:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether `path` can be told to other processes in JSON."""
+    """Return whether `path` can be sent to other processes in JSON."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

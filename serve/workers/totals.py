@@ -1,4 +1,4 @@
-"""What all processes of a server have counted together."""
+"""The sum of what all processes of a server have counted."""
 
 import asyncio
 import itertools
@@ -18,11 +18,11 @@ _REPORT_TIMEOUT_S = 0.5
 class Totals(Collector):
     """The sum of what the supervisor and its processes have counted, those that have ended included.
 
-    Lives on the event loop, except that `collect` is for the thread of the HTTP endpoint.
+    It lives on the event loop, except that the HTTP endpoint's thread calls `collect`.
     """
 
     def __init__(self, running: Mapping[str, SupervisedProcess]) -> None:
-        """`running` has the processes that run at any time."""
+        """Sum up the processes in `running`, which its owner keeps up to date."""
         self._running = running
         self._loop = asyncio.get_running_loop()
         self._registry = CollectorRegistry()
@@ -39,19 +39,19 @@ class Totals(Collector):
         self._numbers = itertools.count()
 
     def count_restart(self, kind: str) -> None:
-        """Count that a process, `backend` or `worker`, is started again."""
+        """Count one more restart of a process of `kind`, `backend` or `worker`."""
         self._restarts.labels(kind).inc()
 
     def add_ended(self, process: SupervisedProcess) -> None:
-        """Keep what `process` has counted, which runs no more."""
+        """Keep the counts of `process`, which has ended."""
         self._ended = summed((self._ended, process.report.counts()))
 
     async def read(self) -> Report:
-        """Return the sum now. A process that doesn't answer at once counts with its latest report."""
+        """Return the present sum. A process that doesn't answer at once counts with its latest report."""
         running = [process for process in self._running.values() if process.ready is not None]
         if running:
-            asking = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
-            _, late = await asyncio.wait(asking, timeout=_REPORT_TIMEOUT_S)
+            updates = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
+            _, late = await asyncio.wait(updates, timeout=_REPORT_TIMEOUT_S)
             for task in late:
                 task.cancel()
         return self._latest()
@@ -62,10 +62,10 @@ class Totals(Collector):
         return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry of the HTTP endpoint."""
-        asked = asyncio.run_coroutine_threadsafe(self.read(), self._loop)
+        """Yield the metrics for the registry of the HTTP endpoint."""
+        report = asyncio.run_coroutine_threadsafe(self.read(), self._loop)
         with suppress(FutureTimeoutError):
-            yield from ReportCollector(asked.result(10 * _REPORT_TIMEOUT_S)).collect()
+            yield from ReportCollector(report.result(10 * _REPORT_TIMEOUT_S)).collect()
 
     def _latest(self) -> Report:
         own = report_of(self._registry, {})

@@ -1,9 +1,9 @@
 """The records that a worker and the backend process write to each other: a head of fixed size and, in some, a tail.
 
-Worker to backend: SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing. Backend to
-worker: ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. An answered request's slots are
-the worker's again; after ERROR and CANCEL they are with RELEASED, which comes once nothing reads them any more, and
-never twice. Both ends are processes of one installation on one machine, in its byte order.
+A worker sends SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing. The backend
+sends ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. With ANSWER the request's slots are
+the worker's again; after ERROR or CANCEL they are with RELEASED, which comes once nothing reads them any more, and
+never twice. Both ends are processes of one installation on one machine, and use its byte order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ class ToBackend(NamedTuple):
 
     kind: int
     model: int
-    """Its number: see `fuseline.serve.workers.handshake.Announcement`."""
+    """Number of the model: see `fuseline.serve.workers.handshake.Announcement`."""
     number: int
     """Number of the request, unique for this model and connection."""
     rows: int
     """Number of slots in the tail."""
     deadline: float
-    """Seconds on the clock of `time.monotonic`, which all processes of a machine share; infinity: no deadline."""
+    """Time on the clock of `time.monotonic`, in seconds, which all processes of a machine share; infinity: none."""
     predicted_at: float
-    """Time on the same clock for which the worker predicted the answer at admission; 0: the backend admits it."""
+    """Time on the same clock for which the worker predicted the answer at admission; 0: the backend does admission."""
     predicted_seconds: float
     """Seconds from that admission to `predicted_at`."""
     is_probe: bool
@@ -40,13 +40,13 @@ class ToBackend(NamedTuple):
 
 
 class ToWorker(NamedTuple):
-    """Head of the backend's record."""
+    """Head of a backend's record."""
 
     kind: int
     model: int
     number: int
     size: int
-    """In an ANSWER, rows of the largest batch; in an ERROR, bytes of the tail."""
+    """Number of rows of the largest batch in an ANSWER; number of bytes of the tail in an ERROR."""
     queue_ms: float
     compute_ms: float
 
@@ -60,17 +60,17 @@ def submit_record(
 
 
 def cancel_record(model: int, number: int) -> bytes:
-    """Return the record that tells that nobody waits for this request any more."""
+    """Return the record that says that nobody waits for this request any more."""
     return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *UNPREDICTED)
 
 
 def drain_record(model: int) -> bytes:
-    """Return the record that tells that no more requests for the model will come from this worker."""
+    """Return the record that says that no more requests for the model will come from this worker."""
     return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *UNPREDICTED)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
-    """Return the record that tells that the logits are in the request's slots."""
+    """Return the record that says that the logits are in the request's slots."""
     return _TO_WORKER.pack(ANSWER, model, number, batch_rows, queue_ms, compute_ms)
 
 
@@ -80,12 +80,12 @@ def error_record(model: int, number: int, text: bytes) -> bytes:
 
 
 def released_record(model: int, number: int) -> bytes:
-    """Return the record that tells that the slots of a failed or cancelled request are not read any more."""
+    """Return the record that says that the slots of a failed or cancelled request are not read any more."""
     return _TO_WORKER.pack(RELEASED, model, number, 0, 0.0, 0.0)
 
 
 class RecordReader:
-    """Cuts a stream of bytes into records, wherever the pieces that arrive end."""
+    """Cuts a stream of bytes into records, however it is split into the pieces that arrive."""
 
     def __init__(self, head: Struct, tail_bytes: Callable[[tuple[Any, ...]], int]) -> None:
         self._head = head
@@ -93,7 +93,7 @@ class RecordReader:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[tuple[Any, ...], bytes]]:
-        """Yield (head, tail) of each record that is complete now. Read it to its end before `feed` is called again."""
+        """Yield (head, tail) of each record that is complete now; exhaust the iterator before the next `feed`."""
         data = self._rest + data if self._rest else data
         unpack, size, position = self._head.unpack_from, self._head.size, 0
         while position + size <= len(data):

@@ -13,12 +13,12 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
-from fuseline.serve.workers.child_process import ProcessConfig, follow_supervisor, give_up, run_child, send_report
+from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.reports import ModelCounts, statistics_from
 
 _REPORT_EVERY_S = 1.0
-"""Interval of reports: little of what a worker has counted is lost if it dies."""
+"""Seconds between reports: little of what a worker has counted is lost if it dies."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class BackendModels:
         self._questions: dict[int, asyncio.Future[dict[str, InferenceStatistics]]] = {}
 
     async def load(self, repository: Repository) -> None:
-        """Wait for the backend process, and add what it serves to `repository`."""
+        """Wait for the backend process, and add its models to `repository`."""
         await self._link.open()
         for model in self._link.models:
             repository.add(model)
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
-        """Ask the supervisor; `take_statistics` gets its answer."""
+        """Return the statistics that the supervisor answers with; `take_statistics` receives its answer."""
         number = next(self._question_numbers)
         self._questions[number] = question = asyncio.get_running_loop().create_future()
         try:
@@ -49,7 +49,7 @@ class BackendModels:
             self._questions.pop(number, None)
 
     def take_statistics(self, message: dict[str, Any]) -> None:
-        """Take in the supervisor's answer to `statistics`."""
+        """Receive the supervisor's answer to `statistics`."""
         if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
             models = {name: ModelCounts.model_validate(counts) for name, counts in message["models"].items()}
             question.set_result(statistics_from(models))
@@ -70,7 +70,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
-    keeping = asyncio.create_task(link.keep(lambda is_there: server.tell_health(serving=is_there)))
+    keeping = asyncio.create_task(link.keep_connected(lambda is_there: server.set_health(serving=is_there)))
     following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=models.take_statistics))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
@@ -78,7 +78,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         with suppress(BackendChangedError):
             keeping.result()
         _log.warning("%s; this worker ends, to be started again", keeping.exception())
-        await give_up(channel)
+        await exit_at_once(channel)
     complete = True
     try:
         await server.drain()
@@ -88,7 +88,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     send_report(channel, registry, statistics)
     channel.send("drained", complete=complete)
     if not complete:
-        await give_up(channel)
+        await exit_at_once(channel)
 
 
 def main() -> None:

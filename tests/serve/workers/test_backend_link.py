@@ -68,7 +68,7 @@ async def test_it_connects_again_when_the_backend_is_back_with_the_same_memory(p
                 os.close(file)
             await opening
             if keeping is None:
-                keeping = asyncio.create_task(link.keep(told.put))
+                keeping = asyncio.create_task(link.keep_connected(told.put))
             else:
                 assert await told.get() is True
             batcher = next(model.batcher for model in link.models if model.name == "colours")
@@ -98,7 +98,7 @@ async def test_a_backend_that_comes_back_with_something_else_is_refused(package:
     async with asyncio.timeout(30), listening(tmp_path) as listener:
         connection, files = await accepted(listener, announcement(package, largest_batch=4))
         await opening
-        keeping = asyncio.create_task(link.keep(ignore))
+        keeping = asyncio.create_task(link.keep_connected(ignore))
         connection.close()
         connection, _ = await asyncio.get_running_loop().sock_accept(listener)
         changed = announcement(package, largest_batch=8).model_dump_json()
