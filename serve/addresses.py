@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""Addresses that a server listens on."""
 
 import socket
 
@@ -6,7 +6,7 @@ from fuseline.serve.errors import InputError
 
 
 def join_address(host: str, port: int) -> str:
-    """`host:port`, with an IPv6 host in brackets."""
+    """Return `host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -22,18 +22,19 @@ def check_bindable(host: str, port: int) -> None:
 def claimed_port(host: str, port: int) -> socket.socket:
     """Return a socket that holds `host:port`, 0 being any free one, for processes of this user that share it.
 
-    They listen with SO_REUSEPORT; this socket never does, so no connection is ever given to it. Whoever asks for the
-    port for itself alone is refused as long as it is open, and so is `check_bindable`.
+    Those processes listen with SO_REUSEPORT; this socket never listens, so no connection is ever given to it. As long
+    as it is open, a process that asks for the port for itself alone is refused, and so is `check_bindable`.
 
     Raises:
-        OSError: someone has the port already.
+        OSError: another process has the port already.
     """
     check_bindable(host, port)
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     claim = socket.socket(family, kind, protocol)
     try:
-        # SO_REUSEADDR, else connections of an earlier server that linger in TIME_WAIT would forbid it. Taken back once
-        # bound, else the next `check_bindable` would be let in; and shared only now, so that nobody is joined unseen.
+        # Without SO_REUSEADDR connections of an earlier server that linger in TIME_WAIT would forbid the port. It is
+        # taken back once bound, else the next `check_bindable` would pass. SO_REUSEPORT is set only then, so that this
+        # socket can't join a port that another process shares.
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claim.bind(address)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -45,7 +46,7 @@ def claimed_port(host: str, port: int) -> socket.socket:
 
 
 def unbindable(host: str, port: int, error: Exception) -> InputError:
-    """Return the error for the user when `error` kept gRPC from listening on `host:port`."""
+    """Return the user's error for `error`, which kept gRPC from listening on `host:port`."""
     reason = getattr(error, "strerror", None) or error
     return InputError(
         f"gRPC can't listen on {join_address(host, port)} ({reason}); --port takes another one, 0 any free one, and "

@@ -1,7 +1,7 @@
 """How every command begins and ends.
 
-It may print whatever it likes: what the terminal's encoding lacks is replaced. At the end errors are one line on stderr
-and an exit code, never a traceback.
+A command may print any text: characters that the terminal's encoding lacks are replaced. Its errors become one line on
+stderr and an exit code, never a traceback.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from typing import NoReturn
 from fuseline.serve.errors import FuselineError
 
 forgotten_links: list[str] = []
-"""`NAME=VALUE` of what `forget_service_links` removed, for the log of a server, which begins later."""
+"""`NAME=VALUE` of each variable that `forget_service_links` removed, for the log of a server, which begins later."""
 
 _LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
@@ -31,7 +31,7 @@ _STAND_INS = {
     ord("·"): "-",
     ord("×"): "x",
 }
-"""Code points that tables, bars and ticks are drawn with, to characters as wide that every encoding has."""
+"""Code points that tables, bars and ticks are drawn with, and for each a character as wide that every encoding has."""
 
 _REPLACE = "fuseline.replace"
 
@@ -46,8 +46,8 @@ _EXTRA_OF_MODULE = {
 def run_command_line(command: Callable[[], object]) -> None:
     """Run `command`; exit with 2 for wrong input or a missing extra, 1 for failed work, 130 or 143 for a signal.
 
-    SIGTERM (143) ends `command` as Ctrl-C (130) does, not on the spot: temporary files go, and so do the processes that
-    it started. A second one does end it on the spot. A server has its own handler while it serves.
+    SIGTERM (143) ends `command` as Ctrl-C (130) does: not at once, but after it has removed its temporary files and
+    ended the processes that it started. A second SIGTERM ends it at once. A server has its own handler while it serves.
     Errors outside the tree of `fuseline.serve.errors` are defects and keep their traceback.
     """
     _print_in_any_encoding()
@@ -68,11 +68,11 @@ def run_command_line(command: Callable[[], object]) -> None:
 
 
 def forget_service_links() -> None:
-    """Remove from the environment what Kubernetes sets there for Services and a flag would read as its own.
+    """Remove the environment variables that Kubernetes sets for Services and that a flag would read as its own.
 
     A Service called "fuseline" makes `FUSELINE_PORT`, one called "fuseline-http" `FUSELINE_HTTP_PORT`: URLs such as
     tcp://10.0.0.1:8001 (https://kubernetes.io/docs/concepts/services-networking/service), while flags read numbers
-    there. No flag can have the name of its other variables: those have `_SERVICE_HOST`, `_SERVICE_PORT` or
+    there. No flag can have the name of Kubernetes' other variables, which have `_SERVICE_HOST`, `_SERVICE_PORT` or
     `_PORT_8001_TCP` in them. Every other value stays, to be refused if it is wrong.
     """
     links = {name: value for name, value in os.environ.items() if re.fullmatch(r"FUSELINE_(\w+_)?PORT", name)}
@@ -82,10 +82,10 @@ def forget_service_links() -> None:
 
 
 def _print_in_any_encoding() -> None:
-    """Let stdout and stderr take every text: what their encoding lacks is written by stand-ins or as an escape."""
+    """Let stdout and stderr take every text: characters that their encoding lacks become stand-ins or escapes."""
     codecs.register_error(_REPLACE, _replaced)
     for stream in (sys.stdout, sys.stderr):
-        # Others, as tests and notebooks put there, have no encoding that could lack anything.
+        # Other streams, as those of tests and notebooks, have no encoding that could lack a character.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_REPLACE)
 

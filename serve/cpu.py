@@ -1,4 +1,4 @@
-"""What this machine's CPU has for networks."""
+"""The CPU of this machine, and its features that matter for networks."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _INFO_FILE = Path("/proc/cpuinfo")
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
-"""Instructions that multiply 8-bit integers: VNNI and AMX of x86, dot product and matrices of Arm."""
+"""Instruction sets that multiply 8-bit integers: VNNI and AMX of x86, dot product and matrices of Arm."""
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", *INT8_FEATURES)
 
 
@@ -17,23 +17,23 @@ class Cpu:
 
     model: str
     usable: int
-    """Logical CPUs that this process may use."""
+    """Number of logical CPUs that this process may use."""
     features: tuple[str, ...] | None
-    """Those that matter to the runtimes, as Linux names them; None where it can't be told."""
+    """Features that matter to the runtimes, as Linux names them; None where they can't be read."""
 
     @property
     def int8(self) -> tuple[str, ...]:
-        """The features that make INT8 graphs faster than FP32 ones."""
+        """Features that make INT8 graphs faster than FP32 ones."""
         return tuple(name for name in self.features or () if name in INT8_FEATURES)
 
 
 def usable_cpus() -> int:
-    """How many logical CPUs this process may use."""
+    """Return the number of logical CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_cpu(info_file: Path = _INFO_FILE) -> Cpu:
-    """Read what the operating system says of the CPU."""
+    """Return what the operating system says about the CPU."""
     try:
         lines = info_file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

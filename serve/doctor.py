@@ -1,4 +1,4 @@
-"""What this machine can serve with, what `--backend auto` would choose and why, and what would serve better."""
+"""Finds what this machine can serve with, what `--backend auto` would choose and why, and what would serve better."""
 
 import sys
 from collections.abc import Sequence
@@ -22,43 +22,43 @@ _BEST_ON_CPU = next(entry.needs[0][0] for entry in REGISTRY if entry.device == "
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFound:
-    """A runtime that Fuseline can use, and which of its distributions is installed."""
+    """A runtime that Fuseline can use, and the distribution of it that is installed."""
 
     name: str
     distribution: str | None
-    """As pip calls it, with its version; None: it is not installed."""
+    """Name by which pip knows it; None: it is not installed."""
     version: str | None
     install: str
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `fuseline doctor` found."""
+    """The findings of `fuseline doctor`."""
 
     runtimes: tuple[RuntimeFound, ...]
     driver: Driver | None
-    """None: no NVIDIA driver is installed."""
+    """NVIDIA driver; None: none is installed."""
     cpu: Cpu
     package: str | None
     candidates: tuple[Judgement, ...]
-    """Of `--backend auto`, in turn."""
+    """Backends that `--backend auto` tries, in that order."""
     advice: tuple[str, ...]
 
     @property
     def choice(self) -> Judgement | None:
-        """What `--backend auto` would take: the first candidate that isn't passed over."""
+        """Backend that `--backend auto` would take: the first candidate without a reason against it."""
         return next((candidate for candidate in self.candidates if candidate.reason is None), None)
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """The whole of it, for programs."""
+        """All findings, for programs."""
         return asdict(self) | {"choice": None if self.choice is None else self.choice.title}
 
 
 def diagnose(
     package: ModelPackage | None, *, precision: str = "auto", buckets: Sequence[int] = DEFAULT_BUCKETS
 ) -> Diagnosis:
-    """Look at the machine and, if `package` is given, at what would serve it; no model is loaded, nothing is built."""
+    """Diagnose the machine and, if it is given, what would serve `package`; no model is loaded and nothing is built."""
     found = tuple(_found(runtime) for runtime in runtimes())
     driver, cpu = nvidia_driver(), this_cpu()
     engine_cache = Settings().engine_cache_folder
@@ -77,7 +77,7 @@ def _found(runtime: Runtime) -> RuntimeFound:
             continue
     if not found:
         return RuntimeFound(runtime.title, None, None, runtime.install)
-    # ONNX Runtime's two have one module: it is imported from whichever comes first on the path.
+    # ONNX Runtime's two distributions have one module, which is imported from the one that comes first on the path.
     name, first = min(found, key=lambda each: _place_on_path(each[1]))
     return RuntimeFound(runtime.title, name, first.version, runtime.install)
 

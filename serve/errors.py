@@ -31,7 +31,7 @@ class FuselineError(Exception):
 
     exit_code = 1
     error_id: str | None = None
-    """The id under which `log_once` has logged it; None: not logged."""
+    """Id under which `log_once` has logged the error; None: it is not logged."""
 
 
 class InputError(FuselineError):
@@ -84,7 +84,7 @@ class OverloadedError(FuselineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """In so many seconds there is likely to be room; None: not known."""
+        """Seconds after which there is likely to be room; None: not known."""
 
 
 class DeadlineError(FuselineError):
@@ -100,7 +100,7 @@ class BackendLostError(FuselineError):
 
 
 def log_once(error: BaseException) -> str:
-    """Log `error` under an id, and return the id. All requests of a failed batch share one error: it is logged once."""
+    """Log `error` under an id, once, and return the id: all requests of a failed batch share one error."""
     if isinstance(error, FuselineError) and error.error_id is not None:
         return error.error_id
     error_id = uuid.uuid4().hex[:12]

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class HttpEndpoint:
-    """Answers, from a thread of its own and so also while the event loop is busy:
+    """Answers requests from a thread of its own, so also while the event loop is busy:
 
     `/metrics`  the registry, in Prometheus' text format
     `/healthz`  200 as long as the process lives
@@ -23,7 +23,7 @@ class HttpEndpoint:
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
-        """Bind and answer from now on. Raises `InputError` when the port can't be bound."""
+        """Bind the port, and answer from now on. Raises `InputError` when the port can't be bound."""
         try:
             self._server = _Server((host, port), _handler(registry, is_ready))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Encoded bytes become the network's uint8 pixels: decoded within bounds, resized and cropped as in training."""
+"""Turns encoded bytes into the network's uint8 pixels: decodes within bounds, resizes and crops as in training."""
 
 from io import BytesIO
 from typing import Literal
@@ -15,15 +15,16 @@ from fuseline.serve.errors import ImageError
 from fuseline.serve.model_package import CropOffset, InputSpec
 
 MAX_PIXELS = 50_000_000
-"""Default bound on pixels, before and after resizing. Each takes 4 (JPEG, PNG) to 16 (WebP) bytes to decode."""
+"""Default bound on a picture's pixels, before and after resizing. Decoding a pixel takes 4 (JPEG, PNG) to 16 (WebP)
+bytes."""
 
 _FAST_DECODE_GAP = 2
-"""How many times the size that it is resized to a picture keeps, so that resizing still smooths it: at 1 a ResNet-20
-answered another class for one picture in eight."""
+"""Smallest ratio of a decoded picture's size to the size that it is resized to, so that resizing still smooths it: at 1
+a ResNet-20 answered another class for one picture in eight."""
 
 _MODES = {1: "L", 3: "RGB"}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
-"""Pillow's modes of 8 bits a channel or fewer, which it converts by their meaning. It clips all others at 255."""
+"""Pillow's modes of 8 bits a channel or fewer, which it converts correctly. It clips all others at 255."""
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PILLOW_CANNOT = "cannot handle "
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -64,15 +65,15 @@ def decode_image(
 
     They are, to the pixel, those of torchvision's image loader (`PIL.Image.open(...).convert("RGB")`, or "L" for one
     channel) followed by `transforms.Resize(resize_shorter_side, interpolation)` and `CenterCrop((height, width))`. As
-    there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and of an
-    animation the first frame is taken. Of 16 bits a channel the upper 8 are taken (value // 256), of a grey PNG too,
-    which that loader makes white.
+    there, alpha and colour profiles are dropped, EXIF orientation is ignored, since training ignored it too, and an
+    animation gives its first frame. Channels of 16 bits give their upper 8 (value // 256), also in a grey PNG, which
+    that loader makes white.
 
-    `crop_offset`: `floored` crops as transformers' image processors do;
-    see `fuseline.serve.model_package.Preprocessing`.
+    `crop_offset` may be `floored`, to crop as transformers' image processors do; see
+    `fuseline.serve.model_package.Preprocessing`.
 
-    `fast`: a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the size it
-    is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.
+    With `fast`, a JPEG is decoded at an eighth, a quarter or half of its size where that is still at least twice the
+    size it is resized to (libjpeg's scaled decoding), and its pixels then differ a little from those above.
 
     The size in the file's header is checked before any pixel is decoded. Safe to call from many threads; Pillow's
     global settings are neither changed nor relied upon, and no Pillow warning is issued.
@@ -126,13 +127,20 @@ def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[n
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) in pixels of a JPEG, PNG or WebP file, from its header. Raises `ImageError` as decoding does."""
+    """Return (height, width) in pixels of a JPEG, PNG or WebP file, from its header.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
     image = _open_header(data, max_pixels)
     return image.height, image.width
 
 
 def _open_header(data: bytes, max_pixels: int) -> ImageFile:
-    """Read the header only. `Image.open` is avoided: it warns by a global bound and parses what is of no use here."""
+    """Return the image with its header read, its pixels not yet decoded.
+
+    `Image.open` is avoided: it warns by a global bound and parses what is of no use here.
+    """
     try:
         if data.startswith(b"\xff\xd8\xff"):
             image: ImageFile = _JpegImageFile(BytesIO(data))
@@ -146,7 +154,7 @@ def _open_header(data: bytes, max_pixels: int) -> ImageFile:
             raise ImageError(f"{_describe(data)} came where a JPEG, PNG or WebP file is expected; convert it to one")
     except (ImageError, MemoryError):
         raise
-    # Pillow's readers raise whatever hostile bytes make them trip over: SyntaxError, struct.error, KeyError, ...
+    # On hostile bytes Pillow's readers raise anything: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         if str(error).startswith(_PILLOW_CANNOT):
             cure = "save it as an ordinary JPEG, with 8 bits a channel and 1, 3 or 4 channels"
@@ -159,9 +167,9 @@ def _open_header(data: bytes, max_pixels: int) -> ImageFile:
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image`, which is loaded, as `L` or `RGB`."""
+    """Return the loaded `image` in `mode`, `L` or `RGB`."""
     if image.mode == "I;16":
-        # As Pillow itself does with 16-bit colours; of grey it would clip what is above 255.
+        # Pillow itself does this with 16-bit colours; in grey it would clip values above 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == mode else image.convert(mode)
 
@@ -174,7 +182,7 @@ class _JpegImageFile(JpegImageFile):
 
 
 def _without_png_extras(data: bytes) -> bytes:
-    """Keep the chunks that pixels come from: texts, profiles and animations cost memory and make Pillow warn."""
+    """Return a PNG with only the chunks that hold pixels: the others cost memory and make Pillow warn."""
     kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while start + 8 <= len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -185,7 +193,7 @@ def _without_png_extras(data: bytes) -> bytes:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels: RFC 9649, sections 2.5 to 2.7."""
+    """Return width and height in pixels: RFC 9649, sections 2.5 to 2.7."""
     kind, body = data[12:16], data[20:30]
     if kind == b"VP8X" and len(body) == 10:
         return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
@@ -206,21 +214,21 @@ def _check_pixels(format: str, width: int, height: int, max_pixels: int) -> None
 
 
 def _resized_size(width: int, height: int, shorter_side: int) -> tuple[int, int]:
-    """As torchvision's `_compute_resized_output_size`: the longer side is cut down to an integer."""
+    """Return width and height as torchvision's `_compute_resized_output_size`: the longer side is cut to an integer."""
     if width <= height:
         return shorter_side, int(shorter_side * height / width)
     return int(shorter_side * width / height), shorter_side
 
 
 def _offset(size: int, crop: int, kind: CropOffset) -> int:
-    """Where a crop begins along one side; below 0 where black is padded, less of it on the left or top."""
+    """Return where a crop begins along one side; below 0 where black is padded, less of it on the left or top."""
     if crop > size:
         return -((crop - size) // 2)
     return round((size - crop) / 2.0) if kind == "rounded" else (size - crop) // 2
 
 
 def _describe(data: bytes) -> str:
-    """Name what came, in words for an error message."""
+    """Return a name for `data` in an error message."""
     if not data:
         return "nothing (0 bytes)"
     size = f"of {len(data)} bytes"

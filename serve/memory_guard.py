@@ -1,7 +1,7 @@
-"""Too little memory becomes a line in the log, instead of a process that the kernel killed without a word.
+"""Reports too little memory in a line of the log, before the kernel kills the process without a word.
 
 A container that takes more than its control group allows gets SIGKILL, which nothing can catch, and is started again
-and again. What starting takes is known only when it is taken: so while a server starts, a thread watches.
+and again. How much memory starting takes is known only once it is taken, so a thread watches while a server starts.
 """
 
 import os
@@ -12,20 +12,22 @@ from pathlib import Path
 from fuseline.serve.errors import InputError
 
 _TAKEN_SHARE = 0.9
-"""Of the limit, by memory that the kernel can't take back. The rest is for what files map, page tables and requests."""
+"""Share of the limit that memory which the kernel can't take back may reach. The rest is for mapped files, page tables
+and requests."""
 
 _POLL_S = 0.001
-"""A runtime takes some MB a millisecond while it loads."""
+"""Seconds between two looks: a runtime takes some MB a millisecond while it loads."""
 
 _LIMIT_FILES = (("sys/fs/cgroup", "memory.max", ""), ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory"))
-"""Of control groups, version 2 and 1: where their tree is, the file, and the controller's name in /proc/self/cgroup."""
+"""Where control groups of version 2 and 1 keep limits: their tree, the file, the controller's name in
+/proc/self/cgroup."""
 
 
 class MemoryGuard:
     """Calls `on_shortage` once, from a thread, when this process comes near the limit of its control group.
 
-    What the processes below it hold counts too. By default the process then ends with one line and exit code 2. Where
-    there is no limit, nothing is done.
+    The memory of the processes below it counts too. By default the process then ends with one line and exit code 2.
+    Without a limit nothing is watched.
     """
 
     def __init__(self, limit_bytes: int | None, on_shortage: Callable[[str], None] | None = None) -> None:
@@ -34,12 +36,12 @@ class MemoryGuard:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Begin to watch."""
         if self._limit_bytes is not None:
             threading.Thread(target=self._watch, name="fuseline-memory", args=(self._limit_bytes,), daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self, limit_bytes: int) -> None:
@@ -55,7 +57,7 @@ class MemoryGuard:
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
-    """What the control groups of this process let it use, of version 1 or 2; None if that is no less than the machine.
+    """Return the bytes that this process's control groups (version 1 or 2) allow; None if the machine has no more.
 
     The lowest limit of its group and those above it holds (https://docs.kernel.org/admin-guide/cgroup-v2.html). In a
     container the tree mostly starts at the container's own group, whatever /proc calls it.
@@ -76,9 +78,10 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def unreclaimable_bytes() -> int:
-    """What this process and those below it hold and the kernel can't drop, as it can pages of files: proc(5), statm.
+    """Return the bytes that this process and those below it hold, without pages of files, which the kernel can drop.
 
-    Pages that a fork still shares are counted in each; of the processes below are seen those that main threads started.
+    See proc(5), statm. Pages that a fork still shares count in each process. Only processes that main threads started
+    are found.
     """
     return _unreclaimable_bytes(os.getpid())
 
@@ -88,7 +91,7 @@ def _unreclaimable_bytes(pid: int) -> int:
     try:
         _, resident, of_files, *_ = (process / "statm").read_text(encoding="ascii").split()
     except OSError:
-        # It has ended.
+        # The process has ended.
         return 0
     try:
         children = (process / "task" / str(pid) / "children").read_text(encoding="ascii").split()

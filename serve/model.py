@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class RowBatcher(Protocol):
-    """What takes requests: `fuseline.serve.batching.batcher.Batcher`, or what stands for one in another process."""
+    """What takes requests: a `fuseline.serve.batching.batcher.Batcher`, or its stand-in in another process."""
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a batch."""
+        """Number of rows that wait for a batch."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class RowBatcher(Protocol):
 
 
 class Model:
-    """A model that is ready: every bucket has run, and the backend was held against the package's reference."""
+    """A model that is ready: every bucket has run, and the backend agreed with the package's reference."""
 
     def __init__(
         self,
@@ -65,16 +65,19 @@ class Model:
         batcher: RowBatcher,
         close_backend: Callable[[], None] | None = None,
     ) -> None:
-        """`backend_reason` tells why this backend was chosen. `close_backend` None: another process has the backend."""
+        """Begin with a `batcher` that is open.
+
+        `backend_reason` says why this backend was chosen. `close_backend` is None if another process has the backend.
+        """
         self.package = package
         self.manifest: Manifest = package.manifest
-        """What the package says of itself."""
+        """Manifest of the package."""
         self.name: str = package.manifest.name
-        """The name under which requests find it."""
+        """Name under which requests find the model."""
         self.row_shape = package.manifest.input.row_shape
-        """(height, width, channels) of one image."""
+        """Shape (height, width, channels) of one image."""
         self.classes = package.manifest.classes
-        """How many classes it tells apart."""
+        """Number of classes that the model tells apart."""
         self.backend = backend
         self.backend_reason = backend_reason
         self.batcher = batcher
@@ -88,24 +91,24 @@ class Model:
 
 
 class BatchCounts(Protocol):
-    """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or what stands before it."""
+    """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or one that passes them on to it."""
 
     def count_batch(self, model: str, stats: BatchStats) -> None:
-        """Count one batch of the model of that name."""
+        """Count one batch of the model called `model`."""
         ...
 
     def count_misses(self, model: str, misses: Misses) -> None:
-        """Count how the predictions for one batch came true."""
+        """Count by how much the predictions for one batch missed."""
         ...
 
 
 def load_model(
     folder: Path, settings: Settings, counts: BatchCounts, *, cpu: CpuBatching = DEFAULT_CPU_BATCHING
 ) -> Model:
-    """Load the package in `folder`, open its backend, warm every bucket and hold it against the package's reference.
+    """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
-    Blocks meanwhile. `counts` is told of every batch. What the package assumes, and nothing settled, is logged. `cpu`
-    says what batches are like if the backend computes on the CPU.
+    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `cpu` says what
+    makes batches good if the backend computes on the CPU.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.

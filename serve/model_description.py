@@ -1,4 +1,4 @@
-"""A served model as `GetModel` tells it, for programs that ask."""
+"""The description of a served model that `GetModel` returns to a program."""
 
 from dataclasses import dataclass, fields
 
@@ -17,9 +17,9 @@ class ArtifactVerification:
     """Share of the images with the same top-1 class, or the same set of labels where the model is multi-label."""
     passed: bool
     accuracy: float | None
-    """Share of the images whose top-1 class is the one that was told of them; None: nothing told."""
+    """Share of the images whose top-1 class is the right one; None: their classes are not known."""
     eager_accuracy: float | None
-    """The same of eager PyTorch FP32."""
+    """The same share for eager PyTorch FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +46,43 @@ class ModelDescription:
     """`single-label`, by softmax over all labels, or `multi-label`, each label by its own sigmoid."""
     crop_offset: str = "rounded"
     assumptions: tuple[Assumption, ...] = ()
-    """All that was assumed at the export; `is_open` where nothing has settled it."""
+    """Everything that was assumed at the export; `is_open` where nothing has settled it."""
     verification: tuple[ArtifactVerification, ...] = ()
 
 
 def description_from_response(response: GetModelResponse) -> ModelDescription:
-    """What a server of this version, or of one before, answered."""
+    """Return the description in the response of a server of this version or an earlier one."""
     plain = {field.name: getattr(response, field.name) for field in fields(ModelDescription)}
     return ModelDescription(
         **plain
         | {
             "labels": tuple(response.labels),
             "batch_buckets": tuple(response.batch_buckets),
-            # Servers that don't know of these have one of each.
+            # Servers of earlier versions leave these out, and have one of each.
             "task": response.task or "single-label",
             "crop_offset": response.crop_offset or "rounded",
             "assumptions": tuple(
                 Assumption(
-                    key=told.key,
-                    value=told.value,
-                    meaning=told.meaning,
-                    alternatives=tuple(told.alternatives),
-                    flag=told.flag,
-                    settled_by=told.settled_by if told.HasField("settled_by") else None,
+                    key=assumption.key,
+                    value=assumption.value,
+                    meaning=assumption.meaning,
+                    alternatives=tuple(assumption.alternatives),
+                    flag=assumption.flag,
+                    settled_by=assumption.settled_by if assumption.HasField("settled_by") else None,
                 )
-                for told in response.assumptions
+                for assumption in response.assumptions
             ),
             "verification": tuple(
                 ArtifactVerification(
-                    artifact=told.artifact,
-                    backend=told.backend,
-                    images=told.images,
-                    agreement=told.agreement,
-                    passed=told.passed,
-                    accuracy=told.accuracy if told.HasField("accuracy") else None,
-                    eager_accuracy=told.eager_accuracy if told.HasField("eager_accuracy") else None,
+                    artifact=result.artifact,
+                    backend=result.backend,
+                    images=result.images,
+                    agreement=result.agreement,
+                    passed=result.passed,
+                    accuracy=result.accuracy if result.HasField("accuracy") else None,
+                    eager_accuracy=result.eager_accuracy if result.HasField("eager_accuracy") else None,
                 )
-                for told in response.verification
+                for result in response.verification
             ),
         }
     )

@@ -34,14 +34,15 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 
 AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
-"""Task to what agreement with PyTorch is of: the most probable class, or all labels of probability 0.5 or more."""
+"""What agreement with PyTorch is about, by task: the most probable class, or all labels of probability 0.5 or more."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 CropOffset = Literal["rounded", "floored"]
 Task = Literal["single-label", "multi-label"]
-"""What logits mean: an image has one of the labels, by softmax over them, or any number, each by its own sigmoid."""
+"""Meaning of the logits: an image has one of the labels, by softmax over them, or any number, each by its own
+sigmoid."""
 
 
 class _Spec(BaseModel):
@@ -54,8 +55,8 @@ class Preprocessing(_Spec):
     resize_shorter_side: Annotated[int, Field(ge=1, le=2 * MAX_INPUT_SIDE)]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_offset: CropOffset = "rounded"
-    """Where the crop begins if an odd number of pixels is left over: half of it `rounded` to even, as torchvision's
-    CenterCrop, or `floored`, as transformers' image processors."""
+    """Rule for where the crop begins if an odd number of pixels is left over: half of it `rounded` to even, as in
+    torchvision's CenterCrop, or `floored`, as in transformers' image processors."""
 
 
 class InputSpec(_Spec):
@@ -75,11 +76,12 @@ class InputSpec(_Spec):
 
 
 class Normalization(_Spec):
-    """Per-channel mean and std of pixels scaled to 0..1, as in training. `folded`: the graph does it, callers don't."""
+    """Per-channel mean and std of pixels scaled to 0..1, as in training."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     folded: Literal[True] = True
+    """Whether the graph normalises, so that callers don't."""
 
     @model_validator(mode="after")
     def _std_divides(self) -> Self:
@@ -91,7 +93,7 @@ class Normalization(_Spec):
 
 
 class PackageFile(_Spec):
-    """One file of the package, with what its bytes must be."""
+    """One file of the package, with the size and sha256 that its bytes must have."""
 
     path: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -112,7 +114,8 @@ class Artifact(PackageFile):
     format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
     precision: PrecisionName
     details: dict[str, Any] = {}
-    """For engines: library version, compute capability, batch profile and the sha256 of the graph it was built from."""
+    """Details of an engine: library version, compute capability, batch profile, sha256 of the graph it was built
+    from."""
 
 
 class Verification(_Spec):
@@ -125,11 +128,13 @@ class Verification(_Spec):
     top1_agreement: Annotated[float, Field(ge=0, le=1)]
     """Share of images with the same top-1 class, ties counted as disagreement."""
     label_set_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Multi-label only: share of images with the same set of labels of probability 0.5 or more, ties as above."""
+    """Share of images with the same set of labels of probability 0.5 or more, ties as above; multi-label only."""
     ties: Annotated[int, Field(ge=0)]
-    """Images with another top-1 class between which and eager's the eager logits differ by less than FP16 resolves.
+    """Number of images with another top-1 class than eager's where the eager logits of the two classes differ by less
+    than FP16 resolves.
 
-    Multi-label: with another set of labels, where the eager logits of those that differ are that close to 0.
+    If multi-label, images with another set of labels where the eager logits of the labels that differ are that close to
+    0.
     """
     max_abs_difference: Annotated[float, Field(ge=0)]
     mean_abs_difference: Annotated[float, Field(ge=0)]
@@ -139,49 +144,49 @@ class Verification(_Spec):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of these images whose top-1 class is that of their folder; None if nothing told their classes."""
     eager_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The same of eager PyTorch FP32 on the same images."""
+    """The same share for eager PyTorch FP32 on the same images."""
 
     @property
     def agreement(self) -> float:
-        """What the bar is on: of label sets if the model is multi-label, else of top-1 classes."""
+        """Agreement that the bar is on: of label sets if the model is multi-label, else of top-1 classes."""
         return self.top1_agreement if self.label_set_agreement is None else self.label_set_agreement
 
     @property
     def agreement_on(self) -> str:
-        """For people: what `agreement` is of."""
+        """What `agreement` is about, for people."""
         return AGREEMENT_ON["single-label" if self.label_set_agreement is None else "multi-label"]
 
 
 class Assumption(_Spec):
-    """Something that changes answers and that neither tensors nor, at first, anything else told."""
+    """A property of the network that changes answers and that no tensor tells."""
 
     key: str
-    """What `--assume KEY=VALUE` calls it: `shortcut`, `activation`, `size`, `normalization`."""
+    """Key in `--assume KEY=VALUE`: `shortcut`, `activation`, `size`, `normalization`."""
     value: str
-    """What it was taken to be, as `--assume` takes it."""
+    """Assumed value, as `--assume` takes it."""
     meaning: str
-    """For people: a sentence that says what was taken."""
+    """Sentence that says, for people, what was assumed."""
     alternatives: tuple[str, ...] = ()
     """Other values in use, as `--assume` takes them."""
     flag: str
     """The flag of `fuseline export` that settles it: `--assume shortcut=VALUE`."""
     settled_by: str | None = None
-    """What told: a flag, the checkpoint's file, images; None while it is open."""
+    """What settled it: a flag, the checkpoint's file, images; None while it is open."""
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing has told yet."""
+        """Whether nothing has settled it yet."""
         return self.settled_by is None
 
     @property
     def line(self) -> str:
-        """For people: what was assumed, what else it could be, and the flag that settles it."""
+        """Line for people: what was assumed, what else it could be, and the flag that settles it."""
         others = f"; it could also be {', '.join(self.alternatives)}" if self.alternatives else ""
         return f"assumed {self.key}={self.value}: {self.meaning}{others}; to settle it: {self.flag}"
 
 
 class Manifest(_Spec):
-    """manifest.json."""
+    """The contents of manifest.json."""
 
     format_version: Literal[1] = 1
     name: Name
@@ -196,22 +201,22 @@ class Manifest(_Spec):
     provenance: dict[str, Any]
     verification: tuple[Verification, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
-    """All that no tensor told and that changes answers, settled or not."""
+    """All properties that change answers and that no tensor tells, settled or not."""
     task: Task = "single-label"
 
     @property
     def classes(self) -> int:
-        """How many classes the network tells apart."""
+        """Number of classes that the network tells apart."""
         return len(self.labels)
 
     @property
     def described_classes(self) -> str:
-        """For people: `10 classes`, or `10 labels of which any number may hold`."""
+        """Number of classes, for people: `10 classes`, or `10 labels of which any number may hold`."""
         return described_classes(self.classes, self.task)
 
     @property
     def open_assumptions(self) -> tuple[Assumption, ...]:
-        """Those that nothing has settled."""
+        """Assumptions that nothing has settled."""
         return tuple(assumption for assumption in self.assumptions if assumption.is_open)
 
     @model_validator(mode="after")
@@ -233,13 +238,13 @@ class ModelPackage(_Spec):
     manifest: Manifest
 
     def find(self, format: str, precision: str) -> Artifact | None:
-        """The first artifact of that format and precision."""
+        """Return the first artifact of that format and precision; None if there is none."""
         return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
 
     def checked_path(self, file: PackageFile) -> Path:
-        """Where `file` lies, after its size and sha256 were found to be the manifest's.
+        """Return the path of `file`, after checking its size and sha256 against the manifest.
 
-        For runtimes that map a file rather than hold it twice.
+        This is for runtimes that map a file rather than hold it twice.
 
         Raises:
             PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
@@ -263,12 +268,12 @@ class ModelPackage(_Spec):
         return path
 
     def read(self, file: PackageFile) -> bytes:
-        """The bytes of `file`, checked as by `checked_path`, which says what is raised."""
+        """Return the bytes of `file`, checked as by `checked_path`, whose errors it raises."""
         return self.checked_path(file).read_bytes()
 
 
 def described_classes(count: int, task: Task) -> str:
-    """For people: `10 classes`, or `10 labels of which any number may hold` where `task` is multi-label."""
+    """Return, for people, `10 classes`, or `10 labels of which any number may hold` where `task` is multi-label."""
     return f"{count} labels of which any number may hold" if task == "multi-label" else f"{count} classes"
 
 
@@ -314,19 +319,19 @@ def is_there(path: Path) -> bool:
 
 
 def why_unreadable(error: OSError) -> str:
-    """The system's reason, and where it is one of permissions what mends it; servers have a user of their own."""
+    """Return the system's reason and, if it is one of permissions, the cure; servers have a user of their own."""
     cure = "; `chmod -R a+rX` on the package lets every user read it" if isinstance(error, PermissionError) else ""
     return f"{error.strerror}{cure}"
 
 
 def file_facts(folder: Path, path: str) -> dict[str, Any]:
-    """`path`, `sha256` and `bytes` of the file `folder / path`, as `PackageFile` and `Artifact` hold them."""
+    """Return `path`, `sha256` and `bytes` of the file `folder / path`, as `PackageFile` and `Artifact` hold them."""
     data = (folder / path).read_bytes()
     return {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `folder`; the last file that a writer writes."""
+    """Write `manifest` into `folder`; it is the last file that a writer writes."""
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -338,7 +343,7 @@ def new_package_folder(destination: Path, *, replace: bool) -> Iterator[Path]:
     package there, nor takes away the old one.
 
     Raises:
-        PackageError: `destination` exists and `replace` is false, or it exists and is no model package (something else
+        PackageError: `destination` exists and `replace` is false, or it exists and is no model package (anything else
             is never deleted), or the folder can't be made.
     """
     check_destination(destination, replace=replace)
@@ -360,12 +365,12 @@ def new_package_folder(destination: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def _replace(destination: Path, staging: Path) -> None:
-    """Make `staging` become `destination`; the old one is deleted when that is done, and back again if it fails."""
+    """Make `staging` become `destination`; then delete the old one, which is put back if that fails."""
     old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
     try:
         destination.rename(old / destination.name)
         staging.rename(destination)
-    # Ctrl-C too may come between the two.
+    # A Ctrl-C too may come between the two renames.
     except BaseException:
         if (old / destination.name).exists():
             (old / destination.name).rename(destination)
@@ -375,7 +380,7 @@ def _replace(destination: Path, staging: Path) -> None:
 
 
 def check_destination(destination: Path, *, replace: bool) -> None:
-    """Raise `PackageError` if `new_package_folder` would refuse `destination`; lets a caller know before long work."""
+    """Raise `PackageError` if `new_package_folder` would refuse `destination`, so that it is known before long work."""
     try:
         if not is_there(destination) and not destination.is_symlink():
             return
@@ -389,7 +394,7 @@ def check_destination(destination: Path, *, replace: bool) -> None:
 
 
 def _looks_like_a_package(folder: Path) -> bool:
-    """Whether `folder`'s manifest is one of ours, be it outdated or broken; others use the file's name too."""
+    """Return whether `folder`'s manifest is one of ours, be it outdated or broken; others use the file's name too."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):

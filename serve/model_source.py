@@ -1,4 +1,4 @@
-"""Where a server's models come from, and who has counted what became of their requests."""
+"""Where a server's models and the statistics of their requests come from."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ class ModelSource(Protocol):
         ...
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
-        """Return what was counted for each model, by name; of one that nothing was counted for, zeros."""
+        """Return the statistics of each model by name; zeros for a model without any requests."""
         ...
 
 
 class PackageModels:
-    """The models of packages, computed and counted in this process."""
+    """The models of packages, which are computed and counted in this process."""
 
     def __init__(self, folders: Sequence[Path], settings: Settings, metrics: Metrics) -> None:
         self._folders = folders

@@ -31,11 +31,11 @@ class AddedEngine:
 
     artifact: Artifact
     built: EngineBuild | None
-    """None: it was there already."""
+    """The build that made it; None: the engine was there already."""
 
     @property
     def described(self) -> str:
-        """For people, on one line."""
+        """Description of the engine, for people, on one line."""
         details = EngineDetails.model_validate(self.artifact.details)
         name = f"{NAMES[details.library]} {details.library_version}, {details.compute_capability}"
         what = f"{self.artifact.path} ({name}, {self.artifact.precision}, up to {details.profile[2]} images a batch)"
@@ -54,17 +54,18 @@ def add_engine(
     shown: Shown,
     on_wait: Callable[[], None],
 ) -> AddedEngine:
-    """Build the engine of the package in `folder` for `capability`, unless it is there and sound, and enter it.
+    """Build the engine of the package in `folder` for `capability`, unless a sound one is there.
 
-    The engine's file and then the manifest are replaced whole, so that a server that starts meanwhile finds the old
-    package or the new one. Of several processes that add to one package, one works at a time.
+    The engine is added to the manifest. Its file and then the manifest are replaced whole, so that a server that starts
+    meanwhile finds the old package or the new one. Of several processes that add to one package, one works at a time.
 
     Args:
-        capability: `sm89`, say; None: of the GPU here. See `available_builder`, which has two words more.
-        precision: of the graph to build from; `auto`: FP16 if the package has it, else FP32.
+        capability: compute capability, such as `sm89`; None: that of the GPU here. `available_builder` takes two words
+            more.
+        precision: precision of the graph to build from; `auto`: FP16 if the package has it, else FP32.
         max_batch: largest batch in rows.
         shown: makes the context in which a build's progress is shown.
-        on_wait: called when another process is adding to the package.
+        on_wait: is called when another process is adding to the package.
 
     Raises:
         InputError: an unknown precision, or a capability that can't be built for.
@@ -78,7 +79,7 @@ def add_engine(
     load_package(folder)
     try:
         with file_lock(folder, on_wait):
-            # Only now: another process may have added to it meanwhile.
+            # The package is loaded again, as another process may have added to it before this one had the lock.
             return _add(load_package(folder), capability, precision, max_batch, shown)
     except OSError as error:
         raise PackageError(f"can't add an engine to {folder}: {error.strerror}") from error
@@ -120,7 +121,7 @@ def _add(package: ModelPackage, capability: str | None, precision: str, max_batc
 
 
 def _sound_engine(package: ModelPackage, bound_to: EngineDetails) -> Artifact | None:
-    """The package's engine that is bound to `bound_to` and has the manifest's bytes, if there is one."""
+    """Return the package's engine that is bound to `bound_to` and has the manifest's bytes, if there is one."""
     for artifact in package.manifest.artifacts:
         if artifact.format not in LIBRARIES:
             continue
@@ -128,7 +129,7 @@ def _sound_engine(package: ModelPackage, bound_to: EngineDetails) -> Artifact | 
             if EngineDetails.model_validate(artifact.details) == bound_to:
                 package.checked_path(artifact)
                 return artifact
-        # Details that are no engine's, or other bytes: it is built anew.
+        # With details that are no engine's, or other bytes, the engine is built anew.
         except (ValidationError, PackageError):
             continue
     return None

@@ -1,4 +1,4 @@
-"""Which model packages `fuseline serve` was told to serve: packages, or folders of packages."""
+"""Finds the model packages that `fuseline serve` is to serve: packages, or folders of packages."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ _log = logging.getLogger(__name__)
 def package_folders(paths: Iterable[Path]) -> list[Path]:
     """Return `paths` with each folder that is no package itself replaced by the packages directly in it, by name.
 
-    What is no folder is passed on for `load_package` to refuse. Hidden folders are passed over, as `export` works in
-    such ones; others without a manifest are named in the log.
+    A path that is no folder is passed on for `load_package` to refuse. Hidden folders are skipped, as `export` works in
+    such ones; other folders without a manifest are named in the log.
 
     Raises:
         PackageError: a folder is no package and holds none, or can't be looked into.

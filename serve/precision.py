@@ -19,7 +19,7 @@ class Precision:
 
     name: PrecisionName
     title: str
-    """For people."""
+    """Name for people."""
     max_difference: float
     """Largest difference of a logit that passes, as a share of the logits' range: on the export's images, and on the
     package's reference when a server starts."""

@@ -1,8 +1,7 @@
 """The package's reference: a few images and eager PyTorch's logits for them.
 
 The export verifies on the machine that it runs on. Another machine has another CPU or GPU, another runtime build,
-perhaps an engine that no one could run before. So a server holds its backend against the reference before it says it
-is ready.
+perhaps an engine that no one could run before. So a server compares its backend with the reference before it is ready.
 """
 
 import io
@@ -29,7 +28,8 @@ def write_reference(folder: Path, pixels: NDArray[np.uint8], logits: NDArray[np.
 def check_reference(backend: Backend, package: ModelPackage) -> float:
     """Run `backend` on the reference; return its largest logit difference as a share of the logits' range.
 
-    All of it in the largest bucket, and the first image again in the smallest: a runtime may compute the two otherwise.
+    All images run in the largest bucket, and the first again in the smallest: a runtime may compute the two
+    differently.
 
     Raises:
         PackageError: the reference is damaged or doesn't fit the manifest.

@@ -33,23 +33,26 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
-"""Longest time for the delivery of the last answers. A call that never ends, like a health watcher's, uses it up."""
+"""Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
+all of it."""
 
 _MAX_PENDING_CALLS = 2**31 - 1
 
 _MAX_CALLS_PER_CONNECTION = 16_384
-"""gRPC holds at most 64 KiB of a call that isn't taken up yet, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
+"""Largest number of open calls of a connection. Until a call is taken up gRPC holds at most 64 KiB of it, the window of
+a new HTTP/2 stream (RFC 9113, 6.9.2)."""
 
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves the models of a source. `start`, then `drain`, each once, on one event loop."""
+    """Serves the models of a source. Call `start`, then `drain`, each once, on one event loop."""
 
     def __init__(self, settings: Settings, source: ModelSource, metrics: Metrics, *, shares_port: bool = False) -> None:
-        """Requests are counted in `metrics`.
+        """Serve the models of `source`, and count requests in `metrics`.
 
-        `shares_port`: other processes of this server listen on the port too; else it is refused when anybody does.
+        With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
+        process does.
         """
         self.repository = Repository()
         self.port = 0
@@ -93,9 +96,9 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Images still being decoded are not admitted yet: they are refused as new
-        requests are. Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up.
-        Connections then get up to `_FLUSH_S` more to take their last answers.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
+        get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready = False
         await self._health.enter_graceful_shutdown()
@@ -139,13 +142,14 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Beyond so many calls that wait to be taken up gRPC drops some at random (1,000) and all (3,000), with
-                # a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's.
+                # Of calls that wait to be taken up gRPC by default drops some at random from 1,000 on and all from
+                # 3,000 on, with a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's
+                # task.
                 ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-                # What bounds their memory instead: a client's further calls wait on its own side.
+                # This bounds the calls' memory instead: a client's further calls wait on its own side.
                 ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
-                # Else a second server would share the port and take half of the first one's requests.
+                # With SO_REUSEPORT a second server would share the port and take half of the first one's requests.
                 ("grpc.so_reuseport", int(self._shares_port)),
             ]
         )

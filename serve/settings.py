@@ -1,4 +1,4 @@
-"""What `fuseline serve` can be told: one frozen, validated object."""
+"""The settings of `fuseline serve`: one frozen, validated object."""
 
 import os
 from pathlib import Path
@@ -19,33 +19,34 @@ class Settings(BaseModel):
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
-    """gRPC; 0 takes a free one."""
+    """Port of gRPC; 0: any free one."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
-    """Metrics and health over HTTP; 0: no HTTP."""
+    """Port of metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", BackendName] = "auto"
     precision: PrecisionChoice = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Rows (images) of the largest batch; None: 32, on a CPU as many of them as it gains from (see
+    """Number of rows (images) of the largest batch; None: 32, on a CPU the part of that which it gains from (see
     `fuseline.serve.batching.policy`)."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 1024
-    """Rows (images) that wait, of one model; one more is refused."""
+    """Largest number of waiting rows (images) of one model; more are refused."""
     max_queue_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 2000.0
-    """How long a request without a deadline may wait, as predicted; one that would wait longer is refused."""
+    """Longest predicted wait of a request without a deadline; one that would wait longer is refused."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
-    """How long an idle backend waits for a fuller batch; 0: not at all."""
+    """Longest time that an idle backend waits for a fuller batch; 0: it doesn't wait."""
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
-    """MiB of one gRPC message."""
+    """Largest gRPC message in MiB."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 128
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=usable_cpus)
     fast_decode: bool = False
-    """Decode large JPEGs at a fraction of their size: faster, and not to the pixel what torchvision decodes."""
+    """Whether large JPEGs are decoded at a fraction of their size: faster, and not to the pixel as torchvision does."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Of the backend; 0: the runtime decides."""
+    """Number of the backend's CPU threads; 0: the runtime decides."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that take requests, beside one that computes; 1: one process does both."""
+    """Number of processes that take requests, beside one that computes; 1: one process does both."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None
-    """Folder for the TensorRT engines that are built here because none of a package's fits; None: in the user's cache
+    """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""
 
     @model_validator(mode="after")
@@ -61,12 +62,12 @@ class Settings(BaseModel):
     def engine_cache_folder(self) -> Path:
         """`engine_cache`, or its default: `fuseline/engines` in the user's cache folder.
 
-        That is XDG_CACHE_HOME if it is absolute, else ~/.cache (XDG Base Directory Specification).
+        The user's cache folder is XDG_CACHE_HOME if that is absolute, else ~/.cache (XDG Base Directory Specification).
         """
         if self.engine_cache is not None:
             return self.engine_cache
         named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # A user without a home, as containers have, most likely can't write here either, which is no error.
+        # A user without a home, as containers have, most likely can't write to / either, which is no error.
         home = Path(os.environ.get("HOME") or "/")
         return (named if named.is_absolute() else home / ".cache") / "fuseline/engines"
 
@@ -80,7 +81,7 @@ def settings_from_flags(**flags: Any) -> Settings:
     """Build the settings from flags by their field names; those that are None keep their default.
 
     Raises:
-        InputError: naming every flag whose value breaks a rule, the value and the rule.
+        InputError: values break rules; the message names each flag, its value and the rule.
     """
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})

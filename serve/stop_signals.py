@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT, heeded also while the event loop is blocked.
+"""Heeds SIGTERM and SIGINT also while the event loop is blocked.
 
 The event loop has a thread of its own, and the main thread waits for signals. A backend that is called on the loop and
-hangs blocks it for ever: a signal handler of the loop's would never run then, and the process could only be killed.
+hangs blocks it for ever: then a signal handler of the loop would never run, and the process could only be killed.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from typing import Any
 from fuseline.serve.event_loop import run_event_loop
 
 _GRACE_S = 3.0
-"""Beyond the drain's own time: the last answers' delivery, and the event loop's end."""
+"""Seconds beyond the drain's own, for the delivery of the last answers and the event loop's end."""
 _ENDED = 0
-"""No signal has this number."""
+"""Sent instead of a signal's number when the event loop has ended; no signal has it."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 def run_until_signal(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]], *, drain_timeout_s: float) -> int:
     """Run `work` on an event loop and return its exit code; its argument is set at the first SIGTERM or SIGINT.
 
-    A second signal ends the process at once, with 128 + its number. If `work` takes longer than `drain_timeout_s`, and
-    some seconds, after the first, the process ends with 1. To be called in the main thread. Raises what `work` raises.
+    A second signal ends the process at once, with 128 + its number. If `work` goes on for some seconds longer than
+    `drain_timeout_s` after the first, the process ends with 1. Call it in the main thread. Raises what `work` raises.
     """
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.setblocking(False)
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-        # The number of each signal, whichever thread it interrupts.
+        # The socket gets the number of each signal, whichever thread it interrupts.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
             return _run(work, drain_timeout_s, reader, writer)
@@ -62,18 +62,18 @@ def _run(
     def run() -> None:
         try:
             outcome.set_result(run_event_loop(main()))
-        # Whatever it is: it is raised again in the main thread.
+        # Any error is raised again in the main thread.
         except BaseException as error:  # noqa: BLE001
             outcome.set_exception(error)
         finally:
             running.cancel()
             writer.send(bytes([_ENDED]))
 
-    # A daemon, as it may hang when the process has to end.
+    # The thread is a daemon, as it may hang when the process has to end.
     threading.Thread(target=run, name="fuseline-loop", daemon=True).start()
     if first := _next_number(numbers):
         _log.info("%s: draining for at most %g s", signal.Signals(first).name, drain_timeout_s)
-        # It may end by itself just now.
+        # The event loop may be ending by itself at this moment.
         with suppress(CancelledError, RuntimeError):
             loop, stop = running.result()
             loop.call_soon_threadsafe(stop.set)

@@ -1,4 +1,4 @@
-"""The first batches of a backend, before it serves: how long each bucket takes, and whether its answers are logits."""
+"""Runs a backend's first batches before it serves: measures each bucket, and checks that its answers are logits."""
 
 import math
 import time
@@ -17,7 +17,7 @@ def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:
     """Run every bucket of `backend` on noise; return the measured seconds of one call, by bucket.
 
     The smallest bucket runs once before it is measured, since the first call pays for the runtime's own set-up. Buckets
-    that take less than 50 ms are measured up to three times, and the fastest counts.
+    that take less than 50 ms are measured up to three times, and the fastest run counts.
 
     Raises:
         PackageError: the logits are not (rows, classes), or not finite.
