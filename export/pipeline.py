@@ -34,11 +34,10 @@ from fuseline.serve.model_package import (
     PackageFile,
     Task,
     Verification,
-    check_destination,
     file_facts,
-    new_package_folder,
     save_manifest,
 )
+from fuseline.serve.package_destination import check_destination, new_package_folder
 from fuseline.serve.reference import REFERENCE_NAME, write_reference
 
 _PROBE_ROWS = 1

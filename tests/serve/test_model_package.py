@@ -7,12 +7,11 @@ from fuseline.serve.errors import PackageError
 from fuseline.serve.model_package import (
     MANIFEST_NAME,
     Manifest,
-    check_destination,
     file_facts,
     load_package,
-    new_package_folder,
     save_manifest,
 )
+from fuseline.serve.package_destination import check_destination, new_package_folder
 
 
 def write_package(folder: Path) -> Manifest:
