@@ -22,7 +22,7 @@ from fuseline.serve.precision import GPU_CHOICES
 
 FOLDER = "engines"
 
-Shown = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
+ShowProgress = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def add_engine(
     capability: str | None,
     precision: str,
     max_batch: int,
-    shown: Shown,
+    show_progress: ShowProgress,
     on_wait: Callable[[], None],
 ) -> AddedEngine:
     """Build the engine of the package in `folder` for `capability`, unless a sound one is there.
@@ -64,7 +64,7 @@ def add_engine(
             more.
         precision: precision of the graph to build from; `auto`: FP16 if the package has it, else FP32.
         max_batch: largest batch in rows.
-        shown: makes the context in which a build's progress is shown.
+        show_progress: makes the context in which a build's progress is shown.
         on_wait: is called when another process is adding to the package.
 
     Raises:
@@ -80,12 +80,14 @@ def add_engine(
     try:
         with file_lock(folder, on_wait):
             # The package is loaded again, as another process may have added to it before this one had the lock.
-            return _add(load_package(folder), capability, precision, max_batch, shown)
+            return _add(load_package(folder), capability, precision, max_batch, show_progress)
     except OSError as error:
         raise PackageError(f"can't add an engine to {folder}: {error.strerror}") from error
 
 
-def _add(package: ModelPackage, capability: str | None, precision: str, max_batch: int, shown: Shown) -> AddedEngine:
+def _add(
+    package: ModelPackage, capability: str | None, precision: str, max_batch: int, show_progress: ShowProgress
+) -> AddedEngine:
     graph = onnx_artifact(package, precision, reader="tensorrt")
     choice = available_builder(capability)
     bound_to = engine_details(choice, graph.sha256, batch_profile(max_batch))
@@ -99,7 +101,7 @@ def _add(package: ModelPackage, capability: str | None, precision: str, max_batc
         tempfile.TemporaryFile(dir=written).close()
     timing = EngineCache(engines)
     timing_file = f"{bound_to.timing_key}.cache"
-    with shown() as on_progress:
+    with show_progress() as on_progress:
         built = build_engine(
             onnx,
             precision=graph.precision,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from fuseline.serve.backends.base import OpenRequest
 from fuseline.serve.backends.engine.builder import EngineBuild, batch_profile, build_engine, engine_details
 from fuseline.serve.backends.engine.cache import EngineCache, cached_engine
-from fuseline.serve.backends.engine.display import shown_build
+from fuseline.serve.backends.engine.display import show_build
 from fuseline.serve.backends.engine.inspection import check_inspected
 from fuseline.serve.backends.engine.key import LIBRARIES, EngineDetails
 from fuseline.serve.backends.engine.library import NAMES, engine_from_plan, import_library, why_unfit
@@ -132,7 +132,7 @@ def _built_engine(
     title = f"building the {NAMES[choice.library]} engine of {package.manifest.name} for the {gpu.name}"
 
     def build(timing_cache: bytes | None) -> EngineBuild:
-        with shown_build(title, _LOG.info) as on_progress:
+        with show_build(title, _LOG.info) as on_progress:
             return build_engine(
                 onnx,
                 precision=graph.precision,

@@ -1,4 +1,4 @@
-"""What `fuseline classify` does: files in, a table or JSON lines out, in the order of the files."""
+"""The work of `fuseline classify`: files in, a table or JSON lines out, in the order of the files."""
 
 import heapq
 import json
@@ -26,10 +26,10 @@ _BAR_WIDTH = 30
 def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
 
-    Of a multi-label model a table says `yes` of labels of probability 0.5 or more. What the model's export assumed, and
-    nothing has settled, is said on stderr first; in JSON it is among each image's values, for programs.
+    For a multi-label model a table has `yes` beside labels of probability 0.5 or more. Open assumptions of the model's
+    export are written to stderr first; in JSON they are among each image's values, for programs.
 
-    The code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
+    The exit code is 0, or that of the worst failure; a failed image doesn't keep the others from being answered.
 
     Raises:
         FuselineError: nothing can be answered: no server, an unknown model, an empty folder, a wrong `top_k`.
@@ -40,10 +40,11 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     with Client(address) as client:
         served = client.model(model)
         if top_k is None:
-            # Of a multi-label model more of them may hold than are shown otherwise.
-            asked = len(served.labels) if served.task == "multi-label" else min(_DEFAULT_TOP_K, len(served.labels))
+            # In a multi-label model more labels may hold than are shown otherwise.
+            is_multi_label = served.task == "multi-label"
+            requested = len(served.labels) if is_multi_label else min(_DEFAULT_TOP_K, len(served.labels))
         elif 1 <= top_k <= len(served.labels):
-            asked = top_k
+            requested = top_k
         else:
             raise InputError(f"--top-k {top_k}: {served.name} has {len(served.labels)} classes; give 1 to that many")
         assumed = [f"{assumption.key}={assumption.value}" for assumption in served.assumptions if assumption.is_open]
@@ -53,15 +54,15 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
                 "server's log says what each means\n"
             )
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
-        for item in _in_order(client.classify_stream(files, top_k=asked, model=model)):
+        for item in _in_order(client.classify_stream(files, top_k=requested, model=model)):
             file = files[item.position]
             predictions = () if item.answer is None else item.answer.results[0].predictions
             if top_k is None:
                 holding = sum(prediction.probability >= LABEL_HOLDS_FROM for prediction in predictions)
                 predictions = predictions[: max(holding, _DEFAULT_TOP_K)]
             if as_json:
-                told = {"task": served.task} | ({"assumptions": assumed} if assumed else {})
-                sys.stdout.write(json.dumps(_json_object(file, item, predictions, told)) + "\n")
+                model_facts = {"task": served.task} | ({"assumptions": assumed} if assumed else {})
+                sys.stdout.write(json.dumps(_json_object(file, item, predictions, model_facts)) + "\n")
             elif item.answer is not None:
                 _print_table(console, file, predictions, label_width, served.task)
             if item.error is not None:
@@ -109,15 +110,15 @@ def _print_table(console: Console, file: Path, predictions: Sequence[Prediction]
             Bar(1.0, 0.0, prediction.probability, width=_BAR_WIDTH, color="green"),
             f"{prediction.probability:.1%}",
         )
-        # Of a multi-label model the most probable label may not hold, and several may.
-        told = () if task == "single-label" else ("yes" if prediction.probability >= LABEL_HOLDS_FROM else "no",)
-        table.add_row(*row, *told)
+        # In a multi-label model the most probable label may not hold, and several may.
+        holds = () if task == "single-label" else ("yes" if prediction.probability >= LABEL_HOLDS_FROM else "no",)
+        table.add_row(*row, *holds)
     console.print(Text(str(file), style="bold"), soft_wrap=True)
     console.print(table)
 
 
 def _json_object(
-    file: Path, item: StreamAnswer, predictions: Sequence[Prediction], told: Mapping[str, object]
+    file: Path, item: StreamAnswer, predictions: Sequence[Prediction], model_facts: Mapping[str, object]
 ) -> dict[str, object]:
     if item.answer is None:
         return {"image": str(file), "error": str(item.error)}
@@ -126,7 +127,7 @@ def _json_object(
         "image": str(file),
         "model": answer.model,
         "model_version": answer.model_version,
-        **told,
+        **model_facts,
         "predictions": [{"index": p.index, "label": p.label, "probability": p.probability} for p in predictions],
         "timing": {
             "preprocess_ms": answer.preprocess_ms,

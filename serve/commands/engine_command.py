@@ -37,7 +37,7 @@ def engine(
 
     An engine holds for one compute capability and one build of TensorRT. One that is there already and fits is kept.
     """
-    from fuseline.serve.backends.engine.display import shown_build
+    from fuseline.serve.backends.engine.display import show_build
     from fuseline.serve.backends.engine.target import available_builder
     from fuseline.serve.package_engines import add_engine
 
@@ -47,7 +47,7 @@ def engine(
         typer.echo(text, err=True)
 
     targets = _capabilities(capabilities)
-    # All of them, before minutes go into the first.
+    # Every capability is checked before minutes go into the first.
     for capability in targets:
         available_builder(capability)
     for capability in targets:
@@ -57,14 +57,14 @@ def engine(
             capability=capability,
             precision=precision,
             max_batch=max_batch,
-            shown=partial(shown_build, title, say),
+            show_progress=partial(show_build, title, say),
             on_wait=_waiting(package, say),
         )
         typer.echo(added.described)
 
 
 def _capabilities(text: str | None) -> list[str | None]:
-    """`sm89,sm120` as a list without doubles; [None] for the GPU here."""
+    """Return `sm89,sm120` as a list without doubles; [None], for the GPU here, if `text` is None."""
     if text is None:
         return [None]
     names = [name.strip() for name in text.split(",")]

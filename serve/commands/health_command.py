@@ -1,4 +1,4 @@
-"""`fuseline health`: what a container's health check runs."""
+"""`fuseline health`, which a container's health check runs."""
 
 import os
 from typing import Annotated

@@ -105,7 +105,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
-    # Before anything large is imported.
+    # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
     from fuseline.serve.addresses import join_address
@@ -163,7 +163,7 @@ def classify(
 
 
 def main() -> None:
-    """`python -m serve`, which is `fuseline serve`."""
+    """Run `python -m serve`, which is the same as `fuseline serve`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(serve)
     forget_service_links()

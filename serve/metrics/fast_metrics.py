@@ -1,8 +1,8 @@
 """Counters and histograms for Prometheus that cost a request next to nothing.
 
-`prometheus_client`'s own take a lock for each number and walk through the buckets: 14 µs for one counter and one
-histogram, as much as everything else that is done for a request in Python. These are written by one thread, the event
-loop's, and read by any other: a scrape may see a count whose sum is still to be added.
+`prometheus_client`'s own metrics take a lock for each number and walk through the buckets: 14 µs for one counter and
+one histogram, as much as everything else that is done for a request in Python. These are written by one thread, the
+event loop's, and read by any other: a scrape may see a count whose sum is still to be added.
 """
 
 import time
@@ -37,7 +37,7 @@ class HistogramChild:
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """Observations in each bucket alone; the last bucket is unbounded."""
+        """Number of observations in each bucket alone; the last bucket is unbounded."""
         self.sum = 0.0
         self.created = time.time()
 
@@ -64,7 +64,7 @@ class Counter(Collector):
         return {values: child.count for values, child in self._children.copy().items()}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """For the registry."""
+        """Yield the counts for the registry."""
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
         for values, child in self._children.copy().items():
             family.add_metric(values, child.count, created=child.created)
@@ -77,7 +77,7 @@ class Histogram(Collector):
     def __init__(
         self, name: str, help: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
     ) -> None:
-        """`bounds` of the buckets, ascending, without the infinite one."""
+        """Register an empty histogram; `bounds` are those of the buckets, ascending, without the infinite one."""
         self._name, self._help, self._labels, self._bounds = name, help, tuple(labels), tuple(map(float, bounds))
         self._children: dict[tuple[str, ...], HistogramChild] = {}
         registry.register(self)
@@ -89,7 +89,7 @@ class Histogram(Collector):
         return child
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """For the registry."""
+        """Yield the histograms for the registry."""
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         for values, child in self._children.copy().items():
             total, buckets = 0, []

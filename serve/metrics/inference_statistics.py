@@ -9,13 +9,13 @@ from fuseline.serve.batching.batcher import BatchedRows, BatchStats
 
 @dataclass(slots=True)
 class DurationSum:
-    """Count of something that happened, and the time that it took altogether."""
+    """Number of events, and the total time that they took."""
 
     count: int = 0
     ns: int = 0
 
     def add_ms(self, ms: float) -> None:
-        """Count it once more."""
+        """Count one more event, which took `ms`."""
         self.count += 1
         self.ns += round(ms * 1e6)
 
@@ -24,7 +24,7 @@ class InferenceStatistics:
     """The statistics of one model."""
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
-        """`wall_clock` tells seconds since 1970."""
+        """Begin with zeros. `wall_clock` tells seconds since 1970."""
         self.last_inference_ms = 0
         """Time of the last batch that succeeded, in ms since 1970; 0: none has."""
         self.rows = 0

@@ -87,7 +87,7 @@ class Metrics:
         )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
         """Statistics of each served model, by name."""
-        # Looking a child up by its labels takes longer than counting does.
+        # Children are kept here, as looking one up by its labels takes longer than counting does.
         self._by_request: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._by_model: dict[str, _BatchChildren] = {}
 
@@ -102,7 +102,7 @@ class Metrics:
     ) -> None:
         """Count one answered request. `model` is empty where none was found.
 
-        `batched` is what the batcher answered; without it a request of code OK is not in the model's `statistics`.
+        `batched` is the batcher's answer; without it a request of code OK is not in the model's `statistics`.
         """
         key = (method, model, code)
         children = self._by_request.get(key)
@@ -148,7 +148,7 @@ class Metrics:
         self.statistics[model].count_batch(stats)
 
     def count_misses(self, model: str, misses: Misses) -> None:
-        """Count how the predictions for the requests of one batch came true."""
+        """Count by how much the predictions for the requests of one batch missed."""
         observe = self._prediction_misses.labels(model).observe
         for seconds in misses.late_seconds:
             observe(seconds)

@@ -62,7 +62,7 @@ def _add_engine(package: Path, precision: str) -> None:
             capability=ENGINE_FOR,
             precision=precision,
             max_batch=BUCKETS[-1],
-            shown=lambda: nullcontext(lambda *_: None),
+            show_progress=lambda: nullcontext(lambda *_: None),
             on_wait=lambda: None,
         )
     except FuselineError as error:

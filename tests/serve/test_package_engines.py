@@ -154,7 +154,7 @@ def test_whatever_fails_the_package_stays_as_it_was(at, tmp_path, monkeypatch):
             capability="sm89",
             precision="auto",
             max_batch=4,
-            shown=lambda: nullcontext(lambda *_: None),
+            show_progress=lambda: nullcontext(lambda *_: None),
             on_wait=lambda: None,
         )
     assert (package.folder / "manifest.json").read_bytes() == manifest

@@ -9,7 +9,7 @@ _LINES = 4
 
 
 @contextmanager
-def shown_build(
+def show_build(
     title: str, say: Callable[[str], None], stream: TextIO | None = None
 ) -> Iterator[Callable[[str, float], None]]:
     """Yield an `on_progress` for `build_engine` that shows how far the build has come.

@@ -83,7 +83,7 @@ def test_tensorrt_builds_its_engine_from_the_graph_for_tensorrt(exported: ModelP
         capability="sm89",
         precision="int8",
         max_batch=4,
-        shown=lambda: nullcontext(lambda phase, done: None),
+        show_progress=lambda: nullcontext(lambda phase, done: None),
         on_wait=lambda: None,
     )
     assert added.artifact.details["graph_sha256"] == onnx_artifact(exported, "int8", reader="tensorrt").sha256

@@ -3,12 +3,12 @@ import io
 import os
 import pty
 
-from fuseline.serve.backends.engine.display import shown_build
+from fuseline.serve.backends.engine.display import show_build
 
 
 def test_elsewhere_than_on_a_terminal_it_is_a_line_for_each_quarter():
     said = []
-    with shown_build("building", said.append, io.StringIO()) as on_progress:
+    with show_build("building", said.append, io.StringIO()) as on_progress:
         for share in (0.0, 0.1, 0.3, 0.31, 0.8, 0.9, 1.0):
             on_progress("phase", share)
     assert said == ["building", "building: 25 %", "building: 75 %", "building: 100 %"]
@@ -21,7 +21,7 @@ def test_on_a_terminal_it_is_a_bar_that_goes_when_it_is_done(monkeypatch):
     said = []
     with (
         os.fdopen(writer, "w", encoding="utf-8") as terminal,
-        shown_build("building [the] engine", said.append, terminal) as on_progress,
+        show_build("building [the] engine", said.append, terminal) as on_progress,
     ):
         on_progress("Choosing kernels", 0.4)
     shown = _until_the_end(reader)
