@@ -1,10 +1,10 @@
-"""Choosing and opening a backend."""
+"""Chooses and opens a backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# First, before a runtime is imported.
+# This import comes first, before that of any runtime.
 from fuseline.serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from fuseline.serve.backends.base import Backend, OpenRequest
 from fuseline.serve.backends.registry import BACKENDS, REGISTRY, why_not_installed
@@ -27,14 +27,14 @@ def open_backend(
     """Load `package` into a runtime; return the backend and, for people, why it was chosen.
 
     Args:
-        backend: one of `BACKENDS`, or `auto`: the first of `REGISTRY` that opens.
+        backend: one of `BACKENDS`, or `auto` for the first of `REGISTRY` that opens.
         precision: `fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both
             runtimes compute an FP16 graph in FP32, which gains nothing; INT8 is never chosen unasked.
         buckets: batch sizes in rows to prepare for.
-        cpu_buckets: the same for a backend that computes on the CPU; None: `buckets`.
+        cpu_buckets: batch sizes for a backend that computes on the CPU; None: `buckets`.
         threads: CPU threads of the runtime; 0 leaves it to the runtime.
-        engine_cache: folder in which TensorRT engines are kept that are built here because none of the package's fits,
-            which takes seconds to minutes; None: none is built.
+        engine_cache: folder for the TensorRT engines that are built here because none in the package fits, which takes
+            seconds to minutes; None: none is built.
 
     Raises:
         BackendUnavailableError: the asked-for backend can't run here, or none can; the message says what to install.
@@ -61,14 +61,14 @@ def open_backend(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What `open_backend` would make of one backend."""
+    """The judgement of `open_backend` about one backend."""
 
     backend: str
     title: str
     reason: str | None
-    """Why it would be passed over; None: it would be tried."""
+    """Reason why the backend would be passed over; None: it would be tried."""
     merit: str
-    """Why it would be chosen."""
+    """Reason why the backend would be chosen."""
 
 
 def judge_backends(

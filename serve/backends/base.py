@@ -1,4 +1,4 @@
-"""What a backend is, a loaded model that turns a batch of pixels into logits, and how one is asked for."""
+"""Defines a backend, a loaded model that turns a batch of pixels into logits, and the request to open one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    # Not when a command only asks for the names of the backends.
+    # A command that only needs the names of the backends does without numpy.
     import numpy as np
     from numpy.typing import NDArray
 
 DeviceKind = Literal["cpu", "gpu"]
 Infer: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
-"""Pixels (rows, height, width, channels) to logits (rows, classes)."""
+"""Computes logits (rows, classes) of pixels (rows, height, width, channels)."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """How a backend is to load a package; what a backend has no use for it leaves alone."""
+    """How a backend is to load a package; a backend ignores the fields that it has no use for."""
 
     device: DeviceKind
-    """Where to compute."""
+    """Device to compute on."""
     buckets: tuple[int, ...]
     """Batch sizes in rows to prepare for, ascending."""
     precision: str = "auto"
     """`fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32."""
     threads: int = 0
-    """CPU threads of the runtime; 0 leaves it to the runtime."""
+    """Number of the runtime's CPU threads; 0 leaves it to the runtime."""
     engine_cache: Path | None = None
-    """Folder in which engines are kept that are built here; None: none is built."""
+    """Folder for the engines that are built here; None: none is built."""
 
 
 class Backend(Protocol):
@@ -40,13 +40,13 @@ class Backend(Protocol):
     """
 
     name: str
-    """As `fuseline.serve.backends.registry` names it."""
+    """Name in `fuseline.serve.backends.registry`."""
 
     precision: str
     """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
 
     device: str
-    """Where it runs, for people: `CPU`, or the GPU's name."""
+    """Device that it runs on, for people: `CPU`, or the GPU's name."""
 
     buckets: tuple[int, ...]
     """Batch sizes in rows, ascending, for which the backend is prepared; `infer` is called with no other."""

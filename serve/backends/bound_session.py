@@ -25,7 +25,7 @@ class BoundBatch:
     """
 
     def __init__(self, session: Any, *, rows: int, row_shape: tuple[int, ...], classes: int, device: str) -> None:
-        """Raises whatever ONNX Runtime raises when the device has no memory left."""
+        """Allocate the memory. Raises whatever ONNX Runtime raises when the device has none left."""
         import onnxruntime as ort
 
         self._session = session
@@ -35,7 +35,7 @@ class BoundBatch:
         self._binding.bind_ortvalue_input(INPUT_NAME, self._pixels)
         self._binding.bind_ortvalue_output(OUTPUT_NAME, self._logits)
         self._options = ort.RunOptions()
-        # Which graph a run captures or replays; -1 would capture none, and 0 is taken by runs that name none.
+        # Id of the graph that a run captures or replays; -1 would capture none, and 0 is that of runs without an id.
         self._options.add_run_config_entry("gpu_graph_id", str(rows))
 
     def put(self, pixels: NDArray[np.uint8]) -> None:
@@ -43,12 +43,12 @@ class BoundBatch:
         self._pixels.update_inplace(np.ascontiguousarray(pixels))
 
     def run(self) -> None:
-        """Compute the logits of what was put last; return when they are there."""
+        """Compute the logits of the pixels that were put last; return when they are there."""
         self._session.run_with_iobinding(self._binding, self._options)
         self._binding.synchronize_outputs()
 
     def logits(self) -> NDArray[np.float32]:
-        """A copy of the last run's logits (rows, classes), float32."""
+        """Return a copy of the last run's logits (rows, classes), float32."""
         return np.array(self._logits.numpy())
 
 
@@ -77,7 +77,10 @@ class BoundSession:
             raise
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits (rows, classes) of `pixels`, as many rows as one of the buckets. Raises what ONNX Runtime raises."""
+        """Return the logits (rows, classes) of `pixels`, whose rows are one of the buckets.
+
+        Raises whatever ONNX Runtime raises.
+        """
         batch = self._batches[len(pixels)]
 
         def replay() -> NDArray[np.float32]:
@@ -89,7 +92,7 @@ class BoundSession:
 
     def close(self) -> None:
         """Release the memory, after the calls that are under way. Calling it again does nothing."""
-        # In its thread, to which the graphs belong.
+        # The graphs belong to the thread, so it releases them.
         self._thread.submit(self._batches.clear)
         self._thread.end()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Which ONNX graph of a package a runtime is given."""
+"""Chooses the ONNX graph of a package that a runtime is given."""
 
 from typing import Literal
 
@@ -7,17 +7,17 @@ from fuseline.serve.model_package import Artifact, ModelPackage
 from fuseline.serve.precision import chosen_unasked
 
 Reader = Literal["cpu", "cuda", "tensorrt"]
-"""ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""
+"""Reader of a graph: ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""
 READ_BY = "read_by"
-"""In the details of an ONNX artifact: the one reader that it is written for, as CPUs and TensorRT read different INT8
-graphs. Without it all read it."""
+"""Key in the details of an ONNX artifact for the one reader that it is written for, as CPUs and TensorRT read different
+INT8 graphs. Without it all read the artifact."""
 
 
 def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> Artifact:
-    """The ONNX artifact of `precision` for `reader`; for `auto` on a GPU the FP16 one if there is one, else FP32.
+    """Return the ONNX artifact of `precision` for `reader`; for `auto` on a GPU FP16 if there is one, else FP32.
 
     Raises:
-        BackendUnavailableError: the package has no graph of that precision for it.
+        BackendUnavailableError: the package has no graph of that precision for `reader`.
     """
     graphs = [artifact for artifact in package.manifest.artifacts if artifact.format == "onnx"]
     wanted = chosen_unasked("cpu" if reader == "cpu" else "gpu") if precision == "auto" else (precision,)
@@ -38,7 +38,7 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
 
 
 def why_no_graph(package: ModelPackage | None, precision: str, *, reader: Reader) -> str | None:
-    """None if `onnx_artifact` finds a graph in `package`, or there is no package to judge; else why not."""
+    """Return why `onnx_artifact` finds no graph in `package`; None if it finds one, or there is no package to judge."""
     if package is None:
         return None
     try:

@@ -47,14 +47,14 @@ class OnnxRuntimeBackend:
     def __init__(
         self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int, cuda: bool
     ) -> None:
-        """`cuda`: compute on the GPU, or raise `BackendUnavailableError`; else on the CPU."""
+        """Load the graph onto the CPU or, with `cuda`, the GPU; raise `BackendUnavailableError` if that can't be."""
         import onnxruntime as ort
 
         if cuda:
             # CUDA and cuDNN come as Python packages, which the loader doesn't find by itself.
             ort.preload_dlls()
             # cuDNN's frontend logs an error for each kernel that it tries and can't use, hundreds at each opening, in
-            # the default logger; what fails in the end is raised.
+            # the default logger; a final failure is raised.
             ort.set_default_logger_severity(4)
         artifact = onnx_artifact(package, precision, reader="cuda" if cuda else "cpu")
         path = package.checked_path(artifact)
@@ -103,7 +103,7 @@ class OnnxRuntimeBackend:
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:
-    """An ONNX Runtime session of `graph`, a file or its bytes, configured as for serving: on a GPU, with CUDA graphs.
+    """Return an ONNX Runtime session of `graph`, a file or its bytes, configured as for serving: CUDA graphs on a GPU.
 
     Raises:
         Exception: whatever ONNX Runtime raises on a graph that it can't load.
@@ -113,14 +113,15 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # A pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
+    # A memory pattern for each bucket keeps a block of activations for each: 140 MB more for ResNet-18 at 224.
     options.enable_mem_pattern = cuda
     # Spinning workers take the cores that the front end and the decoders need between batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not this_cpu().int8:
-        # Without VNNI the fast INT8 products of x86 overflow 16 bits; the exact ones take three times as long with it.
+        # Without VNNI the fast INT8 products of x86 overflow 16 bits. With VNNI the exact ones would take three times
+        # as long.
         options.add_session_config_entry("session.x64quantprecision", "1")
-    # TF32, the provider's default, keeps 11 bits of an FP32 product's 24.
+    # TF32, the provider's default, keeps 11 of an FP32 number's 24 bits.
     on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})] if cuda else []
     return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
 
@@ -132,7 +133,7 @@ def graph_runner(graph: bytes) -> Infer:
 
 
 def why_no_cuda(precision: str = "auto") -> str | None:
-    """None if ONNX Runtime was built with CUDA, which computes in `precision`, and a driver has a device; else why."""
+    """Return why ONNX Runtime can't compute in `precision` with CUDA: its build, or no device; None if it can."""
     import onnxruntime as ort
 
     # The provider is listed by every onnxruntime-gpu build, with a GPU or without.

@@ -62,11 +62,11 @@ class OpenVinoBackend:
 
 
 def why_no_openvino(precision: str) -> str | None:
-    """None if OpenVINO is installed and computes in `precision` on this CPU what the graph says; else why not."""
+    """Return why OpenVINO can't compute a graph in `precision` on this CPU; None if it can."""
     if (reason := why_not_installed("openvino")) is not None:
         return reason
     if precision == "int8" and platform.machine() in ("x86_64", "AMD64") and not this_cpu().int8:
-        # oneDNN adds pairs of products in 16 bits there, and has no exact way.
+        # On such CPUs oneDNN adds pairs of products in 16 bits, and has no exact alternative.
         return "its INT8 products overflow on CPUs without VNNI, and this one tells of none; ONNX Runtime's don't"
     return None
 
@@ -78,15 +78,15 @@ def graph_runner(graph: bytes) -> Infer:
 
 
 def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:
-    """An OpenVINO inference request of `graph`, an ONNX file or its bytes, compiled for the CPU as for serving.
+    """Return an OpenVINO inference request of `graph`, an ONNX file or its bytes, compiled for the CPU as for serving.
 
     Raises:
-        RuntimeError: OpenVINO can't read or compile it.
+        RuntimeError: OpenVINO can't read or compile `graph`.
     """
     import openvino as ov
 
-    # Batches are formed before they come here, so one request uses all the cores: the latency hint.
-    # What isn't quantised is computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
+    # Batches are formed before they come here, so one request uses all the cores: the latency hint. What isn't
+    # quantised is computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads

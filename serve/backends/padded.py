@@ -1,4 +1,4 @@
-"""Many rows through a backend that takes one size of batch at a time."""
+"""Runs many rows through a backend, which takes fixed sizes of batches."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ from fuseline.serve.backends.base import Backend
 def infer_in_largest_bucket(
     backend: Backend, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """As `infer_in_bucket` with the largest one."""
+    """Do `infer_in_bucket` with the backend's largest bucket."""
     return infer_in_bucket(backend, pixels, backend.buckets[-1], on_progress)
 
 
 def infer_in_bucket(
     backend: Backend, pixels: NDArray[np.uint8], bucket: int, on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of `bucket` rows, one of the backend's.
+    """Return the logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of the backend's `bucket`.
 
     The last batch is filled with zeros, whose logits are left out. `on_progress` is given the share that is done.
     Raises `fuseline.serve.errors.BackendError` when the runtime fails.

@@ -1,4 +1,4 @@
-"""The backends that there are, best first: what each is called, needs and is good for.
+"""The registry of backends, best first: the name, needs and merit of each.
 
 Reading the registry imports no backend and no runtime, so that the commands start fast. A backend is a module of this
 folder, named as the backend, that offers what `BackendModule` says, a name in `BackendName`, and a row of `REGISTRY`.
@@ -14,11 +14,11 @@ from fuseline.serve.model_package import ModelPackage
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-"""As `--backend` names them, in alphabetical order."""
+"""Names for `--backend`, in alphabetical order."""
 
 
 class BackendModule(Protocol):
-    """What the module of a backend offers."""
+    """The functions that the module of a backend offers."""
 
     def open(self, package: ModelPackage, request: OpenRequest) -> Backend:
         """Load `package` as `request` asks.
@@ -27,19 +27,19 @@ class BackendModule(Protocol):
             BackendUnavailableError: this machine or this package doesn't allow it; the message says what to do.
             BackendError: the runtime failed.
             PackageError: the artifact is missing or damaged.
-            VerificationError: what was loaded is not in the precision that it should be in.
+            VerificationError: the loaded artifact is not in the precision that it should be in.
         """
         ...
 
     def why_unavailable(self, package: ModelPackage | None, request: OpenRequest) -> str | None:
-        """Return why `open` would refuse, as far as that is known without loading the model; None: it would try.
+        """Return why `open` would refuse, as far as is known without loading the model; None: it would try.
 
-        None for `package` judges the machine alone.
+        `package` None asks about the machine alone.
         """
         ...
 
     def graph_runner(self, graph: bytes) -> Infer:
-        """Return what computes the logits of an ONNX graph as this backend would on a CPU; of CPU backends only.
+        """Return a function that computes the logits of an ONNX graph as this backend would; for CPU backends only.
 
         Raises whatever the runtime raises on a graph that it can't load.
         """
@@ -52,15 +52,15 @@ class Runtime:
 
     title: str
     module: str
-    """Name that it is imported by."""
+    """Name by which it is imported."""
     distributions: tuple[str, ...]
-    """Names that pip knows it by; any one of them brings the module."""
+    """Names by which pip knows it; any one of them has the module."""
     extra: str
     """Extra of Fuseline that installs it."""
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
+        """Command that installs it."""
         return f"pip install 'fuseline[{self.extra}]'"
 
 
@@ -71,15 +71,15 @@ class BackendEntry:
     name: BackendName
     title: str
     merit: str
-    """Why it is chosen, for people."""
+    """Reason why it is chosen, for people."""
     device: DeviceKind
     needs: tuple[tuple[Runtime, ...], ...]
-    """Runtimes that must be installed: one of each tuple."""
+    """Runtimes that must be installed: one of each inner tuple."""
     formats: tuple[str, ...] = ("onnx",)
     """Formats of the artifacts that it runs."""
 
     def load(self) -> BackendModule:
-        """Import its module."""
+        """Import and return the backend's module."""
         return cast(BackendModule, importlib.import_module(f"{__package__}.{self.name}"))
 
 
@@ -106,14 +106,14 @@ REGISTRY = (
     BackendEntry("openvino", "OpenVINO", "the fastest installed CPU runtime", "cpu", needs=((OPENVINO,),)),
     BackendEntry("onnxruntime", "ONNX Runtime on the CPU", "the installed CPU runtime", "cpu", needs=((ONNXRUNTIME,),)),
 )
-"""Best first. One that can't be opened here, whatever the reason, leaves its place to the next."""
+"""Backends, best first. If one can't be opened here, whatever the reason, the next is tried."""
 
 CPU_BACKENDS = tuple(sorted(entry.name for entry in REGISTRY if entry.device == "cpu"))
-"""Names of those that compute on a CPU, in alphabetical order."""
+"""Names of the backends that compute on a CPU, in alphabetical order."""
 
 
 def backend_entry(name: str, device: DeviceKind | None = None) -> BackendEntry:
-    """Return the entry of backend `name` on `device`, or its best one. Raise `KeyError` when there is none."""
+    """Return the entry of backend `name` on `device`, by default its best one. Raise `KeyError` when there is none."""
     for entry in REGISTRY:
         if entry.name == name and device in (None, entry.device):
             return entry
@@ -121,18 +121,18 @@ def backend_entry(name: str, device: DeviceKind | None = None) -> BackendEntry:
 
 
 def title_of(backend: str) -> str:
-    """Return the title of what `backend` computes with, whatever the device."""
+    """Return the title of the runtime that `backend` computes with, whatever the device."""
     return backend_entry(backend).needs[0][0].title
 
 
 def runtimes() -> tuple[Runtime, ...]:
-    """Return every runtime of a backend once, by the backends' names."""
+    """Return every runtime of the backends once, in the order of the backends' names."""
     needs = (need for name in BACKENDS for need in backend_entry(name).needs)
     return tuple(dict.fromkeys(runtime for alternatives in needs for runtime in alternatives))
 
 
 def why_not_installed(backend: str) -> str | None:
-    """None if what `backend` computes with can be imported, else one sentence that says what to install."""
+    """Return one sentence that says what to install for `backend`; None if its runtimes can be imported."""
     for alternatives in backend_entry(backend).needs:
         if not any(is_importable(runtime.module) for runtime in alternatives):
             installs = " or ".join(runtime.install for runtime in alternatives)
@@ -143,9 +143,9 @@ def why_not_installed(backend: str) -> str | None:
 
 
 def is_importable(module: str) -> bool:
-    """Whether `module` is there; it isn't imported."""
+    """Return whether `module` can be found; it isn't imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
-        # The package that it is part of isn't there.
+        # The package that the module is part of isn't installed.
         return False

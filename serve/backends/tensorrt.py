@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT for RTX, on an NVIDIA GPU: the engine that fits, built first where none does."""
+"""TensorRT, or TensorRT for RTX, on an NVIDIA GPU: loads the engine that fits, and builds one where none does."""
 
 import logging
 from functools import partial
@@ -27,8 +27,8 @@ _LOG = logging.getLogger(__name__)
 def open(package: ModelPackage, request: OpenRequest) -> TensorRTBackend:
     """Load the engine of `package` that fits this machine; where none does, build it from the package's ONNX graph.
 
-    An engine of another graph, library build, compute capability or batch profile is refused, and so is one whose
-    sha256 is not the manifest's. All of `request.buckets` lie within the engine's batch profile.
+    An engine of another graph, library build or compute capability is refused, and so is one whose batch profile
+    doesn't include all of `request.buckets`, or whose sha256 is not the manifest's.
 
     Raises:
         BackendUnavailableError: there is no GPU, or no engine that fits it and none can be built.
@@ -36,7 +36,7 @@ def open(package: ModelPackage, request: OpenRequest) -> TensorRTBackend:
         BackendError: the GPU failed, or has too little memory.
         VerificationError: by its own inspector the engine is not in the graph's precision.
     """
-    # Before the engines: without a GPU nothing about them matters to the user.
+    # The GPU comes before the engines: without one nothing about them matters to the user.
     cuda = open_cuda()
     gpu = cuda.gpu()
     graph = onnx_artifact(package, request.precision, reader="tensorrt")
@@ -64,8 +64,8 @@ def open(package: ModelPackage, request: OpenRequest) -> TensorRTBackend:
 def why_unavailable(package: ModelPackage | None, request: OpenRequest) -> str | None:
     """See `fuseline.serve.backends.registry.BackendModule`.
 
-    Cheap: engine files are not read; the runtime is imported only where a GPU is. None for `package` asks whether this
-    machine could serve one whose engine is built here.
+    The check is cheap: it reads no engine files, and imports the runtime only where a GPU is. None for `package` asks
+    whether this machine could serve a package whose engine is built here.
     """
     try:
         gpu = open_cuda().gpu()
@@ -87,7 +87,7 @@ def why_unavailable(package: ModelPackage | None, request: OpenRequest) -> str |
 def _engine_of_package(
     package: ModelPackage, graph: Artifact, gpu: Gpu, buckets: tuple[int, ...]
 ) -> tuple[tuple[Any, Any] | None, list[str]]:
-    """The package's first engine that fits and loads, with its library, if there is one; why the others don't."""
+    """Return the package's first engine that fits and loads, with its library, if any, and why those before don't."""
     refusals: list[str] = []
     for artifact, details, unfit in _judged(package, graph, gpu, buckets):
         reason = unfit
@@ -104,7 +104,7 @@ def _engine_of_package(
 def _judged(
     package: ModelPackage, graph: Artifact, gpu: Gpu, buckets: tuple[int, ...]
 ) -> list[tuple[Artifact, EngineDetails | None, str | None]]:
-    """Each engine in the precision of `graph`, what it is bound to, and why it doesn't fit; None: it does."""
+    """Return each engine in the precision of `graph`, its details, and why it doesn't fit; None: it fits."""
     judged: list[tuple[Artifact, EngineDetails | None, str | None]] = []
     for artifact in package.manifest.artifacts:
         if artifact.format not in LIBRARIES or artifact.precision != graph.precision:
@@ -125,7 +125,7 @@ def _judged(
 def _built_engine(
     package: ModelPackage, graph: Artifact, gpu: Gpu, buckets: tuple[int, ...], cache: EngineCache
 ) -> tuple[Any, Any]:
-    """The engine of `graph` for this machine and its library, from the cache or built now."""
+    """Return the engine of `graph` for this machine, from the cache or built now, and its library."""
     choice = available_builder(gpu.capability)
     trt = import_library(choice.library)
     onnx = package.read(graph)

@@ -1,4 +1,4 @@
-"""A TensorRT engine that serves: one execution context and one CUDA graph for each batch bucket, two streams."""
+"""Runs a TensorRT engine: one execution context and one CUDA graph for each batch bucket, on two streams."""
 
 import math
 from contextlib import ExitStack
@@ -16,22 +16,23 @@ from fuseline.serve.errors import BackendError, PackageError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 SLOTS = 2
-"""Batches under way at a time: while one is computed, the pixels of the next cross to the GPU."""
+"""Number of batches under way at a time: while one is computed, the pixels of the next cross to the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """What one batch under way needs for itself; the largest bucket fits, and each uses its beginning."""
+    """The memory and events of one batch under way; the largest bucket fits, and a smaller one uses the beginning."""
 
     pixels: NDArray[np.uint8]
-    """Pinned."""
+    """Pinned memory for the pixels."""
     logits: NDArray[np.float32]
-    """Pinned."""
+    """Pinned memory for the logits."""
     device_pixels: int
+    """Address of the pixels on the GPU."""
     arrived: Any
-    """Event: the pixels are on the GPU."""
+    """Event that marks that the pixels are on the GPU."""
     answered: Any
-    """Event: the logits are in pinned memory."""
+    """Event that marks that the logits are in pinned memory."""
 
 
 class TensorRTBackend:
@@ -39,8 +40,8 @@ class TensorRTBackend:
 
     A batch goes from pinned memory to the GPU on one stream, and through the network and back on another, so that the
     pixels of a batch cross while the one before is computed. For that two threads may be in `infer` at a time; more
-    wait. A CUDA graph is bound to shapes and addresses, hence there is one for each bucket, and all read and write the
-    same device memory, into which a batch's pixels are copied within the GPU when its turn has come.
+    wait. A CUDA graph is bound to shapes and addresses. Hence there is one for each bucket, and all read and write the
+    same device memory, into which a batch's pixels are copied within the GPU when it is that batch's turn.
     """
 
     name = "tensorrt"
@@ -72,7 +73,7 @@ class TensorRTBackend:
         self._contexts: list[Any] = []
         self._graphs: dict[int, Any] = {}
         self._free: SimpleQueue[_Slot] = SimpleQueue()
-        # What a batch puts on the streams must not be mixed with what another puts there.
+        # The work that one batch puts on the streams must not be mixed with another's.
         self._turn = Lock()
         logger_of(trt).recent_errors.clear()
         input_bytes = buckets[-1] * math.prod(row_shape)
@@ -139,7 +140,7 @@ class TensorRTBackend:
         cuda.hold_until(self._computing, slot.arrived)
         cuda.copy_on_device(self._input, slot.device_pixels, pixels.nbytes, self._computing)
         cuda.launch(self._graphs[rows], self._computing)
-        # On the copying stream the logits would wait for the network, and the next batch's pixels for them.
+        # On the copying stream the logits would wait for the network, and the next batch's pixels for the logits.
         cuda.copy_to_host(logits.ctypes.data, self._output, logits.nbytes, self._computing)
         cuda.record(slot.answered, self._computing)
 
@@ -177,12 +178,12 @@ def _described(tensors: dict[str, tuple[Any, tuple[int, ...]]]) -> str:
 
 
 def _new_context(engine: Any, trt: Any) -> Any:
-    """An execution context whose activations live in memory that it is given."""
+    """Return an execution context whose activations lie in memory that it is given."""
     user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         return check(engine.create_execution_context(user_managed), "create an execution context", trt)
-    # TensorRT for RTX compiles kernels for a shape in the background while a generic one answers; a graph would
-    # keep the generic one for ever. Eagerly, the run before the capture compiles them.
+    # TensorRT for RTX compiles kernels for a shape in the background while a generic one answers; a graph would keep
+    # the generic one for ever. Eagerly, the run before the capture compiles them.
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(user_managed)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -1,1 +1,1 @@
-"""TensorRT engines: built, kept, inspected; neither torch nor onnx is needed."""
+"""Builds, keeps and inspects TensorRT engines, with neither torch nor onnx."""

@@ -1,7 +1,7 @@
-"""ONNX to TensorRT engine: one module for `tensorrt` (10.x, 11.x) and `tensorrt_rtx`.
+"""Builds a TensorRT engine from ONNX: one module for `tensorrt` (10.x, 11.x) and `tensorrt_rtx`.
 
-Precision is not asked of the builder, it is written in the graph: the network is strongly typed. So what an engine
-computes in is proven by the types of the parsed network's layers, read back before anything is built.
+Precision is not set on the builder, it is written in the graph: the network is strongly typed. So the types of the
+parsed network's layers, which are read back before anything is built, prove what an engine computes in.
 """
 
 import hashlib
@@ -41,18 +41,18 @@ class EngineBuild:
     bound_to: EngineDetails
     precision: PrecisionName
     achieved: AchievedPrecision
-    """By the layers that carry weights, read from the parsed network."""
+    """Precision of the layers that carry weights, read from the parsed network."""
 
     precision_counts: dict[str, dict[str, int]]
-    """Kind of layer -> type of its output -> how many, read from the parsed network."""
+    """Number of layers by kind and by type of the output, read from the parsed network."""
 
     seconds: float
     timing_cache: bytes | None
-    """What `tensorrt` measured, to speed the next build on this machine; `tensorrt_rtx` times nothing: None."""
+    """Measurements of `tensorrt`, which speed the next build on this machine; None: `tensorrt_rtx` measures nothing."""
 
     @property
     def library(self) -> Library:
-        """Which library built it, and alone can load it."""
+        """Library that built the engine, and alone can load it."""
         return self.bound_to.library
 
     @property
@@ -62,7 +62,7 @@ class EngineBuild:
 
     @property
     def details(self) -> dict[str, Any]:
-        """The `details` of the engine's artifact in the manifest, by which a server tells whether it fits."""
+        """`details` of the engine's artifact in the manifest, by which a server tells whether the engine fits."""
         proof = {"precision_counts": self.precision_counts, "achieved": self.achieved.as_json}
         return self.bound_to.model_dump(mode="json") | proof
 
@@ -83,16 +83,16 @@ def build_engine(
 
     Args:
         onnx: the package's file, whose sha256 the engine is bound to, already in `precision`.
-        precision: what the convolutions and matrix multiplications of the parsed network must compute in.
-        capability: `sm89`, say, to build ahead of time; None for the GPU at hand. See `available_builder`, which has
-            two words more.
+        precision: precision that the convolutions and matrix multiplications of the parsed network must compute in.
+        capability: compute capability, such as `sm89`, to build ahead of time; None: that of the GPU at hand.
+            `available_builder` takes two words more.
         max_batch: largest batch in rows; the smallest is 1.
-        opt_batch: the batch that kernels are chosen for; by default `max_batch`: speed matters when batches fill.
-        allowed_fp32: the ONNX nodes that may stay FP32 all the same; None: any. See `check_precision`.
-        layer_names: the graph's layers to the checkpoint's, for messages. See `described_node`.
-        on_progress: called with the phase and the share of the build that is done, from 0 to 1, never falling; one
+        opt_batch: batch that kernels are chosen for; by default `max_batch`, as speed matters when batches fill.
+        allowed_fp32: ONNX nodes that may stay FP32 all the same; None: any. See `check_precision`.
+        layer_names: names of the graph's layers -> names in the checkpoint, for messages. See `described_node`.
+        on_progress: is called with the phase and the share of the build that is done, from 0 to 1, never falling; one
             call at a time, from the builder's threads. What it raises stops the build and is raised here.
-        timing_cache: an earlier build's; only `tensorrt` uses it.
+        timing_cache: timing cache of an earlier build; only `tensorrt` uses it.
 
     Raises:
         InputError: an unknown capability, a batch profile out of order, or a graph of another form.
@@ -107,7 +107,7 @@ def build_engine(
     started = time.monotonic()
     bound_to = engine_details(choice, hashlib.sha256(onnx).hexdigest(), profile)
     builder = _new_builder(trt)
-    # The network's weights lie in the parser, which must stay.
+    # The network's weights lie in the parser, which must be kept alive.
     network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
     row_shape = _row_shape(network, trt)
     check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
@@ -127,7 +127,7 @@ def build_engine(
 
 
 def batch_profile(max_batch: int, opt_batch: int | None = None) -> tuple[int, int, int]:
-    """Smallest, optimal and largest batch in rows. Raises `InputError` if they are out of order."""
+    """Return the smallest, optimal and largest batch in rows. Raises `InputError` if they are out of order."""
     profile = (1, max_batch if opt_batch is None else opt_batch, max_batch)
     if not 1 <= profile[1] <= profile[2]:
         raise InputError(f"batch profile {profile} is out of order; it takes 1 <= optimal <= largest")
@@ -135,7 +135,7 @@ def batch_profile(max_batch: int, opt_batch: int | None = None) -> tuple[int, in
 
 
 def engine_details(choice: Builder, graph_sha256: str, profile: tuple[int, int, int]) -> EngineDetails:
-    """What the engine that `choice` builds from that graph is bound to, known before it is built.
+    """Return what the engine that `choice` builds from that graph is bound to, which is known before it is built.
 
     Raises:
         BackendUnavailableError: the library can't be imported.
@@ -175,7 +175,10 @@ def _parser_error(error: Any, layer_names: Mapping[str, str] | None) -> str:
 
 
 def _row_shape(network: Any, trt: Any) -> tuple[int, int, int]:
-    """Height, width and channels of the network's input, whose form is checked. An empty file parses without error."""
+    """Return height, width and channels of the network's input, after checking the form of its input and output.
+
+    An empty file parses without error.
+    """
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
     form = [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
@@ -213,7 +216,7 @@ def _configure(
         config.num_compute_capabilities = 1
         target = trt.ComputeCapability.__members__[choice.setting]
         check(config.set_compute_capability(target, 0), f"target {choice.capability}", trt)
-    # Else the engine forgets what its layers compute in, and no inspector can prove it.
+    # Without this the engine forgets what its layers compute in, and no inspector can prove it.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if precision == "fp32":
         # TF32 keeps 10 bits of the mantissa: a third precision that nobody asked for.
@@ -225,7 +228,7 @@ def _configure(
 
 
 def _use_timing_cache(trt: Any, config: Any, timing_cache: bytes | None) -> Any:
-    """Give the build `timing_cache`, or an empty one if it is of another GPU or TensorRT: it only saves time."""
+    """Give the build `timing_cache`, or an empty one if that is of another GPU or TensorRT: it only saves time."""
     for data in (timing_cache or b"", b""):
         cache = config.create_timing_cache(data)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
@@ -245,19 +248,19 @@ def _build(
         begin.wait()
         try:
             built.set_result(None if progress.error else builder.build_serialized_network(network, config))
-        # Raised again where the build is waited for.
+        # The error is raised again where the build is waited for.
         except BaseException as error:  # noqa: BLE001
             built.set_exception(error)
 
-    # A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks: so none run there.
-    # It may come anywhere in these lines. The thread touches nothing before it is told to begin, and what it uses is
-    # not let go of before it has ended.
+    # A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks, so these must not
+    # run there. A Ctrl-C may come anywhere in these lines: the thread touches nothing before `begin` is set, and what
+    # it uses is kept until it has ended.
     thread = threading.Thread(target=build, name="tensorrt-build")
     try:
         thread.start()
         begin.set()
         while thread.is_alive():
-            # A signal that comes just before a wait begins doesn't end it; its handler runs between two of them.
+            # A signal that comes just before a wait begins doesn't end that wait; its handler runs between two waits.
             thread.join(_SIGNALS_EVERY_S)
         plan = built.result()
     except BaseException as error:

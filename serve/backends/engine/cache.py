@@ -1,9 +1,9 @@
 """The folder in which a machine keeps the engines that its servers built, and their timing caches.
 
 <key>.plan             an engine; the key says all that it is bound to
-timing-….cache         what TensorRT measured while it built, for one library build and kind of GPU
-<file>.sha256          what the bytes of the file beside must be, in the format of sha256sum
-<key>.lock             held by the process that builds that engine
+timing-….cache         TensorRT's measurements during builds, for one library build and kind of GPU
+<file>.sha256          the sha256 of the file beside it, in the format of sha256sum
+<key>.lock             a lock that the process holds which builds that engine
 
 A folder that can't be written to costs time, never an answer.
 """
@@ -34,15 +34,15 @@ def cached_engine(
     build: Callable[[bytes | None], EngineBuild],
     load: Callable[[bytes], Engine],
 ) -> Engine:
-    """Load the engine that is bound to `bound_to` from `cache`; build it first if it isn't there or is no good.
+    """Load the engine that is bound to `bound_to` from `cache`; build it first if it isn't there or doesn't load.
 
-    Of several processes that want one engine, one builds it while the others wait and then load it. A cache that
-    can't be written to costs the next start another build; that is said in the log and is no error.
+    Of several processes that want one engine, one builds it while the others wait and then load it. A cache that can't
+    be written to costs the next start another build; the log says so, and it is no error.
 
     Args:
-        build: makes the engine, given the timing cache of an earlier build on such a machine.
-        load: turns a plan into what is returned. `BackendUnavailableError` from it means that the library refuses the
-            plan, which is then built anew.
+        build: makes the engine; its argument is the timing cache of an earlier build on such a machine.
+        load: turns a plan into the engine that is returned. `BackendUnavailableError` from it means that the library
+            refuses the plan, which is then built anew.
 
     Raises:
         BackendUnavailableError: the library refuses even the engine that was built just now.
@@ -51,7 +51,7 @@ def cached_engine(
     if (engine := _loaded(cache, file, load)) is not None:
         return engine
     with cache.locked(bound_to.key):
-        # Whoever held the lock before has built it.
+        # Another process that held the lock before may have built it.
         if (engine := _loaded(cache, file, load)) is not None:
             return engine
         built = build(cache.read(timing_file))
@@ -67,7 +67,7 @@ def cached_engine(
 def check_engine_cache(folder: Path) -> None:
     """Make `folder`, which the user named as the engine cache, or refuse it if it is of no use.
 
-    A read-only one is, while it holds engines.
+    A read-only folder is of use while it holds engines.
 
     Raises:
         InputError: nothing can be written there, and no engine is there.
@@ -91,7 +91,7 @@ class EngineCache:
         self.folder = folder
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of the file called `name`; None if there is none, or it is damaged, which is logged."""
+        """Return the bytes of the file called `name`; None if there is none, or it is damaged, which is logged."""
         path = self.folder / name
         try:
             data = path.read_bytes()
@@ -107,11 +107,11 @@ class EngineCache:
         return data
 
     def write(self, name: str, data: bytes) -> bool:
-        """Keep `data` as the file called `name`, all of it or nothing; False, which is logged, if that can't be."""
+        """Keep `data` as the file called `name`, whole or not at all; return False, and log it, if that can't be."""
         path = self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Between the two a reader finds a sum that doesn't fit, and takes the file for damaged.
+            # Between the two writes a reader finds a sum that doesn't fit, and takes the file for damaged.
             write_whole(path, data)
             write_whole(_sha256_file(path), f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode())
         except OSError as error:
@@ -121,7 +121,7 @@ class EngineCache:
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Keep other processes from building the engine `key`; where no lock can be had, go on without, saying so."""
+        """Keep other processes from building the engine `key`; where no lock can be had, log that and go on without."""
         path = self.folder / f"{key}.lock"
 
         def on_wait() -> None:
@@ -150,7 +150,7 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         Path(name).replace(path)
-    # Ctrl-C too.
+    # A Ctrl-C too leaves nothing behind.
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""A build's progress, for people: a bar on a terminal, a few lines elsewhere."""
+"""Shows a build's progress: a bar on a terminal, a few lines elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ def show_build(
     """Yield an `on_progress` for `build_engine` that shows how far the build has come.
 
     Args:
-        title: what is built.
+        title: says what is built.
         say: writes a line where `stream` is no terminal: one at the start and one for each quarter.
-        stream: where the bar is drawn, and removed when the block ends; None: stderr.
+        stream: the terminal on which the bar is drawn, and removed when the block ends; None: stderr.
     """
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():
@@ -42,12 +42,12 @@ def show_build(
 
 
 def _in_quarters(title: str, say: Callable[[str], None]) -> Callable[[str, float], None]:
-    said = 0
+    quarters = 0
 
     def on_progress(_: str, share: float) -> None:
-        nonlocal said
-        if int(share * _LINES) > said:
-            said = int(share * _LINES)
-            say(f"{title}: {said * 100 // _LINES} %")
+        nonlocal quarters
+        if int(share * _LINES) > quarters:
+            quarters = int(share * _LINES)
+            say(f"{title}: {quarters * 100 // _LINES} %")
 
     return on_progress

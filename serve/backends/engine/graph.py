@@ -1,4 +1,4 @@
-"""A package's ONNX graph in the form that TensorRT reads."""
+"""Turns a package's ONNX graph into the form that TensorRT reads."""
 
 from functools import cache
 from typing import Any
@@ -25,9 +25,9 @@ _SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
 def graph_for_tensorrt(onnx: bytes) -> bytes:
     """Return `onnx` with its pixels cast to floats before they are transposed, if it transposes them as bytes.
 
-    The same function: CPUs transpose bytes sooner than floats, TensorRT takes uint8 into a Cast and nothing else (its
-    API reference, `DataType`). Everything else of the file is kept byte for byte, weights included. Bytes that are no
-    such graph come back as they are; the parser knows better what is wrong with them.
+    The graph computes the same: CPUs transpose bytes faster than floats, while TensorRT takes uint8 into a Cast and
+    nothing else (its API reference, `DataType`). Everything else in the file is kept byte for byte, weights included.
+    Bytes that are no such graph come back as they are; the parser's message says better what is wrong with them.
     """
     try:
         model = _model_class().FromString(onnx)
@@ -46,17 +46,17 @@ def graph_for_tensorrt(onnx: bytes) -> bytes:
     floats = f"{INPUT_NAME}.float"
     transpose.output[0] = cast.output[0]
     cast.input[0], cast.output[0], transpose.input[0] = INPUT_NAME, floats, floats
-    # Nodes stand in the order of execution.
+    # Nodes are in the order of execution.
     nodes.insert(readers[0], nodes.pop(casts[0]))
     _replace(model.graph.node, nodes)
-    # What the exporter noted of the bytes in between holds no longer; the parser infers it.
+    # The exporter's type of the tensor in between holds no longer; the parser infers it.
     _replace(model.graph.value_info, [value for value in model.graph.value_info if value.name != planes])
     data: bytes = model.SerializeToString()
     return data
 
 
 def _replace(field: Any, messages: list[Any]) -> None:
-    """Make `messages`, taken from `field`, all that is in it, in their order."""
+    """Let `field` hold `messages`, which were taken from it, in their order and nothing else."""
     copies = [type(message).FromString(message.SerializeToString()) for message in messages]
     del field[:]
     field.extend(copies)
@@ -64,9 +64,9 @@ def _replace(field: Any, messages: list[Any]) -> None:
 
 @cache
 def _model_class() -> Any:
-    """A ModelProto that knows the fields above and carries all others through.
+    """Return a class of ModelProto that knows the fields above and passes all others through.
 
-    In a pool of its own, so that the onnx package may be imported into the same process.
+    It is in a pool of its own, so that the onnx package may be imported into the same process.
     """
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="fuseline_onnx.proto", package="fuseline_onnx", syntax="proto2")

@@ -1,4 +1,4 @@
-"""What a built engine says of itself: in what precision it holds its weights. Only where a GPU is can it be asked."""
+"""Reads from a built engine the precision in which it holds its weights. This needs a GPU."""
 
 import json
 from collections import Counter
@@ -10,19 +10,19 @@ from fuseline.serve.errors import VerificationError
 from fuseline.serve.precision import PrecisionName, precision_of_type
 
 LEAST_SHARE = 0.95
-"""Of the weights, that must be in the precision of a graph that is in it throughout."""
+"""Smallest share of the weights that must be in the precision of a graph which is in that precision throughout."""
 
 
 def weights_by_precision(engine: Any, trt: Any) -> dict[str, int]:
-    """Precision (`fp16`) -> how many weights `engine` holds in it, by its inspector; empty where it tells of none.
+    """Return the number of weights that `engine` holds in each precision (`fp16`), by its inspector; may be empty.
 
-    It tells only of engines that were built with `ProfilingVerbosity.DETAILED`, as `engine_builder` builds them: each
-    layer that carries weights has `"Weights": {"Type": "Half", "Count": 9408}` (NVIDIA, TensorRT documentation, "Engine
-    Inspector").
+    The inspector reports only on engines that were built with `ProfilingVerbosity.DETAILED`, as
+    `fuseline.serve.backends.engine.builder` builds them: each layer that carries weights has `"Weights": {"Type":
+    "Half", "Count": 9408}` (NVIDIA, TensorRT documentation, "Engine Inspector").
     """
-    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     counts: Counter[str] = Counter()
-    for layer in json.loads(told).get("Layers", []):
+    for layer in json.loads(information).get("Layers", []):
         match layer:
             case {"Weights": {"Type": str(kind), "Count": int(count)}}:
                 counts[precision_of_type(kind)] += count
@@ -30,13 +30,14 @@ def weights_by_precision(engine: Any, trt: Any) -> dict[str, int]:
 
 
 def check_inspected(engine: Any, trt: Any, precision: PrecisionName, *, kept_fp32: Collection[str]) -> dict[str, int]:
-    """Hold what `engine` says of its weights against what its graph asks for; return `weights_by_precision`.
+    """Check that `engine` holds its weights in the `precision` of its graph; return `weights_by_precision`.
 
     Args:
-        kept_fp32: the graph's nodes that are FP32 on purpose. With any, some weights at least must be in `precision`.
+        kept_fp32: the graph's nodes that are FP32 on purpose. If there are any, it suffices that some weights are in
+            `precision`.
 
     Raises:
-        VerificationError: too few are. TensorRT has shipped FP32 where FP16 was asked for.
+        VerificationError: too few weights are in `precision`. TensorRT has built FP32 where FP16 was asked for.
     """
     weights = weights_by_precision(engine, trt)
     total = sum(weights.values())

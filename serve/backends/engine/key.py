@@ -1,4 +1,4 @@
-"""What an engine is bound to, and the key that says it in a file's name."""
+"""What an engine is bound to, and the key that says so in a file's name."""
 
 from typing import Annotated, Literal, get_args
 
@@ -20,11 +20,11 @@ class EngineDetails(BaseModel):
     """Smallest, optimal and largest batch in rows."""
 
     graph_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the package's ONNX file."""
+    """Sha256 of the package's ONNX file."""
 
     @property
     def key(self) -> str:
-        """Stem of the engine's file: equal for equal graphs, library builds, capabilities and profiles, else not."""
+        """Stem of the engine's file: the same only for equal graphs, library builds, capabilities and profiles."""
         profile = ".".join(map(str, self.profile))
         return f"{self.library}-{self.library_version}-{self.compute_capability}-b{profile}-{self.graph_sha256[:16]}"
 

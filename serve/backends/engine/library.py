@@ -1,4 +1,4 @@
-"""TensorRT's two libraries, and an engine file: what it was built for, whether it fits here, how it is loaded.
+"""Imports TensorRT's two libraries, judges whether an engine fits here, and loads it.
 
 `tensorrt` (data-centre and desktop GPUs) and `tensorrt_rtx` (TensorRT for RTX) have one Python API. Both are imported
 only when needed, so that a machine without them serves on other runtimes.
@@ -25,7 +25,7 @@ def import_library(library: Library) -> Any:
     """Import and return `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        BackendUnavailableError: it is not installed, or a library that it loads is missing.
+        BackendUnavailableError: `library` is not installed, or a library that it loads is missing.
     """
     if not is_installed(library):
         raise BackendUnavailableError(f"{NAMES[library]} is not installed: {INSTALL[library]}")
@@ -38,16 +38,15 @@ def import_library(library: Library) -> Any:
 
 
 def is_installed(library: Library) -> bool:
-    """Whether the library's package is there; nothing is imported."""
+    """Return whether the library's package is installed; nothing is imported."""
     return is_importable(library)
 
 
 def why_unfit(details: EngineDetails, *, graph_sha256: str, capability: str, buckets: tuple[int, ...]) -> str | None:
-    """None if the engine is of that graph and suits a GPU of `capability`, the installed library and `buckets`.
+    """Return one sentence that says why the engine doesn't fit here; None if it fits.
 
-    Else one sentence that says why not.
-
-    An engine is bound to the exact build of its library and to the compute capability (NVIDIA, TensorRT
+    It fits if it was built from that graph for `capability` by the installed library, and takes batches of all
+    `buckets`. An engine is bound to the exact build of its library and to the compute capability (NVIDIA, TensorRT
     documentation, "Version Compatibility" and "Hardware Compatibility").
 
     Raises:
@@ -67,7 +66,7 @@ def why_unfit(details: EngineDetails, *, graph_sha256: str, capability: str, buc
 
 
 def engine_from_plan(trt: Any, plan: bytes) -> Any:
-    """Deserialise `plan` with the library `trt`; the engine keeps what it needs of the library alive.
+    """Return the engine in `plan`, deserialised by the library `trt`; it keeps what it needs of the library alive.
 
     Code that a plan may carry (a lean runtime) is not run: plans are data here.
 
@@ -88,17 +87,17 @@ def engine_from_plan(trt: Any, plan: bytes) -> Any:
 
 @functools.cache
 def logger_of(trt: Any) -> Any:
-    """The one `ILogger` of the library `trt` in this process; it writes to Python's logging.
+    """Return the one `ILogger` of the library `trt` in this process; it writes to Python's logging.
 
     TensorRT keeps the first logger that it is given for the life of the process, so there is no second one. The latest
-    errors stay in `recent_errors`, for the exception that tells of the call that returned nothing.
+    errors stay in `recent_errors`, for the exception about a call that returned nothing.
     """
     severity = trt.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
         severity.ERROR: logging.ERROR,
         severity.WARNING: logging.WARNING,
-        # What TensorRT calls information is its inner workings: hundreds of lines for each engine.
+        # TensorRT's information is about its inner workings: hundreds of lines for each engine.
         severity.INFO: logging.DEBUG,
         severity.VERBOSE: logging.DEBUG - 5,
     }
@@ -118,12 +117,12 @@ def logger_of(trt: Any) -> Any:
 
 
 def recent_errors(trt: Any) -> str:
-    """The library's latest errors, on one line; empty if there are none."""
+    """Return the library's latest errors, on one line; empty if there are none."""
     return "; ".join(logger_of(trt).recent_errors)
 
 
 def title(trt: Any) -> str:
-    """The library's name and version, for people."""
+    """Return the library's name and version, for people."""
     return f"{NAMES[trt.__name__]} {trt.__version__}"
 
 
@@ -135,7 +134,7 @@ def check(outcome: Any, what: str, trt: Any) -> Any:
 
 
 def _diagnosis(trt: Any, runtime: Any, plan: bytes) -> str:
-    """TensorRT for RTX can say from a plan's header why it is no good; empty where it can't."""
+    """Return why a plan doesn't fit, which TensorRT for RTX can tell from its header; empty where it can't."""
     if not hasattr(runtime, "get_engine_validity"):
         return ""
     _, flags = runtime.get_engine_validity(plan)

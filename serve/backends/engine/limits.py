@@ -1,4 +1,4 @@
-"""What a library is known to compute wrongly, or not at all, on a kind of GPU, found before an engine is built.
+"""Refuses, before an engine is built, layers that a library is known not to compute, or wrongly, on a kind of GPU.
 
 NVIDIA's support matrix of TensorRT for RTX says of compute capability 7.5 that neither FP32 matrix products nor 3-D
 convolutions nor BF16 are supported. With a dynamic batch an FP32 product was seen to build, to run and to answer zeros
@@ -15,7 +15,7 @@ from fuseline.serve.errors import BackendUnavailableError
 
 _PRODUCTS = ("MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "MOE", "RECURRENCE")
 _VOLUME_DIMENSIONS = 5
-"""Of the image of a 3-D convolution: batch, channels, depth, height, width."""
+"""Number of dimensions of a 3-D convolution's image: batch, channels, depth, height, width."""
 
 
 def check_computable(network: Any, choice: Builder, layer_names: Mapping[str, str] | None = None) -> None:
@@ -25,7 +25,7 @@ def check_computable(network: Any, choice: Builder, layer_names: Mapping[str, st
         layer_names: see `described_node`.
 
     Raises:
-        BackendUnavailableError: it doesn't; the message names the layers.
+        BackendUnavailableError: it doesn't compute some; the message names them.
     """
     if (choice.library, choice.capability) != ("tensorrt_rtx", "sm75"):
         return
@@ -39,14 +39,15 @@ def check_computable(network: Any, choice: Builder, layer_names: Mapping[str, st
 
 
 def _faults_on_turing(network: Any) -> Iterator[tuple[str, str]]:
-    """The ONNX node of each layer that compute capability 7.5 is no good for, and why."""
+    """Yield the ONNX node of each layer that isn't computed on compute capability 7.5, and why."""
     for layer in layers_of(network):
         kind, inputs = layer.type.name, [layer.get_input(index) for index in range(layer.num_inputs)]
         tensors = [tensor for tensor in inputs if tensor is not None]
         types = {tensor.dtype.name for tensor in tensors}
         if "BF16" in types | {layer.get_output(index).dtype.name for index in range(layer.num_outputs)}:
             yield node_name(layer), "BF16"
-        # Also one of dequantised tensors, which other GPUs compute in INT8: 1.7.1 takes it for an FP32 one there.
+        # This includes a product of dequantised tensors, which other GPUs compute in INT8: 1.7.1 takes it for an FP32
+        # product on this capability.
         elif kind in _PRODUCTS and "FLOAT" in types:
             yield node_name(layer), "an FP32 matrix product"
         elif kind == "CONVOLUTION" and len(tuple(tensors[0].shape)) == _VOLUME_DIMENSIONS:

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the operating system takes back from a process that dies."""
+"""A lock between processes, which the operating system takes back from a process that dies."""
 
 import fcntl
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 def file_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of `path`, a folder or a file that is made if it isn't there, against all other processes.
 
-    `on_wait` is called once if another one holds it now. The file stays afterwards: to remove it would let two
-    processes lock two files of one name. Threads of one process are kept apart like processes.
+    `on_wait` is called once if another process holds it now. The file stays afterwards: removing it would let two
+    processes lock two files of one name. Threads of one process exclude each other as processes do.
 
     Raises:
         OSError: `path` can't be opened or its file system has no locks.

@@ -1,4 +1,4 @@
-"""What an engine computes in: read from the layers of the network that it is built from."""
+"""The precision that an engine computes in, read from the layers of the network that it is built from."""
 
 import math
 import re
@@ -11,25 +11,28 @@ from fuseline.serve.errors import VerificationError
 from fuseline.serve.precision import PRECISIONS, PrecisionName, precision_of_type
 
 KEPT_FP32 = "kept_fp32"
-"""In the details of an ONNX artifact: the names of the nodes that its export left in FP32."""
+"""Key in the details of an ONNX artifact for the names of the nodes that its export left in FP32."""
 WEIGHTED_LAYERS = ("CONVOLUTION", "MATRIX_MULTIPLY")
 
 
 @dataclass(frozen=True, slots=True)
 class AchievedPrecision:
-    """Precision (`fp16`) -> how many layers that carry weights, weights, and multiply-adds for one image are in it."""
+    """Counts by precision (`fp16`) over the layers that carry weights."""
 
     layers: dict[str, int]
+    """Number of layers in each precision."""
     weights: dict[str, int]
+    """Number of weights in each precision."""
     multiply_adds: dict[str, int]
+    """Number of multiply-adds for one image in each precision."""
 
     def share(self, precision: str) -> float:
-        """Share of the multiply-adds that are done in `precision`, 0 to 1."""
+        """Return the share of the multiply-adds that are done in `precision`, 0 to 1."""
         return self.multiply_adds.get(precision, 0) / sum(self.multiply_adds.values())
 
     @property
     def as_json(self) -> dict[str, dict[str, int]]:
-        """For the manifest."""
+        """Counts for the manifest."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -39,9 +42,9 @@ class AchievedPrecision:
 
 
 def achieved_precision(network: Any, trt: Any) -> AchievedPrecision:
-    """Read from the parsed `network` in what precision its convolutions and matrix multiplications compute.
+    """Return the precision in which the convolutions and matrix multiplications of the parsed `network` compute.
 
-    In a strongly typed network that is the type of a layer's output. One whose image and weights both come out of a
+    In a strongly typed network that is the type of a layer's output. A layer whose image and weights both come out of a
     dequantisation is the pattern that TensorRT computes in INT8 (its documentation, "Explicit Quantization").
     """
     layers: Counter[str] = Counter()
@@ -64,15 +67,15 @@ def check_precision(
     allowed_fp32: Collection[str] | None = (),
     layer_names: Mapping[str, str] | None = None,
 ) -> None:
-    """Check that the layers that carry weights compute in `precision`, but for those that may stay floats.
+    """Check that the layers that carry weights compute in `precision`, except those that may stay floats.
 
     Args:
-        allowed_fp32: the ONNX nodes that may stay FP32 (beside INT8: or FP16). None: any, as for a graph that was
-            proven before. One layer at least must be in `precision`.
+        allowed_fp32: the ONNX nodes that may stay FP32, or FP16 beside INT8; None: any, as for a graph that was proven
+            before. At least one layer must be in `precision`.
         layer_names: see `described_node`.
 
     Raises:
-        VerificationError: others are not; the message names them.
+        VerificationError: other layers are not; the message names them.
     """
     row = PRECISIONS[precision]
     wanted, may_remain = row.tensorrt_type, {PRECISIONS[name].tensorrt_type for name in row.may_remain}
@@ -94,7 +97,7 @@ def check_precision(
 
 
 def precision_counts(network: Any) -> dict[str, dict[str, int]]:
-    """Kind of layer -> type of its output -> how many."""
+    """Return the number of layers by kind and by type of the output."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for layer in layers_of(network):
         counts[layer.type.name][_type(layer)] += 1
@@ -102,11 +105,11 @@ def precision_counts(network: Any) -> dict[str, dict[str, int]]:
 
 
 def described_node(node: str, layer_names: Mapping[str, str] | None = None) -> str:
-    """The ONNX node's name and, where `layer_names` has it, the checkpoint's layer.
+    """Return the ONNX node's name and, where `layer_names` has it, the checkpoint's layer.
 
     Args:
-        layer_names: the graph's layers to the checkpoint's. A node that carries no weights is called after its layer
-            and its operator, `layer1.0/Relu`.
+        layer_names: names of the graph's layers -> names in the checkpoint. A node that carries no weights is named
+            after its layer and its operator, `layer1.0/Relu`.
     """
     names = layer_names or {}
     layer = names.get(node, names.get(node.rpartition("/")[0]))
@@ -136,14 +139,14 @@ def _weights_of(layer: Any, trt: Any) -> int:
     if layer.type.name == "MATRIX_MULTIPLY":
         return math.prod(tuple(layer.get_input(1).shape)[-2:])
     channels = layer.get_input(0).shape[1]
-    # TensorRT hands out layers as their base class; this is its own samples' way to the derived one.
+    # TensorRT returns layers as their base class; this is how its own samples get to the derived class.
     layer.__class__ = trt.IConvolutionLayer
     kernel = math.prod(tuple(layer.kernel_size_nd))
     return int(layer.num_output_maps * channels // layer.num_groups * kernel)
 
 
 def layers_of(network: Any) -> list[Any]:
-    """The layers of a parsed network, in its order."""
+    """Return the layers of a parsed network, in its order."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
@@ -152,6 +155,6 @@ def _type(layer: Any) -> str:
 
 
 def node_name(layer: Any) -> str:
-    """The ONNX node that `layer` came from: one node may become several layers with names of their own."""
+    """Return the ONNX node that `layer` came from: one node may become several layers with names of their own."""
     match = re.search(r"\[ONNX Layer: ([^\]]*)\]", layer.metadata)
     return match[1] if match else str(layer.name)

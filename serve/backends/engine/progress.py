@@ -1,4 +1,4 @@
-"""How far a TensorRT build has come: its nested phases as one share."""
+"""The progress of a TensorRT build: its nested phases as one share."""
 
 import threading
 from collections.abc import Callable
@@ -14,14 +14,14 @@ class _Phase:
 
 
 class BuildProgress:
-    """Follows the builder's phases and tells a caller of each step.
+    """Follows the builder's phases and reports each step.
 
-    TensorRT calls from its own threads and swallows what is raised there, so an error of the caller's function is kept
-    in `error`; the next step then asks TensorRT to stop.
+    TensorRT calls from its own threads and swallows what is raised there, so an error of `on_progress` is kept in
+    `error`; the next step then asks TensorRT to stop.
     """
 
     def __init__(self, on_progress: Callable[[str, float], None] | None) -> None:
-        """`on_progress` gets the phase and the share of the build that is done, 0 to 1, never falling."""
+        """Begin at 0. `on_progress` gets the phase and the share of the build that is done, 0 to 1, never falling."""
         self.error: BaseException | None = None
         self._on_progress = on_progress
         self._phases: dict[str, _Phase] = {}
@@ -32,31 +32,31 @@ class BuildProgress:
         """Enter `phase`, within the current step of `parent`."""
         with self._lock:
             self._phases[phase] = _Phase(parent, max(steps, 1))
-            self._tell(phase)
+            self._report(phase)
 
     def complete_step(self, phase: str, step: int) -> bool:
         """Note that step number `step`, from 0, is done; return whether the build should go on."""
         with self._lock:
             if phase in self._phases:
                 self._phases[phase].done = step + 1
-            self._tell(phase)
+            self._report(phase)
             return self.error is None
 
     def finish(self, phase: str) -> None:
-        """Leave `phase`, be it complete or not."""
+        """Leave `phase`, whether or not it is complete."""
         with self._lock:
             self._phases.pop(phase, None)
 
     def stop(self, error: BaseException) -> None:
-        """Have the build stopped at its next step."""
+        """Stop the build at its next step because of `error`."""
         self.error = error
 
     def finish_all(self) -> None:
-        """Tell that the build has ended well."""
+        """Report that the build has succeeded."""
         if self._on_progress is not None:
             self._on_progress("Engine built", 1.0)
 
-    def _tell(self, phase: str) -> None:
+    def _report(self, phase: str) -> None:
         if self._on_progress is None or self.error is not None:
             return
         shares = (self._done_of(name) for name, state in self._phases.items() if state.parent not in self._phases)
@@ -73,7 +73,7 @@ class BuildProgress:
 
 
 def progress_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """An `IProgressMonitor` of the library `trt` that drives `progress`; it must outlive the build."""
+    """Return an `IProgressMonitor` of the library `trt` that drives `progress`; it must outlive the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which library builds an engine, and for which compute capability."""
+"""Chooses the library that builds an engine, and the compute capability that it builds for."""
 
 import re
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from fuseline.serve.backends.gpu.cuda import open_cuda
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError
 
 CURRENT, PORTABLE = "current", "portable"
-"""In the place of a capability: the GPU at hand, though TensorRT for RTX may not list it. `CURRENT` names that GPU to
-the library, `PORTABLE` leaves its default, an engine for several kinds of GPU."""
+"""Words in the place of a capability for the GPU at hand, though TensorRT for RTX may not list it. `CURRENT` names that
+GPU to the library, `PORTABLE` leaves its default, an engine for several kinds of GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Builder:
     library: Library
     capability: str
     setting: str | None = None
-    """Which of its `ComputeCapability` TensorRT for RTX is told; None: none."""
+    """Name of the `ComputeCapability` that TensorRT for RTX is given; None: it is given none."""
 
 
 def available_builder(capability: str | None) -> Builder:
-    """Say which library would build for `capability`, or for the GPU at hand if that is None.
+    """Return the library that would build for `capability`, or for the GPU at hand if that is None.
 
     `tensorrt` builds for the GPU at hand alone. `tensorrt_rtx` builds ahead of time, without a GPU, for the
-    capabilities that it lists; for another GPU at hand only if it is asked to try, by `CURRENT` or `PORTABLE`.
+    capabilities that it lists; for another GPU at hand it builds only if asked to try, by `CURRENT` or `PORTABLE`.
 
     Raises:
         InputError: neither does `tensorrt_rtx` list `capability` nor is it that of the GPU at hand.

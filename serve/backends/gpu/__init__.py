@@ -1,1 +1,1 @@
-"""NVIDIA GPUs: the driver, and memory, streams and graphs of CUDA."""
+"""NVIDIA GPUs: their driver, and memory, streams and graphs of CUDA."""

@@ -1,4 +1,4 @@
-"""The little of CUDA's runtime API that a backend needs, through NVIDIA's cuda-bindings, every status checked."""
+"""The part of CUDA's runtime API that a backend needs, through NVIDIA's cuda-bindings; every status is checked."""
 
 import ctypes
 import logging
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that CUDA gives this process first; CUDA_VISIBLE_DEVICES chooses which that is."""
+    """The first GPU that CUDA shows this process; CUDA_VISIBLE_DEVICES chooses which one that is."""
 
     name: str
     capability: str
@@ -27,10 +27,10 @@ class Gpu:
 
 
 def open_cuda() -> "Cuda":
-    """Return CUDA's runtime, after a GPU was found to be there.
+    """Return CUDA's runtime, after checking that a GPU is there.
 
     Raises:
-        BackendUnavailableError: cuda-bindings isn't installed, no driver or too old a one is, or no GPU is visible.
+        BackendUnavailableError: cuda-bindings isn't installed, the driver is missing or too old, or no GPU is visible.
     """
     try:
         from cuda.bindings import runtime
@@ -45,17 +45,17 @@ def open_cuda() -> "Cuda":
 class Cuda:
     """CUDA's runtime API on the current device.
 
-    What is acquired comes as a context manager, so that releasing it can't be forgotten. A failed acquisition or
-    launch raises `BackendError` with CUDA's own words; a failed release is logged, since whatever broke the device was
-    raised where it happened and nothing is left to be done.
+    Each resource comes as a context manager, so that its release can't be forgotten. A failed acquisition or launch
+    raises `BackendError` with CUDA's own words; a failed release is only logged, since the fault that broke the device
+    was raised where it happened.
     """
 
     def __init__(self, api: Any) -> None:
-        """`api` is the module `cuda.bindings.runtime`, or what stands in for it."""
+        """Use `api`, the module `cuda.bindings.runtime` or a stand-in for it."""
         self._api = api
 
     def why_no_gpu(self) -> str | None:
-        """None if a GPU answers, else one sentence that says what is missing."""
+        """Return one sentence that says what is missing; None if a GPU answers."""
         status, count = self._api.cudaGetDeviceCount()
         if status == self._api.cudaError_t.cudaSuccess and count > 0:
             return None
@@ -71,7 +71,7 @@ class Cuda:
         return f"no GPU is visible ({self._words(status)}); look at nvidia-smi and CUDA_VISIBLE_DEVICES"
 
     def gpu(self) -> Gpu:
-        """The current device."""
+        """Return the current device."""
         attributes = self._api.cudaDeviceAttr
         device = self._call("cudaGetDevice")
         major = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
@@ -118,12 +118,12 @@ class Cuda:
     @contextmanager
     def graph(self, stream: int, enqueue: Callable[[], None]) -> Iterator[Any]:
         """Yield an executable graph of the work that `enqueue` puts on `stream`; none of it runs here."""
-        # Thread-local: another model that is loading on its own thread must not break this capture.
+        # The mode is thread-local: another model that is loading on its own thread must not break this capture.
         self._call("cudaStreamBeginCapture", stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             enqueue()
         except BaseException:
-            # The stream must leave capture mode before it can be used or destroyed; the status tells of the same fault.
+            # The stream must leave capture mode before it can be used or destroyed; the status reports the same fault.
             _, graph = self._api.cudaStreamEndCapture(stream)
             if graph is not None and int(graph):
                 self._release("cudaGraphDestroy", graph)
@@ -170,7 +170,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream)
 
     def synchronise(self, stream: int) -> None:
-        """Wait for all that was enqueued on `stream`; its faults are raised here."""
+        """Wait for everything that was enqueued on `stream`; its faults are raised here."""
         self._call("cudaStreamSynchronize", stream)
 
     def _call(self, function: str, *arguments: Any) -> Any:
@@ -190,5 +190,5 @@ class Cuda:
 
 
 def _version(number: int) -> str:
-    """CUDA's 13020 as 13.2."""
+    """Return CUDA's version number 13020 as 13.2."""
     return f"{number // 1000}.{number % 1000 // 10}"

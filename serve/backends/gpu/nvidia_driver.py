@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of itself and its GPUs; needs the driver's library alone, no Python package."""
+"""Reads the NVIDIA driver's version and GPUs; this needs the driver's library alone, no Python package."""
 
 import ctypes
 import re
@@ -20,17 +20,17 @@ class Driver:
     """The NVIDIA driver of this machine."""
 
     version: str | None
-    """`580.95.05`; None where the kernel module doesn't tell."""
+    """Version, such as `580.95.05`; None where the kernel module doesn't give it."""
     cuda: str
-    """The newest CUDA that it serves."""
+    """Newest version of CUDA that the driver serves."""
     gpus: tuple[Gpu, ...]
-    """Those that CUDA_VISIBLE_DEVICES leaves visible, the one that serves first."""
+    """GPUs that CUDA_VISIBLE_DEVICES leaves visible; the first one serves."""
     problem: str | None
-    """Why it shows no GPU; None if it shows one."""
+    """Reason why the driver shows no GPU; None if it shows one."""
 
 
 def nvidia_driver(library: Any = None) -> Driver | None:
-    """Ask the driver; None if there is none. `library` stands in for the driver's own, `LIBRARY`."""
+    """Return the driver of this machine; None if there is none. `library` stands in for the driver's own, `LIBRARY`."""
     if library is None:
         try:
             library = ctypes.CDLL(LIBRARY)
