@@ -19,7 +19,7 @@ _POLL_S = 0.001
 """Seconds between two looks: a runtime takes some MB a millisecond while it loads."""
 
 _LIMIT_FILES = (("sys/fs/cgroup", "memory.max", ""), ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory"))
-"""Where control groups of version 2 and 1 keep limits: their tree, the file, the controller's name in
+"""Places where control groups of version 2 and 1 keep limits: their tree, the file, the controller's name in
 /proc/self/cgroup."""
 
 

@@ -19,7 +19,7 @@ class ArtifactVerification:
     accuracy: float | None
     """Share of the images whose top-1 class is the right one; None: their classes are not known."""
     eager_accuracy: float | None
-    """The same share for eager PyTorch FP32."""
+    """That share for eager PyTorch FP32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 
 AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
-"""What agreement with PyTorch is about, by task: the most probable class, or all labels of probability 0.5 or more."""
+"""Subject of the agreement with PyTorch, by task: the most probable class, or all labels of probability 0.5 or more."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
@@ -139,7 +139,7 @@ class Verification(_Spec):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of these images whose top-1 class is that of their folder; None if nothing told their classes."""
     eager_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The same share for eager PyTorch FP32 on the same images."""
+    """That share for eager PyTorch FP32 on the same images."""
 
     @property
     def agreement(self) -> float:
@@ -148,7 +148,7 @@ class Verification(_Spec):
 
     @property
     def agreement_on(self) -> str:
-        """What `agreement` is about, for people."""
+        """Subject of `agreement`, for people."""
         return AGREEMENT_ON["single-label" if self.label_set_agreement is None else "multi-label"]
 
 
@@ -164,9 +164,9 @@ class Assumption(_Spec):
     alternatives: tuple[str, ...] = ()
     """Other values in use, as `--assume` takes them."""
     flag: str
-    """The flag of `fuseline export` that settles it: `--assume shortcut=VALUE`."""
+    """Flag of `fuseline export` that settles it: `--assume shortcut=VALUE`."""
     settled_by: str | None = None
-    """What settled it: a flag, the checkpoint's file, images; None while it is open."""
+    """Source that settled it: a flag, the checkpoint's file, images; None while it is open."""
 
     @property
     def is_open(self) -> bool:

@@ -103,7 +103,7 @@ def chosen_unasked(device: Device) -> tuple[PrecisionName, ...]:
 
 CHOICES = ("auto", *PRECISIONS)
 GPU_CHOICES = ("auto", *dict.fromkeys((*chosen_unasked("gpu"), *PRECISIONS)))
-"""As `CHOICES`, but first those that `auto` may take on a GPU."""
+"""Members of `CHOICES`, those first that `auto` may take on a GPU."""
 
 
 def precision_of_type(tensorrt_type: str) -> str:

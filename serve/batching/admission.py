@@ -96,7 +96,7 @@ class Admission:
     """Admits requests by predicting their answers, and learns from misses. All but `learn` take constant time."""
 
     def __init__(self, profile: BatchProfile, policy: BatchPolicy) -> None:
-        """`profile` has the same buckets as `policy`."""
+        """Begin with nothing learned; `profile` has the same buckets as `policy`."""
         self._profile = profile
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000

@@ -123,8 +123,8 @@ class Batcher:
             self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
         self._admission = Admission(self._profile, policy)
-        # For each request that left the queue as it would have been late: its prediction, and when the answer would
-        # have come.
+        # Predictions for requests that left the queue as they would have been late, and when their answers would have
+        # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
         self._compute = BatchComputer(
             infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
@@ -157,7 +157,7 @@ class Batcher:
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
-        """See `Admission.backpressure`."""
+        """Reason why callers that can wait should hold back; see `Admission.backpressure`."""
         return self._admission.backpressure(self.load(self._clock()))
 
     def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
@@ -325,7 +325,7 @@ class Batcher:
             loop.call_soon(self._finish, batch)
 
     def _may_grow(self) -> bool:
-        """Whether rows were queued within the last `quiet_turns` turns of the event loop."""
+        """Return whether rows were queued within the last `quiet_turns` turns of the event loop."""
         rows = self._queue.rows
         if self._draining or rows >= self._small_batch_rows:
             return False

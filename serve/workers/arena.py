@@ -78,7 +78,7 @@ class Arena:
 
     @property
     def admission_snapshot(self) -> list[float]:
-        """The backend's latest `Batcher.admission_snapshot`, padded to `_MOST_NUMBERS`; zeros before the first."""
+        """Latest `Batcher.admission_snapshot` of the backend, padded to `_MOST_NUMBERS`; zeros before the first."""
         numbers: list[float] = self._snapshot.tolist()
         return numbers
 

@@ -67,7 +67,7 @@ class RemoteBatcher:
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
-        """See `Admission.backpressure`."""
+        """Reason why callers that can wait should hold back; see `Admission.backpressure`."""
         load = self._load()
         # Rows that the latest snapshot doesn't count yet lie in this worker's slots.
         sent = max(load.waiting_rows, self._slots.taken - load.running_rows)

@@ -50,7 +50,7 @@ class Supervisor:
 
     def __init__(self, folders: Sequence[Path], settings: Settings, commands: Commands) -> None:
         self.repository: tuple[ServedModel, ...] = ()
-        """The served models, once `start` has returned."""
+        """Served models, known once `start` has returned."""
         self.port = 0
         self.http_port: int | None = None
         self._folders = tuple(folders)
