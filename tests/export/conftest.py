@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fuseline.export.commands.export_command import main
-from tests.export.commands import Outcome, RunExport
+from tests.export.command_outcome import Outcome, RunExport
 
 
 @pytest.fixture

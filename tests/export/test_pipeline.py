@@ -15,7 +15,7 @@ from PIL import Image
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.serve.backends import open_backend
 from fuseline.serve.model_package import load_package
-from tests.export.commands import Outcome, RunExport, only_error
+from tests.export.command_outcome import Outcome, RunExport, only_error
 from tests.export.resnets import cifar_resnet18, tiny_network, trained_like
 
 

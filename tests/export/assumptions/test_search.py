@@ -10,7 +10,7 @@ import torch
 from fuseline.export.assumptions.search import Search
 from fuseline.export.assumptions.trials import Trial, best_of
 from fuseline.export.facts.normalizations import normalization_named
-from tests.export.commands import RunExport
+from tests.export.command_outcome import RunExport
 from tests.export.digits import held_out_folder, trained_on_digits
 from tests.export.small_resnets import SmallResNet
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fuseline.export.facts.normalizations import normalization_named
 from fuseline.serve.model_package import load_package
-from tests.export.commands import Outcome, RunExport
+from tests.export.command_outcome import Outcome, RunExport
 from tests.export.digits import HELD_OUT, held_out_folder, trained_on_digits
 from tests.export.small_resnets import SmallResNet
 

@@ -20,7 +20,7 @@ from fuseline.serve.errors import BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage, load_package
 from fuseline.serve.package_engines import add_engine
 from fuseline.serve.reference import check_reference
-from tests.export.commands import RunExport, only_error
+from tests.export.command_outcome import RunExport, only_error
 
 INT8_GRAPHS = ["model.int8.onnx", "model.int8.tensorrt.onnx"]
 

@@ -9,7 +9,7 @@ import torch
 
 from fuseline.export.commands.convert_command import convert
 from fuseline.export.commands.inspect_command import inspect
-from tests.export.commands import RunExport, only_error
+from tests.export.command_outcome import RunExport, only_error
 from tests.export.resnets import CifarBasic, CifarResNet, trained_like
 
 SOURCE = """

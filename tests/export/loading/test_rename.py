@@ -15,7 +15,7 @@ from fuseline.export.loading.loading import NetworkSource, network_of, read_sour
 from fuseline.export.loading.rename import read_renames
 from fuseline.serve.errors import ArchitectureError, InputError
 from fuseline.serve.model_package import load_package
-from tests.export.commands import RunExport, only_error
+from tests.export.command_outcome import RunExport, only_error
 from tests.export.recognition.hand_written import ListedConvolutions, Named
 from tests.export.recognition.recognition import assert_equal_logits
 from tests.export.resnets import tiny_network, trained_like
