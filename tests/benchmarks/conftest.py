@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
-from tests.serve.colours import write_colours_package
+from tests.fakes.colours import write_colours_package
 
 
 @pytest.fixture(scope="session")

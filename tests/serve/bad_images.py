@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from tests.serve.colours import encoded, noise
+from tests.fakes.colours import encoded, noise
 
 
 def png_header(width: int, height: int) -> bytes:

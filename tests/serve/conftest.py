@@ -20,8 +20,8 @@ from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
-from tests.fakes import SteeredBackend
-from tests.serve.colours import write_colours_package
+from tests.fakes.backends import SteeredBackend
+from tests.fakes.colours import write_colours_package
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from fuseline.protos.classify_pb2 import GetModelRequest
 from fuseline.serve.client import Client
 from fuseline.serve.model_description import ArtifactVerification
 from fuseline.serve.model_package import Assumption, Verification, load_package
-from tests.serve.colours import encoded, plain, write_colours_package
+from tests.fakes.colours import encoded, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fuseline.export.progress import ConsoleProgress
 from fuseline.serve.command_line import run_command_line
-from tests.serve.colours import encoded, plain, write_colours_package
+from tests.fakes.colours import encoded, plain, write_colours_package
 from tests.serve.processes import ROOT
 
 LABELS = ("红", "grün", "blue\N{BUTTERFLY}", "dark")

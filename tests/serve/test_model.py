@@ -20,8 +20,8 @@ from fuseline.serve.errors import (
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_package import load_package
 from fuseline.serve.repository import Repository
-from tests.fakes import SteeredBackend
-from tests.serve.colours import expected_logits, noise, write_colours_package
+from tests.fakes.backends import SteeredBackend
+from tests.fakes.colours import expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
 
 

@@ -15,7 +15,7 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.model_package import load_package
 from fuseline.serve.services.top_k import RankedBatch, top_k_from_logits
-from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain, write_colours_package
+from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
 

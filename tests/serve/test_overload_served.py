@@ -12,7 +12,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.errors import DeadlineError, OverloadedError
-from tests.serve.colours import encoded, noise, plain
+from tests.fakes.colours import encoded, noise, plain
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request
 

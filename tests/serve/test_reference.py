@@ -7,8 +7,8 @@ from fuseline.serve.backends import open_backend
 from fuseline.serve.errors import PackageError, VerificationError
 from fuseline.serve.model_package import MANIFEST_NAME, Manifest, file_facts, load_package, save_manifest
 from fuseline.serve.reference import REFERENCE_NAME, check_reference, write_reference
-from tests.fakes import SteeredBackend
-from tests.serve.colours import expected_logits, noise, write_colours_package
+from tests.fakes.backends import SteeredBackend
+from tests.fakes.colours import expected_logits, noise, write_colours_package
 
 
 def with_reference(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:

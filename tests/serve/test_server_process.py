@@ -24,7 +24,7 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client import Client
 from fuseline.serve.errors import InputError
 from fuseline.serve.server import Server
-from tests.serve.colours import encoded, noise, plain, write_colours_package
+from tests.fakes.colours import encoded, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer, settings
 from tests.serve.processes import ROOT, ServerProcess, check_drain_under_load, finished, server_process
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from fuseline.serve.backends import open_backend
 from fuseline.serve.model_package import load_package
 from fuseline.serve.warm_up import warm_up
-from tests.fakes import SteeredBackend
+from tests.fakes.backends import SteeredBackend
 
 
 def test_warm_up_runs_and_times_every_bucket(package: Path) -> None:

@@ -14,7 +14,7 @@ from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
-from tests.serve.colours import expected_logits, noise
+from tests.fakes.colours import expected_logits, noise
 
 
 @pytest.fixture

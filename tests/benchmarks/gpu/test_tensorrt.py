@@ -6,7 +6,7 @@ import pytest
 from fuseline.benchmarks.gpu.tensorrt import ReplayedBackend
 from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.errors import BackendUnavailableError
-from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
+from tests.fakes.gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 
 def test_a_replay_runs_the_network_alone_on_the_pixels_of_the_last_call() -> None:

@@ -12,7 +12,7 @@ from fuseline.protos.open_inference_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 from tests.benchmarks.load.little_servers import little_server
-from tests.serve.colours import BIASES, CHANNELS, HEIGHT, WEIGHTS, WIDTH
+from tests.fakes.colours import BIASES, CHANNELS, HEIGHT, WEIGHTS, WIDTH
 
 
 class Foreign(GRPCInferenceServiceServicer):

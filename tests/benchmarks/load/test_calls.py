@@ -11,7 +11,7 @@ from fuseline.benchmarks.load.closed_loop import run_closed_loop
 from fuseline.protos.classify_pb2 import ClassifyResponse
 from tests.benchmarks.load.little_servers import STREAM, little_server
 from tests.benchmarks.load.test_closed_loop import load, request
-from tests.serve.colours import LABELS
+from tests.fakes.colours import LABELS
 
 
 @pytest.mark.parametrize(("method", "streams"), [(CLASSIFY, 0), (CLASSIFY_STREAM, 1), (CLASSIFY_STREAM, 3)])

@@ -10,7 +10,7 @@ from fuseline.benchmarks.load.closed_loop import ClosedLoad, answers_in_window, 
 from fuseline.benchmarks.serving.measure import connect
 from fuseline.protos import classify_pb2
 from fuseline.serve.errors import BackendError
-from tests.serve.colours import LABELS, plain
+from tests.fakes.colours import LABELS, plain
 
 
 def request(colour: str, **fields: object) -> bytes:

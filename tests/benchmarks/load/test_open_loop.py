@@ -12,7 +12,7 @@ from fuseline.protos.classify_pb2 import ClassifyResponse
 from fuseline.serve.errors import BackendError, InputError
 from tests.benchmarks.load.little_servers import METHOD, little_server
 from tests.benchmarks.load.test_closed_loop import load, request
-from tests.serve.colours import LABELS
+from tests.fakes.colours import LABELS
 
 
 def open_load(address: str, **changes: object) -> OpenLoad:

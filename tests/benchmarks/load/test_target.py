@@ -8,7 +8,7 @@ from fuseline.benchmarks.load.target import connect, connect_open_inference, exp
 from fuseline.benchmarks.serving.measure import measure_open, measure_serving
 from fuseline.serve.errors import InputError, VerificationError
 from tests.benchmarks.load.foreign_server import foreign_server
-from tests.serve.colours import expected_logits, write_colours_package
+from tests.fakes.colours import expected_logits, write_colours_package
 
 
 def test_fuseline_is_measured_by_each_of_its_protocols(colours_server: ServerProcess, colours: Path) -> None:

@@ -16,7 +16,7 @@ from fuseline.benchmarks.serving.measure import (
     sweep,
 )
 from fuseline.serve.errors import InputError, VerificationError
-from tests.serve.colours import WEIGHTS, expected_logits, write_colours_package
+from tests.fakes.colours import WEIGHTS, expected_logits, write_colours_package
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from fuseline.serve.model_package import (
 )
 from fuseline.serve.reference import write_reference
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
-from tests.serve.backends.fake_gpu import FakeCudart, expected_logits
+from tests.fakes.gpu import FakeCudart, expected_logits
 
 GRAPHS = {"fp32": small_graph("fp32", transpose_first=True), "fp16": small_graph()}
 """As the exporter writes them: FP32 transposes bytes, FP16 casts first."""

@@ -9,7 +9,7 @@ import pytest
 
 from fuseline.serve.backends.bound_session import BoundBatch, BoundSession
 from fuseline.serve.backends.onnxruntime import open_session
-from tests.serve.colours import expected_logits, noise, write_colours_package
+from tests.fakes.colours import expected_logits, noise, write_colours_package
 
 BUCKETS = (1, 4, 8)
 

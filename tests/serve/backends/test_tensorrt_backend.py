@@ -13,6 +13,7 @@ from fuseline.serve.backends.tensorrt_backend import SLOTS, TensorRTBackend
 from fuseline.serve.errors import BackendError, BackendUnavailableError, PackageError
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import ROW_SHAPE, small_graph
+from tests.fakes.gpu import Error, FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 from tests.serve.backends.engine_packages import (
     GRAPHS,
     details_of,
@@ -21,7 +22,6 @@ from tests.serve.backends.engine_packages import (
     put_gpu_in,
     why_unavailable,
 )
-from tests.serve.backends.fake_gpu import Error, FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)
 BATCH = [

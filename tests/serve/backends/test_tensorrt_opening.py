@@ -20,7 +20,8 @@ from fuseline.serve.model import load_model
 from fuseline.serve.model_package import load_package, save_manifest
 from fuseline.serve.settings import Settings
 from tests.export.small_graph import CLASSES, ROW_SHAPE, small_graph
-from tests.serve.backends import fake_gpu
+from tests.fakes import gpu as fake_gpu
+from tests.fakes.gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 from tests.serve.backends.engine_packages import (
     GRAPHS,
     details_of,
@@ -30,7 +31,6 @@ from tests.serve.backends.engine_packages import (
     put_gpu_in,
     why_unavailable,
 )
-from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 BUCKETS = (1, 2, 8)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fuseline.serve.batching.policy import QUIET_TURNS, SLOW_CALL_SECONDS
-from tests.serve.batching.making import batcher_of
+from tests.serve.batching.batchers import batcher_of
 
 ROW_SHAPE = (2, 3)
 ROW = np.zeros(ROW_SHAPE, np.uint8)

@@ -14,7 +14,7 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
-from tests.serve.batching.making import batcher_of
+from tests.serve.batching.batchers import batcher_of
 
 ROW_SHAPE = (2, 3)
 PATIENCE_SECONDS = 30

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fuseline.serve.batching.admission import Ready
 from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
-from tests.serve.batching.making import batcher_of
+from tests.serve.batching.batchers import batcher_of
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
 QUEUE_ROWS = (1, 5, 12, 40)

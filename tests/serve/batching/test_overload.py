@@ -13,9 +13,9 @@ from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import Margins
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
-from tests.serve.batching.making import batcher_of
-from tests.serve.batching.overload import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
-from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
+from tests.fakes.virtual_time import VirtualExecutor, run_in_virtual_time
+from tests.serve.batching.batchers import batcher_of
+from tests.serve.batching.simulated_load import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
 
 ON_CPU = Machine()
 ON_GPU = Machine(GPU)

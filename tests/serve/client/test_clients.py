@@ -14,8 +14,8 @@ from fuseline.serve import errors
 from fuseline.serve.client import Answer, AsyncClient, Client, StreamAnswer
 from fuseline.serve.model_description import ModelDescription
 from fuseline.serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status, status_from_error
+from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
-from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
 
 
 class BlockingAsyncClient:

@@ -12,7 +12,7 @@ import pytest
 
 import fuseline.command
 from fuseline.serve.settings import Settings
-from tests.serve.colours import LABELS, encoded, plain
+from tests.fakes.colours import LABELS, encoded, plain
 from tests.serve.processes import ROOT, finished
 
 Run = Callable[..., tuple[int, str, str]]

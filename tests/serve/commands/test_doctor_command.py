@@ -16,9 +16,9 @@ from fuseline.serve.backends.gpu.nvidia_driver import Driver
 from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import load_package
+from tests.fakes.colours import write_colours_package
+from tests.fakes.gpu import FakeCudart, FakeTensorRT
 from tests.serve.backends.engine_packages import GRAPHS, install, package_of, put_gpu_in
-from tests.serve.backends.fake_gpu import FakeCudart, FakeTensorRT
-from tests.serve.colours import write_colours_package
 
 ROOT = Path(__file__).parents[3]
 ADA = Driver("580.95.05", "13.2", (Gpu("Fake RTX 4090", "sm89", 24 * 2**30),), None)

@@ -15,8 +15,8 @@ from fuseline.serve.backends.engine.lock import file_lock
 from fuseline.serve.errors import BackendError
 from fuseline.serve.model_package import load_package
 from tests.export.small_graph import quantised_graph, small_graph
-from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, package_of
+from tests.serve.child_process import Child
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
 

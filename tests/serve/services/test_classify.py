@@ -19,8 +19,8 @@ import fuseline.serve.model
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
 from fuseline.serve.images import decode_image
 from fuseline.serve.services.top_k import top_k_from_logits
+from tests.fakes.colours import HEIGHT, LABELS, WIDTH, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
-from tests.serve.colours import HEIGHT, LABELS, WIDTH, encoded, expected_logits, noise, plain
 from tests.serve.conftest import StartServer
 
 

@@ -17,7 +17,7 @@ from fuseline.serve.model import load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
-from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
+from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.conftest import StartServer, settings
 
 BOUND = 64

@@ -30,7 +30,7 @@ from fuseline.protos.open_inference_pb2 import (
     ServerReadyRequest,
 )
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.serve.colours import expected_logits, noise
+from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 

@@ -10,7 +10,7 @@ import pytest
 import fuseline.serve.model
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.serve.colours import expected_logits, noise
+from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 

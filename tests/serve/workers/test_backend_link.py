@@ -15,7 +15,7 @@ from fuseline.serve.model_package import load_package
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.handshake import Announcement, ServedModel, announce
 from fuseline.serve.workers.wire_format import ToBackend, reader_of_worker_records
-from tests.serve.colours import noise
+from tests.fakes.colours import noise
 from tests.serve.conftest import settings
 
 ONE_MODEL = {"colours": 0}

@@ -28,7 +28,7 @@ from fuseline.serve.workers.arena import Arena, ArenaShape, create_memory
 from fuseline.serve.workers.backend_link import BackendConnection
 from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
 from fuseline.serve.workers.remote_requests import RemoteRequests
-from tests.serve.batching.making import batcher_of
+from tests.serve.batching.batchers import batcher_of
 
 ROW_SHAPE = (2, 2, 1)
 CLASSES = 3

@@ -23,7 +23,7 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
-from tests.serve.colours import encoded, noise, plain
+from tests.fakes.colours import encoded, noise, plain
 from tests.serve.processes import (
     ServerProcess,
     check_drain_under_load,

@@ -21,9 +21,9 @@ from fuseline.benchmarks.gpu.work import NetworkWork
 from fuseline.serve.backends import tensorrt
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import CLASSES, ROW_SHAPE
-from tests.serve.backends import fake_gpu
+from tests.fakes import gpu as fake_gpu
+from tests.fakes.gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 from tests.serve.backends.engine_packages import details_of, install, package_of, put_gpu_in
-from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 
 H100 = "NVIDIA H100 80GB HBM3"
 

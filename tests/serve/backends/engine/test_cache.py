@@ -12,8 +12,8 @@ from fuseline.serve.backends.engine.cache import EngineCache, cached_engine, che
 from fuseline.serve.backends.engine.key import EngineDetails
 from fuseline.serve.backends.engine.precision import AchievedPrecision
 from fuseline.serve.errors import BackendUnavailableError, InputError
-from tests.serve.backends.children import Child
 from tests.serve.backends.engine_packages import GRAPHS, details_of
+from tests.serve.child_process import Child
 
 DETAILS = EngineDetails.model_validate(details_of())
 FILE = f"{DETAILS.key}.plan"

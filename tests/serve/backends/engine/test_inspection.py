@@ -4,7 +4,7 @@ import pytest
 
 from fuseline.serve.backends.engine.inspection import check_inspected, weights_by_precision
 from fuseline.serve.errors import VerificationError
-from tests.serve.backends.fake_gpu import FakeCudart, FakeEngine, FakeTensorRT
+from tests.fakes.gpu import FakeCudart, FakeEngine, FakeTensorRT
 
 TRT = FakeTensorRT()
 

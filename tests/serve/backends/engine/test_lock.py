@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from fuseline.serve.backends.engine.lock import file_lock
-from tests.serve.backends.children import Child
+from tests.serve.child_process import Child
 
 HOLDS = """
 from pathlib import Path

@@ -8,8 +8,8 @@ import numpy as np
 
 from fuseline.serve.batching.admission import Ready
 from fuseline.serve.errors import DeadlineError, OverloadedError
-from tests.serve.batching.making import batcher_of
-from tests.serve.virtual_time import VirtualExecutor, run_in_virtual_time
+from tests.fakes.virtual_time import VirtualExecutor, run_in_virtual_time
+from tests.serve.batching.batchers import batcher_of
 
 CPU = {1: 0.012, 2: 0.018, 3: 0.025, 4: 0.032, 6: 0.048, 8: 0.064, 12: 0.096, 16: 0.128}
 """Seconds by bucket: about ResNet-18 at 224 x 224 on two cores, where from 4 rows on a row costs the same."""
