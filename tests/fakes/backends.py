@@ -1,23 +1,45 @@
-"""Stand-ins for what a test can't hold or break in the real thing."""
+"""Real backends whose calls a test watches, holds back or replaces."""
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Backend
 
 
-class SteeredBackend:
-    """A real backend whose calls a test watches, holds back or replaces."""
+class WrappedBackend:
+    """A real backend, for subclasses whose `infer` does something else."""
 
     def __init__(self, real: Backend) -> None:
         self._real = real
-        self.name = real.name
-        self.precision = real.precision
-        self.device = real.device
-        self.buckets = real.buckets
+        self.name, self.precision, self.device, self.buckets = real.name, real.precision, real.device, real.buckets
+
+    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._real.infer(pixels)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def opening(wrap: Callable[[Backend], Backend]) -> Callable[..., tuple[Backend, str]]:
+    """Return what takes the place of `open_backend` and wraps each backend that it opens."""
+
+    def opened(*args: Any, **kwargs: Any) -> tuple[Backend, str]:
+        real, reason = open_backend(*args, **kwargs)
+        return wrap(real), reason
+
+    return opened
+
+
+class SteeredBackend(WrappedBackend):
+    """A real backend whose calls a test watches, holds back or replaces."""
+
+    def __init__(self, real: Backend) -> None:
+        super().__init__(real)
         self.calls: list[int] = []
         """Rows of every call so far."""
         self.started = threading.Semaphore(0)
@@ -41,8 +63,8 @@ class SteeredBackend:
         self.started.release()
         if not self._may_run.wait(timeout=60):
             raise TimeoutError("the test never released the backend")
-        return (self.replacement or self._real.infer)(pixels)
+        return (self.replacement or super().infer)(pixels)
 
     def close(self) -> None:
         self.closed = True
-        self._real.close()
+        super().close()

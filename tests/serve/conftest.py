@@ -15,12 +15,12 @@ import pytest
 import fuseline.serve.model
 import fuseline.serve.model_source
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
-from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.base import Backend
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
-from tests.fakes.backends import SteeredBackend
+from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import write_colours_package
 
 
@@ -77,12 +77,11 @@ async def start_server(package: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     backends: list[SteeredBackend] = []
 
-    def open_steered(*args: Any, **kwargs: Any) -> tuple[SteeredBackend, str]:
-        real, reason = open_backend(*args, **kwargs)
+    def steered(real: Backend) -> SteeredBackend:
         backends.append(SteeredBackend(real))
-        return backends[-1], reason
+        return backends[-1]
 
-    monkeypatch.setattr(fuseline.serve.model, "open_backend", open_steered)
+    monkeypatch.setattr(fuseline.serve.model, "open_backend", opening(steered))
     # A backend that a test holds must not hold the test's event loop too.
     load = partial(load_model, cpu=CpuBatching(inline_below_ms=0.0))
     monkeypatch.setattr(fuseline.serve.model_source, "load_model", load)

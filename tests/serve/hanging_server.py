@@ -7,37 +7,24 @@ import math
 import sys
 import threading
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import fuseline.serve.model
 import fuseline.serve.model_source
-from fuseline.serve.backends import open_backend
-from fuseline.serve.backends.base import Backend
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.commands.serve_command import main
 from fuseline.serve.model import load_model
+from tests.fakes.backends import WrappedBackend, opening
 
 
-class HangingBackend:
-    def __init__(self, real: Backend) -> None:
-        self._real = real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
+class HangingBackend(WrappedBackend):
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if (pixels == 255).all():
             print("hanging", flush=True)
             threading.Event().wait()
-        return self._real.infer(pixels)
-
-
-def open_hanging(*args: Any, **kwargs: Any) -> tuple[HangingBackend, str]:
-    real, reason = open_backend(*args, **kwargs)
-    return HangingBackend(real), reason
+        return super().infer(pixels)
 
 
 if __name__ == "__main__":
@@ -47,5 +34,5 @@ if __name__ == "__main__":
     else:
         inline_below_ms = math.inf
     fuseline.serve.model_source.load_model = partial(load_model, cpu=CpuBatching(inline_below_ms=inline_below_ms))
-    fuseline.serve.model.open_backend = open_hanging
+    fuseline.serve.model.open_backend = opening(HangingBackend)
     main()

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 import fuseline.serve.model
 from fuseline.serve.backends import open_backend
-from fuseline.serve.batching.batcher import BatchStats, Misses
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.errors import (
     FuselineError,
@@ -17,10 +16,12 @@ from fuseline.serve.errors import (
     UnknownModelError,
     VerificationError,
 )
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_package import load_package
 from fuseline.serve.repository import Repository
 from tests.fakes.backends import SteeredBackend
+from tests.fakes.batch_counts import RecordedBatches
 from tests.fakes.colours import expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
 
@@ -29,21 +30,8 @@ def steered(folder: Path, buckets: tuple[int, ...] = (1, 2, 4)) -> SteeredBacken
     return SteeredBackend(open_backend(load_package(folder), backend="onnxruntime", buckets=buckets, threads=1)[0])
 
 
-class Counted:
-    """Keeps what it is told of batches."""
-
-    def __init__(self, seen: list[tuple[str, BatchStats]]) -> None:
-        self._seen = seen
-
-    def count_batch(self, model: str, stats: BatchStats) -> None:
-        self._seen.append((model, stats))
-
-    def count_misses(self, model: str, misses: Misses) -> None:
-        """Not kept."""
-
-
-def load(folder: Path, seen: list[tuple[str, BatchStats]] | None = None) -> Model:
-    return load_model(folder, settings(max_batch=4), Counted([] if seen is None else seen))
+def load(folder: Path, batches: RecordedBatches | None = None) -> Model:
+    return load_model(folder, settings(max_batch=4), batches or RecordedBatches())
 
 
 @pytest.mark.parametrize(
@@ -60,17 +48,17 @@ async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_a
 ) -> None:
     monkeypatch.setattr(fuseline.serve.model, "usable_cpus", lambda: 1)
     cpu = CpuBatching(core_pixels=2 * 8 * 8, small_batch_ms=small_batch_ms)
-    seen: list[tuple[str, BatchStats]] = []
-    model = load_model(package, settings(threads=threads, max_delay_ms=max_delay_ms), Counted(seen), cpu=cpu)
+    recorded = RecordedBatches()
+    model = load_model(package, settings(threads=threads, max_delay_ms=max_delay_ms), recorded, cpu=cpu)
     await model.batcher.submit(list(noise(5)))
-    assert [stats.rows for _, stats in seen] == batches
+    assert [stats.rows for _, stats in recorded.stats] == batches
     await model.close()
 
 
 def test_an_asked_for_batch_is_taken_on_a_cpu_too(tmp_path: Path) -> None:
     folder = write_colours_package(tmp_path / "model")
-    assert load_model(folder, settings(max_batch=64), Counted([])).backend.buckets == CpuBatching().buckets(8 * 8, 64)
-    assert load_model(folder, settings(), Counted([])).backend.buckets == CpuBatching().buckets(8 * 8, 32)
+    assert load_model(folder, settings(max_batch=64), Metrics()).backend.buckets == CpuBatching().buckets(8 * 8, 64)
+    assert load_model(folder, settings(), Metrics()).backend.buckets == CpuBatching().buckets(8 * 8, 32)
 
 
 def test_logits_that_do_not_fit_the_labels_are_refused_before_serving(tmp_path: Path) -> None:
@@ -105,13 +93,13 @@ def test_a_backend_that_answers_nonsense_is_refused_before_serving_and_released(
 
 
 async def test_a_loaded_model_answers_tells_its_batches_and_closes_once_empty(package: Path) -> None:
-    seen: list[tuple[str, BatchStats]] = []
-    model = await asyncio.to_thread(load, package, seen)
+    recorded = RecordedBatches()
+    model = await asyncio.to_thread(load, package, recorded)
     pixels = noise(3)
     answer = model.batcher.submit(list(pixels))
     await model.close()
     np.testing.assert_allclose((await answer).logits, expected_logits(pixels), atol=1e-5)
-    assert [(name, stats.rows, stats.bucket) for name, stats in seen] == [("colours", 3, 3)]
+    assert [(name, stats.rows, stats.bucket) for name, stats in recorded.stats] == [("colours", 3, 3)]
     with pytest.raises(ShuttingDownError):
         model.batcher.submit(list(pixels))
     await model.close()

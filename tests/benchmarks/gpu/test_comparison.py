@@ -19,6 +19,7 @@ from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
 from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.benchmarks.gpu.faults import FAULTS, start_faulty
 from tests.benchmarks.test_cli import exit_code
+from tests.fakes.clock import Clock
 
 Opened = tuple[GpuSubject, NDArray[np.uint8], NDArray[np.float32]]
 
@@ -138,19 +139,9 @@ def test_contenders_take_turns_every_second_round_backwards(small: None, monkeyp
     assert all(peak.matmul_tflops > 0 and peak.copy_gb_s > 0 for peak in run.peaks)
 
 
-class Clock:
-    """Virtual seconds."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = Clock(0.0)
     # Peaks are no part of what is timed here, and PyTorch takes seconds to import.
     monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "PEAK_BY", "onnxruntime")
     monkeypatch.setattr(fuseline.benchmarks.gpu.comparison._Bench, "measure_peak", lambda _: None)

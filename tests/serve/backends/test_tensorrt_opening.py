@@ -287,7 +287,7 @@ def test_layers_that_the_export_kept_in_fp32_are_no_hindrance_whether_it_named_t
 async def test_a_server_is_ready_when_its_engine_is_built_and_no_request_builds_one(tmp_path, rtx, builds):
     folder = package_of(tmp_path / "small").folder
     settings = Settings(backend="tensorrt", max_batch=8, engine_cache=tmp_path / "cache")
-    model = await asyncio.to_thread(load_model, folder, settings, lambda *_: None)
+    model = await asyncio.to_thread(load_model, folder, settings, Metrics())
     assert builds == ["fp16"]
     assert len(list((tmp_path / "cache").glob("*.plan"))) == 1
     pixels = np.random.default_rng(1).integers(0, 256, (20, *ROW_SHAPE), np.uint8)

@@ -14,66 +14,9 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
+from tests.fakes.clock import Clock
+from tests.fakes.held_backend import PATIENCE_SECONDS, ROW_SHAPE, HeldBackend, logits_of, row, rows
 from tests.serve.batching.batchers import batcher_of
-
-ROW_SHAPE = (2, 3)
-PATIENCE_SECONDS = 30
-
-
-def row(number):
-    return np.full(ROW_SHAPE, number, np.uint8)
-
-
-def rows(*numbers):
-    return [row(number) for number in numbers]
-
-
-def logits_of(*numbers):
-    """What `HeldBackend` answers for those rows: a function of each row alone."""
-    return np.stack([[number, number**2 + 1] for number in numbers]).astype(np.float32)
-
-
-class HeldBackend:
-    """Computes nothing until released; `misbehave`, if set, is what the next call does instead."""
-
-    def __init__(self, held=True):
-        self.batches = []
-        self.misbehave = None
-        self.threads = set()
-        self._entered = threading.Semaphore(0)
-        self._gate = threading.Semaphore(0)
-        self._held = held
-
-    def __call__(self, pixels):
-        self.batches.append(pixels[:, 0, 0].tolist())
-        self.threads.add(threading.current_thread())
-        self._entered.release()
-        if self._held:
-            assert self._gate.acquire(timeout=PATIENCE_SECONDS)
-        if self.misbehave is not None:
-            misbehave, self.misbehave = self.misbehave, None
-            return misbehave(pixels)
-        assert (pixels == pixels[:, :1, :1]).all()
-        return logits_of(*pixels[:, 0, 0].astype(int))
-
-    async def entered(self):
-        """Return when the backend has been given one more batch."""
-        assert await asyncio.to_thread(self._entered.acquire, timeout=PATIENCE_SECONDS)
-
-    def release(self, batches=1):
-        self._gate.release(batches)
-
-    def release_all(self):
-        self._held = False
-        self._gate.release()
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -612,12 +555,12 @@ async def test_drain_cuts_the_delay_short(backend):
 def test_batch_that_outlives_its_event_loop_ends_quietly(backend):
     calls = []
 
-    class Recorder(ThreadPoolExecutor):
+    class RecordingExecutor(ThreadPoolExecutor):
         def submit(self, *call):
             calls.append(super().submit(*call))
             return calls[-1]
 
-    with Recorder(1) as executor:
+    with RecordingExecutor(1) as executor:
         asyncio.run(held_batcher(backend, executor=executor))
         backend.release_all()
     assert [call.exception() for call in calls] == [None]

@@ -1,8 +1,6 @@
 """10,000 random schedules of submitting, cancelling, computing, failing, waiting and draining, on one thread."""
 
 import asyncio
-from collections import deque
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +10,8 @@ from hypothesis import strategies as st
 from fuseline.serve.batching.admission import Ready
 from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
+from tests.fakes.clock import Clock
+from tests.fakes.executor import ManualExecutor
 from tests.serve.batching.batchers import batcher_of
 
 BUCKETS = ((1,), (4,), (1, 2, 4), (2, 3, 7))
@@ -21,20 +21,6 @@ INLINE_BELOW_MS = (0.0, 30.0, 100.0, 1e9)
 UNSATURATED_ROWS = (None, 1, 2, 5)
 MAX_QUEUE_MS = (float("inf"), 200.0)
 ROW_SHAPE = (3,)
-
-
-class ManualExecutor(Executor):
-    """Makes a call when told to, on the thread that tells it."""
-
-    def __init__(self):
-        self.calls = deque()
-
-    def submit(self, function, *args):
-        self.calls.append((function, args))
-
-    def make_next_call(self):
-        function, args = self.calls.popleft()
-        function(*args)
 
 
 @dataclass(eq=False)
@@ -61,7 +47,7 @@ class Schedule:
 
     def __init__(self, actions):
         self.actions = iter(actions)
-        self.now = 0.0
+        self.clock = Clock(0.0)
         self.buckets = BUCKETS[self.next() % len(BUCKETS)]
         self.max_queue_rows = QUEUE_ROWS[self.next() % len(QUEUE_ROWS)]
         settings = self.next()
@@ -83,7 +69,7 @@ class Schedule:
             seconds_per_bucket={bucket: 0.1 * bucket for bucket in self.buckets} if settings & 2 else None,
             inline_below_ms=INLINE_BELOW_MS[settings >> 2 & 3],
             unsaturated_rows=UNSATURATED_ROWS[settings >> 4 & 3],
-            clock=lambda: self.now,
+            clock=self.clock,
             executor=self.executor,
         )
 
@@ -102,7 +88,7 @@ class Schedule:
         assert numbers == sorted(set(numbers))
         assert min(numbers) > max(self.computed, default=0)
         self.computed.update(numbers)
-        self.now += 0.01 * len(pixels)
+        self.clock.now += 0.01 * len(pixels)
         fault, self.fault = self.fault, None
         if fault is not None:
             for sent in self.sent:
@@ -153,12 +139,12 @@ class Schedule:
         elif value == 7:
             self.drains.append(asyncio.create_task(self.batcher.drain()))
         else:
-            self.now += 0.02 * value
+            self.clock.now += 0.02 * value
 
     def submit(self, count, patience):
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
-        deadline = None if patience is None else self.now + patience
+        deadline = None if patience is None else self.clock.now + patience
         room = self.max_queue_rows - self.batcher.queued_rows - self.reserved
         rows = [pixels_of(number) for number in numbers]
         try:

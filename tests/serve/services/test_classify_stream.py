@@ -18,6 +18,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
+from tests.fakes.servicer_context import ServicerContext
 from tests.serve.conftest import StartServer, settings
 
 BOUND = 64
@@ -163,30 +164,17 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
     assert served.backend.calls == [1, 1]
 
 
-class Context:
-    """gRPC's, where the turns of the event loop must be counted."""
-
-    def time_remaining(self) -> None:
-        return None
-
-    async def write(self, _: object) -> None:
-        await asyncio.sleep(0)
-
-    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
-        raise grpc.aio.AbortError(code)
-
-
 async def one_and_then_silence() -> AsyncIterator[ClassifyRequest]:
     yield stream_request(0)
     await asyncio.Event().wait()
 
 
 async def test_at_whatever_moment_a_drain_begins_the_stream_ends(package: Path) -> None:
-    model = await asyncio.to_thread(load_model, package, settings(), lambda *_: None)
+    model = await asyncio.to_thread(load_model, package, settings(), Metrics())
     with ThreadPoolExecutor(1) as pool:
         for turns in range(8):
             service = ClassifyService(Repository([model]), ImageRows(pool, settings()), Metrics(), settings())
-            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), Context()))
+            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), ServicerContext()))
             for _ in range(turns):
                 await asyncio.sleep(0)
             service.refuse()
@@ -198,11 +186,11 @@ async def test_at_whatever_moment_a_drain_begins_the_stream_ends(package: Path) 
 
 
 async def test_however_a_stream_is_cancelled_the_server_knows_that_it_ended(package: Path) -> None:
-    model = await asyncio.to_thread(load_model, package, settings(), lambda *_: None)
+    model = await asyncio.to_thread(load_model, package, settings(), Metrics())
     with ThreadPoolExecutor(1) as pool:
         service = ClassifyService(Repository([model]), ImageRows(pool, settings()), Metrics(), settings())
         for first, second in itertools.product(range(12), range(4)):
-            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), Context()))
+            stream = asyncio.create_task(service.ClassifyStream(one_and_then_silence(), ServicerContext()))
             for turns in (first, second):
                 for _ in range(turns):
                     await asyncio.sleep(0)

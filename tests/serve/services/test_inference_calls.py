@@ -15,6 +15,7 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.statuses import Status
+from tests.fakes.servicer_context import ServicerContext
 from tests.serve.conftest import settings
 
 BATCHED = BatchedRows(np.zeros((1, 1), np.float32), 0.0, 0.0, 1, np.zeros((1, 1), np.float32), 0)
@@ -56,33 +57,14 @@ class Letters(Codec[str, str]):
             self.pending[letter].set_result(BATCHED)
 
 
-class Context:
-    """gRPC's, with what was written to it."""
-
-    def __init__(self) -> None:
-        self.written: list[str] = []
-        self.may_write = asyncio.Event()
-        self.may_write.set()
-
-    def time_remaining(self) -> None:
-        return None
-
-    async def write(self, message: str) -> None:
-        self.written.append(message)
-        await self.may_write.wait()
-
-    async def abort(self, code: grpc.StatusCode, details: str, _: object) -> None:
-        raise grpc.aio.AbortError(code, details)
-
-
-class Played:
-    """A stream and its parts."""
+class StreamCall:
+    """A stream under way, and its parts."""
 
     def __init__(self, *, in_order: bool) -> None:
         self.metrics = Metrics()
         self.codec = Letters()
         self.calls = InferenceCalls(self.metrics, settings(), asyncio.get_running_loop().time)
-        self.context = Context()
+        self.context = ServicerContext()
         self.requests: asyncio.Queue[str | Exception | None] = asyncio.Queue()
         self.task = asyncio.create_task(
             self.calls.stream("Spell", self.codec, self._requests(), self.context, message, in_order=in_order)
@@ -115,117 +97,117 @@ async def turns() -> None:
 
 @pytest.mark.parametrize(("in_order", "written"), [(False, "CAB"), (True, "ABC")])
 async def test_answers_are_written_as_soon_as_they_are_there_or_in_order(in_order: bool, written: str) -> None:
-    played = Played(in_order=in_order)
-    await played.send("a", "b", "c", None)
+    call = StreamCall(in_order=in_order)
+    await call.send("a", "b", "c", None)
     for letter in "cab":
-        played.codec.settle(letter)
+        call.codec.settle(letter)
         await turns()
-    await played.task
-    assert played.context.written == list(written)
-    assert played.counts == {"OK": 3}
+    await call.task
+    assert call.context.written == list(written)
+    assert call.counts == {"OK": 3}
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_request_counts_when_its_turn_to_be_answered_comes(in_order: bool) -> None:
-    played = Played(in_order=in_order)
-    await played.send("a", "?", "B")
+    call = StreamCall(in_order=in_order)
+    await call.send("a", "?", "B")
     bad = "?: INVALID_ARGUMENT"
-    assert played.context.written == ([] if in_order else [bad])
-    assert played.counts == ({} if in_order else {"INVALID_ARGUMENT": 1})
-    played.codec.settle("a", "B")
+    assert call.context.written == ([] if in_order else [bad])
+    assert call.counts == ({} if in_order else {"INVALID_ARGUMENT": 1})
+    call.codec.settle("a", "B")
     await turns()
-    assert played.context.written == (["A", bad, "B"] if in_order else [bad, "A", "B"])
-    assert played.counts == {"INVALID_ARGUMENT": 1, "OK": 2}
-    await played.send(None)
-    await played.task
+    assert call.context.written == (["A", bad, "B"] if in_order else [bad, "A", "B"])
+    assert call.counts == {"INVALID_ARGUMENT": 1, "OK": 2}
+    await call.send(None)
+    await call.task
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_cancelled_stream_gives_up_what_is_under_way_and_counts_it(in_order: bool) -> None:
-    played = Played(in_order=in_order)
-    await played.send("a", "?", "b", "c")
-    played.codec.settle("b")
+    call = StreamCall(in_order=in_order)
+    await call.send("a", "?", "b", "c")
+    call.codec.settle("b")
     await turns()
-    played.requests.put_nowait("D")
+    call.requests.put_nowait("D")
     # Read, and not one step of its decoding done.
     for _ in range(2):
         await asyncio.sleep(0)
-    played.task.cancel()
+    call.task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await played.task
+        await call.task
     await turns()
-    assert played.counts == ({"CANCELLED": 5} if in_order else {"INVALID_ARGUMENT": 1, "OK": 1, "CANCELLED": 3})
-    assert played.codec.pending["a"].cancelled()
-    assert played.codec.pending["c"].cancelled()
+    assert call.counts == ({"CANCELLED": 5} if in_order else {"INVALID_ARGUMENT": 1, "OK": 1, "CANCELLED": 3})
+    assert call.codec.pending["a"].cancelled()
+    assert call.codec.pending["c"].cancelled()
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_requests_are_answered_before_an_unforeseen_error_ends_their_stream(
     in_order: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    played = Played(in_order=in_order)
+    call = StreamCall(in_order=in_order)
     with caplog.at_level(logging.ERROR):
-        await played.send("a", OSError("secret"))
-        assert not played.task.done()
-        played.codec.settle("a")
+        await call.send("a", OSError("secret"))
+        assert not call.task.done()
+        call.codec.settle("a")
         with pytest.raises(grpc.aio.AbortError, match="INTERNAL.*its log has more under error") as caught:
-            await played.task
+            await call.task
     assert "secret" not in str(caught.value)
     assert "secret" in caplog.text
-    assert played.context.written == ["A"]
+    assert call.context.written == ["A"]
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_an_unforeseen_error_of_one_request_is_its_answer(in_order: bool) -> None:
-    played = Played(in_order=in_order)
-    await played.send("a", "b", None)
-    played.codec.pending["a"].set_exception(ZeroDivisionError())
-    played.codec.settle("b")
-    await played.task
-    assert played.context.written == ["a: INTERNAL", "B"]
-    assert played.counts == {"INTERNAL": 1, "OK": 1}
+    call = StreamCall(in_order=in_order)
+    await call.send("a", "b", None)
+    call.codec.pending["a"].set_exception(ZeroDivisionError())
+    call.codec.settle("b")
+    await call.task
+    assert call.context.written == ["a: INTERNAL", "B"]
+    assert call.counts == {"INTERNAL": 1, "OK": 1}
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_drain_reads_no_further_and_answers_what_was_read(in_order: bool) -> None:
-    played = Played(in_order=in_order)
-    await played.send("a", "B")
-    played.calls.refuse()
-    await played.send("c")
-    idle = asyncio.create_task(played.calls.idle())
+    call = StreamCall(in_order=in_order)
+    await call.send("a", "B")
+    call.calls.refuse()
+    await call.send("c")
+    idle = asyncio.create_task(call.calls.idle())
     await turns()
     assert not idle.done()
-    played.codec.settle("a", "B")
+    call.codec.settle("a", "B")
     with pytest.raises(grpc.aio.AbortError, match="UNAVAILABLE.*shutting down"):
-        await played.task
+        await call.task
     await idle
-    assert played.context.written == ["A", "B"]
-    assert played.counts == {"OK": 2, "UNAVAILABLE": 1}
+    assert call.context.written == ["A", "B"]
+    assert call.counts == {"OK": 2, "UNAVAILABLE": 1}
 
 
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_answers_that_the_client_has_yet_to_take_are_in_flight(in_order: bool) -> None:
-    played = Played(in_order=in_order)
-    played.context.may_write.clear()
+    call = StreamCall(in_order=in_order)
+    call.context.may_write.clear()
     letters = [chr(ord("a") + number) for number in range(26)]
     names = [first + second for first in letters for second in letters][:100]
     for name in names:
-        played.requests.put_nowait(name)
-    played.requests.put_nowait(None)
+        call.requests.put_nowait(name)
+    call.requests.put_nowait(None)
     for _ in range(200):
         await asyncio.sleep(0)
-        for pending in played.codec.pending.values():
+        for pending in call.codec.pending.values():
             if not pending.done():
                 pending.set_result(BATCHED)
-    assert len(played.codec.pending) == 64
-    played.context.may_write.set()
-    while not played.task.done():
+    assert len(call.codec.pending) == 64
+    call.context.may_write.set()
+    while not call.task.done():
         await asyncio.sleep(0)
-        for pending in played.codec.pending.values():
+        for pending in call.codec.pending.values():
             if not pending.done():
                 pending.set_result(BATCHED)
-    await played.task
-    assert played.context.written == [name.upper() for name in names]
+    await call.task
+    assert call.context.written == [name.upper() for name in names]
 
 
 async def test_a_unary_call_is_answered_refused_or_cancelled_and_counted() -> None:
@@ -233,7 +215,7 @@ async def test_a_unary_call_is_answered_refused_or_cancelled_and_counted() -> No
     calls = InferenceCalls(metrics, settings(), asyncio.get_running_loop().time)
 
     def ask(request: str) -> asyncio.Task[str]:
-        return asyncio.create_task(calls.answer("Spell", codec, request, Context()))
+        return asyncio.create_task(calls.answer("Spell", codec, request, ServicerContext()))
 
     raw, encoded, cancelled, bad = (ask(request) for request in ("a", "B", "c", "?"))
     await turns()

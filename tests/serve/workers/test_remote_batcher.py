@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,8 @@ from fuseline.serve.workers.arena import Arena, ArenaShape, create_memory
 from fuseline.serve.workers.backend_link import BackendConnection
 from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
 from fuseline.serve.workers.remote_requests import RemoteRequests
+from tests.fakes.clock import Clock
+from tests.fakes.executor import ManualExecutor
 from tests.serve.batching.batchers import batcher_of
 
 ROW_SHAPE = (2, 2, 1)
@@ -35,16 +36,6 @@ CLASSES = 3
 BUCKETS = (1, 2, 4)
 MODEL = 7
 """The number that the backend gave the model."""
-
-
-class Handed(Executor):
-    """Keeps calls until a test makes them."""
-
-    def __init__(self) -> None:
-        self.calls: list[Callable[[], object]] = []
-
-    def submit(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(call)
 
 
 def logits_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -77,17 +68,17 @@ class Joined:
     """Several workers of one batcher."""
 
     def __init__(self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16) -> None:
-        self.now = 100.0
-        self.handed = Handed()
+        self.clock = Clock()
+        self.executor = ManualExecutor()
         self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
         self.batcher = batcher_of(
             self._infer,
             row_shape=ROW_SHAPE,
             buckets=BUCKETS,
             max_queue_rows=max_queue_rows,
-            clock=lambda: self.now,
+            clock=self.clock,
             on_batch=self._on_batch,
-            executor=self.handed,
+            executor=self.executor,
         )
         self.remotes: list[RemoteBatcher] = []
         self.held: list[tuple[BackendConnection, bytes]] | None = None
@@ -98,7 +89,7 @@ class Joined:
             shape = ArenaShape(ROW_SHAPE, CLASSES, slots)
             file = create_memory(shape)
             # Two mappings of one memory, as two processes have.
-            remote = RemoteBatcher(Arena(file, shape), admission_of(max_queue_rows), clock=lambda: self.now)
+            remote = RemoteBatcher(Arena(file, shape), admission_of(max_queue_rows), clock=self.clock)
             self.remotes.append(remote)
             connection = BackendConnection({MODEL: remote}, asyncio.Event())
             requests = RemoteRequests({MODEL: (self.batcher, Arena(file, shape))}, partial(self._deliver, connection))
@@ -121,10 +112,9 @@ class Joined:
             self.held.append((connection, data))
 
     async def run_batch(self) -> None:
-        """Let the backend make the call that it was handed."""
+        """Have the backend's next call made."""
         await settle()
-        call = self.handed.calls.pop(0)
-        await asyncio.to_thread(call)
+        await asyncio.to_thread(self.executor.make_next_call)
         await settle()
 
 
@@ -166,7 +156,7 @@ async def test_requests_of_several_workers_share_a_batch_and_those_of_one_its_lo
 
 
 async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> None:
-    handed, shape = Handed(), ArenaShape(ROW_SHAPE, CLASSES, 16)
+    executor, shape = ManualExecutor(), ArenaShape(ROW_SHAPE, CLASSES, 16)
     remotes, served = {}, {}
     for number in (2, 5):
         file = create_memory(shape)
@@ -176,7 +166,7 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
             row_shape=ROW_SHAPE,
             buckets=BUCKETS,
             max_queue_rows=8,
-            executor=handed,
+            executor=executor,
         )
         served[number] = batcher, Arena(file, shape)
         os.close(file)
@@ -185,8 +175,8 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
     connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
     answers = [remotes[number].submit([row(1)]) for number in (5, 2)]
     await settle()
-    for call in handed.calls:
-        await asyncio.to_thread(call)
+    while executor.calls:
+        await asyncio.to_thread(executor.make_next_call)
     assert [(await answer).logits.tolist() for answer in answers] == [[[5, 10, 15]], [[2, 4, 6]]]
     draining = asyncio.create_task(remotes[5].drain())
     await settle()
@@ -236,7 +226,7 @@ async def test_cancelled_in_the_queue_it_never_runs_and_its_slots_are_free_after
     assert joined.batcher.queued_rows == 0
     await joined.run_batch()
     assert (await running).batch_rows == 1
-    assert not joined.handed.calls
+    assert not joined.executor.calls
     assert remote.taken_slots == 0
 
 
@@ -277,7 +267,7 @@ async def test_one_whose_deadline_passes_in_the_queue_fails_and_its_slots_come_b
     await settle()
     late = remote.submit([row(2)], deadline=101.0)
     await settle()
-    joined.now = 102.0
+    joined.clock.now = 102.0
     await joined.run_batch()
     with pytest.raises(DeadlineError, match="the deadline passed after 2000.0 ms in the queue"):
         await late
@@ -403,20 +393,20 @@ async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
     remote = joined.remotes[0]
 
     def slow(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        joined.now += 0.2
+        joined.clock.now += 0.2
         return logits_of(pixels)
 
     joined.infer = slow
     # Nothing is measured yet, so everything is admitted.
-    remote.reserve(1, deadline=joined.now + 0.001, ready=ready()).release()
+    remote.reserve(1, deadline=joined.clock.now + 0.001, ready=ready()).release()
     first = remote.submit([row(1)])
     await joined.run_batch()
     await first
     with pytest.raises(DeadlineError, match="an idle server takes 2"):
-        remote.reserve(1, deadline=joined.now + 0.1, ready=ready())
+        remote.reserve(1, deadline=joined.clock.now + 0.1, ready=ready())
     with pytest.raises(DeadlineError, match="an idle server takes 5"):
-        remote.reserve(1, deadline=joined.now + 0.4, ready=ready(0.3))
-    remote.reserve(1, deadline=joined.now + 0.3, ready=ready()).release()
+        remote.reserve(1, deadline=joined.clock.now + 0.4, ready=ready(0.3))
+    remote.reserve(1, deadline=joined.clock.now + 0.3, ready=ready()).release()
 
 
 async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
@@ -435,10 +425,10 @@ async def test_when_a_worker_goes_its_promises_go_too() -> None:
     joined.remotes[0].reserve(3, ready=ready())
     joined.remotes[0].submit([row(1)])
     await settle()
-    assert joined.batcher.load(joined.now).waiting_rows == 3
+    assert joined.batcher.load(joined.clock.now).waiting_rows == 3
     joined.requests[0].disconnect()
     await joined.run_batch()
-    assert joined.batcher.load(joined.now).waiting_rows == 0
+    assert joined.batcher.load(joined.clock.now).waiting_rows == 0
 
 
 async def test_a_refusal_keeps_its_delay_on_the_way_to_the_worker() -> None:

@@ -1,0 +1,18 @@
+"""What a model tells of its batches."""
+
+from fuseline.serve.batching.batcher import BatchStats, Misses
+
+
+class RecordedBatches:
+    """`BatchCounts` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stats: list[tuple[str, BatchStats]] = []
+        """(model, batch) in the order of the batches."""
+        self.misses: list[tuple[str, Misses]] = []
+
+    def count_batch(self, model: str, stats: BatchStats) -> None:
+        self.stats.append((model, stats))
+
+    def count_misses(self, model: str, misses: Misses) -> None:
+        self.misses.append((model, misses))
