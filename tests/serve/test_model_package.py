@@ -12,6 +12,7 @@ from fuseline.serve.model_package import (
     save_manifest,
 )
 from fuseline.serve.package_destination import check_destination, new_package_folder
+from tests.refusals import refusal_of
 
 
 def write_package(folder: Path) -> Manifest:
@@ -95,9 +96,7 @@ def test_each_broken_rule_of_an_artifact_is_named(folder: Path, change: dict[str
     plain = json.loads(path.read_text())
     plain["artifacts"][0] |= change
     path.write_text(json.dumps(plain))
-    with pytest.raises(PackageError) as caught:
-        load_package(folder)
-    assert named in str(caught.value)
+    assert named in refusal_of(PackageError, load_package, folder)
 
 
 def test_an_artifact_listed_twice_is_refused(folder: Path) -> None:

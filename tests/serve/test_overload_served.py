@@ -14,15 +14,10 @@ from fuseline.serve.client import Client
 from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.fakes.colours import encoded, noise, plain
 from tests.serve.conftest import Served, StartServer
+from tests.serve.failures import failure
 from tests.serve.services.open_inference_requests import infer_request
 
 IMAGE = Image(raw=plain("red").tobytes())
-
-
-async def failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 def retry_delay_s(error: grpc.aio.AioRpcError) -> float:

@@ -10,17 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
-from fuseline.serve.errors import CheckpointError
+from tests.export.checkpoint.refusals import refusal
 from tests.export.small_weights import assert_same, small_network, without_counters
 
 WEIGHTS = without_counters(dict(small_network().state_dict()))
 HUGGING_FACE = {"model_type": "resnet", "id2label": {"1": "dog", "0": "cat"}}
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_checkpoint(path)
-    return str(caught.value)
 
 
 def write_json(path: Path, content: object) -> None:

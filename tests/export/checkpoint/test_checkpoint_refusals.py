@@ -16,20 +16,13 @@ from safetensors.torch import save as safetensors_bytes
 from fuseline.export.checkpoint import checkpoint_file
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import CheckpointError
+from tests.export.checkpoint.refusals import refusal
 from tests.export.small_weights import small_network
 
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
     return dict(small_network().state_dict())
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_checkpoint(path)
-    assert caught.value.exit_code == 2
-    assert path.name in str(caught.value)
-    return str(caught.value)
 
 
 def test_refuses_a_missing_file_and_a_folder(tmp_path):

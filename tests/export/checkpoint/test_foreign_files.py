@@ -14,7 +14,6 @@ import tarfile
 import types
 import warnings
 import zipfile
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -25,17 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
-from fuseline.serve.errors import CheckpointError
+from tests.export.checkpoint.refusals import refusal
 from tests.export.small_graph import small_graph
 from tests.export.small_weights import assert_same, small_network, without_counters
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_checkpoint(path)
-    assert caught.value.exit_code == 2
-    assert path.name in str(caught.value)
-    return str(caught.value)
 
 
 def varint(value: int) -> bytes:

@@ -16,9 +16,10 @@ from fuseline.export.loading.rename import read_renames
 from fuseline.serve.errors import ArchitectureError, InputError
 from fuseline.serve.model_package import load_package
 from tests.export.command_outcome import RunExport, only_error
+from tests.export.recognition.equal_networks import assert_equal_logits
 from tests.export.recognition.hand_written import ListedConvolutions, Named
-from tests.export.recognition.recognition import assert_equal_logits
 from tests.export.resnets import tiny_network, trained_like
+from tests.refusals import refusal_of
 
 OWN_NAMES = {"stem": ("entry", "entrynorm"), "block": "s{stage}b{block}", "convs": ("p", "q"), "norms": ("pn", "qn")}
 
@@ -182,10 +183,9 @@ def test_wrong_rules_are_refused_with_the_rule(rules: object, said: str, tmp_pat
     source = NetworkSource(
         saved(tmp_path / "net.pt", tiny_network()), rename=with_rules(tmp_path / "names.json", rules)
     )
-    with pytest.raises(InputError) as caught:
-        read_source(source)
-    assert said in str(caught.value)
-    assert f"--rename {tmp_path / 'names.json'}" in str(caught.value)
+    message = refusal_of(InputError, read_source, source)
+    assert said in message
+    assert f"--rename {tmp_path / 'names.json'}" in message
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import recognise
-from tests.export.recognition.recognition import assert_equal_logits, refusal
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.resnets import tiny_network
 
 

@@ -11,8 +11,9 @@ from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.loading.head import head_from
 from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import CheckpointError
-from tests.export.recognition.recognition import assert_equal_logits, refusal
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like
+from tests.refusals import refusal_of
 
 
 def backbone(reference: nn.Module) -> dict[str, Tensor]:
@@ -101,9 +102,7 @@ def test_a_head_for_a_network_that_has_one_is_refused():
 )
 def test_what_is_no_classifier_is_refused(tensors, named, tmp_path):
     checkpoint = saved(tensors, tmp_path / "head.pt")
-    with pytest.raises(CheckpointError) as caught:
-        head_from(checkpoint)
-    assert named in str(caught.value)
+    assert named in refusal_of(CheckpointError, head_from, checkpoint)
 
 
 @pytest.mark.parametrize(

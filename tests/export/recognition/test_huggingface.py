@@ -7,7 +7,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from fuseline.export.recognition.architectures import recognise, tensors_in
 from fuseline.export.recognition.naming.naming_schemes import scheme_named
-from tests.export.recognition.recognition import (
+from tests.export.recognition.equal_networks import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,
     assert_same_network,

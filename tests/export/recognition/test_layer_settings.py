@@ -8,7 +8,7 @@ from torch import nn
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.recognition.layer_settings import apply_layer_settings
 from fuseline.export.recognition.programs.program_check import EVERYTHING
-from tests.export.recognition.recognition import assert_equal_logits, refusal
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, trained_like
 
 

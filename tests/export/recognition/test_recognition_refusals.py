@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import recognise
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.recognition.preact_resnets import BiasedWideNetwork, PlainReference
-from tests.export.recognition.recognition import assert_equal_logits, refusal
 from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta, trained_like
 
 RESNET18 = on_meta(torchvision.models.resnet18)

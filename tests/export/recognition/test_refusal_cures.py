@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.loading.loading import NetworkSource, network_of
 from fuseline.export.recognition.architectures import recognise
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.recognition.hand_written import Named, TutorialResNet, tensors_of
-from tests.export.recognition.recognition import assert_equal_logits, refusal
 from tests.export.resnets import cifar_resnet18, option_a_resnet, trained_like
 
 FACTORY = "--factory package.module:function"

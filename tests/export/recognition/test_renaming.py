@@ -8,10 +8,11 @@ from torch.fx.experimental.optimization import fuse
 from fuseline.export.recognition.architectures import names_in, recognise, tensors_in
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, scheme_named
 from fuseline.serve.errors import ArchitectureError
+from tests.export.recognition.equal_networks import assert_equal_logits, assert_same_network
 from tests.export.recognition.hand_written import TinyResNet8, TutorialResNet
 from tests.export.recognition.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork, WideNetwork
-from tests.export.recognition.recognition import assert_equal_logits, assert_same_network
 from tests.export.resnets import HandWrittenResNet34, cifar_resnet18, on_meta, option_a_resnet, trained_like
+from tests.refusals import refusal_of
 
 
 def test_a_hand_written_resnet34_goes_to_torchvision_and_back():
@@ -88,7 +89,6 @@ def test_every_scheme_that_has_names_leads_back_to_the_same_network(make):
     ],
 )
 def test_what_a_scheme_has_no_name_for_is_said(tensors, scheme, named):
-    with pytest.raises(ArchitectureError) as caught:
-        names_in(scheme_named(scheme), recognise(tensors()))
-    assert f"has no names in the {scheme} naming" in str(caught.value)
-    assert named in str(caught.value)
+    message = refusal_of(ArchitectureError, names_in, scheme_named(scheme), recognise(tensors()))
+    assert f"has no names in the {scheme} naming" in message
+    assert named in message

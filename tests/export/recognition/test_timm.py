@@ -6,7 +6,7 @@ import torch
 
 from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.architectures import recognise
-from tests.export.recognition.recognition import (
+from tests.export.recognition.equal_networks import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,
     assert_same_network,

@@ -14,8 +14,9 @@ from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.loading.loading import NetworkSource, factory_arguments_from_texts, network_of
 from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError
-from tests.export.recognition.recognition import assert_equal_logits, refusal
+from tests.export.recognition.equal_networks import assert_equal_logits, refusal
 from tests.export.resnets import trained_like
+from tests.refusals import refusal_of
 
 NARROW = {"channels": (8, 16, 24, 32), "num_classes": 7}
 HARMLESS: list[dict[str, Any]] = [
@@ -71,9 +72,7 @@ def test_arguments_that_change_answers_are_refused_and_the_advice_gives_their_ne
     network = trained_like(timm.create_model("resnet18", **NARROW | arguments))
     folder = saved(network, tmp_path / "hub", NARROW | arguments)
     checkpoint = read_checkpoint(folder)
-    with pytest.raises(ArchitectureError) as caught:
-        network_of(checkpoint, NetworkSource(folder))
-    message = str(caught.value)
+    message = refusal_of(ArchitectureError, network_of, checkpoint, NetworkSource(folder))
     assert next(iter(arguments)) in message
     words = shlex.split(message.rpartition("such as ")[2])
     assert words[:2] == ["--factory", "timm:create_model"]

@@ -22,6 +22,7 @@ from fuseline.serve.services.top_k import top_k_from_logits
 from tests.fakes.colours import HEIGHT, LABELS, WIDTH, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
 from tests.serve.conftest import StartServer
+from tests.serve.failures import refusal
 
 
 def raw_request(pixels: NDArray[np.uint8], **fields: object) -> ClassifyRequest:
@@ -30,12 +31,6 @@ def raw_request(pixels: NDArray[np.uint8], **fields: object) -> ClassifyRequest:
 
 def logits_of(response: ClassifyResponse) -> NDArray[np.float32]:
     return np.stack([np.frombuffer(result.logits, "<f4") for result in response.results])
-
-
-async def refusal(call: grpc.aio.UnaryUnaryCall) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details()
 
 
 async def test_raw_pixels_get_their_own_logits_in_order_with_softmax_and_labels(start_server: StartServer) -> None:

@@ -20,6 +20,7 @@ from fuseline.serve.services.image_rows import ImageRows
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.fakes.servicer_context import ServicerContext
 from tests.serve.conftest import StartServer, settings
+from tests.serve.failures import refusal
 
 BOUND = 64
 
@@ -215,10 +216,9 @@ async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(st
     await served.until(lambda: not served.server.ready)
     served.backend.release()
     assert {(await stream.read()).id, (await stream.read()).id} == {"0", "1"}
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stream.read()
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "shutting down" in caught.value.details()
+    code, details = await refusal(stream.read())
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "shutting down" in details
     await draining
 
 
@@ -247,8 +247,7 @@ async def test_a_message_over_the_limit_ends_the_stream_with_the_limit(start_ser
     served = await start_server(max_message_mb=1)
     stream = served.stub.ClassifyStream()
     await stream.write(ClassifyRequest(images=[Image(raw=bytes(2**20))]))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stream.read()
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert str(2**20) in caught.value.details()
+    code, details = await refusal(stream.read())
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(2**20) in details
     assert (await served.stub.Classify(stream_request(0))).results

@@ -32,6 +32,7 @@ from fuseline.protos.open_inference_pb2 import (
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
+from tests.serve.failures import refusal
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 
 SERVICE = "inference.GRPCInferenceService"
@@ -39,12 +40,6 @@ SERVICE = "inference.GRPCInferenceService"
 
 def stub_of(served: Served) -> GRPCInferenceServiceStub:
     return GRPCInferenceServiceStub(served.channel)
-
-
-async def refusal(call: grpc.aio.UnaryUnaryCall) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details()
 
 
 @pytest.mark.parametrize("typed", [False, True])

@@ -12,6 +12,7 @@ from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInf
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
+from tests.serve.failures import refusal
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 
 Stream = grpc.aio.StreamStreamCall
@@ -19,12 +20,6 @@ Stream = grpc.aio.StreamStreamCall
 
 def stream_to(served: Served, **options: object) -> Stream:
     return GRPCInferenceServiceStub(served.channel).ModelStreamInfer(**options)
-
-
-async def status_of(stream: Stream) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stream.read()
-    return caught.value.code(), caught.value.details()
 
 
 async def test_answers_are_in_the_order_of_the_requests_errors_among_them(start_server: StartServer) -> None:
@@ -107,10 +102,10 @@ async def test_a_drain_answers_what_was_read_then_ends_the_stream(start_server: 
     batcher = next(iter(served.server.repository)).batcher
     await served.until(lambda: batcher.queued_rows + batcher.running_rows == 3)
     draining = asyncio.create_task(served.server.drain())
-    late = await status_of(stream_to(served))
+    late = await refusal(stream_to(served).read())
     served.backend.release()
     assert [(await stream.read()).infer_response.id for _ in range(3)] == ["0", "1", "2"]
-    for code, details in (late, await status_of(stream)):
+    for code, details in (late, await refusal(stream.read())):
         assert code is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in details
     await draining

@@ -18,6 +18,12 @@ from fuseline.export.recognition.naming.naming_schemes import scheme_named
 from fuseline.export.recognition.naming.shape_reading import read_shapes
 from fuseline.export.recognition.recognition_refusals import ambiguity_of
 from fuseline.serve.errors import ArchitectureError
+from tests.export.recognition.equal_networks import (
+    assert_equal_logits,
+    assert_exports_with_a_dynamic_batch,
+    assert_same_network,
+    refusal,
+)
 from tests.export.recognition.hand_written import (
     BookResNet,
     ListedConvolutions,
@@ -27,12 +33,6 @@ from tests.export.recognition.hand_written import (
     children_in_a_row,
     fused,
     tensors_of,
-)
-from tests.export.recognition.recognition import (
-    assert_equal_logits,
-    assert_exports_with_a_dynamic_batch,
-    assert_same_network,
-    refusal,
 )
 from tests.export.resnets import cifar_resnet18, on_meta, option_a_resnet, trained_like
 

@@ -13,8 +13,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import Recognised, recognise
 from fuseline.serve.errors import ArchitectureError
-from tests.export.recognition.recognition import assert_equal_logits
+from tests.export.recognition.equal_networks import assert_equal_logits
 from tests.export.resnets import trained_like
+from tests.refusals import refusal_of
 
 
 def resnet(**options) -> ResNet:
@@ -62,9 +63,7 @@ def test_what_cannot_be_part_of_the_network_is_refused(tmp_path, case):
     change, said = CONTRADICTING[case]
     network = resnet()
     change(network)
-    with pytest.raises(ArchitectureError) as caught:
-        pickled(network, tmp_path / "model.pt")
-    assert said in str(caught.value)
+    assert said in refusal_of(ArchitectureError, pickled, network, tmp_path / "model.pt")
 
 
 AGREEING = {

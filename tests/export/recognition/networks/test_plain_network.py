@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fuseline.export.recognition.architectures import recognise
+from tests.export.recognition.equal_networks import assert_equal_logits, assert_exports_with_a_dynamic_batch, refusal
 from tests.export.recognition.preact_resnets import PlainReference
-from tests.export.recognition.recognition import assert_equal_logits, assert_exports_with_a_dynamic_batch, refusal
 from tests.export.resnets import on_meta, trained_like
 
 PLAIN18 = (8, *(8,) * 4, *(16,) * 4, *(32,) * 4, *(64,) * 4)

@@ -5,13 +5,13 @@ import torch
 
 from fuseline.export.recognition.architectures import recognise, tensors_in
 from fuseline.export.recognition.naming.naming_schemes import scheme_named
-from tests.export.recognition.preact_resnets import BiasedWideNetwork, PreActNetwork, WideNetwork
-from tests.export.recognition.recognition import (
+from tests.export.recognition.equal_networks import (
     assert_equal_logits,
     assert_exports_with_a_dynamic_batch,
     assert_same_network,
     refusal,
 )
+from tests.export.recognition.preact_resnets import BiasedWideNetwork, PreActNetwork, WideNetwork
 from tests.export.resnets import on_meta, trained_like
 
 COUNTS, WIDTHS = (2, 1, 1, 2), (8, 16, 24, 32)

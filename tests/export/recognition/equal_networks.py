@@ -1,11 +1,11 @@
-"""What the tests of recognition share."""
+"""A recognised network beside another: the same logits, the same weights; and what is refused instead."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from fuseline.export.recognition.architectures import Recognised, recognise
 from fuseline.serve.errors import ArchitectureError
+from tests.refusals import refusal_of
 
 RELATIVE = 1e-4
 
@@ -40,8 +40,5 @@ def assert_exports_with_a_dynamic_batch(recognised: Recognised, side: int) -> No
 
 
 def refusal(tensors: dict[str, Tensor], **options) -> str:
-    """The message with which `tensors` are refused."""
-    with pytest.raises(ArchitectureError) as caught:
-        recognise(tensors, **options)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
+    """Return the message with which `tensors` are refused."""
+    return refusal_of(ArchitectureError, recognise, tensors, **options)
