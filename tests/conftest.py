@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Outcome, Run, exit_code
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -39,3 +41,13 @@ def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     options = ExportOptions(NetworkSource(tiny_checkpoint), out=out, fp16=Fp16Options())
     export_checkpoint(options, ConsoleProgress())
     return out
+
+
+@pytest.fixture
+def run_fuseline(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `fuseline ARGUMENTS` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        return Outcome(exit_code("fuseline", *arguments), *capfd.readouterr())
+
+    return run

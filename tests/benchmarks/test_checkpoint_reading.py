@@ -1,12 +1,11 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-import fuseline.command
 from fuseline.benchmarks.checkpoint_reading import Reading, as_json, as_table, measure_reading, written_network
 from fuseline.serve.errors import CheckpointError, InputError, VerificationError
+from tests.commands import exit_code
 
 
 @pytest.mark.parametrize(
@@ -47,10 +46,7 @@ def test_the_command_measures_and_writes_every_figure(
 ) -> None:
     path = tmp_path / "read.json"
     monkeypatch.setattr("fuseline.benchmarks.checkpoint_reading.TIME_BAR_S", 600.0)
-    monkeypatch.setattr(sys, "argv", ["fuseline", "bench", "read", "resnet18", "--repeats", "1", "--json", str(path)])
-    with pytest.raises(SystemExit) as ended:
-        fuseline.command.main()
-    assert not ended.value.code
+    assert exit_code("fuseline", "bench", "read", "resnet18", "--repeats", 1, "--json", path) == 0
     assert "reading and recognising resnet18" in capsys.readouterr().out
     written = json.loads(path.read_text())
     assert written["command"] == "fuseline bench read resnet18 --repeats 1"

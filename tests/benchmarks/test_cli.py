@@ -9,22 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import fuseline.command
 from fuseline.benchmarks.harness.cpu_time import family_stats
 from fuseline.benchmarks.harness.results import check_writable, command_line
 from fuseline.benchmarks.harness.server_process import ServerProcess
 from fuseline.serve.backends import BACKENDS
 from fuseline.serve.errors import InputError
+from tests.commands import exit_code
 from tests.serve.processes import ROOT, lives
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run `fuseline bench ARGUMENTS` in this process."""
-    monkeypatch.setattr(sys, "argv", ["fuseline", "bench", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        fuseline.command.main()
-    return int(ended.value.code or 0)
-
 
 BAD_INPUT = [
     (["engines", "no-such-thing"], "neither a model package nor a checkpoint"),
@@ -73,42 +64,37 @@ def test_bad_input_is_told_with_exit_code_2(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert exit_code(monkeypatch, *arguments) == 2
+    assert exit_code("fuseline", "bench", *arguments) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_the_headlines_former_name_still_works_and_is_not_listed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code(monkeypatch, "spine", "no-such-thing") == 2
+def test_the_headlines_former_name_still_works_and_is_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("fuseline", "bench", "spine", "no-such-thing") == 2
     assert "neither a model package nor a checkpoint" in capsys.readouterr().err
-    assert exit_code(monkeypatch, "--help") == 0
+    assert exit_code("fuseline", "bench", "--help") == 0
     listed = capsys.readouterr().out
     assert "headline" in listed
     assert "spine" not in listed
 
 
-def test_a_package_that_is_no_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_package_that_is_no_package(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    assert exit_code(monkeypatch, "engines", tmp_path) == 2
+    assert exit_code("fuseline", "bench", "engines", tmp_path) == 2
     assert "is not a valid manifest" in capsys.readouterr().err
 
 
 def test_serve_prints_a_table_and_writes_every_figure(
     colours_server: ServerProcess,
     colours: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     json_path = tmp_path / "new" / "serve.json"
     flags = ["--concurrency", "2", "--seconds", "0.2", "--package", colours, "--server-pid", colours_server.pid]
-    assert exit_code(monkeypatch, "serve", colours_server.address, *flags, "--json", json_path) == 0
+    assert exit_code("fuseline", "bench", "serve", colours_server.address, *flags, "--json", json_path) == 0
 
     out = capsys.readouterr().out
     assert "colours on onnxruntime fp32" in out
@@ -120,14 +106,14 @@ def test_serve_prints_a_table_and_writes_every_figure(
 
 
 def test_what_serve_and_loadgen_measured_becomes_a_page(
-    colours_server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    colours_server: ServerProcess, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     served, held, out = tmp_path / "serve.json", tmp_path / "loadgen.json", tmp_path / "report"
     flags = ["--rate", "80.5", "--seconds", "0.3", "--protocol", "stream", "--deadline-ms", "50"]
-    assert exit_code(monkeypatch, "serve", colours_server.address, *flags, "--json", served) == 0
+    assert exit_code("fuseline", "bench", "serve", colours_server.address, *flags, "--json", served) == 0
     flags = ["--scenario", "SingleStream", "--rounds", "1", "--seconds", "0.2", "--json", held]
-    assert exit_code(monkeypatch, "loadgen", colours_server.address, *flags) == 0
-    assert exit_code(monkeypatch, "report", served, held, "--out", out) == 0
+    assert exit_code("fuseline", "bench", "loadgen", colours_server.address, *flags) == 0
+    assert exit_code("fuseline", "bench", "report", served, held, "--out", out) == 0
 
     assert "sent late, p99 ms" in capsys.readouterr().out
     points = json.loads(served.read_text())["open_loop"]

@@ -1,6 +1,5 @@
 """`fuseline convert`: renaming between schemes, proven by running both."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,12 @@ import timm
 import torch
 import torchvision
 
-from fuseline.command import main
 from fuseline.export import conversion
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.conversion import convert_checkpoint
 from fuseline.export.loading.loading import NetworkSource
 from fuseline.serve.errors import ArchitectureError, InputError, VerificationError
+from tests.commands import Run
 from tests.export.resnets import HandWrittenResNet34, option_a_resnet, trained_like
 
 
@@ -103,15 +102,10 @@ def test_other_logits_leave_nothing_behind(hand_written: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_says_what_it_did(
-    hand_written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_it_did(hand_written: Path, tmp_path: Path, run_fuseline: Run) -> None:
     out = tmp_path / "out.safetensors"
-    monkeypatch.setattr(sys, "argv", ["fuseline", "convert", str(hand_written), "--to", "torchvision", "-o", str(out)])
-    with pytest.raises(SystemExit) as exited:
-        main()
-    assert not exited.value.code
-    shown = capsys.readouterr().out
+    code, shown, _ = run_fuseline("convert", hand_written, "--to", "torchvision", "-o", out)
+    assert code == 0
     assert "15 of 182 tensors renamed from shortcut to torchvision" in shown
     assert "torchvision resnet34 itself" in shown
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.serve.backends import open_backend
 from fuseline.serve.model_package import load_package
-from tests.export.command_outcome import Outcome, RunExport, only_error
+from tests.commands import Outcome, Run, only_error
 from tests.export.resnets import cifar_resnet18, tiny_network, trained_like
 
 
@@ -58,7 +58,7 @@ def test_the_served_graphs_equal_the_users_own_module(tiny_package: Path) -> Non
             backend.close()
 
 
-def test_an_existing_package_is_kept_unless_force(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_existing_package_is_kept_unless_force(run_export: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     first = run_export(tiny_checkpoint, "--out", out, "--name", "first")
     assert first.exit_code == 0, first.stderr
@@ -73,7 +73,7 @@ def test_an_existing_package_is_kept_unless_force(run_export: RunExport, tiny_ch
 
 
 def test_labels_normalisation_size_and_images_are_taken_from_the_flags(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     pictures = tmp_path / "pictures" / "deeper"
     pictures.mkdir(parents=True)
@@ -113,21 +113,21 @@ def test_labels_normalisation_size_and_images_are_taken_from_the_flags(
     ],
 )
 def test_a_wrong_option_is_one_clear_line(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], named: str
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], named: str
 ) -> None:
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m", *arguments)
     assert named in only_error(result)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_that_do_not_fit_are_refused(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_are_refused(run_export: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     for text, named in (("one\ntwo\n", "2 labels"), ("a\n" * 4 + "\n" + "b\n" * 5, "label of class 4 is empty")):
         (tmp_path / "labels.txt").write_text(text)
         result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--labels", tmp_path / "labels.txt")
         assert named in only_error(result)
 
 
-def test_an_image_that_cannot_be_decoded_is_named(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(run_export: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.jpg").write_bytes(b"no picture")
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--images", tmp_path / "pictures")
@@ -136,7 +136,7 @@ def test_an_image_that_cannot_be_decoded_is_named(run_export: RunExport, tiny_ch
 
 @pytest.mark.parametrize(("flags", "precision"), [((), "fp32"), (("--fp16",), "fp16")])
 def test_an_engine_is_built_ahead_of_time_and_the_report_says_that_it_was_not_run(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, flags: tuple[str, ...], precision: str
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path, flags: tuple[str, ...], precision: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     result = run_export(tiny_checkpoint, "--engine", "sm89", *flags, "--out", tmp_path / "m")
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_from_the_network_itself_is_said_and_nothing_is_written(run_export: RunExport, tmp_path: Path) -> None:
+def test_nan_from_the_network_itself_is_said_and_nothing_is_written(run_export: Run, tmp_path: Path) -> None:
     network = tiny_network()
     with torch.no_grad():
         network.layer1[0].bn1.weight.fill_(3e38)
@@ -171,7 +171,7 @@ def test_nan_from_the_network_itself_is_said_and_nothing_is_written(run_export: 
     assert not (tmp_path / "m").exists()
 
 
-def test_what_fp16_cannot_hold_stays_in_fp32_and_is_named(run_export: RunExport, tmp_path: Path) -> None:
+def test_what_fp16_cannot_hold_stays_in_fp32_and_is_named(run_export: Run, tmp_path: Path) -> None:
     """Weights within FP16's range, activations beyond it."""
     network = tiny_network()
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_what_fp16_cannot_hold_stays_in_fp32_and_is_named(run_export: RunExport,
     assert not (tmp_path / "strict").exists()
 
 
-def test_layers_are_kept_in_fp32_by_their_names(run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_layers_are_kept_in_fp32_by_their_names(run_export: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     kept = run_export(tiny_checkpoint, "--fp16", "--keep-fp32", r"layer4\.\d\.shortcut", "--out", tmp_path / "m")
     assert kept.exit_code == 0, kept.stderr
     report = json.loads((tmp_path / "m" / "report.json").read_text())
@@ -205,7 +205,7 @@ def test_layers_are_kept_in_fp32_by_their_names(run_export: RunExport, tiny_chec
 
 
 def test_an_export_below_its_bar_fails_says_where_and_writes_nothing(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fold that goes wrong: one convolution's weights are half too large."""
 
@@ -222,7 +222,7 @@ def test_an_export_below_its_bar_fails_says_where_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_grey_network_is_exported_too(run_export: RunExport, tmp_path: Path) -> None:
+def test_a_grey_network_is_exported_too(run_export: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
     grey = trained_like(cifar_resnet18(width=8, in_channels=1))
     torch.save(grey.state_dict(), tmp_path / "grey.pt")
@@ -241,14 +241,14 @@ def test_a_grey_network_is_exported_too(run_export: RunExport, tmp_path: Path) -
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_one_clear_line(
-    run_export: RunExport, tmp_path: Path, content: bytes, named: str
+    run_export: Run, tmp_path: Path, content: bytes, named: str
 ) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     assert named in only_error(run_export(tmp_path / "x.pt"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_a_folder_in_place_of_a_checkpoint_is_one_clear_line(run_export: RunExport) -> None:
+def test_a_folder_in_place_of_a_checkpoint_is_one_clear_line(run_export: Run) -> None:
     assert "folder" in only_error(run_export("."))
 
 
@@ -262,7 +262,7 @@ def test_the_console_script_and_the_module_are_the_same_command(tmp_path: Path) 
 
 
 def test_images_that_the_network_was_not_trained_on_are_doubted(
-    run_export: RunExport, shared_data: Path, tmp_path: Path
+    run_export: Run, shared_data: Path, tmp_path: Path
 ) -> None:
     """A real network with its own normalisation and with another: both give PyTorch's answers, one is wrong."""
     checkpoint, pictures = shared_data / "checkpoints" / "resnet20-12fca82f.th", shared_data / "cifar10-test"

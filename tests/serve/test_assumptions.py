@@ -3,19 +3,18 @@
 import io
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-import fuseline.command
 from fuseline.export.inspection.inspection_view import show_package
 from fuseline.export.inspection.package_inspection import inspect_package
 from fuseline.protos.classify_pb2 import GetModelRequest
 from fuseline.serve.client import Client
 from fuseline.serve.model_description import ArtifactVerification
 from fuseline.serve.model_package import Assumption, Verification, load_package
+from tests.commands import Run
 from tests.fakes.colours import encoded, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
@@ -88,28 +87,17 @@ def test_the_client_has_all_of_it(live_address: str) -> None:
     )
 
 
-def test_classify_says_what_is_open_beside_its_answers(
-    live_address: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_classify_says_what_is_open_beside_its_answers(live_address: str, tmp_path: Path, run_fuseline: Run) -> None:
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
 
-    def classify(*arguments: str) -> tuple[str, str]:
-        command = ["fuseline", "classify", str(tmp_path), "--address", live_address, *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit, match="0"):
-            fuseline.command.main()
-        return tuple(capfd.readouterr())  # type: ignore[return-value]
-
-    out, err = classify()
+    code, out, err = run_fuseline("classify", tmp_path, "--address", live_address)
+    assert code == 0
     said = f"{OPEN.key}={OPEN.value}"
     assert err.startswith(f"warning: colours: assumed at its export and settled by nothing: {said}; its server's log")
     assert err.count("\n") == 1
     assert "assumed" not in out
-    out, err = classify("--json")
-    assert err == ""
+    code, out, err = run_fuseline("classify", tmp_path, "--address", live_address, "--json")
+    assert (code, err) == (0, "")
     assert json.loads(out)["assumptions"] == [said]
 
 

@@ -1,20 +1,19 @@
 """A multi-label model: each label by its own sigmoid, from the logits to the terminal."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import fuseline.command
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from fuseline.protos.open_inference_pb2 import ModelConfigRequest, ModelInferRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.model_package import load_package
 from fuseline.serve.services.top_k import RankedBatch, top_k_from_logits
+from tests.commands import Run
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
@@ -84,9 +83,7 @@ async def test_both_protocols_and_streams(start_server: StartServer) -> None:
     assert config.parameters["task"].string_value == "multi-label"
 
 
-def test_the_client_and_the_command_tell_it(
-    live_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_client_and_the_command_tell_it(live_address: str, tmp_path: Path, run_fuseline: Run) -> None:
     with Client(live_address) as client:
         assert client.model().task == "multi-label"
         predictions = client.classify(plain("red"), top_k=4).results[0].predictions
@@ -97,11 +94,9 @@ def test_the_client_and_the_command_tell_it(
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
 
     def classify(*arguments: str) -> str:
-        command = ["fuseline", "classify", str(tmp_path / "red.png"), "--address", live_address, *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit, match="0"):
-            fuseline.command.main()
-        return capfd.readouterr().out
+        code, stdout, _ = run_fuseline("classify", tmp_path / "red.png", "--address", live_address, *arguments)
+        assert code == 0
+        return stdout
 
     rows = [line.split() for line in classify().splitlines()[1:]]
     assert [(row[0], row[-1]) for row in rows] == [("red", "yes"), ("green", "no"), ("blue", "no"), ("dark", "no")]
@@ -112,20 +107,17 @@ def test_the_client_and_the_command_tell_it(
     )
 
 
-def test_every_label_that_holds_is_shown_unless_fewer_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_label_that_holds_is_shown_unless_fewer_are_asked_for(tmp_path: Path, run_fuseline: Run) -> None:
     biases = np.array([2, 2, 2, 2, 2, 2, 2, -2, -2], np.float32)
     told: dict[str, Any] = {"labels": tuple("abcdefghi"), "weights": np.zeros((3, 9), np.float32), "biases": biases}
     package = write_colours_package(tmp_path / "many", task="multi-label", **told)
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
     with server_process(package, "--port", 0, "--http-port", 0, "--backend", "onnxruntime") as server:
         for arguments, shown in (((), 7), (("--top-k", "3"), 3), (("--top-k", "9"), 9)):
-            command = ["fuseline", "classify", str(tmp_path / "red.png"), "--address", server.address, "--json"]
-            monkeypatch.setattr(sys, "argv", [*command, *arguments])
-            with pytest.raises(SystemExit, match="0"):
-                fuseline.command.main()
-            assert len(json.loads(capfd.readouterr().out)["predictions"]) == shown
+            command = ("classify", tmp_path / "red.png", "--address", server.address, "--json")
+            code, stdout, _ = run_fuseline(*command, *arguments)
+            assert code == 0
+            assert len(json.loads(stdout)["predictions"]) == shown
 
 
 def test_workers_answer_the_same(package: Path) -> None:

@@ -18,7 +18,7 @@ from fuseline.benchmarks.gpu.report import as_json, as_tables
 from fuseline.benchmarks.gpu.subject import GpuSubject, open_gpu_subject
 from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.benchmarks.gpu.faults import FAULTS, start_faulty
-from tests.benchmarks.test_cli import exit_code
+from tests.commands import exit_code
 from tests.fakes.clock import Clock
 
 Opened = tuple[GpuSubject, NDArray[np.uint8], NDArray[np.float32]]
@@ -47,13 +47,11 @@ def small(exported: Opened) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_resnet18_on_a_cpu_through_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_resnet18_on_a_cpu_through_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     written = tmp_path / "gpu.json"
     contenders = ",".join(name for name in CONTENDERS if name != "compiled")
     flags = ["--device", "cpu", "--model", "resnet18", "--input-side", 64, "--batch", "1,2", "--contender", contenders]
-    assert exit_code(monkeypatch, "gpu", *flags, "--rounds", 2, "--seconds", 0.05, "--json", written) == 0
+    assert exit_code("fuseline", "bench", "gpu", *flags, "--rounds", 2, "--seconds", 0.05, "--json", written) == 0
 
     out = capsys.readouterr().out
     assert "resnet18, 64 x 64: median (quartiles) of 2 rounds" in out
@@ -119,7 +117,7 @@ def test_a_wrong_answer_ends_with_exit_code_1(
 ) -> None:
     assert not faulty_run.answers_right
     monkeypatch.setattr(fuseline.benchmarks.gpu.comparison, "run_gpu", lambda *_: faulty_run)
-    assert exit_code(monkeypatch, "gpu", "--device", "cpu", "--json", tmp_path / "gpu.json") == 1
+    assert exit_code("fuseline", "bench", "gpu", "--device", "cpu", "--json", tmp_path / "gpu.json") == 1
     assert "wrong answer" in capsys.readouterr().out
     assert (tmp_path / "gpu.json").is_file()
 
@@ -304,5 +302,5 @@ def test_bad_input_is_told_with_exit_code_2(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert exit_code(monkeypatch, "gpu", *flags) == 2
+    assert exit_code("fuseline", "bench", "gpu", *flags) == 2
     assert message in capsys.readouterr().err

@@ -5,15 +5,15 @@ import pytest
 
 from fuseline.benchmarks.gpu import probe
 from fuseline.serve.errors import BackendUnavailableError
-from tests.benchmarks.test_cli import exit_code
+from tests.commands import exit_code
 
 
 def test_every_capability_is_tried_and_what_happened_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
     written = tmp_path / "probe.json"
-    assert exit_code(monkeypatch, "gpu", "--probe", "--json", written) == 0
+    assert exit_code("fuseline", "bench", "gpu", "--probe", "--json", written) == 0
 
     found = json.loads(capsys.readouterr().out)
     assert json.loads(written.read_text()).items() >= found.items()

@@ -45,7 +45,7 @@ from fuseline.protos.open_inference_pb2_grpc import (
 )
 from fuseline.serve.errors import BackendError, VerificationError
 from tests.benchmarks.load.little_servers import little_server
-from tests.benchmarks.test_cli import exit_code
+from tests.commands import exit_code
 
 LOADS = (0.8, 1.0, 2.0, 5.0)
 CALL_S = 0.02
@@ -166,8 +166,8 @@ def test_a_run_writes_json_and_chart_and_its_result_makes_the_chart_again(
     json, png, svg = tmp_path / "peers.json", tmp_path / "new" / "overload.png", tmp_path / "overload.svg"
     flags = ["peers", "--case", "overload", "--peer", "none"]
     # A bar is missed.
-    assert exit_code(monkeypatch, *flags, "--json", json, "--chart", png) == 1
-    assert exit_code(monkeypatch, *flags, "--chart", svg) == 1
+    assert exit_code("fuseline", "bench", *flags, "--json", json, "--chart", png) == 1
+    assert exit_code("fuseline", "bench", *flags, "--chart", svg) == 1
     assert "ResNet-18, overload" in capsys.readouterr().out
     assert svg.read_text(encoding="utf-8").startswith("<?xml")
 

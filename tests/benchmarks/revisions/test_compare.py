@@ -16,7 +16,7 @@ from fuseline.benchmarks.revisions.report import Row, as_markdown
 from fuseline.benchmarks.revisions.trees import Tree, write_tree
 from fuseline.benchmarks.revisions.verdict import EXACT_TOLERANCE, MEMORY_SLACK, judge_counts, round_ratio
 from fuseline.serve.errors import BackendError, InputError
-from tests.benchmarks.test_cli import exit_code
+from tests.commands import exit_code
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 CORE = min(os.sched_getaffinity(0))
@@ -182,10 +182,9 @@ def test_bad_input_is_told_with_exit_code_2(
     arguments: list[str],
     message: str,
     repository: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exit_code(monkeypatch, "compare", *arguments, "--repository", repository) == 2
+    assert exit_code("fuseline", "bench", "compare", *arguments, "--repository", repository) == 2
     said = capsys.readouterr().err
     assert message.lower() in said.lower()
     assert "Traceback" not in said
@@ -253,13 +252,13 @@ def test_15_percent_more_work_in_the_batcher_is_caught_and_none_passes(
     planted: str,
     repository: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By the times alone; instructions would tell it at once."""
     result = tmp_path / "result.json"
     arguments = ["base", head, "--repository", repository, "--case", "batcher", "--no-exact", "--json", result]
-    assert exit_code(monkeypatch, "compare", *arguments) == (1 if head == planted else 0), capsys.readouterr().out
+    code = exit_code("fuseline", "bench", "compare", *arguments)
+    assert code == (1 if head == planted else 0), capsys.readouterr().out
     rows = json.loads(result.read_text())["costs"]
     assert [row["outcome"] for row in rows if "CPU" in row["name"]] == ["regressed" if head == planted else "unchanged"]
 

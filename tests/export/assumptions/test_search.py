@@ -10,7 +10,7 @@ import torch
 from fuseline.export.assumptions.search import Search
 from fuseline.export.assumptions.trials import Trial, best_of
 from fuseline.export.facts.normalizations import normalization_named
-from tests.export.command_outcome import RunExport
+from tests.commands import Run
 from tests.export.digits import held_out_folder, trained_on_digits
 from tests.export.small_resnets import SmallResNet
 
@@ -83,7 +83,7 @@ def test_a_network_that_fits_nothing_is_looked_at_on_few_images() -> None:
     assert [dict(r.values)["pool"] for r in rivals if searched.is_whole(r)] == ["max3"]
 
 
-def test_a_stem_that_strides_before_its_max_pool_is_found_out(run_export: RunExport, tmp_path: Path) -> None:
+def test_a_stem_that_strides_before_its_max_pool_is_found_out(run_export: Run, tmp_path: Path) -> None:
     network = SmallResNet(stem_stride=2, stem_pool=True)
     trained_on_digits(network, normalization_named("imagenet", 3), side=32, epochs=2)
     torch.save(network.state_dict(), tmp_path / "net.pt")

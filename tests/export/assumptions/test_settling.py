@@ -10,7 +10,7 @@ from PIL import Image
 
 from fuseline.export.facts.normalizations import normalization_named
 from fuseline.serve.model_package import load_package
-from tests.export.command_outcome import Outcome, RunExport
+from tests.commands import Outcome, Run
 from tests.export.digits import HELD_OUT, held_out_folder, trained_on_digits
 from tests.export.small_resnets import SmallResNet
 
@@ -25,7 +25,7 @@ def trained(folder: Path, network: SmallResNet, normalization: str, *, side: int
     return right
 
 
-def export(run_export: RunExport, folder: Path, *arguments: object, images: str = "val") -> Outcome:
+def export(run_export: Run, folder: Path, *arguments: object, images: str = "val") -> Outcome:
     return run_export(folder / "net.pt", "--out", folder / "m", "--images", folder / images, *arguments)
 
 
@@ -44,7 +44,7 @@ def accuracy(folder: Path) -> float:
     ],
 )
 def test_what_fits_clearly_better_stops_the_export_and_its_command_is_right(
-    run_export: RunExport, tmp_path: Path, shortcut: str, normalization: str, taken: str
+    run_export: Run, tmp_path: Path, shortcut: str, normalization: str, taken: str
 ) -> None:
     right = trained(tmp_path, SmallResNet(shortcut), normalization)
     stopped = export(run_export, tmp_path)
@@ -58,7 +58,7 @@ def test_what_fits_clearly_better_stops_the_export_and_its_command_is_right(
     assert accuracy(tmp_path) == pytest.approx(right, abs=0.5 / HELD_OUT)
 
 
-def test_without_class_folders_the_batchnorms_tell_alone(run_export: RunExport, tmp_path: Path) -> None:
+def test_without_class_folders_the_batchnorms_tell_alone(run_export: Run, tmp_path: Path) -> None:
     trained(tmp_path, SmallResNet("zeros-after"), "imagenet")
     (tmp_path / "all").mkdir()
     for picture in (tmp_path / "val").rglob("*.png"):
@@ -69,7 +69,7 @@ def test_without_class_folders_the_batchnorms_tell_alone(run_export: RunExport, 
     assert " right" not in stopped.stderr
 
 
-def test_a_flag_holds_against_the_images_and_its_doubt_is_said(run_export: RunExport, tmp_path: Path) -> None:
+def test_a_flag_holds_against_the_images_and_its_doubt_is_said(run_export: Run, tmp_path: Path) -> None:
     trained(tmp_path, SmallResNet(), "half")
     result = export(run_export, tmp_path, "--assume", "normalization=imagenet")
     assert result.exit_code == 0, result.stderr
@@ -78,7 +78,7 @@ def test_a_flag_holds_against_the_images_and_its_doubt_is_said(run_export: RunEx
     assert "than what a flag says, normalization=imagenet" in result.stderr
 
 
-def test_what_was_assumed_rightly_passes_and_is_settled_by_the_images(run_export: RunExport, tmp_path: Path) -> None:
+def test_what_was_assumed_rightly_passes_and_is_settled_by_the_images(run_export: Run, tmp_path: Path) -> None:
     right = trained(tmp_path, SmallResNet(), "imagenet")
     result = export(run_export, tmp_path)
     assert result.exit_code == 0, result.stderr
@@ -95,9 +95,7 @@ def test_what_was_assumed_rightly_passes_and_is_settled_by_the_images(run_export
     assert f"{round(right * HELD_OUT)} of {HELD_OUT} right (eager {round(right * HELD_OUT)})" in result.stderr
 
 
-def test_grey_pictures_of_28_pixels_tell_their_size_and_nothing_guesses_it(
-    run_export: RunExport, tmp_path: Path
-) -> None:
+def test_grey_pictures_of_28_pixels_tell_their_size_and_nothing_guesses_it(run_export: Run, tmp_path: Path) -> None:
     right = trained(tmp_path, SmallResNet(channels=1, pool=7), "half", side=28, channels=1)
     asked = run_export(tmp_path / "net.pt", "--out", tmp_path / "m")
     assert asked.exit_code == 2
@@ -108,7 +106,7 @@ def test_grey_pictures_of_28_pixels_tell_their_size_and_nothing_guesses_it(
     assert accuracy(tmp_path) == pytest.approx(right, abs=0.5 / HELD_OUT)
 
 
-def test_pictures_that_are_all_enlarged_are_said(run_export: RunExport, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_pictures_that_are_all_enlarged_are_said(run_export: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(4):
         picture = Image.fromarray(random.integers(0, 256, (20 + number, 24, 3), np.uint8))
@@ -118,7 +116,7 @@ def test_pictures_that_are_all_enlarged_are_said(run_export: RunExport, tmp_path
     assert "4 of 4 images are smaller than the input, 32 x 32 RGB, and were enlarged" in result.stderr
 
 
-def test_an_accuracy_near_chance_stops_the_export(run_export: RunExport, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_an_accuracy_near_chance_stops_the_export(run_export: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
     """Ten folders for ten classes, and a network that never saw digits."""
     folder = held_out_folder(tmp_path / "val", side=32)
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--images", folder)
@@ -131,7 +129,7 @@ def test_an_accuracy_near_chance_stops_the_export(run_export: RunExport, tmp_pat
 
 
 def test_strict_refuses_while_anything_is_open_and_flags_settle_it(
-    run_export: RunExport, tmp_path: Path, tiny_checkpoint: Path
+    run_export: Run, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     refused = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--strict")
     assert refused.exit_code == 2
@@ -162,7 +160,7 @@ def test_strict_refuses_while_anything_is_open_and_flags_settle_it(
     ],
 )
 def test_assumptions_that_make_no_sense_are_refused(
-    run_export: RunExport, tmp_path: Path, tiny_checkpoint: Path, assume: str, named: str
+    run_export: Run, tmp_path: Path, tiny_checkpoint: Path, assume: str, named: str
 ) -> None:
     result = run_export(tiny_checkpoint, "--out", tmp_path / "m", "--assume", assume)
     assert result.exit_code == 2

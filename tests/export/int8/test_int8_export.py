@@ -20,7 +20,7 @@ from fuseline.serve.errors import BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage, load_package
 from fuseline.serve.package_engines import add_engine
 from fuseline.serve.reference import check_reference
-from tests.export.command_outcome import RunExport, only_error
+from tests.commands import Run, only_error
 
 INT8_GRAPHS = ["model.int8.onnx", "model.int8.tensorrt.onnx"]
 
@@ -101,7 +101,7 @@ def test_below_the_bar_nothing_is_written_and_the_error_tells_the_trade(tiny_che
 
 
 def test_a_graph_for_tensorrt_that_misses_the_bar_is_left_out_and_said(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_a_number(model: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
         return {"onnxruntime": np.full((len(pixels), 10), np.nan, np.float32)}
@@ -125,7 +125,7 @@ def test_a_graph_for_tensorrt_that_misses_the_bar_is_left_out_and_said(
 
 
 def test_a_bar_without_int8_and_too_few_images_are_refused(
-    run_export: RunExport, tiny_checkpoint: Path, tmp_path: Path
+    run_export: Run, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     assert "add --int8" in only_error(run_export(tiny_checkpoint, "--int8-bar", "0.9", "--out", tmp_path / "m"))
     (tmp_path / "pictures").mkdir()

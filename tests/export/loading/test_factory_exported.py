@@ -9,7 +9,7 @@ import torch
 
 from fuseline.export.commands.convert_command import convert
 from fuseline.export.commands.inspect_command import inspect
-from tests.export.command_outcome import RunExport, only_error
+from tests.commands import Run, only_error
 from tests.export.resnets import CifarBasic, CifarResNet, trained_like
 
 SOURCE = """
@@ -52,7 +52,7 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sys.modules.pop("users_code_on_disk")
 
 
-def test_a_network_that_flattens_by_a_view_is_exported_at_its_own_size(users, run_export: RunExport) -> None:
+def test_a_network_that_flattens_by_a_view_is_exported_at_its_own_size(users, run_export: Run) -> None:
     torch.manual_seed(0)
     torch.save(users.Flattens().state_dict(), "flattens.pt")
     result = run_export("flattens.pt", "--factory", "users_code_on_disk:Flattens")
@@ -61,7 +61,7 @@ def test_a_network_that_flattens_by_a_view_is_exported_at_its_own_size(users, ru
     assert (size["height"], size["width"]) == (32, 32)
 
 
-def test_a_size_that_nothing_tells_is_asked_for(users, run_export: RunExport) -> None:
+def test_a_size_that_nothing_tells_is_asked_for(users, run_export: Run) -> None:
     torch.save(users.Pools().state_dict(), "pools.pt")
     message = only_error(run_export("pools.pt", "--factory", "users_code_on_disk:Pools"))
     assert "--input-size 32 (28, 64, 224 or whatever it was)" in message
@@ -69,7 +69,7 @@ def test_a_size_that_nothing_tells_is_asked_for(users, run_export: RunExport) ->
     assert run_export("pools.pt", "--factory", "users_code_on_disk:Pools", "--input-size", "28").exit_code == 0
 
 
-def test_take_and_head_reach_every_command(tmp_path: Path, run_export: RunExport, capfd) -> None:
+def test_take_and_head_reach_every_command(tmp_path: Path, run_export: Run, capfd) -> None:
     torch.manual_seed(0)
     student = trained_like(CifarResNet(CifarBasic, (1, 1, 1, 1), [4, 8, 16, 32], classes=7)).state_dict()
     student |= {"other.weight": torch.ones(3, 32), "other.bias": torch.ones(3)}

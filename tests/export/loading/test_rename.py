@@ -1,7 +1,6 @@
 """`--rename FILE` and `inspect --rename-template`: names from the user, for every command that reads a checkpoint."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from fuseline.command import main
 from fuseline.export.conversion import convert_checkpoint
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source, rename_template_of
 from fuseline.export.loading.rename import read_renames
 from fuseline.serve.errors import ArchitectureError, InputError
 from fuseline.serve.model_package import load_package
-from tests.export.command_outcome import RunExport, only_error
+from tests.commands import Run, only_error
 from tests.export.recognition.equal_networks import assert_equal_logits
 from tests.export.recognition.hand_written import ListedConvolutions, Named
 from tests.export.resnets import tiny_network, trained_like
@@ -41,21 +39,17 @@ def unnamed(tmp_path: Path) -> tuple[Path, nn.Module]:
     return saved(tmp_path / "own.pt", network), network
 
 
-def inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    monkeypatch.setattr(sys, "argv", ["fuseline", "inspect", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exited:
-        main()
-    shown = capsys.readouterr()
-    assert not exited.value.code, shown.err
-    return shown.out
+def inspect(run_fuseline: Run, *arguments: object) -> str:
+    code, stdout, stderr = run_fuseline("inspect", *arguments)
+    assert code == 0, stderr
+    return stdout
 
 
 def test_the_refusals_advice_leads_to_a_package(
     unnamed: tuple[Path, nn.Module],
     tmp_path: Path,
-    run_export: RunExport,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run_export: Run,
+    run_fuseline: Run,
 ) -> None:
     path, network = unnamed
     message = only_error(run_export(path, "--out", tmp_path / "package"))
@@ -63,24 +57,22 @@ def test_the_refusals_advice_leads_to_a_package(
     assert "`fuseline inspect CHECKPOINT --rename-template names.json`" in message
     assert "--rename names.json" in message
     names = tmp_path / "names.json"
-    assert "0 of them without a name" in inspect(capfd, monkeypatch, path, "--rename-template", names)
+    assert "0 of them without a name" in inspect(run_fuseline, path, "--rename-template", names)
     source = NetworkSource(path, rename=names)
     assert_equal_logits(network, network_of(read_source(source), source), side=32)
     done = run_export(path, "--rename", names, "--out", tmp_path / "package")
     assert done.exit_code == 0, done.stderr
     assert load_package(tmp_path / "package").manifest.architecture.startswith("CIFAR ResNet")
-    assert "tensors renamed by --rename" in inspect(capfd, monkeypatch, path, "--rename", names)
+    assert "tensors renamed by --rename" in inspect(run_fuseline, path, "--rename", names)
     convert_checkpoint(source, to="cifar", out=tmp_path / "cifar.pt")
     again = NetworkSource(tmp_path / "cifar.pt")
     assert_equal_logits(network, network_of(read_source(again), again), side=32)
 
 
-def test_the_template_is_printed_and_leaves_out_what_it_cannot_tell(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_template_is_printed_and_leaves_out_what_it_cannot_tell(tmp_path: Path, run_fuseline: Run) -> None:
     tensors = trained_like(Named((1, 1), (8, 16), shortcut=("side", "sidenorm"), **OWN_NAMES)).state_dict()
     torch.save(tensors | {"gain": torch.ones(3)}, tmp_path / "odd.pt")
-    template = json.loads(inspect(capsys, monkeypatch, tmp_path / "odd.pt", "--rename-template", "-"))
+    template = json.loads(inspect(run_fuseline, tmp_path / "odd.pt", "--rename-template", "-"))
     assert template["gain"] == ""
     assert template["entry.weight"] == "conv1.weight"
     assert template["s2b0.sidenorm.running_mean"] == "layer2.0.downsample.1.running_mean"
@@ -220,11 +212,6 @@ def test_names_cannot_grow_without_bound(tmp_path: Path) -> None:
         read_source(source)
 
 
-def test_a_package_has_no_names_to_change(
-    unnamed: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_has_no_names_to_change(unnamed: tuple[Path, nn.Module], tmp_path: Path, run_fuseline: Run) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    monkeypatch.setattr(sys, "argv", ["fuseline", "inspect", str(tmp_path), "--rename-template", "-"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--rename-template" in capsys.readouterr().err
+    assert "--rename-template" in run_fuseline("inspect", tmp_path, "--rename-template", "-").stderr

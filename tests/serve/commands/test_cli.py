@@ -5,17 +5,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import fuseline.command
 from fuseline.serve.settings import Settings
+from tests.commands import Run
 from tests.fakes.colours import LABELS, encoded, plain
 from tests.serve.processes import ROOT, finished
-
-Run = Callable[..., tuple[int, str, str]]
 
 SERVICE_LINKS = ("FUSELINE_PORT", "FUSELINE_HTTP_PORT")
 OTHER_SERVICE_VARIABLES = {
@@ -33,19 +30,10 @@ COMMANDS = ["export", "serve", "classify", "health", "convert", "inspect", "engi
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the `fuseline` command in this process; return exit code, stdout, stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fuseline", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "100")
-        with pytest.raises(SystemExit) as exit_:
-            fuseline.command.main()
-        code = exit_.value.code
-        assert isinstance(code, int)
-        return code, *capfd.readouterr()
-
-    return command
+def run(run_fuseline: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run_fuseline` on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+    return run_fuseline
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import fuseline.command
 from fuseline.serve import doctor
 from fuseline.serve.backends import Judgement, judge_backends, open_backend, registry
 from fuseline.serve.backends.gpu.cuda import Gpu
@@ -25,14 +24,12 @@ ADA = Driver("580.95.05", "13.2", (Gpu("Fake RTX 4090", "sm89", 24 * 2**30),), N
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_fuseline):
     """Run `fuseline doctor ARGUMENTS`; return exit code and stdout."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fuseline", "doctor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            fuseline.command.main()
-        return end.value.code, capsys.readouterr().out
+        outcome = run_fuseline("doctor", *arguments)
+        return outcome.exit_code, outcome.stdout
 
     return run
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import re
-import sys
 from contextlib import nullcontext
 from shutil import copytree
 
 import pytest
 
-import fuseline.command
 from fuseline.serve import package_engines
 from fuseline.serve.backends.engine.key import EngineDetails
 from fuseline.serve.backends.engine.lock import file_lock
@@ -22,15 +20,12 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_fuseline):
     """Run `fuseline engine ARGUMENTS`; return exit code, stdout's lines, stderr."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fuseline", "engine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            fuseline.command.main()
-        out, err = capsys.readouterr()
-        return end.value.code, out.splitlines(), err
+        outcome = run_fuseline("engine", *arguments)
+        return outcome.exit_code, outcome.stdout.splitlines(), outcome.stderr
 
     return run
 

@@ -1,44 +1,31 @@
 """`fuseline health` against a real server, as a container's health check runs it."""
 
 import socket
-import sys
 
 import pytest
 
-import fuseline.command
+from tests.commands import exit_code
 
 
-def health(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fuseline", "health", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        fuseline.command.main()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
-def test_a_server_that_serves_is_0(
-    live_address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert health(monkeypatch, "--address", live_address) == 0
-    assert health(monkeypatch, "--address", live_address, "--service", "fuseline.v1.Classifier") == 0
+def test_a_server_that_serves_is_0(live_address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("fuseline", "health", "--address", live_address) == 0
+    assert exit_code("fuseline", "health", "--address", live_address, "--service", "fuseline.v1.Classifier") == 0
     assert capsys.readouterr().out == "SERVING\nSERVING\n"
 
 
 def test_the_port_is_that_of_the_servers_own_variable(live_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSELINE_PORT", live_address.rpartition(":")[2])
-    assert health(monkeypatch) == 0
+    assert exit_code("fuseline", "health") == 0
 
 
-def test_a_service_that_is_not_served_is_1(
-    live_address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert health(monkeypatch, "--address", live_address, "--service", "nobody") == 1
+def test_a_service_that_is_not_served_is_1(live_address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("fuseline", "health", "--address", live_address, "--service", "nobody") == 1
     assert "NOT_FOUND" in capsys.readouterr().out
 
 
-def test_no_server_is_1_and_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_server_is_1_and_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert health(monkeypatch, "--address", address) == 1
+        assert exit_code("fuseline", "health", "--address", address) == 1
     assert capsys.readouterr().out.startswith(f"no answer from {address}: UNAVAILABLE")
