@@ -44,8 +44,9 @@ def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def run_fuseline(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run `fuseline ARGUMENTS` in this process."""
+def run_fuseline(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `fuseline ARGUMENTS` in this process, on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
 
     def run(*arguments: object) -> Outcome:
         return Outcome(exit_code("fuseline", *arguments), *capfd.readouterr())
