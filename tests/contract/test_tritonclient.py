@@ -13,8 +13,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from fuseline.protos import open_inference_pb2
 from fuseline.serve.client import Client
 from tests.fakes.colours import noise, write_colours_package
-from tests.serve.processes import ROOT, server_process
-from tests.serve.test_server_process import FAST, free_port, get
+from tests.serve.processes import FAST, ROOT, free_port, get, server_process
 
 PYTHON = ROOT / ".venv-tritonclient/bin/python"
 CALLS = Path(__file__).with_name("tritonclient_calls.py")

@@ -11,25 +11,12 @@ from PIL import Image
 
 from fuseline.serve.images import decode_image
 from tests.examples.conftest import Silent
+from tests.examples.pictures import write_picture, write_pictures
 
 
 @pytest.fixture(scope="module")
 def image_folder():
     return importlib.import_module("image_folder")
-
-
-def _write(path: Path, seed: int, size: tuple[int, int] = (20, 14)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def write_pictures(folder: Path, counts: dict[str, int]) -> Path:
-    for index, (label, count) in enumerate(counts.items()):
-        for k in range(count):
-            _write(folder / label / f"{k}.png", seed=100 * index + k)
-    return folder
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def test_labels_are_the_folders_names_and_a_fifth_of_each_class_is_held_out(imag
 @pytest.mark.parametrize("side", [16, 64, 72])
 def test_pixels_are_those_that_the_server_feeds_to_the_exported_network(image_folder, tmp_path, side):
     for k, (label, size) in enumerate([("a", (50, 90)), ("a", (90, 50)), ("b", (200, 100)), ("b", (30, 30))]):
-        _write(tmp_path / label / f"{k}.jpg", seed=k, size=size)
+        write_picture(tmp_path / label / f"{k}.jpg", seed=k, size=size)
     data = image_folder.load_image_folder(tmp_path, side=side)
     ours = {image.permute(1, 2, 0).numpy().tobytes() for image in (*data.train_images, *data.held_out_images)}
     shorter = image_folder.resized_shorter_side(side)
@@ -123,7 +110,7 @@ def test_a_training_goes_on_only_with_the_same_images(train, photos, tmp_path, m
     train.train(recipe(str(photos)), out, Silent())
     monkeypatch.chdir(tmp_path)
     train.train(recipe("./photos"), out, Silent())  # the same folder under another name
-    _write(photos / "cat" / "new.png", seed=7)
+    write_picture(photos / "cat" / "new.png", seed=7)
     with pytest.raises(ValueError, match=r"other images \(17 files, .*\), not \./photos \(18 files, .*--restart"):
         train.train(recipe("./photos"), out, Silent())
 
@@ -147,7 +134,7 @@ def test_all_of_the_real_pictures_are_read(image_folder, shared_data):
 
 
 def _no_folders(folder):
-    _write(folder / "1.png", seed=1)
+    write_picture(folder / "1.png", seed=1)
 
 
 def _one_class(folder):

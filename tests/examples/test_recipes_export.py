@@ -10,7 +10,7 @@ import torch
 from fuseline.export.commands.export_command import app as export_app
 from fuseline.serve.model_package import load_package
 from tests.examples.conftest import Silent, invoke
-from tests.examples.test_image_folder import write_pictures
+from tests.examples.pictures import write_pictures
 
 
 @pytest.mark.parametrize("model", ["resnet18-cifar", "resnet34", "resnet20", "plain18"])

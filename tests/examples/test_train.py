@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.examples.conftest import EXAMPLES, Silent, command, invoke
-from tests.examples.test_image_folder import write_pictures
+from tests.examples.pictures import write_pictures
 
 MODELS = ("plain18", "resnet18-cifar", "resnet20", "resnet34")
 

@@ -3,8 +3,11 @@
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ from fuseline.protos.classify_pb2 import ClassifyRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 
 ROOT = Path(__file__).parents[2]
+FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
+"""Flags of a server that starts fast on a free port, without HTTP."""
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
@@ -82,6 +87,24 @@ def finished(*arguments: object) -> tuple[int, str, str]:
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """The status and the body of an HTTP answer."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def own_channel(server: ServerProcess) -> grpc.aio.Channel:

@@ -15,9 +15,8 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Imag
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.fakes.colours import encoded, expected_logits, noise
-from tests.serve.processes import own_channel, server_process
+from tests.serve.processes import FAST, own_channel, server_process
 from tests.serve.services.open_inference_requests import infer_request, logits_of
-from tests.serve.test_server_process import FAST
 
 CALLERS = 24
 CALLS = 40

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,25 +24,16 @@ from fuseline.serve.errors import InputError
 from fuseline.serve.server import Server
 from tests.fakes.colours import encoded, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer, settings
-from tests.serve.processes import ROOT, ServerProcess, check_drain_under_load, finished, server_process
-
-FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def get(address: str, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+from tests.serve.processes import (
+    FAST,
+    ROOT,
+    ServerProcess,
+    check_drain_under_load,
+    finished,
+    free_port,
+    get,
+    server_process,
+)
 
 
 def request(seed: int) -> ClassifyRequest:

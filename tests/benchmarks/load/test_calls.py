@@ -9,8 +9,8 @@ from fuseline.benchmarks.harness.server_process import ServerProcess, started_se
 from fuseline.benchmarks.load.calls import CLASSIFY, CLASSIFY_STREAM, CallError, open_calls
 from fuseline.benchmarks.load.closed_loop import run_closed_loop
 from fuseline.protos.classify_pb2 import ClassifyResponse
+from tests.benchmarks.load.colour_requests import load, request
 from tests.benchmarks.load.little_servers import STREAM, little_server
-from tests.benchmarks.load.test_closed_loop import load, request
 from tests.fakes.colours import LABELS
 
 

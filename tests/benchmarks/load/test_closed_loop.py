@@ -6,28 +6,12 @@ import numpy as np
 import pytest
 
 from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
-from fuseline.benchmarks.load.closed_loop import ClosedLoad, answers_in_window, run_closed_loop
+from fuseline.benchmarks.load.closed_loop import answers_in_window, run_closed_loop
 from fuseline.benchmarks.serving.measure import connect
 from fuseline.protos import classify_pb2
 from fuseline.serve.errors import BackendError
+from tests.benchmarks.load.colour_requests import load, request
 from tests.fakes.colours import LABELS, plain
-
-
-def request(colour: str, **fields: object) -> bytes:
-    image = classify_pb2.Image(raw=plain(colour).tobytes())
-    return classify_pb2.ClassifyRequest(images=[image], **fields).SerializeToString()
-
-
-def load(address: str, **changes: object) -> ClosedLoad:
-    settings: dict = {
-        "address": address,
-        "requests": tuple(request(colour) for colour in LABELS),
-        "burn_in_requests": tuple(request(colour, return_logits=True) for colour in LABELS),
-        "concurrency": 4,
-        "seconds": 0.3,
-        "burn_in_s": 0.1,
-    }
-    return ClosedLoad(**(settings | changes))
 
 
 @pytest.mark.parametrize("start", [3.0, 3.005, 3.01, 3.3, 3.5, 3.505, 3.9])

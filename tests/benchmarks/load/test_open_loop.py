@@ -10,8 +10,8 @@ from fuseline.benchmarks.harness.server_process import ServerProcess
 from fuseline.benchmarks.load.open_loop import NOT_SENT, UNANSWERED, OpenLoad, poisson_arrivals, run_open_loop
 from fuseline.protos.classify_pb2 import ClassifyResponse
 from fuseline.serve.errors import BackendError, InputError
+from tests.benchmarks.load.colour_requests import load, request
 from tests.benchmarks.load.little_servers import METHOD, little_server
-from tests.benchmarks.load.test_closed_loop import load, request
 from tests.fakes.colours import LABELS
 
 

@@ -16,8 +16,7 @@ from fuseline.benchmarks.serving.measure import measure_serving
 from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.errors import InputError
 from fuseline.serve.metrics.metrics import Metrics
-from tests.serve.processes import ServerProcess, server_process
-from tests.serve.test_server_process import free_port
+from tests.serve.processes import ServerProcess, free_port, server_process
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from fuseline.export.recognition.architecture_names import name_of
 from fuseline.export.recognition.architectures import recognise
 from fuseline.export.recognition.naming.naming_schemes import SCHEMES, NamingScheme
 from tests.export.recognition.equal_networks import assert_equal_logits, assert_same_network
-from tests.export.recognition.test_layer_settings import settings_of
+from tests.export.recognition.layer_settings import settings_of
 from tests.export.resnets import (
     CifarBasic,
     CifarBottleneck,

@@ -9,17 +9,8 @@ from fuseline.export.recognition.architectures import recognise
 from fuseline.export.recognition.layer_settings import apply_layer_settings
 from fuseline.export.recognition.programs.program_check import EVERYTHING
 from tests.export.recognition.equal_networks import assert_equal_logits, refusal
+from tests.export.recognition.layer_settings import settings_of
 from tests.export.resnets import cifar_resnet18, trained_like
-
-
-def settings_of(network: nn.Module) -> dict[str, dict]:
-    """Every layer's plain attributes and the name of its class, as a reader of whole modules gives them."""
-    return {
-        name: {"type": type(child).__name__}
-        | {key: value for key, value in vars(child).items() if isinstance(value, int | float | tuple | str)}
-        for name, child in network.named_modules()
-        if name
-    }
 
 
 def test_settings_that_agree_change_nothing():

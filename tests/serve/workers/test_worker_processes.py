@@ -25,14 +25,16 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from tests.fakes.colours import encoded, noise, plain
 from tests.serve.processes import (
+    FAST,
     ServerProcess,
     check_drain_under_load,
     finished,
+    free_port,
+    get,
     lives,
     own_channel,
     server_process,
 )
-from tests.serve.test_server_process import FAST, free_port, get
 
 ROOT = Path(__file__).parents[3]
 
