@@ -30,7 +30,7 @@ def exit_code(*command: object, main: Callable[[], object] = fuseline.command.ma
 
 
 def only_error(result: Outcome) -> str:
-    """The one error line; asserts that the exit code says wrong input."""
+    """Return the one error line; the exit code must say wrong input."""
     assert result.exit_code == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr

@@ -9,7 +9,7 @@ Facts = dict[str, Any]
 
 
 def kept_facts(path: Path) -> Iterator[Facts]:
-    """For a fixture: yield what is filled, then print it and keep it as JSON in `path`."""
+    """Yield a dict for a fixture's users to fill; then print it and write it to `path` as JSON."""
     measured: Facts = {}
     yield measured
     path.write_text(json.dumps(measured, indent=2) + "\n")

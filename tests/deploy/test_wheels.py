@@ -1,4 +1,4 @@
-"""Wheels of a bundle; pip is played, as it asks an index."""
+"""Wheels of a bundle, by a fake of pip that asks no index."""
 
 import hashlib
 import zipfile
@@ -28,7 +28,7 @@ def pin_of(path: Path) -> Pin:
     return Pin(name, version, (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",))
 
 
-class PlayedPip:
+class FakePip:
     """Downloads what is in a folder, builds what is in another."""
 
     def __init__(self, index: Path, sources: Path) -> None:
@@ -48,19 +48,19 @@ class PlayedPip:
 
 
 @pytest.fixture
-def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlayedPip:
-    played = PlayedPip(tmp_path / "index", tmp_path / "sources")
-    played.index.mkdir()
-    played.sources.mkdir()
+def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePip:
+    fake = FakePip(tmp_path / "index", tmp_path / "sources")
+    fake.index.mkdir()
+    fake.sources.mkdir()
 
     def pip_of(wheels: Wheels, pins: list[Pin], command: str, *flags: str) -> str | None:
-        return played(pins, command, *flags)
+        return fake(pins, command, *flags)
 
     monkeypatch.setattr(Wheels, "_pip", pip_of)
-    return played
+    return fake
 
 
-def test_what_is_there_and_sound_is_not_downloaded_again(pip: PlayedPip, tmp_path: Path) -> None:
+def test_what_is_there_and_sound_is_not_downloaded_again(pip: FakePip, tmp_path: Path) -> None:
     pins = [pin_of(wheel(pip.index / f"{name}-1.0-py3-none-any.whl")) for name in ("a", "b")]
     wheels = Wheels(tmp_path / "wheels", TARGET)
     assert [path.name for path in wheels.of(pins).values()] == ["a-1.0-py3-none-any.whl", "b-1.0-py3-none-any.whl"]
@@ -71,7 +71,7 @@ def test_what_is_there_and_sound_is_not_downloaded_again(pip: PlayedPip, tmp_pat
     assert pip.calls[1:] == [("download", ["a"])]
 
 
-def test_what_is_published_as_source_alone_is_built_if_it_is_portable(pip: PlayedPip, tmp_path: Path) -> None:
+def test_what_is_published_as_source_alone_is_built_if_it_is_portable(pip: FakePip, tmp_path: Path) -> None:
     there = pin_of(wheel(pip.index / "a-1.0-py3-none-any.whl"))
     wheel(pip.sources / "pure-2.0-py2.py3-none-any.whl")
     pure = Pin("pure", "2.0", ("sha256:of-the-source",))

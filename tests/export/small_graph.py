@@ -19,8 +19,8 @@ def small_graph(
 ) -> bytes:
     """`image` uint8 NHWC -> float NCHW, centred, stem, pool, a block with a shortcut, classifier -> `logits`."""
     rng = np.random.default_rng(7)
-    half = precision == "fp16"
-    scalar, compute = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
+    is_fp16 = precision == "fp16"
+    scalar, compute = (np.float16, TensorProto.FLOAT16) if is_fp16 else (np.float32, TensorProto.FLOAT)
     of_classifier = np.float32 if fp32_classifier else scalar
 
     def weight(name: str, *shape: int, scalar: type = scalar) -> onnx.TensorProto:

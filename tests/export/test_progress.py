@@ -7,7 +7,7 @@ from rich.console import Console
 from fuseline.export.progress import ConsoleProgress, LogProgress
 
 
-def narrate(*, terminal: bool) -> str:
+def printed(*, terminal: bool) -> str:
     written = StringIO()
     progress = ConsoleProgress(Console(file=written, force_terminal=terminal, color_system=None, width=80))
     with progress.step("Folding [best]") as step:
@@ -20,11 +20,11 @@ def narrate(*, terminal: bool) -> str:
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines_only() -> None:
-    assert narrate(terminal=False).splitlines() == ["Folding [best]: 20 folded", "warning: mean was [assumed]"]
+    assert printed(terminal=False).splitlines() == ["Folding [best]: 20 folded", "warning: mean was [assumed]"]
 
 
 def test_on_a_terminal_a_step_is_shown_while_it_runs_and_ticked_when_it_is_done() -> None:
-    shown = narrate(terminal=True)
+    shown = printed(terminal=True)
     assert "━" in shown
     assert "✓" in shown
     assert "Folding [best]: 20 folded" in shown, "brackets of a file's name are no markup"

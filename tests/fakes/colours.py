@@ -86,7 +86,7 @@ def write_colours_package(
 def expected_logits(
     pixels: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS, biases: NDArray[np.float32] = BIASES
 ) -> NDArray[np.float64]:
-    """What the model answers for (rows, height, width, channels)."""
+    """Logits (rows, classes) that the model answers for pixels (rows, height, width, channels)."""
     return pixels.astype(np.float64).mean(axis=(1, 2)) / 255 @ weights + biases
 
 

@@ -1,4 +1,4 @@
-"""Processes that a test leads by the hand: each line said is an event for the other side."""
+"""Python processes that a test steers: each line that one side says is an event for the other."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ def hear():
 """
 
 
-class Child:
-    """A Python process that runs `program`, which may `say(text)` and `hear()`; it is killed at the end."""
+class ChildProcess:
+    """A Python process that runs `program`, which may `say(text)` and `hear()`; leaving the context kills it."""
 
     def __init__(self, program: str, *arguments: object, start: bool = True) -> None:
         self._command = [sys.executable, "-c", _PRELUDE + program, *map(str, arguments)]
@@ -30,7 +30,7 @@ class Child:
         )
 
     def hear(self) -> str:
-        """The next line that it says; fails with what it wrote to stderr if it ends instead."""
+        """Return the next line that it says; fail with what it wrote to stderr if it ends instead."""
         line = self._process.stdout.readline()
         assert line, self._process.communicate()[1]
         return line.strip()
@@ -43,7 +43,7 @@ class Child:
         self._process.kill()
         self._process.wait()
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "ChildProcess":
         return self
 
     def __exit__(self, *_: object) -> None:

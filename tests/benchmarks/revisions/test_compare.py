@@ -98,7 +98,7 @@ def test_code_from_elsewhere_is_refused(base: Tree, files: Path, tmp_path: Path)
             pass
 
 
-class Recorder:
+class RecordingContender:
     def __init__(self, name: str, order: list[str]) -> None:
         self._name, self._order = name, order
 
@@ -109,7 +109,7 @@ class Recorder:
 
 def test_contenders_take_turns_and_every_second_abba_is_turned_round() -> None:
     order: list[str] = []
-    found = abba_stretches(Recorder("a", order), Recorder("b", order), 2)
+    found = abba_stretches(RecordingContender("a", order), RecordingContender("b", order), 2)
     assert "".join(order) == "abbabaab"
     # As listed each is a, b, b, a again.
     assert [[stretch["cpu"] for stretch in abba] for abba in found] == [[1, 2, 3, 4], [6, 5, 8, 7]]

@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.serve.errors import ArchitectureError
 from tests.export.recognition.equal_networks import assert_equal_logits
-from tests.export.recognition.scripts import recognised_in, recognised_of, saved
+from tests.export.recognition.torchscript_files import recognised_in, recognised_of, saved
 from tests.export.resnets import trained_like
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fuseline.export.commands.inspect_command import inspect
 from fuseline.serve.errors import ArchitectureError, CheckpointError, InputError
-from tests.export.recognition.scripts import saved
+from tests.export.recognition.torchscript_files import saved
 from tests.export.resnets import tiny_network
 
 

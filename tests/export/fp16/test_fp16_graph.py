@@ -81,18 +81,18 @@ def test_inputs_that_onnx_wants_in_fp32_stay_so(graph: onnx.ModelProto) -> None:
         helper.make_node("Div", ["squeezed", "classes"], ["logits"], "div"),
     ]
     odd = with_nodes(graph, nodes, axes=np.array([1, 2]), scales=np.ones(4, np.float32))
-    half = fp16_from_fp32(odd)
-    onnx.checker.check_model(half, full_check=True)
-    types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
+    fp16 = fp16_from_fp32(odd)
+    onnx.checker.check_model(fp16, full_check=True)
+    types = {tensor.name: tensor.data_type for tensor in fp16.graph.initializer}
     assert types["scales"] == TensorProto.FLOAT
-    assert "count/to_fp16" in names(half)
-    assert np.abs(ort_logits(half) - ort_logits(odd)).max() < 1e-2
+    assert "count/to_fp16" in names(fp16)
+    assert np.abs(ort_logits(fp16) - ort_logits(odd)).max() < 1e-2
 
 
 def test_the_stored_graph_holds_nothing_that_16_bits_would_not(graph: onnx.ModelProto) -> None:
-    half = fp16_from_fp32(graph)
-    stored = stored_in_fp16(half)
-    values = [node.output[0] for node in half.graph.node if node.op_type in ("Conv", "Relu", "Add", "Gemm")]
+    fp16 = fp16_from_fp32(graph)
+    stored = stored_in_fp16(fp16)
+    values = [node.output[0] for node in fp16.graph.node if node.op_type in ("Conv", "Relu", "Add", "Gemm")]
     stored.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
     for given in onnxruntime.InferenceSession(stored.SerializeToString()).run(values, {"image": PIXELS[:2]}):
         assert given.dtype == np.float32

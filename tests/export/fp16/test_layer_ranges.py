@@ -58,11 +58,11 @@ def test_weights_are_judged_as_fp16_would_hold_them(graph: onnx.ModelProto, rang
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     for layer, scale in (("conv1", 64), ("layer3.0.conv1", 1)):
         values = weights[f"{layer}.weight"] * scale
-        half = np.abs(values.astype(np.float16))
+        fp16 = np.abs(values.astype(np.float16))
         found = ranges[layer]
         assert found.largest_weight == pytest.approx(np.abs(values).max())
-        assert found.subnormal_share == pytest.approx(((half < 2**-14) & (half > 0)).mean(), abs=1e-3)
-        assert found.lost_share == ((half == 0) & (values != 0)).mean()
+        assert found.subnormal_share == pytest.approx(((fp16 < 2**-14) & (fp16 > 0)).mean(), abs=1e-3)
+        assert found.lost_share == ((fp16 == 0) & (values != 0)).mean()
         assert found.weight_margin == pytest.approx(
             65504 / max(np.abs(values).max(), np.abs(weights[f"{layer}.bias"]).max())
         )

@@ -99,20 +99,20 @@ def test_a_graph_with_batchnorm_or_of_another_form_is_refused(graph: onnx.ModelP
 
 
 def test_the_fp16_graph_is_fp16_all_through_and_close(graph: onnx.ModelProto) -> None:
-    half = fp16_from_fp32(graph)
-    share = check_share(half, "fp16")
+    fp16 = fp16_from_fp32(graph)
+    share = check_share(fp16, "fp16")
     assert share.own_layers == share.layers == 21
     assert share.own_weights == share.weights > 0
-    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    inferred = onnx.shape_inference.infer_shapes(fp16, strict_mode=True)
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
-    outputs = [node.output[0] for node in half.graph.node if node.op_type in ("Conv", "Relu", "Add", "ReduceMean")]
+    outputs = [node.output[0] for node in fp16.graph.node if node.op_type in ("Conv", "Relu", "Add", "ReduceMean")]
     assert {types[name] for name in outputs} == {TensorProto.FLOAT16}
-    assert (half.graph.input[0].type.tensor_type.elem_type, half.graph.output[0].type.tensor_type.elem_type) == (
+    assert (fp16.graph.input[0].type.tensor_type.elem_type, fp16.graph.output[0].type.tensor_type.elem_type) == (
         TensorProto.UINT8,
         TensorProto.FLOAT,
     )
     pixels = generated_sample(SPEC, 8).pixels
-    expected, given = run(graph, pixels), run(half, pixels)
+    expected, given = run(graph, pixels), run(fp16, pixels)
     assert 0 < np.abs(given - expected).max() < 5e-3 * (expected.max() - expected.min())
 
 

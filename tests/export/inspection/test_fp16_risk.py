@@ -13,16 +13,16 @@ from fuseline.serve.precision import FP16_LARGEST
 def test_shares_are_what_a_cast_does(values: list[float]) -> None:
     weight = np.array(values, np.float32)
     with np.errstate(over="ignore"):
-        half = weight.astype(np.float16)
+        fp16 = weight.astype(np.float16)
     found = fp16_facts("conv", weight, None)
-    zero = ((half == 0) & (weight != 0)).mean()
+    zero = ((fp16 == 0) & (weight != 0)).mean()
     # A number just below 2**-14 rounds up to it, and has kept its bits but one.
     smallest_normal = np.float16(2.0**-14)
-    subnormal = ((half != 0) & (np.abs(half) < smallest_normal)).mean()
-    rounded_up = ((np.abs(weight) < 2.0**-14) & (np.abs(half) == smallest_normal)).mean()
+    subnormal = ((fp16 != 0) & (np.abs(fp16) < smallest_normal)).mean()
+    rounded_up = ((np.abs(weight) < 2.0**-14) & (np.abs(fp16) == smallest_normal)).mean()
     assert found.zero_share == pytest.approx(zero)
     assert found.subnormal_share == pytest.approx(subnormal + rounded_up)
-    assert np.isinf(half).any() <= any("beyond" in risk for risk in found.risks)
+    assert np.isinf(fp16).any() <= any("beyond" in risk for risk in found.risks)
 
 
 @pytest.mark.parametrize(

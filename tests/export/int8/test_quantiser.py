@@ -227,7 +227,7 @@ def with_a_dead_channel() -> nn.Module:
     [(bottleneck, 32), (wide_groups, 64), (preact, 32), (squeezed, 32), (with_a_dead_channel, 32)],
     ids=["bottleneck", "groups", "pre-activation", "squeeze and excitation, pooled", "option A, dead channel"],
 )
-def test_every_family_is_int8_throughout_and_close_to_fp32(make, side: int) -> None:
+def test_every_architecture_is_int8_throughout_and_close_to_fp32(make, side: int) -> None:
     torch.manual_seed(0)
     own = subject(make(), side, images=32)
     seen = activation_histograms(own.model, quantised_tensors(own.model), own.calibration, lambda _: None)

@@ -1,4 +1,4 @@
-"""Every family all the way to its graphs: FP32 and FP16 by ONNX Runtime, and an FP16 engine, from one checkpoint."""
+"""Every architecture as far as its graphs: FP32 and FP16 by ONNX Runtime, and an FP16 engine, of one checkpoint."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ NORMALIZATION = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 NARROW = {"channels": (8, 16, 24, 32), "num_classes": 7}
 HUGGINGFACE = {"layer_type": "bottleneck", "embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 2]}
 
-FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "option A": (lambda: option_a_resnet(20), 32, 0),
     "timm d": (lambda: timm.create_model("resnet18d", **NARROW), 64, 0),
     "timm se": (lambda: timm.create_model("seresnet18", **NARROW), 64, 0),
@@ -41,7 +41,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "fused": (lambda: fuse(trained_like(cifar_resnet18(width=8))), 32, 0),
     "plain": (lambda: PlainReference((8, 8, 8, 16, 16)), 32, 0),
 }
-"""Family: a network, the side of its images, and how many BatchNorms no convolution can carry."""
+"""Name: a network, the side of its images, and how many BatchNorms no convolution can carry."""
 
 
 def graph_of(reference: nn.Module, side: int) -> tuple[onnx.ModelProto, int]:
@@ -60,14 +60,14 @@ def run(graph: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(graph.SerializeToString()).run(["logits"], {"image": pixels})[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_of_every_family_becomes_graphs_with_its_logits(family: str) -> None:
-    make, side, kept_batchnorms = FAMILIES[family]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_checkpoint_of_every_architecture_becomes_graphs_with_its_logits(name: str) -> None:
+    make, side, kept_batchnorms = NETWORKS[name]
     torch.manual_seed(0)
     reference = trained_like(make())
     graph, kept = graph_of(reference, side)
-    half = fp16_from_fp32(graph)
-    check_share(half, "fp16")
+    fp16 = fp16_from_fp32(graph)
+    check_share(fp16, "fp16")
     assert kept == kept_batchnorms
     pixels = generated_sample(input_spec(side), 4).pixels
     with torch.inference_mode():
@@ -75,12 +75,12 @@ def test_a_checkpoint_of_every_family_becomes_graphs_with_its_logits(family: str
         expected = getattr(given, "logits", given).numpy()
     spread = expected.max() - expected.min()
     assert np.abs(run(graph, pixels) - expected).max() < 1e-4 * spread
-    assert np.abs(run(half, pixels) - expected).max() < 2e-2 * spread
+    assert np.abs(run(fp16, pixels) - expected).max() < 2e-2 * spread
 
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
     from fuseline.serve.backends.engine.builder import build_engine
 
-    build = build_engine(half.SerializeToString(), precision="fp16", capability="sm89", max_batch=8)
+    build = build_engine(fp16.SerializeToString(), precision="fp16", capability="sm89", max_batch=8)
     assert set(build.precision_counts["CONVOLUTION"]) == {"HALF"}
 
 

@@ -12,7 +12,7 @@ from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import Recognised, recognise, with_values
 from fuseline.serve.errors import ArchitectureError, InputError
 from tests.export.recognition.preact_resnets import PreActNetwork
-from tests.export.recognition.scripts import saved
+from tests.export.recognition.torchscript_files import saved
 from tests.export.resnets import CifarBasic, CifarResNet, cifar_resnet18, trained_like
 from tests.export.small_resnets import SHORTCUTS, SmallResNet
 

@@ -1,4 +1,4 @@
-"""Making batchers of plain options."""
+"""Batchers made of plain options."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,6 +10,6 @@ _OF_POLICY = {field.name for field in fields(BatchPolicy)}
 
 
 def batcher_of(infer: Any, **options: Any) -> Batcher:
-    """A batcher; `options` are those of its policy and its own."""
+    """Return a batcher of `infer`; `options` are the fields of its `BatchPolicy` and its own keyword arguments."""
     policy = {name: options.pop(name) for name in _OF_POLICY & options.keys()}
     return Batcher(infer, BatchPolicy(**policy), **options)

@@ -15,7 +15,7 @@ CPU = {1: 0.012, 2: 0.018, 3: 0.025, 4: 0.032, 6: 0.048, 8: 0.064, 12: 0.096, 16
 """Seconds by bucket: about ResNet-18 at 224 x 224 on two cores, where from 4 rows on a row costs the same."""
 
 GPU = {bucket: 0.0003 + 0.000012 * bucket for bucket in (1, 2, 4, 8, 16, 32)}
-"""As `fuseline.benchmarks.simulated_backend`: 32 rows take twice as long as one."""
+"""Seconds by bucket of `fuseline.benchmarks.simulated_backend`: 32 rows take twice as long as one."""
 
 SMALL_BATCHES = {id(CPU): 4, id(GPU): None}
 
@@ -24,7 +24,7 @@ ROW = np.zeros(1, np.uint8)
 
 @dataclass(frozen=True)
 class Machine:
-    """What the backend runs on."""
+    """The machine that the backend runs on."""
 
     seconds: dict[int, float] = field(default_factory=lambda: CPU)
     noise: float = 0.05
@@ -32,7 +32,7 @@ class Machine:
     hiccups: float = 0.001
     """Share of the batches that take three times as long."""
     slowness: Callable[[float], float] = lambda _: 1.0
-    """What everything takes longer by at a time."""
+    """Factor on every batch's time, by the time in seconds."""
     overhead_s: float = 0.0
 
     @property
@@ -50,11 +50,11 @@ class Outcome:
 
     seconds: float
     rows: int
-    """Of each request."""
+    """Rows of each request."""
     good_s: list[float] = field(default_factory=list)
     """When answers came that were in time."""
     latency_s: list[float] = field(default_factory=list)
-    """Of all answers."""
+    """Seconds from each answered request to its answer, late ones too."""
     admitted: int = 0
     late: int = 0
     """Admitted, and answered too late or left by their callers."""
@@ -64,7 +64,7 @@ class Outcome:
     hopeless: int = 0
     """Told that no queue could help."""
     predictions: list[tuple[float, float]] = field(default_factory=list)
-    """(predicted seconds, how much later)."""
+    """(predicted seconds, seconds by which the answer came later)."""
     batches: int = 0
 
     @property
@@ -73,21 +73,21 @@ class Outcome:
         return self.goodput_between(0.0, self.seconds)
 
     def goodput_between(self, start: float, end: float) -> float:
-        """As `goodput`, of a part."""
+        """Rows a second that were answered in time between `start` and `end`, in seconds."""
         return self.rows * sum(start <= at < end for at in self.good_s) / (end - start)
 
     @property
     def in_time(self) -> float:
-        """Share of the admitted."""
+        """Share of the admitted requests that were answered in time."""
         return len(self.good_s) / max(1, self.admitted)
 
     def percentile_ms(self, percent: float) -> float:
-        """Of the answers' latency."""
+        """Percentile of the answers' latency."""
         return 1000 * float(np.percentile(self.latency_s, percent))
 
 
 def closed_loop(machine: Machine, callers: int = 32, seconds: float = 10.0) -> float:
-    """Rows a second that so many callers get, each of whom waits for his answer."""
+    """Return the rows a second that `callers` get, each of whom waits for an answer before it asks again."""
 
     async def main(loop):
         batcher = _batcher(loop, machine, np.random.default_rng(1), Outcome(seconds, 1), {})
@@ -118,9 +118,9 @@ def open_loop(
     seed: int = 0,
     **options,
 ) -> Outcome:
-    """Requests of `rows` come as a Poisson process, each with one of `patience_s` as its deadline, drawn at random.
+    """Send requests of `rows` as a Poisson process, each with one of `patience_s` as its deadline, drawn at random.
 
-    `decode_s`: each image is decoded first, by a pool of `decode_threads`, as `ImageRows` does.
+    With `decode_s` each image is first decoded by a pool of `decode_threads`, as `ImageRows` does.
     """
     random = np.random.default_rng(seed)
     outcome = Outcome(seconds, rows)
@@ -185,7 +185,7 @@ def open_loop(
 
 
 def burst(machine: Machine, requests: int, patience_s: float) -> Outcome:
-    """So many requests at once."""
+    """Send `requests` at once, each with a deadline `patience_s` ahead."""
     outcome = Outcome(patience_s, 1)
 
     async def main(loop):

@@ -14,7 +14,7 @@ from fuseline.serve.errors import BackendError
 from fuseline.serve.model_package import load_package
 from tests.export.small_graph import quantised_graph, small_graph
 from tests.serve.backends.engine_packages import GRAPHS, package_of
-from tests.serve.child_process import Child
+from tests.serve.child_process import ChildProcess
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
 
@@ -169,7 +169,7 @@ finally:
 
 def test_two_that_add_to_one_package_lose_neither_engine(folder):
     with file_lock(folder, lambda: pytest.fail("nobody else holds it")):
-        children = [Child(COMMAND, folder, capability) for capability in ("sm89", "sm120")]
+        children = [ChildProcess(COMMAND, folder, capability) for capability in ("sm89", "sm120")]
         for child in children:
             assert "another process is writing to" in child.hear()
     for child in children:

@@ -59,12 +59,12 @@ class Transport:
 
 
 def admission_of(max_queue_rows: int) -> Admission:
-    """As the backend's, before anything is known."""
+    """An admission like the backend's, before anything was measured."""
     policy = BatchPolicy(BUCKETS, max_queue_rows=max_queue_rows, max_queue_ms=1000.0)
     return Admission(BatchProfile(BUCKETS, {}, 0.0), policy)
 
 
-class Joined:
+class JoinedWorkers:
     """Several workers of one batcher."""
 
     def __init__(self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16) -> None:
@@ -119,7 +119,7 @@ class Joined:
 
 
 async def test_the_answer_is_the_backends_and_frees_its_slots() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     request = remote.submit([row(10), row(20)])
     assert remote.taken_slots == 2
@@ -132,7 +132,7 @@ async def test_the_answer_is_the_backends_and_frees_its_slots() -> None:
 
 
 async def test_rows_may_change_once_they_are_submitted() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     pixels = row(10).copy()
     request = joined.remotes[0].submit([pixels])
     pixels[:] = 0
@@ -141,7 +141,7 @@ async def test_rows_may_change_once_they_are_submitted() -> None:
 
 
 async def test_requests_of_several_workers_share_a_batch_and_those_of_one_its_logits() -> None:
-    joined = Joined(workers=2)
+    joined = JoinedWorkers(workers=2)
     first, second = joined.remotes[0].submit([row(1)]), joined.remotes[0].submit([row(2)])
     other = joined.remotes[1].submit([row(3), row(4)])
     await joined.run_batch()
@@ -185,7 +185,7 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
 
 
 async def test_the_queues_bound_is_one_for_all_workers_and_a_refusal_keeps_no_slot() -> None:
-    joined = Joined(workers=2, max_queue_rows=4)
+    joined = JoinedWorkers(workers=2, max_queue_rows=4)
     running = joined.remotes[0].submit([row(1)])
     await settle()
     queued = joined.remotes[0].submit([row(2)] * 3)
@@ -205,7 +205,7 @@ async def test_the_queues_bound_is_one_for_all_workers_and_a_refusal_keeps_no_sl
 
 
 async def test_without_a_free_slot_a_request_is_refused_at_once() -> None:
-    joined = Joined(slots=3)
+    joined = JoinedWorkers(slots=3)
     joined.remotes[0].submit([row(1)] * 2)
     with pytest.raises(OverloadedError, match="2 rows are under way in this process, no room for 2 more"):
         joined.remotes[0].submit([row(1)] * 2)
@@ -214,7 +214,7 @@ async def test_without_a_free_slot_a_request_is_refused_at_once() -> None:
 
 
 async def test_cancelled_in_the_queue_it_never_runs_and_its_slots_are_free_after_the_batch() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     running = remote.submit([row(1)])
     await settle()
@@ -231,7 +231,7 @@ async def test_cancelled_in_the_queue_it_never_runs_and_its_slots_are_free_after
 
 
 async def test_cancelled_while_it_runs_its_slots_stay_taken_until_the_backend_reads_them_no_more() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     request = remote.submit([row(1), row(2)])
     await settle()
@@ -243,7 +243,7 @@ async def test_cancelled_while_it_runs_its_slots_stay_taken_until_the_backend_re
 
 
 async def test_a_cancellation_that_crosses_the_answer_frees_the_slots_once() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     request = remote.submit([row(1)])
     await settle()
@@ -261,7 +261,7 @@ async def test_a_cancellation_that_crosses_the_answer_frees_the_slots_once() -> 
 
 
 async def test_one_whose_deadline_passes_in_the_queue_fails_and_its_slots_come_back() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     running = remote.submit([row(1)])
     await settle()
@@ -280,7 +280,7 @@ async def test_one_whose_deadline_passes_in_the_queue_fails_and_its_slots_come_b
 async def test_a_failed_batch_is_one_error_with_the_id_under_which_the_backend_logged_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
 
     def fail(_: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise OSError("the device fell off the bus")
@@ -306,7 +306,7 @@ async def test_a_failed_batch_is_one_error_with_the_id_under_which_the_backend_l
 
 
 async def test_when_the_backend_goes_everything_under_way_fails_at_once_and_the_slots_are_free() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     requests = [remote.submit([row(value)]) for value in (1, 2, 3)]
     requests[2].cancel()
@@ -323,7 +323,7 @@ async def test_when_the_backend_goes_everything_under_way_fails_at_once_and_the_
 
 
 async def test_when_a_worker_goes_its_rows_leave_the_queue_and_others_are_answered() -> None:
-    joined = Joined(workers=2)
+    joined = JoinedWorkers(workers=2)
     kept = joined.remotes[1].submit([row(1)])
     await settle()
     lost = joined.remotes[0].submit([row(2)] * 3)
@@ -341,7 +341,7 @@ async def test_when_a_worker_goes_its_rows_leave_the_queue_and_others_are_answer
 
 
 async def test_a_drain_waits_for_what_was_admitted_and_refuses_the_rest() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
     request = remote.submit([row(1)])
     draining = asyncio.create_task(remote.drain())
@@ -358,7 +358,7 @@ async def test_a_drain_waits_for_what_was_admitted_and_refuses_the_rest() -> Non
     "rows", [[], [np.zeros((2, 2), np.uint8)], [np.zeros((1, 2, 1), np.uint8)], [np.zeros(ROW_SHAPE, np.float32)]]
 )
 async def test_rows_of_another_shape_or_dtype_are_refused_and_take_no_slot(rows: list[Any]) -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     with pytest.raises(RequestError):
         joined.remotes[0].submit(rows)
     assert joined.remotes[0].taken_slots == 0
@@ -369,7 +369,7 @@ def ready(seconds: float = 0.0) -> Ready:
 
 
 async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
-    joined = Joined(workers=2, max_queue_rows=4)
+    joined = JoinedWorkers(workers=2, max_queue_rows=4)
     first, second = joined.remotes
     reservation = first.reserve(3, ready=ready())
     # The backend looks at each worker's promises whenever that one sends, or a batch ends.
@@ -389,7 +389,7 @@ async def test_what_one_worker_promises_counts_as_queued_for_all() -> None:
 
 
 async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
-    joined = Joined()
+    joined = JoinedWorkers()
     remote = joined.remotes[0]
 
     def slow(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -410,7 +410,7 @@ async def test_a_worker_admits_by_what_the_backend_has_measured() -> None:
 
 
 async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
-    joined = Joined(max_queue_rows=4)
+    joined = JoinedWorkers(max_queue_rows=4)
     remote = joined.remotes[0]
     reservation = remote.reserve(4, ready=ready())
     remote.disconnect()
@@ -421,7 +421,7 @@ async def test_a_promise_is_given_back_when_the_backend_has_gone() -> None:
 
 
 async def test_when_a_worker_goes_its_promises_go_too() -> None:
-    joined = Joined(workers=2, max_queue_rows=4)
+    joined = JoinedWorkers(workers=2, max_queue_rows=4)
     joined.remotes[0].reserve(3, ready=ready())
     joined.remotes[0].submit([row(1)])
     await settle()

@@ -1,4 +1,4 @@
-"""What is refused before a run begins; drivers and GPUs are played."""
+"""What is refused before a run begins; drivers and GPUs are fakes."""
 
 from pathlib import Path
 

@@ -15,24 +15,24 @@ from fuseline.benchmarks.gpu.run.step_process import run_step
 from fuseline.serve.errors import InputError
 from tests.serve.processes import lives
 
-PLAYED = "tests.benchmarks.gpu.run.played_steps"
+SCRIPTED = "tests.benchmarks.gpu.run.scripted_steps"
 
 
-def played(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> RunRecord:
+def scripted_run(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> RunRecord:
     """A run of a step for each of `words`."""
     real = runner.run_step
 
     def with_words(module: str, job: Job, *arguments: Any) -> Any:
-        job.found.setdefault("play", list(words))
+        job.found.setdefault("script", list(words))
         return real(module, job, *arguments)
 
     monkeypatch.setattr(runner, "run_step", with_words)
-    steps = {f"step{number}": Step(f"to go {word}", 1, PLAYED) for number, word in enumerate(words)}
+    steps = {f"step{number}": Step(f"to go {word}", 1, SCRIPTED) for number, word in enumerate(words)}
     return run_all(RunPlan(out, minutes=5, device="cpu"), "run.sh", steps=steps)
 
 
 def test_a_step_that_goes_wrong_says_so_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    record = played(monkeypatch, tmp_path, "wrong", "dead", "not here", "unavailable", "well")
+    record = scripted_run(monkeypatch, tmp_path, "wrong", "dead", "not here", "unavailable", "well")
     assert [(step.status, step.reason) for step in record.steps] == [
         ("failed", "ValueError: in net.py"),
         ("failed", "its process died by SIGSEGV; the log has what it said"),
@@ -46,19 +46,19 @@ def test_a_step_that_goes_wrong_says_so_and_the_run_goes_on(monkeypatch: pytest.
     assert record.exit_code == 1
     assert read_record(tmp_path / "gpu-run.json") == record
     log = (tmp_path / "gpu-run.log").read_text()
-    assert "===== step0: to go wrong\nplaying wrong\n" in log
+    assert "===== step0: to go wrong\ngoing wrong\n" in log
     assert "Traceback" in log
     assert str(tmp_path) not in (tmp_path / "gpu-run.json").read_text()
 
 
 def test_what_is_not_here_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert played(monkeypatch, tmp_path, "not here", "well").exit_code == 0
+    assert scripted_run(monkeypatch, tmp_path, "not here", "well").exit_code == 0
 
 
 def test_a_step_that_hangs_is_ended_in_time_with_all_that_it_started(tmp_path: Path) -> None:
     rows: list[Row] = []
     pid_file = tmp_path / "pid"
-    found = {"play": ["hang", "well"], "pid_file": str(pid_file)}
+    found = {"script": ["hang", "well"], "pid_file": str(pid_file)}
     job = Job(RunPlan(tmp_path), tmp_path, tmp_path, None, time.monotonic() + 600, found)
 
     def on_row(row: Row) -> None:
@@ -67,11 +67,11 @@ def test_a_step_that_hangs_is_ended_in_time_with_all_that_it_started(tmp_path: P
         if row.what == "started a child":
             object.__setattr__(job, "deadline", time.monotonic() - 60)
 
-    status, reason = run_step(PLAYED, job, tmp_path / "log", on_row)
+    status, reason = run_step(SCRIPTED, job, tmp_path / "log", on_row)
     assert status == "out of time"
     assert "what it had found is kept" in (reason or "")
     assert [row.what for row in rows] == ["before it goes hang", "started a child"]
-    assert job.found["play"] == ["well"]
+    assert job.found["script"] == ["well"]
     assert not lives(int(pid_file.read_text()))
 
 
@@ -85,11 +85,11 @@ def test_ctrl_c_keeps_what_was_found_and_ends_what_runs(monkeypatch: pytest.Monk
     real = runner.run_step
 
     def with_words(module: str, job: Job, *arguments: Any) -> Any:
-        job.found.update({"play": ["hang"], "pid_file": str(pid_file)})
+        job.found.update({"script": ["hang"], "pid_file": str(pid_file)})
         return real(module, job, *arguments)
 
     monkeypatch.setattr(runner, "run_step", with_words)
-    steps = {"step": Step("hang", 1, PLAYED), "later": Step("never", 1, PLAYED)}
+    steps = {"step": Step("hang", 1, SCRIPTED), "later": Step("never", 1, SCRIPTED)}
     with pytest.raises(KeyboardInterrupt):
         run_all(RunPlan(tmp_path, device="cpu"), "run.sh", interrupted, steps)
     record = read_record(tmp_path / "gpu-run.json")
@@ -107,12 +107,12 @@ def test_the_file_is_whole_and_true_after_every_row(monkeypatch: pytest.MonkeyPa
         record = read_record(tmp_path / "gpu-run.json")
         seen.append((record.steps[0].status, len(record.steps[0].rows)))
 
-    run_all(RunPlan(tmp_path, device="cpu"), "run.sh", look, {"step": Step("goes well", 1, PLAYED)})
+    run_all(RunPlan(tmp_path, device="cpu"), "run.sh", look, {"step": Step("goes well", 1, SCRIPTED)})
     assert seen == [("waiting", 0), ("running", 1)]
 
 
 def test_steps_for_which_no_time_is_left_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    record = run_all(RunPlan(tmp_path, minutes=0.01, device="cpu"), "run.sh", steps={"a": Step("a", 1, PLAYED)})
+    record = run_all(RunPlan(tmp_path, minutes=0.01, device="cpu"), "run.sh", steps={"a": Step("a", 1, SCRIPTED)})
     assert [(step.status, step.reason) for step in record.steps] == [
         ("out of time", "no time of --minutes 0.01 was left")
     ]
@@ -120,7 +120,7 @@ def test_steps_for_which_no_time_is_left_say_so(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_only_the_steps_that_are_asked_for_are_done(tmp_path: Path) -> None:
-    steps = {name: Step(name, 1, PLAYED) for name in ("a", "b", "c")}
+    steps = {name: Step(name, 1, SCRIPTED) for name in ("a", "b", "c")}
     record = run_all(RunPlan(tmp_path, device="cpu", steps=("c", "a")), "run.sh", steps=steps)
     assert [step.name for step in record.steps] == ["a", "c"]
 

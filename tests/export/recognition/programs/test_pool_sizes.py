@@ -8,7 +8,7 @@ from torch import nn
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
 from fuseline.export.recognition.architectures import recognise
 from tests.export.recognition.equal_networks import assert_equal_logits
-from tests.export.recognition.scripts import recognised_in, saved
+from tests.export.recognition.torchscript_files import recognised_in, saved
 from tests.export.resnets import cifar_resnet18, trained_like
 
 

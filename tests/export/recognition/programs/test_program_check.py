@@ -16,7 +16,7 @@ from fuseline.export.recognition.architectures import recognise
 from fuseline.serve.errors import ArchitectureError
 from tests.export.recognition.equal_networks import assert_equal_logits
 from tests.export.recognition.preact_resnets import BiasedWideNetwork, PlainReference, PreActNetwork
-from tests.export.recognition.scripts import recognised_in, recognised_of, saved
+from tests.export.recognition.torchscript_files import recognised_in, recognised_of, saved
 from tests.export.resnets import LeftRightResNet34, option_a_resnet, tiny_network, trained_like
 from tests.refusals import refusal_of
 

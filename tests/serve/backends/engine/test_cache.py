@@ -13,13 +13,13 @@ from fuseline.serve.backends.engine.key import EngineDetails
 from fuseline.serve.backends.engine.precision import AchievedPrecision
 from fuseline.serve.errors import BackendUnavailableError, InputError
 from tests.serve.backends.engine_packages import GRAPHS, details_of
-from tests.serve.child_process import Child
+from tests.serve.child_process import ChildProcess
 
 DETAILS = EngineDetails.model_validate(details_of())
 FILE = f"{DETAILS.key}.plan"
 
 
-class Shop:
+class FakeBuilder:
     """Builds and loads what is easy to tell apart."""
 
     def __init__(self, timing_cache=None):
@@ -39,14 +39,14 @@ class Shop:
         return f"engine of {plan.decode()}"
 
 
-def get(cache, shop):
-    return cached_engine(cache, DETAILS, build=shop.build, load=shop.load)
+def get(cache, builder):
+    return cached_engine(cache, DETAILS, build=builder.build, load=builder.load)
 
 
 def test_an_engine_is_built_once_and_kept_with_its_sha256(tmp_path):
-    cache, shop = EngineCache(tmp_path / "engines"), Shop()
-    assert get(cache, shop) == get(cache, shop) == "engine of plan 1"
-    assert shop.timing_caches == [None]
+    cache, builder = EngineCache(tmp_path / "engines"), FakeBuilder()
+    assert get(cache, builder) == get(cache, builder) == "engine of plan 1"
+    assert builder.timing_caches == [None]
     checked = subprocess.run(
         ["sha256sum", "--check", f"{FILE}.sha256"], cwd=cache.folder, capture_output=True, text=True, check=False
     )
@@ -55,42 +55,42 @@ def test_an_engine_is_built_once_and_kept_with_its_sha256(tmp_path):
 
 @pytest.mark.parametrize("damage", ["plan", "sum", "no sum", "binary sum"])
 def test_a_damaged_engine_is_never_loaded_but_built_anew(damage, tmp_path, caplog):
-    cache, shop = EngineCache(tmp_path), Shop()
-    get(cache, shop)
+    cache, builder = EngineCache(tmp_path), FakeBuilder()
+    get(cache, builder)
     if damage == "plan":
         (tmp_path / FILE).write_bytes(b"evil")
     elif damage == "no sum":
         (tmp_path / f"{FILE}.sha256").unlink()
     else:
         (tmp_path / f"{FILE}.sha256").write_bytes(b"\xff" * 64 if damage == "binary sum" else b"0" * 64)
-    assert get(cache, shop) == "engine of plan 2"
-    assert get(cache, shop) == "engine of plan 2"
+    assert get(cache, builder) == "engine of plan 2"
+    assert get(cache, builder) == "engine of plan 2"
     assert damage == "no sum" or "is not used" in caplog.text
 
 
 def test_an_engine_that_the_library_refuses_is_built_anew(tmp_path, caplog):
-    cache, shop = EngineCache(tmp_path), Shop()
-    get(cache, shop)
-    shop.refused.add(b"plan 1")
-    assert get(cache, shop) == "engine of plan 2"
+    cache, builder = EngineCache(tmp_path), FakeBuilder()
+    get(cache, builder)
+    builder.refused.add(b"plan 1")
+    assert get(cache, builder) == "engine of plan 2"
     assert f"{FILE} is of no use here and is built again: refused" in caplog.text
 
 
 def test_an_engine_that_is_refused_fresh_from_the_builder_is_not_kept(tmp_path):
-    cache, shop = EngineCache(tmp_path), Shop()
-    shop.refused.add(b"plan 1")
+    cache, builder = EngineCache(tmp_path), FakeBuilder()
+    builder.refused.add(b"plan 1")
     with pytest.raises(BackendUnavailableError, match="refused"):
-        get(cache, shop)
+        get(cache, builder)
     assert not list(tmp_path.glob("*.plan"))
-    assert get(cache, shop) == "engine of plan 2", "the lock is free again"
+    assert get(cache, builder) == "engine of plan 2", "the lock is free again"
 
 
 def test_a_timing_cache_is_kept_beside_and_given_to_the_next_build(tmp_path):
-    cache, shop = EngineCache(tmp_path), Shop(timing_cache=b"measured")
-    get(cache, shop)
+    cache, builder = EngineCache(tmp_path), FakeBuilder(timing_cache=b"measured")
+    get(cache, builder)
     (tmp_path / FILE).unlink()
-    get(cache, shop)
-    assert shop.timing_caches == [None, b"measured"]
+    get(cache, builder)
+    assert builder.timing_caches == [None, b"measured"]
     assert (tmp_path / "timing-tensorrt-11.4.0-sm89.cache").read_bytes() == b"measured"
 
 
@@ -104,23 +104,23 @@ def unwritable(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["read-only file system", "a file is in its place"])
 def test_a_cache_that_cannot_be_written_to_costs_a_build_and_says_so(kind, tmp_path, caplog):
-    cache, shop = EngineCache(unwritable(tmp_path, kind)), Shop()
+    cache, builder = EngineCache(unwritable(tmp_path, kind)), FakeBuilder()
     with caplog.at_level(logging.INFO):
-        assert get(cache, shop) == "engine of plan 1"
+        assert get(cache, builder) == "engine of plan 1"
     assert f"built engine {DETAILS.key} in 0.5 s, in memory only, so the next start builds it again" in caplog.text
     assert "can't be written" in caplog.text
 
 
 def test_a_read_only_cache_that_has_the_engine_is_read(tmp_path, monkeypatch):
-    cache, shop = EngineCache(tmp_path), Shop()
-    get(cache, shop)
+    cache, builder = EngineCache(tmp_path), FakeBuilder()
+    get(cache, builder)
 
     def refuse(*_):
         raise PermissionError("read-only")
 
     for writing in ("write_whole", "file_lock"):
         monkeypatch.setattr(engine_cache, writing, refuse)
-    assert get(cache, shop) == "engine of plan 1"
+    assert get(cache, builder) == "engine of plan 1"
 
 
 def test_a_write_that_fails_leaves_the_old_bytes_and_nothing_else(tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_servers_that_start_together_build_an_engine_once_and_a_builder_that_die
 ):
     (tmp_path / "model.onnx").write_bytes(GRAPHS["fp16"])
     arguments = (tmp_path / "cache", tmp_path / "model.onnx", build.bound_to.model_dump_json())
-    with Child(SERVER, *arguments, "held") as first, Child(SERVER, *arguments, start=False) as second:
+    with ChildProcess(SERVER, *arguments, "held") as first, ChildProcess(SERVER, *arguments, start=False) as second:
         assert first.hear() == "building"
         assert first.hear() == "in the middle of it"
         second.start()

@@ -27,14 +27,14 @@ def test_weights_are_counted_by_their_types_and_layers_without_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("half", "kept", "passes"), [(960, (), True), (940, (), False), (940, ("fc",), True), (0, ("fc",), False)]
+    ("fp16", "kept", "passes"), [(960, (), True), (940, (), False), (940, ("fc",), True), (0, ("fc",), False)]
 )
-def test_an_engine_with_less_in_fp16_than_was_asked_for_is_refused(half, kept, passes):
-    built = engine(layer("Half", half), layer("Float", 1000 - half))
+def test_an_engine_with_less_in_fp16_than_was_asked_for_is_refused(fp16, kept, passes):
+    built = engine(layer("Half", fp16), layer("Float", 1000 - fp16))
     if passes:
-        assert check_inspected(built, TRT, "fp16", kept_fp32=kept)["fp16"] == half
+        assert check_inspected(built, TRT, "fp16", kept_fp32=kept)["fp16"] == fp16
     else:
-        with pytest.raises(VerificationError, match=rf"{1000 - half:,} in fp32.* of 1,000 weights; at least 95%"):
+        with pytest.raises(VerificationError, match=rf"{1000 - fp16:,} in fp32.* of 1,000 weights; at least 95%"):
             check_inspected(built, TRT, "fp16", kept_fp32=kept)
 
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from fuseline.serve.backends.engine.lock import file_lock
-from tests.serve.child_process import Child
+from tests.serve.child_process import ChildProcess
 
 HOLDS = """
 from pathlib import Path
@@ -18,7 +18,10 @@ say("released")
 
 
 def test_one_process_at_a_time_and_the_other_says_that_it_waits(tmp_path):
-    with Child(HOLDS, tmp_path / "a.lock") as first, Child(HOLDS, tmp_path / "a.lock", start=False) as second:
+    with (
+        ChildProcess(HOLDS, tmp_path / "a.lock") as first,
+        ChildProcess(HOLDS, tmp_path / "a.lock", start=False) as second,
+    ):
         assert first.hear() == "holding"
         second.start()
         assert second.hear() == "waiting"
@@ -30,7 +33,10 @@ def test_one_process_at_a_time_and_the_other_says_that_it_waits(tmp_path):
 
 
 def test_a_process_that_is_killed_releases_it(tmp_path):
-    with Child(HOLDS, tmp_path / "a.lock") as first, Child(HOLDS, tmp_path / "a.lock", start=False) as second:
+    with (
+        ChildProcess(HOLDS, tmp_path / "a.lock") as first,
+        ChildProcess(HOLDS, tmp_path / "a.lock", start=False) as second,
+    ):
         assert first.hear() == "holding"
         second.start()
         assert second.hear() == "waiting"

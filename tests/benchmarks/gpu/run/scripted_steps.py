@@ -13,21 +13,21 @@ from fuseline.serve.errors import BackendUnavailableError
 
 
 def run(job: Job, emit: Emit) -> None:
-    """Do what `job.found["play"]` says; the first of its words, the rest are passed on."""
-    played, *rest = job.found.get("play", ["well"])
-    job.found["play"] = rest
-    job.found.setdefault("seen", []).append(played)
-    print(f"playing {played}")
-    if played == "not here":
+    """Do what `job.found["script"]` says; the first of its words, the rest are passed on."""
+    word, *rest = job.found.get("script", ["well"])
+    job.found["script"] = rest
+    job.found.setdefault("seen", []).append(word)
+    print(f"going {word}")
+    if word == "not here":
         raise NotHereError("there is no abacus here")
-    if played == "unavailable":
+    if word == "unavailable":
         raise BackendUnavailableError("it is not installed: pip install it")
-    emit(Row(what=f"before it goes {played}", figures={"x": 1.5}))
-    if played == "wrong":
+    emit(Row(what=f"before it goes {word}", figures={"x": 1.5}))
+    if word == "wrong":
         raise ValueError("in /home/me/net.py")
-    if played == "dead":
+    if word == "dead":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if played == "hang":
+    if word == "hang":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(job.found["pid_file"]).write_text(str(child.pid))
         emit(Row(what="started a child"))
