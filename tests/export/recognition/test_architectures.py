@@ -27,6 +27,8 @@ from tests.export.resnets import (
     trained_like,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 
 TORCHVISION_NAMES = [
@@ -41,15 +43,6 @@ TORCHVISION_NAMES = [
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])

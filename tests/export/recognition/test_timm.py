@@ -14,17 +14,11 @@ from tests.export.recognition.equal_networks import (
 )
 from tests.export.resnets import on_meta, trained_like
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NARROW = {"channels": (8, 16, 24, 32), "num_classes": 7}
 # 70 pixels become 35, 18, 9, 5 and 3: odd sides show how the average pools round.
 SIDE = 70
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def narrow(name: str, **options) -> torch.nn.Module:

@@ -36,6 +36,8 @@ from tests.export.recognition.hand_written import (
 )
 from tests.export.resnets import cifar_resnet18, on_meta, option_a_resnet, trained_like
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ((2, 1, 2), (8, 16, 32))
 LAYOUTS = {
     "conv and bn": {"stem": ("conv", "bn")},
@@ -102,14 +104,6 @@ LAYOUTS = {
     "7x7": {"stem": ("conv", "bn"), "stem_kernel": 7, "shortcut": ("downsample.0", "downsample.1")},
     "biases": {"stem": ("conv", "bn"), "bias": True, "shortcut_bias": True},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
