@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -22,6 +22,8 @@ from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
 from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import write_colours_package
+
+Call = TypeVar("Call")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +53,12 @@ class Served:
     async def until_busy(self) -> None:
         """Return when the backend has begun one more batch."""
         assert await asyncio.to_thread(self.backend.started.acquire, timeout=30)
+
+    async def busy_with(self, call: Call) -> Call:
+        """Hold the backend, and return `call` when its batch has begun."""
+        self.backend.hold()
+        await self.until_busy()
+        return call
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the event loop turn until `condition()`."""

@@ -35,9 +35,9 @@ async def busy(start_server: StartServer, **changes: object) -> Served:
     served = await start_server(max_batch=1, **changes)
     profile = next(iter(served.server.repository)).batcher._profile
     profile.table[:] = [0.5]
-    served.backend.hold()
-    served.running = asyncio.ensure_future(served.stub.Classify(ClassifyRequest(images=[IMAGE])))
-    await served.until_busy()
+    served.running = await served.busy_with(
+        asyncio.ensure_future(served.stub.Classify(ClassifyRequest(images=[IMAGE])))
+    )
     return served
 
 

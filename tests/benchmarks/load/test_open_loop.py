@@ -1,6 +1,8 @@
 import itertools
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,6 +29,23 @@ def open_load(address: str, **changes: object) -> OpenLoad:
         "patience_s": 1.0,
     }
     return OpenLoad(**(settings | changes))
+
+
+@contextmanager
+def hanging_server() -> Iterator[str]:
+    """A server that answers the first timed request, and those after it only when the context is left."""
+    left, numbers = threading.Event(), [*[True] * 100, False]
+
+    def only_the_first(request: bytes) -> bytes:
+        if request == b"timed" and numbers.pop():
+            left.wait(20)
+        return b"answer"
+
+    with little_server(only_the_first) as address:
+        try:
+            yield address
+        finally:
+            left.set()
 
 
 def test_arrivals_are_a_poisson_process_of_the_asked_rate() -> None:
@@ -108,17 +127,8 @@ def test_requests_without_an_answer_count_with_how_long_they_were_waited_for() -
 
 
 def test_what_the_generator_can_not_hold_is_told_and_counts_too() -> None:
-    never = threading.Event()
-
-    def only_the_first(request: bytes) -> bytes:
-        if request == b"timed" and numbers.pop():
-            never.wait(20)
-        return b"answer"
-
-    numbers = [*[True] * 100, False]
-    with little_server(only_the_first) as address:
+    with hanging_server() as address:
         result = run_open_loop(open_load(address, rate_per_s=40.0, max_under_way=4))
-        never.set()
     assert result.answered == 1
     assert result.errors == {UNANSWERED: 4, NOT_SENT: 15}
     assert len(result.latency_s) == result.due == 20
@@ -140,17 +150,8 @@ def test_refused_requests_are_errors_and_no_latencies(colours_server: ServerProc
 
 
 def test_a_deadline_goes_to_the_server_when_it_is_to() -> None:
-    never = threading.Event()
-
-    def slow(request: bytes) -> bytes:
-        if request == b"timed" and numbers.pop():
-            never.wait(20)
-        return b"answer"
-
-    numbers = [*[True] * 100, False]
-    with little_server(slow) as address:
+    with hanging_server() as address:
         result = run_open_loop(open_load(address, rate_per_s=20.0, timeout_s=0.05, patience_s=10.0))
-        never.set()
     assert result.errors == {"DEADLINE_EXCEEDED": 9}
 
 

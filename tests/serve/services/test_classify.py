@@ -88,9 +88,7 @@ async def test_raw_and_encoded_images_may_be_mixed(start_server: StartServer) ->
 
 async def test_requests_share_a_batch_and_get_their_own_answers(start_server: StartServer) -> None:
     served = await start_server(max_batch=8)
-    served.backend.hold()
-    first = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     calls = [served.stub.Classify(raw_request(noise(1, seed), return_logits=True)) for seed in range(1, 6)]
     waiting = asyncio.gather(*calls)
     await served.until(lambda: served.queued_rows == 5)
@@ -154,9 +152,7 @@ async def test_a_message_over_the_limit_is_refused_with_the_limit(start_server: 
 
 async def test_a_full_queue_refuses_at_once_and_loses_nothing(start_server: StartServer) -> None:
     served = await start_server(max_queue_rows=4, max_images_per_request=4)
-    served.backend.hold()
-    admitted = [served.stub.Classify(raw_request(noise(1)))]
-    await served.until_busy()
+    admitted = [await served.busy_with(served.stub.Classify(raw_request(noise(1))))]
     admitted.append(served.stub.Classify(raw_request(noise(3))))
     await served.until(lambda: served.queued_rows == 3)
     for request in (raw_request(noise(2)), ClassifyRequest(images=[Image(encoded=encoded(plain("red")))] * 2)):
@@ -169,9 +165,7 @@ async def test_a_full_queue_refuses_at_once_and_loses_nothing(start_server: Star
 
 async def test_a_passed_deadline_leaves_the_queue(start_server: StartServer) -> None:
     served = await start_server()
-    served.backend.hold()
-    first = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     code, _ = await refusal(served.stub.Classify(raw_request(noise(2)), timeout=0.2))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     await served.until(lambda: served.queued_rows == 0)
@@ -185,9 +179,7 @@ async def test_a_deadline_that_the_measured_batches_cannot_meet_is_refused_at_on
 ) -> None:
     monkeypatch.setattr(fuseline.serve.model, "warm_up", lambda backend, _: dict.fromkeys(backend.buckets, 1000.0))
     served = await start_server()
-    served.backend.hold()
-    first = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     call = served.stub.Classify(raw_request(noise(1)), timeout=500)
     code, _ = await refusal(call)
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -198,9 +190,7 @@ async def test_a_deadline_that_the_measured_batches_cannot_meet_is_refused_at_on
 
 async def test_a_cancelled_call_leaves_the_queue(start_server: StartServer) -> None:
     served = await start_server()
-    served.backend.hold()
-    first = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     second = served.stub.Classify(raw_request(noise(2)))
     await served.until(lambda: served.queued_rows == 2)
     second.cancel()
@@ -232,9 +222,7 @@ async def test_a_failing_backend_fails_its_batch_only_and_tells_an_id_that_the_l
 
 async def test_logits_that_are_not_finite_are_an_error_of_their_request_only(start_server: StartServer) -> None:
     served = await start_server()
-    served.backend.hold()
-    first = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
 
     def one_nan(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits = expected_logits(pixels).astype(np.float32)
@@ -283,9 +271,7 @@ async def test_health_is_serving_when_ready_and_reflection_lists_the_services(st
 
 async def test_drain_turns_health_answers_what_was_admitted_and_refuses_the_rest(start_server: StartServer) -> None:
     served = await start_server()
-    served.backend.hold()
-    running = served.stub.Classify(raw_request(noise(1)))
-    await served.until_busy()
+    running = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     queued = served.stub.Classify(raw_request(noise(2)))
     await served.until(lambda: served.queued_rows == 2)
     watch = HealthStub(served.channel).Watch(HealthCheckRequest(service=""))

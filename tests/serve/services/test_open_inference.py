@@ -67,9 +67,7 @@ async def test_the_only_model_its_version_and_its_output_need_not_be_named(start
 
 async def test_requests_share_a_batch_with_each_other_and_with_classify(start_server: StartServer) -> None:
     served = await start_server(max_batch=8)
-    served.backend.hold()
-    first = stub_of(served).ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(stub_of(served).ModelInfer(infer_request(noise(1))))
     waiting = [stub_of(served).ModelInfer(infer_request(noise(2, seed))) for seed in (1, 2)]
     classify = served.stub.Classify(ClassifyRequest(images=[Image(raw=noise(1, 3).tobytes())], return_logits=True))
     gathered = asyncio.gather(first, *waiting, classify)
@@ -229,9 +227,7 @@ async def test_statistics_count_requests_rows_batches_and_their_time(start_serve
             0,
             0,
         )
-    served.backend.hold()
-    first = stub.ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(stub.ModelInfer(infer_request(noise(1))))
     both = [stub.ModelInfer(infer_request(noise(rows))) for rows in (1, 2)]
     gathered = asyncio.gather(first, *both)
     await served.until(lambda: served.queued_rows == 3)
@@ -265,9 +261,7 @@ async def test_statistics_count_requests_rows_batches_and_their_time(start_serve
 async def test_a_full_queue_refuses_at_once_and_loses_nothing(start_server: StartServer) -> None:
     served = await start_server(max_queue_rows=4, max_images_per_request=4)
     stub = stub_of(served)
-    served.backend.hold()
-    admitted = [stub.ModelInfer(infer_request(noise(1)))]
-    await served.until_busy()
+    admitted = [await served.busy_with(stub.ModelInfer(infer_request(noise(1))))]
     admitted.append(stub.ModelInfer(infer_request(noise(3))))
     await served.until(lambda: served.queued_rows == 3)
     code, _ = await refusal(stub.ModelInfer(infer_request(noise(2))))
@@ -279,9 +273,7 @@ async def test_a_full_queue_refuses_at_once_and_loses_nothing(start_server: Star
 async def test_a_passed_deadline_and_a_cancelled_call_leave_the_queue(start_server: StartServer) -> None:
     served = await start_server()
     stub = stub_of(served)
-    served.backend.hold()
-    first = stub.ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(stub.ModelInfer(infer_request(noise(1))))
     code, _ = await refusal(stub.ModelInfer(infer_request(noise(2)), timeout=0.2))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     await served.until(lambda: served.queued_rows == 0)
@@ -314,9 +306,7 @@ async def test_a_failing_backend_fails_its_batch_only_and_tells_an_id_that_the_l
 async def test_drain_answers_what_was_admitted_and_refuses_the_rest(start_server: StartServer) -> None:
     served = await start_server()
     stub = stub_of(served)
-    served.backend.hold()
-    running = stub.ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    running = await served.busy_with(stub.ModelInfer(infer_request(noise(1))))
     queued = stub.ModelInfer(infer_request(noise(2)))
     await served.until(lambda: served.queued_rows == 2)
     watch = HealthStub(served.channel).Watch(HealthCheckRequest(service=SERVICE))

@@ -61,9 +61,7 @@ async def test_requests_of_a_stream_share_a_batch_and_never_overfill_the_queue(s
 
 async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) -> None:
     served = await start_server()
-    served.backend.hold()
-    first = GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1))))
     stream = stream_to(served)
     for seed in range(3):
         await stream.write(infer_request(noise(1, seed)))
@@ -81,9 +79,7 @@ async def test_the_deadline_of_a_stream_is_that_of_its_requests(
 ) -> None:
     monkeypatch.setattr(fuseline.serve.model, "warm_up", lambda backend, _: dict.fromkeys(backend.buckets, 1000.0))
     served = await start_server()
-    served.backend.hold()
-    first = GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1)))
-    await served.until_busy()
+    first = await served.busy_with(GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1))))
     stream = stream_to(served, timeout=500)
     await stream.write(infer_request(noise(1)))
     assert (await stream.read()).error_message.startswith("DEADLINE_EXCEEDED: ")
