@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -85,7 +86,8 @@ class WorkerProcess:
         self.ready(timeout_s)
         self._at_work = True
         try:
-            self._connection.send((question, arguments))
+            # As `send` does, whose buffer, where it fails, Python 3.13 and later can't free without complaint.
+            self._connection.send_bytes(pickle.dumps((question, arguments)))
         except OSError as error:
             raise WorkFailedError(
                 "failed", f"its process is gone{exit_words(self._process.exitcode)}: {error}"
