@@ -1,8 +1,8 @@
 # One definition of each thing that is done to the project. `make help` lists them.
 # The newest Python that the lock files hold for, that runs (a shim may not) and can make environments; or PYTHON=... of
 # your own.
-PYTHONS := python3.13 python3.12 python3.11 python3
-IS_USABLE := -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))"
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+IS_USABLE := -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))"
 PYTHON ?= $(shell for python in $(PYTHONS); do $$python $(IS_USABLE) 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 TRITONCLIENT_VENV := .venv-tritonclient
 TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
 # Servers to compare with, which nothing else needs. Triton runs Python that has libpython as a shared library, as
-# Debian's own has (with its package libpython3.11). What it needs besides has no wheels for Python 3.13.
+# Debian's own has (with its package libpython3.11). What it needs besides has no wheels for Python 3.13 and later.
 PEER_TRITON_VENV := .venv-peer-triton
 PEER_MOSEC_VENV := .venv-peer-mosec
 PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12) python3.11)
@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		python="$(PYTHON)"; \
 		$${python:-false} $(IS_USABLE) || { \
-			echo "error: a Python 3.11 to 3.13 that runs and has venv was expected; tried $${python:-$(PYTHONS)}; name one: make PYTHON=/path/to/python3.13 ..." >&2; \
+			echo "error: a Python 3.11 to 3.14 that runs and has venv was expected; tried $${python:-$(PYTHONS)}; name one: make PYTHON=/path/to/python3.14 ..." >&2; \
 			exit 2; \
 		}; \
 		$$python -m venv --clear $(VENV); \

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import grpc
 from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.calls import CHANNEL_OPTIONS
 from fuseline.benchmarks.load.target import Target
-from fuseline.serve.errors import BackendError
+from fuseline.serve.errors import BackendError, BackendUnavailableError
 
 SCENARIOS = ("SingleStream", "Offline", "Server")
 _PERCENTILES = {"p50": "50.00", "p90": "90.00", "p99": "99.00"}
@@ -77,7 +78,13 @@ def run_loadgen(target: Target, plan: LoadGenPlan) -> LoadGenFigures:
     Raises:
         VerificationError: an answer is wrong.
         BackendError: a request failed, or LoadGen ended without a result.
+        BackendUnavailableError: LoadGen is not installed.
     """
+    if find_spec("mlperf_loadgen") is None:
+        raise BackendUnavailableError(
+            "LoadGen is not installed; pip install 'fuseline[bench]' brings it on Python 3.11 to 3.13, and for later "
+            "ones mlcommons-loadgen has no wheels"
+        )
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     requests = target.requests(1, with_logits=False)

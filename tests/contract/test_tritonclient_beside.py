@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.contract.test_tritonclient import PYTHON
-from tests.serve.colours import write_colours_package
+from tests.fakes.colours import write_colours_package
 from tests.serve.processes import ROOT, server_process
 from tests.serve.test_server_process import FAST
 

@@ -55,7 +55,7 @@ def test_a_file_that_is_not_there_and_a_python_that_is_none(tmp_path: Path) -> N
 def test_a_python_that_fuseline_does_not_run_on_is_refused() -> None:
     check_python(ROOT / "pyproject.toml", "3.12")
     for python in ("3.9", "3.99"):
-        with pytest.raises(TargetError, match=f"GPU_PYTHON={python}: Fuseline runs on Python >=3.11,<3.14"):
+        with pytest.raises(TargetError, match=f"GPU_PYTHON={python}: Fuseline runs on Python >=3.11,<3.15"):
             check_python(ROOT / "pyproject.toml", python)
 
 

@@ -63,8 +63,8 @@ def test_without_one_it_says_what_it_looked_for_and_how_to_name_one(path: Path, 
     setup = ("setup", f"VENV={tmp_path / 'venv'}")
     done = make(path, *setup)
     assert done.returncode == 2
-    assert "error: a Python 3.11 to 3.13 that runs and has venv was expected" in done.stderr
-    assert "tried python3.13 python3.12 python3.11 python3; name one: make PYTHON=" in done.stderr
+    assert "error: a Python 3.11 to 3.14 that runs and has venv was expected" in done.stderr
+    assert "tried python3.14 python3.13 python3.12 python3.11 python3; name one: make PYTHON=" in done.stderr
     put(path, python3_12=WITHOUT_VENV)
     assert "tried python3.12; name one" in make(path, *setup, "PYTHON=python3.12").stderr
 

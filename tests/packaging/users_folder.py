@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.serve.colours import encoded, plain, write_colours_package
+from tests.fakes.colours import encoded, plain, write_colours_package
 from tests.serve.processes import server_process
 
 OWN_NAMES = ("serve", "export", "protos", "benchmarks")

@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from tests.serve.processes import server_process
 
 SERVICE_MS = 40
 
+needs_loadgen = pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="mlcommons-loadgen has no wheels for Python 3.14"
+)
+
 
 @pytest.fixture(scope="module")
 def steady(colours: Path) -> Iterator[Target]:
@@ -22,6 +27,7 @@ def steady(colours: Path) -> Iterator[Target]:
         yield connect(server.address)
 
 
+@needs_loadgen
 def test_loadgen_and_ours_agree_on_one_caller_within_a_tenth(steady: Target) -> None:
     found = compare_with_loadgen(
         steady, ("SingleStream",), rounds=3, seconds=0.7, rate_per_s=1, concurrency=1, burn_in_s=0.1
@@ -36,6 +42,7 @@ def test_loadgen_and_ours_agree_on_one_caller_within_a_tenth(steady: Target) -> 
     assert written["scenarios"][0]["theirs"][0]["details"]["loadgen_version"]
 
 
+@needs_loadgen
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "quantity", "rounds", "seconds"), [("Offline", "samples/s", 5, 1.5), ("Server", "p50 ms", 3, 3.0)]
@@ -51,12 +58,14 @@ def test_loadgen_and_ours_agree_under_many_requests_within_a_tenth(
     assert ratios[quantity] == pytest.approx(1, abs=0.1)
 
 
+@needs_loadgen
 def test_wrong_answers_are_no_figures_of_loadgen_either(steady: Target) -> None:
     swapped = Target(steady.address, steady.model, steady.pixels, np.roll(steady.expected, 1, axis=0))
     with pytest.raises(VerificationError, match="expected class"):
         run_loadgen(swapped, LoadGenPlan("SingleStream", 0.1, burn_in_s=0.0))
 
 
+@needs_loadgen
 def test_failed_requests_are_no_figures_of_loadgen_either(steady: Target) -> None:
     bad = Target(steady.address, steady.model, steady.pixels[:, :4], steady.expected)
     with pytest.raises(BackendError, match=r"requests failed under LoadGen's SingleStream: \d+ INVALID_ARGUMENT"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fuseline.serve.client import AsyncClient
-from tests.serve.colours import LABELS, encoded, expected_logits, noise, plain
+from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.conftest import StartServer
 
 
