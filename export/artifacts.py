@@ -30,8 +30,6 @@ FP32_NAME = "model.onnx"
 FP16_NAME = "model.fp16.onnx"
 INT8_NAME = "model.int8.onnx"
 INT8_TENSORRT_NAME = "model.int8.tensorrt.onnx"
-
-
 _READER_OF_INT8: Mapping[str, Reader] = {INT8_NAME: "cpu", INT8_TENSORRT_NAME: "tensorrt"}
 
 
@@ -42,7 +40,7 @@ class Fp16Options:
     keep_fp32: tuple[str, ...] = ()
     """Regular expressions on the checkpoint's names of layers that stay in FP32."""
     strict: bool = False
-    """Refuse instead of keeping in FP32 what FP16 can't hold."""
+    """Whether a layer that FP16 can't hold is refused instead of kept in FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,14 @@ class WrittenArtifacts:
 
     artifacts: tuple[Artifact, ...]
     precision: dict[str, PrecisionShare]
-    """By path; of ONNX graphs."""
+    """Path of each ONNX graph in floats to its share of FP16."""
     fp16: MixedFp16Graph | None
     """The FP16 graph, with what was found on the calibration images."""
     int8: dict[str, Int8Graph]
-    """By path: that of CPUs and, where it keeps the bar too, TensorRT's, which is another graph."""
+    """Path to INT8 graph: the CPUs' and, where it keeps the bar too, TensorRT's, which is another graph."""
     int8_warnings: tuple[str, ...]
     engine_note: str
-    """For people: which engine was built, or why none was."""
+    """Which engine was built, or why none was, for people."""
 
 
 def write_artifacts(
@@ -82,19 +80,20 @@ def write_artifacts(
     engine_for: str | None,
     progress: Progress,
 ) -> WrittenArtifacts:
-    """Write the FP32 graph, those of `fp16` and `int8`, and an engine in FP16 if there is such a graph, else in FP32.
+    """Write the FP32 graph, the graphs of `fp16` and `int8`, and an engine of the FP16 graph or, without it, of FP32's.
 
     Args:
         sample: images on which the FP32 graph shows what FP16 can't hold; INT8 is calibrated on those that it is not
             judged by.
-        eager: eager PyTorch's FP32 logits (n, classes) of them.
+        eager: eager PyTorch's FP32 logits (n, classes) of `sample`.
         layer_names: the network's names of layers to the checkpoint's.
-        engine_for: a compute capability such as `sm89`, to build ahead of time; None: for the GPU at hand, if any.
+        engine_for: compute capability such as `sm89`, for which the engine is built without a GPU; None: the GPU at
+            hand, if any.
 
     Raises:
-        BackendUnavailableError: `engine_for` was given and no engine can be built for it here.
+        BackendUnavailableError: `engine_for` is given and no engine can be built for it here.
         InputError: `fp16.keep_fp32` is found in no layer's name, or INT8 has too few images.
-        VerificationError: the engine is not in FP16, or `fp16.strict` and FP16 can't hold every layer, or INT8 doesn't
+        VerificationError: the engine is not in FP16; FP16 can't hold every layer, and `fp16.strict`; or INT8 doesn't
             keep its bar on CPUs.
     """
     metadata = {
@@ -137,8 +136,8 @@ def write_artifacts(
     if int8 is not None:
         quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, progress)
         for path, graph in quantised.items():
-            told = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
-            artifacts.append(_write(folder, path, serialised(graph.model), "onnx", "int8", told))
+            int8_details = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
+            artifacts.append(_write(folder, path, serialised(graph.model), "onnx", "int8", int8_details))
     with progress.step("Building the TensorRT engine") as step:
         try:
             built = build_engine(
@@ -150,7 +149,7 @@ def write_artifacts(
                 max_batch=DEFAULT_MAX_BATCH,
                 on_progress=lambda _, done: step.advance_to(done),
             )
-        # What was not asked for doesn't fail the export.
+        # An engine that nobody asked for doesn't fail the export.
         except (BackendUnavailableError, BackendError) as error:
             if engine_for is not None:
                 raise
@@ -185,18 +184,18 @@ def _int8_graphs(
         step.done(f"{len(calibrated.images.held_out)} of the images held out")
     graphs = {}
     with progress.step("Quantising to INT8") as step:
-        graphs[INT8_NAME] = given = int8_from_fp32(
+        graphs[INT8_NAME] = graph = int8_from_fp32(
             calibrated, layer_names=layer_names, bar=bar, on_progress=step.advance_to
         )
-        step.done(given.described)
-    warnings = given.warnings
+        step.done(graph.described)
+    warnings = graph.warnings
     with progress.step("Quantising to INT8 for TensorRT") as step:
         try:
-            graphs[INT8_TENSORRT_NAME] = given = int8_from_fp32(
+            graphs[INT8_TENSORRT_NAME] = graph = int8_from_fp32(
                 calibrated, layer_names=layer_names, bar=bar, form="tensorrt", on_progress=step.advance_to
             )
-            step.done(given.described)
-        # Its activations have half as many levels; what CPUs serve needn't wait for it.
+            step.done(graph.described)
+        # Its activations have half as many levels as the CPUs', whose graph is good without it.
         except VerificationError as error:
             warnings = (*warnings, f"there is no INT8 graph for TensorRT: {error}")
             step.done("left out")

@@ -1,4 +1,4 @@
-"""Folders that are classes, as torchvision's ImageFolder has them: which class each image is of."""
+"""The class of each image, from folders that are classes, as torchvision's ImageFolder has them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.export.sample import ImageFolder, is_hidden
 
 KEY = "folders"
-"""What `--assume` calls it: `classes`, or `other` where they are none."""
+"""Key of `--assume` for what the folders are: `classes`, or `other`."""
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "eval", "images"})
 _LEAST_FOLDERS = 2
 _SHOWN = 4
@@ -24,26 +24,27 @@ class ClassFolders:
     labels: tuple[str, ...] | None
     """The folders' names in sorted order, if there are as many as classes; None where another source names them."""
     truth: NDArray[np.int64]
-    """(n,): the class of each image."""
+    """Class of each image, (n,)."""
     doubts: tuple[str, ...]
-    """What doesn't fit: sentences for the user."""
+    """Sentences for the user: what doesn't fit."""
 
     @property
     def majority(self) -> float:
-        """Share of the images that are of the commonest class: what guessing it would get right."""
+        """Share of the images that are of the commonest class, which is the accuracy of always guessing it."""
         return float(np.bincount(self.truth).max() / len(self.truth))
 
 
 def class_folders(images: ImageFolder, labels: Sequence[str] | None, classes: int) -> tuple[ClassFolders | None, str]:
-    """The classes of `images`, or None with a sentence that says why they aren't told ("" if nothing looks like it).
+    """Return the classes of `images`, or None and a sentence that says why the folders aren't classes.
 
-    Sorted names of the folders are the classes (torchvision/datasets/folder.py: `find_classes`), unless `labels` has
-    all of the names: then a label's place is its class.
+    The sentence is "" if nothing looks like class folders. The classes are the folders in the order of their sorted
+    names (torchvision/datasets/folder.py: `find_classes`), unless `labels` has all of the names: then the index of a
+    label is its class.
 
     Args:
-        images: of a folder whose subfolders may be classes.
+        images: images of a folder whose subfolders may be classes.
         labels: names of the classes that a flag or the checkpoint gives; None: nothing does.
-        classes: how many the network tells apart.
+        classes: number of classes that the network tells apart.
     """
     names = _folders(images.folder)
     inside = [path.relative_to(images.folder).parts for path in images.files]
@@ -87,7 +88,7 @@ def _folders(folder: Path) -> tuple[str, ...]:
 
 
 def _places(names: Sequence[str], labels: Sequence[str]) -> dict[str, int] | None:
-    """Folder name to the place of the label of that name; None unless each folder has a label of its own."""
+    """Return folder name -> index of the label of that name; None unless each folder has a label of its own."""
     known: dict[str, int] = {}
     for index, label in enumerate(labels):
         known.setdefault(_folded(label), index)

@@ -1,4 +1,4 @@
-"""A checkpoint under another naming scheme's names, proven by running both."""
+"""Conversion of a checkpoint to another naming scheme's names, proven by running both."""
 
 import contextlib
 import json
@@ -37,23 +37,24 @@ class Conversion:
     from_naming: str
     to_naming: str
     renamed: int
-    """Tensors whose name changed."""
+    """Number of tensors whose name changed."""
     tensors: int
+    """Number of all tensors."""
     verified_against: tuple[str, ...]
-    """What ran the written file, and gave the logits of the original: sentences."""
+    """Sentences: what ran the written file and gave the logits of the original."""
     left_out: tuple[str, ...]
-    """What the written file's format can't hold: sentences."""
+    """Sentences: what the written file's format can't hold."""
 
 
 def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool = False) -> Conversion:
     """Write the checkpoint of `source` to `out` under the names of the scheme called `to`.
 
-    The file is read back and run before it gets its name: nothing is left behind that gives other logits.
+    The file is read back and run before it gets its name, so that no file with other logits is left behind.
 
     Raises:
         InputError: `out` exists, or has no known suffix.
         ArchitectureError: the network isn't recognised, there is no such scheme, or it has no names for the network.
-        VerificationError: what was written doesn't give the original's logits.
+        VerificationError: the written file doesn't give the original's logits.
     """
     scheme = scheme_named(to)
     _check_destination(source, out, force=force)
@@ -65,9 +66,9 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
     names = names_in(scheme, original)
     tensors = {name: tensor.contiguous() for name, tensor in tensors_in(scheme, original).items()}
     counters = {
-        f"{theirs.removesuffix('.running_mean')}.{_COUNTER}": checkpoint.counters[counter]
-        for ours, theirs in names.items()
-        if ours.endswith(".running_mean") and (counter := _stored(ours, original, _COUNTER)) in checkpoint.counters
+        f"{new.removesuffix('.running_mean')}.{_COUNTER}": checkpoint.counters[counter]
+        for name, new in names.items()
+        if name.endswith(".running_mean") and (counter := _stored(name, original, _COUNTER)) in checkpoint.counters
     }
     partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
     try:
@@ -78,7 +79,7 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
     except (OSError, SafetensorError) as error:
         raise InputError(f"{out} could not be written: {error}") from error
     finally:
-        with contextlib.suppress(OSError):  # where the folder couldn't be made there is nothing to remove
+        with contextlib.suppress(OSError):  # the folder may not exist
             partial.unlink(missing_ok=True)
     left_out = tuple(checkpoint.metadata) if out.suffix != ".safetensors" else ()
     return Conversion(
@@ -86,7 +87,7 @@ def convert_checkpoint(source: NetworkSource, *, to: str, out: Path, force: bool
         architecture=original.architecture,
         from_naming=original.naming,
         to_naming=scheme.name,
-        renamed=sum(theirs != _stored(ours, original) for ours, theirs in names.items()),
+        renamed=sum(new != _stored(name, original) for name, new in names.items()),
         tensors=len(tensors),
         verified_against=verified,
         left_out=(f"{', '.join(left_out)}: a bare state dict has no place for them, .safetensors has",)
@@ -104,15 +105,15 @@ def _check_destination(source: NetworkSource, out: Path, *, force: bool) -> None
         raise InputError(f"-o {out} exists; --force replaces it")
 
 
-def _stored(ours: str, recognised: Recognised, leaf: str | None = None) -> str:
-    """The checkpoint's name of the tensor that the module calls `ours`, or of another `leaf` of the same layer."""
-    module, _, own_leaf = ours.rpartition(".")
+def _stored(name: str, recognised: Recognised, leaf: str | None = None) -> str:
+    """Return the checkpoint's name of the module's tensor `name`, or of another `leaf` of the same layer."""
+    module, _, own_leaf = name.rpartition(".")
     return f"{recognised.layer_names[module]}.{leaf or own_leaf}"
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     if path.suffix == ".safetensors":
-        # The format's metadata are texts; `read_checkpoint` decodes JSON in them.
+        # The format's metadata are strings; `read_checkpoint` decodes the JSON in them.
         texts = {key: json.dumps(value) for key, value in metadata.items()}
         safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"} | texts)
     else:
@@ -146,7 +147,7 @@ def _verified(
 
 
 def _torchvision_module(scheme: NamingScheme, original: Recognised) -> nn.Module | None:
-    """The network of torchvision itself, where the names are its own and it has the network."""
+    """Return the network as torchvision builds it, where `scheme` is torchvision's and it has the network."""
     family, _, name = original.architecture.partition(" ")
     if scheme.name != "torchvision" or family != "torchvision":
         return None

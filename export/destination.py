@@ -8,11 +8,11 @@ from fuseline.serve.model_package import NAME_PATTERN
 
 
 def destination_of(checkpoint: Path, out: Path | None) -> Path:
-    """The package's folder: `out`, or the checkpoint's path without its suffix.
+    """Return the package's folder: `out`, or the checkpoint's path without its suffix.
 
     Raises:
-        CheckpointError: `checkpoint` has no name to call it by.
-        PackageError: it would be the checkpoint itself.
+        CheckpointError: `checkpoint` has no name to call the folder by.
+        PackageError: the folder would be the checkpoint itself.
     """
     if not checkpoint.name:
         raise CheckpointError(f"{checkpoint} has no name to call the package by; name its folder with --out")
@@ -23,7 +23,7 @@ def destination_of(checkpoint: Path, out: Path | None) -> Path:
 
 
 def model_name(name: str | None, destination: Path) -> str:
-    """`name`, or that of the package's folder. Raises `InputError` if a model can't be called so."""
+    """Return `name`, or that of the package's folder. Raise `InputError` if it is no valid name of a model."""
     taken = name or destination.resolve().name
     if re.fullmatch(NAME_PATTERN, taken) is None:
         came = "--name" if name else "the folder's name, for want of --name,"
@@ -35,6 +35,6 @@ def model_name(name: str | None, destination: Path) -> str:
 
 
 def _without_suffix(checkpoint: Path) -> Path:
-    """`model` of `model.pt` and of `model.safetensors.index.json`; a folder has its own name."""
+    """Return `model` for `model.pt` and for `model.safetensors.index.json`; a folder keeps its name."""
     index_of = checkpoint.name.removesuffix(".index.json")
     return checkpoint if checkpoint.is_dir() else checkpoint.with_name(index_of).with_suffix("")

@@ -1,4 +1,4 @@
-"""The unfolded network in eager PyTorch FP32, which everything that an export writes is held against."""
+"""The unfolded network in eager PyTorch FP32, with which everything that an export writes is compared."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,11 @@ _MAX_BATCH_ROWS = 16
 def eager_logits(
     module: nn.Module, pixels: NDArray[np.uint8], normalization: Normalization, on_progress: Callable[[float], None]
 ) -> NDArray[np.float32]:
-    """Logits (n, classes) of the unfolded `module` in eager PyTorch FP32, normalised as torchvision does it.
+    """Return the logits (n, classes) of the unfolded `module` in eager PyTorch FP32 for `pixels` (n, h, w, c).
+
+    Args:
+        module: eval mode, float32; takes normalised NCHW images.
+        on_progress: called with the share of the images that are done, 0 to 1.
 
     Raises:
         VerificationError: eager PyTorch itself gives NaN or infinity.
@@ -40,13 +44,13 @@ def eager_logits(
 
 
 def normalised(pixels: NDArray[np.uint8], normalization: Normalization) -> torch.Tensor:
-    """Float32 NCHW input of the unfolded network: torchvision's ToTensor and Normalize of uint8 NHWC `pixels`."""
+    """Return the network's float32 NCHW input: uint8 NHWC `pixels` after torchvision's ToTensor and Normalize."""
     mean = torch.tensor(normalization.mean).reshape(1, -1, 1, 1)
     std = torch.tensor(normalization.std).reshape(1, -1, 1, 1)
-    # Contiguous as ToTensor has it: the forward of a network may view its maps as rows.
+    # Contiguous, as ToTensor's result is: a network's forward may flatten its maps by `view`.
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
 
 
 def rows_at_a_time(pixels: NDArray[np.uint8]) -> int:
-    """Return how many of `pixels` (n, h, w, c) eager PyTorch, and each backend held against it, run at a time."""
+    """Return how many of `pixels` (n, h, w, c) eager PyTorch, and each backend compared with it, run at a time."""
     return batch_rows(pixels, budget_pixels=_BATCH_PIXELS, most=_MAX_BATCH_ROWS)

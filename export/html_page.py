@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader
 
 @cache
 def page_environment() -> Environment:
-    """Templates of this package. What they are given is escaped: names come from files that anyone may have made."""
+    """Return the templates of this package; they escape every value, as names come from files that anyone made."""
     environment = Environment(
         loader=PackageLoader("fuseline.export", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -20,5 +20,5 @@ def page_environment() -> Environment:
 
 
 def _sentence(text: str) -> str:
-    """`text` with a capital and a full stop."""
+    """Return `text` with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -1,4 +1,4 @@
-"""A trained network, however it was come by: recognised from its tensors, or built by the user's own code."""
+"""A trained network, whether it was recognised from its tensors or built by the user's own code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class TrainedNetwork:
     """A network with its weights loaded, and what is known of it."""
 
     module: nn.Module
-    """Eval mode, no gradients. Takes float32 NCHW images, normalised as in training; gives float32 logits (rows,
-    classes)."""
+    """A module in eval mode without gradients. It takes float32 NCHW images, normalised as in training, and gives
+    float32 logits (rows, classes)."""
     architecture: str
-    """For people: `torchvision resnet50`."""
+    """What the network is, for people: `torchvision resnet50`."""
     evidence: tuple[str, ...]
-    """Why it is taken to be that: sentences."""
+    """Sentences: why the network is taken to be that."""
     layer_names: Mapping[str, str]
     """The module's submodule names to the checkpoint's, for every layer with weights."""
     classes: int
@@ -28,14 +28,14 @@ class TrainedNetwork:
     default_input_size: int | None
     """Side in pixels of the pictures that such a network is usually trained on; None where no size is customary."""
     told_input_size: tuple[int, int] | None = None
-    """(height, width) that its own code tells, such as a pool of a fixed size before its classifier."""
+    """(height, width) that the network's own code implies, such as by a pool of a fixed size before its classifier."""
     takes_sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
     """The smallest and the largest (height, width) on which `module` computes the same as that code; None: any."""
     assumptions: tuple[Assumption, ...] = ()
-    """What changes answers and was taken as is customary, or as a flag says."""
+    """Settings that change answers and were taken as is customary, or as a flag says."""
 
     @property
     def usual_input_size(self) -> tuple[int, int]:
-        """(height, width) on which it can be looked at, where nothing says what it was trained on."""
+        """(height, width) to inspect or try the network on, where nothing says what it was trained on."""
         side = self.default_input_size or _ANY_INPUT_SIDE
         return self.told_input_size or (self.takes_sizes[1] if self.takes_sizes else (side, side))

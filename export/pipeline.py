@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model package: the steps, top to bottom."""
+"""The steps that turn a checkpoint into a model package, top to bottom."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,32 +49,37 @@ _VERSIONS_OF = ("fuseline", "torch", "onnx", *_CPU_RUNTIMES, "numpy")
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What the user asked for."""
+    """What the user asks for."""
 
     source: NetworkSource
     out: Path | None = None
+    """Folder of the package; None: the checkpoint's path without its suffix."""
     name: str | None = None
+    """Name of the model; None: that of the package's folder."""
     force: bool = False
+    """Whether an existing package is replaced."""
     fp16: Fp16Options | None = None
-    """Also write an FP16 graph."""
+    """How an FP16 graph is made; None: none is."""
     int8: Int8Options | None = None
-    """Also write INT8 graphs."""
+    """How INT8 graphs are made; None: none are."""
     engine: str | None = None
-    """A compute capability such as `sm89`, to build a TensorRT engine ahead of time; None: for the GPU at hand."""
+    """Compute capability, such as `sm89`, that a TensorRT engine is built for without a GPU; None: the GPU at hand."""
     images: Path | None = None
+    """Folder of images to verify on; None: they are generated."""
     max_images: int = 1000
+    """Largest number of images of `images`."""
     generated_images: int | None = None
-    """How many, without `images`; None: 64, with `int8` 256."""
+    """Number of images to generate without `images`; None: 64, or 256 with `int8`."""
     labels: str | None = None
-    """A file's path, or `imagenet`."""
+    """Path of a file of labels, or `imagenet`; None: the checkpoint's labels, or the classes' indices."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     """(height, width) in pixels."""
     task: Task | None = None
-    """None: what the checkpoint says, or single-label."""
+    """Task of the network; None: what the checkpoint says, or single-label."""
     strict: bool = False
-    """Refuse while anything that changes answers is assumed and not settled."""
+    """Whether to refuse while anything that changes answers is assumed and not settled."""
     command: str = "fuseline export CHECKPOINT"
     """The user's command line, for messages that say how to go on."""
 
@@ -89,14 +94,14 @@ class ExportResult:
 
 
 def export_checkpoint(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
-    """Write the model package of `options.source`: all of it, or nothing.
+    """Write the model package of `options.source`, whole or not at all.
 
     `progress` is told of each step and of each warning; without one they go to the log.
 
     Raises:
         InputError: the checkpoint, an option or the destination is wrong.
         VerificationError: an artifact differs from eager PyTorch FP32 beyond its bar.
-        BackendUnavailableError: an engine was asked for and can't be built here.
+        BackendUnavailableError: `options.engine` is given and can't be built here.
     """
     progress = progress or LogProgress()
     destination = destination_of(options.source.checkpoint, options.out)
@@ -124,8 +129,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
             task=options.task,
         )
         step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}")
-    told = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, progress)
-    facts, doubts = told.facts, told.doubts
+    settled = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, progress)
+    facts, doubts = settled.facts, settled.doubts
     with progress.step("Collecting images to verify on") as step:
         sample, generated = _sample(options, images, facts)
         doubts = (*doubts, *generated)
@@ -137,8 +142,8 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
         if trained_on and not trained_on.as_in_training:
             doubts = (*doubts, trained_on.doubt)
     eager = _eager(trained, facts, sample, progress)
-    if told.truth is not None:
-        facts = replace(facts, assumptions=check_accuracy(eager, told.truth, facts.assumptions, told.doubts))
+    if settled.truth is not None:
+        facts = replace(facts, assumptions=check_accuracy(eager, settled.truth, facts.assumptions, settled.doubts))
     if not facts.labels_told:
         doubts = (*doubts, no_labels(len(facts.labels)))
     open_ones = tuple(assumption.line for assumption in facts.assumptions if assumption.is_open)
@@ -179,7 +184,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 assumptions=facts.assumptions,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
-            verifications, skipped = _verify(package, sample, eager, told.truth, options.int8, progress)
+            verifications, skipped = _verify(package, sample, eager, settled.truth, options.int8, progress)
             manifest = manifest.model_copy(update={"verification": verifications})
             report = Report(
                 manifest=manifest,
@@ -193,7 +198,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 fp16_ranges=written.fp16.ranges if written.fp16 else (),
                 engine_note=written.engine_note,
                 skipped=skipped,
-                tried=told.findings.table if told.findings else (),
+                tried=settled.findings.table if settled.findings else (),
                 fp16_deviation=written.fp16.deviation if written.fp16 else None,
                 int8={path: graph.findings for path, graph in written.int8.items()},
                 warnings=(*facts.warnings, *doubts, *written.int8_warnings),
@@ -238,18 +243,18 @@ def _fold(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> FoldedN
 
 
 def _named_as_in_checkpoint(network: FoldedNetwork, layer_names: Mapping[str, str]) -> FoldedNetwork:
-    """The user knows the checkpoint's names, not the canonical network's."""
+    """Return `network` with its layers called as in the checkpoint, whose names the user knows."""
 
-    def theirs(name: str) -> str:
+    def renamed(name: str) -> str:
         return layer_names.get(name, name)
 
     return replace(
         network,
         folds=tuple(
-            replace(fold, convolution=theirs(fold.convolution), batchnorm=theirs(fold.batchnorm))
+            replace(fold, convolution=renamed(fold.convolution), batchnorm=renamed(fold.batchnorm))
             for fold in network.folds
         ),
-        kept=tuple(replace(kept, batchnorm=theirs(kept.batchnorm)) for kept in network.kept),
+        kept=tuple(replace(kept, batchnorm=renamed(kept.batchnorm)) for kept in network.kept),
     )
 
 
@@ -273,21 +278,21 @@ def _verify(
     for artifact in package.manifest.artifacts:
         with progress.step(f"Verifying {artifact.path}") as step:
             bar = int8.bar if int8 and artifact.precision == "int8" else None
-            done, left = verify_artifact(package, artifact, sample, eager, step.advance_to, bar=bar, truth=truth)
-            verifications += done
-            skipped += left
+            made, not_run = verify_artifact(package, artifact, sample, eager, step.advance_to, bar=bar, truth=truth)
+            verifications += made
+            skipped += not_run
             results = [
-                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}{_right(v)}"
-                for v in done
+                f"{v.backend} {v.agreement_on} {v.agreement:.2%}, off by {v.max_abs_difference:.2g}{_accuracy(v)}"
+                for v in made
             ]
-            step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in left))))
+            step.done("; ".join((*results, *(f"not run on {s.backend}: {s.reason}" for s in not_run))))
     if not verifications:
         reasons = "; ".join(s.reason for s in skipped)
         raise BackendUnavailableError(f"no backend could run the export, so it can't be verified: {reasons}")
     return tuple(verifications), tuple(skipped)
 
 
-def _right(verification: Verification) -> str:
+def _accuracy(verification: Verification) -> str:
     if verification.accuracy is None:
         return ""
     right, eager = (

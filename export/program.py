@@ -1,8 +1,8 @@
 """What a network's own program computes: operator calls in the order of their execution, with their constants.
 
-A TorchScript file has such a program (`fuseline.export.checkpoint.script_program` reads it), and a recognised
-network can be put into the same form (`fuseline.export.recognition.programs.program_of_module`),
-so that the one is held against the other.
+A TorchScript file has such a program (`fuseline.export.checkpoint.script_program` reads it), and a recognised network
+can be put into the same form (`fuseline.export.recognition.programs.program_of_module`), so that the two can be
+compared.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call gave."""
+    """The result of a call."""
 
     call: int
-    """Its place in `Program.calls`."""
+    """Index of the call in `Program.calls`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     values: tuple[float, ...] = ()
-    """Of at most three numbers, in their order; of more none."""
+    """The values of a tensor of at most three numbers, in their order; empty for a larger one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One side of a tensor: a number that only the pictures decide."""
+    """The size of one dimension of a tensor, which depends on the pictures."""
 
     of: Pictures | Result
     dimension: int
@@ -51,32 +51,35 @@ class Call:
     """One call of an operator."""
 
     operator: str
-    """ATen's name without the namespace and without the underscore of what works in place: `conv2d`, `relu`."""
+    """ATen's name without the namespace and without the underscore of in-place operators: `conv2d`, `relu`."""
     arguments: tuple[Any, ...]
     """Plain values, lists of them, and `Pictures`, `Result`, `Weight`, `Size` and `Unknown`."""
     keywords: Mapping[str, Any] = field(default_factory=dict)
     layer: str = ""
-    """The module whose code calls it, by the checkpoint's name."""
+    """The checkpoint's name of the module whose code calls the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """All calls, and which of them gives the logits."""
+    """All calls of a network, and the result that is the logits."""
 
     calls: tuple[Call, ...]
     result: Pictures | Result
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Program":
-        """The same program with weights and layers called otherwise; what `rename` gives no name keeps its own."""
+        """Return the program with weights and layers renamed; a name for which `rename` returns None stays."""
 
-        def of(value: Any) -> Any:
+        def with_new_names(value: Any) -> Any:
             if isinstance(value, Weight):
                 return Weight(rename(value.name) or value.name, value.shape, value.values)
-            return type(value)(map(of, value)) if isinstance(value, list | tuple) else value
+            return type(value)(map(with_new_names, value)) if isinstance(value, list | tuple) else value
 
         calls = (
             Call(
-                call.operator, of(call.arguments), call.keywords, rename(call.layer) or call.layer if call.layer else ""
+                call.operator,
+                with_new_names(call.arguments),
+                call.keywords,
+                rename(call.layer) or call.layer if call.layer else "",
             )
             for call in self.calls
         )

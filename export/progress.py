@@ -1,4 +1,4 @@
-"""What an export says while it works: a live display on a terminal, plain lines elsewhere, or the log."""
+"""How an export reports its progress: a live display on a terminal, plain lines elsewhere, or the log."""
 
 import logging
 import sys
@@ -22,12 +22,12 @@ class Step:
         self._task = display.add_task(title, total=None) if display else None
 
     def advance_to(self, fraction: float) -> None:
-        """Say how much of the step is done, 0 to 1."""
+        """Show that `fraction` of the step, 0 to 1, is done."""
         if self._display is not None and self._task is not None:
             self._display.update(self._task, completed=fraction, total=1.0)
 
     def done(self, result: str) -> None:
-        """Say in a few words what the step found; shown when it ends."""
+        """Set what the step found, in a few words; it is shown when the step ends."""
         self.result = result
 
 
@@ -35,11 +35,11 @@ class Progress(Protocol):
     """How the pipeline reports."""
 
     def step(self, title: str) -> AbstractContextManager[Step]:
-        """A context manager around one step."""
+        """Return a context manager around one step."""
         ...
 
     def warn(self, text: str) -> None:
-        """Say something that the user should act on."""
+        """Show something that the user should act on."""
         ...
 
 
@@ -82,7 +82,7 @@ class ConsoleProgress:
             step = Step(title, display)
             yield step
         self._console.print("[green]✓[/] ", end="")
-        # A title holds the user's file names, in which brackets are no markup.
+        # A title may hold the user's file names, whose brackets are not markup.
         self._console.print(title, markup=False, end="")
         self._console.print(f": {step.result}" if step.result else "", markup=False, style="dim")
 

@@ -15,7 +15,7 @@ from fuseline.serve.model_package import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that an export found out."""
+    """Everything that an export found."""
 
     manifest: Manifest
     parameters: int
@@ -26,25 +26,25 @@ class Report:
     scale_folded: bool
     """Whether the first convolution carries the division of the pixels by 255 * std."""
     precision: dict[str, dict[str, Any]]
-    """By artifact path: `PrecisionShare.as_json`."""
+    """Artifact path to `PrecisionShare.as_json`."""
     fp16_kept_in_fp32: tuple[KeptLayer, ...]
     """Layers of the FP16 graph that are FP32, with the reasons."""
     fp16_ranges: tuple[LayerRange, ...]
-    """What each layer takes, gives and holds on the calibration images; empty without an FP16 graph."""
+    """Ranges of each layer's inputs, outputs and weights on the calibration images; empty without an FP16 graph."""
     fp16_deviation: float | None
     """Largest difference of a logit from FP32's on calibration images, as a share of the logits' range, with each FP16
     value stored in 16 bits as on a GPU; CPU runtimes leave most roundings out."""
     int8: dict[str, dict[str, Any]]
-    """By artifact path: `Int8Graph.findings`, what was tried and what the bar took."""
+    """Artifact path to `Int8Graph.findings`: what was tried, and what it took to keep the bar."""
     engine_note: str
     """Which engine was built, or why none was."""
     skipped: tuple[Skipped, ...]
     tried: tuple[dict[str, Any], ...]
-    """What was assumed and each alternative that the images were asked about: `Findings.table`."""
+    """What was assumed, and each alternative that was tried on the images: `Findings.table`."""
     warnings: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as in report.json."""
+        """Return plain values, as in report.json."""
         plain = asdict(self) | {"manifest": self.manifest.model_dump(mode="json")}
         return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
 
@@ -58,7 +58,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def _in_precision(plain: dict[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Artifact path -> `layers` and `weights` -> (those in the artifact's own precision, all)."""
+    """Return artifact path -> `layers` and `weights` -> (number in the artifact's own precision, number of all)."""
     found = {}
     for artifact in plain["manifest"]["artifacts"]:
         path, precision = artifact["path"], artifact["precision"]

@@ -1,4 +1,4 @@
-"""The images that an export looks at: a folder of the user's, or generated ones."""
+"""The images that an export is verified and calibrated on: a folder of the user's, or generated ones."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,13 +26,13 @@ class Sample:
     """(n, height, width, channels), as they enter the network."""
     names: tuple[str, ...]
     source: str
-    """For people: the folder, or that they were generated."""
+    """Where the images come from, for people."""
 
     def judging(self, precision: str) -> NDArray[np.bool_]:
-        """Return which images (n,) an artifact of `precision` is judged by.
+        """Return a mask (n,) of the images that an artifact of `precision` is judged by.
 
-        A quantised one by every other image, as it is calibrated on the rest: of a folder's sorted names that is half
-        of every class.
+        A quantised artifact is judged by every other image, as it is calibrated on the rest. In the sorted names of a
+        folder, every other image is half of every class.
         """
         images = len(self.pixels)
         return np.arange(images) % 2 == 1 if PRECISIONS[precision].quantised else np.ones(images, bool)
@@ -44,29 +44,29 @@ class ImageFolder:
 
     folder: Path
     files: tuple[Path, ...]
-    """In the order of their names; evenly spread over all, if there are more than were wanted."""
+    """Paths in the order of their names, evenly spread over all images if there are more than were wanted."""
     sizes: tuple[tuple[int, int], ...]
-    """(height, width) in pixels of each."""
+    """(height, width) in pixels of each file."""
 
     @property
     def shared_size(self) -> tuple[int, int] | None:
-        """(height, width) that all of them have; None if they differ."""
+        """(height, width) in pixels that all images have; None if they differ."""
         return self.sizes[0] if len(set(self.sizes)) == 1 else None
 
     def enlarged_for(self, input_spec: InputSpec) -> int:
-        """How many are smaller than what they are resized to."""
+        """Return the number of images that are smaller than what they are resized to."""
         return sum(min(size) < input_spec.preprocessing.resize_shorter_side for size in self.sizes)
 
     def spread(self, count: int) -> NDArray[np.int64]:
-        """Indices of at most `count` of them from all over the folder, as its subfolders are often classes."""
+        """Return indices of at most `count` images from all over the folder, as its subfolders are often classes."""
         return np.linspace(0, len(self.files) - 1, min(count, len(self.files))).round().astype(np.int64)
 
     def pixels(self, input_spec: InputSpec, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, height, width, channels) of the files at `indices`, as they enter the network.
+        """Return the pixels (n, height, width, channels) of the files at `indices`, as they enter the network.
 
         Raises:
-            ImageError: one can't be decoded; the file is named.
-            InputError: one can't be read.
+            ImageError: a file can't be decoded; it is named.
+            InputError: a file can't be read.
         """
         pixels = np.empty((len(indices), *input_spec.row_shape), np.uint8)
         for row, index in enumerate(indices):
@@ -78,18 +78,18 @@ class ImageFolder:
         return pixels
 
     def sample(self, input_spec: InputSpec) -> Sample:
-        """All of them, decoded. Raises as `pixels` does."""
+        """Return all images, decoded. Raises as `pixels` does."""
         names = tuple(printable(str(path.relative_to(self.folder))) for path in self.files)
         source = printable(f"{len(names)} images of {self.folder}")
         return Sample(self.pixels(input_spec, range(len(self.files))), names, source)
 
 
 def image_folder(folder: Path, max_images: int) -> ImageFolder:
-    """Up to `max_images` images of `folder`, found recursively, evenly spread over their sorted names.
+    """Return up to `max_images` images of `folder`, found recursively, evenly spread over their sorted names.
 
     Raises:
-        InputError: the folder is missing or has no image, or one can't be read.
-        ImageError: the header of one is damaged; the file is named.
+        InputError: the folder is missing or has no image, or an image can't be read.
+        ImageError: the header of an image is damaged; the file is named.
     """
     if not folder.is_dir():
         raise InputError(f"--images {folder}: there is no such folder")
@@ -108,9 +108,9 @@ def image_folder(folder: Path, max_images: int) -> ImageFolder:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    """Also behind links, as data sets are often folders of them; each folder once.
+    """Yield the images in `folder`, also behind links, as data sets are often folders of links; each folder once.
 
-    What is hidden is left out: thumbnails, notebooks' checkpoints, macOS's `._cat.jpg` and `__MACOSX`.
+    Hidden files and folders are left out: thumbnails, notebooks' checkpoints, macOS's `._cat.jpg` and `__MACOSX`.
     """
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -124,7 +124,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is a system's or a tool's and none of the user's."""
+    """Return whether a file or folder called `name` belongs to a system or a tool and not to the user."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -136,9 +136,9 @@ def _read(path: Path) -> bytes:
 
 
 def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample:
-    """`count` generated images: random colour fields from coarse to fine, as smooth and as busy as photographs are.
+    """Return `count` generated images: random colour fields, coarse and fine, as smooth and as busy as photographs.
 
-    They show arithmetic faults; they can't show what a network does on its own domain, so the report says so.
+    They show arithmetic faults, but not what a network does on its own domain; the report says so.
     """
     generator = np.random.default_rng(seed)
     height, width, channels = input_spec.row_shape

@@ -1,4 +1,4 @@
-"""Every artifact held against eager PyTorch FP32 on the same images, through the backends that serve them."""
+"""Every artifact compared with eager PyTorch FP32 on the same images, run by the backends that serve it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,13 @@ def verify_artifact(
     bar: float | None = None,
     truth: NDArray[np.int64] | None = None,
 ) -> tuple[list[Verification], list[Skipped]]:
-    """Run `artifact` through each backend that can load it here and hold its logits against `eager`.
+    """Run `artifact` by each backend that can load it here and compare its logits with `eager`.
 
     Args:
-        eager: logits (n, classes) of all images of `sample`, of which `Sample.judging` chooses.
+        eager: logits (n, classes) of all images of `sample`; those that `Sample.judging` chooses are compared.
+        on_progress: called with the share of the work that is done, 0 to 1.
         bar: `min_agreement` of `compare`.
-        truth: (n,), the class of each image of `sample`, if anything tells.
+        truth: class of each image of `sample`, (n,), if it is known.
     """
     judging, task = sample.judging(artifact.precision), package.manifest.task
     pixels, eager, source = sample.pixels[judging], eager[judging], sample.source
@@ -100,11 +101,16 @@ def compare(
     min_agreement: float | None = None,
     task: Task = "single-label",
 ) -> Verification:
-    """Differences between two (n, classes) arrays of logits, and whether they keep the bar of the precision.
+    """Return how two (n, classes) arrays of logits differ, and whether that keeps the bar of the precision.
 
     Args:
+        backend: what gave `served`, for people.
+        source: what the images are, for people.
         min_agreement: smallest share of images on which the artifact's answer must be eager's; None: its precision's.
         task: whether an image's answer is its top-1 class, or its set of labels of probability 0.5 or more.
+
+    Raises:
+        VerificationError: `served` has another shape than `eager`, or a value that is NaN or infinite.
     """
     if eager.shape != served.shape:
         raise VerificationError(f"{artifact.path} on {backend} gave logits {served.shape}, eager PyTorch {eager.shape}")
@@ -119,7 +125,7 @@ def compare(
     agreement = float(same.mean())
     ties = int((~same & (margins <= FP16_RESOLUTION * np.abs(eager).max())).sum())
     precision = PRECISIONS[artifact.precision]
-    # A server holds its backend against the same difference: what passes here must not be refused there.
+    # A server checks its backend by the same difference, so what passes here must not be refused there.
     bar = f"largest difference at most {precision.max_difference:g} of the logit range"
     passed = float(difference.max()) <= precision.max_difference * spread
     if precision.min_agreement > 0:

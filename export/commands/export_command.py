@@ -169,7 +169,9 @@ def main() -> None:
 
 
 def _command_line() -> str:
-    """What the user typed, as a shell takes it; of a bare `export`, a word of the shell's own, as `fuseline export`."""
+    """Return what the user typed, quoted for a shell; `export` alone becomes `fuseline export`, as shells have their
+    own `export`.
+    """
     program, *arguments = sys.argv
     return shlex.join(["fuseline", *([] if Path(program).name == "fuseline" else ["export"]), *arguments])
 

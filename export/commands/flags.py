@@ -1,4 +1,4 @@
-"""The flags that several commands share: how a network is come by."""
+"""The flags that several commands share: where the network comes from, and how it is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +71,7 @@ def network_source(
     head: str | None = None,
     take: str | None = None,
 ) -> "NetworkSource":
-    """The flags together. Raises `InputError` for an argument that isn't NAME=VALUE."""
+    """Return the flags as one `NetworkSource`. Raise `InputError` for an argument that isn't NAME=VALUE."""
     # Here, so that --help and a wrong flag answer without the seconds that torch takes to import.
     from fuseline.export.assumptions.assumptions import assumed_from_texts
     from fuseline.export.loading.loading import NetworkSource, factory_arguments_from_texts

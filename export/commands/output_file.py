@@ -1,4 +1,4 @@
-"""Files that a command writes: checked before long work, and whole or not there at all."""
+"""Files that a command writes: checked before long work, and written whole or not at all."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from fuseline.serve.errors import InputError
 
 
 def check_output_file(flag: str, path: Path, suffix: str | None = None) -> None:
-    """Raise `InputError` unless `path`, given with `flag`, can be written as far as can be told beforehand."""
+    """Raise `InputError` if it can be told beforehand that `path`, given with `flag`, can't be written."""
     if suffix is not None and path.suffix.lower() != suffix:
         raise InputError(f"{flag} {path}: a name that ends in {suffix} was expected")
     if path.is_dir():
@@ -20,10 +20,10 @@ def check_output_file(flag: str, path: Path, suffix: str | None = None) -> None:
 
 
 def write_output_file(flag: str, path: Path, data: bytes) -> None:
-    """Write `data` to `path`, given with `flag`, replacing what was there; if it fails, that stays.
+    """Write `data` to `path`, given with `flag`. A file that was there is replaced, and stays if this fails.
 
     Raises:
-        InputError: it can't be written.
+        InputError: `path` can't be written.
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -31,7 +31,7 @@ def write_output_file(flag: str, path: Path, data: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
-            # mkstemp makes files that their owner alone may read; these are to be read by others.
+            # mkstemp makes files that only their owner may read; these get the usual rights.
             partial.chmod(0o666 & ~_umask())
             partial.replace(path)
         finally:
