@@ -1,1 +1,1 @@
-"""Step 3: what nothing tells is asked of images; `assumptions.settling` is the door."""
+"""Step 3: assumptions that nothing tells are tried on images; `assumptions.settling` is the entry."""

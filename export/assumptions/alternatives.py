@@ -1,9 +1,9 @@
-"""Which of the values in use fits best, of what nothing tells: a network's BatchNorms and labelled images are asked.
+"""Comparison of what was assumed with the other values in use, by two witnesses.
 
-What was assumed is compared with each other value of each open assumption, and from there on by
-`fuseline.export.assumptions.search`. Two witnesses speak: the statistics that BatchNorms carry from the training
-(`fuseline.export.assumptions.training_statistics`), and, where images lie in folders of their classes, how many the
-network gets right.
+The witnesses are the statistics that BatchNorms carry from the training
+(`fuseline.export.assumptions.training_statistics`) and, where images lie in folders of their classes, how many of them
+the network gets right. Each other value of each open assumption is tried, and combinations of them by
+`fuseline.export.assumptions.search`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -49,25 +49,26 @@ _LEANS = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What asking the witnesses came to."""
+    """What the witnesses say about the open assumptions."""
 
     assumed: Trial
     best: Trial
     """`assumed` itself where nothing fits clearly better."""
     settled: Mapping[str, str] = field(default_factory=dict)
-    """Key of an assumption to why nothing else comes into question."""
+    """Key of an assumption to the reason why no other value comes into question."""
     leanings: tuple[str, ...] = ()
-    """What fits better than `best`, but not clearly: sentences."""
+    """Sentences: what fits better than `best`, but not clearly."""
     tried: tuple[Trial, ...] = ()
+    """All trials but `assumed`, in the order in which they were made."""
 
     @property
     def changes(self) -> dict[str, str]:
-        """What fits clearly better than was assumed, by key."""
+        """Key to the value that fits clearly better than the assumed one."""
         return self.best.changes_from(self.assumed)
 
     @property
     def table(self) -> tuple[dict[str, Any], ...]:
-        """For the report: `changes` (text, empty of what was assumed), `misfit`, `accuracy` and `images` of each."""
+        """Rows of the report, a trial each: `changes` (text, empty for `assumed`), `misfit`, `accuracy`, `images`."""
         return tuple(
             {
                 "changes": ", ".join(f"{key}={value}" for key, value in trial.changes_from(self.assumed).items()),
@@ -81,25 +82,25 @@ class Findings:
 
 @dataclass(frozen=True)
 class Witnesses:
-    """A network, images, and what of it may be taken in other ways."""
+    """A network, images that bear witness to how it was trained, and the assumptions about it."""
 
     trained: TrainedNetwork
     facts: ModelFacts
     checkpoint: Checkpoint
     images: ImageFolder
     truth: NDArray[np.int64] | None = None
-    """(n,): classes of the images."""
+    """Class of each image, (n,)."""
     doubt_flags: bool = False
-    """Ask also about what a flag says."""
+    """Whether other values are also tried for what a flag says."""
     _pixels: dict[tuple[InputSpec, int], NDArray[np.uint8]] = field(default_factory=dict)
-    """Decoded once, also for what `dataclasses.replace` makes of this."""
+    """Decoded images; `dataclasses.replace` passes them on, so that each is decoded once."""
 
     def ask(self, on_progress: Callable[[float], None] = lambda _: None) -> Findings | None:
-        """Compare what was assumed with what else is in use; None where no witness can speak."""
+        """Compare what was assumed with the other values in use; None where no witness can speak."""
         if len(self.images.files) < MIN_IMAGES:
             return None
-        asked = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
-        start = {a.key: a.value for a in asked if self._alternatives(a.key, a.value)}
+        doubted = (a for a in self.facts.assumptions if a.is_open or (self.doubt_flags and is_by_flag(a)))
+        start = {a.key: a.value for a in doubted if self._alternatives(a.key, a.value)}
         search = Search(self._trial, self._alternatives, self._count(), on_progress)
         assumed = search.trial(start)
         if assumed.misfit is None and assumed.right is None:
@@ -122,20 +123,23 @@ class Witnesses:
         return Findings(assumed, assumed, settled, tuple(_leanings(assumed, rivals, settled)), tried)
 
     def _smaller_shared_size(self, start: Mapping[str, str]) -> str | None:
-        """The size that all images have, if they would be enlarged: it fits only with the strides that go with it."""
+        """Return the size that all images have, if they would be enlarged.
+
+        The search starts from it too, as it fits only with the strides that go with it.
+        """
         shared, spec = self.images.shared_size, self.facts.input
         if shared is None or SIZE not in start or max(shared) >= max(spec.height, spec.width):
             return None
         return size_as_text(shared)
 
     def _width(self, values: Mapping[str, str]) -> int:
-        """How many ways at once are followed: of large pictures one, as each costs seconds."""
+        """Return how many trials a step follows at once: one for large pictures, as each costs seconds."""
         spec = self.facts.input
         height, width = input_size_from_text(values[SIZE]) if SIZE in values else (spec.height, spec.width)
         return max(1, min(_MOST_WIDTH, _MOST_WIDTH * _SMALL_SIDE**2 // (height * width)))
 
     def prefers_shared_size(self, shared: tuple[int, int]) -> bool:
-        """Whether `shared`, the size that all images have, fits about as well as the assumed one, or better."""
+        """Return whether `shared`, the size that all images have, fits about as well as the assumed one, or better."""
         start = {a.key: a.value for a in self.facts.assumptions if a.key == SIZE}
         assumed, other = (self._trial(values, self._count()) for values in (start, {SIZE: size_as_text(shared)}))
         if assumed.misfit is None or other.misfit is None:
@@ -154,14 +158,14 @@ class Witnesses:
             yield from next((choice.usual for choice in choices_in(self.trained.spec) if choice.key == key), ())
 
     def _sizes(self) -> Iterator[tuple[int, int]]:
-        """The size that all images share, and those that are customary and cost not much more."""
+        """Yield the size that all images share, and the customary ones that cost not much more than the assumed one."""
         if (shared := self.images.shared_size) is not None and max(shared) <= _MOST_SIDE:
             yield shared
         most = 2 * max(self.facts.input.height, self.facts.input.width)
         yield from ((side, side) for side in _CUSTOMARY_SIDES if side <= most)
 
     def _count(self) -> int:
-        """How many images are looked at: more of small ones."""
+        """Return how many images a trial runs: more if they are small."""
         spec = self.facts.input
         most = MAX_IMAGES if self.truth is None else _MOST_LABELLED
         return max(FEW, min(most, _BUDGET_PIXELS // (spec.height * spec.width), len(self.images.files)))
@@ -187,7 +191,11 @@ class Witnesses:
 
 
 def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
-    """Keys of which each other value is clearly worse than what `current` has, or changes nothing."""
+    """Return the keys whose other values are all clearly worse than that of `current`, or change nothing: key -> why.
+
+    Args:
+        few: `current` on a few images, for the rivals that ran on a few.
+    """
     settled = {}
     for key, value in current.values.items():
         others = [rival for rival in rivals if rival.values[key] != value]
@@ -206,7 +214,7 @@ def _settled(current: Trial, rivals: list[Trial], few: Trial) -> dict[str, str]:
 
 
 def _leanings(current: Trial, rivals: list[Trial], settled: Mapping[str, str]) -> Iterator[str]:
-    """What the images prefer without being clear, of what stays open."""
+    """Yield sentences: which value of a key that stays open fits the images better, but not clearly."""
     for key, value in current.values.items():
         others = [r for r in rivals if r.values[key] != value and r.images == current.images and r.misfit is not None]
         best = min(others, key=lambda rival: rival.misfit or 0.0, default=None)

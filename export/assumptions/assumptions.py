@@ -1,4 +1,4 @@
-"""What the user says of what nothing tells, `--assume KEY=VALUE`, and what is still open."""
+"""Assumptions: what the user says with `--assume KEY=VALUE`, and what is still open."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from fuseline.serve.model_package import Assumption
 
 
 def assumed_from_texts(texts: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` texts, several with commas between them, by key.
+    """Return key -> value of `KEY=VALUE` texts, each of which may hold several, separated by commas.
 
     Raises:
-        InputError: a text without a key or `=`, or a key that came twice.
+        InputError: a text has no key, no `=` or no value, or a key comes twice.
     """
     assumed: dict[str, str] = {}
     for text in (part for whole in texts for part in whole.split(",")):
@@ -25,7 +25,7 @@ def assumed_from_texts(texts: Sequence[str]) -> dict[str, str]:
 
 
 def check_assumed(assumed: Mapping[str, str], assumptions: Iterable[Assumption]) -> None:
-    """Raise `InputError` if a key of `assumed` is none that this network has, or its value isn't taken."""
+    """Raise `InputError` if this network has no assumption for a key of `assumed`, or none with its value."""
     taken = {assumption.key: assumption for assumption in assumptions}
     for key, value in assumed.items():
         if key not in taken:
@@ -39,12 +39,12 @@ def check_assumed(assumed: Mapping[str, str], assumptions: Iterable[Assumption])
 
 
 def is_by_flag(assumption: Assumption) -> bool:
-    """Whether the user said it."""
+    """Return whether a flag of the user's settled `assumption`."""
     return (assumption.settled_by or "").startswith("--")
 
 
 def settled(assumptions: Iterable[Assumption], reasons: Mapping[str, str]) -> tuple[Assumption, ...]:
-    """The same, of which those whose key is in `reasons` are settled by them."""
+    """Return `assumptions`; open ones whose key is in `reasons` are settled by that reason."""
     return tuple(
         a.model_copy(update={"settled_by": reasons[a.key]}) if a.is_open and a.key in reasons else a
         for a in assumptions
@@ -52,7 +52,7 @@ def settled(assumptions: Iterable[Assumption], reasons: Mapping[str, str]) -> tu
 
 
 def check_none_open(assumptions: Iterable[Assumption]) -> None:
-    """Raise `InputError` if one is open, as `--strict` has it; the message has each with its flag."""
+    """Raise `InputError` if an assumption is open, as `--strict` demands; the message has each with its flag."""
     if not (left := [assumption for assumption in assumptions if assumption.is_open]):
         return
     lines = "\n  ".join(assumption.line for assumption in left)

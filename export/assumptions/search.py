@@ -1,4 +1,4 @@
-"""The search for the values that fit images best: one step at a time, from what was assumed."""
+"""The search for the values that fit images best, one step at a time from what was assumed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -8,21 +8,28 @@ from fuseline.export.assumptions.training_statistics import USUAL_MISFIT
 from fuseline.export.assumptions.trials import Trial, best_of, is_a_step, is_clearly_better, misfit_first
 
 FEW = 8
-"""Images that rule most values out."""
+"""Number of images that suffices to rule most values out."""
 _MOST_STEPS = 6
 _WORTH_A_LOOK = 1.5
 MOST_TELLING_MISFIT = 2 * USUAL_MISFIT
-"""A network that is used wrongly, or was never trained, fits nothing: what fits worse still tells nothing of it."""
+"""Largest misfit that tells anything. A network that is used wrongly, or was never trained, fits nothing; a value that
+fits still worse says nothing about it."""
 _STRIDES = frozenset({"stride", "first-stage-stride", "stem-stride", "pool"})
-"""Keys that are changed in pairs too: one that strides more makes up for another that strides less."""
+"""Keys that are changed in pairs too: a larger stride in one place makes up for a smaller one in another."""
 
 
 class Search:
-    """Goes from one trial to what fits better; no trial is made twice.
+    """A search that goes from one trial to what fits better; no trial is made twice.
 
-    A step needs no clear gain: a stem of stride 2 and its max-pool fit clearly better together alone. What came of all
-    steps is for the caller to judge. A network that already fits is followed one way; one that doesn't `width` ways at
-    once, as several wrong values hide each other.
+    A step needs no clear gain: a stem of stride 2 and its max-pool may fit clearly better only together. The caller
+    judges what all steps came to. For a network that already fits, one trial is followed; for one that doesn't, `width`
+    trials at once, as several wrong values hide each other.
+
+    Args:
+        trial: makes the trial of some values on a number of images.
+        alternatives: a key and its value to the other values in use.
+        images: number of all images.
+        on_progress: called with the share of the work that is done, 0 to 1.
     """
 
     def __init__(
@@ -37,22 +44,22 @@ class Search:
         self._images = images
         self._on_progress = on_progress
         self.tried: dict[Trial, None] = {}
-        """In the order of their making: those on all images, or on a few where these ruled a value out."""
+        """Trials in the order in which they were made: on all images, or on a few where these ruled a value out."""
 
     def trial(self, values: Mapping[str, str]) -> Trial:
-        """What the witnesses say of `values` on all images."""
+        """Return the trial of `values` on all images."""
         return self._kept(self._make(tuple(values.items()), self._images))
 
     def glance(self, at: Trial) -> Trial:
-        """The same as `at` on a few images."""
+        """Return the trial of the values of `at` on a few images."""
         return self._few(at.values)
 
     def is_whole(self, trial: Trial) -> bool:
-        """Whether it is of all images."""
+        """Return whether `trial` ran on all images."""
         return trial.images == self._images
 
     def rivals(self, current: Trial) -> list[Trial]:
-        """All that differ from `current` in one value; on a few images where these rule it out."""
+        """Return the trials that differ from `current` in one value; on a few images where these rule the value out."""
         few, changed = self.glance(current), list(self._changed(current, ""))
         found = []
         for done, values in enumerate(changed):
@@ -62,7 +69,7 @@ class Search:
         return found
 
     def climb(self, start: Trial, *, width: int, keep: str = "") -> None:
-        """Try what fits better and better, by changes of one value or of two strides; `keep` isn't changed."""
+        """Try what fits better and better, by changing one value or two strides; the value of `keep` isn't changed."""
         best, beam = start, [start]
         seen = {tuple(start.values.items())}
         fits = start.misfit is None or start.misfit <= USUAL_MISFIT
@@ -82,7 +89,7 @@ class Search:
             beam = sorted(beam, key=misfit_first)[: 1 if fits else width]
 
     def needed_of(self, best: Trial, assumed: Trial) -> Trial:
-        """`best` without those of its changes from `assumed` that alone make no clear difference to it."""
+        """Return `best` without those changes from `assumed` each of which makes no clear difference by itself."""
         while changes := best.changes_from(assumed):
             without = [self.trial({**best.values, key: assumed.values[key]}) for key in changes]
             spare = [trial for trial in without if not is_clearly_better(best, trial)]
@@ -111,7 +118,7 @@ class Search:
 
 
 def _is_worth_a_look(glance: Trial, few: Trial) -> bool:
-    """Whether a few images leave open that it fits better than `few` does."""
+    """Return whether `glance`, on a few images, may fit better than `few`, the current trial on the same."""
     if glance.misfit is None or few.misfit is None:
         return True
     if few.misfit > MOST_TELLING_MISFIT:

@@ -1,4 +1,4 @@
-"""What the user's images tell of what nothing else does: sizes, classes, and which of the values in use fit."""
+"""Assumptions settled by the user's images: input size, classes, and which of the values in use fit."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +25,21 @@ from fuseline.serve.model_package import Assumption
 
 _PROBE_IMAGES = 8
 _LEAST_JUDGED = 20
-"""Fewer labelled images can't tell a poor network from chance."""
+"""Smallest number of labelled images that can tell a poor network from chance."""
 _DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What is known once the images were asked."""
+    """What is known once the assumptions were tried on the images."""
 
     facts: ModelFacts
     truth: NDArray[np.int64] | None
-    """(n,): the class of each image; None if nothing tells."""
+    """Class of each image, (n,); None if nothing tells it."""
     doubts: tuple[str, ...]
+    """Sentences that the user should know."""
     findings: Findings | None
+    """What the witnesses say; None where none can speak."""
 
 
 def settle(
@@ -49,22 +51,22 @@ def settle(
     command: str,
     progress: Progress,
 ) -> Settled:
-    """Ask the images about everything that is still open in `facts`.
+    """Try everything that is still open in `facts` on the images.
 
     Args:
         trained: the network as it was assumed to be.
-        facts: with all assumptions; those that a flag or the file settled are not asked about.
+        facts: facts with all assumptions; those that a flag or the file settled are not tried.
         checkpoint: what `facts` came from.
-        images: the user's; None: there are none, and only what can't matter is settled.
+        images: the user's images; None: there are none, and only what can't matter is settled.
         assumed: what `--assume` says.
-        command: the user's command line, to which what fits better is added.
-        progress: is told of each step.
+        command: the user's command line; the error's message repeats it with the flag that takes what fits better.
+        progress: where each step is reported.
 
     Raises:
-        VerificationError: something else that is in use fits clearly better than what was assumed; the message has the
-            figures of both, and the command that takes it.
-        InputError: `assumed` has a key or value that this network hasn't, or `folders=classes`, and the folders of the
-            images can't be the classes.
+        VerificationError: another value in use fits clearly better than the assumed one; the message has the figures of
+            both, and the command that takes it.
+        InputError: `assumed` has a key or value that this network hasn't; or it has `folders=classes`, and the folders
+            of the images can't be the classes.
     """
     check_assumed({key: value for key, value in assumed.items() if key != FOLDERS}, facts.assumptions)
     if images is None:
@@ -79,7 +81,7 @@ def settle(
         doubts += folders.doubts
         facts = replace(facts, labels=folders.labels or facts.labels, labels_told=True)
     if folders is not None or FOLDERS in assumed:
-        facts = replace(facts, assumptions=(*facts.assumptions, _of_folders(folders, assumed)))
+        facts = replace(facts, assumptions=(*facts.assumptions, _folders_assumption(folders, assumed)))
     truth = None if folders is None else folders.truth
     witnesses = Witnesses(trained, facts, checkpoint, images, truth)
     facts = _with_shared_size(witnesses)
@@ -109,20 +111,25 @@ def check_accuracy(
     assumptions: Sequence[Assumption],
     doubts: Sequence[str] = (),
 ) -> tuple[Assumption, ...]:
-    """Eager PyTorch's `logits` (n, classes) against the folders' classes (n,); settles that these are the classes.
+    """Return `assumptions`, settled that the folders are the classes if enough of the logits are right.
+
+    Args:
+        logits: eager PyTorch's (n, classes).
+        truth: the folders' class of each image, (n,).
+        doubts: sentences for the error's message.
 
     Raises:
-        VerificationError: no more of them are right than by guessing, and no flag says that this is as it should be.
+        VerificationError: no more images are right than by guessing, and no flag says that this is as it should be.
     """
     right = float((logits.argmax(1) == truth).mean())
     chance = max(1 / logits.shape[1], float(np.bincount(truth).max() / len(truth)))
-    told = f"{right:.1%} of {len(truth)} images are of their folder's class"
+    found = f"{right:.1%} of {len(truth)} images are of their folder's class"
     if right > chance + _DEVIATIONS * np.sqrt(chance * (1 - chance) / len(truth)):
-        return settled(assumptions, {FOLDERS: f"images: {told}", TASK: "images: each lies in the folder of one class"})
+        return settled(assumptions, {FOLDERS: f"images: {found}", TASK: "images: each lies in the folder of one class"})
     if len(truth) < _LEAST_JUDGED or any(a.key == FOLDERS and is_by_flag(a) for a in assumptions):
         return tuple(assumptions)
     raise VerificationError(
-        f"only {told}, and guessing gets {chance:.1%}: the network isn't used as it was trained, or the folders' "
+        f"only {found}, and guessing gets {chance:.1%}: the network isn't used as it was trained, or the folders' "
         f"sorted names aren't its classes, so nothing was written. {''.join(f'{doubt}. ' for doubt in doubts)}"
         "--labels FILE gives the classes' names in order, --mean and --std, --input-size or --assume KEY=VALUE what "
         "the training had; --assume folders=other leaves the folders out, --assume folders=classes takes them, and "
@@ -131,23 +138,23 @@ def check_accuracy(
 
 
 def _folders(images: ImageFolder, facts: ModelFacts, assumed: Mapping[str, str]) -> tuple[ClassFolders | None, str]:
-    said = assumed.get(FOLDERS)
-    if said not in (None, "classes", "other"):
-        raise InputError(f"--assume {FOLDERS}={said}: classes or other was expected")
-    if facts.task == "multi-label" and said == "classes":
+    flag = assumed.get(FOLDERS)
+    if flag not in (None, "classes", "other"):
+        raise InputError(f"--assume {FOLDERS}={flag}: classes or other was expected")
+    if facts.task == "multi-label" and flag == "classes":
         raise InputError(
             f"--assume {FOLDERS}=classes: a folder tells one class of a picture, which may have several of a "
             "multi-label network's; leave it out"
         )
-    if said == "other" or facts.task == "multi-label":
+    if flag == "other" or facts.task == "multi-label":
         return None, ""
     found, why_not = class_folders(images, facts.labels if facts.labels_told else None, len(facts.labels))
-    if found is None and said == "classes":
+    if found is None and flag == "classes":
         raise InputError(f"--assume {FOLDERS}=classes: {why_not or 'the images lie in no folders of their own'}")
     return found, why_not
 
 
-def _of_folders(folders: ClassFolders | None, assumed: Mapping[str, str]) -> Assumption:
+def _folders_assumption(folders: ClassFolders | None, assumed: Mapping[str, str]) -> Assumption:
     value = "other" if folders is None else "classes"
     are = "aren't the classes of the network" if folders is None else "are the classes, in the order of their names"
     return Assumption(
@@ -161,7 +168,7 @@ def _of_folders(folders: ClassFolders | None, assumed: Mapping[str, str]) -> Ass
 
 
 def _with_shared_size(witnesses: Witnesses) -> ModelFacts:
-    """With the size that all images have, where it was assumed and nothing speaks against theirs."""
+    """Return the facts with the size that all images have, where the size is open and nothing speaks against theirs."""
     facts, shared = witnesses.facts, witnesses.images.shared_size
     if shared is None or not any(a.key == SIZE and a.is_open for a in facts.assumptions):
         return facts
@@ -170,12 +177,12 @@ def _with_shared_size(witnesses: Witnesses) -> ModelFacts:
             return facts
         facts = with_input_size(facts, witnesses.checkpoint, shared)
     others = (a for a in facts.assumptions if a.key != SIZE)
-    told = size_assumption(shared, witnesses.trained, "images: all of them have this size")
-    return replace(facts, assumptions=(told, *others))
+    size = size_assumption(shared, witnesses.trained, "images: all of them have this size")
+    return replace(facts, assumptions=(size, *others))
 
 
 def _without_what_cannot_matter(trained: TrainedNetwork, facts: ModelFacts) -> ModelFacts:
-    """Another eps hardly ever changes an answer; a few generated images tell."""
+    """Return `facts` with eps settled if a few generated images show that no other value changes an answer."""
     values = next((a.alternatives for a in facts.assumptions if a.key == "eps" and a.is_open), ())
     if not isinstance(trained, Recognised) or not values:
         return facts
@@ -191,13 +198,13 @@ def _without_what_cannot_matter(trained: TrainedNetwork, facts: ModelFacts) -> M
 
 
 def _doubts_of_flags(witnesses: Witnesses) -> Iterator[str]:
-    """What flags say, where the images fit something else clearly better; a flag is the user's word, and holds."""
+    """Yield a sentence where the images fit something else clearly better than what flags say, which still holds."""
     findings = witnesses.ask()
     if findings is not None and findings.changes:
-        said = ", ".join(f"{key}={findings.assumed.values[key]}" for key in findings.changes)
+        flags = ", ".join(f"{key}={findings.assumed.values[key]}" for key in findings.changes)
         better = ", ".join(f"{key}={value}" for key, value in findings.changes.items())
         yield (
-            f"the images fit {better} clearly better ({findings.best.described}) than what a flag says, {said} "
+            f"the images fit {better} clearly better ({findings.best.described}) than what a flag says, {flags} "
             f"({findings.assumed.described})"
         )
 

@@ -1,9 +1,9 @@
-"""Whether a network sees images as it did in training: its BatchNorms remember.
+"""Whether a network sees images as it did in training, by the statistics of its BatchNorms.
 
 Each BatchNorm carries the mean and variance that its input had in training (Ioffe and Szegedy 2015, algorithm 2).
-Pictures of the same kind, normalised and resized in the same way, in a network of the same strides, give about the same
-again. Where they don't, something is wrong that no tensor tells and no comparison with PyTorch finds, since PyTorch
-would be fed the same.
+Pictures of the same kind, normalised and resized in the same way, give about the same statistics in a network of the
+same strides. Where they don't, something is wrong that no tensor tells, and that no comparison with PyTorch finds, as
+PyTorch would be fed the same.
 """
 
 import math
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 MIN_IMAGES = 8
-"""Fewer say too little of a population."""
+"""Smallest number of images that says anything about a population."""
 MAX_IMAGES = 64
 USUAL_VARIANCE_FACTOR = 1.5
-"""A trained ResNet-20 on held-out pictures: 1.15, on 8 of them 1.21; with pixels scaled by 0.5 and 0.5 instead of
-ImageNet's mean and std 2.1, with a max-pool that it was trained without 1.9, at twice its input size 2.7."""
+"""Largest `variance_factor` of a network that is used as it was trained. A trained ResNet-20 has 1.15 on held-out
+pictures, and 1.21 on 8 of them; 2.1 with pixels scaled by 0.5 and 0.5 instead of ImageNet's mean and std, 1.9 with a
+max-pool that it was trained without, 2.7 at twice its input size."""
 USUAL_MEAN_SHIFT = 0.25
-"""In standard deviations. The same network: 0.07, on 8 pictures 0.09; unnormalised pixels of 0..255 23."""
+"""Largest `mean_shift`, in standard deviations. The same network has 0.07, on 8 pictures 0.09; 23 with unnormalised
+pixels of 0..255."""
 USUAL_MISFIT = 0.35
-"""The same network: 0.13, on 8 pictures 0.18; with CIFAR-10's normalisation 0.15, with 0.5 and 0.5 0.40; with zeros
-after instead of around in its shortcuts 0.46, with a max-pool 0.57, at twice its input size 0.59."""
+"""Largest `misfit`. The same network has 0.13, on 8 pictures 0.18; 0.15 with CIFAR-10's normalisation, 0.40 with 0.5
+and 0.5; 0.46 with zeros after instead of around in its shortcuts, 0.57 with a max-pool, 0.59 at twice its input
+size."""
 _LATE_SHARE = 4
 _MOST_MISFIT = 10.0
 # Channels that hardly vary in training have no scale to compare by.
@@ -38,16 +41,16 @@ class TrainingStatistics:
     images: int
     batchnorms: int
     variance_factor: float
-    """By how much the variance is larger or smaller than in training, at least 1: median over channels and layers."""
+    """Factor, at least 1, by which the variance is larger or smaller than in training: median over channels, layers."""
     mean_shift: float
     """|mean - mean in training| in standard deviations of the training: median over channels and layers."""
     misfit: float
-    """Distance of the distributions in standard deviations, sqrt(2 KL) at the median channel: half of it the mean over
-    all layers, half over the last quarter of them, which alone show a difference near the end."""
+    """Distance of the distributions in standard deviations, sqrt(2 KL) at the median channel. It is the mean of two
+    means: over all layers, and over the last quarter of them, as only these show a difference near the end."""
 
     @property
     def as_in_training(self) -> bool:
-        """Whether all are within what pictures of the same kind give."""
+        """Whether all three figures are within what pictures of the same kind give."""
         return (
             self.variance_factor <= USUAL_VARIANCE_FACTOR
             and self.mean_shift <= USUAL_MEAN_SHIFT
@@ -56,7 +59,7 @@ class TrainingStatistics:
 
     @property
     def described(self) -> str:
-        """For people: what was found."""
+        """What was found, for people."""
         return (
             f"on {self.images} images the variance is off by a factor of {self.variance_factor:.2f} and the mean by "
             f"{self.mean_shift:.2f} standard deviations at the median BatchNorm, misfit {self.misfit:.2f}"
@@ -64,7 +67,7 @@ class TrainingStatistics:
 
     @property
     def doubt(self) -> str:
-        """What it means for people if it isn't `as_in_training`."""
+        """What it means if the statistics aren't `as_in_training`, for people."""
         return (
             f"the network's activations are not those that its BatchNorms saw in training: {self.described} (usual are "
             f"at most {USUAL_VARIANCE_FACTOR}, {USUAL_MEAN_SHIFT} and {USUAL_MISFIT}). The images are of another kind, "
@@ -89,7 +92,7 @@ def training_statistics(module: nn.Module, images: Tensor) -> TrainingStatistics
 
 
 def observed(module: nn.Module, images: Tensor) -> tuple[Tensor, TrainingStatistics | None]:
-    """The logits (rows, classes) of all `images`, and the comparison on them; None of a network without BatchNorms."""
+    """Return the logits (rows, classes) of `images`, and the comparison on them; None without BatchNorms."""
     layers: list[_LayerFit] = []
 
     def compare(batchnorm: nn.Module, taken: tuple[Tensor, ...]) -> None:
@@ -135,7 +138,7 @@ def _layer_fit(batchnorm: _BatchNorm, features: Tensor) -> _LayerFit | None:
     if not live.any():
         return None
     trained = batchnorm.running_var[live]
-    # Where an activation never varies on these images the factor is bounded, not infinite.
+    # An activation that never varies on these images gets a bounded factor, not an infinite one.
     seen = variance[live].clamp(min=_LEAST_VARIANCE)
     log_factor = (seen / trained).log()
     shift = (mean - batchnorm.running_mean)[live].abs() / trained.sqrt()
