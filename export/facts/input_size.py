@@ -7,7 +7,7 @@ MIN_INPUT_SIDE = 8
 
 
 def input_size_from_text(text: str) -> tuple[int, int]:
-    """(height, width) in pixels of `224` or `224x160`. Raises `InputError` for anything else."""
+    """Return (height, width) in pixels of `224` or `224x160`. Raise `InputError` for anything else."""
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Class names, as users have them: a text file, JSON, or the word `imagenet`."""
+"""Class names that users give: a text file, JSON, or the word `imagenet`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _EXPECTED = (
 
 
 def labels_from(source: str, classes: int) -> tuple[str, ...]:
-    """The labels that `source`, a file's path or `imagenet`, gives to `classes` classes, by index.
+    """Return the labels that `source`, a file's path or `imagenet`, gives to `classes` classes, by index.
 
     Raises:
         InputError: no such file, none of the forms, or not one label for each class; the message says which.
@@ -61,7 +61,7 @@ def _from_list(values: list[Any], path: Path) -> tuple[str, ...]:
 
 
 def _from_map(named: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Of index to label, label to index, or index to several names, of which the last is the readable one."""
+    """Return the labels of a map of index to label, label to index, or index to several names, the last readable."""
     if all(isinstance(value, int) and not isinstance(value, bool) for value in named.values()):
         by_index = {index: label for label, index in named.items()}
     else:

@@ -1,4 +1,4 @@
-"""What the tensors alone don't say: labels, normalisation and input size, from the flags, the checkpoint or custom."""
+"""What the tensors alone don't tell, from flags, the checkpoint or custom: labels, normalisation, input size, task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from fuseline.serve.model_package import (
 )
 
 SIZE = "size"
-"""What `--assume` calls the input size."""
+"""Key of `--assume` for the input size."""
 TASK = "task"
-"""What `--assume` calls it."""
+"""Key of `--assume` for the task."""
 _MEANINGS: dict[Task, str] = {
     "single-label": "a picture is of one class, and probabilities are a softmax over the classes",
     "multi-label": "a picture may have several labels, and each has a probability of its own, a sigmoid",
@@ -41,28 +41,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Everything about the model that its users need and its tensors don't hold."""
+    """What users of the model need and its tensors don't hold."""
 
     input: InputSpec
     normalization: Normalization
     labels: tuple[str, ...]
     task: Task
     assumptions: tuple[Assumption, ...]
-    """What changes answers and was taken as customary, or as a flag says."""
+    """Settings that change answers and were taken as is customary, or as a flag says."""
     warnings: tuple[str, ...]
-    """What else the user should know: sentences."""
+    """Sentences: what else the user should know."""
     labels_told: bool = True
-    """Whether a flag or the checkpoint named the classes."""
+    """Whether a flag, the checkpoint or class folders named the classes."""
 
     @property
     def described_input(self) -> str:
-        """For people: `32 x 32 RGB`."""
+        """The input for people: `32 x 32 RGB`."""
         kind = "RGB" if self.input.channels == 3 else "grey"
         return f"{self.input.height} x {self.input.width} {kind}"
 
     @property
     def described_classes(self) -> str:
-        """For people: `10 classes`, or what they are where several may hold."""
+        """The classes for people: `10 classes`, or as labels where a picture may have several."""
         return described_classes(len(self.labels), self.task)
 
 
@@ -78,34 +78,37 @@ def facts_from(
     shared_size: tuple[int, int] | None = None,
     task: Task | None = None,
 ) -> ModelFacts:
-    """Flags win over what the checkpoint holds, which wins over what images show, then over what is customary.
+    """Return the facts: flags win over the checkpoint, the checkpoint over the images, the images over custom.
 
     Args:
-        checkpoint: with what stood beside its weights.
-        network: which says what is customary for its kind.
+        checkpoint: the checkpoint, with the metadata that stood beside its weights.
+        network: the network, which tells what is customary for its kind.
         labels: a file's path or `imagenet`, as `labels_from` takes it.
-        mean: per channel, of pixels scaled to 0..1; with `std`.
-        std: as `mean`.
+        mean: mean of each channel, of pixels scaled to 0..1; goes with `std`.
+        std: standard deviation of each channel, as `mean`.
         input_size: (height, width) in pixels.
-        assumed: what `--assume` says; `size` and `normalization` of it are taken here.
+        assumed: what `--assume` says; its keys `size`, `normalization` and `task` are used here.
         shared_size: (height, width) that all of the user's images have; taken where no size is customary.
+        task: what `--task` says.
 
     Raises:
-        InputError: labels, mean, std or the input size don't fit the network; nothing tells the size of its input; it
-            was trained for regression, or has a single logit.
+        InputError: labels, mean, std or the input size don't fit the network; nothing tells the size of its input; the
+            network was trained for regression, or has a single logit.
     """
-    meaning, tasked = _task(checkpoint, network, task, assumed.get(TASK))
+    chosen_task, task_assumptions = _task(checkpoint, network, task, assumed.get(TASK))
     if network.classes < 2:
-        by = " and export it with --task single-label" if meaning == "multi-label" else ""
+        by = " and export it with --task single-label" if chosen_task == "multi-label" else ""
         raise InputError(
             "the classifier has 1 output, a single logit for a sigmoid; Fuseline serves classifiers of 2 or more "
             f"classes. With two rows it is one, by softmax: stack the weight to [0, w] and the bias to [0, b]{by}"
         )
     warnings: list[str] = list(checkpoint.metadata.get("warnings", ()))
     channels = _channels(network)
-    (height, width), size = _input_size(checkpoint, network, input_size, assumed.get(SIZE), shared_size)
-    normalization, normalized = normalization_from(checkpoint.metadata, channels, mean, std, assumed.get(KEY), warnings)
-    names, told = _labels(checkpoint, network, labels, warnings)
+    (height, width), size_assumptions = _input_size(checkpoint, network, input_size, assumed.get(SIZE), shared_size)
+    normalization, normalization_assumptions = normalization_from(
+        checkpoint.metadata, channels, mean, std, assumed.get(KEY), warnings
+    )
+    names, labels_told = _labels(checkpoint, network, labels, warnings)
     others = (assumption for assumption in network.assumptions if assumption.key != SIZE)
     return ModelFacts(
         input=InputSpec(
@@ -116,10 +119,10 @@ def facts_from(
         ),
         normalization=normalization,
         labels=names,
-        task=meaning,
-        assumptions=(*size, *normalized, *tasked, *others),
+        task=chosen_task,
+        assumptions=(*size_assumptions, *normalization_assumptions, *task_assumptions, *others),
         warnings=tuple(warnings),
-        labels_told=told,
+        labels_told=labels_told,
     )
 
 
@@ -130,18 +133,18 @@ def _task(
         raise InputError(f"--assume {TASK}={assumed}: single-label or multi-label was expected")
     if flag is not None and assumed is not None and flag != assumed:
         raise InputError(f"--task {flag} and --assume {TASK}={assumed} contradict each other")
-    said: Any = flag or assumed
+    by_user: Any = flag or assumed
     stored: Any = checkpoint.metadata.get(TASK)
-    if said is None and stored == "regression":
+    if by_user is None and stored == "regression":
         several = "; if they are logits of classes all the same, say so: --task single-label or --task multi-label"
         raise InputError(
             "the checkpoint says that it was trained for regression: its outputs are quantities, and Fuseline serves "
             f"classifiers of 2 or more classes{several if network.classes > 1 else ''}"
         )
-    # transformers takes a config.json without a word of it for one label, as its pipeline does.
-    if said is None and (stored is not None or "model_type" in checkpoint.config):
+    # A config.json of transformers that doesn't name the task means one label, as transformers' own pipeline takes it.
+    if by_user is None and (stored is not None or "model_type" in checkpoint.config):
         return stored or "single-label", ()
-    task: Task = said or "single-label"
+    task: Task = by_user or "single-label"
     return task, (
         Assumption(
             key=TASK,
@@ -149,20 +152,20 @@ def _task(
             meaning=_MEANINGS[task],
             alternatives=tuple(other for other in _MEANINGS if other != task),
             flag="--task single-label or --task multi-label",
-            settled_by=None if said is None else f"--task {task}" if flag else f"--assume {TASK}={task}",
+            settled_by=None if by_user is None else f"--task {task}" if flag else f"--assume {TASK}={task}",
         ),
     )
 
 
 def with_input_size(facts: ModelFacts, checkpoint: Checkpoint, size: tuple[int, int]) -> ModelFacts:
-    """The same for an input of `size`, (height, width) in pixels, resized as is customary for it."""
+    """Return `facts` with an input of `size`, (height, width) in pixels, resized as is customary for that size."""
     preprocessing = _preprocessing(checkpoint, size, [])
     spec = facts.input.model_copy(update={"height": size[0], "width": size[1], "preprocessing": preprocessing})
     return replace(facts, input=spec)
 
 
 def size_assumption(size: tuple[int, int], network: TrainedNetwork, settled_by: str | None) -> Assumption:
-    """That the input has `size`, (height, width) in pixels."""
+    """Return the assumption that the input has `size`, (height, width) in pixels."""
     text = size_as_text(size)
     sides = USUAL_SIDES_SMALL if size[0] <= _SMALL_INPUT_SIDE else USUAL_SIDES
     return Assumption(
@@ -176,7 +179,7 @@ def size_assumption(size: tuple[int, int], network: TrainedNetwork, settled_by: 
 
 
 def size_as_text(size: tuple[int, int]) -> str:
-    """`224`, or `224x160`, as --input-size takes it."""
+    """Return `224` or `224x160`, as --input-size takes it."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
@@ -187,13 +190,13 @@ def _channels(network: TrainedNetwork) -> Any:
 
 
 def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int], warnings: list[str]) -> Preprocessing:
-    # Of the longer side of the crop, so that it always lies within the resized image.
+    # The longer side of the crop counts, so that the crop always lies within the resized image.
     side = max(size)
     customary = side if side <= _SMALL_INPUT_SIDE else round(side * _RESIZE_RATIO)
     stored = checkpoint.metadata.get("resize_shorter_side")
     stored_side = checkpoint.metadata.get("input_size")
     resize = customary
-    # What was stored goes with the size that was stored, also where a flag says the same size.
+    # The stored resize goes with the stored size, also where a flag says the same size.
     if isinstance(stored, int) and (stored_side is None or size == (stored_side, stored_side)):
         if stored >= side:
             resize = stored
@@ -245,7 +248,7 @@ def _input_size(
 
 
 def _is_told_by_images(shared: tuple[int, int], network: TrainedNetwork) -> bool:
-    """Whether the size of all images is one of those that the network could be for."""
+    """Return whether `shared`, the size of all images, is one that the network could have been trained on."""
     if network.takes_sizes:
         return _is_between(shared, network)
     return network.told_input_size is None and network.default_input_size is None and _is_input_size(shared)
@@ -300,6 +303,6 @@ def _labels(
 
 
 def no_labels(classes: int) -> str:
-    """For people: that nothing named the classes, and what would."""
+    """Return a sentence: nothing named the classes, and which flag would."""
     imagenet = " or --labels imagenet" if classes == _IMAGENET_CLASSES else ""
     return f"no labels came: classes are called by their index; --labels labels.txt{imagenet} names them"

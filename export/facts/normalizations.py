@@ -1,4 +1,4 @@
-"""How trainings customarily normalise their pixels: mean and std of pixels scaled to 0..1, by name."""
+"""The customary normalisations of pixels: mean and std of pixels scaled to 0..1, by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import Assumption, Normalization
 
 KEY = "normalization"
-"""What `--assume` calls it."""
+"""Key of `--assume` for the normalisation."""
 
 # torchvision's reference training; the training set's own statistics for CIFAR, MNIST and FashionMNIST; CLIP's paper.
 _RGB: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -39,18 +39,18 @@ _MEANINGS = {
     "0..255": "none, pixels of 0..255",
 }
 _ASSUMED = "imagenet"
-# Too near to another to be tried beside it.
+# Normalisations too near to another one to be told apart from it.
 _ALIKE = frozenset({"cifar100", "clip"})
 
 
 def customary(channels: int) -> dict[str, Normalization]:
-    """Those that differ enough to be told apart, by name, the commonest first."""
+    """Return the normalisations that differ enough to be told apart, by name, the commonest first."""
     table = _RGB if channels == 3 else _GREY
     return {name: Normalization(mean=m, std=s) for name, (m, s) in table.items() if name not in _ALIKE}
 
 
 def normalization_named(name: str, channels: int) -> Normalization:
-    """The normalisation that `--assume normalization=NAME` means. Raises `InputError` if there is none."""
+    """Return the normalisation that `--assume normalization=NAME` means. Raise `InputError` if there is none."""
     table = _RGB if channels == 3 else _GREY
     if name not in table:
         raise InputError(
@@ -68,15 +68,15 @@ def normalization_from(
     assumed: str | None,
     warnings: list[str],
 ) -> tuple[Normalization, tuple[Assumption, ...]]:
-    """The normalisation that flags, else the checkpoint's `metadata`, else custom give, and what was assumed.
+    """Return the normalisation that flags, else the checkpoint's `metadata`, else custom give, and what was assumed.
 
     Args:
-        metadata: `mean` and `std` of it, per channel, of pixels scaled to 0..1.
-        channels: that the network takes.
-        mean: of the flags, as in `metadata`; with `std`.
-        std: as `mean`.
-        assumed: what `--assume` calls it by.
-        warnings: what else the user should know is added.
+        metadata: the checkpoint's; `mean` and `std` are per channel, of pixels scaled to 0..1.
+        channels: number of channels that the network takes.
+        mean: what `--mean` says, as in `metadata`; goes with `std`.
+        std: what `--std` says.
+        assumed: the name that `--assume` gives.
+        warnings: list to which sentences for the user are added.
 
     Raises:
         InputError: flags that contradict each other, or values that don't fit the network.
@@ -111,7 +111,7 @@ def normalization_from(
 
 
 def _named(name: str, normalization: Normalization, settled_by: str | None) -> Assumption:
-    """That the training normalised its pixels as `name` of the customary ones does."""
+    """Return the assumption that the training normalised its pixels as `name` of the customary ones does."""
     return Assumption(
         key=KEY,
         value=name,
@@ -123,19 +123,19 @@ def _named(name: str, normalization: Normalization, settled_by: str | None) -> A
 
 
 def _flagged(normalization: Normalization) -> Assumption:
-    """That a flag says how the training normalised its pixels."""
-    said = f"--mean {_comma(normalization.mean)} --std {_comma(normalization.std)}"
+    """Return the assumption that the training normalised its pixels as flags say."""
+    flags = f"--mean {_comma(normalization.mean)} --std {_comma(normalization.std)}"
     return Assumption(
         key=KEY,
-        value=said,
+        value=flags,
         meaning="the training's normalisation was that of the flags",
         flag="--mean and --std",
-        settled_by=said,
+        settled_by=flags,
     )
 
 
 def _meaning_of(name: str, normalization: Normalization) -> str:
-    """For people: what the normalisation called `name` is."""
+    """Return what the normalisation called `name` is, for people."""
     mean, std = (",".join(f"{value:.4g}" for value in values) for values in (normalization.mean, normalization.std))
     return f"the training's normalisation was {_MEANINGS[name]} (mean {mean}, std {std})"
 
