@@ -1,1 +1,1 @@
-"""From what the user points at to a trained network: recognised, renamed, with another head, or built by a factory."""
+"""The trained network that the user points at: recognised, renamed, with another head, or built by a factory."""

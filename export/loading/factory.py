@@ -1,7 +1,7 @@
 """The user's own network: built by their function, loaded strictly from the checkpoint, and tried before it is trusted.
 
-It is the way for everything that can't be told from tensors. The function is named by the user, so its code is run;
-code that lies in a checkpoint never is.
+It serves networks that can't be told from their tensors. The user names the function, so its code is run; code in a
+checkpoint never is.
 """
 
 from collections.abc import Mapping
@@ -27,24 +27,24 @@ def network_from_factory(
     input_size: tuple[int, int] | None = None,
     shared_size: tuple[int, int] | None = None,
 ) -> TrainedNetwork:
-    """The network that `reference` (`package.module:function`) builds, with the weights of `checkpoint`.
+    """Return the network that `reference` (`package.module:function`) builds, with the weights of `checkpoint`.
 
     The module takes normalised float32 NCHW images and returns logits (rows, classes), or an object or mapping with
-    `logits`. Modules beside the current folder are found.
+    `logits`. Modules in the current folder are found.
 
     Args:
         reference: the function or class; called with `arguments` by keyword.
         arguments: plain values.
-        checkpoint: its tensors must be the module's, by name and shape, all of them.
-        input_size: (height, width) in pixels that a flag names; default: the checkpoint's, else what the module or
+        checkpoint: the checkpoint, whose tensors must be the module's, by name and shape, all of them.
+        input_size: (height, width) in pixels that a flag names; None: the checkpoint's, else what the module or
             `shared_size` tells.
-        shared_size: (height, width) in pixels of all the pictures that the user has given.
+        shared_size: (height, width) in pixels that all of the user's images have; None: they differ, or there are none.
 
     Raises:
-        InputError: `reference` names nothing that can be called, its code raises, it gives no `nn.Module`, or nothing
+        InputError: `reference` names nothing that can be called, its code raises, it returns no `nn.Module`, or nothing
             tells the size of its images.
-        ArchitectureError: the tensors don't fit, or what the module returns are no logits of one row each; it is for
-            sounds or volumes instead of images.
+        ArchitectureError: the tensors don't fit, the module doesn't return one row of logits for each image, or it is
+            for sounds or volumes instead of images.
     """
     module = built_module(reference, arguments)
     if wrong := spatial_dimensions_refusal(_kernels(module)):
@@ -56,7 +56,7 @@ def network_from_factory(
         input_size = (stored, stored)
     found = input_size_of(module, reference, said=input_size, shared=shared_size)
     tried, classes, opened = with_bare_logits(module, found.channels, found.size, reference)
-    layers = {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for ours, theirs in loaded.names.items()}
+    layers = {name.rpartition(".")[0]: stored.rpartition(".")[0] for name, stored in loaded.names.items()}
     height, width = found.size
     return TrainedNetwork(
         module=tried,
@@ -66,7 +66,7 @@ def network_from_factory(
             f"all {len(loaded.names)} tensors of the checkpoint loaded strictly, by {loaded.how}",
             *found.evidence,
         ),
-        layer_names={f"{opened}{ours}": theirs for ours, theirs in layers.items()},
+        layer_names={f"{opened}{name}": stored for name, stored in layers.items()},
         classes=classes,
         in_channels=found.channels,
         default_input_size=height if height == width else None,
@@ -76,7 +76,7 @@ def network_from_factory(
 
 
 def _kernels(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of its modules that are convolutions; a weight of three dimensions may be anything else."""
+    """Return the weights' shapes of modules that are convolutions, as a weight of another module may be anything."""
     return {
         f"{name}.weight": tuple(child.weight.shape)
         for name, child in module.named_modules()

@@ -1,4 +1,4 @@
-"""A classifier for a backbone that has none: a linear layer of another checkpoint."""
+"""The classifier for a backbone that has none: a linear layer of another checkpoint."""
 
 from torch import Tensor
 
@@ -8,14 +8,14 @@ from fuseline.serve.errors import ArchitectureError, CheckpointError
 
 
 def head_from(checkpoint: Checkpoint, name: str | None = None) -> Head:
-    """Weight (classes, features) and bias (classes,) of the linear layer `name` in `checkpoint`, float32.
+    """Return weight (classes, features) and bias (classes,) of the linear layer `name` in `checkpoint`, float32.
 
-    A whole ResNet will do without a name: its classifier is the only two-dimensional weight it has. A layer without a
-    bias gets zeros.
+    A whole ResNet needs no name: its classifier is the only two-dimensional weight that it has. A layer without a bias
+    gets zeros.
 
     Raises:
-        CheckpointError: there is no linear layer, or none that is called so, or more than one and no name, or its bias
-            isn't of its size.
+        CheckpointError: there is no linear layer, none is called `name`, there are several and no name, or the bias
+            doesn't have one dimension.
     """
     found = {tensor_name: tensor for tensor_name, tensor in checkpoint.tensors.items() if tensor.ndim == 2}
     if name is not None:

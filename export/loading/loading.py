@@ -1,4 +1,4 @@
-"""From what the user points at to a trained network, by whichever way its flags say: one way for every command."""
+"""The trained network that the flags of any command point at: recognised, or built by a factory."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,30 @@ from fuseline.serve.errors import ArchitectureError, InputError
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """Where a network comes from, as the user says it."""
+    """Where a network comes from, as the user's flags say."""
 
     checkpoint: Path
     ema: bool = False
-    """Take averaged weights."""
+    """Whether averaged weights are taken."""
     naming: str | None = None
-    """Which naming scheme the tensors are in; None: tell it from them."""
+    """Name of the tensors' naming scheme; None: it is told from them."""
     head_from: Path | None = None
     """A second checkpoint that has the classifier."""
     head: str | None = None
-    """The name of the classifier, in `head_from` where that is given, else in `checkpoint`."""
+    """Name of the classifier, in `head_from` where that is given, else in `checkpoint`."""
     take: str | None = None
     """The key, or the prefix of names, where the weights are in `checkpoint`."""
     factory: str | None = None
-    """`package.module:function` that builds the network; None: recognise it."""
+    """`package.module:function` that builds the network; None: it is recognised."""
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
     rename: Path | None = None
-    """A file that gives tensors other names before anything is recognised; see `fuseline.export.loading.rename`."""
+    """A file that gives tensors other names before the network is recognised; see `fuseline.export.loading.rename`."""
     assumed: Mapping[str, str] = field(default_factory=dict)
-    """What the user says of what nothing tells, by key; see `fuseline.export.recognition.choices`."""
+    """What `--assume` says, by key; see `fuseline.export.recognition.choices`."""
 
 
 def read_source(source: NetworkSource) -> Checkpoint:
-    """The checkpoint's tensors, under the names that they are given. Raises `CheckpointError` and `InputError`."""
+    """Return the checkpoint, its tensors renamed as `source` says. Raise `CheckpointError` or `InputError`."""
     renames = None if source.rename is None else read_renames(source.rename)
     checkpoint = read_checkpoint(source.checkpoint, prefer_ema=source.ema, take=source.take)
     return checkpoint if renames is None else renamed_checkpoint(checkpoint, renames)
@@ -54,16 +54,16 @@ def network_of(
     input_size: tuple[int, int] | None = None,
     shared_size: tuple[int, int] | None = None,
 ) -> TrainedNetwork:
-    """The network of `checkpoint`, recognised or built by the factory.
+    """Return the network of `checkpoint`, recognised or built by the factory.
 
     Args:
-        checkpoint: what `read_source` gave.
-        source: how the network is come by.
+        checkpoint: what `read_source` returned.
+        source: where the network comes from.
         input_size: (height, width) in pixels on which a factory's network is tried.
         shared_size: (height, width) in pixels of all the user's images, if they have one size.
 
     Raises:
-        InputError: flags that exclude each other, a factory that fails, tensors that are no network that is known.
+        InputError: flags exclude each other, the factory fails, or the tensors aren't those of a known network.
     """
     if source.factory is None:
         if source.factory_arguments:
@@ -90,10 +90,10 @@ def network_of(
 
 
 def rename_template_of(source: NetworkSource) -> dict[str, str]:
-    """The names that the tensors of `source` need, "" where none can be told: what `--rename` takes once it is right.
+    """Return a template for `--rename`: each tensor of `source` to the name that it needs, "" where none can be told.
 
     Raises:
-        InputError: it is no checkpoint, or flags of `source` are wrong.
+        InputError: `source` is no checkpoint, or its flags are wrong.
     """
     checkpoint = read_source(source)
     try:
@@ -104,10 +104,10 @@ def rename_template_of(source: NetworkSource) -> dict[str, str]:
 
 
 def factory_arguments_from_texts(texts: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` texts as keyword arguments: a value that is JSON (`10`, `true`, `[1,2]`) is decoded, else text.
+    """Return `NAME=VALUE` texts as keyword arguments; a value that is JSON (`10`, `true`, `[1,2]`) is decoded.
 
     Raises:
-        InputError: a text without a name or `=`, or a name that came twice.
+        InputError: a text has no name or no `=`, or a name comes twice.
     """
     arguments: dict[str, Any] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""Tensors under names that the user says: `--rename FILE`, and the template for it."""
+"""Tensors renamed as the user says: `--rename FILE`, and the template for it."""
 
 import json
 import subprocess
@@ -48,14 +48,15 @@ class Renames:
 
     path: Path
     rules: Mapping[str, str]
-    """In their order. A key that is a tensor's whole name renames that one; any other is a regular expression."""
+    """Rules in the file's order. A key that is a tensor's whole name renames that tensor; any other is a regular
+    expression."""
 
 
 def read_renames(path: Path) -> Renames:
-    """The rules in the JSON object at `path`.
+    """Return the rules in the JSON object at `path`.
 
     Raises:
-        InputError: no such file, no JSON object of texts, a key twice, or more than 16 MB.
+        InputError: there is no such file, it has more than 16 MB, it is no JSON object of texts, or a key comes twice.
     """
     try:
         with path.open("rb") as stream:
@@ -78,13 +79,14 @@ def read_renames(path: Path) -> Renames:
 
 
 def renamed_checkpoint(checkpoint: Checkpoint, renames: Renames) -> Checkpoint:
-    """`checkpoint` with its tensors, and what belongs to their layers, under the names that `renames` give.
+    """Return `checkpoint` with its tensors, and what belongs to their layers, under the names that `renames` give.
 
-    An empty name of a tensor, as a template leaves it, keeps the tensor's own. `num_batches_tracked` goes with its
+    A tensor whose new name is empty, as a template leaves it, keeps its own. `num_batches_tracked` is renamed with its
     layer.
 
     Raises:
-        InputError: a rule that matches nothing, a bad or too slow pattern, two tensors with one name, an empty name.
+        InputError: a rule matches nothing, a pattern is wrong or too slow, two tensors get one name, or a pattern makes
+            a name empty.
     """
     where = f"--rename {renames.path}"
     own = [*checkpoint.tensors, *checkpoint.counters]
@@ -109,9 +111,9 @@ def renamed_checkpoint(checkpoint: Checkpoint, renames: Renames) -> Checkpoint:
 
 
 def template_of(checkpoint: Checkpoint, recognised: Recognised | None) -> dict[str, str]:
-    """Each of the checkpoint's tensors with the name that it needs, for `--rename`; "" where none can be told.
+    """Return each tensor's name in the checkpoint to the name that it needs, "" where none can be told.
 
-    Of a network that was recognised it is right; else shapes and order suggest it, and a person has to check.
+    The names are right if the network was recognised; else shapes and order suggest them, and a person has to check.
     """
     if recognised is None:
         return dict(read_shapes(checkpoint.tensors).names)
@@ -121,15 +123,15 @@ def template_of(checkpoint: Checkpoint, recognised: Recognised | None) -> dict[s
         except ArchitectureError:
             continue
         stored = {
-            f"{recognised.layer_names[ours.rpartition('.')[0]]}.{ours.rpartition('.')[2]}": theirs
-            for ours, theirs in names.items()
+            f"{recognised.layer_names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": new
+            for name, new in names.items()
         }
         return {name: stored.get(name, "") for name in checkpoint.tensors}
     return {name: name for name in checkpoint.tensors}
 
 
 def _substituted(patterns: list[tuple[str, str]], names: list[str], where: str) -> list[str]:
-    """`names` after `patterns`, one after another."""
+    """Return `names` after all of `patterns`, applied in order."""
     if not patterns:
         return names
     if len(patterns) > _MAX_PATTERNS:
@@ -144,7 +146,7 @@ def _substituted(patterns: list[tuple[str, str]], names: list[str], where: str) 
             f"{where}: {long[:40]!r}... has more than {_MAX_NAME} characters; regular expressions need fewer"
         )
     try:
-        ran = subprocess.run(  # noqa: S603 - this interpreter, and a program that stands above
+        ran = subprocess.run(  # noqa: S603 - runs this interpreter on the constant program above
             [sys.executable, "-I", "-c", _RENAME],
             input=json.dumps([patterns, names, _MAX_NAME]),
             capture_output=True,

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors into the user's module: every tensor finds its place and every place its tensor."""
+"""Strict loading of a checkpoint into the user's module: every tensor has a place, and every place a tensor."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,23 +18,24 @@ _NAMES_SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded under which names."""
+    """Which of the checkpoint's tensors were loaded where."""
 
     names: Mapping[str, str]
-    """The module's tensor names to the checkpoint's, as they were when they fitted; without `num_batches_tracked`."""
+    """The module's tensor names to the checkpoint's, in the naming that fitted; without `num_batches_tracked`."""
     how: str
-    """For people, what the names are: `the file's own names`."""
+    """Which names of the checkpoint fitted, for people: `the file's own names`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """The checkpoint under one of its namings, held against the module."""
+    """The checkpoint under one of its namings, compared with the module."""
 
     how: str
     names: Mapping[str, str]
-    """The module's names to those that they must have in `naming`."""
+    """The module's names to those that the tensors must have in `naming`."""
     naming: Naming
     deviations: Mapping[str, list[str]]
+    """`missing`, `left over` and `misshapen` to the tensors that are so, for people."""
 
     @property
     def count(self) -> int:
@@ -44,14 +45,14 @@ class _Attempt:
 def load_strictly(module: nn.Module, checkpoint: Checkpoint, reference: str) -> Loaded:
     """Load all tensors of `checkpoint` into `module`, which --factory `reference` built.
 
-    The file's own names are tried first, as no prefix in them is a wrapper's if the module has it too; then what is
-    left of them as one wrapper after the other is taken away, alone and behind the module's own prefix; last, both
-    without their wrappers. Shapes must be equal, as torch's own strict loading has it: one value in a dimension of its
-    own, (1,), fits a scalar, ().
+    The file's own names are tried first, as a prefix that the module has too is no wrapper's. Then one wrapper's prefix
+    after the other is removed from them, and each result is tried alone and behind the module's own prefix. Last, the
+    names of both are tried without their wrappers' prefixes. Shapes must be equal, as for torch's own strict loading,
+    where (1,) fits a scalar, ().
 
     Raises:
-        ArchitectureError: the tensors fit in none of these ways; the message tells of the nearest.
-        InputError: the module's own code raises as it loads.
+        ArchitectureError: the tensors fit under none of these names; the message describes the nearest fit.
+        InputError: the module's own code raises while it loads.
     """
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     if lazy := [name for name, value in state.items() if is_lazy(value)]:
@@ -76,9 +77,9 @@ def load_strictly(module: nn.Module, checkpoint: Checkpoint, reference: str) -> 
     tensors = checkpoint.float32(nearest.naming)
     counters = {name: torch.tensor(0) for name in module.state_dict() if name.endswith(_COUNTER)}
     with users_errors(reference):
-        # Over its own state, which also has what is no tensor, and the versions that some modules ask for.
+        # The module's own state is updated: it may hold values that aren't tensors, and modules' version numbers.
         own = module.state_dict()
-        own.update(counters | {ours: tensors[theirs] for ours, theirs in nearest.names.items()})
+        own.update(counters | {name: tensors[stored] for name, stored in nearest.names.items()})
         module.load_state_dict(own)
     return Loaded(nearest.names, nearest.how)
 
@@ -116,12 +117,12 @@ def _attempt(how: str, names: Mapping[str, str], places: Mapping[str, tuple[int,
 
 
 def _fits(shape: tuple[int, ...], place: tuple[int, ...]) -> bool:
-    """As `nn.Module._load_from_state_dict` has it; the reverse, () where (1,) is expected, it refuses."""
+    """Return whether `nn.Module._load_from_state_dict` takes `shape` for `place`: (1,) for (), but not () for (1,)."""
     return shape == place or (shape == (1,) and place == ())
 
 
 def _prefix(places: set[str], names: set[str]) -> str:
-    """What the module's names have before those of the checkpoint; "" where no prefix makes them equal."""
+    """Return the prefix that the module's names have before the checkpoint's; "" where no prefix makes them equal."""
     prefix = ""
     while places and places != names:
         heads = {name.partition(".")[0] for name in places}

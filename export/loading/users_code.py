@@ -1,4 +1,4 @@
-"""The one place where the user's own code is run: the function that --factory names. Code in a checkpoint never is."""
+"""The one place that runs the user's own code: the function that --factory names. Code in a checkpoint never runs."""
 
 import importlib
 import re
@@ -18,10 +18,10 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]
 
 
 def built_module(reference: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """What the function `reference` (`package.module:function`) returns, called with `arguments` by keyword.
+    """Return the module that the function `reference` (`package.module:function`) builds from keyword `arguments`.
 
     Raises:
-        InputError: `reference` names nothing that can be called, its code raises, or it gives no `nn.Module`.
+        InputError: `reference` names nothing that can be called, its code raises, or it returns no `nn.Module`.
     """
     if not _REFERENCE.fullmatch(reference):
         raise InputError(
@@ -56,7 +56,7 @@ def built_module(reference: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _without_wrappers(module: nn.Module) -> nn.Module:
-    """What torch.compile, DataParallel and DistributedDataParallel run; they compute nothing of their own."""
+    """Return the module inside torch.compile, DataParallel and DistributedDataParallel, which only call it."""
     while True:
         if type(module).__name__ == "OptimizedModule" and isinstance(module._modules.get("_orig_mod"), nn.Module):
             module = cast("nn.Module", module._modules["_orig_mod"])
@@ -68,7 +68,7 @@ def _without_wrappers(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def users_errors(reference: str) -> Iterator[None]:
-    """Errors of the user's code become ours, with the place where they were raised."""
+    """Turn errors of the user's code into `InputError`, with the place where they were raised."""
     try:
         yield
     except Exception as error:
@@ -81,7 +81,7 @@ def users_errors(reference: str) -> Iterator[None]:
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """The `fuseline` command lies elsewhere, so Python doesn't look where the user stands."""
+    """Let Python import from the current folder, where the installed `fuseline` command doesn't look by itself."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
