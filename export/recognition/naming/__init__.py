@@ -1,1 +1,1 @@
-"""What code calls the tensors of a network: the table of schemes, and names that tell by what repeats in them."""
+"""The names of a network's tensors: the table of naming schemes, and names read by what repeats in them."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint's residual blocks lie, told from what repeats in its layers' names."""
+"""The residual blocks of a checkpoint, found by what repeats in its layers' names."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from fuseline.export.recognition.naming.name_order import NUMBER_IN_NAME, rank_o
 LayerKind = Literal["convolution", "batchnorm", "linear", "other"]
 _CONV_LEAVES = {"weight", "bias"}
 NORM_LEAVES = frozenset({"weight", "bias", "running_mean", "running_var"})
-# Of ResNet-1202, about 2500; the search takes the square of it at worst.
+# ResNet-1202 has about 2500 layers; the search takes at worst the square of their number.
 MOST_LAYERS = 3000
 _MOST_PATTERNS = 64
 _MOST_PARTS = 12
@@ -26,40 +26,40 @@ class Layer:
 
     name: str
     alias: str
-    """Its name without the numbers of containers that hold nothing else: `conv1` of `conv1.0`."""
+    """The name without the numbers of containers that hold nothing else: `conv1` for `conv1.0`."""
     kind: LayerKind
     shape: tuple[int, ...]
-    """Of its weight."""
+    """Shape of the weight; () if there is none."""
     leaves: frozenset[str]
-    """Its tensors, without its own name."""
+    """Names of the layer's tensors, without the layer's own name."""
 
     @property
     def biased(self) -> bool:
-        """Whether it has a bias."""
+        """Whether the layer has a bias."""
         return "bias" in self.leaves
 
 
 @dataclass(frozen=True)
 class BlockList:
-    """Blocks that one pattern of names finds, and what lies without."""
+    """The blocks that one pattern of names finds, and the layers outside of them."""
 
     pattern: str
-    """For people: `layerN.M`."""
+    """The pattern, for people: `layerN.M`."""
     nested: bool
-    """Whether names tell stages and blocks; else they tell blocks alone, in their order."""
+    """Whether the names tell stages and blocks; else they tell blocks alone, in their order."""
     blocks: Mapping[tuple[int, int], Mapping[str, Layer]]
-    """(stage, block) from 0, or (0, block) where not nested, to the layers within by their alias from there; what lies
-    beside the blocks of a stage belongs to its first, with `../` before it."""
+    """(stage, block), from 0, to the block's layers, by their alias within the block; (0, block) where not nested. A
+    layer beside the blocks of a stage belongs to the first block, with `../` before its alias."""
     outside: tuple[Layer, ...]
 
 
 def layers_of(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:
-    """The layers that `weights` are, in the order of the checkpoint."""
+    """Return the layers that `weights` belong to, in the order of the checkpoint."""
     leaves: dict[str, set[str]] = {}
     for name in weights:
         layer, _, leaf = name.rpartition(".")
         leaves.setdefault(layer, set()).add(leaf)
-    # A layer may hold another, as detectron2's convolutions hold their BatchNorms: it has its own name still.
+    # A layer may hold another, as detectron2's convolutions hold their BatchNorms; counting 2 makes it keep its name.
     beneath = dict.fromkeys(leaves, 2)
     for layer in leaves:
         parts = layer.split(".")
@@ -75,7 +75,7 @@ def layers_of(weights: Mapping[str, Tensor]) -> tuple[Layer, ...]:
 
 
 def block_lists(layers: tuple[Layer, ...]) -> Iterator[BlockList]:
-    """Each way in which names repeat such that two or more blocks of several convolutions show."""
+    """Yield each reading in which names repeat so that there are two or more blocks of several convolutions."""
     patterns: dict[str, dict[str, tuple[int, ...]]] = {}
     if len(layers) > MOST_LAYERS:
         return
@@ -89,7 +89,7 @@ def block_lists(layers: tuple[Layer, ...]) -> Iterator[BlockList]:
             numbers = tuple(rank for rank in ranks if rank is not None)
             if "{" not in prefix and len(numbers) == len(ranks) and len(numbers) in (1, 2):
                 patterns.setdefault(NUMBER_IN_NAME.sub("{}", prefix), {})[prefix] = numbers
-    # The first of equal readings is shown: stages and blocks before blocks alone, whole blocks before their parts.
+    # Of equal readings the first counts: stages and blocks before blocks alone, whole blocks before their parts.
     ranked = sorted(patterns.items(), key=lambda item: (-item[0].count("{}"), -len(item[1]), len(item[0])))
     commonest = ranked[:_MOST_PATTERNS]
     for pattern, prefixes in commonest:
@@ -125,7 +125,7 @@ def _block_list(pattern: str, prefixes: Mapping[str, tuple[int, ...]], layers: t
 def _places(
     pattern: str, prefixes: Mapping[str, tuple[int, ...]], outside: list[Layer], *, nested: bool
 ) -> dict[str, tuple[int, int]] | None:
-    """(stage, block) of each prefix, from 0; None where numbers leave gaps or begin anywhere."""
+    """Return prefix -> (stage, block), from 0; None where numbers have gaps or don't begin where they should."""
     numbers = sorted({ranks[0] for ranks in prefixes.values()})
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         return None
@@ -150,7 +150,7 @@ def _places(
 
 
 def _follow_their_stem(container: str, start: int, outside: list[Layer]) -> bool:
-    """Whether the stem lies in the same Sequential, with a ReLU before the blocks, or a ReLU and a max-pool."""
+    """Return whether the stem is in the same Sequential, with a ReLU, or a ReLU and a max-pool, before the blocks."""
     stem = {layer.alias: layer for layer in outside}
     conv, norm = stem.get(f"{container}0"), stem.get(f"{container}1")
     if conv is None or norm is None or (conv.kind, norm.kind) != ("convolution", "batchnorm"):
@@ -165,7 +165,7 @@ def _with_stages_own(
     places: Mapping[str, tuple[int, int]],
     outside: list[Layer],
 ) -> list[Layer]:
-    """Give what lies beside the blocks of a stage to its first block; return the rest of `outside`."""
+    """Move layers beside the blocks of a stage into its first block; return the rest of `outside`."""
     numbered = [depth for depth, part in enumerate(pattern.split("."), start=1) if "{}" in part]
     if len(numbered) < 2:
         return outside
@@ -188,7 +188,7 @@ def _container(name: str, depth: int) -> str:
 def _alias(layer: str, beneath: Mapping[str, int]) -> str:
     while True:
         container, _, last = layer.rpartition(".")
-        # A number above 0 says that something without weights stands before.
+        # An index above 0 means that a layer without weights comes before.
         if not container or beneath.get(container, 2) > 1 or (last.isdecimal() and last != "0"):
             return layer
         layer = container

@@ -1,7 +1,7 @@
-"""Which layer of a residual block is what: its convolutions in their order, their BatchNorms, and the shortcut.
+"""The roles of the layers in a residual block: its convolutions in their order, their BatchNorms, and the shortcut.
 
-Names tell the order, and which layers only some blocks have tells the shortcut; shapes must bear both out. Where two
-answers remain there is none.
+Names tell the order; the layers that only some blocks have tell the shortcut; shapes must confirm both. Where two
+answers remain, there is none.
 """
 
 import re
@@ -25,18 +25,18 @@ BlockFamily = Literal["residual", "pre-activation"]
 
 @dataclass(frozen=True)
 class BlockRoles:
-    """Names within a block, from the block's own on."""
+    """The names of a block's layers by role, without the block's own name."""
 
     family: BlockFamily
     convs: tuple[str, ...]
     norms: tuple[str, ...]
-    """One for each convolution, or () where blocks have none."""
+    """The BatchNorm of each convolution; () where blocks have none."""
     shortcut: tuple[str, ...]
     """A projection's convolution and, where it has one, its BatchNorm; () where no block projects."""
 
 
 def roles_in(blocks: BlockList) -> BlockRoles | str:
-    """The roles of the layers of `blocks`, or a sentence on what can't be told."""
+    """Return the roles of the layers of `blocks`, or a sentence on what can't be told."""
     everywhere, somewhere = _presence(blocks)
     convs = _of_kind(blocks, everywhere, "convolution")
     some_convs = _of_kind(blocks, somewhere, "convolution")
@@ -82,7 +82,7 @@ def roles_in(blocks: BlockList) -> BlockRoles | str:
 
 
 def described(layer: Layer) -> str:
-    """A layer that is none of the known kinds, and why."""
+    """Return a layer of no known kind, and why it is of none, for people."""
     if layer.leaves < NORM_LEAVES and layer.leaves & {"running_mean", "running_var"}:
         missing = " and ".join(sorted(NORM_LEAVES - layer.leaves))
         return f"{layer.name}, a BatchNorm without {missing} (model.state_dict(), saved whole, has them)"
@@ -91,7 +91,7 @@ def described(layer: Layer) -> str:
 
 
 def _presence(blocks: BlockList) -> tuple[set[str], set[str]]:
-    """Names that every block has, and those that some have."""
+    """Return the names that every block has, and those that only some have."""
     sets = [set(block) for block in blocks.blocks.values()]
     everywhere = set.intersection(*sets)
     return everywhere, set.union(*sets) - everywhere
@@ -108,7 +108,7 @@ def _of_kind(blocks: BlockList, names: set[str], kind: str) -> list[str]:
 def _main_branch(
     blocks: BlockList, convs: Sequence[str], some_convs: Sequence[str]
 ) -> tuple[Ordered, str | None] | str:
-    """The convolutions of the residual branch in their order, and the one in the shortcut."""
+    """Return the residual branch's convolutions in their order and the shortcut's, or what can't be told."""
     options: list[tuple[list[str], str | None]]
     if some_convs:
         options = [(list(convs), some_convs[0])]
@@ -140,7 +140,7 @@ def _chains(block: Block, main: Sequence[str], shortcut: str | None) -> bool:
         return False
     for before, after in pairwise(shapes):
         grouped = len(main) == 3 and after is shapes[1]
-        # One channel a group is a depthwise convolution: an inverted residual, whose activations differ.
+        # A convolution of one channel per group is depthwise: an inverted residual, whose activations differ.
         if after[1] != before[0] and not (grouped and 1 < after[1] < before[0] and before[0] % after[1] == 0):
             return False
     if len(main) == 3 and shapes[0][0] > shapes[2][0]:

@@ -1,8 +1,8 @@
-"""A naming told from a checkpoint's own names, where no row of `SCHEMES` has them.
+"""A naming composed from a checkpoint's own names, where no row of `SCHEMES` has them.
 
-Names of known parts in any combination are recognised so: `stem.0`, `blocks.3.conv_a`, `blocks.3.skip`, `head`. What
-repeats in them tells the blocks, and `roles_in` the parts of a block. What isn't told, above all whether blocks without
-any projection have shortcuts at all, is refused with the reason.
+It reads names of known parts in any combination: `stem.0`, `blocks.3.conv_a`, `blocks.3.skip`, `head`. What repeats in
+them tells the blocks, and `roles_in` the parts of a block. Where something isn't told, above all whether blocks without
+any projection have shortcuts at all, the names are refused with the reason.
 """
 
 import re
@@ -24,23 +24,23 @@ _HEADS = ("fc", "linear", "classifier", "head")
 
 @dataclass(frozen=True)
 class Composition:
-    """What names by themselves tell of a checkpoint."""
+    """What names by themselves tell about a checkpoint."""
 
     placements: tuple[Placement, ...]
-    """Readings in which every layer has a part; shapes may still contradict them."""
+    """Readings in which every layer is a part of the network; shapes may still contradict them."""
     reason: str | None = None
-    """Where there is none: a sentence on what the nearest of them can't tell."""
+    """A sentence on what the nearest reading can't tell, where there is no placement."""
 
 
 def compose(weights: Mapping[str, Tensor]) -> Composition:
-    """Every reading of the names of `weights` as a ResNet's."""
+    """Return every reading of the names of `weights` as a ResNet's."""
     placements: list[Placement] = []
     reasons: list[tuple[tuple[bool, int, int], str]] = []
     for blocks in block_lists(layers_of(weights)):
         roles = roles_in(blocks)
         found = roles if isinstance(roles, str) else _placements(blocks, roles)
         if isinstance(found, str):
-            # Stages and blocks say more than a list of blocks, more blocks than fewer, whole blocks than their parts.
+            # Stages and blocks tell more than a list of blocks, many blocks more than few, whole ones more than parts.
             reasons.append(((not blocks.nested, -len(blocks.blocks), len(blocks.pattern)), found))
         else:
             placements += found
@@ -94,13 +94,16 @@ def _scheme(
 
 
 def _container_of(classifier: str) -> str:
-    """`head` of `head.1`: what stands before in its Sequential is for the caller to ask about."""
+    """Return `head` for `head.1`; an assumption is made later about what comes before it in the Sequential."""
     container = classifier.rpartition(".")[0]
     return container if container and index_of(classifier) else classifier
 
 
 def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mapping[str, Layer]] | str:
-    """The blocks by (stage, block). A list's stages begin where the width doubles, or changes between named stages."""
+    """Return the blocks by (stage, block), or why that can't be told.
+
+    In a list of blocks, a stage begins where the width doubles, or changes at all if the list is one of named stages.
+    """
     projecting = {place for place, block in blocks.blocks.items() if roles.shortcut[:1] and roles.shortcut[0] in block}
     if (fault := _unprojected(blocks, roles, projecting)) is not None:
         return fault
@@ -128,7 +131,7 @@ def _staged(blocks: BlockList, roles: BlockRoles) -> dict[tuple[int, int], Mappi
 
 
 def _unprojected(blocks: BlockList, roles: BlockRoles, projecting: set[tuple[int, int]]) -> str | None:
-    """A sentence on a block that changes the width without a projection, where option A isn't the custom."""
+    """Return a sentence on a block that changes the width without a projection, where option A isn't customary."""
     widths = {
         place: (block[roles.convs[0]].shape[1], block[roles.convs[-1]].shape[0])
         for place, block in blocks.blocks.items()
@@ -150,7 +153,7 @@ def _unprojected(blocks: BlockList, roles: BlockRoles, projecting: set[tuple[int
 
 
 def _outer_modules(blocks: BlockList, roles: BlockRoles) -> dict[str, str] | str:
-    """Stem, last BatchNorm and classifier: our module names to the checkpoint's."""
+    """Return our module name -> the checkpoint's for stem, last BatchNorm and classifier, or what can't be told."""
     outside = blocks.outside
     linear = [layer for layer in outside if layer.kind == "linear"]
     convs = [layer for layer in outside if layer.kind == "convolution"]
@@ -198,10 +201,10 @@ def _stem(convs: list[Layer], norms: list[Layer], wanted: int) -> dict[str, str]
         names += ordered.names[len(norm_order.names) :]
     if not leaves_room(names, {norm.alias for norm in norms}):
         return None
-    ours: tuple[str, ...] = DEEP_STEM if len(convs) == 3 else ("conv1", "bn1")
+    modules: tuple[str, ...] = DEEP_STEM if len(convs) == 3 else ("conv1", "bn1")
     if not wanted:
-        ours = ours[::2]
-    return {mine: by_alias[theirs].name for mine, theirs in zip(ours, names, strict=False)}
+        modules = modules[::2]
+    return {module: by_alias[name].name for module, name in zip(modules, names, strict=False)}
 
 
 def _is_conv_head(conv: Layer) -> bool:

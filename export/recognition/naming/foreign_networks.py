@@ -1,4 +1,4 @@
-"""What a checkpoint is that is none of our networks, told from its names, and what its owner can do."""
+"""Checkpoints that are none of our networks: what they are, by their names, and what their owner can do."""
 
 import re
 from collections import Counter
@@ -18,18 +18,18 @@ SELF_SUPERVISED = re.compile(
     r"(^|\.)(encoder_[qk]|momentum_encoder|online_encoder|target_encoder|online_network|target_network"
     r"|projection_head|projector|predictor|prototypes)\.|^queue(_ptr)?$"
 )
-"""Found in the names of a self-supervised training's tensors."""
+"""Parts of the names of a self-supervised training's tensors."""
 
 
 @dataclass(frozen=True)
 class _Kind:
     names: str
-    """A regular expression that one of its tensors' names matches."""
+    """A regular expression that is found in the name of one of the network's tensors."""
     what: str
     advice: str
 
 
-# The first that matches speaks.
+# The first kind that matches counts.
 _KINDS = (
     _Kind(
         r"(^|\.)(rpn|roi_heads|box_head|bbox_head|bbox_embed|bbox_predictor|class_embed|anchor_generator)\.",
@@ -71,9 +71,10 @@ _NORM_WEIGHT = re.compile(r"(^|\.)(bn\d?|norm\d?|gn\d?|normalization|downsample\
 
 
 def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> str | None:
-    """A message if these are clearly something else than a classifying ResNet with BatchNorm, else None.
+    """Return a message if `tensors` are clearly something else than a classifying ResNet with BatchNorm, else None.
 
-    `classifiers` are the names that known schemes give to the classifier.
+    Args:
+        classifiers: the names that known schemes have for the classifier.
     """
     if found := spatial_dimensions_refusal({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         return found
@@ -100,9 +101,12 @@ def foreign_kind(tensors: Mapping[str, Tensor], classifiers: Iterable[str]) -> s
 
 
 def spatial_dimensions_refusal(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """A message if convolutions run over one or three dimensions and none over two, else None.
+    """Return a message if convolutions run over one or three dimensions and none over two, else None.
 
-    `shapes` are those of all tensors by name. Gates of channels (ECA) have kernels of one dimension, but not alone.
+    Gates of channels (ECA) have kernels of one dimension too, but beside others of two.
+
+    Args:
+        shapes: shapes of all tensors, by name.
     """
     kernels = {name: shape for name, shape in shapes.items() if len(shape) > 2 and name.endswith("weight")}
     if not kernels or any(len(shape) == 4 for shape in kernels.values()):
@@ -118,7 +122,7 @@ def spatial_dimensions_refusal(shapes: Mapping[str, tuple[int, ...]]) -> str | N
 
 
 def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
-    """A message if two or more prefixes have the same names of a network behind them, else None."""
+    """Return a message if two or more prefixes have the same names of a network behind them, else None."""
     behind: dict[str, set[str]] = {}
     kernels: Counter[str] = Counter()
     container = _container_of_all(tensors)
@@ -129,7 +133,7 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
         kernels[first] += tensor.ndim == 4
     networks = [first for first, count in kernels.items() if count >= _KERNELS_OF_A_NETWORK]
     twins = [first for first in networks if any(behind[first] == behind[o] for o in networks if o != first)]
-    # Stages may have the same names behind them, too; only a network takes pictures.
+    # Stages may have the same names behind them too, but only a network takes pictures.
     twins = [first for first in twins if _has_stem(tensors, first)]
     if len(twins) < 2:
         return None
@@ -140,7 +144,7 @@ def several_networks(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _container_of_all(names: Iterable[str]) -> str:
-    """What all names begin with, up to a dot: `models.` of an ensemble's."""
+    """Return the prefix, up to a dot, of all names: `models.` of an ensemble's."""
     shared = ""
     for parts in zip(*(name.split(".") for name in names), strict=False):
         if len(set(parts)) > 1:
@@ -150,14 +154,17 @@ def _container_of_all(names: Iterable[str]) -> str:
 
 
 def _has_stem(tensors: Mapping[str, Tensor], first: str) -> bool:
-    """Whether one kernel behind `first` takes pictures: of 3 channels, or of 1, as depthwise ones have, but many."""
+    """Return whether one kernel behind `first` takes pictures, of 3 channels or of 1.
+
+    Depthwise kernels take 1 channel too, but a network has many of them.
+    """
     kernels = [tensor for name, tensor in tensors.items() if name.startswith(f"{first}.") and tensor.ndim == 4]
     taken = Counter(kernel.shape[1] for kernel in kernels if kernel.shape[0] > kernel.shape[1] and kernel.shape[2] > 1)
     return taken[3] == 1 or (not taken[3] and taken[1] == 1)
 
 
 def _dense_classifier(tensors: Mapping[str, Tensor]) -> str | None:
-    """A classifier of 3x3 convolutions behind a ResNet's stages, as torchvision's FCN has it."""
+    """Return the name of a 3x3 convolution in the classifier behind a ResNet's stages, as torchvision's FCN has it."""
     if not any(re.search(r"(^|\.)layer\d\.", name) for name in tensors):
         return None
     dense = (n for n, t in tensors.items() if re.fullmatch(r"classifier\.\d\.weight", n) and t.shape[2:] == (3, 3))

@@ -1,4 +1,4 @@
-"""The order that names tell: `conv1` before `conv2`, `conv_a` before `conv_b`, `left.0` before `left.3`."""
+"""The order of layers by their names: `conv1` before `conv2`, `conv_a` before `conv_b`, `left.0` before `left.3`."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ _RANKS = {word: rank for rank, words in enumerate(_ORDINALS, start=1) for word i
 _CONV_WORDS = frozenset({"conv", "convolution", "d", "layer", "weight"})
 _NORM_WORDS = frozenset({"bn", "norm", "batchnorm", "batch", "normalization", "d"})
 NUMBER_IN_NAME = re.compile(rf"\d+|(?<![a-zA-Z])(?:{'|'.join(_RANKS)})(?![a-zA-Z])")
-"""What counts parts within a name: digits, or an ordinal that stands alone."""
+"""A number within a name: digits, or an ordinal that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,18 @@ class Ordered:
 
     names: tuple[str, ...]
     ranks: tuple[int, ...]
-    """What distinguishes each; () of a single name."""
+    """The number, letter or ordinal that distinguishes each name; () for a single name."""
     common: tuple[str, ...]
-    """What they share, with "#" where they differ."""
+    """The tokens that the names share, with "#" where they differ."""
 
 
 def tokens_of(name: str) -> tuple[str, ...]:
-    """`layer1.convA` as layer, 1, conv, a."""
+    """Return the tokens of a name: layer, 1, conv, a of `layer1.convA`."""
     return tuple(token.lower() for token in _TOKEN.findall(name))
 
 
 def rank_of(text: str) -> int | None:
-    """The number that digits, a single letter or an ordinal stand for; None of anything else or of absurd numbers."""
+    """Return the number that digits, a single letter or an ordinal stand for; None for anything else or above 9999."""
     if text.isdecimal():
         return int(text) if len(text) <= 4 else None
     if len(text) == 1 and "a" <= text <= "h":
@@ -41,7 +41,7 @@ def rank_of(text: str) -> int | None:
 
 
 def in_order(names: Collection[str]) -> Ordered | None:
-    """`names` in the order of the one number, letter or ordinal in which they differ; None where that isn't so."""
+    """Return `names` in the order of the one number, letter or ordinal in which they differ; None without one."""
     split = {name: tokens_of(name) for name in names}
     if not split or len({len(tokens) for tokens in split.values()}) != 1:
         return None
@@ -64,16 +64,16 @@ def in_order(names: Collection[str]) -> Ordered | None:
 
 
 def index_of(name: str) -> int | None:
-    """The index of a layer in its Sequential or list; None where its last part is no number."""
+    """Return the index of a layer in its Sequential or list; None where its name's last part is no number."""
     last = name.rpartition(".")[2]
     return int(last) if last.isdecimal() and last.isascii() and len(last) <= 4 else None
 
 
 def leaves_room(names: Sequence[str], norms: Collection[str]) -> bool:
-    """Whether layers that compute in the order of `names` lie in their Sequentials as though only activations did too.
+    """Return whether the Sequentials of layers that run in the order of `names` may hold just activations besides.
 
-    In one Sequential a BatchNorm comes right behind its convolution, one layer without weights before the next
-    convolution, and nothing before the first. Elsewhere nothing tells, so it may be so.
+    In one Sequential a BatchNorm must come right behind its convolution, one layer without weights before the next
+    convolution, and nothing before the first. For layers elsewhere nothing tells, so it may be so.
     """
     runs = [(container, list(run)) for container, run in groupby(names, lambda name: name.rpartition(".")[0])]
     lists = {container for container, count in Counter(container for container, _ in runs).items() if count > 1}
@@ -84,7 +84,7 @@ def leaves_room(names: Sequence[str], norms: Collection[str]) -> bool:
         if indices[0] != 0:
             return False
         for (one, before), (other, after) in pairwise(zip(run, indices, strict=True)):
-            # Fused before, a BatchNorm leaves its place empty.
+            # A BatchNorm that was fused before leaves its index unused.
             steps = (1,) if other in norms else (2,) if one in norms else (2, 3)
             if (after or 0) - (before or 0) not in steps:
                 return False
@@ -92,11 +92,11 @@ def leaves_room(names: Sequence[str], norms: Collection[str]) -> bool:
 
 
 def belong_together(conv: str, norm: str) -> bool:
-    """Whether a convolution and a BatchNorm have the same names but for those words, or lie in one container."""
+    """Return whether a convolution and a BatchNorm have the same names but for those words, or one container."""
     container = conv.rpartition(".")[0]
     index = index_of(conv)
     if container == norm.rpartition(".")[0] and (container or index is not None):
         return index is None or index_of(norm) == index + 1
-    ours = [token for token in tokens_of(conv) if token not in _CONV_WORDS]
-    theirs = [token for token in tokens_of(norm) if token not in _NORM_WORDS]
-    return ours == theirs or (bool(container) and theirs == list(tokens_of(container)))
+    of_conv = [token for token in tokens_of(conv) if token not in _CONV_WORDS]
+    of_norm = [token for token in tokens_of(norm) if token not in _NORM_WORDS]
+    return of_conv == of_norm or (bool(container) and of_norm == list(tokens_of(container)))

@@ -1,7 +1,8 @@
-"""The names that code in the wild gives to a ResNet's parts. A new family of code is a row of `SCHEMES` and a test,
-where `fuseline.export.recognition.naming.composed_naming` doesn't read its names as they are.
+"""The names that published code gives to a ResNet's parts.
 
-A row also says what goes with that code and no tensor tells: which convolution strides, what a projection takes in.
+A new family of code is a row of `SCHEMES` and a test, unless `fuseline.export.recognition.naming.composed_naming` can
+read its names without one. A row also says what no tensor tells about that code: which convolution strides, what a
+projection takes.
 """
 
 from dataclasses import dataclass
@@ -25,17 +26,17 @@ Limit = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class NamingScheme:
-    """How one family of code names the parts of a ResNet: modules, without `.weight` and the like."""
+    """The names that one family of code gives to the modules of a ResNet, without `.weight` and the like."""
 
     name: str
-    """As `--naming` takes it."""
+    """The scheme's name, as `--naming` takes it."""
     description: str
-    """Whose names these are; goes into "names as ...'s"."""
+    """The code whose names these are, for people."""
     family: Family = "residual"
-    """Whether a BatchNorm follows its convolution (He et al. 2015), comes before it (He et al. 2016), or nothing is
-    added (plain)."""
+    """Whether a BatchNorm follows its convolution (He et al. 2015), comes before it (He et al. 2016), or there are no
+    shortcuts (plain)."""
     stem: tuple[str, ...] = ("conv1", "bn1")
-    """First convolution and, where it has one, its BatchNorm."""
+    """The first convolution and, where it has one, its BatchNorm."""
     deep_stem: tuple[str, ...] = ()
     """Three convolutions, each followed by its BatchNorm where it has one; () if this code has no such stem."""
     block: str = "layer{stage}.{block}"
@@ -46,22 +47,23 @@ class NamingScheme:
     shortcut: tuple[str, ...] = ("downsample.0", "downsample.1")
     """A projection's convolution and, where it has one, its BatchNorm."""
     pooled_shortcut: tuple[str, ...] = ()
-    """The same where an average pool comes first; () if this code has none that its names tell."""
+    """`shortcut` where an average pool comes first; () if this code has none that its names tell."""
     squeeze: tuple[str, ...] = ()
     """The two 1x1 convolutions of squeeze-and-excitation; () if this code has none."""
     final_norm: str | None = None
-    """BatchNorm after the last block (pre-activation)."""
+    """The BatchNorm after the last block (pre-activation); None if there is none."""
     classifier: str = "fc"
     classifier_is_conv: bool = False
-    """Its weight is (classes, features, 1, 1)."""
+    """Whether the classifier's weight is (classes, features, 1, 1)."""
     strided_conv: int | None = None
-    """Number of the convolution in a block that strides; None is the customary one."""
+    """Number, from 1, of the convolution in a block that strides; None: the customary one."""
     projection_input: ProjectionInput = "activated"
-    """What a pre-activation block's projection takes: the block's input, or that after the first BatchNorm and ReLU."""
+    """What a pre-activation block's projection takes: the input before or after the first BatchNorm and ReLU."""
     deep_stem_pools: bool = False
-    """With a deep stem come average pools before the projections, though the names are the same."""
+    """Whether average pools come before the projections where there is a deep stem, though no name tells them."""
     lacks: frozenset[Limit] = frozenset()
-    """What this code can't be, though its names would do: nothing can be renamed to it that is."""
+    """Properties of networks that this code can't build, though it has names for them; such networks aren't converted
+    to this scheme."""
 
 
 _SEQUENTIAL_CONVS = (("0", "1"), ("3", "4"), ("6", "7"))
@@ -224,15 +226,15 @@ SCHEMES: tuple[NamingScheme, ...] = (
 
 
 COMPOSED = ("composed", "composed-preact", "composed-preact-raw")
-"""What `--naming` calls readings of other names by what repeats in them: residual, pre-activation, and the latter with
+"""Values of `--naming` for other names, read by what repeats in them: residual, pre-activation, and pre-activation with
 projections of the raw input. See `fuseline.export.recognition.naming.composed_naming`."""
 
 
 def scheme_named(name: str) -> NamingScheme:
-    """The row of `SCHEMES` called `name`.
+    """Return the row of `SCHEMES` called `name`.
 
     Raises:
-        ArchitectureError: there is none; the message lists them.
+        ArchitectureError: there is no such row; the message lists all.
     """
     for scheme in SCHEMES:
         if scheme.name == name:

@@ -1,4 +1,4 @@
-"""One naming scheme applied to one checkpoint: which of its names stand for which parts of our networks."""
+"""One naming scheme applied to one checkpoint: the part of our networks that each of its names stands for."""
 
 import re
 from collections import Counter
@@ -11,38 +11,39 @@ from fuseline.serve.errors import ArchitectureError
 
 _NUMBER = r"(0|[1-9]\d{0,3})"
 DEEP_STEM = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
-"""Our names of a stem of three convolutions, each with its BatchNorm."""
+"""Our names of the modules of a stem of three convolutions, each with its BatchNorm."""
 _PLAIN_LAYER = re.compile(rf"features\.{_NUMBER}$")
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """`modules` maps our networks' module names to the checkpoint's."""
+    """The modules of a checkpoint under one scheme."""
 
     scheme: NamingScheme
     blocks: frozenset[tuple[int, int]]
-    """(stage, block) that the checkpoint has, both from 0."""
+    """(stage, block), both from 0, of each block of the checkpoint."""
     modules: Mapping[str, str]
+    """Our networks' module names to the checkpoint's."""
     deep: bool = False
-    """Whether the stem's names tell of three convolutions."""
+    """Whether the names tell a stem of three convolutions."""
     pooled: bool = False
-    """Whether the names tell of average pools in the shortcuts."""
+    """Whether the names tell average pools in the shortcuts."""
 
     def in_checkpoint(self, ours: str) -> str:
-        """The checkpoint's name of our tensor or module."""
+        """Return the checkpoint's name of our tensor or module."""
         if ours in self.modules:
             return self.modules[ours]
         module, _, leaf = ours.rpartition(".")
         return f"{self.modules.get(module, module)}.{leaf}"
 
     def placed(self, tensor_names: Iterable[str]) -> dict[str, str]:
-        """Our tensor name to the checkpoint's, of those that the scheme knows."""
+        """Return our tensor name -> the checkpoint's, for those of `tensor_names` that the scheme knows."""
         inverse = {theirs: ours for ours, theirs in self.modules.items()}
         split = ((name, *name.rpartition(".")) for name in tensor_names)
         return {f"{inverse[module]}.{leaf}": name for name, module, _, leaf in split if module in inverse}
 
     def blocks_per_stage(self) -> tuple[int, ...]:
-        """Number of blocks of each stage.
+        """Return the number of blocks of each stage.
 
         Raises:
             ArchitectureError: there is no block at all, or a stage or a block is missing in between.
@@ -64,7 +65,7 @@ class Placement:
 
 
 def place(scheme: NamingScheme, tensor_names: Iterable[str]) -> Placement:
-    """Apply `scheme` to the names of a checkpoint; how many of them it places is for the caller to see."""
+    """Apply `scheme` to the names of a checkpoint; the caller checks how many of them have a place."""
     layers = {name.rpartition(".")[0] for name in tensor_names}
     classifier = _classifier(scheme, layers)
     if scheme.family == "plain":
@@ -82,7 +83,7 @@ def place(scheme: NamingScheme, tensor_names: Iterable[str]) -> Placement:
     pooled = (deep and scheme.deep_stem_pools) or (
         bool(scheme.pooled_shortcut)
         and has(scheme.pooled_shortcut[0])
-        # Where BatchNorms were fused before, the convolution alone tells, as it comes second.
+        # Where BatchNorms were fused before, only the convolution tells, by coming second.
         and (has(scheme.pooled_shortcut[-1]) or not has(scheme.shortcut[0]))
     )
     modules = module_names(scheme, blocks, deep=deep, pooled=pooled) | {"fc": classifier}
@@ -92,7 +93,7 @@ def place(scheme: NamingScheme, tensor_names: Iterable[str]) -> Placement:
 def module_names(
     scheme: NamingScheme, blocks: Iterable[tuple[int, int]], *, deep: bool, pooled: bool
 ) -> dict[str, str]:
-    """Our module names to those of `scheme`, of a network with these (stage, block), both from 0."""
+    """Return our module name -> name in `scheme`, for a network with these (stage, block), both from 0."""
     ours_of_stem = DEEP_STEM if deep else ("conv1", "bn1")
     names = dict(zip(ours_of_stem, scheme.deep_stem if deep else scheme.stem, strict=False))
     if scheme.final_norm is not None:
@@ -114,7 +115,7 @@ def module_names(
 
 
 def _classifier(scheme: NamingScheme, layers: Iterable[str]) -> str:
-    """The classifier, also where it stands with dropout in a Sequential, as in `fc = Sequential(Dropout, Linear)`."""
+    """Return the classifier, also where it shares a Sequential with dropout: `fc = Sequential(Dropout, Linear)`."""
     if scheme.classifier in layers:
         return scheme.classifier
     within = [layer for layer in layers if re.fullmatch(rf"{re.escape(scheme.classifier)}\.\d", layer)]

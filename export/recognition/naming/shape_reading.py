@@ -1,6 +1,7 @@
 """A reading by shapes and order alone, for names that say nothing: what the tensors could be, for a person to check.
 
-It is never believed: `fuseline inspect --rename-template` writes it down, and `--rename` says that it is right.
+No network is built from it. `fuseline inspect --rename-template` writes it to a file, which the user checks and gives
+to `--rename`.
 """
 
 import re
@@ -18,9 +19,9 @@ class ShapeReading:
     """What each tensor could be."""
 
     names: Mapping[str, str]
-    """The checkpoint's tensor names, each with torchvision's name for it, or "" where shapes and order don't tell."""
+    """The checkpoint's tensor names to torchvision's; "" where shapes and order don't tell."""
     projections: int
-    """Blocks whose shortcut has a convolution."""
+    """Number of blocks whose shortcut has a convolution."""
     blocks: int
 
     @property
@@ -40,17 +41,17 @@ class _Block:
 
 
 def read_shapes(weights: Mapping[str, Tensor]) -> ShapeReading:
-    """The reading of `weights` as a ResNet that their shapes and order suggest. Nothing is proven."""
+    """Return the reading of `weights` as a ResNet that their shapes and order suggest; nothing proves it."""
     layers = list(layers_of(weights))
     if len(layers) > MOST_LAYERS:
         return ShapeReading(dict.fromkeys(weights, ""), 0, 0)
     if [layer.name for layer in layers] == sorted(layer.name for layer in layers):
-        # safetensors sorts names; people number them.
+        # safetensors sorts names as text, so that `10` comes before `2`.
         layers.sort(key=lambda layer: _natural(layer.name))
     convs = [layer for layer in layers if layer.kind == "convolution"]
     linear = [layer for layer in layers if layer.kind == "linear"]
     stem = next((conv for conv in convs if conv.shape[1] in (1, 3) and conv.shape[2] > 1), None)
-    # Of several matrices nothing tells which is the classifier; `--head` does.
+    # Where there are several matrices, only `--head` tells which is the classifier.
     places: dict[str, str] = {linear[0].name: "fc"} if len(linear) == 1 else {}
     blocks: list[_Block] = []
     if stem is not None:
@@ -91,7 +92,7 @@ class _Norms:
         self._free = [layer for layer in layers if layer.kind == "batchnorm"]
 
     def taken_by(self, conv: Layer) -> Layer | None:
-        """The nearest by name of those with as many channels as `conv` gives out, and the first of several."""
+        """Remove and return the BatchNorm nearest by name to `conv` among those that fit its output channels."""
         fitting = [norm for norm in self._free if norm.shape == conv.shape[:1]]
         if not fitting:
             return None
@@ -101,7 +102,7 @@ class _Norms:
 
 
 def _blocks(convs: Sequence[Layer], width: int) -> list[_Block]:
-    """As many blocks from the first convolution on as shapes and the numbers of Sequentials allow."""
+    """Return as many blocks, from the first convolution on, as the shapes allow."""
     blocks = []
     at = 0
     while (block := _block_at(convs[at : at + 4], width)) is not None:
@@ -139,25 +140,25 @@ def _is_shortcut(conv: Layer, main: Sequence[Layer], width: int) -> bool:
     out = main[-1].shape[0]
     if conv.shape[:2] != (out, width) or conv.shape[2] not in (1, 3):
         return False
-    # Where the width stays, shapes prove nothing: a further convolution of the branch's own kind is the next block's,
-    # and one that lies elsewhere than the branch none of this block's.
+    # Where the width stays, shapes prove nothing: a convolution with a kernel like the branch's belongs to the next
+    # block, and one in another container doesn't belong to this block.
     containers = {layer.name.partition(".")[0] for layer in main}
-    lies_with_it = len(containers) > 1 or conv.name.partition(".")[0] in containers
-    return out != width or (lies_with_it and conv.shape[2] not in [layer.shape[2] for layer in main])
+    is_in_block = len(containers) > 1 or conv.name.partition(".")[0] in containers
+    return out != width or (is_in_block and conv.shape[2] not in [layer.shape[2] for layer in main])
 
 
 def _leaves_room(block: _Block, places: Mapping[str, str]) -> bool:
-    """Whether Sequentials within leave room for the activations; see `leaves_room`."""
-    theirs = {ours: name for name, ours in places.items()}
-    norms = {conv.name: theirs.get(places[conv.name].replace("conv", "bn")) for conv in block.convs}
+    """Return whether the Sequentials of a block leave room for its activations; see `leaves_room`."""
+    stored = {place: name for name, place in places.items()}
+    norms = {conv.name: stored.get(places[conv.name].replace("conv", "bn")) for conv in block.convs}
     order = [name for conv in block.convs for name in (conv.name, norms[conv.name]) if name is not None]
     return leaves_room(order, {norm for norm in norms.values() if norm is not None})
 
 
 def _shared_parts(one: str, other: str) -> int:
     count = 0
-    for mine, theirs in zip(one.split("."), other.split("."), strict=False):
-        if mine != theirs:
+    for part, other_part in zip(one.split("."), other.split("."), strict=False):
+        if part != other_part:
             break
         count += 1
     return count

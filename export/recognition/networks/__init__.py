@@ -1,1 +1,1 @@
-"""The networks that names lead to, as modules, and the specs that they are built from."""
+"""The networks that can be recognised, as modules, and the specs that they are built from."""

@@ -1,4 +1,4 @@
-"""Activations that code in the wild puts where He et al. have ReLU."""
+"""The activations that published code has in the place of He et al.'s ReLU."""
 
 from collections.abc import Callable
 from functools import partial

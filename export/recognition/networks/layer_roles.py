@@ -1,4 +1,4 @@
-"""Layers without weights in a whole module, told by their place: an activation, one that is left out, one too many."""
+"""The roles of layers without weights in a whole module, by their place: an activation, one left out, one too many."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec, R
 
 Settings = Mapping[str, Mapping[str, Any]]
 
-# By class: the activation of ours, and the settings that it must have to be that one.
+# (class, our activation, settings that the class must have to be that activation)
 _ACTIVATIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("ReLU", "relu", {}),
     ("ReLU6", "relu6", {}),
@@ -34,12 +34,12 @@ _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 
 
 def kind_of(found: Mapping[str, Any]) -> str:
-    """The short name of its class."""
+    """Return the short name of a layer's class."""
     return str(found.get("type", "")).rpartition(".")[2]
 
 
 def activation_of(found: Mapping[str, Any]) -> str | None:
-    """Which activation of ours a layer is, by its class and settings; None of other layers."""
+    """Return our name of the activation that a layer is, by its class and settings; None for other layers."""
     kind = kind_of(found)
     for name, activation, needed in _ACTIVATIONS:
         if kind == name and all(found.get(key) == value for key, value in needed.items()):
@@ -48,17 +48,17 @@ def activation_of(found: Mapping[str, Any]) -> str | None:
 
 
 def is_final_softmax(found: Mapping[str, Any]) -> bool:
-    """Whether a layer turns logits (rows, classes) into probabilities or their logarithms, which the server does."""
+    """Return whether a layer turns logits (rows, classes) into (log-)probabilities, which the server does itself."""
     return kind_of(found) in _SOFTMAX and found.get("dim") in (1, -1)
 
 
 def misplaced(module: nn.Module, layer_names: Mapping[str, str], settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """(name, what it is, what `module` has there) of layers without weights that can't be part of `module`.
+    """Yield (name, what it is, what `module` has there) of layers without weights that can't be part of `module`.
 
     Args:
         module: the recognised network.
         layer_names: its submodule names to the checkpoint's.
-        settings: the checkpoint's layers, in their order.
+        settings: the settings of the checkpoint's layers, in their order.
     """
     ours = {theirs: name for name, theirs in layer_names.items()}
     spec = getattr(module, "spec", None)
@@ -75,7 +75,7 @@ def misplaced(module: nn.Module, layer_names: Mapping[str, str], settings: Setti
 
 
 def _computes(parent: str, settings: Settings, ours: Mapping[str, str]) -> int:
-    """How many convolutions and linear layers of the network lie in `parent`."""
+    """Return the number of the network's convolutions and linear layers in `parent`."""
     inside = [name for name in ours if name in settings and (not parent or name.startswith(f"{parent}."))]
     return sum("Norm" not in kind_of(settings[name]) for name in inside)
 
@@ -83,7 +83,10 @@ def _computes(parent: str, settings: Settings, ours: Mapping[str, str]) -> int:
 def _before_a_sum(
     name: str, parent: str, settings: Settings, ours: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """An activation that ends a Sequential in which a shortcut, or the end of a main path, stands alone."""
+    """Yield the activation `name` if its Sequential holds a shortcut alone, or ends with a main path's end.
+
+    Such an activation comes before the shortcut is added, where none of our networks has one.
+    """
     order = list(settings)
     inside = [other for other in order if other in ours and other.startswith(f"{parent}.")]
     places = [ours[other].split(".") for other in inside]
@@ -104,13 +107,13 @@ def _before_a_sum(
 
 
 def _shared_parts(names: Sequence[str]) -> int:
-    """How many parts at their beginnings `names` have in common, but for their last ones."""
+    """Return the number of leading parts that `names`, without their last parts, have in common."""
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _without_activation(settings: Settings, ours: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Two convolutions of one Sequential with a BatchNorm and a layer that does nothing between them."""
+    """Yield a layer that does nothing, where a Sequential needs an activation between BatchNorm and convolution."""
     row: list[str] = []
     parent = ""
     for name, found in settings.items():
@@ -128,7 +131,7 @@ def _without_activation(settings: Settings, ours: Mapping[str, str]) -> Iterator
 
 
 def _too_many(module: nn.Module, settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Pools beyond those that `module` has of their kind and kernel."""
+    """Yield the last pool of a kind and kernel of which there are more than `module` has."""
     for kind in (nn.MaxPool2d, nn.AvgPool2d):
         pools = [child for child in module.modules() if isinstance(child, kind)]
         kernels = {_pair(pool.kernel_size) for pool in pools}

@@ -20,19 +20,20 @@ _LAYER = re.compile(r"features\.(\d+)\.(weight|bias|running_mean|running_var)$")
 
 @dataclass(frozen=True)
 class PlainSpec:
-    """Which plain network."""
+    """All that `PlainNetwork` needs to build a network."""
 
     kernel: int
-    """Side of the first convolution's kernel; the others have 3x3."""
+    """Side of the first convolution's kernel; the others are 3x3."""
     maxpool: bool
     """Whether a max-pool follows the first convolution."""
     widths: tuple[int, ...]
-    """Channels that each convolution gives out."""
+    """Number of output channels of each convolution."""
     classes: int
     in_channels: int = 3
     biased: bool = False
+    """Whether the convolutions have biases."""
     eps: float = 1e-5
-    """Of every BatchNorm."""
+    """The eps of every BatchNorm."""
     activation: Activation = "relu"
 
     @property
@@ -42,7 +43,7 @@ class PlainSpec:
 
     @property
     def depth(self) -> int:
-        """Layers with weights."""
+        """Number of layers with weights."""
         return len(self.widths) + 1
 
 
@@ -69,16 +70,16 @@ class PlainNetwork(nn.Module):
         self.fc = nn.Linear(width, spec.classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (rows, classes) of `images` (rows, channels, height, width)."""
+        """Return logits (rows, classes) of `images` (rows, channels, height, width)."""
         logits: Tensor = self.fc(self.features(images).mean((2, 3)))
         return logits
 
 
 def infer_plain_spec(shapes: Mapping[str, tuple[int, ...]]) -> PlainSpec:
-    """The spec that `shapes` (our tensor names to shapes) tell; that they fit is left to the strict loading.
+    """Return the spec that `shapes` (our tensor names to shapes) tell; strict loading proves later that they fit.
 
     Raises:
-        ArchitectureError: the indices leave gaps that nothing known fills, or a width changes but doesn't double.
+        ArchitectureError: the indices have gaps that nothing known fills, or a width changes but doesn't double.
     """
     indices = sorted({int(match[1]) for name in shapes if (match := _LAYER.match(name))})
     weights = {index: shapes.get(f"features.{index}.weight", ()) for index in indices}

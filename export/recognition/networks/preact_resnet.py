@@ -1,7 +1,7 @@
-"""One pre-activation ResNet for every family: `PreActResNet(spec)`, under names like torchvision's.
+"""Pre-activation ResNets of every family: `PreActResNet(spec)`, under names like torchvision's.
 
-He et al. 2016 (arXiv:1603.05027): BatchNorm and ReLU come before each convolution, and what a block adds passes on
-untouched. Wide ResNets (Zagoruyko and Komodakis 2016, arXiv:1605.07146) are the same with more channels. Strides are
+In He et al. 2016 (arXiv:1603.05027) BatchNorm and ReLU come before each convolution, and a block's sum is passed on
+unchanged. Wide ResNets (Zagoruyko and Komodakis 2016, arXiv:1605.07146) are the same with more channels. Strides are
 those of `fuseline.export.recognition.networks.resnet` unless the spec says otherwise.
 """
 
@@ -32,7 +32,7 @@ class PreActResNet(nn.Module):
         self.fc = nn.Linear(spec.out_widths[-1], spec.classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (rows, classes) of `images` (rows, channels, height, width)."""
+        """Return logits (rows, classes) of `images` (rows, channels, height, width)."""
         features = self.maxpool(self.conv1(images))
         for stage in range(1, len(self.spec.blocks_per_stage) + 1):
             features = self.get_submodule(f"layer{stage}")(features)
@@ -75,7 +75,7 @@ class PreActBlock(nn.Module):
             raise ValueError(f"stage {stage + 1} changes the feature map's shape, so it needs a projection")
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map, NCHW, of the same rows."""
+        """Return the feature map, NCHW, of the same rows."""
         activated = self.activation(self.bn1(features))
         residual: Tensor = self.conv2(self.activation(self.bn2(self.conv1(activated))))
         if self.bottleneck:

@@ -1,4 +1,4 @@
-"""One ResNet for every family: a spec says which, and `ResNet(spec)` is it under torchvision's tensor names.
+"""ResNets of every family: `ResNet(spec)`, under torchvision's tensor names.
 
 The topology is He et al. 2015 (arXiv:1512.03385) as torchvision writes it: a bottleneck strides on its 3x3 convolution
 ("v1.5"), a basic block on its first. Every stage but the first halves the picture. A 7x7 stem, or one of three 3x3
@@ -18,8 +18,8 @@ __all__ = ["ResNet", "ResNetSpec", "average_pool", "stem_convolutions", "stem_po
 class ResNet(nn.Module):
     """The network of `spec`: float32 NCHW, already normalised, in; logits (rows, classes), float32, out.
 
-    Any batch and any picture size of at least one pixel per stride; no control flow depends on the data. Every
-    BatchNorm takes the output of one convolution and nothing else does.
+    It takes any batch, and any picture size of at least one pixel per stride; no control flow depends on the data.
+    Every BatchNorm takes the output of one convolution, which nothing else takes.
     """
 
     def __init__(self, spec: ResNetSpec) -> None:
@@ -35,7 +35,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(spec.out_widths[-1], spec.classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (rows, classes) of `images` (rows, channels, height, width)."""
+        """Return logits (rows, classes) of `images` (rows, channels, height, width)."""
         features = self.maxpool(ACTIVATIONS[self.spec.activation](self.bn1(self.conv1(images))))
         for stage in range(1, len(self.spec.blocks_per_stage) + 1):
             features = self.get_submodule(f"layer{stage}")(features)
@@ -90,7 +90,7 @@ class ResidualBlock(nn.Module):
             raise ValueError(f"stage 1 takes {in_width} channels and gives {out}, so it needs a projection")
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map, NCHW, of the same rows."""
+        """Return the feature map, NCHW, of the same rows."""
         residual = self.bn2(self.conv2(self.inner_activation(self.bn1(self.conv1(features)))))
         if self.bottleneck:
             residual = self.bn3(self.conv3(self.inner_activation(residual)))
@@ -99,7 +99,7 @@ class ResidualBlock(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a factor of 0..1 that all channels' means decide (Hu et al. 2018, arXiv:1709.01507)."""
+    """Each channel times a factor of 0..1 computed from all channels' means (Hu et al. 2018, arXiv:1709.01507)."""
 
     def __init__(self, width: int, squeezed: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map of the same shape."""
+        """Return the feature map, of the same shape."""
         gate: Tensor = self.fc2(F.relu(self.fc1(features.mean((2, 3), keepdim=True))))
         return features * gate.sigmoid()
 
@@ -115,8 +115,8 @@ class SqueezeExcitation(nn.Module):
 class PaddedIdentity(nn.Module):
     """He et al.'s option A: the input at half the side, with channels of zeros added.
 
-    The paper leaves open where the zeros go and how the side is halved. Half before and half after, of every second
-    pixel, is what github.com/akamaster/pytorch_resnet_cifar10 does; others add all of them after, or average.
+    The paper leaves open where the zeros go and how the side is halved. github.com/akamaster/pytorch_resnet_cifar10
+    takes every second pixel and puts half of the zeros before and half after; others put all after, or average.
     """
 
     def __init__(self, new_channels: int, kind: PaddedShortcut) -> None:
@@ -126,13 +126,13 @@ class PaddedIdentity(nn.Module):
         self.after = new_channels - self.before
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map of half the side and more channels."""
+        """Return the feature map with half the side and more channels."""
         halved = F.avg_pool2d(features, 2) if self.averages else features[:, :, ::2, ::2]
         return F.pad(halved, (0, 0, 0, 0, self.before, self.after))
 
 
 def stem_convolutions(spec: ResNetSpec) -> nn.Module:
-    """What takes the picture, without the BatchNorm that may follow: a 3x3 or 7x7 convolution, or three of 3x3."""
+    """Return the stem, a 3x3 or 7x7 convolution or three of 3x3, without the BatchNorm that may follow the last."""
     bias = "stem" in spec.biased_convs
     if spec.stem == "3x3":
         return nn.Conv2d(spec.in_channels, spec.stem_width, 3, spec.stem_strides_by, 1, bias=bias)
@@ -151,13 +151,13 @@ def stem_convolutions(spec: ResNetSpec) -> nn.Module:
 
 
 def stem_pool(spec: ResNetSpec) -> nn.Module:
-    """What follows the stem's activation."""
+    """Return the pool that follows the stem's activation, or nothing."""
     pools = {"none": nn.Identity(), "max3": nn.MaxPool2d(3, 2, 1), "max2": nn.MaxPool2d(2)}
     return pools[spec.pool_after_stem]
 
 
 def activation_layer(activation: Activation) -> nn.Module:
-    """`activation` as a module."""
+    """Return `activation` as a module."""
     return nn.ReLU() if activation == "relu" else _ActivationLayer(activation)
 
 
@@ -171,10 +171,10 @@ class _ActivationLayer(nn.Module):
 
 
 def norm_after(role: ConvRole, width: int, spec: ResNetSpec) -> nn.Module:
-    """The BatchNorm after a convolution of `width` channels, or nothing where `spec` has none."""
+    """Return the BatchNorm after a convolution of `width` channels, or nothing where `spec` has none."""
     return nn.Identity() if role in spec.bare_convs else nn.BatchNorm2d(width, spec.eps)
 
 
 def average_pool() -> nn.Module:
-    """Halves the picture before a projection; a last odd row or column is averaged over what there is of it."""
+    """Return the pool that halves the map before a projection; windows beyond the edge average what lies inside."""
     return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""Which ResNet: all that `ResNet` and `PreActResNet` need to build it."""
+"""The spec of a ResNet: all that `ResNet` and `PreActResNet` need to build one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,64 +18,66 @@ StemPool = Literal["none", "max3", "max2"]
 
 @dataclass(frozen=True)
 class ResNetSpec:
-    """A ResNet of He et al. 2015 (arXiv:1512.03385) or one of its kin. Tuples have an entry for each stage."""
+    """A ResNet of He et al. 2015 (arXiv:1512.03385) or a relative. Tuples have an entry for each stage."""
 
     block: Block
     stem: Stem
     stem_width: int
-    """Channels that the stem gives out."""
+    """Number of output channels of the stem."""
     blocks_per_stage: tuple[int, ...]
     inner_widths: tuple[int, ...]
-    """Channels between a block's convolutions."""
+    """Number of channels between a block's convolutions."""
     out_widths: tuple[int, ...]
-    """Channels that a block gives out."""
+    """Number of output channels of a block."""
     projected_stages: tuple[bool, ...]
     """Whether the stage's first block has a convolution as its shortcut. A later stage without one has the
     parameter-free option A."""
     classes: int
     groups: int = 1
-    """Groups of a bottleneck's 3x3 convolution (ResNeXt)."""
+    """Number of groups of a bottleneck's 3x3 convolution (ResNeXt)."""
     in_channels: int = 3
     biased_convs: frozenset[ConvRole] = frozenset()
-    """Which convolutions have a bias of their own besides BatchNorm's."""
+    """The convolutions that have a bias of their own besides BatchNorm's."""
     bare_convs: frozenset[ConvRole] = frozenset()
-    """Which convolutions no BatchNorm follows: `shortcut` alone, or all where BatchNorms were fused before."""
+    """The convolutions that no BatchNorm follows: `shortcut` alone, or all where BatchNorms were fused before."""
     projection_kernels: tuple[int, ...] = ()
     """Side of the kernel of each stage's projection, 1 or 3; () where all are 1."""
     stem_inner_widths: tuple[int, ...] = ()
-    """Channels that the first two of a deep stem's three convolutions give out."""
+    """Number of output channels of the first two of a deep stem's three convolutions."""
     pooled_shortcuts: bool = False
     """Whether an average pool halves the picture before a projection, which then doesn't stride (ResNet-D, He et al.
     2018, arXiv:1812.01187)."""
     squeeze_widths: tuple[int, ...] = ()
-    """Channels between the two layers of squeeze-and-excitation (arXiv:1709.01507); () where there is none."""
+    """Number of channels between the two layers of squeeze-and-excitation (arXiv:1709.01507); () where there is
+    none."""
     strided_conv: int | None = None
-    """Number of the convolution in a block that strides, from 1; None is the customary one: a basic block's first, a
+    """Number, from 1, of the convolution in a block that strides; None: the customary one, a basic block's first and a
     bottleneck's second."""
     first_stage_stride: int = 1
     activation: Activation = "relu"
-    """Of the stem and at the end of each block."""
+    """The activation of the stem and at the end of each block."""
     inner_activation: Activation = "relu"
-    """Between a block's convolutions; with transformers ReLU always."""
+    """The activation between a block's convolutions; transformers always has ReLU."""
     padded_shortcut: PaddedShortcut = "zeros-around"
-    """Of option A: whether it skips every second pixel or averages 2 x 2, and where the new channels' zeros go. With
-    `none` no block adds its input: the plain network of the same paper, whose tensors are the same."""
+    """How option A's shortcuts are made: whether they skip every second pixel or average 2 x 2, and where the new
+    channels' zeros go. With `none` no block adds its input: the plain network of the same paper, whose tensors are the
+    same."""
     stem_stride: int | None = None
-    """Of the first convolution; None is the customary one: 1 for a single 3x3, else 2."""
+    """Stride of the first convolution; None: the customary one, 1 for a single 3x3, else 2."""
     stem_pool: StemPool | None = None
-    """What follows the stem: nothing, a 3x3 max-pool of stride 2 with padding, or a 2x2 one. None is the customary one:
+    """What follows the stem: nothing, a 3x3 max-pool of stride 2 with padding, or a 2x2 one. None: the customary one,
     nothing after a single 3x3 convolution, else the 3x3 one."""
     eps: float = 1e-5
-    """Of every BatchNorm."""
+    """The eps of every BatchNorm."""
 
     @property
     def in_widths(self) -> tuple[int, ...]:
-        """Channels that each stage takes in."""
+        """Number of input channels of each stage."""
         return (self.stem_width, *self.out_widths[:-1])
 
     @property
     def width_per_group(self) -> int:
-        """Channels of one group in the first stage, as ResNeXt's `32x4d` has them."""
+        """Number of channels of one group in the first stage, such as 4 in ResNeXt's `32x4d`."""
         return self.inner_widths[0] // self.groups
 
     @property
@@ -110,24 +112,24 @@ class ResNetSpec:
 
     @property
     def convs_per_block(self) -> int:
-        """Convolutions on a block's residual branch."""
+        """Number of convolutions on a block's residual branch."""
         return 2 if self.block == "basic" else 3
 
     @property
     def depth(self) -> int:
-        """Layers with weights on the longest path, as He et al. count them: a deep stem is one."""
+        """Number of layers with weights on the longest path, as He et al. count them: a deep stem is one."""
         return self.convs_per_block * sum(self.blocks_per_stage) + 2
 
     def projection_kernel(self, stage: int) -> int:
-        """Side of the kernel of the projection of `stage`, counted from 0."""
+        """Return the side of the kernel of the projection of `stage`, counted from 0."""
         return self.projection_kernels[stage] if self.projection_kernels else 1
 
     def stride_of_stage(self, stage: int) -> int:
-        """Stride of the first block of `stage`, counted from 0."""
+        """Return the stride of the first block of `stage`, counted from 0."""
         return self.first_stage_stride if stage == 0 else 2
 
     def stride_of_conv(self, number: int, block_stride: int) -> int:
-        """Stride of a block's convolution `number`, from 1, in a block that strides by `block_stride`."""
+        """Return the stride of a block's convolution `number`, from 1, in a block that strides by `block_stride`."""
         return block_stride if number == self.striding_conv else 1
 
 
@@ -136,6 +138,6 @@ class PreActResNetSpec(ResNetSpec):
     """A pre-activation ResNet (He et al. 2016, arXiv:1603.05027); also the wide ones (arXiv:1605.07146)."""
 
     projection_input: ProjectionInput = "activated"
-    """What a projection takes: the block's input, or that after the block's first BatchNorm and ReLU."""
+    """What a projection takes: the block's input, before or after the block's first BatchNorm and ReLU."""
     final_norm: bool = True
     """Whether a BatchNorm and a ReLU follow the last block."""
