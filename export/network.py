@@ -27,7 +27,7 @@ class TrainedNetwork:
     in_channels: int
     default_input_size: int | None
     """Side in pixels of the pictures that such a network is usually trained on; None where no size is customary."""
-    told_input_size: tuple[int, int] | None = None
+    implied_input_size: tuple[int, int] | None = None
     """(height, width) that the network's own code implies, such as by a pool of a fixed size before its classifier."""
     takes_sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
     """The smallest and the largest (height, width) on which `module` computes the same as that code; None: any."""
@@ -38,4 +38,4 @@ class TrainedNetwork:
     def usual_input_size(self) -> tuple[int, int]:
         """(height, width) to inspect or try the network on, where nothing says what it was trained on."""
         side = self.default_input_size or _ANY_INPUT_SIDE
-        return self.told_input_size or (self.takes_sizes[1] if self.takes_sizes else (side, side))
+        return self.implied_input_size or (self.takes_sizes[1] if self.takes_sizes else (side, side))

@@ -144,7 +144,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
     eager = _eager(trained, facts, sample, progress)
     if settled.truth is not None:
         facts = replace(facts, assumptions=check_accuracy(eager, settled.truth, facts.assumptions, settled.doubts))
-    if not facts.labels_told:
+    if not facts.labels_known:
         doubts = (*doubts, no_labels(len(facts.labels)))
     open_ones = tuple(assumption.line for assumption in facts.assumptions if assumption.is_open)
     for warning in (*open_ones, *facts.warnings, *doubts):

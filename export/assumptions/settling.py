@@ -79,7 +79,7 @@ def settle(
     doubts = [f"the folders of {images.folder}: {why_not}"] if why_not else []
     if folders is not None:
         doubts += folders.doubts
-        facts = replace(facts, labels=folders.labels or facts.labels, labels_told=True)
+        facts = replace(facts, labels=folders.labels or facts.labels, labels_known=True)
     if folders is not None or FOLDERS in assumed:
         facts = replace(facts, assumptions=(*facts.assumptions, _folders_assumption(folders, assumed)))
     truth = None if folders is None else folders.truth
@@ -148,7 +148,7 @@ def _folders(images: ImageFolder, facts: ModelFacts, assumed: Mapping[str, str])
         )
     if flag == "other" or facts.task == "multi-label":
         return None, ""
-    found, why_not = class_folders(images, facts.labels if facts.labels_told else None, len(facts.labels))
+    found, why_not = class_folders(images, facts.labels if facts.labels_known else None, len(facts.labels))
     if found is None and flag == "classes":
         raise InputError(f"--assume {FOLDERS}=classes: {why_not or 'the images lie in no folders of their own'}")
     return found, why_not

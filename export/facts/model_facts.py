@@ -51,7 +51,7 @@ class ModelFacts:
     """Settings that change answers and were taken as is customary, or as a flag says."""
     warnings: tuple[str, ...]
     """Sentences: what else the user should know."""
-    labels_told: bool = True
+    labels_known: bool = True
     """Whether a flag, the checkpoint or class folders named the classes."""
 
     @property
@@ -108,7 +108,7 @@ def facts_from(
     normalization, normalization_assumptions = normalization_from(
         checkpoint.metadata, channels, mean, std, assumed.get(KEY), warnings
     )
-    names, labels_told = _labels(checkpoint, network, labels, warnings)
+    names, labels_known = _labels(checkpoint, network, labels, warnings)
     others = (assumption for assumption in network.assumptions if assumption.key != SIZE)
     return ModelFacts(
         input=InputSpec(
@@ -122,7 +122,7 @@ def facts_from(
         task=chosen_task,
         assumptions=(*size_assumptions, *normalization_assumptions, *task_assumptions, *others),
         warnings=tuple(warnings),
-        labels_told=labels_told,
+        labels_known=labels_known,
     )
 
 
@@ -220,7 +220,7 @@ def _input_size(
     if flag is not None and assumed is not None and input_size_from_text(assumed) != flag:
         raise InputError(f"--input-size {size_as_text(flag)} and --assume {SIZE}={assumed} contradict each other")
     stored = checkpoint.metadata.get("input_size")
-    size, settled_by = network.told_input_size, None
+    size, settled_by = network.implied_input_size, None
     own = tuple(assumption for assumption in network.assumptions if assumption.key == SIZE)
     if flag is not None or assumed is not None:
         size = flag or input_size_from_text(assumed or "")
@@ -239,7 +239,7 @@ def _input_size(
         raise InputError(
             f"the input size is {size_as_text(size)} by {settled_by or 'the checkpoint'}, but the last pool of the "
             f"checkpoint's own layers covers the whole map of pictures of {_between(network)} alone: leave the size "
-            f"out, or say --input-size {size_as_text(network.told_input_size or network.takes_sizes[1])}. For other "
+            f"out, or say --input-size {size_as_text(network.implied_input_size or network.takes_sizes[1])}. For other "
             "sizes build the network with your own code: --factory package.module:function"
         )
     if settled_by is not None:
@@ -251,7 +251,7 @@ def _is_told_by_images(shared: tuple[int, int], network: TrainedNetwork) -> bool
     """Return whether `shared`, the size of all images, is one that the network could have been trained on."""
     if network.takes_sizes:
         return _is_between(shared, network)
-    return network.told_input_size is None and network.default_input_size is None and _is_input_size(shared)
+    return network.implied_input_size is None and network.default_input_size is None and _is_input_size(shared)
 
 
 def _is_between(size: tuple[int, int], network: TrainedNetwork) -> bool:

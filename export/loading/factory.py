@@ -54,7 +54,7 @@ def network_from_factory(
     stored = checkpoint.metadata.get("input_size")
     if input_size is None and isinstance(stored, int):
         input_size = (stored, stored)
-    found = input_size_of(module, reference, said=input_size, shared=shared_size)
+    found = input_size_of(module, reference, chosen=input_size, shared=shared_size)
     tried, classes, opened = with_bare_logits(module, found.channels, found.size, reference)
     layers = {name.rpartition(".")[0]: stored.rpartition(".")[0] for name, stored in loaded.names.items()}
     height, width = found.size
@@ -70,7 +70,7 @@ def network_from_factory(
         classes=classes,
         in_channels=found.channels,
         default_input_size=height if height == width else None,
-        told_input_size=found.told,
+        implied_input_size=found.implied,
         assumptions=found.assumptions,
     )
 

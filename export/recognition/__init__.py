@@ -1,1 +1,1 @@
-"""Step 2: which network tensors are, told from their names and shapes; `recognition.architectures` is the door."""
+"""Step 2: the network that tensors are, by their names and shapes; `recognition.architectures` is the entry."""

@@ -1,7 +1,7 @@
-"""Weights that are computed from others, and what quantisers leave beside them.
+"""Weights that are computed from other tensors, and what quantisers leave beside weights.
 
-Pruning and weight normalisation keep what a weight is computed from, and exactly that much: it is computed here, as
-torch does. Everything else that stands beside a weight and changes it, or what a layer takes in, is only named.
+Pruning and weight normalisation store exactly what a weight is computed from, so it is computed here, as torch does.
+Everything else that changes a weight, or a layer's input, is only named.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 _ORIGINALS = re.compile(r"(.+)\.parametrizations\.(\w+)\.original(\d*)")
 _SAVE_AGAIN = "and save its state dict again"
 
-# What stands beside a layer's weights or is a module of its own, by the last part of its name or by a part within.
+# Tensors beside a layer's weights, or modules of their own, by the last part of a name or by a part within it.
 _KINDS = (
     (
         r"\.parametrizations\.\w+\.",
@@ -42,7 +42,7 @@ _KINDS = (
         "export the float model, as it was before quantisation-aware training",
     ),
 )
-# These are names of other networks' layers too, so they speak only where all else is a ResNet.
+# Layers of other networks have these names too, so they count only where all else is a ResNet.
 _SCALES = (
     r"\.(step_size|clip_val|act_alpha|act_clip\w*|weight_clip\w*|wgt_alpha|w_alpha|a_alpha|alpha|s|lsq_\w+|scale_[aw])$",
     "a clipping bound or a step that was learned (as PACT and LSQ have), or another scale of the layer's own: it "
@@ -54,10 +54,10 @@ _MAX_SHOWN = 3
 
 
 def effective_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """`tensors` with the weights that pruning and weight normalisation make of theirs, and sentences about it.
+    """Return `tensors` with the weights computed that pruning and weight normalisation split, and sentences about it.
 
-    Only where the tensors determine the weight exactly: `weight_orig` with a `weight_mask` of its shape, `weight_g` or
-    `original0` with a `weight_v` or `original1` whose lengths it gives. All others stay as they are.
+    A weight is computed only where the tensors determine it exactly: `weight_orig` with a `weight_mask` of its shape,
+    or `weight_g` or `original0` with the lengths of `weight_v` or `original1`. All others stay as they are.
     """
     found = dict(tensors)
     masked = [name.removesuffix("_orig") for name in tensors if name.endswith("_orig")]
@@ -83,9 +83,10 @@ def effective_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def alteration_of(tensors: Mapping[str, Tensor], *, is_nearly_ours: bool) -> str | None:
-    """A message if tensors beside convolutions, BatchNorms or linear layers alter their arithmetic, else None.
+    """Return a message if tensors beside convolutions, BatchNorms or linear layers alter their arithmetic, else None.
 
-    `is_nearly_ours` says that most tensors are those of a known network, so that a scale among them stands out.
+    Args:
+        is_nearly_ours: whether most tensors are those of a known network, so that a scale among them stands out.
     """
     for pattern, what, cure in (*_KINDS, _SCALES) if is_nearly_ours else _KINDS:
         names = [name for name, tensor in tensors.items() if re.search(pattern, f".{name}") and _is_extra(name, tensor)]
@@ -97,19 +98,19 @@ def alteration_of(tensors: Mapping[str, Tensor], *, is_nearly_ours: bool) -> str
 
 
 def _is_extra(name: str, tensor: Tensor) -> bool:
-    """Whether it is none of the tensors that plain layers have."""
+    """Return whether plain layers have no such tensor."""
     last = name.rpartition(".")[2]
     plain = ("weight", "bias", "running_mean", "running_var")
     return last not in plain or "parametrizations" in name or tensor.ndim == 0
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    """None of what isn't there, so two that are absent don't seem alike."""
+    """Return the shape of the tensor `name`; None if there is none."""
     return tuple(tensors[name].shape) if name in tensors else None
 
 
 def _plain_name(name: str) -> str:
-    """What the weight is called that a tensor belongs to."""
+    """Return the name of the weight that a tensor belongs to."""
     if match := _ORIGINALS.fullmatch(name):
         return f"{match[1]}.{match[2]}"
     return name.removesuffix("_orig").removesuffix("_v")
@@ -119,7 +120,7 @@ def _lengths_and_directions(tensors: Mapping[str, Tensor]) -> list[tuple[str, tu
     pairs = [(_plain_name(name), (f"{name[:-1]}g", name)) for name in tensors if name.endswith("_v")]
     for name in tensors:
         match = _ORIGINALS.fullmatch(name)
-        # Beside the two there is nothing else of the parametrisation: another would change the weight once more.
+        # The parametrisation must have no tensors but these two: another would change the weight once more.
         if match and match[3] == "1":
             stem = f"{match[1]}.parametrizations.{match[2]}."
             if {other for other in tensors if other.startswith(stem)} == {f"{stem}original0", f"{stem}original1"}:
@@ -128,7 +129,7 @@ def _lengths_and_directions(tensors: Mapping[str, Tensor]) -> list[tuple[str, tu
 
 
 def _dimension(length: Tensor, direction: Tensor) -> tuple[int] | None:
-    """In brackets the one dimension of `direction` along which `length` differs, -1 where it is one number for all."""
+    """Return (dimension,) of `direction` along which `length` differs, (-1,) if it is one number, else None."""
     if direction.ndim < 2 or not direction.is_floating_point():
         return None
     if length.ndim == 0:

@@ -1,4 +1,4 @@
-"""What people call a network: `torchvision resnet18`, `timm seresnext26d_32x4d`, `WRN-28-10`."""
+"""The names that people have for a network: `torchvision resnet18`, `timm seresnext26d_32x4d`, `WRN-28-10`."""
 
 from fuseline.export.recognition.networks.plain_network import PlainSpec
 from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec, ResNetSpec
@@ -38,7 +38,7 @@ _STEM_LETTERS = {
 
 
 def name_of(spec: Spec) -> str:
-    """The network's name, such as `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
+    """Return the network's name, such as `CIFAR ResNet-20 (option A)`; what is unusual stands in brackets."""
     if isinstance(spec, PlainSpec):
         return _plain_name(spec)
     return _preact_name(spec) if isinstance(spec, PreActResNetSpec) else _resnet_name(spec)
@@ -88,7 +88,7 @@ def _torchvision_name(spec: ResNetSpec) -> str | None:
 
 
 def _timm_name(spec: ResNetSpec) -> str | None:
-    """After timm's convention, seresnext26d_32x4d; a network of this name need not be in timm's list."""
+    """Return a name by timm's convention, seresnext26d_32x4d; timm's list need not have it."""
     letter = _letter(spec)
     if letter is None or (spec.block, spec.blocks_per_stage) not in _TIMM_DEPTHS:
         return None
@@ -111,12 +111,12 @@ def _letter(spec: ResNetSpec) -> str | None:
 
 
 def _usual_group_width(spec: ResNetSpec) -> int:
-    """Width of a group, scaled as though the first stage gave out its usual channels."""
+    """Return the width of a group, scaled as if the first stage had its usual number of output channels."""
     return round(spec.width_per_group * 64 * _expansion(spec) / spec.out_widths[0])
 
 
 def _kinship(spec: ResNetSpec) -> list[str]:
-    """What makes `spec` a cousin of the plain ResNet of its depth."""
+    """Return what makes `spec` a relative of the plain ResNet of its depth."""
     kin = []
     if spec.block == "bottleneck" and (spec.groups, _usual_group_width(spec)) != (1, 64):
         kin.append(f"{spec.groups}x{spec.width_per_group}d")
@@ -130,7 +130,7 @@ def _kinship(spec: ResNetSpec) -> list[str]:
 
 
 def _remarks(spec: ResNetSpec) -> list[str]:
-    """What sets `spec` apart from the usual network of its depth and group width."""
+    """Return what sets `spec` apart from the usual network of its depth and group width."""
     stages = range(len(spec.blocks_per_stage))
     first = 16 if _is_6n_plus_2(spec) else 64
     usual_out = tuple(first * _expansion(spec) * 2**stage for stage in stages)
@@ -176,7 +176,7 @@ def _input_remark(spec: Spec) -> list[str]:
 
 
 def _widening(spec: ResNetSpec) -> int | None:
-    """The k of a wide ResNet: stages of 16k, 32k and 64k channels after a stem of 16."""
+    """Return the k of a wide ResNet, whose stages have 16k, 32k and 64k channels after a stem of 16, or None."""
     factor, rest = divmod(spec.out_widths[0], 16)
     wide = spec.stem_width == 16 and not rest and factor > 1
     return factor if wide and spec.out_widths == (16 * factor, 32 * factor, 64 * factor) else None

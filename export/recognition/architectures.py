@@ -1,9 +1,9 @@
-"""Which ResNet a checkpoint holds, told from its tensors' names and shapes alone, and that network with its weights.
+"""Recognition of the ResNet that a checkpoint holds, by its tensors' names and shapes alone, and its weights loaded.
 
-Each row of `SCHEMES` turns the checkpoint's names into those of our networks; shapes then say the rest. A row fits when
-every tensor finds its place and every place its tensor. Rows that fit and lead to the same computation are one answer;
-rows that lead to different ones are refused, as nothing in the file tells which is right. Where no row fits, names are
-read by what repeats in them.
+Each row of `SCHEMES` turns the checkpoint's names into those of our networks; shapes then tell the rest. A row fits if
+every tensor has a place and every place a tensor. Rows that fit and lead to the same computation are one answer; rows
+that lead to different ones are refused, as nothing in the file tells which is right. Where no row fits, names are read
+by what repeats in them.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from fuseline.export.recognition.choices import assumptions_of, choices_in, spec
 from fuseline.export.recognition.classifier import Head, named_classifier
 from fuseline.export.recognition.evidence import evidence_of
 from fuseline.export.recognition.layer_settings import apply_layer_settings
-from fuseline.export.recognition.modules.module_input_size import told_size
+from fuseline.export.recognition.modules.module_input_size import size_from_pool
 from fuseline.export.recognition.naming.composed_naming import compose
 from fuseline.export.recognition.naming.foreign_networks import foreign_kind
 from fuseline.export.recognition.naming.naming_schemes import COMPOSED, SCHEMES, scheme_named
 from fuseline.export.recognition.networks.resnet_spec import ResNetSpec
-from fuseline.export.recognition.programs.program_check import Told, hold_program
+from fuseline.export.recognition.programs.program_check import FileFacts, apply_program
 from fuseline.export.recognition.recognised import Recognised, Spec
 from fuseline.export.recognition.recognition_refusals import ambiguity_of, refusal_of
 from fuseline.export.recognition.renaming import names_in, tensors_in
+from fuseline.export.recognition.settled_keys import settled_keys
 from fuseline.export.recognition.timm_config import foreign_architecture
-from fuseline.export.recognition.told import told_by_file
 from fuseline.serve.errors import ArchitectureError
 
 __all__ = ["Recognised", "ResNetSpec", "names_in", "recognise", "tensors_in", "with_values"]
@@ -49,27 +49,28 @@ def recognise(
     assumed: Mapping[str, str] = {},
     head_name: str | None = None,
 ) -> Recognised:
-    """The network that `tensors` (name to weights) are, loaded strictly. `num_batches_tracked` is not needed.
+    """Return the network of `tensors` (name to weights), loaded strictly; `num_batches_tracked` is not needed.
 
-    The module's weights are `tensors`, not copies of them: what changes the one changes the other.
+    The module's weights are `tensors` themselves, not copies, so that changing one changes the other.
 
     Args:
         tensors: float32.
-        naming: a row of `SCHEMES` by its name, or one of `COMPOSED`, instead of the one that fits.
+        naming: name of the row of `SCHEMES`, or one of `COMPOSED`, to use instead of the one that fits.
         config: a Hugging Face config.json, whose strides and activation hold for a network of that naming; or timm's,
-            which may name a network that no tensor gives away.
-        layer_settings: of a checkpoint that held whole modules, each layer's name to its settings (type, stride,
-            padding and so on); they must agree with the network, and BatchNorm's eps is taken from them.
-        program: of a TorchScript file; it must compute what the network computes, and BatchNorm's eps is taken from it.
+            which may name a network that no tensor reveals.
+        layer_settings: each layer's name to its settings (type, stride, padding and so on), if the checkpoint held
+            whole modules; they must agree with the network, and BatchNorm's eps is taken from them.
+        program: program of a TorchScript file; it must compute what the network computes, and BatchNorm's eps is taken
+            from it.
         head: weight (classes, features) and bias (classes,) of a classifier for a backbone without one.
-        assumed: what `--assume` says of choices that no tensor tells, by key; see
-        `fuseline.export.recognition.choices`. head_name: the module among `tensors` that is the classifier, where
-        several could be; other heads are left out.
+        assumed: what `--assume` says about choices that no tensor tells, by key; see
+            `fuseline.export.recognition.choices`.
+        head_name: the module among `tensors` that is the classifier, where several could be; other heads are left out.
 
     Raises:
-        InputError: a value of `assumed` that its choice hasn't.
-        ArchitectureError: they are no network of a known naming, or not exactly one, or two namings fit that compute
-            differently: the message says what was found, what was expected, and which flag helps.
+        InputError: `assumed` has a value that its choice hasn't.
+        ArchitectureError: the tensors are no network of a known naming, or not exactly one, or two namings fit that
+            compute differently; the message says what was found, what was expected, and which flag helps.
     """
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     weights, computed = effective_weights(plain)
@@ -103,8 +104,8 @@ def recognise(
 
 
 def _is_known_otherwise(candidates: Iterable[Candidate], weights: Mapping[str, Tensor]) -> bool:
-    """Whether names that no row fits aren't to be read by what repeats in them."""
-    # transformers' names are nobody else's, and its config.json may say what no reading of names would.
+    """Return whether names that no row fits must not be read by what repeats in them."""
+    # Only transformers has its names, and its config.json may say what no reading of names could.
     if any(c.is_whole and c.placement.scheme.name.startswith("huggingface") for c in candidates):
         return True
     return foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) is not None
@@ -115,13 +116,13 @@ class _Fit:
     candidate: Candidate
     spec: Spec
     module: nn.Module
-    """Without its weights, on the meta device."""
+    """The network of `spec` without its weights, on the meta device."""
 
 
 def _fits(candidates: Iterable[Candidate], config: Mapping[str, Any], assumed: Mapping[str, str]) -> list[_Fit]:
     whole = (candidate for candidate in candidates if candidate.is_whole)
     found = [fit for candidate in whole if (fit := _fit(candidate, config, assumed)) is not None]
-    # Code that calls the classifier as it is called here is likelier than code that calls it otherwise.
+    # A scheme that has the classifier's very name is likelier than one that has another.
     return _without_repetitions([fit for fit in found if fit.candidate.is_as_named] or found)
 
 
@@ -136,7 +137,7 @@ def _fit(candidate: Candidate, config: Mapping[str, Any], assumed: Mapping[str, 
 
 
 def _without_repetitions(fits: Iterable[_Fit]) -> list[_Fit]:
-    """The first of those that compute the same from the same tensors."""
+    """Return `fits`, of those that compute the same from the same tensors only the first."""
     different: list[_Fit] = []
     for fit in fits:
         if not any(_compute_the_same(fit, other) for other in different):
@@ -145,7 +146,7 @@ def _without_repetitions(fits: Iterable[_Fit]) -> list[_Fit]:
 
 
 def _compute_the_same(one: _Fit, other: _Fit) -> bool:
-    # The classifier takes what is left over, so it is the same; a head from elsewhere has each scheme's name for it.
+    # The classifier is what is left over, so it is the same in both; its name may differ where --head-from gave it.
     bodies = [{item for item in fit.candidate.placed.items() if not item[0].startswith("fc.")} for fit in (one, other)]
     return one.spec == other.spec and bodies[0] == bodies[1]
 
@@ -153,40 +154,40 @@ def _compute_the_same(one: _Fit, other: _Fit) -> bool:
 def _with_assumed(spec: Spec, naming: str, assumed: Mapping[str, str]) -> Spec:
     taken = spec_with(spec, assumed)
     if isinstance(taken, ResNetSpec) and naming.startswith("huggingface"):
-        # transformers' blocks have ReLU between their convolutions, whatever its config says of their ends.
+        # transformers' blocks have ReLU between their convolutions, whatever its config says about their ends.
         return replace(taken, inner_activation="relu")
     return taken
 
 
 def _computes(fit: _Fit, program: Program) -> bool:
     try:
-        hold_program(fit.module, _layer_names(fit), program)
+        apply_program(fit.module, _layer_names(fit), program)
     except ArchitectureError:
         return False
     return True
 
 
-def _told(
+def _file_facts(
     module: nn.Module,
     layer_names: Mapping[str, str],
     layer_settings: Mapping[str, Mapping[str, Any]],
     program: Program | None,
-) -> Told:
-    """What the file's layers or its program tell. Raises `ArchitectureError` where they contradict `module`."""
+) -> FileFacts:
+    """Return what the file's layers or its program tell. Raise `ArchitectureError` where they contradict `module`."""
     if program is None:
         return apply_layer_settings(module, layer_names, layer_settings)
-    return hold_program(module, layer_names, program)
+    return apply_program(module, layer_names, program)
 
 
 def _value_that_the_file_has(
     fit: _Fit, layer_settings: Mapping[str, Mapping[str, Any]], program: Program | None
 ) -> str | None:
-    """The flag that makes the network what the file's layers or program have, if one choice is all that differs."""
+    """Return the flag that makes the network agree with the file's layers or program, if one choice is enough."""
     for choice in choices_in(fit.spec):
         for value in choice.known:
             other = _with_assumed(fit.spec, fit.candidate.placement.scheme.name, {choice.key: value})
             with contextlib.suppress(ArchitectureError):
-                _told(empty_module(other), _layer_names(fit), layer_settings, program)
+                _file_facts(empty_module(other), _layer_names(fit), layer_settings, program)
                 return f"--assume {choice.key}={value}"
     return None
 
@@ -208,14 +209,14 @@ def _recognised(
     _load(module, fit.candidate.found())
     layer_names = _layer_names(fit)
     try:
-        told = _told(module, layer_names, layer_settings, program)
+        file_facts = _file_facts(module, layer_names, layer_settings, program)
     except ArchitectureError as error:
         cure = _value_that_the_file_has(fit, layer_settings, program)
         raise ArchitectureError(f"{error}, or add {cure}, which is what the file has") if cure else error from None
-    keys = told_by_file(placement.scheme, config, told.settled)
+    settled = settled_keys(placement.scheme, config, file_facts.settled)
     classifier = placement.modules["fc"]
-    sizes = told.input_sizes
-    size, several = told_size(sizes, spec.in_channels) if sizes else (None, ())
+    sizes = file_facts.input_sizes
+    size, size_assumptions = size_from_pool(sizes, spec.in_channels) if sizes else (None, ())
     return Recognised(
         spec=spec,
         module=module,
@@ -225,23 +226,23 @@ def _recognised(
             *evidence_of(spec, placement, len(fit.candidate.placed)),
             *fit.candidate.notes,
             *computed,
-            *told.evidence,
+            *file_facts.evidence,
         ),
         layer_names=layer_names,
         classes=spec.classes,
         in_channels=spec.in_channels,
         # Grey pictures have no customary size: digits have 28 x 28 or 32 x 32, X-rays 224 x 224 and more.
         default_input_size=spec.default_input_size if spec.in_channels > 1 else None,
-        told_input_size=size,
-        # Its module averages the whole map, whatever the size; the file's pool of a fixed kernel doesn't.
+        implied_input_size=size,
+        # `module` averages the whole map, whatever the size; the file's pool of a fixed kernel doesn't.
         takes_sizes=(sizes.smallest, sizes.largest) if sizes else None,
         assumptions=(
-            *several,
+            *size_assumptions,
             *assumptions_of(
                 spec,
                 placement.scheme,
                 classifier,
-                told=keys,
+                settled=settled,
                 flags=assumed,
                 has_bias=fit.candidate.has_bias,
             ),
@@ -250,7 +251,7 @@ def _recognised(
 
 
 def with_values(recognised: Recognised, values: Mapping[str, str]) -> nn.Module:
-    """The same tensors, whose memory is shared, in a network with other `values` of its choices; eval mode.
+    """Return the network, eval mode, with the same tensors in the same memory, but other `values` of its choices.
 
     BatchNorm's eps stays that of `recognised` unless `values` has one.
     """
@@ -259,8 +260,8 @@ def with_values(recognised: Recognised, values: Mapping[str, str]) -> nn.Module:
     _load(module, recognised.module.state_dict())
     if "eps" not in values:
         for name, layer in recognised.module.named_modules():
-            if isinstance(layer, nn.BatchNorm2d) and isinstance(ours := module.get_submodule(name), nn.BatchNorm2d):
-                ours.eps = layer.eps
+            if isinstance(layer, nn.BatchNorm2d) and isinstance(other := module.get_submodule(name), nn.BatchNorm2d):
+                other.eps = layer.eps
     return module
 
 

@@ -1,4 +1,4 @@
-"""One naming scheme tried on one checkpoint: what it places, the spec that follows, and what keeps it from fitting."""
+"""One naming scheme tried on one checkpoint: what it places, the spec that follows, and the deviations from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ class Candidate:
     placed: Mapping[str, str]
     """Our tensor names to the checkpoint's."""
     tensors: Mapping[str, Tensor]
-    """Those of the checkpoint's that are the network, with the head under the scheme's name for it."""
+    """The checkpoint's tensors that are the network, with the head under the scheme's name for it."""
     has_classifier: bool
-    """Whether the checkpoint has one of its own."""
+    """Whether the checkpoint has a classifier of its own."""
     is_as_named: bool = True
-    """Whether the classifier is called as the scheme has it."""
+    """Whether the classifier has the scheme's name for it."""
     has_bias: bool = True
-    """Whether the classifier has a bias of its own; else it is given zeros."""
+    """Whether the classifier has a bias of its own; else it gets zeros."""
     notes: tuple[str, ...] = ()
-    """What was taken for the classifier, where that isn't plain: sentences."""
+    """Sentences: what was taken for the classifier, where that isn't plain."""
 
     @classmethod
     def of(
@@ -56,8 +56,9 @@ class Candidate:
     ) -> Self:
         """Try `placement` on `weights`.
 
-        Their classifier is what the scheme calls so, else the only matrix beside the backbone, else `head`; or the
-        module `head_name`. With one of the latter two other heads are left out. One without a bias gets zeros.
+        The classifier is the module `head_name`, if that is given; else the module with the scheme's name for it, else
+        the only matrix beside the backbone, else `head`. With `head_name` or `head`, other heads are left out. A
+        classifier without a bias gets zeros.
         """
         scheme = placement.scheme
         is_as_named = head_name is None and f"{placement.modules['fc']}.weight" in weights
@@ -71,8 +72,8 @@ class Candidate:
         if head_name is not None or (head is not None and not has_classifier):
             others = heads_beside(placement, weights)
             tensors = {name: tensor for name, tensor in weights.items() if name not in others}
-            said = "--head" if head_name is not None else "--head-from"
-            notes += [f"left out, as {said} says the classifier: {described(others)}"] if others else []
+            flag = "--head" if head_name is not None else "--head-from"
+            notes += [f"left out, as {flag} says the classifier: {described(others)}"] if others else []
         if head is not None and not has_classifier:
             classifier = scheme.classifier
             placement = placed_with(placement, classifier)
@@ -97,11 +98,11 @@ class Candidate:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every tensor finds its place."""
+        """Whether every tensor has a place."""
         return bool(self.placed) and len(self.placed) == len(self.tensors)
 
     def found(self) -> dict[str, Tensor]:
-        """Our tensor names to the checkpoint's tensors, in our shapes."""
+        """Return our tensor name -> the checkpoint's tensor, in our shape."""
         found = {ours: self.tensors[theirs].detach() for ours, theirs in self.placed.items()}
         classifier = found.get("fc.weight")
         if classifier is not None and classifier.ndim == 4 and classifier.shape[2:] == (1, 1):
@@ -109,10 +110,10 @@ class Candidate:
         return found
 
     def spec(self, config: Mapping[str, Any]) -> Spec:
-        """The spec that most tensors agree on.
+        """Return the spec that most tensors agree on.
 
         Raises:
-            ArchitectureError: too little is there to tell.
+            ArchitectureError: too few tensors are there to tell.
         """
         shapes = {ours: tuple(tensor.shape) for ours, tensor in self.found().items()}
         if self.placement.scheme.family == "plain":
@@ -121,6 +122,7 @@ class Candidate:
 
 
 def empty_module(spec: Spec) -> nn.Module:
+    """Return the network of `spec` without weights, on the meta device."""
     with torch.device("meta"):
         if isinstance(spec, PlainSpec):
             return PlainNetwork(spec)
@@ -128,24 +130,24 @@ def empty_module(spec: Spec) -> nn.Module:
 
 
 def deviations(candidate: Candidate, module: nn.Module) -> dict[str, list[str]]:
-    """What keeps the checkpoint from being exactly `module`, by kind."""
+    """Return what keeps the checkpoint from being exactly `module`: kind of deviation -> the tensors, for people."""
     state = module.state_dict()
     expected = {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
     found = candidate.found()
-    theirs = candidate.placement.in_checkpoint
+    stored_name = candidate.placement.in_checkpoint
     placed = {candidate.placed[ours] for ours in expected if ours in candidate.placed}
     return {
-        "missing": [f"{theirs(name)} {shape}" for name, shape in expected.items() if name not in found],
+        "missing": [f"{stored_name(name)} {shape}" for name, shape in expected.items() if name not in found],
         "left over": [
             f"{name} {tuple(tensor.shape)}" for name, tensor in candidate.tensors.items() if name not in placed
         ],
         "misshapen": [
-            f"{theirs(name)} is {tuple(found[name].shape)}, expected {shape}"
+            f"{stored_name(name)} is {tuple(found[name].shape)}, expected {shape}"
             for name, shape in expected.items()
             if name in found and tuple(found[name].shape) != shape
         ],
         "not of floats": [
-            f"{theirs(name)} is {tensor.dtype}"
+            f"{stored_name(name)} is {tensor.dtype}"
             for name, tensor in found.items()
             if name in expected and not tensor.is_floating_point()
         ],

@@ -1,4 +1,4 @@
-"""What no tensor of a ResNet tells and that changes its answers: each choice, its values, and how one is taken."""
+"""The choices that change a ResNet's answers and that no tensor tells: their values, and how a spec takes one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from fuseline.export.recognition.recognised import Spec
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import Assumption
 
-# What else is in use, where it is neither rare nor much like another: what an export tries on images.
+# Values that an export tries on images: those in use that are neither rare nor much like another.
 _USUAL_ACTIVATIONS = ("relu", "leaky-relu-0.1", "gelu", "silu", "elu", "tanh")
 _USUAL_EPS = ("1e-05", "0.001")
 FACTORY_FLAG = "--factory package.module:function"
@@ -20,20 +20,22 @@ FACTORY_FLAG = "--factory package.module:function"
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that is taken as customary unless something tells."""
+    """A property of a network that is taken as is customary unless something tells it."""
 
     key: str
-    """As `--assume KEY=VALUE` takes it."""
+    """The key of `--assume KEY=VALUE`."""
     known: tuple[str, ...]
-    """Every value that can be built."""
+    """Every value that can be built; () where any number will do."""
     usual: tuple[str, ...]
-    """Those in use, the commonest first."""
+    """The values in use, the commonest first."""
     applies_to: Callable[[Spec], bool]
+    """Whether the network of a spec has this property."""
     value_in: Callable[[Spec], str]
+    """The value that a spec has."""
     taken_in: Callable[[Spec, str], Spec]
-    """The spec with a value of `known` taken."""
+    """The spec with another value."""
     meaning: Callable[[Spec], str]
-    """What the spec has, as a sentence for people."""
+    """What the spec's value means, as a sentence for people."""
 
 
 def _has_stem(spec: Spec) -> bool:
@@ -65,7 +67,7 @@ def _with_activation(spec: Spec, value: str) -> Spec:
 
 
 def _literal(value: str) -> Any:
-    """A text that was found among the values of a Literal."""
+    """Return `value`, which is one of the values of a Literal, as a type that passes for it."""
     return value
 
 
@@ -180,15 +182,15 @@ CHOICES: tuple[Choice, ...] = (
 
 
 def choices_in(spec: Spec) -> Iterator[Choice]:
-    """Those that exist for the network of `spec`."""
+    """Return the choices that the network of `spec` has."""
     return (choice for choice in CHOICES if choice.applies_to(spec))
 
 
 def spec_with(spec: Spec, values: Mapping[str, str]) -> Spec:
-    """The spec with `values` taken: keys of choices that exist for it; others are left to whom they concern.
+    """Return `spec` with `values`, by key of the choices; keys of no choice of this network are ignored.
 
     Raises:
-        InputError: a value that its choice hasn't; the message lists those that it has.
+        InputError: a choice doesn't have the value; the message lists those that it has.
     """
     for choice in CHOICES:
         value = values.get(choice.key)
@@ -205,22 +207,22 @@ def assumptions_of(
     scheme: NamingScheme,
     classifier: str,
     *,
-    told: frozenset[str],
+    settled: frozenset[str],
     flags: Mapping[str, str],
     has_bias: bool = True,
 ) -> Iterator[Assumption]:
-    """What changes the answers of the network of `spec` and that no tensor tells.
+    """Yield what changes the answers of the network of `spec` and no tensor tells.
 
     Args:
-        spec: with `flags` taken already.
-        scheme: whose names its tensors have.
-        classifier: the checkpoint's name of it.
-        told: keys that the checkpoint's file tells.
+        spec: the spec, with `flags` taken already.
+        scheme: the scheme of its tensors' names.
+        classifier: the checkpoint's name of the classifier.
+        settled: keys that the checkpoint's file settles.
         flags: what `--assume` says, by key.
-        has_bias: whether the checkpoint has a bias of the classifier.
+        has_bias: whether the classifier has a bias in the checkpoint.
     """
     for choice in choices_in(spec):
-        if choice.key in told and choice.key not in flags:
+        if choice.key in settled and choice.key not in flags:
             continue
         value = choice.value_in(spec)
         yield Assumption(
@@ -232,7 +234,7 @@ def assumptions_of(
             settled_by=f"--assume {choice.key}={flags[choice.key]}" if choice.key in flags else None,
         )
     for key, value, meaning in _of_code_alone(spec, scheme, classifier, has_bias=has_bias):
-        if key not in told or key in flags:
+        if key not in settled or key in flags:
             yield Assumption(
                 key=key,
                 value=value,
@@ -245,9 +247,9 @@ def assumptions_of(
 def _of_code_alone(
     spec: Spec, scheme: NamingScheme, classifier: str, *, has_bias: bool
 ) -> Iterator[tuple[str, str, str]]:
-    """(key, value, meaning) of what is in use and can be computed by the user's own code alone."""
+    """Yield (key, value, meaning) of assumptions whose alternatives only the user's own code can compute."""
     is_as_named = classifier == scheme.classifier
-    # Readings of names by what repeats in them call the classifier whatever it is called.
+    # A composed scheme has the checkpoint's own name for the classifier, so that `is_as_named` tells nothing there.
     if classifier.rpartition(".")[2].isdigit() and (not is_as_named or scheme.name in COMPOSED):
         yield (
             "head",

@@ -1,4 +1,4 @@
-"""Which of the matrices beside a backbone is its classifier, whatever it is called."""
+"""The classifier among the matrices beside a backbone, whatever its name."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ _SHOWN = 6
 
 
 def heads_beside(placement: Placement, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that `placement` has no place for, of groups with matrices and without kernels: heads of any kind."""
+    """Return the tensors of heads of any kind: those without a place, in groups that have matrices and no kernels."""
     placed = set(placement.placed(weights).values())
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
@@ -32,9 +32,9 @@ def heads_beside(placement: Placement, weights: Mapping[str, Tensor]) -> dict[st
 
 
 def with_lone_classifier(placement: Placement, weights: Mapping[str, Tensor]) -> Placement:
-    """`placement` with the only matrix beside the backbone as its classifier, if that takes the backbone's features.
+    """Return `placement` with the only matrix beside the backbone as its classifier, if it takes the features.
 
-    The heads of self-supervised training do, and are none.
+    A head of self-supervised training takes them too, but is no classifier.
     """
     if any(map(SELF_SUPERVISED.search, weights)):
         return placement
@@ -45,15 +45,15 @@ def with_lone_classifier(placement: Placement, weights: Mapping[str, Tensor]) ->
 
 
 def placed_with(placement: Placement, classifier: str) -> Placement:
-    """`placement` with the module `classifier` as the classifier."""
+    """Return `placement` with the module `classifier` as the classifier."""
     return replace(placement, modules={**placement.modules, "fc": classifier})
 
 
 def features_of(placement: Placement, weights: Mapping[str, Tensor]) -> int | None:
-    """Channels that the last convolution gives out; None where it isn't there."""
-    found = {ours: weights[theirs] for ours, theirs in placement.placed(weights).items()}
+    """Return the number of output channels of the last convolution; None where it isn't there."""
+    found = {name: weights[stored] for name, stored in placement.placed(weights).items()}
     if placement.scheme.family == "plain":
-        numbered = [ours for ours, tensor in found.items() if ours.startswith("features.") and tensor.ndim == 4]
+        numbered = [name for name, tensor in found.items() if name.startswith("features.") and tensor.ndim == 4]
         last = max(numbered, key=lambda name: int(name.split(".")[1]), default=None)
     else:
         stage, block = max(placement.blocks, default=(0, 0))
@@ -63,10 +63,10 @@ def features_of(placement: Placement, weights: Mapping[str, Tensor]) -> int | No
 
 
 def named_classifier(weights: Mapping[str, Tensor], name: str) -> str:
-    """The module that `--head name` means: its name, or the end of it.
+    """Return the module that `--head name` means by its name or the end of it.
 
     Raises:
-        ArchitectureError: no matrix is called so, or several; the message lists what there is.
+        ArchitectureError: no matrix, or more than one, is called so; the message lists what there is.
     """
     matrices = {found.removesuffix(".weight"): tensor for found, tensor in weights.items() if is_matrix(found, tensor)}
     wanted = name.removesuffix(".weight")
@@ -82,16 +82,16 @@ def named_classifier(weights: Mapping[str, Tensor], name: str) -> str:
 
 
 def zeros_for(weight: Tensor) -> Tensor:
-    """The bias of a classifier that has none."""
+    """Return the bias of a classifier that has none."""
     return torch.zeros(weight.shape[:1], device=weight.device)
 
 
 def described(matrices: Mapping[str, Tensor]) -> str:
-    """Names and shapes, the first few."""
+    """Return the names and shapes of the first few matrices, for people."""
     shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(matrices.items())[:_SHOWN])
     return shown + (f" and {len(matrices) - _SHOWN} more" if len(matrices) > _SHOWN else "")
 
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor of this name is the weight of a linear layer."""
+    """Return whether a tensor of this name is the weight of a linear layer."""
     return tensor.ndim == 2 and name.endswith(".weight")

@@ -1,4 +1,4 @@
-"""Why a checkpoint is taken for what it is: sentences for people."""
+"""The evidence for a recognised network: sentences for people."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _BLOCKS = {
 
 
 def evidence_of(spec: ResNetSpec | PlainSpec, placement: Placement, placed: int) -> Iterator[str]:
-    """What in the names and shapes of the `placed` tensors tells each part of `spec`."""
+    """Yield sentences: what in the names and shapes of the `placed` tensors tells each part of `spec`."""
     yield f"names of {placement.scheme.description} ({placed} of {placed} tensors placed)"
     if isinstance(spec, PlainSpec):
         yield f"{len(spec.widths)} convolutions in a row, each with a BatchNorm, and no shortcuts"

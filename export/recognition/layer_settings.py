@@ -1,4 +1,4 @@
-"""What a checkpoint of whole modules tells of its layers, strides above all, held against the recognised network."""
+"""Comparison of the settings of a checkpoint's whole modules, strides above all, with the recognised network."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import nn
 from fuseline.export.recognition.naming.foreign_networks import FACTORY
 from fuseline.export.recognition.networks.layer_roles import activation_of, is_final_softmax, misplaced
 from fuseline.export.recognition.programs.pool_sizes import InputSizes
-from fuseline.export.recognition.programs.program_check import EVERYTHING, Subject, Told, input_sizes_of_pool
+from fuseline.export.recognition.programs.program_check import EVERYTHING, FileFacts, Subject, input_sizes_of_pool
 from fuseline.serve.errors import ArchitectureError
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -20,7 +20,7 @@ _STAND_INS = {
     "BatchNorm2d": {"BatchNorm2d", "BatchNormAct2d", "SyncBatchNorm", "FrozenBatchNorm2d"},
     "Linear": {"Linear", "Conv2d"},
 }
-# Layers without weights that compute nothing at inference, or what every one of our networks computes there.
+# Layers without weights that do nothing at inference, or what each of our networks does in their place.
 _HARMLESS = frozenset(
     {"Identity", "Flatten", "DropPath", "StochasticDepth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
     | {"AlphaDropout", "FeatureAlphaDropout", "DropBlock2d", "Sequential", "ModuleList", "ModuleDict"}
@@ -28,24 +28,24 @@ _HARMLESS = frozenset(
 _GLOBAL_POOLS = frozenset({"AdaptiveAvgPool2d", "FastAdaptiveAvgPool2d", "SelectAdaptivePool2d"})
 _LEAST_GLOBAL_KERNEL = 4
 _KNOWN_CLASSES = ("torchvision.models.", "timm.models.", "transformers.models.", "torch.nn.", "torch._dynamo.")
-# Its forward is code of its own, in which any of the layers may be passed by.
+# The forward of such a class is generated code, which may leave out any of the layers.
 _REWRITTEN = "torch.fx."
 _BYSTANDER = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|acc\w*)\d*|(train|val|valid|test)_\w+", re.IGNORECASE)
 
 
 def apply_layer_settings(
     module: nn.Module, layer_names: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
-) -> Told:
-    """Take each BatchNorm's eps from `settings`, and hold the rest against `module`.
+) -> FileFacts:
+    """Take each BatchNorm's eps from `settings`, and compare the rest with `module`.
 
     Args:
         module: the recognised network.
         layer_names: its submodule names to the checkpoint's.
-        settings: the checkpoint's layer names to what each was made with, `type` among it; `hooks` and `buffers` name
-            what a state dict leaves out; `""` is the network with its wrappers, `classes` the full names of theirs.
+        settings: the checkpoint's layer names to each layer's settings, with its `type`; `hooks` and `buffers` name
+            what a state dict leaves out. `""` is the network with its wrappers, whose full names are its `classes`.
 
     Raises:
-        ArchitectureError: a layer is of another type, strides, pads, dilates or is grouped otherwise; or the checkpoint
+        ArchitectureError: a layer has another type, stride, padding, dilation or number of groups; or the checkpoint
             has a layer, a forward hook or an unsaved buffer that the recognised network hasn't, or lacks its pool.
     """
     epsilons: set[float] = set()
@@ -55,9 +55,9 @@ def apply_layer_settings(
             continue
         layer = module.get_submodule(ours)
         kind, expected = _kind(found), type(layer).__name__
-        # Where a frozen BatchNorm has no eps of its own, its code has one, or none.
-        is_told = kind != "FrozenBatchNorm2d" or isinstance(found.get("eps"), float)
-        if kind and (kind not in _STAND_INS.get(expected, {expected}) or not is_told):
+        # A frozen BatchNorm without an eps attribute has one in its code, or none.
+        knows_eps = kind != "FrozenBatchNorm2d" or isinstance(found.get("eps"), float)
+        if kind and (kind not in _STAND_INS.get(expected, {expected}) or not knows_eps):
             raise _contradiction(theirs, f"is a {kind}", f"a {expected}")
         if isinstance(layer, nn.Conv2d):
             _check_settings(theirs, layer, found, _OF_CONVOLUTIONS)
@@ -84,11 +84,11 @@ def apply_layer_settings(
         if not owner.startswith(_KNOWN_CLASSES)
     ]
     settled = _settled(module, settings) if is_whole else frozenset()
-    return Told(tuple(taken), _input_sizes(module, layer_names, settings), settled)
+    return FileFacts(tuple(taken), _input_sizes(module, layer_names, settings), settled)
 
 
 def _settled(module: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> frozenset[Subject]:
-    """What the layers tell. A forward that isn't known may call pools and activations that are no layers of it."""
+    """Return what the layers settle. A forward that isn't known may call pools and activations that aren't layers."""
     classes = [
         *settings.get("", {}).get("classes", ()),
         *(found["class"] for found in settings.values() if "class" in found),
@@ -96,20 +96,20 @@ def _settled(module: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> fr
     if classes and all(owner.startswith(_KNOWN_CLASSES) for owner in classes):
         return EVERYTHING
     kinds = {_kind(found) for found in settings.values()}
-    told: set[Subject] = {"strides", "eps"}
+    settled: set[Subject] = {"strides", "eps"}
     if any(owner.startswith(_REWRITTEN) for owner in classes):
-        return frozenset(told)
+        return frozenset(settled)
     if any(map(activation_of, settings.values())):
-        told.add("activations")
+        settled.add("activations")
     if "MaxPool2d" in kinds and _first(module, nn.MaxPool2d):
-        told.add("pools")
-    return frozenset(told)
+        settled.add("pools")
+    return frozenset(settled)
 
 
 def _input_sizes(
     module: nn.Module, layer_names: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
 ) -> InputSizes | None:
-    """For which pictures a pool of a fixed size before the classifier is made; None where no one such is there."""
+    """Return the input sizes that the pool before the classifier is made for, if there is one of a fixed size."""
     pools = [found for found in settings.values() if _is_global_kernel(found)]
     kernels = {_as_pair(found["kernel_size"]) for found in pools}
     if len(kernels) != 1 or any(_kind(found) in _GLOBAL_POOLS for found in settings.values()):
@@ -131,7 +131,7 @@ def _check_layer_without_weights(
     found = settings[name]
     kind = _kind(found)
     if any(other.startswith(f"{name}.") for other in settings):
-        return  # its layers are looked at one by one
+        return  # its layers are checked one by one
     parent = name.rpartition(".")[0]
     if kind in _HARMLESS or kind.endswith("Loss") or _BYSTANDER.fullmatch(name.partition(".")[0]):
         return
@@ -150,7 +150,7 @@ def _check_layer_without_weights(
 
 
 def _is_activation_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether it is one that `module` computes: between layers, or in the gate of squeeze-and-excitation."""
+    """Return whether it is an activation of `module`: between layers, or in the gate of squeeze-and-excitation."""
     spec = getattr(module, "spec", None)
     if _kind(found) == "ReLU" and getattr(spec, "squeeze_widths", None) and name.count(".") > 2:
         return True
@@ -159,7 +159,7 @@ def _is_activation_of(name: str, found: Mapping[str, Any], module: nn.Module) ->
 
 
 def _is_pool_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether it is a global average pool, one of a fixed size in its place, or that of a shortcut of ours."""
+    """Return whether it is a global average pool, one of a fixed size in its place, or a pool of a shortcut."""
     kind = _kind(found)
     if kind in _GLOBAL_POOLS:
         return bool(_as_pair(found.get("output_size", 1)) == (1, 1))
@@ -172,7 +172,7 @@ def _is_pool_of(name: str, found: Mapping[str, Any], module: nn.Module) -> bool:
 
 
 def _is_global_kernel(found: Mapping[str, Any]) -> bool:
-    """Whether it averages so much at once that it can only be the pool before the classifier."""
+    """Return whether it is an average pool so large that it can only be the one before the classifier."""
     kernel = _as_pair(found.get("kernel_size")) if _kind(found) == "AvgPool2d" else None
     if not isinstance(kernel, tuple) or not all(type(side) is int for side in kernel) or len(kernel) != 2:
         return False
@@ -180,7 +180,7 @@ def _is_global_kernel(found: Mapping[str, Any]) -> bool:
 
 
 def _is_part_of(name: str, kind: str, module: nn.Module) -> bool:
-    """Whether `module` computes it without a layer: squeeze-and-excitation's gate, or a shortcut without weights."""
+    """Return whether `module` has it without a layer: squeeze-and-excitation's gate, or a shortcut without weights."""
     spec = getattr(module, "spec", None)
     last = name.rpartition(".")[2]
     if kind == "Sigmoid":
@@ -204,7 +204,7 @@ def _check_settings(name: str, layer: nn.Module, found: Mapping[str, Any], setti
 
 
 def _padding_by_name(layer: Any) -> str | None:
-    """What torch calls the padding of a convolution of stride 1, or none at all."""
+    """Return torch's name for a convolution's padding: `same` (of stride 1 alone), `valid`, or None if it has none."""
     if not any(layer.padding):
         return "valid"
     padding = [pad for pad in layer.padding if isinstance(pad, int)]
@@ -225,7 +225,7 @@ def _kind(found: Mapping[str, Any]) -> str:
 
 
 def _as_pair(value: Any) -> Any:
-    """(h, w) of what may be a number for both; anything else, as `same`, is left alone."""
+    """Return (h, w) of a value that may be one number for both; any other value, such as `same`, stays as it is."""
     if isinstance(value, int):
         return (value, value)
     return tuple(value) if isinstance(value, list | tuple) else value

@@ -11,7 +11,7 @@ Spec = ResNetSpec | PlainSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised(TrainedNetwork):
-    """A network recognised from its tensors, whose memory its weights share."""
+    """A network recognised from its tensors; its weights share their memory."""
 
     spec: Spec
     naming: str

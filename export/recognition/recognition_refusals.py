@@ -1,4 +1,4 @@
-"""Why tensors are not recognised: the refusals, each with what came, what was expected, and what helps."""
+"""The refusals of tensors that are not recognised: each says what came, what was expected, and what helps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,11 @@ def refusal_of(
     naming: str | None = None,
     reason: str | None = None,
 ) -> ArchitectureError:
-    """Why `weights`, to which none of `candidates` fits, are refused.
+    """Return the refusal of `weights`, to which none of `candidates` fits.
 
-    `naming` is what the user chose, and `reason` says why names by themselves tell no network.
+    Args:
+        naming: the naming that the user chose.
+        reason: why the names by themselves tell no network.
     """
     if foreign := foreign_kind(weights, {scheme.classifier: None for scheme in SCHEMES}) or several_networks(weights):
         return ArchitectureError(foreign)
@@ -73,7 +75,7 @@ def refusal_of(
         if reason and unplaced:
             return ArchitectureError(
                 f"no known naming has a place for all of these tensors; the nearest, {scheme.name}, has none for "
-                f"{_some(unplaced)}{_told(reason)}. {cure}"
+                f"{_some(unplaced)}{_reading(reason)}. {cure}"
             )
         place = f"; {scheme.name} naming has no place for {_some(unplaced)}" if unplaced else ""
         return ArchitectureError(f"{error}{place}. {cure}")
@@ -86,20 +88,20 @@ def refusal_of(
         return ArchitectureError(wide)
     return ArchitectureError(
         f"these tensors are nearly a ResNet but not exactly one; nearest: {name_of(spec)} ({scheme.name} naming, "
-        f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_told(reason if left else None)}. "
+        f"{spec.classes} classes); {kinds}. Nothing is filled in or left out{_reading(reason if left else None)}. "
         f"{_cure(left=left, misshapen=bool(found['misshapen']), naming=naming)}"
     )
 
 
 def _of_the_head(candidate: Candidate) -> str | None:
-    """A message if the matrices beside a backbone are all that keeps it from being a whole network, else None."""
+    """Return a message if only the matrices beside a backbone keep it from being a whole network, else None."""
     heads = heads_beside(candidate.placement, candidate.tensors)
     matrices = {name: tensor for name, tensor in heads.items() if is_matrix(name, tensor)}
     features = features_of(candidate.placement, candidate.tensors)
     if candidate.has_classifier:
         name = f"{candidate.placement.modules['fc']}.weight"
         weight = candidate.tensors[name]
-        # A multiple of the features is of a map that isn't pooled to one pixel, which is said elsewhere.
+        # A multiple of the features belongs to a map that isn't pooled to one pixel; `_unpooled` says so.
         odd = weight.ndim == 2 and features and weight.shape[1] % features
         if odd or matrices:
             matrices = {name: weight, **matrices}
@@ -121,12 +123,12 @@ def _of_the_head(candidate: Candidate) -> str | None:
     )
 
 
-def _told(reason: str | None) -> str:
+def _reading(reason: str | None) -> str:
     return f". Read by its own names alone, {reason}" if reason else ""
 
 
 def _cure(*, left: bool, misshapen: bool, naming: str | None) -> str:
-    """What to type, given whether tensors are left over, or have other shapes than those of the nearest network."""
+    """Return what to type, given whether tensors are left over or have other shapes than in the nearest network."""
     if naming is not None:
         return f"Leave --naming {naming} out to have the names told, or {FACTORY}"
     if left:
@@ -139,7 +141,7 @@ def _cure(*, left: bool, misshapen: bool, naming: str | None) -> str:
 
 
 def _unpooled(candidate: Candidate, spec: Spec) -> str | None:
-    """A message on a classifier that takes more than one pixel of the last feature map."""
+    """Return a message if the classifier takes more than one pixel of the last feature map, else None."""
     weight = candidate.found().get("fc.weight")
     channels = spec.widths[-1] if isinstance(spec, PlainSpec) else spec.out_widths[-1]
     if weight is None or weight.ndim != 2 or weight.shape[1] <= channels or weight.shape[1] % channels:
@@ -155,7 +157,7 @@ def _unpooled(candidate: Candidate, spec: Spec) -> str | None:
 
 
 def _nearest(candidates: Sequence[Candidate], config: Mapping[str, Any]) -> Candidate:
-    """The candidate that places most, and of several the one with the fewest deviations."""
+    """Return the candidate that places most tensors; of several, the one with the fewest deviations."""
     most = max(len(candidate.placed) for candidate in candidates)
 
     def count_of_deviations(candidate: Candidate) -> float:
@@ -195,7 +197,7 @@ def ambiguity_of(schemes: Sequence[NamingScheme]) -> ArchitectureError:
 
 
 def unknown(tensors: Mapping[str, Tensor], reason: str | None = None, naming: str | None = None) -> ArchitectureError:
-    """The refusal of what is near to no naming, with what shapes and order suggest."""
+    """Return the refusal of tensors that are near to no naming, with what shapes and order suggest."""
     if naming is not None and tensors:
         seen = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
         return ArchitectureError(
@@ -207,12 +209,12 @@ def unknown(tensors: Mapping[str, Tensor], reason: str | None = None, naming: st
     return ArchitectureError(
         f"this is no ResNet that Fuseline knows: it holds {_some(seen) or 'no weights'}; expected torchvision's names "
         f"(conv1.weight, layer1.0.conv1.weight, fc.weight and so on) or one of the namings {others}"
-        f"{_told(reason)}. {_suggestion(tensors)}For any other network, {FACTORY}"
+        f"{_reading(reason)}. {_suggestion(tensors)}For any other network, {FACTORY}"
     )
 
 
 def _suggestion(tensors: Mapping[str, Tensor]) -> str:
-    """What shapes and order suggest, where that is a whole network."""
+    """Return a sentence on the network that shapes and order suggest; "" where that isn't a whole one."""
     reading = read_shapes(tensors)
     if not reading.is_whole or len(set(reading.names.values())) < len(reading.names):
         return ""

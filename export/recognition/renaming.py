@@ -14,34 +14,36 @@ from fuseline.serve.errors import ArchitectureError
 
 
 def names_in(scheme: NamingScheme, recognised: Recognised) -> dict[str, str]:
-    """The tensor names of `recognised.module`, without `num_batches_tracked`, to those that `scheme` gives them.
+    """Return tensor name of `recognised.module` -> name in `scheme`, without `num_batches_tracked`.
 
     Raises:
         ArchitectureError: code of that scheme can't be this network; the message says why.
     """
     spec = recognised.spec
-    ours = [name for name in recognised.module.state_dict() if not name.endswith("num_batches_tracked")]
+    own = [name for name in recognised.module.state_dict() if not name.endswith("num_batches_tracked")]
     if obstacles := list(_obstacles(scheme, spec)):
         raise ArchitectureError(
             f"{name_of(spec)} has no names in the {scheme.name} naming ({scheme.description}): {'; '.join(obstacles)}"
         )
     if isinstance(spec, PlainSpec):
-        return {name: name for name in ours}
+        return {name: name for name in own}
     blocks = ((stage, block) for stage, count in enumerate(spec.blocks_per_stage) for block in range(count))
     deep = spec.stem == "deep-maxpool"
     modules = module_names(scheme, blocks, deep=deep, pooled=spec.pooled_shortcuts)
-    split = ((name, *name.rpartition(".")) for name in ours)
+    split = ((name, *name.rpartition(".")) for name in own)
     return {name: f"{modules[module]}.{leaf}" for name, module, _, leaf in split}
 
 
 def tensors_in(scheme: NamingScheme, recognised: Recognised) -> dict[str, Tensor]:
-    """The weights of `recognised` under the names, and in the shapes, that code of `scheme` loads; memory is shared.
+    """Return the weights of `recognised` under the names, and in the shapes, that code of `scheme` loads.
+
+    The tensors share the memory of the network's.
 
     Raises:
         ArchitectureError: as `names_in`.
     """
     state = recognised.module.state_dict()
-    renamed = {theirs: state[ours] for ours, theirs in names_in(scheme, recognised).items()}
+    renamed = {new: state[name] for name, new in names_in(scheme, recognised).items()}
     if scheme.classifier_is_conv:
         weight = f"{scheme.classifier}.weight"
         renamed[weight] = renamed[weight][:, :, None, None]
@@ -49,7 +51,7 @@ def tensors_in(scheme: NamingScheme, recognised: Recognised) -> dict[str, Tensor
 
 
 def _obstacles(scheme: NamingScheme, spec: Spec) -> Iterator[str]:
-    """Why code of `scheme` can't be the network of `spec`."""
+    """Yield the reasons why code of `scheme` can't be the network of `spec`."""
     family = "plain" if isinstance(spec, PlainSpec) else "residual"
     if isinstance(spec, PreActResNetSpec):
         family = "pre-activation"

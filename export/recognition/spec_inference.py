@@ -1,6 +1,6 @@
-"""A ResNet's spec told from the shapes of its tensors, under our names.
+"""Inference of a ResNet's spec from the shapes of its tensors, under our names.
 
-Each number is what most tensors say, so that one misshapen tensor is found out rather than believed.
+Each number is the one that most tensors have, so that a misshapen tensor is found rather than believed.
 """
 
 import re
@@ -21,13 +21,14 @@ _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 
 
 def infer_spec(shapes: Mapping[str, Shape], placement: Placement, config: Mapping[str, Any]) -> ResNetSpec:
-    """The spec that most of `shapes` (our tensor names to shapes) agree on; nothing is proven to fit.
+    """Return the spec that most of `shapes` (our tensor names to shapes) agree on; the rest may not fit it.
 
-    `config` is a Hugging Face config.json; strides and activation are taken from it for networks of that naming.
+    Args:
+        config: a Hugging Face config.json; strides and activation are taken from it for networks of that naming.
 
     Raises:
-        ArchitectureError: too little is there to tell; a stage or block is missing; a config with an activation that
-            isn't known.
+        ArchitectureError: too few tensors are there to tell, a stage or block is missing, or the config has an unknown
+            activation.
     """
     return _Inference(shapes, placement).spec(config)
 
@@ -106,7 +107,7 @@ class _Inference:
         )
 
     def widths(self, conv: int) -> tuple[int, ...]:
-        """Channels that each stage's convolution `conv` gives out."""
+        """Return the number of output channels of each stage's convolution `conv`."""
         bn = conv + 1 if self.preact else conv
         within = not self.preact or bn <= (3 if self.bottleneck else 2)
         return tuple(
@@ -121,7 +122,7 @@ class _Inference:
         )
 
     def width(self, modules: Iterable[tuple[str, str | None]], what: str) -> int:
-        """Channels that these convolutions, each with the BatchNorm that takes its output, give out."""
+        """Return the number of output channels of these convolutions, each with the BatchNorm that takes its output."""
         pairs = list(modules)
         seen = [self.size(f"{conv}.weight", 0) for conv, _ in pairs]
         seen += [self.size(f"{bn}.{leaf}", 0) for _, bn in pairs if bn is not None for leaf in _BN_LEAVES]
@@ -130,7 +131,7 @@ class _Inference:
     def projected(self, stem_width: int, out: tuple[int, ...], *, small: bool) -> tuple[bool, ...]:
         stages = range(1, len(self.blocks_per_stage) + 1)
         found = tuple(any(name.startswith(f"layer{stage}.0.downsample.") for name in self.shapes) for stage in stages)
-        # Parameter-free shortcuts are believed only where He et al. have them; elsewhere the shortcuts are missing.
+        # Shortcuts without parameters are assumed only where He et al. have them; elsewhere tensors must be missing.
         option_a = (
             not self.preact
             and not any(found)
@@ -144,7 +145,7 @@ class _Inference:
         return tuple(there or stage > 0 or stem_width != out[0] for stage, there in enumerate(found))
 
     def bare_convs(self) -> frozenset[ConvRole]:
-        """Convolutions without BatchNorms: all, where there is none at all and biases do their work, or projections."""
+        """Return the convolutions without a BatchNorm: all, if each has a bias instead, or the projections, or none."""
         if self.preact:
             return frozenset()
         if not any(name.endswith(f".{leaf}") for name in self.shapes for leaf in ("running_mean", "running_var")):
@@ -165,7 +166,7 @@ class _Inference:
         return found if any(kernel > 1 for kernel in found) else ()
 
     def groups(self, inner_widths: Iterable[int]) -> int:
-        """A grouped convolution's weight has only its group's input channels."""
+        """Return the number of groups: a grouped convolution's weight has the input channels of one group only."""
         seen: Counter[int] = Counter()
         for block in self.blocks:
             whole, part = self.size(f"{block}.conv1.weight", 0), self.size(f"{block}.conv2.weight", 1)
@@ -192,10 +193,10 @@ class _Inference:
 
 
 def most_common(values: Iterable[int | None], what: str) -> int:
-    """The value that most have.
+    """Return the commonest of `values`, None left out.
 
     Raises:
-        ArchitectureError: none has one; the message begins with `what`.
+        ArchitectureError: all are None; the message begins with `what`.
     """
     counts = Counter(value for value in values if value is not None)
     if not counts:

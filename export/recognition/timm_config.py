@@ -1,4 +1,4 @@
-"""What timm's config.json beside the tensors says of a network that no tensor would give away."""
+"""What timm's config.json beside the tensors says about a network that no tensor tells."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from fuseline.export.recognition.networks.resnet_spec import PreActResNetSpec, R
 from fuseline.export.recognition.recognised import Spec
 
 _ANTI_ALIASED = re.compile(r"resne(t|xt)(aa|blur)\d")
-# ResNetV2's names of tensors are the same with and without average pools in its shortcuts; its own name tells.
+# The tensors of ResNetV2 have the same names with and without average pools in its shortcuts; the model's name tells.
 _V2 = re.compile(r"resnetv2_\d+")
 _V2_THAT_AVERAGES = re.compile(r"resnetv2_\d+[dt](_|$)")
 _AVERAGES = ("avg", "fast", "fastavg")
@@ -35,40 +35,44 @@ _DEFAULTS: dict[str, Callable[[Any], bool]] = {
     "replace_stem_pool": lambda value: value is False,
     "preact": lambda value: value is True,
 }
-"""Whether a value is what the recognised networks have."""
+"""Argument -> whether a value is what the recognised networks have."""
 
 
 def foreign_architecture(config: Mapping[str, Any], spec: Spec | None) -> str | None:
-    """A message if timm's config.json says what isn't so in the networks that are recognised, else None.
+    """Return a message if timm's config.json contradicts the networks that are recognised, else None.
 
     An argument is harmless if it does nothing at inference, if shapes tell it, if its value is what recognised networks
-    have, or if `spec`, what was recognised, confirms it. None as `spec` stands for nothing recognised.
+    have, or if `spec` confirms it.
+
+    Args:
+        config: timm's config.json, decoded.
+        spec: what was recognised; None: nothing was.
     """
     name = config.get("architecture")
     if not isinstance(name, str):
         return None
     found = config.get("model_args")
     arguments = {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
-    told = [f"{name}, which has anti-aliasing pools"] if _ANTI_ALIASED.search(name) else []
-    told += [f"{key}={value}" for key, value in arguments.items() if not _is_harmless(key, value, spec)]
+    foreign = [f"{name}, which has anti-aliasing pools"] if _ANTI_ALIASED.search(name) else []
+    foreign += [f"{key}={value}" for key, value in arguments.items() if not _is_harmless(key, value, spec)]
     if "global_pool" not in arguments and config.get("global_pool", "avg") not in _AVERAGES:
-        told.append(f"global_pool={config['global_pool']}")
+        foreign.append(f"global_pool={config['global_pool']}")
         arguments["global_pool"] = config["global_pool"]
     if "avg_down" not in arguments and (averages := _averages_in_v2(name, spec)) is not None:
-        told.append(f"{name} with avg_down={averages}, as it has it by itself,")
-    if not told:
+        foreign.append(f"{name} with avg_down={averages}, as it has it by itself,")
+    if not foreign:
         return None
     if "num_classes" in config:
         arguments.setdefault("num_classes", config["num_classes"])
     typed = "".join(f" --factory-arg {_typed(key, value)}" for key, value in arguments.items())
     return (
-        f"config.json says {', '.join(told)}: no tensor tells it, and it isn't known here; {FACTORY}, such as "
+        f"config.json says {', '.join(foreign)}: no tensor tells it, and it isn't known here; {FACTORY}, such as "
         f"--factory timm:create_model --factory-arg {_typed('model_name', name)}{typed}"
     )
 
 
 def _averages_in_v2(name: str, spec: Spec | None) -> bool | None:
-    """Whether the ResNetV2 called `name` has average pools in its shortcuts, where `spec` has it otherwise."""
+    """Return whether the ResNetV2 called `name` has average pools in its shortcuts; None where `spec` agrees."""
     if not isinstance(spec, PreActResNetSpec) or not any(spec.projected_stages[1:]) or not _V2.match(name):
         return None
     averages = _V2_THAT_AVERAGES.match(name) is not None
@@ -96,5 +100,5 @@ def _is_harmless(key: str, value: Any, spec: Spec | None) -> bool:
 
 
 def _typed(key: str, value: Any) -> str:
-    """As `--factory-arg` takes it, quoted for a shell."""
+    """Return the argument as `--factory-arg` takes it, quoted for a shell."""
     return shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}")

@@ -1,1 +1,1 @@
-"""What a module at hand does with images: sizes that it takes, and whether it gives logits."""
+"""What a module does with images: the sizes that it takes, and whether it returns logits."""

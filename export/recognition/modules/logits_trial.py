@@ -1,4 +1,4 @@
-"""The user's network on trial: does it return logits of one row for each image, whatever stands beside it?"""
+"""The trial of the user's network: whether it returns one row of logits for each image, whatever its neighbours."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fuseline.serve.errors import ArchitectureError, InputError
 
-# Two rows and one row may take other kernels; a network that mixes rows is off by far more.
+# One row and two rows may run by different kernels; a network that mixes rows is off by far more.
 _ROW_TOLERANCE = 1e-3
 _HOW_TO_RETURN_LOGITS = (
     ", bare or as `logits` of a mapping or an object: let its forward return them alone, such as `return outputs[0]`, "
@@ -16,21 +16,21 @@ _HOW_TO_RETURN_LOGITS = (
 
 
 class LogitsOf(nn.Module):
-    """Opens what a network wraps its logits in."""
+    """A network that returns its logits bare, taken out of the object or mapping that `network` returns."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (rows, classes), float32, of normalised NCHW `images`."""
+        """Return the logits (rows, classes), float32, of normalised NCHW `images`."""
         logits = logits_of(self.network(images))
         assert logits is not None
         return logits
 
 
 def logits_of(returned: object) -> Tensor | None:
-    """The tensor of floats that a network returned, bare or as `logits` of an object or mapping; None of others."""
+    """Return the tensor of floats that a network returned, bare or as `logits` of an object or mapping, or None."""
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", returned)
     return logits if isinstance(logits, Tensor) and logits.is_floating_point() else None
 
@@ -38,17 +38,17 @@ def logits_of(returned: object) -> Tensor | None:
 def with_bare_logits(
     module: nn.Module, channels: int, size: tuple[int, int], reference: str
 ) -> tuple[nn.Module, int, str]:
-    """The module that returns bare logits, their number, and what its layers' names now begin with.
+    """Return a module that returns bare logits, their number, and the prefix that its layers' names now have.
 
     Raises:
         InputError: `module`, of --factory `reference`, raises on two images of `size` (height, width).
-        ArchitectureError: it returns no logits (2, classes), or an image's logits depend on its neighbours.
+        ArchitectureError: `module` returns no logits (2, classes), or an image's logits depend on its neighbours.
     """
     images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     shape = f"{channels} x {size[0]} x {size[1]}"
     with torch.inference_mode():
         try:
-            # Copies, as a network may work in place on what it is given.
+            # Copies, as a network may change its input in place.
             returned = module(images.clone())
             alone = module(images[:1].clone())
         except Exception as error:

@@ -1,1 +1,1 @@
-"""Programs of operator calls, held against recognised networks."""
+"""Programs of operator calls, compared with recognised networks."""

@@ -1,8 +1,8 @@
-"""One call of a program becomes a node of its normal form.
+"""The normal form of one call of a program.
 
-A linear layer is a 1x1 convolution of pooled features, a mean over height and width is a global average pool, as is a
-pool of a fixed size right before the features are flattened, and slices and zero channels are the parameter-free
-shortcut that they make.
+In it a linear layer is a 1x1 convolution of pooled features; a mean over height and width is a global average pool, as
+is a pool of a fixed size right before the features are flattened; slices and zero channels are a parameter-free
+shortcut.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +14,18 @@ from fuseline.export.recognition.programs.program_node import Node
 
 _ALL = (None, 0, 9223372036854775807)
 _SPATIAL = (2, 3)
-_MAX_LOOK_BACK = 32
+
 _RESHAPES = ("flatten", "view", "reshape", "squeeze", "unsqueeze")
 
 
 class Normaliser:
-    """One call of a program."""
+    """Turns one call of a program into a node in normal form.
+
+    Args:
+        make: makes a node of a graph.
+        node_of: the node of the pictures, or of an earlier call's result.
+        call: the call.
+    """
 
     def __init__(self, make: Callable[..., Node], node_of: Callable[[Any], Node], call: Call) -> None:
         self._make = make
@@ -27,7 +33,7 @@ class Normaliser:
         self._call = call
 
     def node(self) -> Node:
-        """The call in its normal form; one with arguments that don't fit its operator stays as it stands."""
+        """Return the call in normal form; a call whose arguments don't fit its operator stays as it is."""
         try:
             return self._known() or self._other()
         except (TypeError, ValueError, LookupError, ArithmeticError):
@@ -47,7 +53,7 @@ class Normaliser:
             return self._reshape(source)
         if call.operator in ("zeros_like", "new_zeros") and source is not None:
             return self._zeros_like(source)
-        if call.operator == "select" and source is not None and _is_pooled(source) and call.arguments[1] in _SPATIAL:
+        if call.operator == "select" and source is not None and source.is_pooled and call.arguments[1] in _SPATIAL:
             return source  # the one row or column that there is
         if call.operator == "t" and isinstance(first, Weight):
             return self._make("t", (), {}, (first.name,), call.layer, {"weight": first})
@@ -62,7 +68,7 @@ class Normaliser:
         return self._make(kind, inputs, settings, layer=self._call.layer)
 
     def _other(self) -> Node:
-        """An operator with all of its tensors and constants, as it stands."""
+        """Return a node of the call as it is, with all of its tensors and constants."""
         inputs, weights, plain = [], [], []
         for value in _flat((*self._call.arguments, *sorted(self._call.keywords.items()))):
             if isinstance(value, Pictures | Result):
@@ -86,7 +92,7 @@ class Normaliser:
         ):
             padding = tuple((side - 1) * apart // 2 for side, apart in zip(kernel, dilation, strict=True))
         padding = _pair(padding)
-        if source.kind == "pad" and (edges := source.told("symmetric")) and isinstance(padding, tuple):
+        if source.kind == "pad" and (edges := source.setting("symmetric")) and isinstance(padding, tuple):
             source, padding = source.inputs[0], (padding[0] + edges[0], padding[1] + edges[1])
         names = (weight.name, bias.name if bias else None)
         found = {"stride": _pair(settings["stride"]), "padding": padding, "dilation": dilation}
@@ -110,7 +116,7 @@ class Normaliser:
         weight = self._source(given["weight"])
         if weight is None or weight.kind != "t" or (given["beta"], given["alpha"]) != (1, 1):
             return None
-        return self._linear({"weight": weight.told("weight"), "bias": given["bias"]}, source)
+        return self._linear({"weight": weight.setting("weight"), "bias": given["bias"]}, source)
 
     def _batch_norm(self, given: dict[str, Any], source: Node) -> Node | None:
         tensors = [given[name] for name in ("weight", "bias", "running_mean", "running_var")]
@@ -136,8 +142,8 @@ class Normaliser:
         if pool["kernel_size"] == (1, 1) and not any(pool["padding"]) and pool["stride"] != (1, 1):
             return self._stepped(source, dict(zip(_SPATIAL, pool["stride"], strict=True)))
         divisor = {"divisor_override": given["divisor_override"]} if given["divisor_override"] is not None else {}
-        # Where the main path halves by a convolution, a pool that drops an odd row would leave another shape: how the
-        # edges count can't matter without padding.
+        # Whether edges count can't matter without padding; nor can the rounding of the size, as a pool that dropped an
+        # odd row would give another shape than the convolution that halves the main path.
         padded = {"count_include_pad": given["count_include_pad"]} if any(pool["padding"]) else {}
         settings = {**pool, **divisor, **padded}
         return self._make(
@@ -153,26 +159,26 @@ class Normaliser:
             return None
         if len(dims) == 2 and {dim % 4 for dim in dims} == set(_SPATIAL):
             return self._of("global_average", source)
-        if len(dims) == 1 and dims[0] in (2, -1) and source.kind == "reshape" and source.told("flattens_from") == 2:
+        if len(dims) == 1 and dims[0] in (2, -1) and source.kind == "reshape" and source.setting("flattens_from") == 2:
             return self._of("global_average", source.inputs[0])
         if len(dims) == 1 and source.kind == "mean_of_side":
-            rest = {2, 3} - {source.told("side")} if source.told("keepdim") else {2}
-            rank = 4 if source.told("keepdim") else 3
+            rest = {2, 3} - {source.setting("side")} if source.setting("keepdim") else {2}
+            rank = 4 if source.setting("keepdim") else 3
             return self._of("global_average", source.inputs[0]) if dims[0] % rank in rest else None
         if len(dims) == 1 and dims[0] in (2, 3, -1, -2):
             return self._of("mean_of_side", source, side=dims[0] % 4, keepdim=bool(given["keepdim"]))
         return None
 
     def _pooled(self, pool: Node) -> Node:
-        """A pool of a fixed size whose result is flattened: it covers the whole map."""
-        if pool.kind != "avg_pool2d" or any(pool.told("padding")) or pool.told("divisor_override") is not None:
+        """Return the global average that `pool`, whose result is flattened, must be; a padded pool stays as it is."""
+        if pool.kind != "avg_pool2d" or any(pool.setting("padding")) or pool.setting("divisor_override") is not None:
             return pool
-        notes = {"kernel": pool.told("kernel_size"), "ceil": pool.told("ceil")}
+        notes = {"kernel": pool.setting("kernel_size"), "ceil": pool.setting("ceil")}
         return self._make("global_average", pool.inputs, {}, (), pool.layer, notes)
 
     def _reshape(self, source: Node) -> Node:
         operator, arguments = self._call.operator, self._call.arguments[1:]
-        if _is_pooled(source):
+        if source.is_pooled:
             return source
         if source.kind == "avg_pool2d" and _flattens_from(operator, arguments) in (1, "all sides"):
             return self._pooled(source)
@@ -192,7 +198,7 @@ class Normaliser:
         return self._stepped(source, {given["dim"] % 4: given["step"]}) if given["dim"] in (2, 3, -1, -2) else None
 
     def _stepped(self, source: Node, steps: Mapping[int, int]) -> Node:
-        """Every so many-th row and column of `source`."""
+        """Return every n-th row or column of `source`; `steps` is dimension -> n."""
         before = _shortcut_of(source)
         stride = tuple(old * steps.get(dim, 1) for dim, old in zip(_SPATIAL, before["stride"], strict=True))
         return self._shortcut(source, **{**before, "stride": stride})
@@ -230,14 +236,14 @@ class Normaliser:
 
     def _zeros_like(self, source: Node) -> Node:
         if self._call.operator == "zeros_like":
-            return self._of("zeros", channels=_channels(source))
+            return self._of("zeros", channels=source.channels)
         return self._zeros({"size": self._call.arguments[1]}, None) or self._other()
 
     def _joined(self, parts: tuple[Any, ...]) -> Node | None:
-        """A tensor between channels of zeros."""
+        """Return the concatenation of one tensor and channels of zeros; None of any other."""
         nodes = [node for part in parts if (node := self._source(part))]
         places = [place for place, node in enumerate(nodes) if node.kind != "zeros"]
-        counts = [node.told("channels") for node in nodes if node.kind == "zeros"]
+        counts = [node.setting("channels") for node in nodes if node.kind == "zeros"]
         dims = self._call.arguments[1:2] or (self._call.keywords.get("dim"),)
         if len(nodes) != len(parts) or len(places) != 1 or dims not in ((1,), (-3,)) or None in counts:
             return None
@@ -253,7 +259,7 @@ class Normaliser:
         if other is None:
             factor = given["other"]
             is_zero = factor.values == (0.0,) if isinstance(factor, Weight) else factor == 0
-            return self._of("zeros", channels=_channels(source)) if is_zero else None
+            return self._of("zeros", channels=source.channels) if is_zero else None
         for one, gate in ((source, other), (other, source)):
             if gate.kind == "sigmoid" and gate.inputs == (one,):
                 return self._of("silu", one)
@@ -293,7 +299,7 @@ def _pool_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flattens_from(operator: str, arguments: tuple[Any, ...]) -> Any:
-    """The first dimension that a reshape joins with those behind it; `all sides` of a squeeze of sides of 1."""
+    """Return the first dimension that a reshape joins with those behind it; `all sides` for a squeeze."""
     if operator == "flatten":
         start, end = (*arguments, *(0, -1)[len(arguments) :])[:2]
         return start if end in (-1, 3) else None
@@ -301,31 +307,6 @@ def _flattens_from(operator: str, arguments: tuple[Any, ...]) -> Any:
         return "all sides"
     sizes = arguments[0] if arguments and isinstance(arguments[0], tuple) else arguments
     return {2: 1, 3: 2}.get(len(sizes)) if operator in ("view", "reshape") else None
-
-
-def _is_pooled(node: Node) -> bool:
-    """Whether height and width of what a node gives are 1."""
-    for _ in range(_MAX_LOOK_BACK):
-        if node.kind == "global_average":
-            return True
-        if len(node.inputs) != 1 or (node.kind == "weighted" and node.told("kernel") != (1, 1)):
-            return False
-        node = node.inputs[0]
-    return False
-
-
-def _channels(node: Node) -> int | None:
-    """How many channels a node gives; None if its program doesn't say."""
-    for _ in range(_MAX_LOOK_BACK):
-        if not node.inputs:
-            return None
-        if node.kind == "weighted":
-            return int(node.told("channels"))
-        if node.kind == "shortcut":
-            below = _channels(node.inputs[0])
-            return None if below is None else below + int(node.told("before")) + int(node.told("after"))
-        node = node.inputs[0]
-    return None
 
 
 def _flat(values: Sequence[Any]) -> Iterator[Any]:
@@ -337,7 +318,7 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
 
 
 def _pair(value: Any) -> Any:
-    """(h, w) of what may be a number for both."""
+    """Return (h, w) of a value that may be one number for both."""
     if isinstance(value, list | tuple):
         return tuple(value) * (3 - len(value)) if len(value) in (1, 2) else tuple(value)
     return value if isinstance(value, str) else (value, value)

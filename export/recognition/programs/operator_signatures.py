@@ -1,6 +1,6 @@
-"""The arguments of ATen's operators by name, as far as our networks and those like them call them.
+"""The arguments of those ATen operators, by name, that our networks and their like call.
 
-From aten/src/ATen/native/native_functions.yaml.
+The names and defaults are those of aten/src/ATen/native/native_functions.yaml.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from fuseline.export.program import Call
 
 _CONV = (("input", "weight", "bias"), {"stride": 1, "padding": 0, "dilation": 1, "groups": 1})
-# The arguments that have no default, and the others.
+# Operator -> names of the arguments without a default, and the other arguments with theirs.
 _SIGNATURES: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "conv2d": _CONV,
     "_convolution_mode": _CONV,
@@ -22,7 +22,7 @@ _SIGNATURES: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
         {"cudnn_enabled": True},
     ),
     "linear": (("input", "weight"), {"bias": None}),
-    "addmm": (("bias", "input", "weight"), {"beta": 1, "alpha": 1}),  # what traces before PyTorch 1.9 have as linear
+    "addmm": (("bias", "input", "weight"), {"beta": 1, "alpha": 1}),  # a linear layer in traces before PyTorch 1.9
     "max_pool2d": (("input", "kernel_size"), {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}),
     "avg_pool2d": (
         ("input", "kernel_size"),
@@ -49,7 +49,7 @@ _SIGNATURES: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
 
 
 def arguments_of(call: Call) -> dict[str, Any]:
-    """All arguments of `call` by name; none if its operator isn't known here or is called in another form."""
+    """Return all arguments of `call` by name; {} if its operator isn't known here or is called in another form."""
     if call.operator not in _SIGNATURES:
         return {}
     required, optional = _SIGNATURES[call.operator]

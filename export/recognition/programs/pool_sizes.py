@@ -1,4 +1,4 @@
-"""The pictures whose last map a pool of a fixed size covers, no more and no less."""
+"""The sizes of pictures whose last map a pool of a fixed size covers exactly."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,26 +8,26 @@ from fuseline.export.recognition.programs.program_node import Node
 
 @dataclass(frozen=True, slots=True)
 class InputSizes:
-    """(height, width) in pixels of the pictures for which a pool of a fixed size is a global one."""
+    """The (height, width) in pixels of the pictures for which a pool of a fixed size is a global one."""
 
     usual: tuple[int, int]
-    """Those that halve without rest all the way to the pool."""
+    """The size that halves without a remainder all the way to the pool, if there is one; else the largest."""
     smallest: tuple[int, int]
     largest: tuple[int, int]
 
     def take(self, size: tuple[int, int]) -> bool:
-        """Whether pictures of `size` (height, width) are among them."""
+        """Return whether `size` (height, width) is among them."""
         sides = zip(self.smallest, size, self.largest, strict=True)
         return all(least <= side <= most for least, side, most in sides)
 
 
 def input_sizes(pool: Node, kernel: tuple[int, int], *, ceil_mode: bool) -> InputSizes | None:
-    """For which pictures a pool of `kernel` (height, width), where `pool` stands, covers its map; None for none.
+    """Return the sizes of pictures whose map a pool of `kernel` (height, width) covers in the place of `pool`, or None.
 
     Args:
-        pool: a node behind the layers that shrink the pictures.
-        kernel: of the pool that the code has there.
-        ceil_mode: whether that pool takes smaller maps whole, too, as one that lets its window hang over does.
+        pool: node behind the layers that shrink the pictures.
+        kernel: kernel of the pool that the checkpoint's code has there.
+        ceil_mode: whether that pool's window may reach beyond the map, so that it also takes smaller maps whole.
     """
     chain = []
     node = pool
@@ -38,7 +38,7 @@ def input_sizes(pool: Node, kernel: tuple[int, int], *, ceil_mode: bool) -> Inpu
     for axis, side in enumerate(kernel):
         stride = 1
         for step in chain:
-            stride *= _at(step.told("stride"), axis, 1)
+            stride *= _at(step.setting("stride"), axis, 1)
         fitting = [
             pixels
             for pixels in range(1, (side + 1) * stride)
@@ -53,14 +53,19 @@ def input_sizes(pool: Node, kernel: tuple[int, int], *, ceil_mode: bool) -> Inpu
 
 
 def _shrunk(pixels: int, chain: list[Node], axis: int) -> int:
-    """How many rows or columns are left of `pixels` behind all of `chain`, which is in the order from the end."""
+    """Return how many rows or columns of `pixels` are left behind all nodes of `chain`, whose last comes first."""
     for step in reversed(chain):
-        kernel = _at(step.told("kernel_size") or step.told("kernel"), axis, 1)
-        stride = _at(step.told("stride"), axis, 1)
+        kernel = _at(step.setting("kernel_size") or step.setting("kernel"), axis, 1)
+        stride = _at(step.setting("stride"), axis, 1)
         if kernel == stride == 1:
             continue
-        reach = pixels + 2 * _at(step.told("padding"), axis, 0) - _at(step.told("dilation"), axis, 1) * (kernel - 1) - 1
-        rounding = stride - 1 if step.told("ceil_mode") or step.told("ceil") else 0
+        reach = (
+            pixels
+            + 2 * _at(step.setting("padding"), axis, 0)
+            - _at(step.setting("dilation"), axis, 1) * (kernel - 1)
+            - 1
+        )
+        rounding = stride - 1 if step.setting("ceil_mode") or step.setting("ceil") else 0
         pixels = (reach + rounding) // stride + 1
     return pixels
 

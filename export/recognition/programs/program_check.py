@@ -1,4 +1,4 @@
-"""A TorchScript file's program, held against the recognised network."""
+"""Comparison of a TorchScript file's program with the recognised network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,37 +15,38 @@ from fuseline.export.recognition.programs.program_of_module import program_of_mo
 from fuseline.serve.errors import ArchitectureError
 
 Subject = Literal["strides", "eps", "pools", "activations", "shortcuts"]
-"""`strides` with paddings, dilations and groups; `shortcuts`: what passes by a block, and where from."""
+"""What a file can settle: `strides` include paddings, dilations and groups; `shortcuts` are what goes around a block,
+and where it starts."""
 EVERYTHING: frozenset[Subject] = frozenset(get_args(Subject))
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a checkpoint's own layers or its program tell of the network, beyond agreeing with it."""
+class FileFacts:
+    """What a checkpoint's own layers or its program tell about the network, beyond agreeing with it."""
 
     evidence: tuple[str, ...] = ()
-    """Sentences about what was taken."""
+    """Sentences about what was taken from the file."""
     input_sizes: InputSizes | None = None
-    """For which its last pool, one of a fixed size, is made."""
+    """The input sizes that the last pool is made for, if it has a fixed size."""
     settled: frozenset[Subject] = frozenset()
-    """What it tells for the whole network, so that nothing of it is assumed."""
+    """What the file tells for the whole network, so that nothing about it is assumed."""
 
 
-def hold_program(module: nn.Module, layer_names: Mapping[str, str], program: Program) -> Told:
-    """Take each BatchNorm's eps from `program`, and hold all the rest of it against `module`.
+def apply_program(module: nn.Module, layer_names: Mapping[str, str], program: Program) -> FileFacts:
+    """Take each BatchNorm's eps from `program`, and compare all the rest of it with `module`.
 
     Args:
         module: the recognised network.
         layer_names: its submodule names to the checkpoint's.
-        program: with the checkpoint's names.
+        program: the file's program, with the checkpoint's names.
 
     Raises:
-        ArchitectureError: it computes something else. The message names the first layer that does.
+        ArchitectureError: `program` computes something else. The message names the first layer that does.
     """
     evidence: list[str] = []
     graph = Graph()
     ours, theirs = graph.nodes(program_of_module(module, layer_names)), graph.nodes(program)
-    if theirs[-1].kind in ("softmax", "log_softmax") and theirs[-1].told("dim") in (1, -1):
+    if theirs[-1].kind in ("softmax", "log_softmax") and theirs[-1].setting("dim") in (1, -1):
         evidence.append(f"the {theirs[-1].kind} at the end of its program is left out: the server applies softmax")
         theirs.pop()
     if theirs[-1] != ours[-1]:
@@ -54,7 +55,7 @@ def hold_program(module: nn.Module, layer_names: Mapping[str, str], program: Pro
     layers = {name: module.get_submodule(layer) for layer, name in layer_names.items()}
     for node in theirs:
         if node.kind == "batch_norm":
-            layer, eps = layers[node.weights[0].rpartition(".")[0]], node.told("eps")
+            layer, eps = layers[node.weights[0].rpartition(".")[0]], node.setting("eps")
             if isinstance(layer, nn.BatchNorm2d) and isinstance(eps, float) and layer.eps != eps:
                 layer.eps = eps
                 epsilons.add(eps)
@@ -63,27 +64,27 @@ def hold_program(module: nn.Module, layer_names: Mapping[str, str], program: Pro
         "its TorchScript program, which was read and not run, has the strides, pools, activations and shortcuts of "
         "this network"
     )
-    return Told(tuple(evidence), _input_sizes(theirs[-1]), EVERYTHING)
+    return FileFacts(tuple(evidence), _input_sizes(theirs[-1]), EVERYTHING)
 
 
 def input_sizes_of_pool(
     module: nn.Module, layer_names: Mapping[str, str], kernel: tuple[int, int], *, ceil_mode: bool
 ) -> InputSizes | None:
-    """The pictures whose last map an average pool of `kernel` covers in `module`."""
+    """Return the sizes of the pictures whose last map an average pool of `kernel` covers in `module`."""
     classifier = Graph().nodes(program_of_module(module, layer_names))[-1]
     return input_sizes(classifier.inputs[0], kernel, ceil_mode=ceil_mode)
 
 
 def _input_sizes(classifier: Node) -> InputSizes | None:
     pool = classifier.inputs[0] if classifier.inputs else classifier
-    kernel = pool.told("kernel") if pool.kind == "global_average" else None
+    kernel = pool.setting("kernel") if pool.kind == "global_average" else None
     if not isinstance(kernel, tuple) or not all(type(side) is int for side in kernel):
         return None
-    return input_sizes(pool, (kernel[0], kernel[1]), ceil_mode=pool.told("ceil") is True)
+    return input_sizes(pool, (kernel[0], kernel[1]), ceil_mode=pool.setting("ceil") is True)
 
 
 def _contradiction(ours: Sequence[Node], theirs: Sequence[Node]) -> ArchitectureError:
-    if batch := next((node for node in theirs if node.kind == "batch_norm" and node.told("training")), None):
+    if batch := next((node for node in theirs if node.kind == "batch_norm" and node.setting("training")), None):
         return ArchitectureError(
             f"by the program in the file, {batch.layer} normalises by the pictures of its own batch: it was traced in "
             "training. Trace it after model.eval(), or save the weights alone: torch.save(model.state_dict(), PATH)"
@@ -96,10 +97,10 @@ def _contradiction(ours: Sequence[Node], theirs: Sequence[Node]) -> Architecture
 
 
 def _first_difference(ours: Sequence[Node], theirs: Sequence[Node]) -> tuple[str, str]:
-    """What the first of `theirs` that `ours` haven't is, and what stands in its place there."""
+    """Describe the first node of `theirs` that isn't among `ours`, and what `ours` have in its place."""
     known, theirs_all = set(ours), set(theirs)
     odds = [node for node in theirs if node not in known]
-    # What is made of constants alone says less than where the pictures meet it.
+    # A node made of constants alone says less than the one where pictures meet it.
     odd = next(filter(_is_of_pictures, odds), None)
     if odd is None:
         rest = next(node for node in ours if node not in theirs_all)
@@ -110,7 +111,7 @@ def _first_difference(ours: Sequence[Node], theirs: Sequence[Node]) -> tuple[str
             if odd.kind != twin.kind:
                 return f"{odd.layer} computes {_described(odd)}", "a convolution or a BatchNorm"
             for setting, found in odd.settings:
-                if found != (expected := twin.told(setting)):
+                if found != (expected := twin.setting(setting)):
                     return f"{odd.layer} has {setting} {_shown(found)}", f"{setting} {_shown(expected)}"
             return f"{odd.layer} takes {_sources(odd)}", _sources(twin)
     instead = next((node for node in twins if node.inputs == odd.inputs and not node.weights), None)
@@ -136,7 +137,7 @@ def _sources(node: Node) -> str:
 
 
 def _named(node: Node) -> str:
-    """A layer by its name, another operator with the layer that it follows."""
+    """Return a layer's name, or the description of another operator with the layer that it follows."""
     if node.kind == "pictures":
         return "the pictures"
     if node.weights and node.layer:

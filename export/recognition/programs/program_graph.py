@@ -1,4 +1,4 @@
-"""A program in its normal form: what computes the same is the same node, however it was written."""
+"""A program in normal form: calls that compute the same become equal nodes, however they were written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from fuseline.export.recognition.programs.program_node import Node
 
 
 class Graph:
-    """Programs in their normal form, with one table of nodes for all, so that they can be compared."""
+    """Programs in normal form, with one table of nodes for all, so that they can be compared."""
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
 
     def nodes(self, program: Program) -> list[Node]:
-        """All that the logits depend on, in the order of execution; the last gives the logits."""
+        """Return the nodes that the logits depend on, in the order of execution; the last gives the logits."""
         pictures = self._node("pictures")
         made: list[Node] = []
 
@@ -31,7 +31,7 @@ class Graph:
                     wanted.add(source)
                     left.append(source)
         kept = dict.fromkeys(node for node in (pictures, *made) if node in wanted)
-        # A node may be seen again later under an equal one; the result stands last in any case.
+        # The result may equal an earlier node; it stands last in any case.
         kept.pop(result)
         return [*kept, result]
 

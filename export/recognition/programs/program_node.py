@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+_MAX_LOOK_BACK = 32
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One operator in the normal form. Two that compute the same of the same are equal."""
+    """One operator in normal form. Nodes that compute the same from the same inputs are equal."""
 
     kind: str
     """`pictures`, `weighted` (a convolution or a linear layer), `batch_norm`, `global_average`, `shortcut`, or ATen's
@@ -15,13 +17,13 @@ class Node:
     settings: tuple[tuple[str, Any], ...] = ()
     """Constants by name."""
     weights: tuple[Any, ...] = ()
-    """Names of its tensors."""
+    """Names of the operator's tensors; None for one that is absent."""
     number: int = 0
-    """Equal nodes of a `Graph`'s table have the same; it stands for all above it in comparisons."""
+    """Number that equal nodes of one `Graph` share; comparing it compares all that the nodes are computed from."""
     layer: str = ""
-    """The module whose code calls it."""
+    """The module whose code calls the operator."""
     notes: tuple[tuple[str, Any], ...] = ()
-    """What doesn't count in a comparison: BatchNorm's `eps`, and the `kernel` of a pool of fixed size."""
+    """Constants by name that don't count in a comparison: BatchNorm's `eps`, the `kernel` of a pool of fixed size."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Node) and self.number == other.number
@@ -29,6 +31,33 @@ class Node:
     def __hash__(self) -> int:
         return self.number
 
-    def told(self, setting: str) -> Any:
-        """A setting or a note by its name; None if it hasn't one."""
-        return dict((*self.settings, *self.notes)).get(setting)
+    def setting(self, name: str) -> Any:
+        """Return the setting or note called `name`; None if there is none."""
+        return dict((*self.settings, *self.notes)).get(name)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the result's height and width are 1."""
+        node = self
+        for _ in range(_MAX_LOOK_BACK):
+            if node.kind == "global_average":
+                return True
+            if len(node.inputs) != 1 or (node.kind == "weighted" and node.setting("kernel") != (1, 1)):
+                return False
+            node = node.inputs[0]
+        return False
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels of the result; None if the program doesn't tell."""
+        node = self
+        for _ in range(_MAX_LOOK_BACK):
+            if not node.inputs:
+                return None
+            if node.kind == "weighted":
+                return int(node.setting("channels"))
+            if node.kind == "shortcut":
+                below = node.inputs[0].channels
+                return None if below is None else below + int(node.setting("before")) + int(node.setting("after"))
+            node = node.inputs[0]
+        return None

@@ -1,4 +1,4 @@
-"""A recognised network as a program: the operators that its forward calls, with its layers' constants."""
+"""The program of a recognised network: the operators that its forward calls, with its layers' constants."""
 
 import operator
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from fuseline.export.program import Call, Pictures, Program, Result, Weight
 
 
 def program_of_module(module: nn.Module, layer_names: Mapping[str, str]) -> Program:
-    """The program of one of our networks. Its code is followed on symbols; nothing is computed.
+    """Return the program of `module`, one of our networks, traced symbolically; nothing is computed.
 
     Args:
-        module: takes pictures and gives logits.
-        layer_names: its submodule names to those that the program's weights shall have.
+        module: a network that takes pictures and returns logits.
+        layer_names: its submodule names to the names that the program's weights get.
     """
     return _Reader(module, layer_names).program()
 
@@ -40,31 +40,31 @@ class _Reader:
         raise ValueError("the network gives nothing")
 
     def _of_layer(self, name: str, source: Pictures | Result) -> Pictures | Result:
-        layer, theirs = self._module.get_submodule(name), self._names.get(name, name)
+        layer, new_name = self._module.get_submodule(name), self._names.get(name, name)
 
         def weight(leaf: str) -> Weight | None:
             tensor = getattr(layer, leaf)
-            return None if tensor is None else Weight(f"{theirs}.{leaf}", tuple(tensor.shape))
+            return None if tensor is None else Weight(f"{new_name}.{leaf}", tuple(tensor.shape))
 
         match layer:
             case nn.Identity():
                 return source
             case nn.Conv2d():
                 geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-                return self._called("conv2d", theirs, source, weight("weight"), weight("bias"), *geometry)
+                return self._called("conv2d", new_name, source, weight("weight"), weight("bias"), *geometry)
             case nn.Linear():
-                return self._called("linear", theirs, source, weight("weight"), weight("bias"))
+                return self._called("linear", new_name, source, weight("weight"), weight("bias"))
             case nn.BatchNorm2d():
                 tensors = map(weight, ("weight", "bias", "running_mean", "running_var"))
-                return self._called("batch_norm", theirs, source, *tensors, False, layer.momentum, layer.eps)
+                return self._called("batch_norm", new_name, source, *tensors, False, layer.momentum, layer.eps)
             case nn.ReLU():
-                return self._called("relu", theirs, source)
+                return self._called("relu", new_name, source)
             case nn.MaxPool2d():
                 pool = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
-                return self._called("max_pool2d", theirs, source, *pool)
+                return self._called("max_pool2d", new_name, source, *pool)
             case nn.AvgPool2d():
                 pool = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad)
-                return self._called("avg_pool2d", theirs, source, *pool)
+                return self._called("avg_pool2d", new_name, source, *pool)
         raise TypeError(f"{type(layer).__name__} is in none of our networks")
 
     def _of_function(self, node: fx.Node) -> Pictures | Result:

@@ -36,7 +36,7 @@ def test_what_nothing_says_is_assumed_and_said() -> None:
         ("normalization", "imagenet", True),
         ("task", "single-label", True),
     ]
-    assert not facts.labels_told
+    assert not facts.labels_known
 
 
 def test_what_the_checkpoint_says_is_taken_without_assumption() -> None:
@@ -44,7 +44,7 @@ def test_what_the_checkpoint_says_is_taken_without_assumption() -> None:
     facts = facts_from(checkpoint(**stored, task="single-label"), network())
     assert (facts.labels[1], facts.normalization.std, facts.input.height) == ("b", (0.2, 0.2, 0.2), 48)
     assert facts.assumptions == ()
-    assert facts.labels_told
+    assert facts.labels_known
 
 
 def test_flags_win_over_the_checkpoint(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_the_checkpoint_says_and_is_not_taken_is_said(stored: dict[str, Any
 
 
 def test_a_pool_of_a_fixed_size_in_the_file_allows_its_size_alone() -> None:
-    told = network(told_input_size=(32, 32), takes_sizes=((32, 32), (32, 32)))
+    told = network(implied_input_size=(32, 32), takes_sizes=((32, 32), (32, 32)))
     assert facts_from(checkpoint(), told).input.height == 32
     assert facts_from(checkpoint(), told, input_size=(32, 32)).input.height == 32
     for size in ({"input_size": (64, 64)}, {"assumed": {"size": "64"}}):

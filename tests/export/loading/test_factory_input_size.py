@@ -149,7 +149,7 @@ def of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainedNetwork]:
 )
 def test_a_module_that_takes_one_size_tells_it(of, make, side):
     network = of(make())
-    assert network.told_input_size == (side, side)
+    assert network.implied_input_size == (side, side)
     assert network.default_input_size == side
     assert network.assumptions == ()
     assert any(f"only {side} x {side} go" in sentence for sentence in network.evidence)
@@ -159,12 +159,12 @@ def test_old_networks_for_imagenet_tell_224(of):
     module = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1] * 4, num_classes=3)
     module.avgpool = nn.AvgPool2d(7, stride=1)
     network = of(module)
-    assert (network.told_input_size, network.assumptions) == ((224, 224), ())
+    assert (network.implied_input_size, network.assumptions) == ((224, 224), ())
 
 
 def test_of_several_customary_sizes_one_is_assumed_aloud(of):
     network = of(Cifar(cifar_resnet18(width=4), nn.AvgPool2d(4)))
-    assert network.told_input_size == (32, 32)
+    assert network.implied_input_size == (32, 32)
     (assumption,) = network.assumptions
     assert (assumption.key, assumption.value, assumption.alternatives) == ("size", "32", ("28",))
     assert assumption.is_open
@@ -188,7 +188,7 @@ def test_of_several_customary_sizes_of_grey_images_none_is_guessed(of):
 )
 def test_a_module_that_shrinks_its_picture_as_for_imagenet_is_assumed_to_be_for_224(of, make, seen):
     network = of(make())
-    assert (network.default_input_size, network.told_input_size) == (224, None)
+    assert (network.default_input_size, network.implied_input_size) == (224, None)
     (assumption,) = network.assumptions
     assert (assumption.key, assumption.value, assumption.flag) == ("size", "224", "--input-size N")
     assert set(assumption.alternatives) >= {"256", "288", "32", "64"}
@@ -223,26 +223,26 @@ def test_grey_images_are_asked_about_whatever_the_stem(of):
 @pytest.mark.parametrize("make", [lambda: resnet20(adaptive), lambda: resnet20(nn.AvgPool2d(8))])
 def test_what_is_said_holds(of, make):
     said = of(make(), {"input_size": 40}, input_size=(36, 32), shared_size=(48, 48))
-    assert (said.told_input_size, said.assumptions) == (None, ())
+    assert (said.implied_input_size, said.assumptions) == (None, ())
     stored = of(make(), {"input_size": 32}, shared_size=(48, 48))
-    assert (stored.default_input_size, stored.told_input_size, stored.assumptions) == (32, None, ())
+    assert (stored.default_input_size, stored.implied_input_size, stored.assumptions) == (32, None, ())
 
 
 def test_the_users_pictures_tell_the_size_where_the_module_takes_it(of):
     network = of(resnet20(adaptive), shared_size=(48, 40))
-    assert (network.told_input_size, network.default_input_size) == ((48, 40), None)
+    assert (network.implied_input_size, network.default_input_size) == ((48, 40), None)
     assert any("pictures are all of 48 x 40 pixels" in sentence for sentence in network.evidence)
     # 40 runs, but an eighth of its last map is left out of the pool.
-    assert of(resnet20(nn.AvgPool2d(8)), shared_size=(40, 40)).told_input_size == (32, 32)
-    assert of(resnet20(nn.AvgPool2d(8)), shared_size=(64, 64)).told_input_size == (32, 32)
-    assert of(Cifar(cifar_resnet18(4), nn.AvgPool2d(4)), shared_size=(28, 28)).told_input_size == (28, 28)
+    assert of(resnet20(nn.AvgPool2d(8)), shared_size=(40, 40)).implied_input_size == (32, 32)
+    assert of(resnet20(nn.AvgPool2d(8)), shared_size=(64, 64)).implied_input_size == (32, 32)
+    assert of(Cifar(cifar_resnet18(4), nn.AvgPool2d(4)), shared_size=(28, 28)).implied_input_size == (28, 28)
 
 
 def test_photographs_of_one_size_are_cropped_for_a_network_as_for_imagenet(of):
-    assert of(Strided((7, 2), (3, 2)), shared_size=(64, 64)).told_input_size == (64, 64)
+    assert of(Strided((7, 2), (3, 2)), shared_size=(64, 64)).implied_input_size == (64, 64)
     for shared in ((256, 256), (480, 640)):
         network = of(Strided((7, 2), (3, 2)), shared_size=shared)
-        assert (network.default_input_size, network.told_input_size) == (224, None)
+        assert (network.default_input_size, network.implied_input_size) == (224, None)
         assert network.assumptions[0].value == "224"
 
 
@@ -268,7 +268,7 @@ def test_a_module_that_takes_no_square_says_what_it_raised(of):
     with pytest.raises(InputError, match=r"none of the square .* ValueError: pictures of 2:1 only\..*HEIGHTxWIDTH"):
         of(Wide())
     assert of(Wide(), input_size=(32, 64)).classes == 10
-    assert of(Wide(), shared_size=(32, 64)).told_input_size == (32, 64)
+    assert of(Wide(), shared_size=(32, 64)).implied_input_size == (32, 64)
 
 
 @pytest.mark.parametrize(

@@ -152,14 +152,14 @@ def test_a_pool_of_a_fixed_size_tells_the_input_size(case):
     pool, size = POOLS[case]
     network = torchvision.models.resnet18(num_classes=5)
     network.avgpool = pool
-    assert recognise(network.state_dict(), layer_settings=settings_of(network)).told_input_size == size
-    assert recognise(network.state_dict()).told_input_size is None
+    assert recognise(network.state_dict(), layer_settings=settings_of(network)).implied_input_size == size
+    assert recognise(network.state_dict()).implied_input_size is None
 
 
 def test_a_small_networks_pool_tells_its_input_size():
     network = cifar_resnet18(width=4)
     network.pool = nn.AvgPool2d(4)
-    assert recognise(network.state_dict(), layer_settings=settings_of(network)).told_input_size == (32, 32)
+    assert recognise(network.state_dict(), layer_settings=settings_of(network)).implied_input_size == (32, 32)
 
 
 CLASSES = {

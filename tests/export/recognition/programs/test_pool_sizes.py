@@ -41,7 +41,7 @@ def of(network: nn.Module, path, how: str):
 def test_a_pool_for_28_and_32_says_that_it_is_for_both(tmp_path, how, ceil_mode, smallest):
     network = trained_like(Pooled(nn.AvgPool2d(4, ceil_mode=ceil_mode)))
     recognised = of(network, tmp_path / "model.pt", how)
-    assert recognised.told_input_size == (32, 32)
+    assert recognised.implied_input_size == (32, 32)
     assert recognised.takes_sizes == ((smallest, smallest), (32, 32))
     (assumption,) = (assumption for assumption in recognised.assumptions if assumption.key == "size")
     assert (assumption.value, assumption.alternatives, assumption.is_open) == ("32", ("28",), True)
@@ -52,7 +52,7 @@ def test_a_pool_for_28_and_32_says_that_it_is_for_both(tmp_path, how, ceil_mode,
 @pytest.mark.parametrize("how", ["script", "pickle"])
 def test_of_grey_pictures_none_of_the_two_is_guessed(tmp_path, how):
     recognised = of(trained_like(Pooled(nn.AvgPool2d(4), in_channels=1)), tmp_path / "model.pt", how)
-    assert (recognised.told_input_size, recognised.default_input_size) == (None, None)
+    assert (recognised.implied_input_size, recognised.default_input_size) == (None, None)
     assert recognised.takes_sizes == ((25, 25), (32, 32))
 
 
@@ -61,6 +61,6 @@ def test_one_customary_size_is_told(tmp_path, kernel, smallest):
     network = torchvision.models.resnet18(num_classes=5)
     network.avgpool = nn.AvgPool2d(kernel)
     recognised = of(network, tmp_path / "model.pt", "pickle")
-    assert recognised.told_input_size == ((224, 224) if kernel == 7 else (224, 160))
+    assert recognised.implied_input_size == ((224, 224) if kernel == 7 else (224, 160))
     assert recognised.takes_sizes[0] == ((smallest, smallest) if kernel == 7 else smallest)
     assert not any(assumption.key == "size" for assumption in recognised.assumptions)

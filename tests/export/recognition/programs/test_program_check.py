@@ -224,13 +224,13 @@ def test_a_program_traced_in_training_is_refused_with_the_cure(tmp_path):
 def test_a_pool_of_a_fixed_size_tells_the_input_size(tmp_path, how, pool, size):
     network = with_pool(thin("resnet18"), pool)
     recognised = recognised_in(saved(network, tmp_path / "model.pt", how, side=size))
-    assert recognised.told_input_size == (size, size)
+    assert recognised.implied_input_size == (size, size)
     assert_equal_logits(network, recognised, side=size)
 
 
 def test_a_traced_functional_pool_tells_the_input_size(tmp_path):
     path = saved(trained_like(option_a_resnet(8)), tmp_path / "model.pt", "trace", side=32)
-    assert recognised_in(path).told_input_size == (32, 32)
+    assert recognised_in(path).implied_input_size == (32, 32)
 
 
 def test_a_softmax_at_the_end_is_left_to_the_server(tmp_path):

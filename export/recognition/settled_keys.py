@@ -1,4 +1,4 @@
-"""Which choices the checkpoint's own file tells, so that nothing has to be assumed of them."""
+"""The choices that the checkpoint's own file settles, so that nothing about them has to be assumed."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -8,7 +8,7 @@ from fuseline.export.recognition.naming.naming_schemes import NamingScheme
 from fuseline.export.recognition.programs.program_check import Subject
 
 _ALL = frozenset({choice.key for choice in CHOICES} | {"head", "classifier", "widening", "gap", "antialias"})
-# What layers without weights a network has is known with its strides, as these are read from the list of its layers.
+# Where the strides are known, so are the layers without weights, as both are read from the list of layers.
 _KEYS: Mapping[Subject, frozenset[str]] = {
     "strides": frozenset(
         {"stride", "first-stage-stride", "stem-stride", "widening", "head", "classifier", "gap", "antialias"}
@@ -20,16 +20,18 @@ _KEYS: Mapping[Subject, frozenset[str]] = {
 }
 
 
-def told_by_file(scheme: NamingScheme, config: Mapping[str, Any], settled: Set[Subject]) -> frozenset[str]:
-    """Keys of what a config.json, whole modules or a program tell; all were held against the network, or taken.
+def settled_keys(scheme: NamingScheme, config: Mapping[str, Any], settled: Set[Subject]) -> frozenset[str]:
+    """Return the keys of the choices that a config.json, whole modules or a program settle.
+
+    All that these say was checked against the network before, or taken over into it.
 
     Args:
-        scheme: whose names the tensors have.
-        config: transformers' or timm's config.json, if there is one.
+        scheme: the scheme of the tensors' names.
+        config: transformers' or timm's config.json; empty if there is none.
         settled: what the file's layers or its program settle.
     """
     if scheme.name.startswith("huggingface") and config.get("model_type") == "resnet":
         return _ALL
     if isinstance(config.get("architecture"), str):
         return _ALL
-    return frozenset().union(*(_KEYS[matter] for matter in settled))
+    return frozenset().union(*(_KEYS[subject] for subject in settled))

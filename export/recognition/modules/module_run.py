@@ -1,4 +1,4 @@
-"""What a module at hand does with pictures of one size: whether it takes them, and by which convolutions and pools."""
+"""One run of a module on pictures of one size: whether it takes them, and which convolutions and pools ran."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,79 +26,79 @@ class Step:
     in_height: int
     out_height: int
     kernel: tuple[int, ...] = ()
-    """Height and width; () of what has none."""
+    """(height, width); () where the operator has no kernel."""
     stride: tuple[int, ...] = ()
     cuts: bool = False
-    """Whether a pool's windows leave rows or columns of its map out."""
+    """Whether the operator is a pool whose windows leave out rows or columns of its map."""
 
 
 @dataclass(slots=True)
-class Look:
+class ModuleRun:
     """One run of a module."""
 
     steps: list[Step] = field(default_factory=list)
     first_convolution_takes: int | None = None
-    """Channels; None where no convolution was begun."""
+    """Number of channels that the first convolution takes; None where none was begun."""
     classes: int | None = None
-    """Number of logits of each picture; None where there are none, see `failure`."""
+    """Number of logits for each picture; None where the module returned none, see `failure`."""
     failure: str = ""
-    """For people: what it did instead."""
+    """What the module did instead of returning logits, for people."""
     returned_no_rows: bool = False
-    """Whether it ran to its end, but returned something that isn't rows of logits: a map, boxes."""
+    """Whether the module ran to its end, but returned something that isn't rows of logits: a map, boxes."""
 
     @property
     def convolutions(self) -> list[Step]:
-        """In the order in which they ran."""
+        """The convolutions in the order in which they ran."""
         return [step for step in self.steps if step.kind == "convolution"]
 
     @property
     def last_pool(self) -> Step | None:
-        """Of a fixed window, after the last convolution."""
+        """The last pool of a fixed window, if no convolution ran after it."""
         for step in reversed(self.steps):
             if step.kind in ("convolution", "pool"):
                 return step if step.kind == "pool" else None
         return None
 
 
-def look_at(module: nn.Module, channels: int, size: tuple[int, int]) -> Look:
-    """Run `module` on two grey pictures of `size` (height, width); whatever it raises becomes the look's `failure`."""
-    look = Look()
+def run_module(module: nn.Module, channels: int, size: tuple[int, int]) -> ModuleRun:
+    """Run `module` on two grey pictures of `size` (height, width); whatever it raises becomes the run's `failure`."""
+    run = ModuleRun()
     images = torch.zeros((_ROWS, channels, *size))
-    # In inference mode torch wouldn't take convolutions and pools apart to the few operators that are looked for.
-    with torch.no_grad(), warnings.catch_warnings(), _Recorder(look):
+    # In inference mode torch wouldn't decompose convolutions and pools into the few operators that are recorded.
+    with torch.no_grad(), warnings.catch_warnings(), _Recorder(run):
         warnings.simplefilter("ignore")
         try:
             returned = module(images)
         except Exception as error:  # noqa: BLE001 the user's code may raise anything
-            look.failure = f"it raised {type(error).__name__}: {_first_line(error)}"
-            return look
+            run.failure = f"it raised {type(error).__name__}: {_first_line(error)}"
+            return run
     logits = logits_of(returned)
     if logits is not None and logits.dim() == 2 and len(logits) == _ROWS:
-        look.classes = logits.shape[1]
+        run.classes = logits.shape[1]
     else:
         came = f"a tensor {tuple(logits.shape)}" if logits is not None else f"a {type(returned).__name__}"
-        look.failure = f"it returned {came} for {_ROWS} images"
-        look.returned_no_rows = logits is None or logits.dim() != 2
-    return look
+        run.failure = f"it returned {came} for {_ROWS} images"
+        run.returned_no_rows = logits is None or logits.dim() != 2
+    return run
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what runs; convolutions may be modules, functional calls or TorchScript."""
+    """Records the operators that run, whether modules, functional calls or TorchScript call them."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, run: ModuleRun) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._look = look
+        self._run = run
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func == _ATEN.convolution.default and self._look.first_convolution_takes is None:
-            self._look.first_convolution_takes = args[1].shape[1] * args[8]
+        if func == _ATEN.convolution.default and self._run.first_convolution_takes is None:
+            self._run.first_convolution_takes = args[1].shape[1] * args[8]
         given = [tuple(arg.shape) for arg in _tensors(args)]
         result = func(*args, **(kwargs or {}))
         out = result[0] if isinstance(result, tuple) else result
         if given and len(given[0]) == 4 and isinstance(out, Tensor) and out.dim() == 4:
-            self._look.steps.append(_step(func, args, given, tuple(out.shape)))
+            self._run.steps.append(_step(func, args, given, tuple(out.shape)))
         return result
 
 
