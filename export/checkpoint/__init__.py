@@ -1,1 +1,1 @@
-"""Step 1: from a file of any kind to named tensors, with nothing in it run; `checkpoint.checkpoint` is the door."""
+"""Step 1: the named tensors of a file of any kind, none of whose code is run; `checkpoint.checkpoint` is the entry."""

@@ -1,4 +1,4 @@
-"""A checkpoint becomes named float32 tensors, with a note of all that was done to get there."""
+"""Reading of a checkpoint as named float32 tensors, with notes of all that was done."""
 
 import hashlib
 from collections import Counter
@@ -30,17 +30,18 @@ _MAX_NAMED_CLASSES = 6
 _MAX_DIMENSIONS = 32
 
 TRAINED_FOR = {"multi-label": "several labels of one picture", "regression": "regression"}
-"""`task` of the metadata to words."""
+"""The metadata's `task` in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """The checkpoint's tensors under one of the ways in which its names can be read."""
+    """The checkpoint's tensors under one reading of their names."""
 
     described: str
-    """For people: `the file's own names`."""
+    """What the names are, for people: `the file's own names`."""
     tensors: Mapping[str, Any]
-    """As they are in the file: of any type, with `num_batches_tracked`, and with what is no part of the network."""
+    """The tensors as they are in the file: of any type, with `num_batches_tracked`, and with those that are no part of
+    the network."""
 
 
 @dataclass(frozen=True)
@@ -49,42 +50,43 @@ class Checkpoint:
 
     path: Path
     sha256: str
-    """Of the very bytes that the tensors were read from; of several files: of the lines `DIGEST  NAME\\n`, as sha256sum
-    prints them, in the order of the names."""
+    """Digest of the very bytes that the tensors were read from. Of several files, it is the digest of the lines
+    `DIGEST  NAME\\n`, as sha256sum prints them, in the order of the names."""
     tensors: dict[str, Tensor]
-    """Dense, on the CPU, finite; floats are float32. Without `num_batches_tracked`, without wrappers' prefixes."""
+    """Tensors that are dense, finite and on the CPU; floats are float32. Names have no wrappers' prefixes, and
+    `num_batches_tracked` is left out."""
     notes: tuple[str, ...]
     """What was done: the container taken, prefixes stripped, types changed, metadata left out."""
     metadata: dict[str, Any]
-    """Of what stood beside the weights: `labels` (list of str), `mean` and `std` (lists of float, of pixels scaled to
-    0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`), `crop_offset`
-    (`rounded` or `floored`), `task` (`single-label`, `multi-label` or `regression`); each only if it is there and
-    well-formed."""
+    """Values that stood beside the weights: `labels` (list of str), `mean` and `std` (lists of float, of pixels scaled
+    to 0..1), `input_size` and `resize_shorter_side` (int), `interpolation` (`bilinear` or `bicubic`), `crop_offset`
+    (`rounded` or `floored`), `task` (`single-label`, `multi-label` or `regression`), `warnings` (list of str); each
+    only if it is there and well-formed."""
     counters: dict[str, Tensor] = field(default_factory=dict)
-    """Every `num_batches_tracked`, without wrappers' prefixes."""
+    """Every `num_batches_tracked`, by a name without wrappers' prefixes."""
     config: dict[str, Any] = field(default_factory=dict)
     """config.json beside the weights, decoded; empty if there is none."""
     layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Only of modules that were pickled whole: layer name to its plain attributes, `type`, the name of its class, and
-    `hooks` and `buffers` that no state dict has. `""` is the network with its wrappers, whose full names are its
+    """Layer name to its plain attributes, the name of its class as `type`, and the `hooks` and `buffers` that no state
+    dict has; empty unless whole modules were pickled. `""` is the network with its wrappers, whose full names are its
     `classes`."""
     program: Program | None = None
-    """Only of a TorchScript file: all that its forward computes, with the names of `tensors`. A note says where it
-    couldn't be read to its end; then it is None."""
+    """All that a TorchScript file's forward computes, with the names of `tensors`; None of other files, and where it
+    couldn't be read to its end, which a note says."""
     names_in_file: tuple[Naming, ...] = ()
-    """The names as they are in the file, and after each wrapper's prefix that went, but for the last, which `tensors`
-    have."""
+    """The names as they are in the file, and after each removal of a wrapper's prefix but the last, which leaves the
+    names of `tensors`."""
 
     @property
     def namings(self) -> tuple[Naming, ...]:
-        """All ways to read the names, those of the file first, those of `tensors` last."""
+        """All readings of the names: the file's own first, those of `tensors` last."""
         return *self.names_in_file, Naming("names without wrappers' prefixes", self.tensors)
 
     def float32(self, naming: Naming) -> dict[str, Tensor]:
-        """The tensors of one of `namings`, as `tensors` are.
+        """Return the tensors of one of `namings`, in the form of `tensors`.
 
         Raises:
-            CheckpointError: one of those that `tensors` leave out can't be used.
+            CheckpointError: a tensor that `tensors` leave out can't be used.
         """
         return self.tensors if naming.tensors is self.tensors else _float32_tensors(naming.tensors, self.path, [])
 
@@ -93,16 +95,17 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
     """Read weights from a file of `torch.save`, TorchScript or safetensors, from shards or a folder of them.
 
     No code in a file is ever run and no module that it names is imported: objects of classes that aren't plain values
-    are left inert. A module that was pickled whole gives the tensors among its attributes. The tensors lie in the
+    stay inert. From a module that was pickled whole, the tensors among its attributes are taken. The tensors lie in the
     memory that the files were read into; only those that aren't float32 there are copied.
 
-    `prefer_ema` takes averaged weights; without it they are taken only where there are no others. `take` names the key
-    or the prefix where the weights are: `teacher`, `state_dict.encoder`.
+    Args:
+        prefer_ema: whether averaged weights are taken; else they are taken only where there are no others.
+        take: the key, or the prefix of names, where the weights are: `teacher`, `state_dict.encoder`.
 
     Raises:
-        CheckpointError: no such file; no checkpoint; damaged; no tensors; no averaged ones that were preferred; none at
-            `take`; weights
-            that are NaN, infinite, sparse, quantised or without data; a negative running variance.
+        CheckpointError: the file doesn't exist, is no checkpoint or is damaged; it holds no tensors, none at `take`, or
+            no averaged ones with `prefer_ema`; weights are NaN, infinite, sparse, quantised or without data; a running
+            variance is negative.
     """
     files = files_of_checkpoint(path)
     contents = {file.name: read_file(file) for file in files.weights}
@@ -124,7 +127,7 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False, take: str | None = 
     try:
         metadata = metadata_beside(weights.levels, notes)
         metadata = metadata_of_config(files.config, files.preprocessor, notes) | metadata
-    except (ValueError, TypeError, ArithmeticError) as error:  # numbers and texts that someone else made up
+    except (ValueError, TypeError, ArithmeticError) as error:  # the file may hold any numbers and texts
         raise CheckpointError(
             f"{path}: what stands beside its weights can't be read ({error}); save the state dict alone: "
             "torch.save(model.state_dict(), PATH)"
@@ -171,7 +174,7 @@ def _layer_settings(weights: Weights, names: Names) -> dict[str, dict[str, Any]]
     for name, found in weights.layer_settings.items():
         new = names.renamed(name) if name else ""
         if new is None and any(tensor.startswith(f"{name}.") and names.renamed(tensor) for tensor in weights.tensors):
-            new = ""  # a wrapper of the network: what it does to pictures counts as the network's own
+            new = ""  # a wrapper of the network; what it does to pictures counts as the network's own
         if new == "":
             outer = settings.get("", {})
             joined = {key: [*outer.get(key, ()), *found.get(key, ())] for key in ("hooks", "buffers", "methods")}
@@ -203,7 +206,7 @@ def _digest(contents: Mapping[str, FileContents]) -> str:
 def _plain_statistics(
     root: Any, named: Mapping[str, Any], path: Path, notes: list[str], take: str | None
 ) -> dict[str, Any]:
-    """BatchNorm's running statistics of the plain weights, where only parameters were averaged."""
+    """Return BatchNorm's running statistics of the plain weights, where only parameters were averaged."""
     if any(_last(name) in _STATISTICS for name in named):
         return {}
     plain = find_weights(root, path, prefer_ema=False, take=take)
@@ -228,7 +231,7 @@ def _float32_tensors(named: Mapping[str, Any], path: Path, notes: list[str]) -> 
         tensor = _dense(name, value, path)
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             converted[tensor.dtype] += 1
-            # Names may share their values; the key also keeps apart views of them.
+            # Names may share one tensor, which is converted once; the key tells views of one storage apart.
             key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             if key not in float32:
                 float32[key] = tensor.to(torch.float32)
@@ -276,9 +279,9 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
 
 
 def _has_finite_sum(tensor: Tensor) -> bool:
-    """Whether the sum is finite; then every value is. One that overflows says nothing.
+    """Return whether the sum is finite, and so every value. Finite values may still have a sum that overflows.
 
-    By NumPy: on hundreds of small tensors the threads that torch wakes for each cost more than the sum.
+    NumPy computes it, as for hundreds of small tensors the threads that torch wakes cost more than the sums.
     """
     with np.errstate(all="ignore"):
         return bool(np.isfinite(tensor.numpy().sum()))

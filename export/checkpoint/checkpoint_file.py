@@ -1,7 +1,7 @@
-"""The bytes of a checkpoint file become plain Python values and tensors, and no code in the file is ever run.
+"""Reading of a checkpoint file's bytes as plain Python values and tensors; no code in the file is ever run.
 
-The content decides how it is read, not the suffix: an archive or pickle of `torch.save`, an archive of TorchScript, or
-safetensors.
+The content, not the suffix, decides how a file is read: an archive or pickle of `torch.save`, an archive of
+TorchScript, or safetensors.
 """
 
 import hashlib
@@ -17,31 +17,31 @@ from fuseline.export.program import Program
 from fuseline.serve.errors import CheckpointError
 
 MAX_CHECKPOINT_BYTES = 4 * 2**30
-"""A ResNet-152 with its optimiser's state takes under 1 GiB."""
+"""Largest size of a file that is read; a ResNet-152 with its optimiser's state takes under 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileContents:
-    """What a file holds. Its tensors lie in the memory that the file was read into, which they keep alive."""
+    """What a file holds. The tensors lie in the memory that the file was read into, and keep it alive."""
 
     root: Any
-    """Of safetensors the tensors and, beside them, the decoded `__metadata__`."""
+    """The object that was saved; for safetensors, a dict of the tensors and the decoded `__metadata__`."""
     sha256: str
-    """Of the very bytes that the tensors lie in."""
+    """Digest of the very bytes that the tensors lie in."""
     inert: tuple[str, ...] = ()
     """Names of the classes and functions whose objects were left inert."""
     program: Program | None = None
-    """Of a TorchScript file, where it could be read to its end."""
+    """The program of a TorchScript file, if it could be read to its end."""
     notes: tuple[str, ...] = ()
-    """What couldn't be read of it."""
+    """Sentences: what couldn't be read."""
 
 
 def read_file(path: Path) -> FileContents:
-    """What the file at `path` holds.
+    """Return what the file at `path` holds.
 
     Raises:
-        CheckpointError: no such file; empty, above `MAX_CHECKPOINT_BYTES` or unreadable; no checkpoint; damaged. The
-            message says which and the cure.
+        CheckpointError: the file doesn't exist, is empty, above `MAX_CHECKPOINT_BYTES`, unreadable, no checkpoint or
+            damaged. The message says which, and the cure.
     """
     data = _bytes_in_memory(path)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -57,7 +57,7 @@ def read_file(path: Path) -> FileContents:
 
 
 def _bytes_in_memory(path: Path) -> mmap:
-    """All bytes of the file, in memory of this process: the file may change afterwards."""
+    """Return all bytes of the file in memory of this process, as the file may change afterwards."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is no regular file; {EXPECTED}")
     try:
@@ -86,7 +86,7 @@ def _bytes_in_memory(path: Path) -> mmap:
 
 
 def _kind(data: mmap) -> str:
-    """What `data` looks like, for people."""
+    """Return what `data` looks like, for people."""
     begin = data[:60]
     start = begin.decode("utf-8", errors="ignore")
     if len(start) > len(begin) // 2 and all(char.isprintable() or char.isspace() for char in start):

@@ -1,6 +1,6 @@
-"""A folder or an index of weights becomes the files to read, and the configuration beside them.
+"""The files to read for a folder or an index of weights, and the configuration beside them.
 
-As transformers and timm save them: `model.safetensors` or `pytorch_model.bin`, whole or in shards that
+transformers and timm save `model.safetensors` or `pytorch_model.bin`, whole or in shards that
 `model.safetensors.index.json` or `pytorch_model.bin.index.json` lists, with `config.json` beside it.
 """
 
@@ -26,23 +26,23 @@ _MAX_JSON_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the weights of a checkpoint lie."""
+    """The files of a checkpoint."""
 
     weights: tuple[Path, ...]
     """One file, or shards in the order of their names."""
     shard_of: Mapping[str, str] | None
-    """Tensor to file name, as the index says; None of one file."""
+    """Tensor to the name of its file, as the index says; None if there is one file."""
     config: dict[str, Any] = field(default_factory=dict)
     preprocessor: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def files_of_checkpoint(path: Path) -> Files:
-    """The files of the checkpoint at `path`: a file of weights, an index, or a folder with either.
+    """Return the files of the checkpoint at `path`: a file of weights, an index, or a folder with either.
 
     Raises:
-        CheckpointError: a folder without weights or with several; an index that is damaged, or that names files that
-            are absent or outside of its folder.
+        CheckpointError: a folder has no weights, or several; an index is damaged, or names files that are absent or
+            outside of its folder.
     """
     notes: list[str] = []
     try:
@@ -73,10 +73,10 @@ def files_of_checkpoint(path: Path) -> Files:
 
 
 def merged_shards(contents: Mapping[str, Mapping[str, Any]], files: Files, path: Path) -> dict[str, Any]:
-    """The tensors of `contents`, by file name, in one state dict.
+    """Return the tensors of `contents`, by file name, in one state dict.
 
     Raises:
-        CheckpointError: a shard lacks a tensor that the index has in it, or holds one that it hasn't.
+        CheckpointError: a shard lacks a tensor that the index lists for it, or holds one that the index doesn't.
     """
     assert files.shard_of is not None
     merged: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What stands beside the weights and says how the network is used: labels, normalisation, sizes."""
+"""Metadata beside the weights that says how the network is used: labels, normalisation, sizes."""
 
 import math
 import re
@@ -30,13 +30,13 @@ _TASKS = {
     "multilabelclassification": "multi-label",
     "regression": "regression",
     "singlelabel": "single-label",
-    # torchmetrics' own.
+    # torchmetrics' names.
     "multiclass": "single-label",
     "multilabel": "multi-label",
 }
 _KEYS = (*LABEL_KEYS, "mean", "std", "input_size", "resize_shorter_side", *_CHOICES, "problem_type", "task")
 _MAX_CHANNELS = 64
-_PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' names of classes without names
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
 _HUGGING_FACE_WARPS_FROM = 384
 _CONVNEXT_CROP = 224 / 256
@@ -48,9 +48,9 @@ _LARGEST_STATISTIC = 1e6
 
 
 def metadata_beside(levels: list[Mapping[Any, Any]], notes: list[str]) -> dict[str, Any]:
-    """Of the levels from a file's root to its weights, and of Lightning's hyper-parameters, nested one level at most.
+    """Return the metadata on the levels from a file's root to its weights, and among Lightning's hyper-parameters.
 
-    What is there but not of the expected form is left out, and noted.
+    Hyper-parameters may be nested one level deep. A value that hasn't the expected form is left out, and noted.
     """
     metadata: dict[str, Any] = {}
     for level in levels:
@@ -63,16 +63,16 @@ def metadata_beside(levels: list[Mapping[Any, Any]], notes: list[str]) -> dict[s
             nested = {id(value): value for value in outer.values()}
             for settings in (outer, *map(_entries, nested.values())):
                 wanted = {name: settings[name] for name in _KEYS if name in settings}
-                # `classes: 10` counts them there.
+                # There `classes: 10` is a number of classes, not their names.
                 counted = {name for name in LABEL_KEYS if type(_value(wanted.get(name))) is int}
                 _take(metadata, {name: wanted[name] for name in wanted.keys() - counted}, notes, f"in `{key}`")
     return metadata
 
 
 def metadata_of_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Of config.json and preprocessor_config.json as transformers writes them, or of config.json as timm does.
+    """Return the metadata of transformers' config.json and preprocessor_config.json, or of timm's config.json.
 
-    `warnings` has a sentence for each setting that costs accuracy because Fuseline can't do the same.
+    Its `warnings` have a sentence for each setting that costs accuracy because Fuseline can't do the same.
     """
     warnings: list[str] = []
     found = _of_timm(config, warnings) if "architecture" in config else _of_hugging_face(config, preprocessor, warnings)
@@ -96,7 +96,7 @@ def _take(metadata: dict[str, Any], level: Mapping[Any, Any], notes: list[str], 
 
 
 def _well_formed(target: str, value: Any) -> Any:
-    """`value` as plain str, float, int or list of them, or None if it isn't what `target` must be."""
+    """Return `value` as plain str, float, int or list of them, or None if it isn't what `target` must be."""
     if isinstance(value, Tensor):
         value = value.flatten().tolist() if value.numel() <= _MAX_CHANNELS else None
     if target == "labels":
@@ -115,7 +115,7 @@ def _well_formed(target: str, value: Any) -> Any:
 
 
 def _labels(value: Any) -> list[str] | None:
-    """Of a list, of `{0: "cat"}` or `{"0": "cat"}`, or of `{"cat": 0}`; the indices must be 0 to n - 1."""
+    """Return the labels of a list, `{0: "cat"}`, `{"0": "cat"}` or `{"cat": 0}`; indices must be 0 to n - 1."""
     if isinstance(value, dict):
         pairs = list(value.items())
         if pairs and all(type(index) is int for _, index in pairs):
@@ -134,7 +134,7 @@ def _is_index(key: Any) -> bool:
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
-    """Of a dict, a namespace, or a node of OmegaConf; of anything else none."""
+    """Return the entries of a dict, a namespace or a node of OmegaConf; none of anything else."""
     entries: Any = attributes_of(value)
     if isinstance(value, Inert) and value.name.startswith("omegaconf."):
         entries = entries.get("_content")
@@ -142,7 +142,7 @@ def _entries(value: Any) -> Mapping[Any, Any]:
 
 
 def _value(value: Any, depth: int = 0) -> Any:
-    """`value` without the nodes in which OmegaConf keeps it, and without the class of a list."""
+    """Return `value` without the nodes that OmegaConf wraps it in, and a subclass of list as a list."""
     if not isinstance(value, Inert) or depth > 2:
         return value
     if not value.name.startswith("omegaconf."):
@@ -179,7 +179,7 @@ def _of_hugging_face(config: Mapping[str, Any], preprocessor: Mapping[str, Any],
 
 
 def _hugging_face_normalisation(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """`mean` and `std` of pixels scaled to 0..1, of a processor that may scale otherwise, by `rescale_factor`."""
+    """Return `mean` and `std` of pixels scaled to 0..1; the processor may scale otherwise, by `rescale_factor`."""
     mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
     if preprocessor.get("do_normalize") is False:
         mean, std = [0.0] * 3, [1.0] * 3
@@ -198,9 +198,9 @@ def _hugging_face_normalisation(preprocessor: Mapping[str, Any]) -> dict[str, An
 
 
 def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, int | str]]:
-    """Of ConvNextImageProcessor, which transformers' ResNets use, and of processors that resize and then crop.
+    """Yield the sizes of ConvNextImageProcessor, which transformers' ResNets use, or of one that resizes and crops.
 
-    Their `center_crop` cuts off half of what is left over, floored (transformers' image_transforms.py).
+    Their `center_crop` cuts off half of the excess, floored (transformers' image_transforms.py).
     """
     side, crop = _side(preprocessor.get("size")), _side(preprocessor.get("crop_size"))
     if side is None:
@@ -231,7 +231,7 @@ def _hugging_face_sizes(preprocessor: Mapping[str, Any], warnings: list[str]) ->
         yield "resize_shorter_side", int(side / share)
         yield "crop_offset", "floored"
     else:
-        # So that at least the whole shorter side is seen.
+        # At least the whole shorter side is then seen.
         yield "resize_shorter_side", side
         warnings.append(
             f"the folder's preprocessor stretches every image to {side} x {side}; Fuseline keeps its shape and crops, "
@@ -244,7 +244,7 @@ def _is_share(share: Any) -> TypeGuard[float]:
 
 
 def _side(size: Any) -> int | None:
-    """Of a square, or of the shorter side."""
+    """Return the side of a square, or the shorter side; None of any other size."""
     if isinstance(size, dict):
         sides = {size[key] for key in ("shortest_edge", "height", "width") if type(size.get(key)) is int}
         size = sides.pop() if len(sides) == 1 else None
@@ -252,7 +252,10 @@ def _side(size: Any) -> int | None:
 
 
 def _of_timm(config: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """As timm's `_parse_model_cfg` and `transforms_imagenet_eval` take it; older files have everything at the root."""
+    """Return timm's settings as its `_parse_model_cfg` and `transforms_imagenet_eval` read them.
+
+    Older files have everything at the root.
+    """
     nested = config.get("pretrained_cfg")
     settings = nested if isinstance(nested, dict) else config
     labels = config.get("label_names") or settings.get("label_names") or settings.get("labels")

@@ -1,4 +1,4 @@
-"""The program of a TorchScript file beside its weights: which of them it takes, and by which names."""
+"""The program of a TorchScript file: the weights that it takes, and the names that it has for them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ _SHOWN = 4
 
 
 def program_of(contents: Iterable[FileContents], weights: Weights, names: Names, notes: list[str]) -> Program | None:
-    """The program, with the names that the network's tensors have now; None if there is none, or none of `weights`."""
+    """Return the program with the names that the network's tensors have now; None if there is none for `weights`."""
     for content in contents:
         notes += content.notes
         if content.program is None:
@@ -27,7 +27,7 @@ def program_of(contents: Iterable[FileContents], weights: Weights, names: Names,
 
 
 def leave_out_what_programs_do(contents: Iterable[FileContents], weights: Weights, notes: list[str]) -> None:
-    """Take from `weights` the numbers with which a program normalises pictures, and what it computes no logits from."""
+    """Remove from `weights` the constants of a program's normalisation, and tensors that its logits don't depend on."""
     for content in contents:
         program = content.program
         if program is None or weights.are_ema or weights.are_taken:
@@ -46,7 +46,7 @@ def leave_out_what_programs_do(contents: Iterable[FileContents], weights: Weight
 
 
 def _names_taken(program: Program) -> Iterator[str]:
-    """Of the tensors that the program's result depends on."""
+    """Yield the names of the tensors that the program's result depends on."""
     left: list[Any] = [program.result]
     seen: set[int] = set()
     while left:

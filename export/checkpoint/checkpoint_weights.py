@@ -1,4 +1,4 @@
-"""Where in a checkpoint's contents the weights lie, and which are meant: the plain or the averaged (EMA) ones."""
+"""The search for the weights in a checkpoint's contents, and the choice of the plain or the averaged (EMA) ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ CONTAINERS = (
     "student",
     "state",
 )
-"""Keys that hold the weights, the likeliest first. Composer has them in `state`, where an optimizer has its own."""
+"""Keys that hold the weights, the likeliest first. Composer's are in `state`, where an optimizer's state is too."""
 
 _MAX_NESTING = 8
 _OPTIMIZER_KEYS = {"state", "param_groups"}
@@ -40,34 +40,36 @@ _OPTIMIZER_KEYS = {"state", "param_groups"}
 
 @dataclass(slots=True)
 class Weights:
-    """The weights and where they lay."""
+    """The weights of a checkpoint, and where they were found."""
 
     named: dict[Any, Any]
     """The state dict as it is in the file: Tensor or UnusableTensor, and whatever else stands in it."""
     levels: list[Mapping[Any, Any]]
-    """From the root to the state dict, which is the last."""
+    """The nested contents from the root to the state dict, which is the last."""
     notes: list[str]
     layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`ModuleState.layer_settings` of a module that was pickled whole."""
     module_classes: set[str] = field(default_factory=set)
-    """Of the modules whose attributes were read."""
+    """Names of the classes of the modules whose attributes were read."""
     are_ema: bool = False
+    """Whether the weights are averaged ones."""
     are_taken: bool = False
-    """Whether --take chose them."""
+    """Whether --take chose the weights."""
 
     @property
     def tensors(self) -> dict[Any, Any]:
-        """Without what is no tensor."""
+        """The tensors of `named`."""
         return {name: value for name, value in self.named.items() if _is_tensor(value)}
 
     @property
     def of_file(self) -> dict[Any, Any]:
-        """All tensors that lie where `tensors` do, unless a flag chose `tensors` among them."""
+        """All tensors on the level of `tensors`, unless a flag chose `tensors` among them."""
         if self.are_ema or self.are_taken:
             return self.tensors
         return {name: value for name, value in self.levels[-1].items() if _is_tensor(value)}
 
     def keep_behind(self, prefix: str, names: Iterable[str]) -> None:
-        """Of all weights only `names`, which begin with `prefix` and lose it."""
+        """Keep only the weights `names`, which begin with `prefix`, and remove the prefix."""
         self.named = {name.removeprefix(prefix): self.named[name] for name in names}
         self.layer_settings = {
             name.removeprefix(prefix): settings
@@ -77,17 +79,18 @@ class Weights:
 
     @property
     def are_of_pretraining(self) -> bool:
-        """Whether all that lies beside the weights, by its names, says that they are of self-supervised training."""
+        """Whether the names on the weights' level say that they come from self-supervised training."""
         return is_pretraining(shapes_of(self.levels[-1]))
 
 
 def find_weights(root: Any, path: Path, *, prefer_ema: bool, take: str | None = None) -> Weights:
-    """The state dict in `root`, which may be nested in containers, and modules that were pickled whole.
+    """Return the weights in `root`, which may be nested in containers, and in modules that were pickled whole.
 
-    `take` is the key that holds the weights, or the prefix of their names, or a key, a dot and what is meant in there.
+    Args:
+        take: the key that holds the weights, or the prefix of their names, or a key, a dot, and a key or prefix within.
 
     Raises:
-        CheckpointError: there are no weights, none at `take`, or `prefer_ema` and no averaged ones. The message says
+        CheckpointError: there are no weights, none at `take`, or, with `prefer_ema`, no averaged ones. The message says
             what is there.
     """
     search = _Search(path)
@@ -111,7 +114,7 @@ def find_weights(root: Any, path: Path, *, prefer_ema: bool, take: str | None = 
 
 
 class _Search:
-    """One walk from the root to the weights. Modules are opened once."""
+    """One walk from the root to the weights, which opens each module once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -156,14 +159,14 @@ class _Search:
         return weights
 
     def _candidates(self, content: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Where plain and where averaged weights are, the likeliest first."""
+        """Return key -> value of plain and of averaged weights, each with the likeliest first."""
         keys = [key for key in CONTAINERS if not (key == "state" and "param_groups" in content)]
         plain = {key: content[key] for key in keys if self._holds_tensors(content.get(key))}
         own = any(_is_tensor(value) for value in content.values())
         if not plain and not own and len(others := self.others(content)) == 1:
             plain = others
         ema = self._averaged(content)
-        # Lightning's WeightAveraging: the averaged weights are in `state_dict`, the plain ones beside it.
+        # Lightning's WeightAveraging has the averaged weights in `state_dict`, the plain ones beside it.
         if self._holds_tensors(content.get("current_model_state")):
             ema = {key: value for key, value in plain.items() if key == "state_dict"} | ema
             return {"current_model_state": content["current_model_state"]}, ema
@@ -180,7 +183,7 @@ class _Search:
         }
 
     def others(self, content: Mapping[Any, Any]) -> dict[str, Any]:
-        """What isn't called as weights are, nor as averaged ones, but has the kernels of a network."""
+        """Return the entries with a network's kernels whose keys are none of `CONTAINERS` or of averaged weights."""
         return {
             key: value
             for key, value in content.items()
@@ -193,7 +196,7 @@ class _Search:
         return any(isinstance(item, Tensor) and item.ndim == 4 for level in levels for item in level.values())
 
     def _take_names(self, weights: Weights, take: str) -> None:
-        """Those behind the prefix `take`."""
+        """Keep the weights behind the prefix `take`."""
         names = [name for name in weights.named if isinstance(name, str)]
         keys = list(self.others(weights.levels[0]) | self._candidates(weights.levels[0])[0])
         group = prefix_to_take(names, take, keys, self._path)
@@ -202,14 +205,14 @@ class _Search:
         weights.are_taken = True
 
     def _choose_among_names(self, weights: Weights, *, prefer_ema: bool) -> None:
-        """A module may hold its averaged copy, behind wrappers or within another: `model.*` and `ema.ema_model.*`."""
+        """Keep the plain or the averaged weights of a module that holds both: `model.*` and `ema.ema_model.*`."""
         while group_of := {
             name: group for name in weights.named if isinstance(name, str) and (group := averaged_group(name))
         }:
             rest = {name: value for name, value in weights.named.items() if name not in group_of}
             group = next(iter(group_of.values()))
             has_rest = any(len(getattr(value, "shape", ())) > 1 for value in rest.values())
-            # Within averaged weights what isn't averaged is the plain copy that they were made from.
+            # In a container of averaged weights, the others are the plain copy that they were made from.
             if not (prefer_ema or weights.are_ema) and has_rest:
                 weights.named = rest
                 weights.notes.append(f"EMA weights in `{group}` not taken: --ema takes them")
@@ -226,7 +229,7 @@ class _Search:
             weights.notes.append(f"weights read from the attributes of the module `{state.name}`; its code was not run")
 
     def _content(self, value: Any) -> Mapping[Any, Any]:
-        """Names with tensors of a module, entries and attributes of other inert objects, a dict as it is."""
+        """Return a module's tensors by name, an inert object's entries and attributes, or a dict as it is."""
         if isinstance(value, dict):
             return value
         if not isinstance(value, Inert):
@@ -245,7 +248,7 @@ class _Search:
 
     def _holds_tensors(self, value: Any, nesting: int = 0) -> bool:
         if id(value) not in self._holds:
-            self._holds[id(value)] = False  # while it is looked into, so that what holds itself ends
+            self._holds[id(value)] = False  # until it was searched, so that the search of one that holds itself ends
             self._holds[id(value)] = self._look_for_tensors(value, nesting)
         return self._holds[id(value)]
 
@@ -262,7 +265,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _shown_keys(content: Mapping[Any, Any]) -> str:
-    """The first few, for a message."""
+    """Return the first few keys, for a message."""
     return ", ".join(repr(key)[:60] if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:8])
 
 

@@ -1,4 +1,4 @@
-"""Files that are no PyTorch checkpoint: which format they are in, told from their content, and what to give instead."""
+"""Files that are no PyTorch checkpoint: their format, by their content, and what to give instead."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from fuseline.export.checkpoint.protobuf_messages import is_core_ml, is_graph_de
 STATE_DICT = "torch.save(model.state_dict(), PATH)"
 
 _MAX_UNPACKED = 1024
-_LEVELDB_MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # how a table of LevelDB ends, and so TensorFlow's .index
+_LEVELDB_MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the end of a LevelDB table, such as TensorFlow's .index
 _OTHER_FRAMEWORK = (
     "Fuseline reads PyTorch's weights: ask for the PyTorch checkpoint, or build the same network in PyTorch, fill it "
     "with these weights (kernels as out x in x height x width) and save it: " + STATE_DICT
@@ -29,9 +29,9 @@ class _Format:
 
 
 def foreign_format(data: mmap, path: Path) -> str | None:
-    """What the file at `path` is, with the cure, if its content is of a format that is known but isn't read.
+    """Return what the file at `path` is, with the cure, if its format is known but isn't read; else None.
 
-    Of a compressed file the first kilobyte is unpacked at most.
+    At most the first kilobyte of a compressed file is unpacked.
     """
     for known in _FORMATS:
         if known.is_it(data):
@@ -42,7 +42,7 @@ def foreign_format(data: mmap, path: Path) -> str | None:
 
 
 def foreign_archive(names: Sequence[str], path: Path) -> str | None:
-    """The same of a zip archive that holds `names`."""
+    """Return what a zip archive that holds `names` is, with the cure, as `foreign_format` does."""
     for sign, what, cure in _ARCHIVES:
         if any(sign(name) for name in names):
             target = path.with_name(f"{path.stem}.state_dict.pt")
@@ -54,7 +54,7 @@ def foreign_archive(names: Sequence[str], path: Path) -> str | None:
 
 
 def foreign_folder(names: Sequence[str]) -> str | None:
-    """What a folder with files of these `names` is, with the cure, if it is of another framework or in parts."""
+    """Return what a folder with files of these `names` is, with the cure, if it is another framework's or in parts."""
     known = set(names)
     if "saved_model.pb" in known or "keras_metadata.pb" in known:
         return f"a TensorFlow SavedModel; {_OTHER_FRAMEWORK}"
@@ -95,7 +95,7 @@ def _text(data: mmap) -> str:
 
 
 def _is_hdf5(data: mmap) -> bool:
-    """Its signature stands at the beginning, or behind a block of somebody else's of 512 bytes or twice as many."""
+    """Return whether HDF5's signature is at the beginning, or behind a user block of 512, 1024 or 2048 bytes."""
     return any(data[offset : offset + 8] == b"\x89HDF\r\n\x1a\n" for offset in (0, 512, 1024, 2048))
 
 

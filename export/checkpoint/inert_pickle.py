@@ -1,9 +1,9 @@
-"""A pickle becomes plain values and inert objects; nothing that it names is imported, and nothing in it is called.
+"""Reading of a pickle as plain values and inert objects; nothing that it names is imported, and nothing is called.
 
 A pickle is a program for a stack machine (CPython's Lib/pickletools.py states every instruction). Here that machine has
-no power: where `pickle` would import a name it gets the name's text, and where `pickle` would call it, it gets an
-`Inert` object that records what was asked. Only a fixed table of built-in containers becomes the values that they are,
-and `construct` may turn further names into values: code of ours, never of the file.
+no power: where `pickle` would import a name, it gets a `Name` that holds the text, and where `pickle` would call it, it
+gets an `Inert` object that records the arguments. Only the built-in containers of a fixed table become real values, and
+`construct`, which is code of ours and never of the file, may make values of further names.
 """
 
 import pickletools
@@ -14,39 +14,39 @@ from typing import IO, Any
 from torch import Tensor
 
 _MAX_WORK = 10_000_000
-"""Instructions and copied elements together: some bytes can ask for copies of the same list over and over."""
-_COST_OF_A_SET = 32  # its one byte takes 216 of memory
+"""Largest number of instructions and copied elements together, as a few bytes can ask for many copies of a list."""
+_COST_OF_A_SET = 32  # an instruction of one byte makes a set of 216 bytes
 _TEXT_COPIED_AT_ONCE = 64
 _MAX_INTEGER_BITS = 4096
-"""Python shows no decimal beyond 4300 digits."""
+"""Largest number of bits of an integer; Python prints no decimal of more than 4300 digits."""
 _MAX_KEY_BITS = 64
 _MAX_KEY_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that a pickle names: `torch.FloatStorage`. It was not imported."""
+    """A class or function that a pickle names, such as `torch.FloatStorage`; it is not imported."""
 
     name: str
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Inert:
-    """An object of a class that was not imported: what its constructor and its state would have been given."""
+    """An object of a class that was not imported: the arguments and the state that it would have been made from."""
 
     name: str
-    """Of its class, or of the function that would have made it: `argparse.Namespace`."""
+    """Name of its class, or of the function that would have made it: `argparse.Namespace`."""
     arguments: tuple[Any, ...] = ()
     keywords: dict[Any, Any] = field(default_factory=dict)
     state: Any = None
     items: list[Any] = field(default_factory=list)
-    """Of a class that is a list."""
+    """Items of an object whose class is a list."""
     entries: dict[Any, Any] = field(default_factory=dict)
-    """Of a class that is a dict."""
+    """Entries of an object whose class is a dict."""
 
 
 Construct = Callable[[str, tuple[Any, ...]], Any]
-"""Makes a value out of a name and arguments, or answers `NotImplemented`."""
+"""A function that makes a value of a name and arguments, or returns `NotImplemented`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,16 @@ def read_pickle(
     construct: Construct = lambda _name, _arguments: NotImplemented,
     persistent: Callable[[Any], Any] = lambda key: Inert("persistent id", (key,)),
 ) -> Pickle:
-    """Read one pickle of any protocol from where `file` stands; afterwards it stands behind the pickle's end.
+    """Read one pickle of any protocol from the position of `file`, which is moved to the pickle's end.
+
+    Args:
+        file: where the pickle is.
+        construct: makes values of names that the pickle calls.
+        persistent: makes a value of a persistent id.
 
     Raises:
         ValueError, IndexError, KeyError, TypeError, AttributeError: the pickle is damaged, or hostile: it asks for far
-            more work or memory than its bytes, or has keys that take long to hash.
+            more work or memory than its size explains, or has keys that take long to hash.
     """
     machine = _Machine(construct, persistent)
     for opcode, argument, _ in pickletools.genops(file):
@@ -76,7 +81,7 @@ def read_pickle(
 
 
 def attributes_of(value: Any) -> dict[Any, Any]:
-    """Entries and attributes of an inert object, or a dict as it is; of anything else nothing."""
+    """Return the entries and attributes of an inert object, or a dict as it is; {} of anything else."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, Inert):
@@ -236,7 +241,7 @@ class _Machine:
         return self._inert_object(made_of, arguments, {})
 
     def _reconstructed(self, made_of: Name, _base: Any = None, value: Any = None) -> Inert:
-        """How protocols below 2 make every object of a class."""
+        """Return an object as protocols below 2 make it, by `copyreg._reconstructor`."""
         made = self._inert_object(made_of, (), {})
         self._count(_copied(value))
         if isinstance(value, dict):
@@ -291,7 +296,7 @@ def _frozen(values: Any = ()) -> frozenset[Any]:
 
 
 def _keys(values: list[Any]) -> list[Any]:
-    """`values`, where none takes long to hash or compare: a tuple of tuples can share its parts many times over."""
+    """Return `values` if none takes long to hash or compare, as a tuple whose parts share parts may; else raise."""
     for value in values:
         left = [value]
         for part in left:
@@ -307,7 +312,7 @@ def _keys(values: list[Any]) -> list[Any]:
 
 
 def _copied(value: Any) -> int:
-    """How much work it is to copy `value`, in steps of the machine."""
+    """Return the work to copy `value`, in steps of the machine."""
     if isinstance(value, str | bytes | bytearray):
         return len(value) // _TEXT_COPIED_AT_ONCE
     return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
@@ -323,7 +328,7 @@ def _bytes(content: Any = b"", encoding: str = "latin1") -> bytes:
     return _encoded(content, encoding) if isinstance(content, str) else memoryview(content).tobytes()
 
 
-# What `pickle` needs a call for although it is a plain value.
+# Functions whose results are plain values, which `pickle` makes by a call.
 _PLAIN: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encoded,
     "builtins.bytearray": _bytes,

@@ -1,7 +1,7 @@
 """The state dict of a module that was pickled whole, or saved as TorchScript, read from its attributes.
 
-A `torch.nn.Module` keeps its tensors in `_parameters` and `_buffers` and its children in `_modules`; a TorchScript
-module keeps all of them side by side. None of the module's code takes part.
+A `torch.nn.Module` has its tensors in `_parameters` and `_buffers` and its children in `_modules`; a TorchScript module
+has all of them side by side. None of the module's code is run.
 """
 
 from collections.abc import Iterator
@@ -28,32 +28,32 @@ class ModuleState:
     """What a module holds."""
 
     name: str
-    """Of its class: `torchvision.models.resnet.ResNet`."""
+    """Full name of its class: `torchvision.models.resnet.ResNet`."""
     tensors: dict[str, Any] = field(default_factory=dict)
-    """By the names of its state dict: Tensor or UnusableTensor."""
+    """Name in the state dict to Tensor or UnusableTensor."""
     layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By layer name, the root's `""`: plain attributes; `type` and `class`, its class's short and full name; `hooks`
-    and `buffers`, only where it has forward hooks or buffers that a state dict leaves out: their names. Empty of a
-    TorchScript module."""
+    """Layer name, `""` for the root, to its plain attributes; `type` and `class` are the short and the full name of its
+    class, `hooks` and `buffers` the names of forward hooks and of buffers that a state dict leaves out, if there are
+    any. Empty for a TorchScript module."""
     modules: int = 0
-    """How many were walked; one that two others hold counts twice."""
+    """Number of modules that were walked; one that two others hold counts twice."""
     attributes: int = 0
-    """How many were looked at; those of a shared module count each time."""
+    """Number of attributes that were read; those of a shared module count each time."""
     classes: set[str] = field(default_factory=set)
     """Names of the classes of all its modules."""
 
 
 def is_module(value: Any) -> bool:
-    """Whether `value` is an inert object that was a module."""
+    """Return whether `value` is an inert object that was a module."""
     return isinstance(value, Inert) and (value.name.startswith(_SCRIPT_PREFIX) or "_modules" in _content(value))
 
 
 def state_of_module(module: Inert) -> ModuleState:
-    """What `module` would give as its state dict, and the settings of its layers.
+    """Return what `module` would give as its state dict, and the settings of its layers.
 
     Raises:
-        ValueError: a module holds itself; the nesting, a name or the number of modules, tensors or attributes is out of
-            bounds.
+        ValueError: a module holds itself; or the nesting, a name, or the number of modules, tensors or attributes is
+            out of bounds.
     """
     state = ModuleState(module.name)
     _walk(module, "", state, frozenset())
@@ -111,13 +111,13 @@ def _settings(module: Inert, content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(name, str) and not name.startswith("_") and name not in ("training", "type") and _is_plain(value)
     }
     left_out, buffers = content.get("_non_persistent_buffers_set"), content.get("_buffers")
-    told: dict[str, Any] = {"type": module.name.rpartition(".")[2], "class": module.name}
+    extra: dict[str, Any] = {"type": module.name.rpartition(".")[2], "class": module.name}
     if isinstance(left_out, set) and isinstance(buffers, dict):
-        told |= {"buffers": sorted(str(n) for n in left_out if isinstance(buffers.get(n), Tensor))} if left_out else {}
+        extra |= {"buffers": sorted(str(n) for n in left_out if isinstance(buffers.get(n), Tensor))} if left_out else {}
     hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks") if _foreign_hooks(content.get(name))]
-    # A method that someone has replaced on this very object.
+    # Methods that were replaced on this very object.
     methods = [name for name, value in content.items() if _is_forward(name) and isinstance(value, Inert | Name)]
-    return plain | told | ({"hooks": hooks} if hooks else {}) | ({"methods": methods} if methods else {})
+    return plain | extra | ({"hooks": hooks} if hooks else {}) | ({"methods": methods} if methods else {})
 
 
 def _is_forward(name: Any) -> bool:
@@ -125,7 +125,7 @@ def _is_forward(name: Any) -> bool:
 
 
 def _foreign_hooks(hooks: Any) -> bool:
-    """Whether hooks are there other than those that compute a weight from its parts, which the tensors tell."""
+    """Return whether there are other hooks than those that compute a weight from its parts, which the tensors tell."""
     return any(
         not (isinstance(hook, Inert) and hook.name.startswith(_WEIGHT_HOOKS)) for hook in _entries(hooks).values()
     )
@@ -142,7 +142,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _content(module: Inert) -> dict[str, Any]:
-    """Attributes of a module; torch.fx pickles them as the first argument of the function that rebuilds it."""
+    """Return a module's attributes; torch.fx pickles them as the first argument of the function that rebuilds it."""
     first = module.arguments[0] if module.arguments and "reduce_" in module.name else None
     if module.arguments and module.name.endswith(_COMPILED) and isinstance(module.arguments[0], Inert):
         return {"_modules": {"_orig_mod": module.arguments[0]}}

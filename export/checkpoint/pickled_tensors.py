@@ -1,7 +1,7 @@
-"""The instructions that rebuild a tensor in a pickle of `torch.save` become tensors over the file's own bytes.
+"""Tensors over a file's own bytes, made from the calls that rebuild them in a pickle of `torch.save`.
 
-The forms are those of torch/_utils.py: `_rebuild_tensor`, `_v2`, `_v3`, `_rebuild_parameter` and the kinds that hold no
-dense floats, which become `UnusableTensor`: they matter only if the network needs them.
+The calls are those of torch/_utils.py: `_rebuild_tensor`, `_v2`, `_v3`, `_rebuild_parameter` and those for tensors
+that aren't dense floats, which become an `UnusableTensor` and matter only if the network needs them.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ class UnusableTensor:
     """A tensor that can't be weights of a network in float32."""
 
     fault: str
-    """What is wrong with it, to be put behind its name: `is quantised`."""
+    """What is wrong with the tensor, as a predicate to its name: `is quantised`."""
     cure: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Bytes of a tensor or of several that share them."""
+    """The bytes of one tensor, or of several that share them."""
 
     bytes_: Tensor | None
-    """uint8, 1-D, over the memory that the file was read into; None where the file says that there is no data."""
+    """A uint8 vector over the memory that the file was read into; None where the file says that there is no data."""
     dtype: torch.dtype | None
-    """None: the tensors say it."""
+    """Type of the elements; None: the tensors say it."""
 
 
 META = UnusableTensor("has no data (meta device)", "save the model after its weights are loaded")
@@ -57,7 +57,7 @@ DTYPES_OF_STORAGES = {
     "QUInt2x4Storage": torch.uint8,
     "UntypedStorage": None,
 }
-# By the names that pickles of torch.save give them; a fixed table, as looking one up in torch can import a module.
+# Types by their names in pickles of torch.save; a fixed table, as looking a name up in torch can import a module.
 _DTYPES = {
     f"torch.{name}": dtype
     for name in (
@@ -80,10 +80,10 @@ _UNUSABLE = {
 
 
 def construct_tensor(name: str, arguments: tuple[Any, ...]) -> Any:
-    """The tensor that the function called `name` would have rebuilt; for `inert_pickle.Construct`.
+    """Return the tensor that the function called `name` would have rebuilt, as a `Construct` of `inert_pickle`.
 
     Raises:
-        Exception: the arguments don't fit; the file is damaged.
+        Exception: the arguments don't fit, so the file is damaged.
     """
     if name in ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.Tensor", "torch.nn.Parameter"):
         return _only_tensor(arguments[0]) if arguments else NotImplemented
@@ -108,10 +108,10 @@ def construct_tensor(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def storage_dtype(kind: Any) -> torch.dtype | None:
-    """Of the storage class that a pickle names.
+    """Return the type of the elements of the storage class that a pickle names.
 
     Raises:
-        ValueError: no such class.
+        ValueError: there is no such class.
     """
     name = kind.name.rpartition(".")[2] if isinstance(kind, Name) else str(kind)
     if name not in DTYPES_OF_STORAGES:
@@ -120,7 +120,7 @@ def storage_dtype(kind: Any) -> torch.dtype | None:
 
 
 def tensor_over(memory: Any, start: int, size: int) -> Tensor:
-    """`size` bytes of `memory` from `start` on as a uint8 tensor that shares them and keeps `memory` alive."""
+    """Return `size` bytes of `memory` from `start` on as a uint8 tensor that shares them and keeps `memory` alive."""
     if start < 0 or size < 0 or start + size > len(memory):
         raise ValueError(f"{size} bytes from {start} on lie outside of the file's {len(memory)}")
     if not size:
@@ -129,9 +129,9 @@ def tensor_over(memory: Any, start: int, size: int) -> Tensor:
 
 
 def as_dtype(flat: Tensor, dtype: torch.dtype) -> Tensor:
-    """`flat`, uint8 of any length, as elements of `dtype`; copied only where the address isn't a multiple of its size.
+    """Return `flat`, uint8 of any length, as elements of `dtype`, without the bytes behind the last whole element.
 
-    Bytes behind the last whole element are left out.
+    It is copied only if its address isn't a multiple of an element's size.
     """
     whole = flat[: flat.numel() // dtype.itemsize * dtype.itemsize]
     return (whole.clone() if whole.data_ptr() % dtype.itemsize else whole).view(dtype)
@@ -151,7 +151,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *, dtype: torch.d
     kind = dtype or storage.dtype
     if kind is None:
         raise ValueError("neither the tensor nor its storage says its type")
-    if storage.bytes_.data_ptr() % kind.itemsize:  # `torch_file` aligned it to its own type
+    if storage.bytes_.data_ptr() % kind.itemsize:  # `torch_file` aligned the storage to its own type
         raise ValueError(f"a tensor of {kind} begins within an element of its storage")
     flat = as_dtype(storage.bytes_, kind)
     return flat.as_strided(size, stride, flat.storage_offset() + offset)

@@ -1,4 +1,4 @@
-"""Counts of operations and parameters that profilers leave among a network's tensors, such as thop's `total_ops`."""
+"""Removal of the counts that profilers leave among a network's tensors, such as thop's `total_ops`."""
 
 import re
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ _COUNTER = re.compile(r"(.+\.)?_*(total|num|n)?_?(ops|params|parameters|flops|ma
 
 
 def without_profiler_counters(named: Mapping[Any, Any], notes: list[str]) -> dict[Any, Any]:
-    """`named` without profilers' counts, and a note of what was left aside.
+    """Return `named` without profilers' counts of operations and parameters, and note what was left out.
 
-    A count has such a name, is one number, and that number is whole and not negative. No layer keeps what it computes
-    with under such a name, while one number alone, without the name, may well be a scale that a layer learned.
+    A count has such a name, and is one number that is whole and not negative. The name is needed, as one number may
+    well be a scale that a layer learned; no layer has a weight of such a name.
     """
     counts = [name for name, value in named.items() if isinstance(name, str) and _is_count(name, value)]
     if counts:

@@ -1,6 +1,6 @@
-"""Which framework's message of Protocol Buffers a file is, told from the numbers and kinds of its outermost fields.
+"""The framework that a file's Protocol Buffers message belongs to, by the numbers and kinds of its outermost fields.
 
-The encoding: protobuf.dev/programming-guides/encoding. Lengths are followed and nothing within a field is looked at.
+The encoding is that of protobuf.dev/programming-guides/encoding. Only lengths are followed; no field's content is read.
 """
 
 from collections.abc import Iterator
@@ -10,34 +10,34 @@ _MAX_FIELDS = 100_000
 
 
 def is_onnx(data: mmap) -> bool:
-    """ModelProto of onnx.proto: ir_version, then texts on the producer, the graph as 7, opset imports as 8."""
+    """Return whether it is onnx.proto's ModelProto: ir_version, texts on the producer, graph (7), opset imports (8)."""
     fields = _protobuf(data)
     return fields.get(1) == {0} and max(fields) <= 30 and 7 in fields
 
 
 def is_saved_model(data: mmap) -> bool:
-    """SavedModel of saved_model.proto: schema version 1, then graphs."""
+    """Return whether it is saved_model.proto's SavedModel: schema version 1, then graphs."""
     fields = _protobuf(data)
     return data[:2] == b"\x08\x01" and fields.keys() == {1, 2}
 
 
 def is_graph_def(data: mmap) -> bool:
-    """GraphDef of graph.proto: nodes, each of which begins with its name."""
+    """Return whether it is graph.proto's GraphDef: nodes, each of which begins with its name."""
     fields = _protobuf(data)
     return data[:1] == b"\x0a" and fields.keys() <= {1, 2, 3, 4, 5} and fields.get(1) == {2} and 4 in fields
 
 
 def is_core_ml(data: mmap) -> bool:
-    """Model of Model.proto: a specification version, a description, and its kind as a field from 200 on."""
+    """Return whether it is Model.proto's Model: specification version, description, and its kind as a field >= 200."""
     fields = _protobuf(data)
     return fields.get(1) == {0} and bool(fields) and max(fields) >= 200
 
 
 def _fields(data: mmap) -> Iterator[tuple[int, int, int]]:
-    """Number, kind and value (of a length: the length) of each field of a protobuf message, in order.
+    """Yield (number, kind, value) of each field of a protobuf message; the value of a field with a length is that.
 
     Raises:
-        ValueError: it is no message of protobuf, or cut short.
+        ValueError: `data` is no message of protobuf, or cut short.
     """
     position = 0
 
@@ -69,7 +69,7 @@ def _fields(data: mmap) -> Iterator[tuple[int, int, int]]:
 
 
 def _protobuf(data: mmap) -> dict[int, set[int]]:
-    """The numbers of the fields of a whole protobuf message, each with its kinds; {} if it is none."""
+    """Return field number -> kinds of a protobuf message; {} if `data` is none."""
     if data[:1] not in (b"\x08", b"\x0a"):
         return {}
     found: dict[int, set[int]] = {}
@@ -77,6 +77,6 @@ def _protobuf(data: mmap) -> dict[int, set[int]]:
         for number, kind, _ in _fields(data):
             found.setdefault(number, set()).add(kind)
     except ValueError:
-        # One that is cut short is still what its beginning says.
+        # A message that is cut short is still recognised by its beginning.
         return found if len(found) > 1 else {}
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-# The last part of a name, and the tool that writes it beside or instead of a weight.
+# A part of a name -> the tool that writes such a tensor beside or instead of a weight.
 _TOOLS = {
     "_packed_params": "PyTorch's quantisation",
     "absmax": "bitsandbytes",
@@ -16,7 +16,7 @@ _FAKE_QUANTISATION = ("weight_fake_quant", "activation_post_process")
 
 
 def quantisation_in(names: Iterable[str], module_classes: Iterable[str] = ()) -> str | None:
-    """What shows that the network was quantised, for a message; None if nothing does."""
+    """Return what shows that the network was quantised, for a message; None if nothing does."""
     known = set(names)
     for name in sorted(known):
         parts = name.split(".")

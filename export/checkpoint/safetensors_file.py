@@ -1,4 +1,4 @@
-"""A safetensors file becomes tensors over the memory that it was read into.
+"""Reading of a safetensors file as tensors over the memory that it was read into.
 
 The format (github.com/huggingface/safetensors, README, section Format): the header's size as little-endian u64; the
 header, a JSON object that gives each tensor `dtype`, `shape` and `data_offsets`, and may have `__metadata__`, texts by
@@ -19,7 +19,7 @@ from fuseline.export.checkpoint.pickled_tensors import as_dtype, tensor_over
 from fuseline.serve.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit."""
+"""Largest size of the header by the format's definition."""
 
 _MAX_TENSORS = 20_000
 _MAX_NAME_LENGTH = 1000
@@ -46,17 +46,17 @@ _DTYPES = {
 
 
 def is_safetensors(data: mmap) -> bool:
-    """Whether `data` begins as the format says."""
+    """Return whether `data` begins as the format says."""
     if len(data) < 10 or data[8:9] != b"{":
         return False
     return bool(struct.unpack("<Q", data[:8])[0] <= MAX_HEADER_BYTES)
 
 
 def read_safetensors(data: mmap, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of `data`, the bytes of `path`, and `__metadata__` with the texts decoded that are JSON.
+    """Return the tensors of `data`, the bytes of `path`, and its `__metadata__`, in which texts of JSON are decoded.
 
     Raises:
-        CheckpointError: the file breaks a rule of the format. The message says which.
+        CheckpointError: the file breaks a rule of the format; the message says which.
     """
     try:
         return _read(data)

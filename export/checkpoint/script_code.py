@@ -1,7 +1,7 @@
-"""The code of a TorchScript archive as syntax trees: it is parsed within bounds, and never run.
+"""The code of a TorchScript archive as syntax trees; it is parsed within bounds, and never run.
 
-TorchScript writes classes and functions as Python text, one file for each module of names
-(torch/csrc/jit/serialization/python_print.cpp): `__torch__.a.b.Name` stands in `code/__torch__/a/b.py`.
+TorchScript writes classes and functions as Python text, a file for each module
+(torch/csrc/jit/serialization/python_print.cpp): `__torch__.a.b.Name` is in `code/__torch__/a/b.py`.
 """
 
 import ast
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _MAX_CODE_BYTES = 2**20
-"""Of all files that are read, together. A traced ResNet-152 has 280 KB; a tree may take 500 times its text."""
+"""Largest size of all files that are read. A traced ResNet-152 has 280 KB; a tree may take 500 times its text."""
 _MAX_FILE_BYTES = 2**19
 _MAX_LINE_BYTES = 20_000
 
@@ -19,11 +19,11 @@ class UnreadableError(Exception):
 
 
 class ScriptCode:
-    """Classes and functions by their full names; a file is parsed when a name in it is first asked for.
+    """Classes and functions by their full names; a file is parsed when a name in it is first needed.
 
     Args:
         sizes: file name within the archive (`code/__torch__.py`) to its size in bytes, as the archive lists it.
-        read: the text of such a file; it gives no more bytes than are listed, or raises `ValueError`.
+        read: returns the text of such a file, of no more bytes than are listed, or raises `ValueError`.
     """
 
     def __init__(self, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> None:
@@ -33,18 +33,18 @@ class ScriptCode:
         self._bytes = 0
 
     def function(self, name: str) -> ast.FunctionDef | None:
-        """The function called `name`, with all modules before it; None if there is none."""
+        """Return the function of the full name `name`; None if there is none."""
         found = self._definition(name)
         return found if isinstance(found, ast.FunctionDef) else None
 
     def method(self, class_name: str, name: str) -> ast.FunctionDef | None:
-        """The method `name` of a class; None if there is none."""
+        """Return the method `name` of a class; None if there is none."""
         return next(
             (part for part in self._body(class_name) if isinstance(part, ast.FunctionDef) and part.name == name), None
         )
 
     def constant(self, class_name: str, name: str) -> ast.expr | None:
-        """What a class gives its attribute `name`: `eps : Final[float] = 1e-05`."""
+        """Return the value that a class gives its attribute `name`, as in `eps : Final[float] = 1e-05`, or None."""
         for part in self._body(class_name):
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id == name:
                 return part.value
@@ -70,7 +70,7 @@ class ScriptCode:
             text = self._read(file)
             if any(len(line) > _MAX_LINE_BYTES for line in text.splitlines()):
                 raise ValueError(f"a line is longer than {_MAX_LINE_BYTES} bytes")
-            # Since Python 3.11 the parser itself ends text that nests too deeply.
+            # Since Python 3.11 the parser itself rejects text that nests too deeply.
             tree = ast.parse(text.decode("utf-8"), mode="exec")
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UnreadableError(f"{file} can't be parsed ({type(error).__name__}: {str(error)[:100]})") from error

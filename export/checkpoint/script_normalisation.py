@@ -1,4 +1,4 @@
-"""What a program does to its pictures before its first layer: (pictures - mean) / std, in any form of it."""
+"""The normalisation that a program does before its first layer: (pictures - mean) / std, in any form."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from fuseline.export.program import Call, Pictures, Program, Result, Weight
 
 _VIEWS = ("view", "reshape", "unsqueeze", "slice", "to", "expand")
 _LARGEST_OF_UNIT = 2.0
-"""Mean and deviation of pixels of 0..1 are below 1; one of the two of pixels of 0..255 is far above it."""
+"""Largest mean and deviation of pixels of 0..1, which are below 1; for pixels of 0..255 one of them is far above it."""
 _COLOURS = 3
 _MAX_STEPS = 16
 
@@ -19,16 +19,17 @@ class Normalisation:
     """How a program normalises pictures itself."""
 
     mean: list[float]
-    """A number for each colour, of pixels scaled to 0..1."""
+    """Mean of each colour, of pixels scaled to 0..1."""
     std: list[float]
+    """Standard deviation of each colour, as `mean`."""
     rest: Program
-    """The program behind it."""
+    """The program without the normalisation."""
     constants: frozenset[str]
-    """Names of the tensors that it takes."""
+    """Names of the tensors that the normalisation takes."""
 
 
 def normalisation_of(program: Program) -> Normalisation | None:
-    """The additions and multiplications by constants that `program` begins with; None if it begins with none."""
+    """Return the normalisation by the additions and multiplications that `program` begins with; None without any."""
     value: Pictures | Result = Pictures()
     scale, shift = [1.0], [0.0]
     taken: set[int] = set()
@@ -46,7 +47,7 @@ def normalisation_of(program: Program) -> Normalisation | None:
     mean = _times([-number for number in shift], std)
     if max(*std, *map(abs, mean)) > _LARGEST_OF_UNIT:
         mean, std = [number / 255 for number in mean], [number / 255 for number in std]
-    calls = tuple(_instead(call, value) for call in program.calls)
+    calls = tuple(_on_pictures(call, value) for call in program.calls)
     count = max(len(mean), len(std), _channels(program))
     constants = frozenset(name for place in taken for name in _names(program, program.calls[place].arguments, value))
     rest = Program(calls, program.result)
@@ -54,7 +55,7 @@ def normalisation_of(program: Program) -> Normalisation | None:
 
 
 def _names(program: Program, arguments: Sequence[Any], value: Any) -> Iterator[str]:
-    """Of the tensors among `arguments`, or in what views are of."""
+    """Yield the names of the tensors among `arguments`, and of those that views among them show."""
     for argument in arguments:
         item = argument
         while isinstance(item, Result) and item != value and program.calls[item.call].operator in _VIEWS:
@@ -64,7 +65,7 @@ def _names(program: Program, arguments: Sequence[Any], value: Any) -> Iterator[s
 
 
 def _channels(program: Program) -> int:
-    """Of the pictures, as the first convolution's kernel says."""
+    """Return the number of the pictures' channels, by the first convolution's kernel."""
     arguments = (argument for call in program.calls for argument in call.arguments)
     kernels = (
         item.shape[1] for item in arguments if isinstance(item, Weight) and len(item.shape) == 4 and item.shape[0] > 1
@@ -73,7 +74,7 @@ def _channels(program: Program) -> int:
 
 
 def _users(program: Program, value: Any) -> list[int]:
-    """Places of the calls that take `value`, apart from those that only ask for its sides."""
+    """Return the indices of the calls that take `value`, apart from those that only take its sizes."""
     return [place for place, call in enumerate(program.calls) if _takes(call.arguments, value)]
 
 
@@ -82,7 +83,7 @@ def _takes(arguments: Sequence[Any], value: Any) -> bool:
 
 
 def _step(program: Program, call: Call, value: Any) -> tuple[list[float], list[float]] | None:
-    """(factor, summand) of a call of `value` with a constant."""
+    """Return (factor, summand) of a call that combines `value` with a constant; None of any other call."""
     if len(call.arguments) < 2 or call.arguments[2:] not in ((), (1,)) or call.keywords:
         return None
     first, second = call.arguments[:2]
@@ -124,12 +125,12 @@ def _plus(one: list[float], other: list[float]) -> list[float]:
     return [a + b for a, b in zip(one * (count // len(one)), other * (count // len(other)), strict=True)]
 
 
-def _instead(call: Call, normalised: Any) -> Call:
-    """The same call of the pictures where it takes the normalised ones."""
+def _on_pictures(call: Call, normalised: Any) -> Call:
+    """Return `call` with the pictures themselves where it takes the `normalised` ones."""
 
-    def of(value: Any) -> Any:
+    def replaced(value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(map(of, value))
+            return tuple(map(replaced, value))
         return Pictures() if value == normalised else value
 
-    return Call(call.operator, of(call.arguments), call.keywords, call.layer)
+    return Call(call.operator, replaced(call.arguments), call.keywords, call.layer)

@@ -1,4 +1,4 @@
-"""What the variables of a TorchScript program hold while it is read, and what its operators give."""
+"""The values of a TorchScript program's variables while it is read, and the results of its operators."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,13 @@ from fuseline.export.checkpoint.script_code import UnreadableError
 from fuseline.export.program import Call, Pictures, Result, Size, Unknown, Weight
 
 _MAX_WORK = 500_000
-"""Reading a ResNet-152 takes about 60,000."""
+"""Largest number of steps; reading a ResNet-152 takes about 60,000."""
 _MAX_CALLS = 20_000
-"""A ResNet of 1202 layers makes about 5,000."""
+"""Largest number of operator calls; a ResNet of 1202 layers makes about 5,000."""
 _MAX_KEPT_ITEMS = 16
 _MAX_INTEGER = 2**63
 MAX_KEPT_VALUES = 3  # a mean or a deviation of each colour
-# What gives its first argument back when a network infers. `to` changes the type at most, and all are read as float32.
+# Operators that return their first argument at inference. `to` changes the type at most, and all are read as float32.
 _SAME = frozenset(
     {"contiguous", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "detach", "to", "alias"}
     | {"clone", "type_as", "float", "half", "requires_grad_", "cpu", "cuda", "ImplicitTensorToNum", "data"}
@@ -30,8 +30,8 @@ _KEEP_RANK = frozenset(
     | {"relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "sigmoid", "add", "sub", "mul", "div", "slice", "pad"}
 )
 _PICTURES_RANK = 4
-_FLOATS = (5, 6, 7, 15)  # as c10/core/ScalarType.h numbers float16, float32, float64 and bfloat16
-# These change a list, a dict or a module in place.
+_FLOATS = (5, 6, 7, 15)  # numbers of float16, float32, float64 and bfloat16 in c10/core/ScalarType.h
+# Operators that change a list, a dict or a module in place.
 _CHANGERS = frozenset(
     {"extend", "insert", "pop", "clear", "reverse", "sort", "remove", "_set_item", "update", "Delete"}
 )
@@ -56,13 +56,15 @@ _CASTS: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "bool": b
 
 @dataclass(frozen=True, slots=True)
 class Module:
+    """A module of the program, and its name in the network."""
+
     inert: Inert
     path: str
 
 
 @dataclass(eq=False, slots=True)
 class Cell:
-    """A tensor as variables hold it: what works in place changes it for all of them."""
+    """A tensor that several variables may share, so that an in-place operator changes it for all of them."""
 
     value: Pictures | Result | Weight
     is_view: bool = False
@@ -71,20 +73,20 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A function by its full name, or what stands before one."""
+    """A function by its full name, or the beginning of such a name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """All sides of a tensor."""
+    """The sizes of all dimensions of a tensor."""
 
     of: Pictures | Result
 
 
 class Operators:
-    """All calls that were read so far; on plain values an operator gives what it gives when it runs."""
+    """The calls that were read so far. Operators on plain values are computed, those on tensors recorded."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -92,13 +94,13 @@ class Operators:
         self._ranks: list[int | None] = []
 
     def spend(self, work: int) -> None:
-        """Count `work`: expressions, statements and copied elements, of which there is a bound for all of a program."""
+        """Count `work`, in expressions, statements and copied elements; raise `UnreadableError` beyond the bound."""
         self._work += work
         if self._work > _MAX_WORK:
             raise UnreadableError(f"its code takes more than {_MAX_WORK} steps to read")
 
     def frozen(self, value: Any) -> Any:
-        """An argument as `Call` holds it."""
+        """Return an argument as `Call` holds it."""
         self.spend(1)
         if isinstance(value, Cell):
             return value.value
@@ -108,7 +110,7 @@ class Operators:
         return value if plain else Unknown()
 
     def apply(self, name: str, given: list[Any], keywords: dict[str, Any], layer: str) -> Any:
-        """What the operator called `name`, of torch or of the language, gives."""
+        """Return the result of the operator called `name`, of torch or of the language."""
         first = given[0] if given else None
         match name:
             case "RaiseException":
@@ -170,6 +172,7 @@ class Operators:
         return self.on_tensors(name, given, keywords, layer)
 
     def on_tensors(self, name: str, given: list[Any], keywords: dict[str, Any], layer: str) -> Any:
+        """Record the call of an operator on tensors, and return its result."""
         first = given[0] if given else None
         in_place = name.endswith("_") and not name.startswith("_")
         plain_name = name.removesuffix("_") if in_place else name
@@ -198,7 +201,7 @@ class Operators:
         return Cell(made, is_view)
 
     def _rank(self, value: Any) -> int | None:
-        """How many dimensions a tensor has; None if that isn't known."""
+        """Return the number of a tensor's dimensions; None if that isn't known."""
         if isinstance(value, Pictures):
             return _PICTURES_RANK
         if isinstance(value, Weight):
@@ -207,7 +210,7 @@ class Operators:
 
 
 def _compared(name: str, one: Any, other: Any) -> Any:
-    """What an operator on two plain values gives; unknown of what only the running program would know."""
+    """Return the result of an operator on two plain values; `Unknown` where only the running program would know."""
     numbers = all(isinstance(value, bool | int | float) for value in (one, other))
     texts = name in ("eq", "ne") and all(isinstance(value, str) for value in (one, other))
     if not (numbers or texts):
@@ -217,7 +220,7 @@ def _compared(name: str, one: Any, other: Any) -> Any:
 
 
 def _is_of_tensor(value: Any) -> bool:
-    """Whether a frozen argument is, or has in it, what a call gave or a tensor of the file."""
+    """Return whether a frozen argument is or contains a call's result or a tensor of the file."""
     return isinstance(value, Pictures | Result | Weight) or (
         isinstance(value, tuple) and any(map(_is_of_tensor, value))
     )
@@ -229,5 +232,6 @@ def _makes_integers(name: str, given: Sequence[Any], keywords: Mapping[str, Any]
 
 
 def kind_of(value: Any) -> str:
+    """Return what kind of value `value` is, for people."""
     names: Mapping[type, str] = {Cell: "a tensor", Module: "a module", Named: "a name"}
     return names.get(type(value), f"a {type(value).__name__}")

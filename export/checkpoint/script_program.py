@@ -1,9 +1,9 @@
 """The program of a TorchScript file, read from its text: every operator call with its constants, submodules inlined.
 
-Reading follows the text as an interpreter would, but on names: a tensor is the call that gave it, a module is its
-attributes in the file's pickle, and no operator is ever run. Numbers that depend on the pictures stay unknown. Where
-the text branches on one, the branch that raises an error is not taken; any other such branch can't be read.
-`training` is False, as it is after `.eval()`.
+The reader follows the text as an interpreter would, but symbolically: a tensor is the call that returned it, a module
+is its attributes in the file's pickle, and no operator on tensors is ever run. Numbers that depend on the pictures stay
+unknown. Where the text branches on one, the branch that raises an error is not taken; any other such branch can't be
+read. `training` is False, as it is after `.eval()`.
 """
 
 import ast
@@ -19,21 +19,21 @@ from fuseline.export.program import Pictures, Program, Result, Size, Unknown, We
 
 _MAX_CALL_DEPTH = 64
 _GOES_ON = object()
-# What may be returned beside them are features, other forms of the logits, or classes.
+# Operators that give logits, the likeliest first; features, other forms of the logits, or classes may come beside them.
 _GIVE_LOGITS = (("linear", "addmm"), ("softmax", "log_softmax"))
 
 
 def read_program(root: Inert, code: ScriptCode, constants: Callable[[], Any]) -> Program:
-    """The program of `root`'s forward.
+    """Return the program of `root`'s forward.
 
     Args:
         root: the module, as the file's pickle has it.
-        code: its classes.
-        constants: gives the tensors that the code names `CONSTANTS.c0` and so on; called where it names one.
+        code: the code of its classes.
+        constants: returns the tensors that the code names `CONSTANTS.c0` and so on; called where it names one.
 
     Raises:
         UnreadableError: the code is damaged, out of bounds, branches on values of the pictures, or holds something
-            that isn't known here. The text says what.
+            that isn't known here; the message says what.
     """
     try:
         return _Reader(code, constants).program(root)
@@ -45,7 +45,7 @@ def read_program(root: Inert, code: ScriptCode, constants: Callable[[], Any]) ->
         ArithmeticError,
         LookupError,
         AttributeError,
-    ) as error:  # code that lies about itself
+    ) as error:  # code that contradicts itself
         raise UnreadableError(f"its code contradicts itself ({type(error).__name__}: {str(error)[:100]})") from error
 
 
@@ -68,7 +68,7 @@ class _Reader:
         return Program(tuple(self._operators.calls), found.value)
 
     def _logits_among(self, returned: list[Any], whole: Any) -> Any:
-        """The only one that a linear layer gave, else the only one of a softmax; `whole` where none is told so."""
+        """Return the only tensor that a linear layer gave, else the only one of a softmax; `whole` if there is none."""
         while len(returned) == 1:
             (whole,) = returned
             if not isinstance(whole, list | tuple | dict):
@@ -111,7 +111,7 @@ class _Reader:
         return None if returned is _GOES_ON else returned
 
     def _block(self, statements: Sequence[ast.stmt], names: dict[str, Any], layer: str) -> Any:
-        """What the statements return, or `_GOES_ON`."""
+        """Run the statements; return what they return, or `_GOES_ON`."""
         for statement in statements:
             self._operators.spend(1)
             match statement:
@@ -209,7 +209,7 @@ class _Reader:
         attributes = attributes_of(owner.inert)
         if name in attributes:
             path = f"{owner.path}.{name}" if owner.path else name
-            if path not in self._attributes:  # kept, as what works in place changes it for all who ask again
+            if path not in self._attributes:  # kept, so that an in-place operator's change stays
                 self._attributes[path] = self._of_file(attributes[name], path)
             return self._attributes[path]
         constant = self._code.constant(owner.inert.name, name)
@@ -260,7 +260,7 @@ class _Reader:
 
 
 def _raises(statements: Sequence[ast.stmt]) -> bool:
-    """Whether a block does nothing but raise an error, behind texts that it may make."""
+    """Return whether a block raises an error, perhaps after it has made the text."""
     return any(
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Call)

@@ -1,4 +1,4 @@
-"""Which weights `--take KEY_OR_PREFIX` means: those at a key, or those whose names begin with a prefix."""
+"""The weights that `--take KEY_OR_PREFIX` means: those at a key, or those whose names begin with a prefix."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +12,16 @@ _SHOWN = 8
 
 
 def key_to_take(content: Mapping[Any, Any], take: str) -> list[str]:
-    """The keys of `content` that `take` is, or begins with before a dot, the longest first."""
+    """Return the keys of `content` that are `take`, or its beginning up to a dot, the longest first."""
     keys = [key for key in content if isinstance(key, str) and key and f"{take}.".startswith(f"{key}.")]
     return sorted(keys, key=len, reverse=True)
 
 
 def prefix_to_take(names: Iterable[str], take: str, keys: Sequence[str], path: Path) -> str:
-    """The prefix, with its dot, that `take` means among `names`; wrappers' prefixes may stand before it.
+    """Return the prefix of `names`, with its dot, that `take` means; wrappers' prefixes may come before it.
 
     Raises:
-        CheckpointError: it fits none or several; the message lists them, and `keys` that would do too.
+        CheckpointError: `take` fits no prefix, or several; the message lists the prefixes, and the usable `keys`.
     """
     names = list(names)
     take = take.removesuffix(".")
@@ -45,7 +45,7 @@ def prefix_to_take(names: Iterable[str], take: str, keys: Sequence[str], path: P
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """The first parts of `names`, behind what all of them share."""
+    """Return the first parts of `names` behind what all of them share, with that."""
     shared = ""
     while names and all("." in name for name in names):
         firsts = list(dict.fromkeys(name.partition(".")[0] for name in names))

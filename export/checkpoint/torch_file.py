@@ -1,8 +1,8 @@
-"""A file of `torch.save` or of TorchScript becomes values, tensors and inert objects; none of its code is run.
+"""Reading of a file of `torch.save` or TorchScript as values, tensors and inert objects; none of its code is run.
 
-The tensors lie in the memory that the file was read into. Accepted are the zip archives that PyTorch writes since 1.6,
-the plain pickles before them (torch/serialization.py: `_save`, `_legacy_save`), and TorchScript archives, whose
-attributes lie in a pickle of the same kind (torch/csrc/jit/serialization/pickler.cpp).
+The tensors lie in the memory that the file was read into. The formats are the zip archives that PyTorch has written
+since 1.6, the plain pickles before them (torch/serialization.py: `_save`, `_legacy_save`), and TorchScript archives,
+whose attributes are in a pickle of the same kind (torch/csrc/jit/serialization/pickler.cpp).
 """
 
 import struct
@@ -26,7 +26,7 @@ EXPECTED = (
     "expected a checkpoint saved by torch.save (.pt, .pth, .th, .ckpt), a .safetensors file, or a folder or index of "
     "them"
 )
-_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save wrote first before PyTorch 1.6
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number with which torch.save began before PyTorch 1.6
 _LOCAL_HEADER_BYTES = 30
 _UNTOLD = "its program, which would tell strides, pools and activations, couldn't be read to its end"
 _MAX_ELEMENT_BYTES = 16
@@ -34,18 +34,20 @@ _MAX_ELEMENT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """What the file holds."""
+    """What a file holds."""
 
     root: Any
+    """The object that was saved."""
     inert: tuple[str, ...]
     """Names of the classes and functions whose objects were left inert."""
     program: Program | None = None
-    """Only of TorchScript, where it could be read to its end."""
+    """The program of a TorchScript file, if it could be read to its end."""
     notes: tuple[str, ...] = ()
+    """Sentences: what couldn't be read."""
 
 
 def is_torch_file(data: mmap) -> bool:
-    """Whether `data` begins as something that torch.save wrote."""
+    """Return whether `data` begins as a file of torch.save does."""
     return data[:2] == b"PK" or (data[:1] == b"\x80" and _TORCH_MAGIC in data[:32])
 
 
@@ -53,7 +55,8 @@ def read_torch_file(data: mmap, path: Path) -> TorchFile:
     """Read `data`, the bytes of `path`.
 
     Raises:
-        CheckpointError: it is no checkpoint, a program of torch.export, compressed or damaged. The message says which.
+        CheckpointError: the file is no checkpoint, a program of torch.export, compressed or damaged; the message says
+            which.
     """
     try:
         return _from_archive(data, path) if data[:2] == b"PK" else _from_plain_pickles(data)
@@ -68,7 +71,7 @@ def read_torch_file(data: mmap, path: Path) -> TorchFile:
 
 
 class _Archive:
-    """The parts of a zip archive, found by name and read in place."""
+    """The parts of a zip archive, by name, read in place."""
 
     def __init__(self, data: mmap, path: Path) -> None:
         self._data = data
@@ -87,14 +90,14 @@ class _Archive:
         return list(self._entries)
 
     def size(self, name: str) -> int:
-        """Of the part called `name`, unpacked, in bytes, as the archive lists it."""
+        """Return the unpacked size in bytes of the part called `name`, as the archive lists it."""
         return self._entries[name].file_size
 
     def text(self, name: str) -> bytes:
-        """The part called `name`, unpacked, which may be compressed; no more bytes than the archive lists for it.
+        """Return the part called `name`, which may be compressed, unpacked to no more bytes than the archive lists.
 
         Raises:
-            ValueError: it isn't there, is packed otherwise, or has another size.
+            ValueError: the part isn't there, is packed in an unknown way, or has another size.
         """
         entry = self._entries[name]
         start = self._start(name)
@@ -113,7 +116,7 @@ class _Archive:
         return text
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where the part called `name` begins in the file, and its size in bytes."""
+        """Return where the part called `name` begins in the file, and its size in bytes."""
         start = self._start(name)
         entry = self._entries[name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
@@ -180,7 +183,7 @@ def _from_archive(data: mmap, path: Path) -> TorchFile:
 
 
 def _as_file(data: mmap) -> IO[bytes]:
-    """An mmap reads, seeks and tells as a file does."""
+    """Return `data` as a file, whose methods to read, seek and tell an mmap has."""
     return cast("IO[bytes]", data)
 
 
@@ -190,7 +193,7 @@ def _part(data: mmap, archive: _Archive, name: str) -> bytes:
 
 
 def _storage(memory: Any, kind: Any, *, swap: bool) -> Storage:
-    """Copied here, once for all of its tensors, where its address isn't a multiple of an element's size."""
+    """Return the storage over `memory`, copied if its address isn't a multiple of an element's size."""
     dtype = storage_dtype(kind)
     if memory is not None and memory.data_ptr() % (dtype.itemsize if dtype else _MAX_ELEMENT_BYTES):
         memory = memory.clone()
@@ -206,9 +209,9 @@ def _construct_in_script(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _from_plain_pickles(data: mmap) -> TorchFile:
-    """Three small pickles, then the root's, then one that lists storages, then the storages themselves.
+    """Read three small pickles, the root's, one that lists the storages, and the storages themselves.
 
-    The root is read twice: its tensors need the storages, whose sizes only the root tells.
+    The root is read twice, as its tensors need the storages, whose types only the root tells.
     """
     data.seek(0)
     _, _, system = (read_pickle(_as_file(data)).root for _ in range(3))
@@ -232,7 +235,7 @@ def _from_plain_pickles(data: mmap) -> TorchFile:
         position += 8 + size
 
     def persistent(key: Any) -> Any:
-        if key[0] == "module":  # before 1.6 a module's class came with its source
+        if key[0] == "module":  # before 1.6 the source of a module's class was saved with it
             return key[1]
         _, kind, name, location, _, view = key
         if location == "meta":

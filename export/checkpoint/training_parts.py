@@ -1,11 +1,11 @@
-"""What stands beside a network in a checkpoint, told from names and shapes: heads, copies, and what training needed."""
+"""The parts beside a network in a checkpoint, by names and shapes: heads, copies, and what training needed."""
 
 import math
 import re
 from collections.abc import Mapping
 
 Shapes = dict[str, tuple[int, ...]]
-"""A tensor's name to its shape."""
+"""Name of a tensor to its shape."""
 
 _EMA = re.compile(
     r"_?((model|module|net|network|params|state_dict|weights)_?)?(ema|swa)"
@@ -17,7 +17,7 @@ _BYSTANDER = re.compile(
     r"|(train|val|valid|test)_\w+|decay|initted|step|num_updates|queue\w*",
     re.IGNORECASE,
 )
-# Networks that follow or lead the one that is trained; of a pair with such a one the other is meant.
+# Names of networks that follow or lead the one that is trained; of two such networks, the other is meant.
 _COPY = re.compile(
     r"(\w+_)?teacher(_\w+)?\d*|momentum_\w+|(target|key)_(encoder|backbone|net|network|model|\w*head|projector)"
     r"|(encoder|backbone|net|network|model|\w*head|projector)_(momentum|target|key|k)",
@@ -32,35 +32,35 @@ _PRETRAINED = re.compile(
 _PIXEL_STATISTICS = re.compile(r"(.+\.)?((image|pixel|input|data)_)?(mean|std)")
 _HEAD = re.compile(r"(fc|linear|head|heads|classifier|last_linear|logits|output|out|cls|cls_head)\d*")
 _GATE = re.compile(r"(se|se_?module|squeeze\w*|attn|attention|ca|gate)\d*")
-# Fewer may be a layer of several parts: a stem, a neck.
+# Smallest number of convolutions in a network; fewer may be a stem or a neck.
 _CONVOLUTIONS_OF_A_NETWORK = 4
 _MAX_NESTING = 16
 
 
 def is_ema(name: str) -> bool:
-    """Whether a key or the first part of a name says that it holds averaged weights."""
+    """Return whether a key, or the first part of a name, says that it holds averaged weights."""
     return bool(_EMA.fullmatch(name))
 
 
 def is_bystander(first: str) -> bool:
-    """Whether the first part of a name says that what is behind it served the training alone."""
+    """Return whether the first part of a name says that what is behind it served only the training."""
     return bool(_BYSTANDER.fullmatch(first) or is_copy(first))
 
 
 def is_copy(first: str) -> bool:
-    """Whether the first part of a name says that a second network is behind it, as the teacher of another."""
+    """Return whether the first part of a name says that a second network is behind it, such as a teacher."""
     return bool(_COPY.fullmatch(first))
 
 
 def is_projection(first: str) -> bool:
-    """Whether the first part of a name says that a head of self-supervised training is behind it, no classifier."""
+    """Return whether the first part of a name says that a head of self-supervised training is behind it."""
     return bool(_PROJECTION.fullmatch(first))
 
 
 def is_pretraining(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether these are a self-supervised training's tensors: then no head among them is a classifier by its name.
+    """Return whether these are tensors of a self-supervised training, whose heads are no classifiers.
 
-    Hand-written ResNets may call a shortcut `projection`; that has kernels, a projection head has none.
+    Hand-written ResNets may call a shortcut `projection`, but that has kernels, and a projection head has none.
     """
     projections: dict[str, set[int]] = {}
     for name, shape in shapes.items():
@@ -74,12 +74,12 @@ def is_pretraining(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def is_pixel_statistic(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is the mean or the deviation by which a layer normalises pixels."""
+    """Return whether a tensor is the mean or the deviation with which a layer normalises pixels."""
     return bool(_PIXEL_STATISTICS.fullmatch(name)) and math.prod(shape) in (1, 3)
 
 
 def is_layer(first: str, group: Shapes) -> bool:
-    """Whether a group of tensors could be a part of a network: it has a matrix, a kernel or running statistics."""
+    """Return whether a group of tensors may be a part of a network: it has a matrix, a kernel or running statistics."""
     if is_bystander(first):
         return False
     return any(
@@ -88,7 +88,7 @@ def is_layer(first: str, group: Shapes) -> bool:
 
 
 def is_head(first: str, group: Shapes) -> bool:
-    """Whether a group is a classifier: matrices, or a single 1x1 convolution that is called as one."""
+    """Return whether a group is a classifier: matrices, or a single 1x1 convolution with a classifier's name."""
     kernels = [shape for shape in group.values() if len(shape) == 4]
     if any(shape[2:] != (1, 1) for shape in kernels):
         return False
@@ -97,7 +97,7 @@ def is_head(first: str, group: Shapes) -> bool:
 
 
 def has_head(shapes: Shapes) -> bool:
-    """Whether a matrix is among them that is no gate of squeeze-and-excitation."""
+    """Return whether there is a matrix that is no gate of squeeze-and-excitation."""
     for name, shape in shapes.items():
         parts = name.split(".")
         is_matrix = len(shape) == 2 and parts[-1] == "weight"
@@ -107,15 +107,15 @@ def has_head(shapes: Shapes) -> bool:
 
 
 def has_convolution(shapes: Shapes) -> bool:
-    """Whether a kernel of two dimensions is among them."""
+    """Return whether there is a kernel of two dimensions."""
     return any(len(shape) == 4 for shape in shapes.values())
 
 
 def holds_network(shapes: Shapes) -> bool:
-    """Whether they are a network of their own, behind any prefixes that all of them share: several parts with names.
+    """Return whether the tensors are a whole network: several parts with names, behind prefixes that all share.
 
-    Blocks and Sequentials have numbers for names, so a stage is none; nor is a stem or a neck, which has neither a
-    classifier nor more than a few convolutions.
+    A stage is no network, as blocks and parts of Sequentials have numbers for names; nor is a stem or a neck, which has
+    no classifier and few convolutions.
     """
     for _ in range(_MAX_NESTING):
         groups = groups_of(shapes)
@@ -128,7 +128,7 @@ def holds_network(shapes: Shapes) -> bool:
 
 
 def groups_of(shapes: Shapes) -> dict[str, Shapes]:
-    """First parts of names to the tensors that have them, by their whole names."""
+    """Return first part of a name -> the tensors whose names have it, by their whole names."""
     groups: dict[str, Shapes] = {}
     for name, shape in shapes.items():
         groups.setdefault(first_of(name), {})[name] = shape
@@ -136,5 +136,5 @@ def groups_of(shapes: Shapes) -> dict[str, Shapes]:
 
 
 def first_of(name: str) -> str:
-    """What stands before a name's first dot; all of it where there is none."""
+    """Return the part of a name before its first dot; the whole name if there is none."""
     return name.partition(".")[0]

@@ -1,8 +1,8 @@
-"""Which of a checkpoint's tensors are the network, and what they are called without their wrappers' prefixes.
+"""The tensors of a checkpoint that are the network, and their names without wrappers' prefixes.
 
 Wrappers put a prefix before the names of the network that they hold: `module.` (DistributedDataParallel), `_orig_mod.`
-(torch.compile), `model.` or `net.` (a LightningModule's attribute), whatever else an attribute is called. Beside it may
-stand what training needed: a loss's class weights, metrics, a teacher, a projection head.
+(torch.compile), `model.` or `net.` (a LightningModule's attribute), or the name of any other attribute. Beside the
+network there may be what training needed: a loss's class weights, metrics, a teacher, a projection head.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,23 +41,23 @@ PREFIXES = (
     "online_model.",
     "resnet.",
 )
-"""In the order in which they are looked for where several fit."""
+"""Known prefixes, in the order in which they are looked for where several fit."""
 
-_HUGGING_FACE = "resnet.embedder."  # where it is there, `resnet.` is a part of the scheme's names
+_HUGGING_FACE = "resnet.embedder."  # where a name begins so, `resnet.` is a part of the scheme's names
 
-# These stand before any part of a network and never name one.
+# These may come before any part of a name, and never name a part of a network.
 _INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass
 class Names:
-    """How names of the file become names of the network."""
+    """The steps that turn names of the file into names of the network."""
 
     notes: list[str] = field(default_factory=list)
     _steps: list[tuple[str, frozenset[str]]] = field(default_factory=list)
 
     def renamed(self, name: str) -> str | None:
-        """`name`, of a tensor or a layer, in the network; None if it is none of the network's."""
+        """Return the network's name of the file's tensor or layer `name`; None if it is no part of the network."""
         dotted = f"{name}."  # so that a layer that is the wrapper itself loses its whole name
         for prefix, left_out in self._steps:
             if first_of(dotted) in left_out:
@@ -66,7 +66,7 @@ class Names:
         return dotted.removesuffix(".") or None
 
     def stages(self, tensors: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`tensors` by their names before each step, with what the steps so far took away, for people."""
+        """Yield (what the steps so far removed, for people; `tensors` by their names then) before each step."""
         gone: list[str] = []
         for count, (prefix, left_out) in enumerate(self._steps):
             before = Names([], self._steps[:count])
@@ -78,14 +78,15 @@ class Names:
 
 
 def network_names(tensors: Mapping[str, Any], *, pretraining: bool | None = None) -> Names:
-    """The names of the network among `tensors`, of which the shapes matter, and of repeated weights the values.
+    """Return the names of the network among `tensors`, by their names and shapes, and the values of repeated weights.
 
-    A prefix goes where what is behind it is a whole network, and either every name has it, or nothing that computes
-    stands beside it but, where the network has no classifier, that. Where it isn't clear what the network is, such as
-    two networks or two classifiers, names stay as they are.
+    A prefix is removed if a whole network is behind it, and if either every name has it, or nothing beside it computes
+    anything but the classifier that the network lacks. Where it isn't clear what the network is, as with two networks
+    or two classifiers, names stay as they are.
 
-    `pretraining` says whether the file is of self-supervised training, whose heads are no classifiers and are left out;
-    None tells it from the names.
+    Args:
+        pretraining: whether the file comes from self-supervised training, whose heads are no classifiers and are left
+            out; None: the names tell it.
     """
     if pretraining is None:
         pretraining = is_pretraining(shapes_of(tensors))
@@ -93,12 +94,12 @@ def network_names(tensors: Mapping[str, Any], *, pretraining: bool | None = None
 
 
 def shapes_of(tensors: Mapping[Any, Any]) -> Shapes:
-    """Of each tensor by its name, () of what has none."""
+    """Return the shape of each tensor by its name; () for a value without one."""
     return {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items() if isinstance(name, str)}
 
 
 def pixel_statistics(tensors: Mapping[Any, Any]) -> dict[str, list[float]]:
-    """`mean` and `std` of a layer that normalises images, flat: buffers of 1 or 3 values, such as `normalize.mean`."""
+    """Return the flat `mean` and `std` of a layer that normalises images: buffers such as `normalize.mean`, or {}."""
     found: dict[str, list[float]] = {}
     for name, tensor in tensors.items():
         if isinstance(name, str) and isinstance(tensor, Tensor) and is_pixel_statistic(name, tuple(tensor.shape)):
@@ -107,7 +108,7 @@ def pixel_statistics(tensors: Mapping[Any, Any]) -> dict[str, list[float]]:
 
 
 def averaged_group(name: str) -> str | None:
-    """What stands before averaged weights' own names, wrappers included: `module.ema_model.`; None of plain ones."""
+    """Return the prefix of an averaged weight's name, with wrappers': `module.ema_model.`; None of a plain weight."""
     parts = name.split(".")
     for index, part in enumerate(parts[:-1]):
         if is_ema(part):
@@ -118,12 +119,12 @@ def averaged_group(name: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    """`text` with what UTF-8 can't hold, lone surrogates, written out."""
+    """Return `text` with lone surrogates, which UTF-8 can't hold, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _Steps:
-    """One prefix after the other, until none is left that is a wrapper's."""
+    """Removes one wrapper's prefix after the other, until none is left."""
 
     def __init__(self, tensors: Mapping[str, Any], pretraining: bool) -> None:
         self._names = Names()
@@ -131,10 +132,10 @@ class _Steps:
         self._tensors = tensors
         self._pretraining = pretraining
         self._behind: dict[str, str] = {}
-        """Names so far to those of the file."""
+        """Names after the steps so far, to those of the file."""
         self._shapes: Shapes = {}
         self._inert: set[str] = set()
-        """Of tensors of whole numbers."""
+        """Names of tensors of whole numbers."""
 
     def taken(self) -> Names:
         while True:
@@ -170,7 +171,7 @@ class _Steps:
         others = [
             first
             for first in groups
-            if f"{first}." not in PREFIXES and not _serves(first) and holds_network(groups[first])
+            if f"{first}." not in PREFIXES and not _serves_training(first) and holds_network(groups[first])
         ]
         for first in (*known, *others):
             if all(name.startswith(f"{first}.") for name in groups[first]) and (step := self._of_mixed(first, groups)):
@@ -178,7 +179,7 @@ class _Steps:
         return self._without_prefix(groups)
 
     def _of_mixed(self, taken: str, groups: Mapping[str, Shapes]) -> tuple[str, frozenset[str]] | None:
-        """Where `taken` holds a network and other groups stand beside it."""
+        """Return the step that takes the network in `taken`, beside which there are other groups; None if unclear."""
         prefix = f"{taken}."
         inside = {name.removeprefix(prefix): shape for name, shape in groups[taken].items()}
         beside = {first: group for first, group in groups.items() if first != taken}
@@ -188,7 +189,7 @@ class _Steps:
             layers -= {first for first in layers if is_projection(first)}
         heads = {first for first in layers if is_head(first, beside[first])}
         if has_head(inside) and not self._pretraining:
-            # Another classifier, or another network: which one is meant can't be told from here.
+            # There is another classifier or network, and nothing tells which one is meant.
             if heads or any(f"{first}." in PREFIXES or holds_network(beside[first]) for first in layers):
                 return None
             kept: set[str] = set()
@@ -201,7 +202,7 @@ class _Steps:
             first for first in left_out if first in layers or not self._is_known_bystander(taken, first, beside)
         }
         if computing:
-            # It may scale, shift or filter what goes into the network or comes out of it.
+            # What computes beside the network may change its input or output.
             self._notes.append(
                 f"names keep `{printable(prefix)}`: {_listed(_names_of(computing, groups))} beside it may be a part of "
                 "the network. If so, --factory builds the whole of it; if not, "
@@ -226,8 +227,8 @@ class _Steps:
         }
         if self._pretraining and not any(map(holds_network, groups.values())):
             heads = {first for first, group in groups.items() if is_head(first, group)} - left_out
-            # A classifier may have been trained beside a projection head; whether it takes its features from there
-            # can't be told.
+            # A classifier may have been trained beside a projection head; nothing tells whether it takes that head's
+            # features.
             if all(is_projection(first) for first in heads) or not any(map(is_projection, heads)):
                 left_out |= heads
         rest = {name: shape for name, shape in self._shapes.items() if first_of(name) not in left_out}
@@ -258,18 +259,18 @@ class _Steps:
         )
 
     def _repeats(self, taken: str, first: str) -> bool:
-        """Whether `first` holds the same weights as `taken` once more, and projection heads at most besides."""
+        """Return whether `first` repeats the weights of `taken`, with at most projection heads besides."""
         own = {name.removeprefix(f"{taken}."): name for name in self._shapes if name.startswith(f"{taken}.")}
         others = [name for name in self._shapes if name.startswith(f"{first}.")]
         parts = {name: name.split(".")[1:] for name in others}
         repeated = {
             name: next((own[tail] for k in (0, 1) if (tail := ".".join(p[k:])) in own), "") for name, p in parts.items()
         }
-        if len({mine for mine in repeated.values() if mine}) < len(own):
+        if len({original for original in repeated.values() if original}) < len(own):
             return False
         return all(
-            self._are_equal(name, mine) if mine else any(map(is_projection, parts[name]))
-            for name, mine in repeated.items()
+            self._are_equal(name, original) if original else any(map(is_projection, parts[name]))
+            for name, original in repeated.items()
         )
 
     def _are_equal(self, one: str, other: str) -> bool:
@@ -277,12 +278,12 @@ class _Steps:
         return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
 
 
-def _serves(first: str) -> bool:
+def _serves_training(first: str) -> bool:
     return is_bystander(first) or is_ema(first)
 
 
 def _names_of(left_out: Iterable[str], groups: Mapping[str, Shapes]) -> list[str]:
-    """A group of one tensor by that tensor's name, a larger one by its prefix."""
+    """Return, for people, the name of a group's only tensor, or the prefix of a larger group."""
     return [next(iter(groups[first])) if len(groups[first]) == 1 else f"{first}.*" for first in sorted(left_out)]
 
 
