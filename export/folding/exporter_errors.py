@@ -1,4 +1,4 @@
-"""What torch's exporters raise, as a sentence for the owner of the network: what, where in their code, what to do."""
+"""Errors of torch's exporters in a sentence for the network's owner: what failed, where in their code, what to do."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _OPERATOR = re.compile(r"(?:OpOverload for |target=torch\.ops\.|OpOverload\(op='
 _CODE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)[ \t]*\n[ \t]*(\S[^\n]*)')
 _SHOWN = 120
 _OTHERWISE = "write that part of its forward with other operators of torch that compute the same"
-# What the error says to what helps; the first that fits speaks.
+# Pattern in the error's text -> what helps; the first that fits counts.
 _CURES = (
     (
         r"data-dependent|DataDependent|\.item\(|aten\._local_scalar_dense",
@@ -55,9 +55,10 @@ _OTHER_CURE = (
 
 
 def explained(error: BaseException, graph: fx.Graph | None = None) -> str:
-    """`error` of torch.export or torch.onnx in one line: operator and user's line, where they are told, and the cure.
+    """Return an error of torch.export or torch.onnx in one line: operator and user's line, if known, and the cure.
 
-    `graph` is what was exported; its nodes know the lines that they come from where `error` doesn't.
+    Args:
+        graph: the exported graph, whose nodes know the lines that they come from where `error` doesn't.
     """
     chain = list(_chain(error))
     texts = [str(one) for one in chain]
@@ -73,14 +74,14 @@ def explained(error: BaseException, graph: fx.Graph | None = None) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of `error`, whose others are advice to torch's own developers."""
+    """Return the first line of `error`, whose others are advice to torch's own developers."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     shown = line if len(line) <= 2 * _SHOWN else f"{line[: 2 * _SHOWN]}..."
     return f"{type(error).__name__}{f': {shown.rstrip(chr(46))}' if shown else ''}"
 
 
 def place_of_node(node: fx.Node) -> str | None:
-    """The user's line that `node` comes from, or the layer that it belongs to."""
+    """Return the user's line that `node` comes from, or the layer that it belongs to."""
     if place := _place_in(str(node.meta.get("stack_trace", ""))):
         return place
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack", {})
@@ -89,7 +90,7 @@ def place_of_node(node: fx.Node) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, the innermost first."""
+    """Yield the error and its causes, the innermost first."""
     found: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in found:
@@ -99,7 +100,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _place_in(text: str) -> str | None:
-    """Of the last line of code in `text` that is neither torch's nor ours."""
+    """Return the place of the last line of code in `text` that is neither torch's nor ours."""
     found = [match.groups() for match in _CODE.finditer(text) if _is_users(match[1])]
     return _described(*found[-1]) if found else None
 
@@ -112,7 +113,10 @@ def _place_of(error: BaseException) -> str | None:
 
 
 def _place_in_graph(operator: str, graph: fx.Graph) -> str | None:
-    """Of the first node that calls `operator` or what that was made of: `linalg_svdvals` before `_linalg_svd`."""
+    """Return the place of the first node that calls `operator`, or the one that it was decomposed from.
+
+    `_linalg_svd`, for instance, comes from `linalg_svdvals`.
+    """
     wanted = operator.rpartition(".")[2].strip("_")
     for node in graph.nodes:
         base = str(node.target).split(".")[1].strip("_") if str(node.target).startswith("aten.") else ""

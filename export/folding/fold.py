@@ -1,8 +1,8 @@
-"""BatchNorm and input scaling folded into the layers of a traced network, with the proof that no BatchNorm is left.
+"""Folding of BatchNorm and input scaling into the layers of a traced network, with proof that no BatchNorm is left.
 
-A BatchNorm folds into a convolution or linear layer whose output it alone consumes, where the weights of both are used
-once. Any other (before a convolution, as in pre-activation networks; shared; behind a layer that others read too)
-becomes the per-channel scale and shift that it is at inference, and is named.
+A BatchNorm folds into a convolution or linear layer whose output it alone consumes, if the weights of both are used
+once. Any other BatchNorm (before a convolution, as in pre-activation networks; shared; behind a layer that others read
+too) becomes the per-channel scale and shift that it is at inference, and is named.
 """
 
 import itertools
@@ -32,11 +32,11 @@ class Fold:
     convolution: str
     batchnorm: str
     largest_gain: float
-    """Largest |gamma / sqrt(var + eps)| of its channels."""
+    """Largest |gamma / sqrt(var + eps)| of the channels."""
     max_abs_error: float
     """Largest |folded - original| of the pair's output on the probe images, both computed in float32."""
     output_range: float
-    """Largest minus smallest of the pair's output on the probe images; what `max_abs_error` is to be held against."""
+    """Largest minus smallest value of the pair's output on the probe images, to compare `max_abs_error` with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +55,28 @@ class FoldedNetwork:
     pixel_mean: tuple[float, ...]
     """255 * mean of each channel."""
     pixel_scale: tuple[float, ...] | None
-    """What the centred pixels must still be multiplied by; None where the first convolution does it."""
+    """Factor of each channel by which centred pixels must still be multiplied; None where the first convolution does
+    it."""
     folds: tuple[Fold, ...]
     kept: tuple[KeptBatchNorm, ...]
 
 
 def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[float], probe: Tensor) -> FoldedNetwork:
-    """Fold what can be folded of `module`'s BatchNorms, and the input scaling. `module` is left as it is.
+    """Fold those of `module`'s BatchNorms that can be folded, and the input scaling. `module` isn't changed.
 
     Args:
         module: eval mode, float32; takes normalised float32 NCHW images, any number of them.
-        mean, std: per channel, of pixels scaled to 0..1.
+        mean: mean of each channel, of pixels scaled to 0..1.
+        std: standard deviation of each channel, as `mean`.
         probe: normalised float32 NCHW images, on which each fold's error is measured.
 
     Raises:
-        ArchitectureError: the network can't be traced, or a BatchNorm normalises by its batch; it is named.
+        ArchitectureError: the network can't be traced, or a BatchNorm, which is named, normalises by its batch.
     """
     traced = trace(module, (probe.shape[1], probe.shape[2], probe.shape[3]))
     batchnorms = traced.graph.find_nodes(op="call_function", target=_ATEN.batch_norm.default)
-    whys = {node: why_not_folded(node) for node in batchnorms}
-    pairs = [(_argument(node, 0), node) for node, why in whys.items() if why is None]
+    obstacles = {node: why_not_folded(node) for node in batchnorms}
+    pairs = [(_argument(node, 0), node) for node, why in obstacles.items() if why is None]
     inputs, outputs = _observe(traced, pairs, probe)
 
     folds = []
@@ -86,8 +88,8 @@ def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[floa
         batchnorm.replace_all_uses_with(layer)
         traced.graph.erase_node(batchnorm)
         folds.append(_measure(traced, layer, names, float(tensors.gain.abs().max()), inputs[layer], outputs[batchnorm]))
-    kept = tuple(KeptBatchNorm(layer_name(node), why) for node, why in whys.items() if why is not None)
-    for node, why in whys.items():
+    kept = tuple(KeptBatchNorm(layer_name(node), why) for node, why in obstacles.items() if why is not None)
+    for node, why in obstacles.items():
         if why is not None:
             _write_as_scale_and_shift(traced, node)
 
@@ -117,10 +119,10 @@ def check_no_batchnorm(traced: fx.GraphModule) -> None:
 
 
 def why_not_folded(batchnorm: fx.Node) -> str | None:
-    """Why `batchnorm`, a node of a traced network, folds into nothing; None where it does.
+    """Return why `batchnorm`, a node of a traced network, can't be folded; None if it can.
 
     Raises:
-        ArchitectureError: it normalises by its batch, so there is nothing to fold.
+        ArchitectureError: `batchnorm` normalises by its batch, so that there is nothing to fold.
     """
     name = layer_name(batchnorm)
     if batchnorm.args[5]:
@@ -150,9 +152,9 @@ def why_not_folded(batchnorm: fx.Node) -> str | None:
 
 
 def _first_convolution(graph: fx.Graph) -> fx.Node | None:
-    """The convolution that alone consumes the input, all channels at once, with weights that nothing else uses."""
+    """Return the convolution that alone takes the input, all channels at once, and alone uses its weights, or None."""
     (placeholder,) = graph.find_nodes(op="placeholder")
-    # Asking for the number of rows is no use of the pixels.
+    # A node that asks for the number of rows doesn't use the pixels.
     users = [user for user in placeholder.users if user.target is not _ATEN.sym_size.int]
     if len(users) != 1 or users[0].target not in _CONVOLUTIONS:
         return None
@@ -166,14 +168,14 @@ def _first_convolution(graph: fx.Graph) -> fx.Node | None:
 def _observe(
     traced: fx.GraphModule, pairs: Sequence[tuple[fx.Node, fx.Node]], probe: Tensor
 ) -> tuple[dict[fx.Node, Tensor], dict[fx.Node, Tensor]]:
-    """Input of each pair's layer and output of its BatchNorm when `traced` runs on `probe`."""
+    """Return each pair's layer -> its input, and BatchNorm -> its output, when `traced` runs on `probe`."""
     layers, batchnorms = {layer for layer, _ in pairs}, {batchnorm for _, batchnorm in pairs}
     inputs: dict[fx.Node, Tensor] = {}
     outputs: dict[fx.Node, Tensor] = {}
 
     class Observer(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
-            # Clones, as in-place ReLUs overwrite what is not copied.
+            # Clones, as in-place ReLUs would overwrite the values.
             if n in layers:
                 inputs[n] = self.env[_argument(n, 0)].clone()
             result = super().run_node(n)
@@ -231,7 +233,7 @@ def _set_weights(traced: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: T
 
 
 def _beside(traced: fx.GraphModule, tensor: fx.Node, leaf: str) -> str:
-    """A name that nothing in `traced` has, for a tensor that belongs to the same layer as `tensor`."""
+    """Return a new name in `traced` for a tensor that belongs to the same layer as `tensor`."""
     owner, _, own_leaf = str(tensor.target).rpartition(".")
     module_has_it = owner and own_leaf in ("weight", "running_mean")
     wanted = f"{owner}.{leaf}" if module_has_it else f"{tensor.target}_{leaf}"
@@ -245,7 +247,7 @@ def _has(traced: fx.GraphModule, target: str) -> bool:
 
 
 def batchnorm_tensors(traced: fx.GraphModule, batchnorm: fx.Node) -> BatchNormTensors:
-    """The tensors of `batchnorm`, a node of `traced`, in float64."""
+    """Return the tensors of `batchnorm`, a node of `traced`, in float64."""
     eps = batchnorm.args[7]
     assert isinstance(eps, float)
     return BatchNormTensors(
@@ -264,7 +266,7 @@ def _argument(node: fx.Node, index: int) -> fx.Node:
 
 
 def _tensor(traced: fx.GraphModule, node: fx.Node, index: int) -> Tensor:
-    """The tensor that is `node`'s argument number `index`, in float64."""
+    """Return the tensor that is `node`'s argument number `index`, in float64."""
     value = attribute(traced, str(_argument(node, index).target))
     return value.detach().double()
 
@@ -275,14 +277,14 @@ def _optional_tensor(traced: fx.GraphModule, node: fx.Node, index: int) -> Tenso
 
 
 def attribute(module: nn.Module, target: str) -> Tensor:
-    """The tensor called `target` of `module`, such as `layer1.0.conv1.weight`."""
+    """Return the tensor of `module` called `target`, such as `layer1.0.conv1.weight`."""
     owner, _, leaf = target.rpartition(".")
     tensor: Tensor = getattr(module.get_submodule(owner), leaf)
     return tensor
 
 
 def _set_tensor(traced: fx.GraphModule, target: str, tensor: Tensor) -> None:
-    """Let `traced` have `tensor` as `target`; the network that it was traced from keeps its own."""
+    """Set the tensor `target` of `traced`; the network that it was traced from keeps its own."""
     owner, _, leaf = target.rpartition(".")
     setattr(traced.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
 

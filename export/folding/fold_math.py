@@ -1,4 +1,4 @@
-"""The mathematics of folding, in float64: it knows tensors and no graph.
+"""The mathematics of folding, in float64; this module knows tensors and no graph.
 
 At inference a BatchNorm is y = (x - mean) / sqrt(var + eps) * gamma + beta (Ioffe and Szegedy 2015, algorithm 2): a
 per-channel gain and offset, which the convolution or linear layer before it can carry. The division of pixels by
@@ -17,7 +17,7 @@ PIXEL_MAX = 255.0
 
 @dataclass(frozen=True, slots=True)
 class BatchNormTensors:
-    """A BatchNorm at inference; tensors (channels,), float64."""
+    """A BatchNorm at inference; its tensors are (channels,), float64."""
 
     gamma: Tensor | None
     beta: Tensor | None
@@ -33,15 +33,15 @@ class BatchNormTensors:
 
     @property
     def offset(self) -> Tensor:
-        """What is added after the gain: beta - mean * gain, shape (channels,)."""
+        """Summand after the gain, beta - mean * gain, shape (channels,)."""
         offset = -self.running_mean * self.gain
         return offset if self.beta is None else self.beta + offset
 
 
 def fold_batchnorm(weight: Tensor, bias: Tensor | None, batchnorm: BatchNormTensors) -> tuple[Tensor, Tensor]:
-    """Weight (out, ...) and bias (out,) of the layer that equals the layer of `weight` and `bias`, then `batchnorm`.
+    """Return weight (out, ...) and bias (out,) of a layer that equals that of `weight` and `bias`, then `batchnorm`.
 
-    Everything is float64, and so is the result.
+    All tensors are float64.
     """
     gain, offset = batchnorm.gain, batchnorm.offset
     folded = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
@@ -49,10 +49,10 @@ def fold_batchnorm(weight: Tensor, bias: Tensor | None, batchnorm: BatchNormTens
 
 
 def input_scale(std: Sequence[float]) -> Tensor:
-    """What centred pixels of 0..255 are multiplied by: 1 / (255 * std), shape (channels,), float64."""
+    """Return the factor of centred pixels of 0..255, 1 / (255 * std), shape (channels,), float64."""
     return 1 / torch.tensor([PIXEL_MAX * value for value in std], dtype=torch.float64)
 
 
 def fold_input_scale(weight: Tensor, std: Sequence[float]) -> Tensor:
-    """The first convolution's weight (out, in, kh, kw), float64, for centred pixels of 0..255."""
+    """Return the first convolution's weight (out, in, kh, kw), float64, for centred pixels of 0..255."""
     return weight * input_scale(std).reshape(1, -1, 1, 1)

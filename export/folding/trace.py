@@ -1,7 +1,7 @@
-"""Any network as a flat graph of ATen operators: what folding rewrites and what an inspection reads.
+"""Tracing of a network as a flat graph of ATen operators, which folding rewrites and an inspection reads.
 
-torch.export sees convolutions and BatchNorms alike whether they are modules or functional calls, and names their
-weights as the module does.
+torch.export treats modules and functional calls of convolutions and BatchNorms alike, and names their weights as the
+module does.
 """
 
 import io
@@ -18,29 +18,29 @@ from fuseline.export.folding.exporter_errors import explained, place_of_node
 from fuseline.serve.errors import ArchitectureError
 
 MAX_BATCH_ROWS = 65536
-"""The batch is traced as 1 to so many rows."""
+"""Largest number of rows of a batch in the traced graph."""
 
 _ATEN = torch.ops.aten
 _PROBABILITIES = {_ATEN.softmax.int: "softmax", _ATEN._softmax.default: "softmax", _ATEN.sigmoid.default: "sigmoid"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModule:
-    """The graph of `module`, which takes float32 (rows, *input_shape), NCHW, and gives one tensor, for any batch.
+    """Return the graph of `module`, which takes float32 (rows, *input_shape), NCHW, and returns one tensor.
 
-    Nodes are one placeholder, `get_attr` of weights (targets are the module's own tensor names, their memory is
-    shared), `call_function` of `torch.ops.aten` and the output, a single node. `node.meta["val"].shape` is each
-    value's shape, its first dimension symbolic.
+    The graph takes any number of rows. Its nodes are one placeholder, `get_attr` of weights (by the module's own tensor
+    names, in the same memory), `call_function` of `torch.ops.aten`, and the output, which is one node.
+    `node.meta["val"].shape` is the shape of a node's value, whose first dimension is symbolic.
 
     Raises:
-        ArchitectureError: its control flow depends on the data, the number of rows is built in, or it doesn't return
-            one tensor.
+        ArchitectureError: control flow of `module` depends on the data, the number of rows is built in, or it doesn't
+            return one tensor.
     """
     # Two rows: torch.export takes a dimension of size 1 for a constant.
     example = torch.zeros((2, *input_shape))
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH_ROWS)
     with quiet_exporter():
         try:
-            # Where it fails, it prints the graph so far, which says less than the line that the error names.
+            # A failing export prints the graph so far, which says less than the line that its error names.
             with redirect_stderr(io.StringIO()):
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # user code runs here, and torch.export has no error of its own
@@ -61,7 +61,7 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
             f"the network ends in a {name}, so it returns probabilities; expected logits, leave it out: {how}"
         )
     output.args = (given[0],)
-    # The exported module keeps the caller's pytree convention and refuses eval(); a plain one does neither.
+    # The exported module keeps the caller's pytree convention and rejects eval(); a plain one does neither.
     graph.set_codegen(CodeGen())
     if foreign := next((node for node in graph.nodes if "functorch" in getattr(node.target, "__module__", "")), None):
         where = place_of_node(foreign)
@@ -78,10 +78,10 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> fx.GraphModul
 
 
 def layer_name(node: fx.Node) -> str:
-    """The module that the weight of a convolution, linear layer or BatchNorm `node` belongs to, as the module has it.
+    """Return the name of the module whose weight `node`, a convolution, linear layer or BatchNorm, uses.
 
-    A weight that is used functionally, without a module of its own, is called by its own name; where the weight is
-    computed, the layer is the module that calls the operator.
+    For a weight that is used functionally, without a module of its own, it is the weight's name; for one that is
+    computed, the name of the module that calls the operator.
     """
     weight = node.args[3] if node.target == _ATEN.batch_norm.default else node.args[1]
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -108,9 +108,9 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def _take_constants_as_they_are(graph: fx.Graph) -> None:
-    """Tensors that the forward makes of numbers, without the copies that torch.export makes of them for each call.
+    """Remove the copies that torch.export makes, for each call, of tensors that the forward makes from numbers.
 
-    Where one is worked on in place, every call needs its copy.
+    A tensor that is changed in place keeps its copy, as every call needs its own.
     """
     for node in list(graph.nodes):
         if node.target in (_ATEN.lift_fresh_copy.default, _ATEN.detach_.default) and node.args[0].op == "get_attr":
@@ -123,7 +123,7 @@ def _take_constants_as_they_are(graph: fx.Graph) -> None:
 
 
 def _pool_by_mean(graph: fx.Graph) -> None:
-    """Global average pooling as a mean: the same number, but it exports to one ReduceMean.
+    """Replace global average pooling by a mean, which is the same number and exports to one ReduceMean.
 
     torch.export decomposes `adaptive_avg_pool2d(1)` into an as_strided, which becomes a Gather over indices computed
     from the batch size.

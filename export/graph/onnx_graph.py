@@ -17,11 +17,11 @@ from fuseline.export.folding.trace import MAX_BATCH_ROWS, quiet_exporter
 from fuseline.serve.errors import ArchitectureError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 
-# TensorRT 10 and 11, ONNX Runtime and OpenVINO all read it; nothing here needs a newer one.
+# TensorRT 10 and 11, ONNX Runtime and OpenVINO all read this opset; nothing here needs a newer one.
 OPSET = 20
 _ATEN = torch.ops.aten
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-# Names that no module of a user's has.
+# Names that no user's module has.
 _PIXEL_MEAN, _PIXEL_SCALE = "fuseline_pixel_mean", "fuseline_pixel_scale"
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -30,11 +30,11 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
     """Export `network` to a checked ONNX model whose nodes bear the names of the network's layers.
 
     Args:
-        metadata: goes into the model's metadata properties, each value as JSON, under `fuseline.<key>`.
+        metadata: values for the model's metadata properties, each written as JSON under `fuseline.<key>`.
 
     Raises:
-        ArchitectureError: the network has an operator that ONNX hasn't, or the exported graph still holds a
-            BatchNormalization, or not the promised input and output.
+        ArchitectureError: the network has an operator that ONNX hasn't, or the exported graph still has a
+            BatchNormalization, or doesn't have the promised input and output.
     """
     module = _pixel_network(network)
     # Two rows: torch.export specialises a dimension of size 1.
@@ -65,15 +65,16 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
 
 
 def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
-    """The served function: logits (n, classes), float32, of images (n, h, w, c), uint8; `network` is left as it is.
+    """Return the served function: logits (n, classes), float32, of images (n, h, w, c), uint8.
 
-    One flat graph and no wrapper around the folded one, as the exporter keeps the names of layers only in the former.
+    It is one flat graph without a wrapper, as the exporter keeps the names of layers only then. `network` isn't
+    changed.
     """
     graph = fx.Graph()
     image = graph.placeholder(INPUT_NAME)
     # Transposed while still bytes, a quarter of the memory traffic: 2 to 10 % of ResNet-18's time on a CPU.
     planes = graph.call_function(_ATEN.permute.default, (image, [0, 3, 1, 2]))
-    # As strided as when the network was traced: from there its views are views. ONNX knows no strides, so it is free.
+    # Contiguous, as when the network was traced, so that its views stay valid. It is free, as ONNX has no strides.
     planes = graph.call_function(_ATEN.contiguous.default, (planes,))
     pixels = graph.call_function(_ATEN.to.dtype, (planes, torch.float32))
     pixels = graph.call_function(_ATEN.sub.Tensor, (pixels, graph.get_attr(_PIXEL_MEAN)))
@@ -83,7 +84,7 @@ def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
         constants[_PIXEL_SCALE] = network.pixel_scale
     (body_input,) = network.module.graph.find_nodes(op="placeholder")
     graph.output(graph.graph_copy(network.module.graph, {body_input: pixels}))
-    # Not its state_dict: buffers that are not saved are part of the function too.
+    # The tensors of its nodes, not its state_dict, as buffers that are not saved are part of the function too.
     targets = [str(node.target) for node in network.module.graph.find_nodes(op="get_attr")]
     tensors = {target: attribute(network.module, target) for target in targets}
     for name, values in constants.items():
@@ -92,9 +93,9 @@ def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
 
 
 def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` (as `onnx_from_network` makes it) that casts its pixels before it transposes them.
+    """Return a copy of `model` (as `onnx_from_network` makes it) that casts its pixels before it transposes them.
 
-    The same function, for TensorRT, which takes uint8 into a Cast and nothing else (its API reference, `DataType`).
+    It computes the same, for TensorRT, which takes uint8 only into a Cast (its API reference, `DataType`).
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -113,13 +114,13 @@ def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    # Shapes and types between them changed; every reader infers them anew.
+    # Shapes and types between these nodes changed; every reader infers them anew.
     del copy.graph.value_info[:]
     return copy
 
 
 def pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that make the network's input of the pixels: Transpose, Cast, Sub and, where the graph scales, Mul."""
+    """Return the nodes that turn pixels into the network's input: Transpose, Cast, Sub and, if there is one, Mul."""
     nodes: list[onnx.NodeProto] = []
     value = INPUT_NAME
     for kind, constant in (("Transpose", None), ("Cast", None), ("Sub", _PIXEL_MEAN), ("Mul", _PIXEL_SCALE)):
@@ -159,14 +160,14 @@ def check_graph(model: onnx.ModelProto, input_spec: InputSpec) -> None:
 
 
 def _name_after_layers(model: onnx.ModelProto) -> None:
-    """Name nodes and weights as the network's layers, and drop the exporter's traces: they name files."""
+    """Name nodes and weights after the network's layers, and remove the exporter's traces, which name files."""
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
     weights = {tensor.name for tensor in model.graph.initializer}
     taken: set[str] = set()
     for node in model.graph.node:
         layer = _layer_of(node, weights)
-        # Convolutions and the classifier are layers of their own; what else a module does is told apart by operator.
+        # Convolutions and the classifier are layers of their own; other nodes of a module are named with the operator.
         stem = layer if layer and node.op_type in _WEIGHTED else f"{layer}/{node.op_type}".lstrip("/")
         name, number = stem, 2
         while name in taken:
@@ -183,7 +184,7 @@ def _name_after_layers(model: onnx.ModelProto) -> None:
 
 
 def _layer_of(node: onnx.NodeProto, weights: Container[str]) -> str:
-    """The layer whose weight `node` uses; for an operator without weights the module that calls it."""
+    """Return the layer whose weight `node` uses, or, for an operator without weights, the module that calls it."""
     if node.op_type in _WEIGHTED and node.input[1] in weights:
         return str(node.input[1]).removesuffix(".weight")
     for entry in node.metadata_props:

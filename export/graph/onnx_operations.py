@@ -1,4 +1,4 @@
-"""The operations of an ONNX graph, as `fuseline.export.graph.operations` has them."""
+"""The operations of an ONNX graph, in the form of `fuseline.export.graph.operations`."""
 
 import math
 from collections.abc import Mapping
@@ -26,18 +26,18 @@ _WINDOW_POOLS: Mapping[str, Kind] = {"MaxPool": "max-pool", "AveragePool": "aver
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 _REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceSum")
 _MAP_STATISTICS = ("InstanceNormalization", "GroupNormalization")
-# Only their first input is a map; the others say sizes, places or axes.
+# Operators of which only the first input is a map; the others are sizes, places or axes.
 _ONE_MAP = ("Reshape", "Expand", "Slice", "Pad", "Resize", "Unsqueeze", "Squeeze", "Tile", *_REDUCTIONS)
 
 
 def operations_from_onnx(model: onnx.ModelProto, spatial_axes: Pair) -> OperationGraph:
-    """The operations of `model`, which takes one picture per row.
+    """Return the operations of `model`, which takes one picture per row.
 
     Args:
-        spatial_axes: where height and width are in its input, counted from the last axis: (-3, -2) for NHWC.
+        spatial_axes: axes of height and width in the model's input, counted from the last: (-3, -2) for NHWC.
 
     Raises:
-        PackageError: shapes can't be inferred, a layer's shape is not known, or it takes other than one input.
+        PackageError: shapes can't be inferred, a layer's shape isn't known, or the model doesn't take one input.
     """
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -54,7 +54,7 @@ def operations_from_onnx(model: onnx.ModelProto, spatial_axes: Pair) -> Operatio
     for node in inferred.graph.node:
         maps = list(node.input)[:1] if node.op_type in _ONE_MAP else list(node.input)
         taken = tuple(name for name in maps if name in seen)
-        # What is computed from sizes alone doesn't depend on pixels.
+        # A value that is computed from sizes alone doesn't depend on pixels.
         if not taken or node.op_type == "Shape":
             continue
         operations.append(reader.operation(node, taken))
@@ -63,7 +63,7 @@ def operations_from_onnx(model: onnx.ModelProto, spatial_axes: Pair) -> Operatio
 
 
 def float_elements(model: onnx.ModelProto) -> int:
-    """How many floating-point numbers the graph's constants have."""
+    """Return the number of floating-point numbers in the graph's constants."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
 
@@ -83,7 +83,7 @@ class _Reader:
         self._counted: set[str] = set()
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Without the batch; empty where it isn't known."""
+        """Return the shape of `value` without the batch; () where it isn't known."""
         shape = self._shapes.get(value, ())[1:]
         return shape if all(shape) else ()
 
@@ -166,7 +166,7 @@ class _Reader:
         return "statistics" if node.op_type in _MAP_STATISTICS else "position"
 
     def _integers(self, node: onnx.NodeProto, index: int, attribute: Any = None) -> list[int]:
-        """A list that is a constant input, as newer opsets have it, or an attribute, as older ones do."""
+        """Return a list that is a constant input in newer opsets and an attribute in older ones."""
         if len(node.input) > index and node.input[index] in self._tensors:
             return [int(value) for value in numpy_helper.to_array(self._tensors[node.input[index]]).ravel()]
         return [int(value) for value in attribute or ()]

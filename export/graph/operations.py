@@ -1,7 +1,7 @@
-"""A network's graph as a list of operations in running order, the same for PyTorch and ONNX.
+"""A network's graph as a list of operations in running order, in one form for PyTorch and ONNX.
 
-What an inspection reads: which operations hold weights, and how each carries positions of the picture along. It knows
-neither torch nor onnx.
+An inspection reads from it which operations have weights, and which positions of its input each output position depends
+on. This module knows neither torch nor onnx.
 """
 
 import math
@@ -23,13 +23,13 @@ class Window:
 
     kernel: Pair = (1, 1)
     stride: tuple[Fraction | int, Fraction | int] = (1, 1)
-    """Positions of the input from one position of the output to the next; below 1 where the map grows."""
+    """Number of input positions from one output position to the next; below 1 where the map grows."""
     dilation: Pair = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A slice: every `step`-th position along `axis`, counted from the last (-1)."""
+    """A slice that takes every `step`-th position along `axis`, which is counted from the last (-1)."""
 
     axis: int
     step: int
@@ -37,15 +37,15 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Permuted:
-    """Axis i of the output is axis `axes[i]` of the input; the batch counts too."""
+    """A permutation: axis i of the output is axis `axes[i]` of the input, where the batch is an axis too."""
 
     axes: tuple[int, ...]
 
 
 Reach = Window | Stepped | Permuted | Literal["position", "statistics", "everything"]
-"""What of its input one position of an operation's output is computed from. `position`: that position alone, unless
-the map's size changes, which merges positions. `statistics`: that position, and a statistic of the whole map.
-`everything`: the whole map."""
+"""The part of the input that one position of an operation's output is computed from. `position`: the same position
+alone, unless the map's size changes, which merges positions. `statistics`: the same position, and a statistic of the
+whole map. `everything`: the whole map."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,27 +53,27 @@ class Operation:
     """One operation. Values are called by names that are unique in the graph."""
 
     name: str
-    """The layer's, where the operation has weights or is a module of its own; else the graph's."""
+    """Name of the layer, if the operation has weights or is a module of its own; else the graph's name."""
     kind: Kind
     inputs: tuple[str, ...]
     """Values that depend on the picture; weights and constants are left out."""
     output: str
     output_shape: tuple[int, ...]
-    """Of one image, without the batch; empty where the graph doesn't tell."""
+    """Shape of the output without the batch; () where the graph doesn't tell it."""
     reach: Reach = "position"
     groups: int = 1
     weight: NDArray[np.float32] | None = None
-    """Of a convolution (out, in / groups, height, width) or linear layer (out, in); None where the network computes
-    it."""
+    """Weight of a convolution (out, in / groups, height, width) or linear layer (out, in); None where the network
+    computes it."""
     weight_shape: tuple[int, ...] = ()
     parameters: int = 0
-    """That no operation before it has: shared ones count once."""
+    """Number of parameters that no earlier operation has, so that shared ones count once."""
     input_positions: int = 1
-    """Positions of the map that it takes; what a transposed convolution's multiply-adds count by."""
+    """Number of positions of the input map, by which a transposed convolution's multiply-adds are counted."""
 
     @property
     def multiply_adds(self) -> int:
-        """For one image; biases, pools and normalisations are not counted, as is customary."""
+        """Number of multiply-adds for one image; biases, pools and normalisations don't count, as is customary."""
         weights = math.prod(self.weight_shape)
         match self.kind:
             case "conv":
@@ -88,20 +88,21 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class OperationGraph:
-    """A network for one input size."""
+    """The operations of a network for one input size."""
 
     input_value: str
     input_shape: tuple[int, ...]
-    """Of one image, as the graph takes it: (channels, height, width), or (height, width, channels)."""
+    """Shape of one image, as the graph takes it: (channels, height, width), or (height, width, channels)."""
     spatial_axes: Pair
-    """Height's and width's axis of the input, counted from the last (-1)."""
+    """Axes of height and width in the input, counted from the last (-1)."""
     operations: tuple[Operation, ...]
 
 
 def pooling_window(before: int, after: int) -> tuple[int, Fraction]:
-    """Largest window and mean stride of adaptive pooling from `before` positions to `after`.
+    """Return the largest window and the mean stride of adaptive pooling from `before` positions to `after`.
 
-    Position i takes those from floor(i * before / after) to ceil((i + 1) * before / after), as PyTorch defines it.
+    Output position i takes the inputs from floor(i * before / after) to ceil((i + 1) * before / after), as PyTorch
+    defines it.
     """
     sizes = (-(-(i + 1) * before // after) - i * before // after for i in range(after))
     return max(sizes), Fraction(before, after)

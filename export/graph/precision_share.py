@@ -1,4 +1,4 @@
-"""How much of a graph is in a precision: read back from the graph that was written, whatever was meant to be in it."""
+"""The share of a graph that is in a precision, read back from the graph that was written."""
 
 import math
 from collections.abc import Collection
@@ -15,18 +15,18 @@ _COMPUTE_OPS = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True)
 class PrecisionShare:
-    """Which part of a graph's convolutions and matrix products is in `precision`."""
+    """The part of a graph's convolutions and matrix products that is in `precision`; `own_` marks its counts."""
 
     precision: str
     own_layers: int
-    """Those in `precision`."""
     layers: int
+    """Number of convolutions and matrix products."""
     own_weights: int
     weights: int
-    """Elements of the initialisers that those layers multiply with."""
+    """Number of elements of the initialisers that the layers multiply with."""
     own_multiply_adds: int
     multiply_adds: int
-    """Of those layers, for one image; biases are not counted, as is customary."""
+    """Number of the layers' multiply-adds for one image; biases don't count, as is customary."""
     fp32_layer_names: tuple[str, ...]
     """Layers that are not in `precision`, in running order."""
 
@@ -37,7 +37,7 @@ class PrecisionShare:
 
     @property
     def as_json(self) -> dict[str, int | list[str]]:
-        """For the report: what is in the precision bears its name, such as `fp16_layers` beside `layers`."""
+        """Values for the report; the counts in `precision` have its name, such as `fp16_layers` beside `layers`."""
         return {
             f"{self.precision}_layers": self.own_layers,
             "layers": self.layers,
@@ -50,7 +50,7 @@ class PrecisionShare:
 
 
 def precision_share(model: onnx.ModelProto, precision: str) -> PrecisionShare:
-    """Count the layers, weights and multiply-adds in `precision` (of floats) by the types and shapes that ONNX infers.
+    """Return the share in `precision`, one of floats, by the types and shapes that ONNX infers.
 
     Raises:
         VerificationError: types contradict each other, or a layer's shape can't be inferred.
@@ -90,7 +90,7 @@ def precision_share(model: onnx.ModelProto, precision: str) -> PrecisionShare:
 
 
 def check_share(model: onnx.ModelProto, precision: str, allowed_fp32: Collection[str] = ()) -> PrecisionShare:
-    """Return the graph's `precision_share`, once it is proven to be in `precision` but for the nodes `allowed_fp32`.
+    """Return the graph's `precision_share` if all layers but the nodes `allowed_fp32` are in `precision`.
 
     Raises:
         VerificationError: other layers are FP32, which are named, or no layer is in `precision`.
@@ -108,10 +108,10 @@ def check_share(model: onnx.ModelProto, precision: str, allowed_fp32: Collection
 
 
 def _weights_and_multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]], stored: bool) -> tuple[int, int]:
-    """Of one layer; a matrix that the network computes itself (not `stored`) is no weight."""
+    """Return the counts of one layer; a matrix that the network computes itself (not `stored`) is no weight."""
     taken, weight, output = (shapes.get(name, []) for name in (node.input[0], node.input[1], node.output[0]))
-    # Each position of a convolution's output takes every weight once; each number that a matrix product gives, for one
-    # image, is a sum over the last dimension of what it takes.
+    # Each position of a convolution's output takes every weight once; each number of a matrix product's output, for one
+    # image, is a sum over the last dimension of its input.
     factors = (*weight, *output[2:]) if node.op_type == "Conv" else (*taken[-1:], *output[1:])
     if not (taken and weight and output and all(factors)):
         raise VerificationError(f"the shape of layer {node.name} can't be inferred, so its share can't be read back")

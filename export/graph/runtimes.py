@@ -12,7 +12,7 @@ from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry, why_no
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
-# All activations of a batch may be asked for, and are then held at once. A CPU runs larger batches no faster.
+# A caller may want all activations of a batch, which are then in memory at once. A CPU runs larger batches no faster.
 _BATCH_PIXELS = 2 * 224 * 224
 _MAX_BATCH_ROWS = 64
 
@@ -74,14 +74,14 @@ def int8_logits_by_runtime(model: onnx.ModelProto, pixels: NDArray[np.uint8]) ->
 
 
 def serialised(model: onnx.ModelProto) -> bytes:
-    """The bytes of `model`, the same for the same graph."""
+    """Return the bytes of `model`, the same for the same graph."""
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
 def batch_rows(pixels: NDArray[Any], *, budget_pixels: int, most: int) -> int:
-    """Rows of a batch of `pixels` (n, height, width, channels): 1 to `most`, and no more than `budget_pixels` in all.
+    """Return how many of `pixels` (n, height, width, channels) to run at a time: 1 to `most`, within `budget_pixels`.
 
-    So activations take about the same memory whatever the image size.
+    Activations then take about the same memory whatever the image size.
     """
     height, width = map(int, pixels.shape[1:3])
     return max(1, min(most, budget_pixels // (height * width)))
