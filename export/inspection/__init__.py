@@ -1,1 +1,1 @@
-"""What `fuseline inspect` finds out, and how it is shown."""
+"""What `fuseline inspect` finds, and how it is shown."""

@@ -1,4 +1,4 @@
-"""How large a network's values become on a few generated images."""
+"""The largest values of a network's operations on a few generated images."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ NOISE_IMAGES = 2
 DARKEST, BRIGHTEST = -2.12, 2.64
 """Black and white after ImageNet's normalisation: (0 - 0.485) / 0.229 and (1 - 0.406) / 0.225."""
 MAX_MULTIPLY_ADDS = 200e9
-"""Above it, for all images together, none is run: it would take minutes on a laptop."""
+"""Largest number of multiply-adds of all images together; more would take minutes on a laptop, and none is run."""
 
 GENERATED_IMAGES = (
     f"{NOISE_IMAGES} images of normal noise (mean 0, deviation 1) and 2 flat ones ({DARKEST} and {BRIGHTEST}, black "
@@ -19,9 +19,9 @@ GENERATED_IMAGES = (
 
 
 def largest_activations(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> dict[fx.Node, float]:
-    """Largest magnitude of each node's value, in float32, on the images that `GENERATED_IMAGES` says.
+    """Return the largest magnitude of each node's value, in float32, on the images that `GENERATED_IMAGES` describes.
 
-    A value that is not finite counts as it is. Images run one by one, so memory is that of one.
+    A value that isn't finite stays as it is. Images run one by one, so that memory is that of one.
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn((1, *input_shape), generator=generator) for _ in range(NOISE_IMAGES)]
@@ -31,7 +31,7 @@ def largest_activations(traced: fx.GraphModule, input_shape: tuple[int, int, int
     class Observer(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            # At once, as in-place operations overwrite values.
+            # Measured at once, as in-place operations overwrite values.
             if n.op == "call_function" and isinstance(result, Tensor) and result.is_floating_point() and result.numel():
                 now = float(result.abs().max())
                 before = largest.get(n, 0.0)
@@ -45,5 +45,5 @@ def largest_activations(traced: fx.GraphModule, input_shape: tuple[int, int, int
 
 
 def image_count() -> int:
-    """How many images `largest_activations` runs."""
+    """Return the number of images that `largest_activations` runs."""
     return NOISE_IMAGES + 2

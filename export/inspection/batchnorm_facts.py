@@ -1,4 +1,4 @@
-"""BatchNorms: what they learnt, and the gain that each hands to the layer that it folds into."""
+"""The statistics of a network's BatchNorms, and the gain of each for the layer that it folds into."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +15,24 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchNorms:
-    """All of a network."""
+    """All BatchNorms of a network."""
 
     facts: tuple[BatchNormFacts, ...]
     gains: Mapping[fx.Node, Tensor]
-    """Signed gain (channels,), float64, by the node of the layer that it folds into."""
+    """Node of a layer -> signed gain (channels,), float64, of the BatchNorm that folds into it."""
     folded: Mapping[fx.Node, fx.Node]
-    """The BatchNorm's node by that of the layer that it folds into."""
+    """Node of a layer -> node of the BatchNorm that folds into it."""
 
 
 def batchnorms_of(traced: fx.GraphModule, names: Mapping[str, str], parameters: Mapping[str, int]) -> BatchNorms:
-    """The BatchNorms of `traced` in running order; `parameters` tells how many each has, by its node's name.
+    """Return the BatchNorms of `traced` in running order.
+
+    Args:
+        names: the module's names of layers to those that are shown.
+        parameters: name of a node -> number of its parameters.
 
     Raises:
-        ArchitectureError: a BatchNorm normalises by its batch; it is named.
+        ArchitectureError: a BatchNorm, which is named, normalises by its batch.
     """
     facts: list[BatchNormFacts] = []
     gains: dict[fx.Node, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A convolution's filters as a picture."""
+"""The picture of a convolution's filters."""
 
 import io
 import math
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 TILE_SIDE = 48
-"""Pixels that a filter is enlarged to, about."""
+"""Side in pixels to which a filter is enlarged, about."""
 MAX_TILE_SIDE = 512
-"""A larger kernel is drawn smaller."""
+"""Largest side in pixels of a tile; a larger kernel is shrunk to it."""
 MAX_TILES = 256
 MAX_PICTURE_SIDE = 2048
 _GAP = 2
@@ -21,7 +21,7 @@ _ZERO = 127.5
 
 @dataclass(frozen=True, slots=True)
 class FiltersPicture:
-    """A grid of filters, and what to read it by."""
+    """The picture of a grid of filters, and its caption."""
 
     png: bytes
     width: int
@@ -32,8 +32,8 @@ class FiltersPicture:
 def filters_picture(weight: NDArray[np.float32]) -> FiltersPicture:
     """Draw a convolution's `weight` (out, in, height, width), each filter normalised by its own largest magnitude.
 
-    Zero is mid-grey. Filters over 3 channels are drawn as RGB; over any other number, each channel of each filter is a
-    grey tile of its own. At most `MAX_TILES` tiles are drawn, and no side is longer than `MAX_PICTURE_SIDE` pixels.
+    Zero is mid-grey. Filters over 3 channels are drawn as RGB; otherwise each channel of each filter is a grey tile of
+    its own. At most `MAX_TILES` tiles are drawn, and no side is longer than `MAX_PICTURE_SIDE` pixels.
     """
     filters, channels, kernel_height, kernel_width = weight.shape
     rgb = channels == 3
@@ -48,7 +48,7 @@ def filters_picture(weight: NDArray[np.float32]) -> FiltersPicture:
     picture = Image.new("RGB" if rgb else "L", size, (_GRID_GREY,) * 3 if rgb else _GRID_GREY)
     for index in range(shown):
         pixels = tiles[index] if rgb else tiles[index, :, :, 0]
-        # Nearest keeps a weight a square; where a kernel is drawn smaller than it is, box averages.
+        # NEAREST draws a weight as a square; where a kernel is shrunk, BOX averages.
         how = Image.Resampling.NEAREST if height >= kernel_height else Image.Resampling.BOX
         row, column = divmod(index, columns)
         at = _GAP + column * (width + _GAP), _GAP + row * (height + _GAP)
@@ -60,7 +60,7 @@ def filters_picture(weight: NDArray[np.float32]) -> FiltersPicture:
 
 
 def _normalised(weight: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0..255 with zero at mid-grey; a filter of zeros is grey all over."""
+    """Return `weight` as 0..255 with zero at mid-grey; a filter of zeros is grey all over."""
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     scaled = weight / np.where(largest > 0, largest, 1)
     return np.rint(_ZERO + _ZERO * scaled).astype(np.uint8)
@@ -76,7 +76,7 @@ def _tile_size(kernel_height: int, kernel_width: int) -> tuple[int, int]:
 
 
 def _grid(tiles: int, height: int, width: int) -> tuple[int, int]:
-    """Tiles shown and columns: one to four times as wide as high, without a gap at the end where that can be."""
+    """Return the number of tiles shown and of columns: one to four times as wide as high, if possible without a gap."""
     most_columns = max(1, (MAX_PICTURE_SIDE - _GAP) // (width + _GAP))
     most_rows = max(1, (MAX_PICTURE_SIDE - _GAP) // (height + _GAP))
     shown = min(tiles, MAX_TILES, most_columns * most_rows)

@@ -1,4 +1,4 @@
-"""What FP16 would do to a network's weights and activations, as far as a look tells; an export looks closer."""
+"""The effect of FP16 on a network's weights and activations, as far as an inspection tells; an export measures more."""
 
 import math
 from collections.abc import Mapping
@@ -10,33 +10,34 @@ from numpy.typing import NDArray
 from fuseline.serve.precision import FP16_LARGEST, FP16_SMALLEST_NORMAL, FP16_ZERO_BELOW
 
 MIN_ACTIVATION_MARGIN = 16.0
-"""A layer is at risk above 65504 / 16: pictures unlike the generated ones may well excite it some times more."""
+"""Smallest margin of activations below 65504. A layer with less is at risk, as pictures unlike the generated ones may
+well give several times larger activations."""
 MAX_SUBNORMAL_SHARE = 0.5
-"""A layer is at risk when more of its weights than this lose bits or vanish. A few small ones beside larger ones don't
-show in a sum; most of them do."""
+"""Largest share of weights that may lose bits or become zero before a layer is at risk. A few small weights beside
+larger ones don't show in a sum; a majority does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fp16Facts:
-    """One convolution or linear layer, its BatchNorm folded in."""
+    """The effect of FP16 on one convolution or linear layer, with its BatchNorm folded in."""
 
     layer: str
     largest_weight: float | None
-    """Largest magnitude; None where the network computes the weights."""
+    """Largest magnitude of the weights; None where the network computes them."""
     subnormal_share: float | None
     """Share of weights that become subnormal numbers, which have fewer than FP16's 11 bits."""
     zero_share: float | None
     """Share of weights that are not zero and become zero."""
     largest_activation: float | None
-    """Largest magnitude of the layer's output (behind its BatchNorm) on generated images; None where none was run."""
+    """Largest magnitude of the layer's output (behind its BatchNorm) on generated images; None if none was run."""
     activation_margin: float | None
     """65504 / `largest_activation`."""
     risks: tuple[str, ...]
-    """Why the layer is at risk: sentences; empty where it isn't."""
+    """Sentences: why the layer is at risk; empty if it isn't."""
 
 
 def fp16_facts(layer: str, weight: NDArray[np.float32] | None, largest_activation: float | None) -> Fp16Facts:
-    """What FP16 does to a layer whose folded weights are `weight`, of any shape."""
+    """Return the effect of FP16 on a layer whose folded weights are `weight`, of any shape."""
     largest = subnormal = zero = None
     if weight is not None and weight.size:
         magnitude = np.abs(weight)
@@ -52,7 +53,7 @@ def fp16_facts(layer: str, weight: NDArray[np.float32] | None, largest_activatio
 
 
 def scaled_rows(weight: NDArray[np.float32], gain: NDArray[np.float64] | None) -> NDArray[np.float32]:
-    """`weight` (out, ...) with each output's row times its gain (out,), computed in float64."""
+    """Return `weight` (out, ...) with each output's row times its gain (out,), computed in float64."""
     if gain is None:
         return weight
     folded: NDArray[np.float32] = (weight * gain.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
@@ -78,7 +79,7 @@ def _risks(largest: float | None, small: float, activation: float | None) -> lis
 
 
 def largest_value(activations: Mapping[str, float]) -> tuple[str, float] | None:
-    """Name and magnitude of the largest of all values, sums of branches too; one that is not finite is the largest."""
+    """Return name and magnitude of the largest value, sums of branches too; one that isn't finite is the largest."""
     if not activations:
         return None
     name = max(activations, key=lambda key: math.inf if math.isnan(activations[key]) else activations[key])

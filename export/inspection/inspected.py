@@ -1,6 +1,6 @@
-"""What an inspection found, of a checkpoint or of a package. Plain values: neither torch nor onnx is needed to show it.
+"""The results of an inspection of a checkpoint or package, as plain values: showing them needs neither torch nor onnx.
 
-Sizes are in pixels, shapes are of one image.
+Sizes are in pixels, and shapes are of one image.
 """
 
 import math
@@ -16,8 +16,8 @@ from fuseline.export.inspection.fp16_risk import Fp16Facts
 from fuseline.export.inspection.receptive_field import receptive_fields
 
 DEAD_GAIN = 1e-4
-"""A channel with less gain is dead: an input that strays from its mean by 10 moves the output by less than FP16's
-spacing near 1, 2**-10, so the output is its offset whatever the picture."""
+"""Gain below which a channel is dead: an input 10 from its mean moves the output by less than FP16's spacing near 1,
+2**-10, so that the output is the offset whatever the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +29,27 @@ class Layer:
     kernel: Pair | None
     """(height, width); None for linear layers and global pools."""
     stride: Pair | None
-    """(down, along); None for linear layers, global pools, and adaptive pools whose windows lie unevenly."""
+    """(vertical, horizontal); None for linear layers, global pools, and adaptive pools whose windows lie unevenly."""
     dilation: Pair
     groups: int
     output_shape: tuple[int, ...]
     """(channels, height, width), or (features,)."""
     parameters: int
-    """Weight and bias, without BatchNorm; 0 where a layer before it has the same ones."""
+    """Number of parameters in weight and bias, without BatchNorm; 0 where an earlier layer has the same ones."""
     multiply_adds: int
-    """For one image; biases, pools and BatchNorms are not counted, as is customary."""
+    """Number of multiply-adds for one image; biases, pools and BatchNorms don't count, as is customary."""
     receptive_field_pixels: Pair | None
-    """(height, width) of what one position of the output can depend on through windows alone; None behind a global
-    pool."""
+    """(height, width) of the pixels that one position of the output can depend on through windows alone; None behind a
+    global pool."""
     sees_whole_input: bool
-    """Whether some path leads through a statistic of the whole map: a global pool, or a gate computed from one."""
+    """Whether the output depends on a statistic of the whole map: a global pool, or a gate computed from one."""
     covers_input: bool
     """Whether the receptive field is at least as large as the picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Of a tensor's elements."""
+    """The range of a tensor's elements."""
 
     smallest: float
     largest: float
@@ -57,7 +57,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Of |gamma / sqrt(running_var + eps)| over channels."""
+    """The distribution of |gamma / sqrt(running_var + eps)| over channels."""
 
     smallest: float
     median: float
@@ -71,25 +71,25 @@ class BatchNormFacts:
     name: str
     channels: int
     parameters: int
-    """Gamma and beta; 0 where a BatchNorm before it has the same ones."""
+    """Number of parameters in gamma and beta; 0 where an earlier BatchNorm has the same ones."""
     eps: float
     running_mean: Range
     running_variance: Range
     gamma: Range | None
-    """None without affine parameters."""
+    """Range of gamma, as of `beta`; None without affine parameters."""
     beta: Range | None
     gain: Gain
     dead_channels: int
-    """Channels whose |gain| is below `DEAD_GAIN`."""
+    """Number of channels whose |gain| is below `DEAD_GAIN`."""
     folds_into: str | None
-    """The convolution or linear layer; None where it folds into none."""
+    """The convolution or linear layer that the BatchNorm folds into; None if it folds into none."""
     why_not: str | None
-    """Why it folds into none."""
+    """Why the BatchNorm folds into none; None if it folds."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedFold:
-    """A BatchNorm that an export has folded, as its report says."""
+    """A BatchNorm that an export folded, by its report."""
 
     convolution: str
     batchnorm: str
@@ -98,14 +98,15 @@ class AppliedFold:
 
 @dataclass(frozen=True, slots=True)
 class Fp16Look:
-    """What FP16 would do."""
+    """The effect that FP16 would have."""
 
     images: str | None
-    """Which images activations were looked at on; None if on none."""
+    """The images on which activations were measured, for people; None if there were none."""
     why_no_images: str | None
+    """Why activations weren't measured; None if they were."""
     layers: tuple[Fp16Facts, ...]
     largest_value_at: str | None
-    """The operation with the largest value of all, sums of branches too."""
+    """The operation with the largest of all values, sums of branches too."""
     largest_value: float | None
 
 
@@ -120,45 +121,46 @@ class FirstFilters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspection:
-    """Everything that was found."""
+    """Everything that an inspection found."""
 
     file: str
     sha256: str
     architecture: str
     evidence: tuple[str, ...]
-    """Why it is taken to be that: sentences."""
+    """Sentences: why the network is taken to be that."""
     unseen: tuple[str, ...]
-    """What nothing in the file tells and was taken as is customary: sentences."""
+    """Sentences: what nothing in the file tells, and was taken as is customary."""
     notes: tuple[str, ...]
-    """What was done to read it."""
+    """What was done to read the file."""
     classes: int
     input_shape: tuple[int, int, int]
-    """(channels, height, width) that everything is for."""
+    """(channels, height, width) of the input that all figures are for."""
     parameters: int
+    """Number of all parameters."""
     other_parameters: int
-    """Of those, in neither layers nor BatchNorms."""
+    """Number of parameters that are in neither layers nor BatchNorms."""
     layers: tuple[Layer, ...]
-    """In running order, named as in the file."""
+    """The layers in running order, named as in the file."""
     batchnorms: tuple[BatchNormFacts, ...]
     applied_folds: tuple[AppliedFold, ...]
-    """Of a package, whose BatchNorms are folded already."""
+    """The folds of a package, whose BatchNorms are folded already; empty for a checkpoint."""
     fp16: Fp16Look
     filters: FirstFilters | None
-    """None without a convolution whose weights are plain tensors."""
+    """The first convolution's filters; None without a convolution whose weights are plain tensors."""
 
     @property
     def multiply_adds(self) -> int:
-        """Of the whole network for one image."""
+        """Number of multiply-adds of the whole network for one image."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the filters' weights are left out. What is not finite is None."""
+        """Return plain values for JSON, without the filters' weights; a number that isn't finite is None."""
         plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "filters"}
         return plain | {"multiply_adds": self.multiply_adds, "dead_gain_below": DEAD_GAIN}
 
 
 def layers_of(graph: OperationGraph, height: int, width: int) -> tuple[Layer, ...]:
-    """Every convolution, linear layer and pool of `graph`, for a picture of `height` x `width` pixels."""
+    """Return every convolution, linear layer and pool of `graph`, for a picture of `height` x `width` pixels."""
     reached = receptive_fields(graph)
     return tuple(
         Layer(
@@ -182,7 +184,7 @@ def layers_of(graph: OperationGraph, height: int, width: int) -> tuple[Layer, ..
 
 
 def first_filters(graph: OperationGraph) -> FirstFilters | None:
-    """The weights of the convolution that runs first."""
+    """Return the weights of the convolution that runs first."""
     for operation in graph.operations:
         if operation.kind == "conv":
             return None if operation.weight is None else FirstFilters(operation.name, operation.weight)

@@ -1,4 +1,4 @@
-"""The drawings of an inspection's page: what lies where, in the units of the SVG's viewBox."""
+"""The charts of an inspection's page, in the units of the SVG's viewBox."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from fuseline.export.inspection.inspection_text import figure
 WIDTH, HEIGHT = 960.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 8.0, 14.0, 22.0
 SMALLEST_GAIN = 1e-6
-"""Gains below it, 0 too, are drawn here: a logarithmic axis has no zero."""
+"""Gain at which smaller ones, 0 too, are drawn, as a logarithmic axis has no zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A labelled line across the drawing."""
+    """A labelled line across the chart."""
 
     y: float
     label: str
@@ -23,21 +23,21 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One layer."""
+    """The bar of one layer."""
 
     x: float
     width: float
     y: float
     height: float
     mark: float | None
-    """Where a value is marked across the bar."""
+    """The y of a mark across the bar; None: there is none."""
     emphasised: bool
     title: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars over the layers in running order."""
+    """A chart with a bar for each layer in running order."""
 
     bars: tuple[Bar, ...]
     ticks: tuple[Tick, ...]
@@ -50,9 +50,10 @@ class Chart:
 
 
 def receptive_field_chart(layers: Sequence[Layer], input_shape: tuple[int, int, int]) -> Chart:
-    """Each layer's receptive field through windows, its smaller side, with a line at the picture's smaller side.
+    """Return a chart of the smaller side of each layer's receptive field, with a line at that of the picture.
 
-    Layers that see the whole picture by a statistic of it have their mark there.
+    Receptive fields are those through windows. Layers that see the whole picture by a statistic have a mark at the
+    line.
     """
     side = min(input_shape[1:])
     heights = [min(layer.receptive_field_pixels or (0, 0)) for layer in layers]
@@ -79,7 +80,7 @@ def receptive_field_chart(layers: Sequence[Layer], input_shape: tuple[int, int, 
 
 
 def gain_chart(batchnorms: Sequence[BatchNormFacts]) -> Chart:
-    """Each BatchNorm's gains from the smallest to the largest, the median marked, on a logarithmic axis."""
+    """Return a chart, on a logarithmic axis, of each BatchNorm's smallest to largest gain, the median marked."""
 
     def power(gain: float) -> float:
         return math.log10(max(gain, SMALLEST_GAIN)) if math.isfinite(gain) else math.log10(SMALLEST_GAIN)
@@ -103,14 +104,14 @@ def gain_chart(batchnorms: Sequence[BatchNormFacts]) -> Chart:
 
 
 def _places(count: int) -> list[tuple[float, float]]:
-    """(left, width) of each bar."""
+    """Return (left, width) of each bar."""
     room = (WIDTH - LEFT - RIGHT) / max(count, 1)
     width = min(room * 0.7, 26.0)
     return [(LEFT + room * (index + 0.5) - width / 2, width) for index in range(count)]
 
 
 def _step_of_ticks(most: float) -> int:
-    """1, 2 or 5 times a power of ten, about five of them to `most`."""
+    """Return the step between ticks, 1, 2 or 5 times a power of ten, of which about five reach `most`."""
     rough = max(most / 5, 1.0)
     power = 10 ** math.floor(math.log10(rough))
     return next(int(power * factor) for factor in (1, 2, 5, 10) if power * factor >= rough)

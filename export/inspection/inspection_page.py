@@ -1,4 +1,4 @@
-"""An inspection as one HTML page, which needs nothing beside it."""
+"""The page of an inspection: one HTML file, which needs no other."""
 
 import base64
 
@@ -9,10 +9,10 @@ from fuseline.export.inspection.inspected import DEAD_GAIN, Inspection
 from fuseline.export.inspection.inspection_charts import gain_chart, receptive_field_chart
 from fuseline.export.inspection.inspection_text import (
     field_text,
+    fp16_risk_text,
     parameters_text,
     short_count,
     stride_text,
-    verdict_text,
     window_text,
 )
 from fuseline.export.inspection.package_inspection import InspectedPackage
@@ -20,7 +20,7 @@ from fuseline.serve.precision import FP16_LARGEST
 
 
 def inspection_page(inspection: Inspection, package: InspectedPackage | None = None) -> str:
-    """HTML of `inspection`: of a checkpoint, or of `package`'s network."""
+    """Return the HTML of `inspection`, of a checkpoint or of `package`'s network."""
     picture = None if inspection.filters is None else filters_picture(inspection.filters.weight)
     layers = [
         {
@@ -42,7 +42,7 @@ def inspection_page(inspection: Inspection, package: InspectedPackage | None = N
             layers=layers,
             short_multiply_adds=short_count(inspection.multiply_adds),
             parameters_text=parameters_text(inspection),
-            verdict=verdict_text(inspection),
+            fp16_risk=fp16_risk_text(inspection),
             most_parameters=max((layer.parameters for layer in inspection.layers), default=0),
             most_multiply_adds=max((layer.multiply_adds for layer in inspection.layers), default=0),
             field_chart=receptive_field_chart(inspection.layers, inspection.input_shape),

@@ -1,4 +1,4 @@
-"""An inspection's figures in words, the same on a terminal and on a page."""
+"""The figures of an inspection as text, the same on a terminal and on a page."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from fuseline.export.inspection.inspected import Inspection, Layer
 
 
 def field_text(layer: Layer) -> str:
-    """A layer's receptive field: `35`, `35x17`, `35 + all` beside a gate that sees everything, or `all`."""
+    """Return a layer's receptive field: `35`, `35x17`, `35 + all` with a gate that sees everything, or `all`."""
     if layer.receptive_field_pixels is None:
         return "all"
     height, width = layer.receptive_field_pixels
@@ -15,7 +15,7 @@ def field_text(layer: Layer) -> str:
 
 
 def window_text(layer: Layer) -> str:
-    """Kernel, with dilation and groups where they are not 1: `3x3 dilation 2 groups 32`."""
+    """Return a layer's kernel, with dilation and groups where they are not 1: `3x3 dilation 2 groups 32`."""
     if layer.kernel is None:
         return ""
     parts = ["x".join(map(str, layer.kernel))]
@@ -27,12 +27,12 @@ def window_text(layer: Layer) -> str:
 
 
 def stride_text(layer: Layer) -> str:
-    """`2`, or `2x1` where the axes differ; empty where there is none, or no one."""
+    """Return a layer's stride: `2`, or `2x1` where the axes differ; "" if it has none."""
     return "" if layer.stride is None else _pair_text(layer.stride)
 
 
 def parameters_text(inspection: Inspection) -> str:
-    """How many parameters there are, and where."""
+    """Return how many parameters there are, and where."""
     in_layers = sum(layer.parameters for layer in inspection.layers)
     weighted = sum(1 for layer in inspection.layers if layer.multiply_adds)
     parts = [f"{in_layers:,} in {weighted} convolutions and linear layers"]
@@ -44,8 +44,8 @@ def parameters_text(inspection: Inspection) -> str:
     return f"{inspection.parameters:,} parameters: {', '.join(parts)}"
 
 
-def verdict_text(inspection: Inspection) -> str:
-    """How many risks FP16 has, or that none was seen."""
+def fp16_risk_text(inspection: Inspection) -> str:
+    """Return how many risks FP16 has, or that none was seen."""
     risks = sum(len(facts.risks) for facts in inspection.fp16.layers)
     if risks:
         return f"{risks} at risk"
@@ -53,7 +53,7 @@ def verdict_text(inspection: Inspection) -> str:
 
 
 def short_count(count: int) -> str:
-    """`1,728`, `2.36 M`, `4.09 G`: at most 7 characters."""
+    """Return a count in at most 7 characters: `1,728`, `2.36 M`, `4.09 G`."""
     for unit, size in (("G", 1e9), ("M", 1e6)):
         if count >= size:
             return f"{count / size:.{2 if count < 100 * size else 1 if count < 1000 * size else 0}f} {unit}"
@@ -61,7 +61,7 @@ def short_count(count: int) -> str:
 
 
 def figure(value: float) -> str:
-    """Three significant digits, as short as they go."""
+    """Return a number with three significant digits, as short as possible."""
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
 
 

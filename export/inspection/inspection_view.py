@@ -1,4 +1,4 @@
-"""How inspections are shown on a terminal or in a pipe: tables for people, JSON for programs."""
+"""The output of an inspection on a terminal or in a pipe: tables for people, JSON for programs."""
 
 import json
 import sys
@@ -13,10 +13,10 @@ from fuseline.export.inspection.inspected import DEAD_GAIN, BatchNormFacts, Insp
 from fuseline.export.inspection.inspection_text import (
     field_text,
     figure,
+    fp16_risk_text,
     parameters_text,
     short_count,
     stride_text,
-    verdict_text,
     window_text,
 )
 from fuseline.export.inspection.package_inspection import InspectedPackage
@@ -24,10 +24,10 @@ from fuseline.serve.model_package import AGREEMENT_ON, Manifest
 
 _PIPE_WIDTH = 10_000
 _WIDE = 132
-"""Columns from which every column fits beside names of usual length."""
+"""Width of a console, in characters, in which every column fits beside names of usual length."""
 _SHORTEST_NAME = 16
 _GAP = 2
-"""Columns between columns: rich's padding, and one for the line that its box leaves blank."""
+"""Number of characters between columns: rich's padding, and one for the line that its box leaves blank."""
 
 
 def show_inspection(inspection: Inspection, *, as_json: bool, console: Console | None = None) -> None:
@@ -42,10 +42,10 @@ def show_inspection(inspection: Inspection, *, as_json: bool, console: Console |
 
 
 def show_package(found: InspectedPackage, *, as_json: bool, console: Console | None = None) -> None:
-    """Print a package's manifest, whether its files are the ones that were exported, and its network.
+    """Print a package's manifest, whether its files are the exported ones, and its network.
 
     Raises:
-        PackageError: a file differs from the manifest; printed after everything else.
+        PackageError: a file differs from the manifest; raised after everything was printed.
     """
     manifest = found.manifest
     if as_json:
@@ -72,7 +72,7 @@ def show_package(found: InspectedPackage, *, as_json: bool, console: Console | N
 
 
 def printable(text: str) -> str:
-    """`text` with what a terminal would act on written as escapes: names come from files that anyone may have made."""
+    """Return `text` with control characters as escapes, as names come from files that anyone may have made."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -159,7 +159,7 @@ def _show_fp16(console: Console, inspection: Inspection) -> None:
     if look.largest_value_at is not None and look.largest_value is not None:
         _line(console, f"the largest value of all is {figure(look.largest_value)}, at {look.largest_value_at}")
     risks = [f"{facts.layer}: {risk}" for facts in look.layers for risk in facts.risks]
-    _line(console, f"{verdict_text(inspection)} in FP16")
+    _line(console, f"{fp16_risk_text(inspection)} in FP16")
     for risk in risks:
         _line(console, risk)
 
@@ -172,13 +172,13 @@ def _show_files(console: Console, manifest: Manifest, damage: dict[str, str | No
     _print_table(console, ["file", "format", "precision", "MiB>", "intact"], rows)
     agreed = f"{AGREEMENT_ON[manifest.task]} agreement>"
     headings = ["verified", "run by", "images>", agreed, "largest difference>", "kept its bar"]
-    told = any(check.accuracy is not None for check in manifest.verification)
+    has_accuracy = any(check.accuracy is not None for check in manifest.verification)
     rows = []
     for check in manifest.verification:
         figures = str(check.images), f"{check.agreement:.2%}", f"{check.max_abs_difference:.3g}"
-        accuracies = (_share_or_none(check.accuracy), _share_or_none(check.eager_accuracy)) if told else ()
+        accuracies = (_share_or_none(check.accuracy), _share_or_none(check.eager_accuracy)) if has_accuracy else ()
         rows.append([check.artifact, check.backend, *figures, "yes" if check.passed else "NO", *accuracies])
-    _print_table(console, [*headings, *(("accuracy>", "PyTorch's>") if told else ())], rows)
+    _print_table(console, [*headings, *(("accuracy>", "PyTorch's>") if has_accuracy else ())], rows)
 
 
 def _share_or_none(value: float | None) -> str:
@@ -200,10 +200,11 @@ def _print_table(
 ) -> None:
     """Print a table no wider than the console.
 
-    Where it is narrow, columns go in the order of `dropped_first`; then names are shortened, as little as will do.
+    On a narrow console, columns are dropped in the order of `dropped_first`; then names are shortened, as little as
+    possible.
 
     Args:
-        headings: with `>` at the end the column is aligned to the right, with `~` it holds names.
+        headings: headings of the columns; `>` at the end aligns the column to the right, `~` says that it has names.
     """
     columns = [[heading, *map(printable, cells)] for heading, *cells in zip(headings, *rows, strict=True)]
     for name in dropped_first:
@@ -228,7 +229,7 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
 
 
 def shortened(name: str, room: int) -> str:
-    """`name` in at most `room` characters, its beginning left out."""
+    """Return `name` in at most `room` characters, by leaving out its beginning."""
     return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
 
 

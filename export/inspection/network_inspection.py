@@ -1,4 +1,4 @@
-"""What a trained network holds: its architecture, its layers and receptive fields, its BatchNorms, and FP16's risks."""
+"""Inspection of a trained network: its architecture, layers, receptive fields, BatchNorms, and FP16's risks."""
 
 from pathlib import Path
 
@@ -24,22 +24,22 @@ from fuseline.export.network import TrainedNetwork
 from fuseline.serve.errors import ArchitectureError, InputError
 
 _OF_AN_EXPORT = frozenset({"size", "normalization", "task", "folders"})
-"""Keys of `--assume` that are no matter of the network's."""
+"""Keys of `--assume` that say nothing about the network itself."""
 
 
 def inspect_checkpoint(path: Path, input_size: tuple[int, int] | None = None) -> Inspection:
-    """Recognise the checkpoint at `path` and look into it, for an input of `input_size` (height, width).
+    """Recognise the checkpoint at `path` and inspect it, for an input of `input_size` (height, width).
 
     Raises:
         CheckpointError: the file is no checkpoint.
-        ArchitectureError: it holds no network that Fuseline knows.
+        ArchitectureError: the file holds no network that Fuseline knows.
         InputError: the network takes no picture of that size.
     """
     return inspect_source(NetworkSource(path), input_size)
 
 
 def inspect_source(source: NetworkSource, input_size: tuple[int, int] | None = None) -> Inspection:
-    """As `inspect_checkpoint`, for a network come by in any way. Raises what `network_of` raises, too."""
+    """Inspect the network of any source, as `inspect_checkpoint` does. Raise what `network_of` raises, too."""
     checkpoint = read_source(source)
     network = network_of(checkpoint, source, input_size)
     check_assumed(
@@ -62,13 +62,13 @@ def inspect_network(
     notes: tuple[str, ...],
     input_size: tuple[int, int] | None = None,
 ) -> Inspection:
-    """Look into `network`, for an input of `input_size` (height, width), by default of its usual size.
+    """Inspect `network`, for an input of `input_size` (height, width), by default of its usual size.
 
-    No file is read and `network` stays as it is; it runs on a few generated images.
+    No file is read, and `network` isn't changed; it runs on a few generated images.
 
     Raises:
         InputError: the network takes no picture of that size.
-        ArchitectureError: it can't be traced, or a BatchNorm of it normalises by its batch.
+        ArchitectureError: the network can't be traced, or one of its BatchNorms normalises by its batch.
     """
     height, width = input_size or network.usual_input_size
     shape = (network.in_channels, height, width)
@@ -102,7 +102,7 @@ def _trace(network: TrainedNetwork, shape: tuple[int, int, int]) -> fx.GraphModu
         return trace(network.module, shape)
     except ArchitectureError as tracing:
         height, width = network.usual_input_size
-        # Is it the size, or the network? A picture that size tells.
+        # A picture of that size tells whether the size is wrong, or the network can't be traced.
         try:
             with torch.inference_mode():
                 network.module(torch.zeros((1, *shape)))
@@ -130,7 +130,7 @@ def _fp16_look(
         weight = operation.weight
         if weight is not None:
             weight = scaled_rows(weight, None if gain is None else gain.numpy())
-        # Folded, the layer gives what its BatchNorm gives now; what lies between is never written in FP16.
+        # Once folded, the layer's output is its BatchNorm's; the value between the two is never stored in FP16.
         layers.append(fp16_facts(operation.name, weight, activations.get(batchnorms.folded.get(node, node))))
     at_output = {node.name: value for node, value in activations.items() if node not in batchnorms.folded}
     most = largest_value(at_output)

@@ -1,4 +1,4 @@
-"""What a model package holds: whether its files are intact, and its network as its FP32 ONNX graph has it."""
+"""Inspection of a model package: whether its files are intact, and its network by its FP32 ONNX graph."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,14 +20,15 @@ _PIXEL_MAX = 255.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InspectedPackage:
-    """A package, and what its network holds."""
+    """A package, and the inspection of its network."""
 
     manifest: Manifest
     damage: dict[str, str | None]
-    """By the file's path: how it differs from the manifest; None where it doesn't."""
+    """Path of a file to how it differs from the manifest; None if it doesn't."""
     inspection: Inspection | None
+    """The inspection of the network; None if it can't be shown."""
     why_no_layers: str | None
-    """Why the network isn't shown."""
+    """Why the network can't be shown; None if it is."""
 
     def check_intact(self) -> None:
         """Raise `PackageError` naming every file that is missing or differs from the manifest."""
@@ -36,10 +37,10 @@ class InspectedPackage:
 
 
 def inspect_package(package: ModelPackage) -> InspectedPackage:
-    """Look into `package`. Damaged files are told in the result, not raised.
+    """Inspect `package`. Damaged files are reported in the result, not raised.
 
     Raises:
-        PackageError: its FP32 ONNX graph is as the manifest says, but is no graph that can be read.
+        PackageError: the FP32 ONNX graph is intact by the manifest, but can't be read.
     """
     manifest = package.manifest
     damage = {file.path: _damage(package, file) for file in (*manifest.artifacts, manifest.reference)}
@@ -71,7 +72,7 @@ class _Kept(_Loose):
 
 
 class _Report(_Loose):
-    """What is taken of report.json, all of it optional: older exports wrote less."""
+    """The parts of report.json that are used, all of them optional, as older exports wrote less."""
 
     evidence: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -137,7 +138,7 @@ def _fp16_look(graph: OperationGraph) -> Fp16Look:
 
 
 def _without_pixel_scale(graph: OperationGraph, std: tuple[float, ...]) -> OperationGraph:
-    """`graph` with the first convolution's weights as trained: an FP16 graph moves the scale back onto the pixels."""
+    """Return `graph` with the first convolution's weights as trained; an FP16 graph moves the scale to the pixels."""
     scale = np.array([_PIXEL_MAX * value for value in std], np.float32).reshape(1, -1, 1, 1)
 
     def unscaled(operation: Operation) -> Operation:
@@ -151,7 +152,7 @@ def _without_pixel_scale(graph: OperationGraph, std: tuple[float, ...]) -> Opera
 
 
 def _report(folder: Path) -> tuple[_Report, tuple[str, ...]]:
-    """What report.json says, and notes on reading it. No manifest vouches for it, so it may be missing or broken."""
+    """Return report.json's content, and notes on reading it; no manifest lists it, so it may be missing or broken."""
     path = folder / _REPORT
     try:
         if path.stat().st_size > _MAX_REPORT_BYTES:

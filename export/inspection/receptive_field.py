@@ -1,8 +1,8 @@
-"""Theoretical receptive fields: which part of the picture one position of each operation's output can depend on.
+"""Theoretical receptive fields: the part of the picture that one position of each operation's output can depend on.
 
-Through a window of k positions with dilation d, r = r_before + (k - 1) * d * (product of the strides before), for
-each axis (Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks"); where branches
-join, the largest counts. Padding moves a field and does not change its size.
+Through a window of k positions with dilation d, r = r_before + (k - 1) * d * (product of the strides before), for each
+axis (Araujo, Norris and Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks"); where branches join,
+the largest field counts. Padding moves a field and doesn't change its size.
 """
 
 import math
@@ -14,21 +14,21 @@ from fuseline.export.graph.operations import Operation, OperationGraph, Pair, Pe
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """Of one position of a map."""
+    """The receptive field of one position of a map."""
 
     pixels: Pair | None
-    """(height, width) through windows alone; None where no path but a global one leads there."""
+    """(height, width) in pixels through windows alone; None where all paths lead through the whole map."""
     whole_input: bool
-    """Whether some path leads through the whole map: a global pool, a squeeze-and-excitation gate before it, a flatten,
-    or a normalisation by the map's statistics."""
+    """Whether a path leads through the whole map: a global pool, a squeeze-and-excitation gate before it, a flatten, or
+    a normalisation by the map's statistics."""
 
     def covers(self, height: int, width: int) -> bool:
-        """Whether it is as large as a picture of `height` x `width`."""
+        """Return whether the field is as large as a picture of `height` x `width`."""
         return self.whole_input or (self.pixels is not None and self.pixels[0] >= height and self.pixels[1] >= width)
 
 
 def receptive_fields(graph: OperationGraph) -> dict[str, ReceptiveField]:
-    """The receptive field of every value that depends on the picture, by its name."""
+    """Return the receptive field of every value that depends on the picture, by its name."""
     unit = Fraction(1)
     reached = {graph.input_value: _Reached((unit, unit), (unit, unit), False, graph.spatial_axes)}
     shapes = {graph.input_value: graph.input_shape}
@@ -44,10 +44,10 @@ def receptive_fields(graph: OperationGraph) -> dict[str, ReceptiveField]:
 class _Reached:
     pixels: tuple[Fraction, Fraction] | None
     step: tuple[Fraction, Fraction]
-    """Pixels from one position to the next: the product of the strides so far."""
+    """Number of pixels from one position to the next: the product of the strides so far."""
     whole_input: bool
     axes: Pair | None
-    """Where height and width are, counted from the last axis; None once there is one position only."""
+    """Axes of height and width, counted from the last; None once there is only one position."""
 
     @property
     def field(self) -> ReceptiveField:
@@ -59,7 +59,7 @@ _EVERYTHING = _Reached(None, (Fraction(1), Fraction(1)), whole_input=True, axes=
 
 
 def _through(operation: Operation, before: _Reached, shape: tuple[int, ...]) -> _Reached:
-    """What `operation` reaches by the path through an input of `shape` that reached `before`."""
+    """Return what `operation` reaches by the path through an input of `shape` that reaches `before`."""
     axes, reach = before.axes, operation.reach
     if reach == "everything":
         return _EVERYTHING
@@ -80,7 +80,7 @@ def _through(operation: Operation, before: _Reached, shape: tuple[int, ...]) -> 
         whole = before.whole_input or reach == "statistics"
         return _Reached(before.pixels, before.step, whole, axes)
     if sizes == (1, 1) and math.prod(shape) == math.prod(operation.output_shape):
-        # The only position loses its axes, as where a flatten follows a pool.
+        # A map of one position loses its axes, as where a flatten follows a pool.
         return _Reached(before.pixels, before.step, before.whole_input, None)
     return _EVERYTHING
 

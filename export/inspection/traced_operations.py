@@ -1,4 +1,4 @@
-"""The operations of a traced PyTorch network, as `fuseline.export.graph.operations` has them."""
+"""The operations of a traced PyTorch network, in the form of `fuseline.export.graph.operations`."""
 
 import math
 import operator
@@ -36,7 +36,7 @@ _ADAPTIVE_POOLS: Mapping[object, Kind] = {
     _ATEN.adaptive_max_pool2d.default: "max-pool",
 }
 _REDUCTIONS = (_ATEN.mean.dim, _ATEN.sum.dim_IntList, _ATEN.amax.default)
-# They normalise by statistics that they take of the map at inference too.
+# Operators that normalise by the map's own statistics, at inference too.
 _MAP_STATISTICS = (_ATEN.group_norm.default, _ATEN.instance_norm.default)
 _PADDING = (_ATEN.pad.default, _ATEN.constant_pad_nd.default, _ATEN.reflection_pad2d.default)
 _RESAMPLING_KERNELS = {
@@ -47,10 +47,10 @@ _RESAMPLING_KERNELS = {
 
 
 def operations_from_trace(traced: fx.GraphModule, names: Mapping[str, str]) -> OperationGraph:
-    """The operations of `traced`, a graph of `fuseline.export.folding.trace.trace`.
+    """Return the operations of `traced`, a graph of `fuseline.export.folding.trace.trace`.
 
     Args:
-        names: module names to those that layers are to be shown by; others stay.
+        names: module names to the names that are shown; a module without one keeps its own.
     """
     (image,) = traced.graph.find_nodes(op="placeholder")
     reader = _Reader(traced, names)
@@ -63,12 +63,12 @@ def operations_from_trace(traced: fx.GraphModule, names: Mapping[str, str]) -> O
 
 
 def is_weighted(node: fx.Node) -> bool:
-    """Whether `node` is a convolution or a linear layer."""
+    """Return whether `node` is a convolution or a linear layer."""
     return node.target in _WEIGHTED
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of `node`'s value without the batch; of several values, the first one's."""
+    """Return the shape of `node`'s value without the batch; of several values, the first one's."""
     value = node.meta.get("val")
     while isinstance(value, tuple | list) and value:
         value = value[0]
@@ -76,7 +76,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def shown_layer_name(node: fx.Node, names: Mapping[str, str]) -> str:
-    """What a convolution, linear layer or BatchNorm `node` is called, also where its weight is computed."""
+    """Return the name of a convolution, linear layer or BatchNorm `node`, also where its weight is computed."""
     weight = node.args[3] if node.target == _ATEN.batch_norm.default else node.args[1]
     plain = isinstance(weight, fx.Node) and weight.op == "get_attr"
     name = layer_name(node) if plain else _scope(node) or node.name
@@ -121,7 +121,7 @@ class _Reader:
         return node in self.live or node.op == "placeholder"
 
     def _tensors_of(self, node: fx.Node) -> Iterator[str]:
-        """Names of the tensors that `node`'s weights are, or are computed from."""
+        """Yield the names of the tensors that `node`'s weights are, or are computed from."""
         seen: set[fx.Node] = set()
         waiting = list(node.all_input_nodes)
         while waiting:
@@ -139,7 +139,7 @@ class _Reader:
         scope = _scope(node)
         shown = self._names.get(scope, scope)
         stem = str(node.target).removeprefix("aten.").partition(".")[0].strip("_")
-        # A pool that is a module of its own is a layer to people; what else a module does is told apart by operator.
+        # A pool that is a module of its own is a layer to people; other operators of a module are named with it.
         if shown and _is_pool_module(node):
             return shown
         return f"{shown}/{stem}" if shown else stem
@@ -204,7 +204,7 @@ def _reach_of_others(node: fx.Node, arguments: Mapping[str, Any]) -> Reach:
 
 
 def _transposed_window(arguments: Mapping[str, Any]) -> Window:
-    """Each position of the output meets every stride-th element of the kernel."""
+    """Return the window of a transposed convolution, whose output positions meet every stride-th kernel element."""
     kernel, stride = _pair(arguments["weight"].meta["val"].shape[2:]), _pair(arguments["stride"])
     dilation = _pair(arguments["dilation"])
     height, width = (-(-((k - 1) * d + 1) // s) for k, d, s in zip(kernel, dilation, stride, strict=True))
@@ -212,7 +212,7 @@ def _transposed_window(arguments: Mapping[str, Any]) -> Window:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of `node` by its name in the operator's schema, defaults too."""
+    """Return every argument of `node` by its name in the operator's schema, defaults too."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
     given = dict(node.kwargs)
@@ -224,7 +224,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _dependents_of_input(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values depend on the picture's pixels: neither weights, nor what is computed from sizes alone."""
+    """Return the nodes whose values depend on the picture's pixels, not on weights or sizes alone."""
     depends: set[fx.Node] = set()
     for node in graph.nodes:
         tensor = isinstance(node.meta.get("val"), Tensor | tuple | list) or node.target is operator.getitem
@@ -234,7 +234,7 @@ def _dependents_of_input(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _scope(node: fx.Node) -> str:
-    """The innermost module that `node` runs in."""
+    """Return the innermost module that `node` runs in."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
 
