@@ -1,4 +1,4 @@
-"""The nodes of a graph by the names that the checkpoint has for its layers."""
+"""The checkpoint's names of a graph's nodes."""
 
 import difflib
 import re
@@ -12,10 +12,10 @@ _NEAR = 5
 
 
 def checkpoint_name(node: str, layer_names: Mapping[str, str]) -> str:
-    """The checkpoint's name of the graph's `node`.
+    """Return the checkpoint's name of the graph's `node`.
 
-    A node that has no weights is called after the module that calls it and its operator, `layer1.0/Add`; the checkpoint
-    knows that module only by the layers that lie in it.
+    A node without weights is named after the module that calls it and its operator, `layer1.0/Add`; the checkpoint has
+    names only for the layers in that module.
 
     Args:
         layer_names: the module's names of layers to the checkpoint's, for every layer with weights.
@@ -25,21 +25,21 @@ def checkpoint_name(node: str, layer_names: Mapping[str, str]) -> str:
         return layer_names[module] + slash + operator
     if not slash:
         return node
-    # Of a module without weights, such as a pool, the checkpoint has no trace, but of its parent.
+    # The checkpoint has no name for a module without weights, such as a pool, but one for its parent.
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         inside = f"{'.'.join(parts[:length])}."
-        theirs = [name.split(".") for ours, name in layer_names.items() if ours.startswith(inside)]
-        if len(theirs) > 1 and (shared := _shared_start(theirs)):
+        stored = [name.split(".") for layer, name in layer_names.items() if layer.startswith(inside)]
+        if len(stored) > 1 and (shared := _shared_start(stored)):
             return ".".join((*shared, *parts[length:])) + slash + operator
     return node
 
 
 def nodes_matching(patterns: Sequence[str], nodes: FloatNodes, layer_names: Mapping[str, str]) -> dict[str, str]:
-    """The nodes in whose name in the checkpoint a pattern of `patterns` is found, and that pattern: node -> pattern.
+    """Return node -> pattern, for the nodes in whose name in the checkpoint one of `patterns` is found.
 
     Raises:
-        InputError: a pattern is no regular expression, or is found in no layer's name; near names are given.
+        InputError: a pattern is no regular expression, or is found in no layer's name; the message has near names.
     """
     named = {node.name: checkpoint_name(node.name, layer_names) for node in nodes.nodes}
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Which of many layers together move the logits too far: found by trying ever smaller groups."""
+"""The search for the layers that together move the logits too far, by trying ever smaller groups."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,16 +12,16 @@ def layers_that_disturb(
     without: Callable[[Sequence[str]], float],
     tolerance: float,
 ) -> dict[str, float]:
-    """The layers that must leave so that the rest deviates by at most `tolerance`, and what each does by itself.
+    """Return the layers that must leave FP16 so that the rest deviates by at most `tolerance`: layer -> own deviation.
 
-    A group that by itself stays within its budget is let off without trying its layers, so a few culprits among many
-    layers take a few tries for each. Many small errors may add up where none is beyond the budget: then it is halved,
-    until the worst of them are found. In the end all of `layers` leave.
+    The layers of a group that by itself stays within its budget aren't tried, so that a few culprits among many layers
+    take a few tries each. Many small errors may add up although none is beyond the budget; the budget is then halved
+    until the worst of them are found. If that never suffices, all of `layers` leave.
 
     Args:
-        layers: in running order, so that a value's producer and its readers come into one group.
-        alone: the deviation with only these layers in FP16.
-        without: the deviation with these layers left out.
+        layers: layers in running order, so that a value's producer and its readers come into one group.
+        alone: returns the deviation with only these layers in FP16.
+        without: returns the deviation with all but these layers in FP16.
     """
     tried: dict[tuple[str, ...], float] = {}
 

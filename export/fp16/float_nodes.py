@@ -1,4 +1,4 @@
-"""The part of an exported FP32 graph whose precision can be chosen: the nodes that compute on floats, pixels aside."""
+"""The nodes of an exported FP32 graph whose precision can be chosen: those that compute on floats, but for pixels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ MOVERS = (
     *("Relu", "MaxPool", "Concat", "Split", "Slice", "Gather", "Pad"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Identity"),
 )
-"""They hand on numbers that they take: what FP16 does to those is done where they are computed."""
+"""Operators whose output holds numbers of their input, so that FP16 rounds nothing that wasn't rounded before."""
 _FP16 = "tensor(float16)"
 
 
@@ -25,20 +25,20 @@ class FloatNode:
     proto: onnx.NodeProto
     opset: int
     activations: tuple[str, ...]
-    """Its float32 inputs that depend on the picture, each once."""
+    """The float32 inputs that depend on the picture, each once."""
     constants: tuple[str, ...]
-    """Its float32 inputs that are initialisers, each once, without a convolution's or Gemm's bias."""
+    """The float32 inputs that are initialisers, each once, without a convolution's or Gemm's bias."""
     bias: str | None
     outputs: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Unique in its graph."""
+        """The node's name, unique in its graph."""
         return str(self.proto.name)
 
     @property
     def weighted(self) -> bool:
-        """Whether it is a convolution or a matrix product."""
+        """Whether the node is a convolution or a matrix product."""
         return self.proto.op_type in WEIGHTED
 
     @property
@@ -48,7 +48,7 @@ class FloatNode:
         return schema is None or _FP16 in schema.outputs[0].types
 
     def takes_fp16(self, index: int) -> bool:
-        """Whether input number `index` of the operator may be FP16: the scales of a Resize, say, may not."""
+        """Return whether input number `index` of the operator may be FP16; the scales of a Resize, say, may not."""
         return takes_fp16(self.proto, index, self.opset)
 
 
@@ -67,15 +67,15 @@ class FloatNodes:
         object.__setattr__(self, "by_name", {node.name: node for node in self.nodes})
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """The values of the initialiser `name`."""
+        """Return the values of the initialiser `name`."""
         values: NDArray[np.float32] = numpy_helper.to_array(self.initialisers[name])
         return values
 
 
 def float_nodes(model: onnx.ModelProto, apart: Iterable[str] = ()) -> FloatNodes:
-    """The float nodes of an FP32 `model`, those called `apart` left out.
+    """Return the float nodes of an FP32 `model`, without those called `apart`.
 
-    A node that only makes floats (a Cast from integers, a constant) is none: it has no precision to choose.
+    A node that only makes floats (a Cast from integers, a constant) is none, as it has no precision to choose.
     """
     inferred = shape_inference.infer_shapes(model, strict_mode=True)
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
@@ -99,7 +99,7 @@ def float_nodes(model: onnx.ModelProto, apart: Iterable[str] = ()) -> FloatNodes
 
 
 def takes_fp16(node: onnx.NodeProto, index: int, opset: int) -> bool:
-    """Whether ONNX lets input number `index` of `node` be FP16; true of operators that it doesn't define."""
+    """Return whether ONNX lets input number `index` of `node` be FP16; True for operators that it doesn't define."""
     schema = _schema(node.op_type, node.domain, opset)
     # A variadic operator has one formal input, the last, for all that follow.
     return schema is None or _FP16 in schema.inputs[min(index, len(schema.inputs) - 1)].types

@@ -1,4 +1,4 @@
-"""The FP16 graph: strongly typed, still uint8 in and float32 out; nodes that are told to stay in FP32."""
+"""The FP16 graph: strongly typed, with uint8 in and float32 out; chosen nodes stay in FP32."""
 
 from collections.abc import Collection
 
@@ -14,46 +14,47 @@ from fuseline.serve.model_package import OUTPUT_NAME
 from fuseline.serve.precision import FP16_LARGEST
 
 PIXEL_SCALE_LOG2 = 6
-"""Pixels minus their mean reach 255; the weights that meet them were divided by 255 * std and would sink towards FP16's
-subnormal range. A power of two moves the scale from one to the other without any rounding."""
-_FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
+"""Exponent of the factor that divides pixels and multiplies their weights. Pixels minus their mean reach 255, and the
+weights that multiply them were divided by 255 * std, which brings them near FP16's subnormal range. A power of two
+moves the scale from one to the other without any rounding."""
+_FP32, _FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
+_SUFFIX = {_FP32: "fp32", _FP16: "fp16"}
 
 
 def fp16_from_fp32(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy of `model` (as `onnx_from_network` makes it) that computes in FP16 but for `fp32_nodes`.
+    """Return a copy of `model` (as `onnx_from_network` makes it) that computes in FP16 but for `fp32_nodes`.
 
-    It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, and only then
-    cast to FP16; the logits are cast back. Where FP16 and FP32 nodes meet there is one Cast for each value, whoever
-    reads it. Which nodes must stay in FP32 is found out by `fuseline.export.fp16.mixed_precision`.
+    It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, before the
+    cast to FP16; the logits are cast back. A value that passes between FP16 and FP32 nodes has one Cast, however many
+    nodes read it. `fuseline.export.fp16.mixed_precision` finds out which nodes must stay in FP32.
 
     Raises:
         VerificationError: a weight is beyond FP16's largest finite number, 65504, and its node is to be FP16.
     """
-    half = with_cast_first(model)
+    fp16 = with_cast_first(model)
     pixels = pixel_nodes(model)
-    writer = _Writer(half, {node.name for node in pixels}, frozenset(fp32_nodes))
+    writer = _Writer(fp16, {node.name for node in pixels}, frozenset(fp32_nodes))
     first = scaled_first_layer(model)
     if first is not None and first not in writer.fp32:
         writer.scale_pixels(first, pixels[-1].output[0])
     writer.write()
-    return half
+    return fp16
 
 
 def scaled_first_layer(model: onnx.ModelProto) -> str | None:
-    """The convolution whose weights hold 1 / (255 * std) and are multiplied by 2**PIXEL_SCALE_LOG2 in FP16, if any."""
+    """Return the convolution whose weights hold 1 / (255 * std), and in FP16 get 2**PIXEL_SCALE_LOG2 too, if any."""
     pixels = pixel_nodes(model)
-    # Where the graph itself scales the pixels, they come in FP16's best range and no weight carries the scale.
+    # Where the graph itself scales the pixels, they are in FP16's best range, and no weight carries the scale.
     if len(pixels) > 3:
         return None
     return next(str(node.name) for node in model.graph.node if node.input[:1] == [pixels[-1].output[0]])
 
 
 def with_unweighted_behind(nodes: FloatNodes, fp32_nodes: Collection[str]) -> frozenset[str]:
-    """`fp32_nodes`, and the nodes without weights that read nothing but their FP32 results.
+    """Return `fp32_nodes`, and the nodes without weights that read nothing but their FP32 results.
 
-    To compute those in FP16 would take as many casts or more, and one rounding more. A region of FP32 so reaches to the
-    next convolution, or to a sum with an FP16 value, without casts inside.
+    In FP16 these would take at least as many casts, and one more rounding. So an FP32 region has no casts inside, and
+    ends at the next convolution or at a sum with an FP16 value.
     """
     fp32 = set(fp32_nodes)
     in_fp32: set[str] = set()
@@ -66,7 +67,7 @@ def with_unweighted_behind(nodes: FloatNodes, fp32_nodes: Collection[str]) -> fr
 
 
 def rounded_to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """`values` in FP16; infinite where they are beyond it."""
+    """Return `values` in FP16; infinite where they are beyond its range."""
     with np.errstate(over="ignore"):
         return values.astype(np.float16)
 
@@ -83,13 +84,14 @@ class _Writer:
         self._stored: dict[str, int] = {}
         """Type of each float activation."""
         self._casts: dict[tuple[str, int], str] = {}
-        self._half_reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        """Where each initialiser is read in FP16: the node, and the number of its input."""
-        self._float_reads: set[str] = set()
+        self._fp16_reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        """Initialiser -> the nodes that read it in FP16, with the number of the input."""
+        self._fp32_reads: set[str] = set()
+        """Initialisers that are read in FP32."""
         self._producers: dict[str, str] = {}
         self._written: list[onnx.NodeProto] = []
         self._scaled: tuple[str, str] | None = None
-        """The pixels, and the weight that meets them, where a power of two goes from one to the other."""
+        """The pixels and the weight between which the power of two is moved, if it is."""
 
     def scale_pixels(self, first: str, pixels: str) -> None:
         self._scaled = (pixels, self._nodes.by_name[first].proto.input[1])
@@ -100,10 +102,10 @@ class _Writer:
             own = by_name.get(node.name)
             single = own is None and sum(name in self._nodes.floats for name in node.input) < 2
             if node.name in self._pixel_names or single:
-                # It makes floats of something else, or reads one of any type.
-                kind = _FLOAT
+                # The node makes floats of something else, or reads one float of any type.
+                kind = _FP32
             else:
-                kind = _FLOAT if node.name in self.fp32 else _HALF
+                kind = _FP32 if node.name in self.fp32 else _FP16
                 for index, name in enumerate(node.input):
                     node.input[index] = self._read(node, index, name, kind)
             for name in node.output:
@@ -117,16 +119,16 @@ class _Writer:
         self._graph.node.extend(self._written)
 
     def _read(self, node: onnx.NodeProto, index: int, name: str, kind: int) -> str:
-        """The name by which `node` reads `name`, its input number `index`, in type `kind`."""
+        """Return the name by which `node` reads `name`, its input number `index`, in type `kind`."""
         if name not in self._nodes.floats:
             return name
-        if kind == _HALF and not takes_fp16(node, index, self._nodes.opset):
-            kind = _FLOAT
+        if kind == _FP16 and not takes_fp16(node, index, self._nodes.opset):
+            kind = _FP32
         if name in self._nodes.initialisers:
-            if kind == _HALF:
-                self._half_reads.setdefault(name, []).append((node, index))
+            if kind == _FP16:
+                self._fp16_reads.setdefault(name, []).append((node, index))
             else:
-                self._float_reads.add(name)
+                self._fp32_reads.add(name)
             return name
         return name if self._stored[name] == kind else self._cast(name, kind)
 
@@ -149,17 +151,17 @@ class _Writer:
         return typed
 
     def _cast_logits(self) -> None:
-        if self._stored[OUTPUT_NAME] == _FLOAT:
+        if self._stored[OUTPUT_NAME] == _FP32:
             return
         typed = f"{OUTPUT_NAME}_fp16"
         for node in self._written:
             node.input[:] = [typed if name == OUTPUT_NAME else name for name in node.input]
             node.output[:] = [typed if name == OUTPUT_NAME else name for name in node.output]
-        self._written.append(helper.make_node("Cast", [typed], [OUTPUT_NAME], name=f"{OUTPUT_NAME}/to_fp32", to=_FLOAT))
+        self._written.append(helper.make_node("Cast", [typed], [OUTPUT_NAME], name=f"{OUTPUT_NAME}/to_fp32", to=_FP32))
 
     def _type_initialisers(self) -> None:
         for tensor in list(self._graph.initializer):
-            if tensor.name not in self._half_reads:
+            if tensor.name not in self._fp16_reads:
                 continue
             values = self._nodes.array(tensor.name)
             if self._scaled is not None and tensor.name == self._scaled[1]:
@@ -169,10 +171,10 @@ class _Writer:
                     f"weight {tensor.name} reaches {largest:.6g}, beyond FP16's largest number {FP16_LARGEST:.0f}; its "
                     "layer must stay in FP32"
                 )
-            if tensor.name not in self._float_reads:
+            if tensor.name not in self._fp32_reads:
                 tensor.CopyFrom(numpy_helper.from_array(rounded_to_fp16(values), tensor.name))
                 continue
             typed = f"{tensor.name}_fp16"
             self._graph.initializer.append(numpy_helper.from_array(rounded_to_fp16(values), typed))
-            for node, index in self._half_reads[tensor.name]:
+            for node, index in self._fp16_reads[tensor.name]:
                 node.input[index] = typed

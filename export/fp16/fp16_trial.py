@@ -1,8 +1,9 @@
-"""How far a choice of layers in FP16 moves the logits, as a GPU would compute them.
+"""The trial of a choice of layers in FP16: how far it moves the logits, as a GPU would compute them.
 
-On a GPU each FP16 value is stored in 16 bits, and sums are accumulated in 32. On a CPU ONNX Runtime and OpenVINO
-compute FP16 nodes in FP32 and leave roundings in between out, so that an overflow in the middle of a network may not
-show: that the FP16 graph runs there proves little about a GPU. So a trial runs an FP32 graph that rounds as a GPU does.
+On a GPU each FP16 value is stored in 16 bits, and sums are accumulated in 32. On a CPU, ONNX Runtime and OpenVINO
+compute FP16 nodes in FP32 and leave out the roundings in between, so that an overflow in the middle of a network may
+not show, and an FP16 graph that runs there proves little about a GPU. So a trial runs an FP32 graph that rounds as a
+GPU does.
 """
 
 from collections.abc import Callable, Collection
@@ -18,7 +19,7 @@ from fuseline.export.graph.runtimes import onnxruntime_logits
 
 
 class Fp16Trial:
-    """An FP32 graph, images, and its logits for them, which FP16 is held against."""
+    """Trials of an FP32 graph on images; FP16 is compared with the graph's own `logits` (n, classes) for them."""
 
     def __init__(
         self, model: onnx.ModelProto, nodes: FloatNodes, pixels: NDArray[np.uint8], logits: NDArray[np.float32]
@@ -26,14 +27,14 @@ class Fp16Trial:
         self._model, self._nodes, self._pixels, self._logits = model, nodes, pixels, logits
 
     def deviation(self, kept: Collection[str], on_progress: Callable[[float], None] = lambda _: None) -> float:
-        """Largest difference of a logit from FP32's, as a share of their range, of the graph that keeps `kept` in FP32.
+        """Return the largest difference of a logit from FP32's, as a share of their range, with `kept` in FP32.
 
-        Infinite where FP16 gives NaN or infinity.
+        It is infinite where FP16 gives NaN or infinity.
         """
         return self._deviation(with_unweighted_behind(self._nodes, kept), on_progress)
 
     def deviation_of(self, fp16_nodes: Collection[str]) -> float:
-        """The same with only `fp16_nodes` in FP16, whatever they read."""
+        """Return the deviation with only `fp16_nodes` in FP16, whatever they read."""
         return self._deviation({node.name for node in self._nodes.nodes} - set(fp16_nodes))
 
     def _deviation(self, fp32_nodes: Collection[str], on_progress: Callable[[float], None] = lambda _: None) -> float:
@@ -46,10 +47,10 @@ class Fp16Trial:
 
 
 def stored_in_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph that computes in FP32 and rounds to FP16, overflow included, each value that is FP16 in `model`."""
+    """Return a graph that computes in FP32 and rounds each value that is FP16 in `model` to FP16, with overflow."""
     inferred = shape_inference.infer_shapes(model, strict_mode=True)
     values = (*inferred.graph.value_info, *inferred.graph.output)
-    half = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    fp16 = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     del wide.graph.value_info[:]
@@ -63,7 +64,7 @@ def stored_in_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         rounds = node.op_type == "Cast"
         nodes.append(copy)
         for index, name in enumerate(node.output):
-            if name not in half:
+            if name not in fp16:
                 continue
             stored = f"{name}/stored"
             copy.output[index] = stored if rounds else f"{name}/computed"

@@ -1,4 +1,4 @@
-"""Measuring inside a graph: nodes are added to it, so that a few numbers of each value leave the runtime."""
+"""Measurements inside a graph, by added nodes that return a few numbers about each value."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class GraphProbes:
         self._model.CopyFrom(model)
         self._made_by = {output: node.name for node in model.graph.node for output in node.output}
         self._behind: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
-        """Added nodes, by the node of the graph that they stand behind."""
+        """Name of a node of the graph -> the nodes that were added behind it."""
         self._known: set[str] = set()
         self._measured: dict[str, Combine] = {}
 
@@ -34,25 +34,25 @@ class GraphProbes:
         self._made_by.update(dict.fromkeys(node.output, behind))
 
     def apply(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add an operator behind the node that makes the first of `inputs`, unless `output` is there; its output."""
+        """Add an operator behind the node that makes the first of `inputs`, unless `output` exists; return `output`."""
         if output not in self._known:
             self.add(helper.make_node(operator, inputs, [output], name=output, **attributes), self._made_by[inputs[0]])
         return output
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
-        """Add an initialiser unless it is there; its name."""
+        """Add an initialiser unless `name` exists; return `name`."""
         if name not in self._known:
             self._known.add(name)
             self._model.graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
     def rounded(self, value: str) -> str:
-        """The float32 activation `value` rounded to FP16, as float32."""
-        half = self.apply("Cast", [value], f"half:{value}", to=TensorProto.FLOAT16)
-        return self.apply("Cast", [half], f"rounded:{value}", to=TensorProto.FLOAT)
+        """Add nodes that round the float32 activation `value` to FP16; return the result, which is float32."""
+        fp16 = self.apply("Cast", [value], f"fp16:{value}", to=TensorProto.FLOAT16)
+        return self.apply("Cast", [fp16], f"rounded:{value}", to=TensorProto.FLOAT)
 
     def reduce(self, operator: str, value: str, name: str, combine: Combine, axes: tuple[int, ...] = ()) -> None:
-        """Measure `value` reduced over `axes`, by default all, under `name`; batches are put together by `combine`."""
+        """Measure `value`, reduced over `axes`, by default all, under `name`; `combine` merges those of two batches."""
         inputs = [value]
         if axes:
             inputs.append(self.constant(f"axes:{axes}", np.array(axes, np.int64)))
@@ -65,7 +65,7 @@ class GraphProbes:
     def run(
         self, pixels: NDArray[np.uint8], on_progress: Callable[[float], None]
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-        """The logits for `pixels` (n, h, w, c), and what was measured, by name; raises as `run_batches` does."""
+        """Return the logits for `pixels` (n, h, w, c), and the measurements by name. Raise as `run_batches` does."""
         model, names = self._probed(), list(self._measured)
         logits, totals = [], dict[str, NDArray[np.float64]]()
         for values in run_batches(model, pixels, (OUTPUT_NAME, *names), on_progress):
@@ -77,7 +77,7 @@ class GraphProbes:
 
     def _probed(self) -> onnx.ModelProto:
         graph = self._model.graph
-        # Right behind what they read, so that the runtime can let go of it.
+        # Added nodes come right behind what they read, so that the runtime can free it.
         nodes = [added for node in graph.node for added in (node, *self._behind[node.name])]
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]

@@ -1,4 +1,4 @@
-"""The mixed-precision search of FP16: which layers must stay FP32, why, and the graph that comes of it."""
+"""The mixed-precision search of FP16: the layers that must stay FP32, the reasons, and the resulting graph."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,19 +19,19 @@ from fuseline.serve.errors import VerificationError
 from fuseline.serve.precision import FP16_LARGEST
 
 SAFETY_MARGIN = 4.0
-"""An activation must stay below 65504 / 4, as calibration images are a sample. Of a trained ResNet-20 a layer's largest
-activation on 1000 pictures is up to 1.6 times that on 64 of them and 2.8 times that on 64 generated images; black and
-white noise excites it 2.4 times as much as 64 pictures do."""
+"""Factor by which an activation must stay below 65504, as calibration images are only a sample. In a trained ResNet-20
+a layer's largest activation on 1000 pictures is up to 1.6 times that on 64 of them and 2.8 times that on 64 generated
+images; for black and white noise it is 2.4 times that for 64 pictures."""
 LAYER_TOLERANCE = 1e-2
-"""Largest deviation of one layer in FP16, as `LayerRange.deviation` has it. FP16's own rounding makes 2e-4 to 7e-4;
-more comes of numbers that sink below 2**-14."""
+"""Largest `LayerRange.deviation` of a layer in FP16. FP16's own rounding makes 2e-4 to 7e-4; more is due to numbers
+below 2**-14."""
 LOGITS_TOLERANCE = 1e-2
-"""Largest difference of a logit from FP32's, as a share of the logits' range: a fifth of what verification lets pass,
-which has other images, and runtimes that add in another order. FP16's own rounding makes 2e-4 to 2e-3, families of
-ResNets with random weights and a trained ResNet-20 looked at."""
+"""Largest difference of a logit from FP32's, as a share of the logits' range. It is a fifth of what verification
+allows, which has other images, and runtimes that add in another order. FP16's own rounding makes 2e-4 to 2e-3 in
+families of ResNets with random weights and in a trained ResNet-20."""
 _TRIAL_IMAGES = 32
 _SEARCH_IMAGES = 8
-"""The search tries many graphs, and the sum of what it finds is tried on more images."""
+"""Number of images of the search, which tries many graphs; its result is tried on more images."""
 _CALIBRATION_SHARE = 0.7
 
 
@@ -40,9 +40,9 @@ class KeptLayer:
     """A layer that stays in FP32."""
 
     layer: str
-    """As the checkpoint calls it; one without weights after the module that calls it and its operator."""
+    """The checkpoint's name; for a layer without weights, the module that calls it and its operator."""
     reasons: tuple[str, ...]
-    """For people, with figures."""
+    """Reasons for people, with figures."""
     asked: bool
     """Whether `keep` names it; else FP16 can't hold it."""
     range: LayerRange
@@ -54,13 +54,13 @@ class MixedFp16Graph:
 
     model: onnx.ModelProto
     kept: tuple[KeptLayer, ...]
-    """In running order."""
+    """The layers that stay in FP32, in running order."""
     ranges: tuple[LayerRange, ...]
-    """Every layer's, in running order, `layer` as the checkpoint calls it."""
+    """The range of every layer, in running order, with the checkpoint's name."""
     share: PrecisionShare
-    """Read back from `model`."""
+    """The share of FP16, read back from `model`."""
     fp32_nodes: frozenset[str]
-    """The nodes of `model` that are FP32: those of `kept`, and those without weights that only read their results."""
+    """The nodes of `model` in FP32: those of `kept`, and those without weights that only read their results."""
     deviation: float
     """Largest difference of a logit from FP32's on calibration images, as a share of the logits' range, with each FP16
     value stored in 16 bits as on a GPU."""
@@ -75,23 +75,26 @@ def mixed_fp16_from_fp32(
     strict: bool = False,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> MixedFp16Graph:
-    """The FP16 graph of `model` (as `onnx_from_network` makes it) that doesn't overflow on images like `pixels`.
+    """Return the FP16 graph of `model` (as `onnx_from_network` makes it) that doesn't overflow on images like `pixels`.
 
     A layer stays in FP32 if a folded weight is beyond 65504, if its input or output comes nearer to that than
-    `SAFETY_MARGIN` allows, if FP16 changes its output beyond `LAYER_TOLERANCE`, or if it is among those by which the
-    logits move beyond `LOGITS_TOLERANCE`. Where none has to, the graph is `fp16_from_fp32(model)`, byte for byte.
+    `SAFETY_MARGIN` allows, if FP16 changes its output beyond `LAYER_TOLERANCE`, or if it is among those that together
+    move the logits beyond `LOGITS_TOLERANCE`. If no layer must stay, the graph is `fp16_from_fp32(model)`, byte for
+    byte.
 
     Args:
         pixels: calibration images, uint8 (n, h, w, c).
         layer_names: the module's names of layers to the checkpoint's, for every layer with weights.
-        keep: regular expressions; layers in whose name in the checkpoint one is found stay in FP32 too.
-        strict: refuse, instead of keeping a layer in FP32 that `keep` doesn't name.
+        keep: regular expressions; a layer in whose name in the checkpoint one is found stays in FP32 too.
+        strict: whether to refuse instead of keeping a layer in FP32 that `keep` doesn't name.
+        on_progress: called with the share of the work that is done, 0 to 1.
 
     Raises:
         InputError: one of `keep` is no regular expression, or is found in no layer's name.
-        VerificationError: `strict`, and layers would have to stay: each is listed with its figures. Or no layer can be
-            FP16, or the FP32 graph itself overflows.
-        BackendUnavailableError, BackendError: ONNX Runtime is not installed, or fails.
+        VerificationError: layers would have to stay in FP32, and `strict`; the message has each with its figures. Or no
+            layer can be FP16, or the FP32 graph itself overflows.
+        BackendUnavailableError: ONNX Runtime is not installed.
+        BackendError: ONNX Runtime fails.
     """
     nodes = float_nodes(model, {node.name for node in pixel_nodes(model)})
     asked = nodes_matching(keep, nodes, layer_names)
@@ -144,7 +147,7 @@ def mixed_fp16_from_fp32(
 
 
 def _troubles(found: LayerRange) -> tuple[str, ...]:
-    """Why FP16 can't hold a layer: sentences; none where it can."""
+    """Return sentences: why FP16 can't hold a layer; none if it can."""
     limit = FP16_LARGEST / SAFETY_MARGIN
     troubles = [
         f"a folded {what} of {largest:.4g} is beyond 65504"
@@ -156,7 +159,7 @@ def _troubles(found: LayerRange) -> tuple[str, ...]:
         for what, largest in (("input", found.largest_input), ("output", found.largest_output))
         if largest > limit
     ]
-    # An overflow deviates beyond all bounds; it has been said.
+    # A layer that overflows, which was said above, deviates beyond all bounds too.
     if not troubles and found.deviation > LAYER_TOLERANCE:
         lost = f", {found.lost_share:.0%} of its weights become zero" if found.lost_share else ""
         small = f", {found.subnormal_share:.0%} lie below 2**-14" if found.subnormal_share else ""

@@ -1,4 +1,4 @@
-"""The images that INT8 is calibrated on and those that it is judged on, which must not be the same."""
+"""The images that INT8 is calibrated on and those that it is judged by, which must not be the same."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,25 +9,26 @@ from numpy.typing import NDArray
 from fuseline.serve.errors import InputError
 
 MIN_IMAGES = 16
-"""Fewer say nothing about the range of an activation, nor about agreement."""
+"""Smallest number of images that tells anything about the range of an activation, or about agreement."""
 ENOUGH_IMAGES = 100
-"""Of fewer, one image is more than a percent, and rare large activations are likely missed."""
+"""Number of images below which one image is more than a percent, and rare large activations are likely missed."""
 _JUDGING_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationImages:
-    """All (n, height, width, channels), uint8; no held-out image is among the others."""
+    """The images by use, each array uint8 (n, height, width, channels); no held-out image is among the others."""
 
     fitting: NDArray[np.uint8]
-    """Ranges are found on them."""
+    """Images on which ranges are found."""
     judging: NDArray[np.uint8]
-    """Calibrators are compared, and harmful layers found, on them."""
+    """Images on which calibrators are compared and harmful layers are found."""
     judging_logits: NDArray[np.float32]
-    """The FP32 graph's logits of `judging`."""
+    """The FP32 graph's logits (n, classes) of `judging`."""
     held_out: NDArray[np.uint8]
+    """Images on which the bar is checked."""
     held_out_logits: NDArray[np.float32]
-    """Eager PyTorch's FP32 logits of `held_out`."""
+    """Eager PyTorch's FP32 logits (n, classes) of `held_out`."""
     warnings: tuple[str, ...]
 
 
@@ -38,14 +39,15 @@ def split_images(
     row_shape: tuple[int, int, int],
     fp32_logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> CalibrationImages:
-    """Split `calibration` in two, and leave out of `held_out` what is in it.
+    """Split `calibration` in two, and leave out of `held_out` the images that are in it.
 
     Args:
+        held_out_logits: eager PyTorch's FP32 logits (n, classes) of `held_out`.
         row_shape: (height, width, channels) that the model takes.
-        fp32_logits: the FP32 graph.
+        fp32_logits: returns the FP32 graph's logits (n, classes) of images.
 
     Raises:
-        InputError: images of another shape than `row_shape`, too few of them, or not as many logits.
+        InputError: images have another shape than `row_shape`, or are too few, or don't have as many logits.
     """
     for kind, pixels in (("calibration", calibration), ("held-out", held_out)):
         if pixels.ndim != 4 or pixels.shape[1:] != row_shape or pixels.dtype != np.uint8:

@@ -1,7 +1,7 @@
-"""From an activation's histogram to the range that INT8 keeps of it: what is beyond is clipped.
+"""Calibrators: from an activation's histogram to the range that INT8 keeps; values beyond it are clipped.
 
-A wide range rounds every value more coarsely, a narrow one clips the large ones. Which harms a network less is not
-known beforehand, so the three customary ways are compared (Wu et al. 2020, "Integer Quantization for Deep Learning
+A wide range rounds every value more coarsely, a narrow one clips the large ones. As nobody knows beforehand which harms
+a network less, the three customary calibrators are compared (Wu et al. 2020, "Integer Quantization for Deep Learning
 Inference", section 5.1). ONNX Runtime's own calibrators keep every activation of every image in memory, and its entropy
 calibrator has no more bins than levels to choose a threshold from; these share one histogram.
 """
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from fuseline.export.int8.histograms import BINS, Histogram
 
 PERCENTILE = 99.99
-"""Of an activation's magnitudes."""
+"""Percentage of an activation's magnitudes within the range."""
 UNSIGNED_LEVELS = 256
 SIGNED_LEVELS = 128
-"""Of a magnitude: a signed activation spends one bit on its sign."""
+"""Number of levels of a magnitude; a signed activation spends one bit on its sign."""
 _CANDIDATES = 128
-"""Thresholds that the entropy calibrator tries."""
+"""Number of thresholds that the entropy calibrator tries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What INT8 keeps of an activation's values; 0 is in it."""
+    """The range of an activation's values that INT8 keeps; it contains 0."""
 
     low: float
     high: float
@@ -35,25 +35,26 @@ Calibrator = Callable[[Histogram], Range]
 
 
 def min_max(histogram: Histogram) -> Range:
-    """From the smallest value seen to the largest: nothing is clipped."""
+    """Return the range from the smallest value seen to the largest, which clips nothing."""
     return _clipped(histogram, histogram.largest)
 
 
 def percentile(histogram: Histogram) -> Range:
-    """Up to the magnitude that `PERCENTILE` of the values don't exceed."""
+    """Return the range up to the magnitude that `PERCENTILE` percent of the values don't exceed."""
     seen = np.cumsum(histogram.counts)
     last = int(np.searchsorted(seen, seen[-1] * (PERCENTILE / 100)))
     return _clipped(histogram, _upper_edge(histogram, last))
 
 
 def entropy(histogram: Histogram) -> Range:
-    """Up to the magnitude that loses least information, as the Kullback-Leibler divergence measures it (Migacz 2017,
-    "8-bit Inference with TensorRT").
+    """Return the range up to the magnitude that loses least information, by the Kullback-Leibler divergence.
+
+    The method is that of Migacz 2017, "8-bit Inference with TensorRT".
     """
     levels = SIGNED_LEVELS if histogram.lowest < 0 else UNSIGNED_LEVELS
     used = int(np.flatnonzero(histogram.counts)[-1]) + 1
     counts = histogram.counts.astype(np.float64)
-    # A ReLU's zeros are exact at any threshold; counted, they would drown all else.
+    # A ReLU's zeros are exact at any threshold; if they counted, they would outweigh all else.
     counts[0] = counts[1]
     if used <= levels or not counts[:used].any():
         return _clipped(histogram, histogram.largest)
@@ -63,7 +64,7 @@ def entropy(histogram: Histogram) -> Range:
 
 
 CALIBRATORS: Mapping[str, Calibrator] = {"entropy": entropy, "percentile": percentile, "min-max": min_max}
-"""In the order in which equals are preferred."""
+"""Calibrators by name; of equally good ones the first is preferred."""
 
 
 def _clipped(histogram: Histogram, magnitude: float) -> Range:
@@ -75,7 +76,7 @@ def _upper_edge(histogram: Histogram, index: int) -> float:
 
 
 def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
-    """KL divergence of `counts`, clipped to its first `end` bins, from the same in `levels` levels."""
+    """Return the KL divergence of `counts`, clipped to its first `end` bins, from the same in `levels` levels."""
     clipped = counts[:end].copy()
     clipped[-1] += counts[end:].sum()
     level_of_bin = np.arange(end) * levels // end
@@ -87,7 +88,7 @@ def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
     if spread.sum() == 0:
         return np.inf
     p, q = clipped / clipped.sum(), spread / spread.sum()
-    # A bin that only clipped values are in has no level of its own: a sliver of probability keeps the logarithm finite.
+    # A bin that holds only clipped values has no level of its own; a tiny probability keeps the logarithm finite.
     q = np.maximum(q, np.finfo(np.float32).tiny)
     nonzero = p > 0
     return float((p[nonzero] * np.log(p[nonzero] / q[nonzero])).sum())

@@ -1,4 +1,4 @@
-"""How large the values of each activation are: one histogram for each, collected in one pass over the images."""
+"""Histograms of the magnitudes of activations, collected in one pass over the images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ BINS = 16384
 
 @dataclass(slots=True)
 class Histogram:
-    """Magnitudes of an activation's values over all the images that were seen."""
+    """The magnitudes of an activation's values over all images that were seen."""
 
     counts: NDArray[np.int64]
-    """(BINS,): how many values v have i <= |v| / `limit` * BINS < i + 1."""
+    """Number of values v with i <= |v| / `limit` * BINS < i + 1, (BINS,)."""
     limit: float
     """Upper edge of the last bin, at most four times `largest`."""
     lowest: float
     highest: float
-    """Smallest and largest v."""
+    """`lowest` and `highest` are the smallest and the largest value."""
 
     @property
     def largest(self) -> float:
-        """Largest |v|."""
+        """Largest magnitude of a value."""
         return max(-self.lowest, self.highest)
 
 
@@ -38,12 +38,12 @@ def activation_histograms(
     pixels: NDArray[np.uint8],
     on_progress: Callable[[float], None],
 ) -> dict[str, Histogram]:
-    """Run `model` in FP32 on `pixels` (n, h, w, c) and count the magnitudes of `tensors`, its activations.
+    """Run `model` in FP32 on `pixels` (n, h, w, c) and count the magnitudes of its activations `tensors`.
 
-    The same input gives the same counts. Memory is bounded: no activation is kept.
+    The same input gives the same counts. Memory is bounded, as no activation is kept.
 
     Raises:
-        VerificationError: an activation is NaN or infinite; it is named.
+        VerificationError: an activation, which is named, is NaN or infinite.
     """
     histograms = {name: Histogram(np.zeros(BINS, np.int64), 0.0, np.inf, -np.inf) for name in tensors}
     for values in run_batches(_with_outputs(model, tensors), pixels, tensors, on_progress):
@@ -68,17 +68,17 @@ def _count(histogram: Histogram, activation: NDArray[np.float32], name: str) -> 
     magnitudes = np.abs(activation).ravel()
     largest = max(-lowest, highest)
     if histogram.limit == 0:
-        # Later images reach further; twice the room spares most of the merging.
+        # Later images have larger values; twice the room spares most of the merging.
         histogram.limit = 2 * largest
     if largest == 0:
         histogram.counts[0] += magnitudes.size
         return
     while largest >= histogram.limit:
-        # Two bins become one, so that no value need be counted again.
+        # Pairs of bins are merged, so that no value needs to be counted again.
         merged = histogram.counts.reshape(-1, 2).sum(axis=1)
         histogram.counts = np.concatenate([merged, np.zeros_like(merged)])
         histogram.limit *= 2
     bins = (magnitudes * np.float32(BINS / histogram.limit)).astype(np.int32)
-    # A quotient that float32 rounds up to BINS belongs to the last bin.
+    # A quotient that float32 rounds up to BINS belongs in the last bin.
     np.minimum(bins, BINS - 1, out=bins)
     histogram.counts += np.bincount(bins, minlength=BINS)

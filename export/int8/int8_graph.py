@@ -1,4 +1,4 @@
-"""An FP32 graph becomes an INT8 one that agrees with PyTorch, or an error that says how far it came."""
+"""Quantisation of an FP32 graph to an INT8 graph that agrees with PyTorch, or an error that says how far it came."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,25 +23,25 @@ from fuseline.serve.model_package import Task
 from fuseline.serve.precision import PRECISIONS
 
 Form = Literal["cpu", "tensorrt"]
-"""Whom a graph is for: they read different QDQ graphs. See `fuseline.export.int8.quantiser`."""
+"""The runtimes that a graph is for, which read different QDQ graphs; see `fuseline.export.int8.quantiser`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What the images tell about an FP32 graph: enough for its INT8 graphs of either form."""
+    """An FP32 graph and its calibration, from which INT8 graphs of either form are made."""
 
     model: onnx.ModelProto
-    """FP32."""
+    """The FP32 graph."""
     histograms: Mapping[str, Histogram]
-    """Of each activation that may be quantised."""
+    """Activation that may be quantised, to its histogram."""
     images: CalibrationImages
     task: Task = "single-label"
-    """What agreement is on; see `fuseline.export.int8.closeness.same_answers`."""
+    """The task, which decides what an answer is; see `fuseline.export.int8.closeness.same_answers`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibratorTrial:
-    """How well the network with all its layers in INT8 keeps to FP32, on calibration images that set no range."""
+    """How well the network with all layers in INT8 agrees with FP32, on calibration images that set no range."""
 
     calibrator: str
     agreement: float
@@ -52,21 +52,22 @@ class CalibratorTrial:
 
 @dataclass(frozen=True, slots=True)
 class Int8Graph:
-    """A graph with QDQ pairs that keeps the bar, and what that took. Layers are called as in the checkpoint."""
+    """A graph with QDQ pairs that keeps the bar, and what that took. Layers have the checkpoint's names."""
 
     model: onnx.ModelProto
     calibrator: str
     trials: tuple[CalibratorTrial, ...]
-    """Of every calibrator, the best first: it is `calibrator`."""
+    """The trial of every calibrator, the best first, which is that of `calibrator`."""
     trade: tuple[KeptInFp32, ...]
-    """In the order in which the search left layers in FP32; empty where every layer is INT8."""
+    """The layers in FP32, in the order in which the search chose them; empty where every layer is INT8."""
     share: PrecisionShare
-    """Read back from `model`."""
+    """The share of INT8, read back from `model`."""
     fp32_nodes: frozenset[str]
     """The graph's names of the layers in FP32."""
     bar: float
+    """Smallest agreement that was required."""
     agreement_by_runtime: dict[str, float]
-    """Runtime to the share of the held-out images on which `model` has eager PyTorch's answer."""
+    """Runtime to the share of held-out images on which `model` has eager PyTorch's answer."""
     calibration_images: int
     held_out_images: int
     warnings: tuple[str, ...]
@@ -74,7 +75,7 @@ class Int8Graph:
 
     @property
     def findings(self) -> dict[str, Any]:
-        """All but the graph itself, as plain values."""
+        """All but the graph itself, as plain values for the report."""
         return {
             "calibrator": self.calibrator,
             "trials": [asdict(trial) for trial in self.trials],
@@ -88,7 +89,7 @@ class Int8Graph:
 
     @property
     def described(self) -> str:
-        """For people, on one line."""
+        """The result for people, on one line."""
         share = self.share
         agreed = ", ".join(f"{value:.2%} on {name}" for name, value in self.agreement_by_runtime.items())
         return (
@@ -107,18 +108,18 @@ def calibrate(
     task: Task = "single-label",
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Calibrated:
-    """Run `model` on the calibration images and note how large its activations are.
+    """Run `model` on the calibration images and collect histograms of its activations.
 
     Args:
-        model: FP32, as `onnx_from_network` makes it.
+        model: FP32 graph, as `onnx_from_network` makes it.
         calibration: images (n, h, w, c) to find ranges on.
         held_out: other images, to judge by.
-        eager_held_out: eager PyTorch's FP32 logits (n, classes) of them.
-        task: what agreement is on.
+        eager_held_out: eager PyTorch's FP32 logits (n, classes) of `held_out`.
+        task: the task, which decides what an answer is.
         on_progress: called with the share of the work that is done, 0 to 1, never falling.
 
     Raises:
-        InputError: images of another size, or too few of them.
+        InputError: images have another size, or are too few.
         VerificationError: an activation is NaN or infinite.
         BackendUnavailableError: ONNX Runtime, whose quantiser this is, is not installed.
     """
@@ -135,19 +136,19 @@ def int8_from_fp32(
     form: Form = "cpu",
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Int8Graph:
-    """Quantise with the calibrator that suits the network best, leaving in FP32 the layers that the bar needs so.
+    """Quantise with the calibrator that suits the network best, and leave in FP32 the layers that the bar requires.
 
-    On one machine the same input gives the same graph. `calibrated` is left as it is.
+    On one machine the same input gives the same graph. `calibrated` isn't changed.
 
     Args:
-        layer_names: the graph's layers to the checkpoint's, where they differ.
-        bar: smallest share of held-out images that must have eager PyTorch's answer: on every CPU runtime that is
-            installed; of TensorRT's form on ONNX Runtime, which rounds wherever the graph says so.
-        form: of the graph.
+        layer_names: the graph's names of layers to the checkpoint's, where they differ.
+        bar: smallest share of held-out images that must have eager PyTorch's answer, on every CPU runtime that is
+            installed; for TensorRT's form on ONNX Runtime, which rounds wherever the graph says so.
+        form: the runtimes that the graph is for.
         on_progress: called with the share of the work that is done, 0 to 1, never falling.
 
     Raises:
-        VerificationError: the bar doesn't hold with half of the multiply-adds in INT8.
+        VerificationError: the bar isn't kept with half of the multiply-adds in INT8.
     """
     model, images = calibrated.model, calibrated.images
     quantiser, runtimes = _FORMS[form]
@@ -199,7 +200,7 @@ def _row_shape(model: onnx.ModelProto) -> tuple[int, int, int]:
 def _try_calibrators(
     calibrated: Calibrated, quantiser: Quantiser, on_progress: Callable[[float], None]
 ) -> tuple[tuple[CalibratorTrial, ...], dict[str, Range]]:
-    """Every calibrator's trial, the one with the smallest error first, and that one's ranges."""
+    """Return the trial of every calibrator, that with the smallest error first, and the ranges of that one."""
     expected = calibrated.images.judging_logits
     found = []
     for number, (name, calibrator) in enumerate(CALIBRATORS.items()):

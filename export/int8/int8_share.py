@@ -1,4 +1,4 @@
-"""How much of a graph is INT8, read back from the graph itself."""
+"""The share of a graph that is INT8, read back from the graph itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ _HEIGHT_AND_WIDTH = (-3, -2)
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What a layer takes, whatever its precision."""
+    """The cost of a layer, whatever its precision."""
 
     weights: int
+    """Number of weights."""
     multiply_adds: int
-    """For one image."""
+    """Number of multiply-adds for one image."""
 
 
 def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
-    """Name to cost of the layers of `model`, a graph in FP32, in running order."""
+    """Return name -> cost of the layers of `model`, an FP32 graph, in running order."""
     operations = operations_from_onnx(model, spatial_axes=_HEIGHT_AND_WIDTH).operations
     return {
         operation.name: LayerCost(operation.weight.size, operation.multiply_adds)
@@ -33,7 +34,7 @@ def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
 
 
 def int8_share(model: onnx.ModelProto, costs: Mapping[str, LayerCost]) -> PrecisionShare:
-    """Count the layers of `model` whose activation and weights both come out of a DequantizeLinear, the weights int8.
+    """Return the share of the layers whose activation and weights come from a DequantizeLinear, the weights int8.
 
     Args:
         costs: `layer_costs` of the graph that `model` was quantised from.

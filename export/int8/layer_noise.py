@@ -1,4 +1,4 @@
-"""Which layers INT8 harms most, found in one pass over a few images."""
+"""The noise that INT8 adds to each layer, measured in one pass over a few images."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,16 @@ from fuseline.export.int8.operators import layers_of
 
 
 def layer_noise(model: onnx.ModelProto, quantised: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Name of a layer to the noise that INT8 adds to its output, as a share of the output's power, the noisiest first.
+    """Return layer -> noise that INT8 adds to its output, as a share of the output's power, the noisiest first.
 
     Each layer is computed twice from the same FP32 input: in FP32, and with its input and weights rounded as in
-    `quantised`. So the noise is the layer's own; what layers before it add is not in it. It costs one run of a graph of
-    twice the size, however many layers there are.
+    `quantised`. So the noise is the layer's own, without that of layers before it. It costs one run of a graph of twice
+    the size, however many layers there are.
 
     Args:
-        model: FP32.
+        model: FP32 graph.
         quantised: `model` with QDQ pairs; layers that are FP32 in it are left out.
-        pixels: (n, h, w, c).
+        pixels: images (n, h, w, c).
     """
     twin, outputs = _with_twins(model, quantised)
     if not outputs:
@@ -42,7 +42,7 @@ _NOISE, _POWER = "#noise", "#power"
 
 
 def _with_twins(model: onnx.ModelProto, quantised: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """`model` beside each layer of `quantised`, with sums of squares as outputs, and the layer of each output."""
+    """Return `model` with each layer of `quantised` beside its own and sums of squares as outputs; output -> layer."""
     graph_of = {node.output[0]: node for node in quantised.graph.node}
     twin = onnx.ModelProto()
     twin.CopyFrom(model)

@@ -1,6 +1,6 @@
-"""The mixed-precision search: layers stay FP32, those that hurt most first, until the network agrees with PyTorch.
+"""The mixed-precision search of INT8: layers stay FP32, the most harmful first, until the network agrees with PyTorch.
 
-What hurts is judged on calibration images; the held-out ones only tell when it is enough.
+Harm is judged on calibration images; the held-out images only tell when enough layers stay FP32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,31 +19,32 @@ from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import Task
 
 MIN_SHARE = 0.5
-"""Of the multiply-adds, that must be INT8: with less there is little to gain over FP32."""
+"""Smallest share of the multiply-adds that must be INT8; with less there is little to gain over FP32."""
 _MEASURED = 24
-"""Layers whose effect on the logits is measured, one run each; of deeper networks the first, the last and the noisiest
-are."""
+"""Number of layers whose effect on the logits is measured, one run each; in deeper networks these are the first, the
+last and the noisiest ones."""
 _LEAST_GAIN = 0.005
-"""Of the logits' error, that a layer must take away to stay FP32."""
+"""Smallest share of the logits' error that a layer must take away to stay FP32."""
 
 Quantise = Callable[[Sequence[str]], onnx.ModelProto]
-"""The names of the layers that stay FP32 to the quantised graph."""
+"""A function from the names of the layers that stay FP32 to the quantised graph."""
 Runtimes = Callable[[onnx.ModelProto, NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
-"""A graph and images to each runtime's logits."""
+"""A function from a graph and images to each runtime's logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptInFp32:
-    """A layer that was left in FP32, and what that was good for."""
+    """A layer that was left in FP32, and what that gained."""
 
     layer: str
     multiply_adds: float
-    """Its share of the network's, 0 to 1."""
+    """The layer's share of the network's multiply-adds, 0 to 1."""
     logit_error: float
-    """That the calibration images' logits have left; see `fuseline.export.int8.closeness`."""
+    """Error that is left in the calibration images' logits; see `fuseline.export.int8.closeness`."""
     agreement_before: float
+    """Agreement with eager PyTorch on the held-out images, the lowest of all runtimes, without this layer in FP32."""
     agreement_after: float
-    """With eager PyTorch on the held-out images; of the runtimes' the lowest."""
+    """The same with this layer in FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +67,20 @@ def search_mixed_precision(
     layer_names: Mapping[str, str],
     task: Task = "single-label",
 ) -> MixedPrecisionGraph:
-    """Quantise `model`, and leave in FP32 as many layers as `bar` needs.
+    """Quantise `model`, and leave in FP32 as many layers as `bar` requires.
 
     Args:
-        model: FP32.
+        model: FP32 graph.
+        quantise: quantises `model` but for some layers.
         runtimes: run a quantised graph on the held-out images.
-        bar: smallest agreement with eager PyTorch that every one of the runtimes must have.
-        costs: of all layers of `model`.
-        layer_names: the graph's layers to what the result and errors call them.
-        task: what agreement is on; see `fuseline.export.int8.closeness.same_answers`.
+        images: calibration and held-out images.
+        bar: smallest agreement with eager PyTorch that every runtime must have.
+        costs: costs of all layers of `model`.
+        layer_names: the graph's names of layers to those for the result and errors.
+        task: the task, which decides what an answer is; see `fuseline.export.int8.closeness.same_answers`.
 
     Raises:
-        VerificationError: the bar doesn't hold while `MIN_SHARE` of the multiply-adds are INT8; with the trade.
+        VerificationError: the bar isn't kept with `MIN_SHARE` of the multiply-adds in INT8; the message has the steps.
     """
     quantised = quantise(())
     agreements = _agreements(runtimes(quantised, images.held_out), images, task)
@@ -108,9 +111,9 @@ def search_mixed_precision(
 def _most_harmful_first(
     model: onnx.ModelProto, quantise: Quantise, images: CalibrationImages, layers: Sequence[str]
 ) -> list[str]:
-    """INT8 layers by the error that the logits have left when that layer alone is FP32; behind them by their own noise.
+    """Return the INT8 layers by the logits' error when that layer alone is FP32; those not measured so by their noise.
 
-    A layer's own noise is not what it does to the logits, but it costs one run for all layers of a deep network.
+    A layer's own noise is not its effect on the logits, but costs one run for all layers of a deep network.
     """
     noise = layer_noise(model, quantise(()), images.judging)
     by_noise = [layer for layer in (layers[0], layers[-1]) if layer in noise]

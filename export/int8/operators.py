@@ -1,4 +1,4 @@
-"""Which nodes of a graph are quantised, and so which tensors."""
+"""The nodes of a graph that are quantised, and so the tensors."""
 
 from collections.abc import Collection
 
@@ -14,7 +14,7 @@ VALUE_KEEPING = (*_MOVES, "MaxPool", "Slice", "Pad")
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
-    """The nodes that multiply an activation by a weight of the graph, in running order."""
+    """Return the nodes that multiply an activation by a weight of the graph, in running order."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return tuple(
         node
@@ -24,10 +24,10 @@ def layers_of(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
 
 
 def quantised_nodes(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> tuple[onnx.NodeProto, ...]:
-    """The nodes whose inputs are quantised when the layers called `keep_fp32` are not.
+    """Return the nodes whose inputs are quantised when the layers called `keep_fp32` are not.
 
-    Layers; additions of two activations, which are residual ones; pooling of feature maps, unless it feeds a layer that
-    stays FP32.
+    They are layers; additions of two activations, which are residual ones; and pools, unless they feed a layer that
+    stays FP32 (a MaxPool is always quantised).
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     layers = {node.name for node in layers_of(model)}
@@ -46,7 +46,7 @@ def quantised_nodes(model: onnx.ModelProto, keep_fp32: Collection[str] = ()) -> 
 
 
 def quantised_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The activations that may be quantised, in running order: what `quantised_nodes` take, and what MaxPools give."""
+    """Return the activations that may be quantised, in running order: inputs of `quantised_nodes`, MaxPool outputs."""
     weights = {tensor.name for tensor in model.graph.initializer}
     names: dict[str, None] = {}
     for node in quantised_nodes(model):
@@ -58,7 +58,7 @@ def quantised_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def _inputs_traced_back(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
-    """What the nodes called `layers` take, and what that was before it was moved about."""
+    """Return the inputs of the nodes called `layers`, and the values that these were reshaped from."""
     producers = {output: node for node in model.graph.node for output in node.output}
     found = set()
     for node in model.graph.node:

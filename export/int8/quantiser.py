@@ -1,7 +1,7 @@
-"""ONNX Runtime's static quantiser, told which tensors to quantise and with what scales.
+"""Quantisation by ONNX Runtime's static quantiser, with tensors and scales chosen here.
 
-`QDQQuantizer` is the half of `onnxruntime.quantization.quantize_static` that writes the graph; the other half finds
-ranges, which `fuseline.export.int8.calibrators` does here.
+`QDQQuantizer` is the part of `onnxruntime.quantization.quantize_static` that writes the graph. The other part finds
+ranges; here `fuseline.export.int8.calibrators` does that.
 """
 
 import logging
@@ -18,25 +18,25 @@ from fuseline.export.int8.calibrators import Range
 from fuseline.export.int8.operators import QUANTISED_OPERATORS, VALUE_KEEPING, quantised_nodes
 
 _UNSIGNED_MAX, _SIGNED_MAX = 255, 127
-# The scale of an activation that is always 0; any is as good.
+# The scale of an activation that is always 0, for which any scale will do.
 _SCALE_OF_ZEROS = 1.0
 
 Quantiser = Callable[[onnx.ModelProto, Mapping[str, Range], Collection[str]], onnx.ModelProto]
-"""FP32 graph, ranges of its activations and names of layers that stay FP32, to the quantised graph."""
+"""A function from an FP32 graph, its activations' ranges and names of layers that stay FP32 to the quantised graph."""
 
 
 def quantised_for_cpus(
     model: onnx.ModelProto, ranges: Mapping[str, Range], keep_fp32: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A copy of `model` with QDQ pairs for CPUs: uint8 activations, int8 weights with a scale for each output channel.
+    """Return a copy of `model` with QDQ pairs for CPUs: uint8 activations, int8 weights with a scale for each channel.
 
-    The 256 levels span an activation's own range, from 0 up behind a ReLU. This is the form that both ONNX Runtime and
-    OpenVINO fuse entirely on x86: both inputs of a residual addition are quantised, pooling keeps its input's scale,
-    biases are int32, the logits float32. With int8 activations ONNX Runtime leaves half of the convolutions in FP32,
-    and OpenVINO's results overflow on CPUs without VNNI.
+    A channel is an output channel. The 256 levels span an activation's own range, which starts at 0 behind a ReLU. This
+    is the form that both ONNX Runtime and OpenVINO fuse entirely on x86: both inputs of a residual addition are
+    quantised, pooling keeps its input's scale, biases are int32, the logits float32. With int8 activations ONNX Runtime
+    leaves half of the convolutions in FP32, and OpenVINO's results overflow on CPUs without VNNI.
 
     Args:
-        ranges: of every tensor in `fuseline.export.int8.operators.quantised_tensors`.
+        ranges: the range of every tensor in `fuseline.export.int8.operators.quantised_tensors`.
         keep_fp32: names of the layers that stay FP32.
     """
     return _quantised(model, ranges, keep_fp32, signed=False)
@@ -45,11 +45,11 @@ def quantised_for_cpus(
 def quantised_for_tensorrt(
     model: onnx.ModelProto, ranges: Mapping[str, Range], keep_fp32: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A copy of `model` with QDQ pairs for TensorRT: int8 activations whose zero is 0, float biases, else as for CPUs.
+    """Return a copy of `model` with QDQ pairs for TensorRT: int8 activations whose zero is 0, float biases.
 
-    It refuses other zeros, takes uint8 for int8 without a word, and dequantises no int32. Of a residual addition only
-    the shortcut is quantised: the sum is then computed in the convolution before it rounds its result (TensorRT's
-    documentation, "Explicit Quantization", Q/DQ placement).
+    All else is as for CPUs. TensorRT refuses other zeros, takes uint8 for int8 silently, and dequantises no int32. Of a
+    residual addition only the shortcut is quantised; the sum is then computed in the convolution before it rounds its
+    result (TensorRT's documentation, "Explicit Quantization", Q/DQ placement).
     """
     signed = _quantised(model, ranges, keep_fp32, signed=True)
     _unround_residuals(signed)
@@ -63,7 +63,7 @@ def _quantised(
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 
     inferred = shape_inference.infer_shapes(model)
-    # So marked, the quantiser infers no shapes itself, for which it would write the model to disk.
+    # This mark keeps the quantiser from inferring shapes itself, for which it would write the model to disk.
     onnx.helper.set_model_props(inferred, {"onnx.infer": "onnxruntime.quant"})
     scales = {name: _scale_and_zero(range_, signed=signed) for name, range_ in _shared(model, ranges).items()}
     limits = {
@@ -79,7 +79,7 @@ def _quantised(
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if signed else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
-            # An empty list would mean all.
+            # An empty list would mean all nodes.
             nodes_to_quantize=wanted or [""],
             nodes_to_exclude=[],
             op_types_to_quantize=list(QUANTISED_OPERATORS),
@@ -87,7 +87,7 @@ def _quantised(
                 "WeightSymmetric": True,
                 "ActivationSymmetric": signed,
                 "TensorQuantOverrides": scales,
-                # Inputs only: between a convolution and its ReLU or its addition nothing is rounded.
+                # Only inputs are quantised, so that nothing is rounded between a convolution and its ReLU or addition.
                 "OpTypesToExcludeOutputQuantization": [kind for kind in QUANTISED_OPERATORS if kind != "MaxPool"],
                 "ForceQuantizeNoInputCheck": True,
                 "QuantizeBias": not signed,
@@ -100,7 +100,7 @@ def _quantised(
 
 
 def _shared(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """`ranges`, where a tensor that holds values of another has that one's: rounding it again then changes nothing."""
+    """Return `ranges`; a tensor with another's values gets that one's range, so that rounding it changes nothing."""
     producers = {output: node for node in model.graph.node for output in node.output}
     shared = {}
     for name in ranges:
@@ -113,7 +113,7 @@ def _shared(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Ra
 
 
 def _scale_and_zero(range_: Range, *, signed: bool) -> list[dict[str, Any]]:
-    """As the quantiser takes it."""
+    """Return scale and zero point of a range, as the quantiser takes them."""
     if signed:
         scale = _usable(max(-range_.low, range_.high) / _SIGNED_MAX)
         return [{"scale": scale, "zero_point": np.array(0, np.int8)}]
@@ -123,12 +123,12 @@ def _scale_and_zero(range_: Range, *, signed: bool) -> list[dict[str, Any]]:
 
 
 def _usable(scale: float) -> NDArray[np.float32]:
-    """`scale`, but never 0, as of an activation that is always 0, nor one that machines may flush to 0."""
+    """Return `scale`, but never 0, as for an activation that is always 0, nor one that machines may flush to 0."""
     return np.array(max(scale, float(np.finfo(np.float32).tiny)) if scale else _SCALE_OF_ZEROS, np.float32)
 
 
 def _unround_residuals(model: onnx.ModelProto) -> None:
-    """Let every residual addition read one of its branches as its convolution gives it."""
+    """Let every residual addition read one of its branches unrounded, as its convolution gives it."""
     producers = {output: node for node in model.graph.node for output in node.output}
     for addition in [node for node in model.graph.node if node.op_type == "Add"]:
         for index, name in enumerate(addition.input):
@@ -139,7 +139,7 @@ def _unround_residuals(model: onnx.ModelProto) -> None:
 
 
 def _pair_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[str, onnx.NodeProto] | None:
-    """The activation behind `name` if that is a dequantised one, and its QuantizeLinear."""
+    """Return the activation that `name` dequantises, and its QuantizeLinear; None if it dequantises none."""
     dequantise = producers.get(name)
     if dequantise is None or dequantise.op_type != "DequantizeLinear":
         return None
@@ -148,7 +148,7 @@ def _pair_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> tuple[st
 
 
 def _finish(written: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Put in running order, name after layers, drop what nothing reads, and say of the graph what `model` says."""
+    """Sort nodes in running order, name them after layers, remove what nothing reads, and copy `model`'s metadata."""
     graph = written.graph
     nodes = _in_running_order(written, [node.name for node in model.graph.node])
     layer_of_tensor = {output: node.name for node in model.graph.node for output in node.output}
@@ -171,7 +171,7 @@ def _finish(written: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _in_running_order(model: onnx.ModelProto, names: Iterable[str]) -> list[onnx.NodeProto]:
-    """`model`'s nodes: those called `names` in that order, each behind what it needs; others that nothing needs go."""
+    """Return `model`'s nodes called `names` in that order, each behind the nodes that it needs, and no others."""
     by_name = {node.name: node for node in model.graph.node}
     producers = {output: node for node in model.graph.node for output in node.output}
     placed: dict[str, onnx.NodeProto] = {}
@@ -190,7 +190,7 @@ def _in_running_order(model: onnx.ModelProto, names: Iterable[str]) -> list[onnx
 
 
 def _replace(field: Any, messages: Iterable[Any]) -> None:
-    """Make `messages` all that is in `field`, in their order."""
+    """Replace the content of `field` by `messages`, in their order."""
     copies = [type(message).FromString(message.SerializeToString()) for message in messages]
     del field[:]
     field.extend(copies)
