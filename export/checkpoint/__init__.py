@@ -1,1 +1,1 @@
-"""Step 1: the named tensors of a file of any kind, none of whose code is run; `checkpoint.checkpoint` is the entry."""
+"""Step 1: named tensors of any file, none of whose code is run, read by `fuseline.export.checkpoint.checkpoint`."""

@@ -15,10 +15,11 @@ from fuseline.export.checkpoint.checkpoint_file import FileContents, read_file
 from fuseline.export.checkpoint.checkpoint_folder import Files, files_of_checkpoint, merged_shards
 from fuseline.export.checkpoint.checkpoint_metadata import metadata_beside, metadata_of_config
 from fuseline.export.checkpoint.checkpoint_program import leave_out_what_programs_do, program_of
-from fuseline.export.checkpoint.checkpoint_weights import Weights, find_weights
 from fuseline.export.checkpoint.pickled_tensors import UnusableTensor
 from fuseline.export.checkpoint.profiler_counters import without_profiler_counters
 from fuseline.export.checkpoint.script_normalisation import normalisation_of
+from fuseline.export.checkpoint.weight_search import find_weights
+from fuseline.export.checkpoint.weights import Weights
 from fuseline.export.checkpoint.wrapper_prefixes import Names, network_names, printable
 from fuseline.export.program import Program
 from fuseline.serve.errors import CheckpointError

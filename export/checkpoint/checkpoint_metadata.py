@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from fuseline.export.checkpoint.inert_pickle import Inert, attributes_of
+from fuseline.export.checkpoint.inert_objects import Inert, attributes_of
 from fuseline.export.checkpoint.wrapper_prefixes import pixel_statistics, printable
 from fuseline.serve.model_package import MAX_INPUT_SIDE
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fuseline.export.checkpoint.checkpoint_file import FileContents
-from fuseline.export.checkpoint.checkpoint_weights import Weights
 from fuseline.export.checkpoint.script_normalisation import normalisation_of
+from fuseline.export.checkpoint.weights import Weights
 from fuseline.export.checkpoint.wrapper_prefixes import Names
 from fuseline.export.program import Program, Result, Weight
 

@@ -8,10 +8,12 @@ gets an `Inert` object that records the arguments. Only the built-in containers 
 
 import pickletools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Any
 
 from torch import Tensor
+
+from fuseline.export.checkpoint.inert_objects import Inert, Name
 
 _MAX_WORK = 10_000_000
 """Largest number of instructions and copied elements together, as a few bytes can ask for many copies of a list."""
@@ -21,28 +23,6 @@ _MAX_INTEGER_BITS = 4096
 """Largest number of bits of an integer; Python prints no decimal of more than 4300 digits."""
 _MAX_KEY_BITS = 64
 _MAX_KEY_PARTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A class or function that a pickle names, such as `torch.FloatStorage`; it is not imported."""
-
-    name: str
-
-
-@dataclass(eq=False, repr=False, slots=True)
-class Inert:
-    """An object of a class that was not imported: the arguments and the state that it would have been made from."""
-
-    name: str
-    """Name of its class, or of the function that would have made it: `argparse.Namespace`."""
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[Any, Any] = field(default_factory=dict)
-    state: Any = None
-    items: list[Any] = field(default_factory=list)
-    """Items of an object whose class is a list."""
-    entries: dict[Any, Any] = field(default_factory=dict)
-    """Entries of an object whose class is a dict."""
 
 
 Construct = Callable[[str, tuple[Any, ...]], Any]
@@ -78,19 +58,6 @@ def read_pickle(
     for opcode, argument, _ in pickletools.genops(file):
         machine.step(opcode.name, argument)
     return Pickle(machine.stack.pop(), tuple(machine.inert))
-
-
-def attributes_of(value: Any) -> dict[Any, Any]:
-    """Return the entries and attributes of an inert object, or a dict as it is; {} of anything else."""
-    if isinstance(value, dict):
-        return value
-    if not isinstance(value, Inert):
-        return {}
-    state, slots = value.state, None
-    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
-        state, slots = state
-    state = state if isinstance(state, dict) else {}
-    return state | (slots or {}) | value.entries if slots or value.entries else state
 
 
 class _Machine:

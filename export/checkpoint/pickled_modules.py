@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fuseline.export.checkpoint.inert_pickle import Inert, Name, attributes_of
+from fuseline.export.checkpoint.inert_objects import Inert, Name, attributes_of
 from fuseline.export.checkpoint.pickled_tensors import UnusableTensor
 
 _MAX_MODULES = 100_000

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fuseline.export.checkpoint.inert_pickle import Name
+from fuseline.export.checkpoint.inert_objects import Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ _UNUSABLE = {
 
 
 def construct_tensor(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return the tensor that the function called `name` would have rebuilt, as a `Construct` of `inert_pickle`.
+    """Return the tensor that the function called `name` would have rebuilt, for `inert_pickle.Construct`.
 
     Raises:
         Exception: the arguments don't fit, so the file is damaged.

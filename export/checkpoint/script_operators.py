@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fuseline.export.checkpoint.inert_pickle import Inert
+from fuseline.export.checkpoint.inert_objects import Inert
 from fuseline.export.checkpoint.script_code import UnreadableError
 from fuseline.export.program import Call, Pictures, Result, Size, Unknown, Weight
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fuseline.export.checkpoint.inert_pickle import Inert, attributes_of
+from fuseline.export.checkpoint.inert_objects import Inert, attributes_of
 from fuseline.export.checkpoint.script_code import ScriptCode, UnreadableError
 from fuseline.export.checkpoint.script_operators import MAX_KEPT_VALUES, Cell, Module, Named, Operators, Sizes, kind_of
 from fuseline.export.program import Pictures, Program, Result, Size, Unknown, Weight

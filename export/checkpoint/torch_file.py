@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from fuseline.export.checkpoint.foreign_files import foreign_archive
-from fuseline.export.checkpoint.inert_pickle import Inert, Pickle, read_pickle
+from fuseline.export.checkpoint.inert_objects import Inert
+from fuseline.export.checkpoint.inert_pickle import Pickle, read_pickle
 from fuseline.export.checkpoint.pickled_tensors import Storage, construct_tensor, storage_dtype, tensor_over
 from fuseline.export.checkpoint.script_code import ScriptCode, UnreadableError
 from fuseline.export.checkpoint.script_program import read_program

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from fuseline.export.checkpoint.checkpoint import read_checkpoint
-from fuseline.export.checkpoint.inert_pickle import Name, read_pickle
+from fuseline.export.checkpoint.inert_objects import Name
+from fuseline.export.checkpoint.inert_pickle import read_pickle
 from fuseline.export.checkpoint.pickled_tensors import Storage, construct_tensor
 from fuseline.serve.errors import CheckpointError
 from tests.export.small_weights import assert_same, small_network, without_counters

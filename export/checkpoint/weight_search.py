@@ -1,19 +1,18 @@
 """The search for the weights in a checkpoint's contents, and the choice of the plain or the averaged (EMA) ones."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fuseline.export.checkpoint.inert_pickle import Inert, attributes_of
+from fuseline.export.checkpoint.inert_objects import Inert, attributes_of
 from fuseline.export.checkpoint.pickled_modules import ModuleState, is_module, state_of_module
-from fuseline.export.checkpoint.pickled_tensors import UnusableTensor
 from fuseline.export.checkpoint.quantised_weights import quantisation_in
 from fuseline.export.checkpoint.taken_weights import key_to_take, prefix_to_take
-from fuseline.export.checkpoint.training_parts import is_ema, is_pretraining
-from fuseline.export.checkpoint.wrapper_prefixes import averaged_group, printable, shapes_of
+from fuseline.export.checkpoint.training_parts import is_ema
+from fuseline.export.checkpoint.weights import Weights, is_tensor
+from fuseline.export.checkpoint.wrapper_prefixes import averaged_group, printable
 from fuseline.serve.errors import CheckpointError
 
 CONTAINERS = (
@@ -36,51 +35,6 @@ CONTAINERS = (
 
 _MAX_NESTING = 8
 _OPTIMIZER_KEYS = {"state", "param_groups"}
-
-
-@dataclass(slots=True)
-class Weights:
-    """The weights of a checkpoint, and where they were found."""
-
-    named: dict[Any, Any]
-    """The state dict as it is in the file: Tensor or UnusableTensor, and whatever else stands in it."""
-    levels: list[Mapping[Any, Any]]
-    """The nested contents from the root to the state dict, which is the last."""
-    notes: list[str]
-    layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """`ModuleState.layer_settings` of a module that was pickled whole."""
-    module_classes: set[str] = field(default_factory=set)
-    """Names of the classes of the modules whose attributes were read."""
-    are_ema: bool = False
-    """Whether the weights are averaged ones."""
-    are_taken: bool = False
-    """Whether --take chose the weights."""
-
-    @property
-    def tensors(self) -> dict[Any, Any]:
-        """The tensors of `named`."""
-        return {name: value for name, value in self.named.items() if _is_tensor(value)}
-
-    @property
-    def of_file(self) -> dict[Any, Any]:
-        """All tensors on the level of `tensors`, unless a flag chose `tensors` among them."""
-        if self.are_ema or self.are_taken:
-            return self.tensors
-        return {name: value for name, value in self.levels[-1].items() if _is_tensor(value)}
-
-    def keep_behind(self, prefix: str, names: Iterable[str]) -> None:
-        """Keep only the weights `names`, which begin with `prefix`, and remove the prefix."""
-        self.named = {name.removeprefix(prefix): self.named[name] for name in names}
-        self.layer_settings = {
-            name.removeprefix(prefix): settings
-            for name, settings in self.layer_settings.items()
-            if name.startswith(prefix)
-        }
-
-    @property
-    def are_of_pretraining(self) -> bool:
-        """Whether the names on the weights' level say that they come from self-supervised training."""
-        return is_pretraining(shapes_of(self.levels[-1]))
 
 
 def find_weights(root: Any, path: Path, *, prefer_ema: bool, take: str | None = None) -> Weights:
@@ -136,7 +90,7 @@ class _Search:
                 notes.append(f"weights taken from `{printable(key)}`, as --take says")
                 continue
             plain, ema = self._candidates(content)
-            own = any(_is_tensor(value) for value in content.values())
+            own = any(is_tensor(value) for value in content.values())
             takes_ema = bool(ema) and not weights.are_ema and (prefer_ema or not (plain or own))
             if not takes_ema and not plain:
                 break
@@ -162,7 +116,7 @@ class _Search:
         """Return key -> value of plain and of averaged weights, each with the likeliest first."""
         keys = [key for key in CONTAINERS if not (key == "state" and "param_groups" in content)]
         plain = {key: content[key] for key in keys if self._holds_tensors(content.get(key))}
-        own = any(_is_tensor(value) for value in content.values())
+        own = any(is_tensor(value) for value in content.values())
         if not plain and not own and len(others := self.others(content)) == 1:
             plain = others
         ema = self._averaged(content)
@@ -254,14 +208,10 @@ class _Search:
 
     def _look_for_tensors(self, value: Any, nesting: int) -> bool:
         content = self._content(value)
-        if any(_is_tensor(item) for item in content.values()):
+        if any(is_tensor(item) for item in content.values()):
             return True
         inner = [item for key, item in content.items() if key in CONTAINERS or (isinstance(key, str) and is_ema(key))]
         return nesting < _MAX_NESTING and any(self._holds_tensors(item, nesting + 1) for item in inner)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor | UnusableTensor)
 
 
 def _shown_keys(content: Mapping[Any, Any]) -> str:
@@ -270,7 +220,7 @@ def _shown_keys(content: Mapping[Any, Any]) -> str:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and any(_is_tensor(item) for item in value.values())
+    return isinstance(value, dict) and any(is_tensor(item) for item in value.values())
 
 
 def _no_weights(root: Any, weights: Weights, path: Path, others: Sequence[str]) -> CheckpointError:
