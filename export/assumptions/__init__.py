@@ -1,1 +1,1 @@
-"""Step 3: assumptions that nothing tells are tried on images; `assumptions.settling` is the entry."""
+"""Step 3: assumptions, tried on images where nothing tells; `fuseline.export.assumptions.settling` is the entry."""

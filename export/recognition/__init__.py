@@ -1,1 +1,1 @@
-"""Step 2: the network that tensors are, by their names and shapes; `recognition.architectures` is the entry."""
+"""Step 2: the network that tensors are, recognised by `fuseline.export.recognition.architectures`."""

@@ -49,18 +49,18 @@ def apply_layer_settings(
             has a layer, a forward hook or an unsaved buffer that the recognised network hasn't, or lacks its pool.
     """
     epsilons: set[float] = set()
-    for ours, theirs in layer_names.items():
-        found = settings.get(theirs)
+    for layer_name, name in layer_names.items():
+        found = settings.get(name)
         if found is None:
             continue
-        layer = module.get_submodule(ours)
+        layer = module.get_submodule(layer_name)
         kind, expected = _kind(found), type(layer).__name__
         # A frozen BatchNorm without an eps attribute has one in its code, or none.
         knows_eps = kind != "FrozenBatchNorm2d" or isinstance(found.get("eps"), float)
         if kind and (kind not in _STAND_INS.get(expected, {expected}) or not knows_eps):
-            raise _contradiction(theirs, f"is a {kind}", f"a {expected}")
+            raise _contradiction(name, f"is a {kind}", f"a {expected}")
         if isinstance(layer, nn.Conv2d):
-            _check_settings(theirs, layer, found, _OF_CONVOLUTIONS)
+            _check_settings(name, layer, found, _OF_CONVOLUTIONS)
         elif isinstance(layer, nn.BatchNorm2d) and isinstance(eps := found.get("eps"), float) and eps != layer.eps:
             layer.eps = eps
             epsilons.add(eps)

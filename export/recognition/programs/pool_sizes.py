@@ -59,14 +59,9 @@ def _shrunk(pixels: int, chain: list[Node], axis: int) -> int:
         stride = _at(step.setting("stride"), axis, 1)
         if kernel == stride == 1:
             continue
-        reach = (
-            pixels
-            + 2 * _at(step.setting("padding"), axis, 0)
-            - _at(step.setting("dilation"), axis, 1) * (kernel - 1)
-            - 1
-        )
+        padding, dilation = _at(step.setting("padding"), axis, 0), _at(step.setting("dilation"), axis, 1)
         rounding = stride - 1 if step.setting("ceil_mode") or step.setting("ceil") else 0
-        pixels = (reach + rounding) // stride + 1
+        pixels = (pixels + 2 * padding - dilation * (kernel - 1) - 1 + rounding) // stride + 1
     return pixels
 
 

@@ -45,15 +45,15 @@ def apply_program(module: nn.Module, layer_names: Mapping[str, str], program: Pr
     """
     evidence: list[str] = []
     graph = Graph()
-    ours, theirs = graph.nodes(program_of_module(module, layer_names)), graph.nodes(program)
-    if theirs[-1].kind in ("softmax", "log_softmax") and theirs[-1].setting("dim") in (1, -1):
-        evidence.append(f"the {theirs[-1].kind} at the end of its program is left out: the server applies softmax")
-        theirs.pop()
-    if theirs[-1] != ours[-1]:
-        raise _contradiction(ours, theirs)
+    network_nodes, file_nodes = graph.nodes(program_of_module(module, layer_names)), graph.nodes(program)
+    if file_nodes[-1].kind in ("softmax", "log_softmax") and file_nodes[-1].setting("dim") in (1, -1):
+        evidence.append(f"the {file_nodes[-1].kind} at the end of its program is left out: the server applies softmax")
+        file_nodes.pop()
+    if file_nodes[-1] != network_nodes[-1]:
+        raise _contradiction(network_nodes, file_nodes)
     epsilons = set()
     layers = {name: module.get_submodule(layer) for layer, name in layer_names.items()}
-    for node in theirs:
+    for node in file_nodes:
         if node.kind == "batch_norm":
             layer, eps = layers[node.weights[0].rpartition(".")[0]], node.setting("eps")
             if isinstance(layer, nn.BatchNorm2d) and isinstance(eps, float) and layer.eps != eps:
@@ -64,7 +64,7 @@ def apply_program(module: nn.Module, layer_names: Mapping[str, str], program: Pr
         "its TorchScript program, which was read and not run, has the strides, pools, activations and shortcuts of "
         "this network"
     )
-    return FileFacts(tuple(evidence), _input_sizes(theirs[-1]), EVERYTHING)
+    return FileFacts(tuple(evidence), _input_sizes(file_nodes[-1]), EVERYTHING)
 
 
 def input_sizes_of_pool(
@@ -83,29 +83,29 @@ def _input_sizes(classifier: Node) -> InputSizes | None:
     return input_sizes(pool, (kernel[0], kernel[1]), ceil_mode=pool.setting("ceil") is True)
 
 
-def _contradiction(ours: Sequence[Node], theirs: Sequence[Node]) -> ArchitectureError:
-    if batch := next((node for node in theirs if node.kind == "batch_norm" and node.setting("training")), None):
+def _contradiction(network_nodes: Sequence[Node], file_nodes: Sequence[Node]) -> ArchitectureError:
+    if batch := next((node for node in file_nodes if node.kind == "batch_norm" and node.setting("training")), None):
         return ArchitectureError(
             f"by the program in the file, {batch.layer} normalises by the pictures of its own batch: it was traced in "
             "training. Trace it after model.eval(), or save the weights alone: torch.save(model.state_dict(), PATH)"
         )
-    found, expected = _first_difference(ours, theirs)
+    found, expected = _first_difference(network_nodes, file_nodes)
     return ArchitectureError(
         f"by its tensors this is a known ResNet, but by the program in the file {found}, where that network has "
         f"{expected}; it would compute something else. To export it, {FACTORY}"
     )
 
 
-def _first_difference(ours: Sequence[Node], theirs: Sequence[Node]) -> tuple[str, str]:
-    """Describe the first node of `theirs` that isn't among `ours`, and what `ours` have in its place."""
-    known, theirs_all = set(ours), set(theirs)
-    odds = [node for node in theirs if node not in known]
+def _first_difference(network_nodes: Sequence[Node], file_nodes: Sequence[Node]) -> tuple[str, str]:
+    """Describe the first of `file_nodes` that isn't among `network_nodes`, and the node that is in its place there."""
+    known, in_file = set(network_nodes), set(file_nodes)
+    odds = [node for node in file_nodes if node not in known]
     # A node made of constants alone says less than the one where pictures meet it.
     odd = next(filter(_is_of_pictures, odds), None)
     if odd is None:
-        rest = next(node for node in ours if node not in theirs_all)
-        return f"{_named(theirs[-1])} gives the logits", f"{_named(rest)} behind it"
-    twins = [node for node in ours if node not in theirs_all]
+        rest = next(node for node in network_nodes if node not in in_file)
+        return f"{_named(file_nodes[-1])} gives the logits", f"{_named(rest)} behind it"
+    twins = [node for node in network_nodes if node not in in_file]
     if odd.weights:
         for twin in (node for node in twins if node.weights == odd.weights):
             if odd.kind != twin.kind:
