@@ -7,8 +7,7 @@ import pytest
 
 from tests.contract.test_tritonclient import PYTHON
 from tests.fakes.colours import write_colours_package
-from tests.serve.processes import ROOT, server_process
-from tests.serve.test_server_process import FAST
+from tests.serve.processes import FAST, ROOT, server_process
 
 _IMPORTS = ("from fuseline import Client", "import tritonclient.grpc as triton")
 

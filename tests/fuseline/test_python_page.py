@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 import fuseline
-from tests.serve.processes import ROOT, server_process
-from tests.serve.test_server_process import FAST
+from tests.serve.processes import FAST, ROOT, server_process
 
 PAGE = (ROOT / "docs" / "python.md").read_text()
 ADDRESS = "127.0.0.1:8001"

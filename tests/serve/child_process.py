@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.serve.processes import ROOT
 
 _PRELUDE = """
 import sys

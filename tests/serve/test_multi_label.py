@@ -17,6 +17,7 @@ from tests.commands import Run
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer
 from tests.serve.processes import server_process
+from tests.serve.services.classify_requests import raw_request
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ async def test_both_protocols_and_streams(start_server: StartServer) -> None:
     served = await start_server(max_batch=4)
     pixels = noise(3)
     logits = expected_logits(pixels)
-    request = ClassifyRequest(images=[Image(raw=row.tobytes()) for row in pixels], top_k=4, return_logits=True)
+    request = raw_request(pixels, top_k=4, return_logits=True)
     answer = await served.stub.Classify(request)
     (streamed,) = [response async for response in served.stub.ClassifyStream(iter([request]))]
     for response in (answer, streamed):

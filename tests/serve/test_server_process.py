@@ -34,10 +34,11 @@ from tests.serve.processes import (
     get,
     server_process,
 )
+from tests.serve.services.classify_requests import raw_request
 
 
 def request(seed: int) -> ClassifyRequest:
-    return ClassifyRequest(images=[Image(raw=noise(1, seed)[0].tobytes())])
+    return raw_request(noise(1, seed))
 
 
 async def until_queued(server: ServerProcess, rows: int) -> None:

@@ -12,8 +12,8 @@ from fuseline.serve.backends import open_backend, registry, why_not_installed
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import ModelPackage, load_package
 from tests.fakes.colours import expected_logits, noise, write_colours_package
+from tests.serve.processes import ROOT
 
-ROOT = Path(__file__).parents[3]
 RUNTIMES = ("onnxruntime", "openvino")
 
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,8 @@ from fuseline.serve.model_package import load_package
 from tests.fakes.colours import write_colours_package
 from tests.fakes.gpu import FakeCudart, FakeTensorRT
 from tests.serve.backends.engine_packages import GRAPHS, install, package_of, put_gpu_in
+from tests.serve.processes import ROOT
 
-ROOT = Path(__file__).parents[3]
 ADA = Driver("580.95.05", "13.2", (Gpu("Fake RTX 4090", "sm89", 24 * 2**30),), None)
 
 

@@ -16,21 +16,14 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
 import fuseline.serve.model
-from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
+from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from fuseline.serve.images import decode_image
 from fuseline.serve.services.top_k import top_k_from_logits
 from tests.fakes.colours import HEIGHT, LABELS, WIDTH, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
 from tests.serve.conftest import StartServer
 from tests.serve.failures import refusal
-
-
-def raw_request(pixels: NDArray[np.uint8], **fields: object) -> ClassifyRequest:
-    return ClassifyRequest(images=[Image(raw=row.tobytes()) for row in pixels], **fields)
-
-
-def logits_of(response: ClassifyResponse) -> NDArray[np.float32]:
-    return np.stack([np.frombuffer(result.logits, "<f4") for result in response.results])
+from tests.serve.services.classify_requests import logits_of, raw_request
 
 
 async def test_raw_pixels_get_their_own_logits_in_order_with_softmax_and_labels(start_server: StartServer) -> None:

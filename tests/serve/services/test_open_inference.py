@@ -14,7 +14,6 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
-from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
     TYPE_UINT8,
@@ -33,6 +32,7 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import Served, StartServer
 from tests.serve.failures import refusal
+from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 
 SERVICE = "inference.GRPCInferenceService"
@@ -48,9 +48,7 @@ async def test_logits_are_those_of_classify_bit_for_bit_in_order(start_server: S
     pixels = noise(7)
     response = await stub_of(served).ModelInfer(infer_request(pixels, typed=typed, model_name="colours", id="seven"))
     assert (response.model_name, response.model_version, response.id) == ("colours", "1", "seven")
-    classified = await served.stub.Classify(
-        ClassifyRequest(images=[Image(raw=row.tobytes()) for row in pixels], return_logits=True)
-    )
+    classified = await served.stub.Classify(raw_request(pixels, return_logits=True))
     assert [row.tobytes() for row in logits_of(response)] == [result.logits for result in classified.results]
     np.testing.assert_allclose(logits_of(response), expected_logits(pixels), atol=1e-5)
 
@@ -69,7 +67,7 @@ async def test_requests_share_a_batch_with_each_other_and_with_classify(start_se
     served = await start_server(max_batch=8)
     first = await served.busy_with(stub_of(served).ModelInfer(infer_request(noise(1))))
     waiting = [stub_of(served).ModelInfer(infer_request(noise(2, seed))) for seed in (1, 2)]
-    classify = served.stub.Classify(ClassifyRequest(images=[Image(raw=noise(1, 3).tobytes())], return_logits=True))
+    classify = served.stub.Classify(raw_request(noise(1, 3), return_logits=True))
     gathered = asyncio.gather(first, *waiting, classify)
     await served.until(lambda: served.queued_rows == 5)
     served.backend.release()
@@ -241,7 +239,7 @@ async def test_statistics_count_requests_rows_batches_and_their_time(start_serve
     served.backend.replacement = fail
     await refusal(stub.ModelInfer(infer_request(noise(2))))
     served.backend.replacement = None
-    await served.stub.Classify(ClassifyRequest(images=[Image(raw=noise(1).tobytes())]))
+    await served.stub.Classify(raw_request(noise(1)))
     (counted,) = (await stub.ModelStatistics(ModelStatisticsRequest(name="colours"))).model_stats
     assert (counted.inference_count, counted.execution_count) == (5, 3)
     assert counted.last_inference > 1_700_000_000_000

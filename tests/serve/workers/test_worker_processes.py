@@ -26,6 +26,7 @@ from fuseline.serve.client import Client
 from tests.fakes.colours import encoded, noise, plain
 from tests.serve.processes import (
     FAST,
+    ROOT,
     ServerProcess,
     check_drain_under_load,
     finished,
@@ -35,15 +36,13 @@ from tests.serve.processes import (
     own_channel,
     server_process,
 )
-
-ROOT = Path(__file__).parents[3]
+from tests.serve.services.classify_requests import raw_request
 
 WORKERS = ("--workers", 2)
 
 
 def request(seed: int, rows: int = 1, top_k: int = 2) -> ClassifyRequest:
-    images = [Image(raw=pixels.tobytes()) for pixels in noise(rows, seed)]
-    return ClassifyRequest(images=images, top_k=top_k, return_logits=True, id=str(seed))
+    return raw_request(noise(rows, seed), top_k=top_k, return_logits=True, id=str(seed))
 
 
 def children_of(server: ServerProcess) -> dict[int, str]:

@@ -18,13 +18,7 @@ from fuseline.serve.backends.engine.progress import BuildProgress
 from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 from tests.export.small_graph import CLASSES, quantised_graph, small_graph
-
-ROOT = Path(__file__).parents[4]
-
-
-@pytest.fixture(scope="module")
-def trt():
-    return pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
+from tests.serve.processes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,6 @@ def parsed(trt, node, *, types, shapes, weights=()):
     return network, parser, builder
 
 
-@pytest.fixture(scope="module")
-def trt():
-    return pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to parse graphs in tests")
-
-
 F32, F16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 PRODUCT = helper.make_node("MatMul", ["a", "b"], ["y"], "head/MatMul")
 EINSUM = helper.make_node("Einsum", ["a", "b"], ["y"], "head/Einsum", equation="ij,jk->ik")

@@ -8,11 +8,6 @@ from fuseline.serve.backends.gpu.cuda import Gpu
 from fuseline.serve.errors import BackendUnavailableError, InputError
 
 
-@pytest.fixture(scope="module")
-def trt():
-    return pytest.importorskip("tensorrt_rtx", reason="pip install 'fuseline[rtx]' to build engines in tests")
-
-
 @pytest.fixture
 def no_gpu(monkeypatch):
     def refuse():
