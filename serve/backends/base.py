@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
+
+from fuseline.serve.precision import Device
 
 if TYPE_CHECKING:
     # A command that only needs the names of the backends does without numpy.
     import numpy as np
     from numpy.typing import NDArray
 
-DeviceKind = Literal["cpu", "gpu"]
 Infer: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 """Computes logits (rows, classes) of pixels (rows, height, width, channels)."""
 
@@ -21,7 +22,7 @@ Infer: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 class OpenRequest:
     """How a backend is to load a package; a backend ignores the fields that it has no use for."""
 
-    device: DeviceKind
+    device: Device
     """Device to compute on."""
     buckets: tuple[int, ...]
     """Batch sizes in rows to prepare for, ascending."""

@@ -9,8 +9,9 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
-from fuseline.serve.backends.base import Backend, DeviceKind, Infer, OpenRequest
+from fuseline.serve.backends.base import Backend, Infer, OpenRequest
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.precision import Device
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -72,7 +73,7 @@ class BackendEntry:
     title: str
     merit: str
     """Reason why it is chosen, for people."""
-    device: DeviceKind
+    device: Device
     needs: tuple[tuple[Runtime, ...], ...]
     """Runtimes that must be installed: one of each inner tuple."""
     formats: tuple[str, ...] = ("onnx",)
@@ -112,7 +113,7 @@ CPU_BACKENDS = tuple(sorted(entry.name for entry in REGISTRY if entry.device == 
 """Names of the backends that compute on a CPU, in alphabetical order."""
 
 
-def backend_entry(name: str, device: DeviceKind | None = None) -> BackendEntry:
+def backend_entry(name: str, device: Device | None = None) -> BackendEntry:
     """Return the entry of backend `name` on `device`, by default its best one. Raise `KeyError` when there is none."""
     for entry in REGISTRY:
         if entry.name == name and device in (None, entry.device):

@@ -40,9 +40,7 @@ def serve(
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
-    backend: Annotated[str, _option("backend", f"auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")] = _default(
-        "backend"
-    ),
+    backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[str, _option("precision", f"{listed(CHOICES)}.")] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
