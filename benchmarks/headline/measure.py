@@ -22,7 +22,9 @@ from fuseline.benchmarks.harness.cpu_time import peak_memory_mb, with_cores_used
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
 from fuseline.benchmarks.harness.subject import Subject
-from fuseline.benchmarks.serving.measure import ServingFigures, Target, connect, measure_serving
+from fuseline.benchmarks.load.target import Target, connect
+from fuseline.benchmarks.serving.figures import ServingFigures
+from fuseline.benchmarks.serving.measure import measure_serving
 from fuseline.serve.errors import BackendError, InputError, VerificationError
 
 T = TypeVar("T")

@@ -69,7 +69,8 @@ def serve(
     from fuseline.benchmarks.load.protocols import PROTOCOLS
     from fuseline.benchmarks.load.server_watch import with_metrics
     from fuseline.benchmarks.load.target import connect, connect_open_inference, expect_logits_of
-    from fuseline.benchmarks.serving.measure import as_json, as_table, sweep, sweep_rates
+    from fuseline.benchmarks.serving.measure import sweep, sweep_rates
+    from fuseline.benchmarks.serving.table import as_json, as_table
     from fuseline.serve.precision import PRECISIONS
 
     protocol = choice_of("--protocol", protocol, PROTOCOLS)

@@ -9,8 +9,9 @@ from rich.table import Table
 from fuseline.benchmarks.harness.stats import Spread, pair_ratios, spread_of
 from fuseline.benchmarks.harness.timing import BURN_IN_S
 from fuseline.benchmarks.load.target import Target
+from fuseline.benchmarks.serving.figures import OpenFigures, ServingFigures
 from fuseline.benchmarks.serving.loadgen import LoadGenFigures, LoadGenPlan, run_loadgen
-from fuseline.benchmarks.serving.measure import OpenFigures, ServingFigures, measure_open, measure_serving
+from fuseline.benchmarks.serving.measure import measure_open, measure_serving
 
 Ours = ServingFigures | OpenFigures
 

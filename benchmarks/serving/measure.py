@@ -14,25 +14,9 @@ from fuseline.benchmarks.load.load import LoadResult
 from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
 from fuseline.benchmarks.load.protocols import Classify
 from fuseline.benchmarks.load.server_watch import ServerWatch
-from fuseline.benchmarks.load.target import Target, connect, expect_logits_of
-from fuseline.benchmarks.serving.figures import GENERATOR_LIMIT, OpenFigures, ServingFigures
-from fuseline.benchmarks.serving.table import as_json, as_table
+from fuseline.benchmarks.load.target import Target
+from fuseline.benchmarks.serving.figures import OpenFigures, ServingFigures
 from fuseline.serve.errors import VerificationError
-
-__all__ = [
-    "GENERATOR_LIMIT",
-    "OpenFigures",
-    "ServingFigures",
-    "Target",
-    "as_json",
-    "as_table",
-    "connect",
-    "expect_logits_of",
-    "measure_open",
-    "measure_serving",
-    "sweep",
-    "sweep_rates",
-]
 
 
 def measure_serving(

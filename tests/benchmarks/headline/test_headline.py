@@ -6,7 +6,7 @@ import pytest
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.benchmarks.headline.measure import BackendRounds, HeadlineRun, run_headline
 from fuseline.benchmarks.headline.report import as_json, as_table, verdicts
-from fuseline.benchmarks.serving.measure import ServingFigures
+from fuseline.benchmarks.serving.figures import ServingFigures
 from fuseline.serve.errors import InputError
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fuseline.benchmarks.harness.server_process import ServerProcess, started_server
 from fuseline.benchmarks.load.closed_loop import answers_in_window, run_closed_loop
-from fuseline.benchmarks.serving.measure import connect
+from fuseline.benchmarks.load.target import connect
 from fuseline.protos import classify_pb2
 from fuseline.serve.errors import BackendError
 from tests.benchmarks.load.colour_requests import load, request

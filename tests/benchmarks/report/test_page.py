@@ -15,12 +15,14 @@ from fuseline.benchmarks.engines.compare import as_json as engines_as_json
 from fuseline.benchmarks.harness.latency_histogram import encoded, histogram_of, percentiles_ms
 from fuseline.benchmarks.harness.results import conditions, write_result
 from fuseline.benchmarks.load.server_watch import Batches
+from fuseline.benchmarks.load.target import Target
 from fuseline.benchmarks.report.page import write_report
 from fuseline.benchmarks.report.results import ServeResult, labels_of, read_results
+from fuseline.benchmarks.serving.figures import OpenFigures, ServingFigures
 from fuseline.benchmarks.serving.loadgen import LoadGenFigures
 from fuseline.benchmarks.serving.loadgen_comparison import ScenarioRounds
 from fuseline.benchmarks.serving.loadgen_comparison import as_json as loadgen_as_json
-from fuseline.benchmarks.serving.measure import OpenFigures, ServingFigures, Target, as_json
+from fuseline.benchmarks.serving.table import as_json
 from fuseline.protos.classify_pb2 import GetModelResponse
 from fuseline.serve.errors import InputError
 

@@ -6,15 +6,9 @@ import pytest
 
 from fuseline.benchmarks.harness.server_process import ServerProcess
 from fuseline.benchmarks.harness.subject import Subject
-from fuseline.benchmarks.serving.measure import (
-    Target,
-    as_json,
-    as_table,
-    connect,
-    expect_logits_of,
-    measure_serving,
-    sweep,
-)
+from fuseline.benchmarks.load.target import Target, connect, expect_logits_of
+from fuseline.benchmarks.serving.measure import measure_serving, sweep
+from fuseline.benchmarks.serving.table import as_json, as_table
 from fuseline.serve.errors import InputError, VerificationError
 from tests.fakes.colours import WEIGHTS, expected_logits, write_colours_package
 
