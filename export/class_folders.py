@@ -28,11 +28,6 @@ class ClassFolders:
     doubts: tuple[str, ...]
     """Sentences for the user: what doesn't fit."""
 
-    @property
-    def majority(self) -> float:
-        """Share of the images that are of the commonest class, which is the accuracy of always guessing it."""
-        return float(np.bincount(self.truth).max() / len(self.truth))
-
 
 def class_folders(images: ImageFolder, labels: Sequence[str] | None, classes: int) -> tuple[ClassFolders | None, str]:
     """Return the classes of `images`, or None and a sentence that says why the folders aren't classes.
