@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from fuseline.export.recognition.modules.module_run import ModuleRun, run_module
+from fuseline.export.recognition.modules.module_run import ModuleRun, Step, run_module
 
 CUSTOMARY_SIDE = 224
 """Side in pixels of the pictures that networks for ImageNet take."""
@@ -82,20 +82,21 @@ class SizeTrials:
     @property
     def first_convolution(self) -> str:
         """The first convolution, for people."""
-        for run in self._runs.values():
-            if run.convolutions:
-                first = run.convolutions[0]
-                return f"its first convolution is {_by(first.kernel)} with stride {_stride(first.stride)}"
-        return "it has no convolution"
+        if (first := self._first) is None:
+            return "it has no convolution"
+        return f"its first convolution is {_by(first.kernel)} with stride {_stride(first.stride)}"
 
     @property
     def description(self) -> str:
         """What keeps 224 from being assumed, for people."""
         if self.is_as_for_imagenet:
             return f"{self.first_convolution}, but its images have {self.channels} channel{'s'[: self.channels != 1]}"
-        first = next((run.convolutions[0] for run in self._runs.values() if run.convolutions), None)
-        small = first is not None and max(first.stride) == 1
+        small = self._first is not None and max(self._first.stride) == 1
         return f"{self.first_convolution}{', as networks for small pictures have' if small else ''}"
+
+    @property
+    def _first(self) -> Step | None:
+        return next((run.convolutions[0] for run in self._runs.values() if run.convolutions), None)
 
     def _find_channels(self, size: tuple[int, int], required: tuple[int, int] | None) -> None:
         """Set `channels` to the number that the convolution takes which runs first; it need not be listed first."""
