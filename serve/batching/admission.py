@@ -84,9 +84,9 @@ class Load(NamedTuple):
     waiting_rows: int
     """Number of rows that are queued or reserved."""
     running_rows: int
-    """Number of rows that the backend computes."""
-    busy_seconds: float
-    """Seconds until the running batch ends."""
+    """Number of rows that all lanes compute."""
+    lane_seconds: tuple[float, ...]
+    """Seconds until each lane has ended its batch, ascending; 0: it has none."""
     may_probe: bool = False
     """Whether nothing runs or waits, and nothing has for a while: predictions are old then, so a request may be
     admitted to test them."""
@@ -95,9 +95,18 @@ class Load(NamedTuple):
 class Admission:
     """Admits requests by predicting their answers, and learns from misses. All but `learn` take constant time."""
 
-    def __init__(self, profile: BatchProfile, policy: BatchPolicy) -> None:
-        """Begin with nothing learned; `profile` has the same buckets as `policy`."""
+    def __init__(self, profile: BatchProfile, policy: BatchPolicy, alone: BatchProfile | None = None) -> None:
+        """Begin with nothing learned; `profile` has the same buckets as `policy`.
+
+        `alone` is the profile of batches that have all cores to themselves, with the policy's `alone_buckets`.
+        """
         self._profile = profile
+        self._alone = alone
+        self._alone_rows = policy.alone_rows
+        self._lanes = policy.lanes
+        self._spreads = not policy.lanes_share_device
+        self.idle_lanes = (0.0,) * policy.lanes
+        """The `Load.lane_seconds` of an idle backend."""
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
@@ -127,7 +136,7 @@ class Admission:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
         """
-        starts, answered = self.predict(load.waiting_rows, rows, load.busy_seconds, ready.seconds)
+        starts, answered = self.predict(load.waiting_rows, rows, load.lane_seconds, ready.seconds)
         if load.waiting_rows + rows > self._max_queue_rows:
             raise self._too_many(load.waiting_rows, rows, answered)
         if deadline is None:
@@ -143,7 +152,7 @@ class Admission:
             raise passed_deadline(-left)
         surely = answered + self.margins.of(answered)
         if surely > left and not load.may_probe:
-            alone = self.predict(0, rows, 0.0, ready.alone_seconds).answered
+            alone = self.predict(0, rows, self.idle_lanes, ready.alone_seconds).answered
             alone += self.margins.of(alone)
             if alone > left:
                 raise DeadlineError(
@@ -174,7 +183,7 @@ class Admission:
 
         "time": half of the longest wait is predicted; "rows": the next batch is full already.
         """
-        if self.predict(load.waiting_rows, 1, load.busy_seconds).starts > self._max_queue_seconds / 2:
+        if self.predict(load.waiting_rows, 1, load.lane_seconds).starts > self._max_queue_seconds / 2:
             return "time"
         return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
 
@@ -209,25 +218,33 @@ class Admission:
             return self.batch_rows
         return min(self.batch_rows, self._unsaturated_rows)
 
-    def predict(self, rows_ahead: int, rows: int, busy_seconds: float, ready_seconds: float = 0.0) -> Prediction:
+    def predict(
+        self, rows_ahead: int, rows: int, lane_seconds: Sequence[float], ready_seconds: float = 0.0
+    ) -> Prediction:
         """Predict when `rows` behind `rows_ahead` in the queue start and are answered.
 
-        The backend is busy for `busy_seconds` more, and the rows are there in `ready_seconds`. If the latter takes
-        longest, a batch has begun by then, and half of it is left on average.
+        The lanes are free in `lane_seconds`, ascending, and the rows are there in `ready_seconds`. If the latter takes
+        longest, batches have begun by then, and the first of them ends in a part of its time on average.
         """
-        total = rows_ahead + rows
+        total, lanes = rows_ahead + rows, len(lane_seconds)
+        busy = lane_seconds[-1] > 0
+        if self._alone is not None and not busy and total <= self._alone_rows:
+            return Prediction(ready_seconds, ready_seconds + self._alone.batch_seconds(total) + self.delivery_seconds)
         size = self.next_batch_rows(total)
         full_seconds = self._profile.batch_seconds(size)
-        batches = (total - 1) // size
-        starts = busy_seconds + rows_ahead // size * full_seconds
-        wait = busy_seconds + batches * full_seconds
+        if not busy and self._spreads:
+            size = min(size, -(-total // lanes))
+        # Lanes take batches in turn, whichever is free first; all batches but the last are full.
+        batches, batches_ahead = (total - 1) // size, rows_ahead // size
+        starts = lane_seconds[batches_ahead % lanes] + batches_ahead // lanes * full_seconds
+        wait = lane_seconds[batches % lanes] + batches // lanes * full_seconds
         last: float = total - batches * size
         if wait and last < size:
             # Rows that come meanwhile share the last batch.
             last = min(size, last + self._rows_per_s * wait)
         seconds = self._seconds_of(last)
         if ready_seconds > wait:
-            starts = wait = ready_seconds + (full_seconds / 2 if rows_ahead or busy_seconds else 0.0)
+            starts = wait = ready_seconds + (full_seconds / (lanes + 1) if rows_ahead or busy else 0.0)
         return Prediction(starts, wait + seconds + self.delivery_seconds)
 
     def _seconds_of(self, rows: float) -> float:
@@ -238,12 +255,12 @@ class Admission:
             seconds += part * (self._profile.batch_seconds(whole + 1) - seconds)
         return seconds
 
-    def begin_batch(self, queued_rows: int, admitted_rows: int, now: float) -> None:
+    def begin_batch(self, queued_rows: int, admitted_rows: int, now: float, idle_lanes: int = 1) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
         `admitted_rows` is the number of rows that were queued since the start.
         """
-        if queued_rows > self._buckets[-1]:
+        if queued_rows > idle_lanes * self._buckets[-1]:
             self.saturated = True
         elif 2 * queued_rows < self._buckets[-1]:
             self.saturated = False
@@ -262,8 +279,9 @@ class Admission:
         """Return the bucket that brings the most answers in time.
 
         A bucket's score is its rows per second, times the share of callers who can wait for such a batch: one who comes
-        when a batch has just begun waits for it and for the next. All callers count where `PATIENT_SHARE` of the time
-        that they have, beyond one batch, is as long as a batch; without deadlines they all do.
+        when a batch has just begun waits for a lane to be free, and for the next. All callers count where
+        `PATIENT_SHARE` of the time that they have, beyond one batch, is as long as a lane's turn takes to come; without
+        deadlines they all do.
         """
         best, best_score = self._buckets[-1], 0.0
         if self._budget == math.inf:
@@ -279,7 +297,8 @@ class Admission:
     def _score(self, bucket: int) -> float:
         if (seconds := self._profile.batch_seconds(bucket)) <= 0:
             return math.inf
-        return bucket / seconds * min(1.0, max(0.0, PATIENT_SHARE * (self._budget - seconds) / seconds))
+        turn = seconds / self._lanes
+        return bucket / seconds * min(1.0, max(0.0, PATIENT_SHARE * (self._budget - seconds) / turn))
 
     def learn(
         self,
@@ -300,7 +319,8 @@ class Admission:
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
         numbers = (float(self.saturated), float(self.batch_rows), self._rows_per_s, self.delivery_seconds)
-        return [*numbers, *self.margins.learned, *self._profile.table]
+        alone = [] if self._alone is None else self._alone.table
+        return [*numbers, *self.margins.learned, *self._profile.table, *alone]
 
     def take_state(self, state: Sequence[float]) -> None:
         """Take over what `state` returned in another process; zeros, as before its first state, are ignored."""
@@ -310,7 +330,10 @@ class Admission:
         self.batch_rows = int(state[1])
         self._rows_per_s, self.delivery_seconds = state[2:4]
         self.margins.learned = list(state[4 : 4 + HORIZONS])
-        self._profile.table = list(state[4 + HORIZONS : 4 + HORIZONS + len(self._buckets)])
+        end = 4 + HORIZONS + len(self._buckets)
+        self._profile.table = list(state[4 + HORIZONS : end])
+        if self._alone is not None:
+            self._alone.table = list(state[end : end + len(self._alone.table)])
 
 
 def passed_deadline(seconds: float) -> DeadlineError:

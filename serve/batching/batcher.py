@@ -1,7 +1,7 @@
-"""Turns requests into batches: an asyncio queue in front of a backend that is called by one thread.
+"""Turns requests into batches: an asyncio queue in front of a backend's lanes, each called by one thread.
 
-While the backend is busy the next batch forms; an idle backend takes what is there. A batch that takes less time than
-its hand-over to the thread would is computed on the event loop. This module knows neither gRPC nor the model.
+While the lanes are busy the next batch forms; an idle one takes what is there. A batch that takes less time than its
+hand-over to a thread would is computed on the event loop. This module knows neither gRPC nor the model.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from fuseline.serve.batching.admission import Admission, Load, Ready, Reservatio
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread
+from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
@@ -70,9 +71,10 @@ class Batcher:
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
     - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
       split and its results joined, in row order.
-    - `infer` is called by one thread at a time, a thread of its own or the event loop's, with as many rows as one of
-      the policy's buckets: those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
-    - A batch that fails, fails its own requests only; the next one runs.
+    - Batches run on as many lanes as the policy says, side by side, and may end in any order. Each lane is called by
+      one thread at a time, a thread of its own or the event loop's, with as many rows as one of the policy's buckets:
+      those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
+    - A batch that fails, fails its own requests only; the next one runs. One that hangs holds up its own lane only.
     - Cancelled requests leave the queue before a batch forms, and so do requests that can't be answered in time any
       more.
     """
@@ -83,7 +85,9 @@ class Batcher:
         policy: BatchPolicy,
         *,
         row_shape: tuple[int, ...],
+        lanes: Sequence[Callable[[NDArray[np.uint8]], Logits]] = (),
         seconds_per_bucket: Mapping[int, float] | None = None,
+        alone_seconds_per_bucket: Mapping[int, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
         on_misses: Callable[[Misses], None] | None = None,
@@ -96,14 +100,21 @@ class Batcher:
                 batcher; the argument is overwritten once the call has returned.
             policy: says how batches are formed, and how many rows may wait.
             row_shape: shape of one row.
-            seconds_per_bucket: seconds that a batch of each bucket takes, measured at warm-up; every batch refines it.
+            lanes: functions that do what `infer` does, side by side, as many as the policy's `lanes`; none: `infer` is
+                the only lane. Beside them `infer` computes what has at most `alone_rows`, while no lane works.
+            seconds_per_bucket: seconds that a lane's batch of each bucket takes while the others work too, measured at
+                warm-up; every batch refines it.
+            alone_seconds_per_bucket: seconds that `infer` takes beside lanes, for each of the policy's `alone_buckets`.
             clock: tells monotonic seconds; deadlines are on it.
             on_batch: is called on the event loop after each batch.
             on_misses: is called on the event loop once the answers of a batch are handed out.
-            executor: calls the backend, one call at a time, and is left running by `drain`; None: a thread of its own.
+            executor: makes the lanes' calls, as many at a time as there are lanes, and is left running by `drain`;
+                None: a thread for each lane.
         """
         if not row_shape:
             raise ValueError("row_shape (): expected at least one dimension")
+        if len(lanes or [infer]) != policy.lanes:
+            raise ValueError(f"{len(lanes)} lanes: expected {policy.lanes}, as the policy says")
         self._policy = policy
         self._row_shape = tuple(row_shape)
         self._buckets = policy.buckets
@@ -113,29 +124,41 @@ class Batcher:
         self._clock = clock
         self._on_batch = on_batch
         self._on_misses = on_misses
-        self._thread: CallThread | None = None
-        if executor is None:
-            self._thread = CallThread("fuseline-batcher")
-            # The thread ends also when the batcher is dropped without `drain`.
-            self._end_thread = weakref.finalize(self, self._thread.end)
-            self._hand_over: Callable[[Callable[[], None]], object] = self._thread.submit
-        else:
-            self._hand_over = executor.submit
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
-        self._admission = Admission(self._profile, policy)
+        self._threads: list[CallThread] = []
+        hand_overs: list[Callable[[Callable[[], None]], object]]
+        if executor is None:
+            self._threads = [CallThread(f"fuseline-lane-{number}") for number in range(policy.lanes)]
+            # The threads end also when the batcher is dropped without `drain`.
+            self._end_threads = weakref.finalize(self, _end, self._threads)
+            hand_overs = [thread.submit for thread in self._threads]
+        else:
+            hand_overs = [executor.submit] * policy.lanes
+
+        def computing(compute: Callable[[NDArray[np.uint8]], Logits], max_rows: int) -> Callable[[Batch], None]:
+            return BatchComputer(compute, row_shape=self._row_shape, max_rows=max_rows, clock=clock).compute
+
+        self._lanes = [
+            Lane(computing(compute, self._buckets[-1]), self._profile, hand_over)
+            for compute, hand_over in zip(lanes or [infer], hand_overs, strict=True)
+        ]
+        self._idle = list(reversed(self._lanes))
+        # Computes with all cores while no lane works, in the thread of the first of them.
+        self._alone: Lane | None = None
+        alone_profile: BatchProfile | None = None
+        if lanes and (buckets := policy.alone_buckets):
+            alone_profile = BatchProfile(buckets, alone_seconds_per_bucket or {}, clock())
+            self._alone = Lane(computing(infer, buckets[-1]), alone_profile, hand_overs[0])
+        self._admission = Admission(self._profile, policy, alone_profile)
         # Predictions for requests that left the queue as they would have been late, and when their answers would have
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
-        self._compute = BatchComputer(
-            infer, row_shape=self._row_shape, max_rows=policy.buckets[-1], clock=clock
-        ).compute
         self._queue = RequestQueue()
-        self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._profile, self._admission)
+        self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows of admitted requests whose images are being decoded.
         self._reserved_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
-        self._running: Batch | None = None
         self._wake: asyncio.Handle | None = None
         self._draining = False
         self._drained = asyncio.Event()
@@ -152,8 +175,8 @@ class Batcher:
 
     @property
     def running_rows(self) -> int:
-        """Number of rows of the batch that the backend computes now, before padding."""
-        return 0 if self._running is None else len(self._running.rows)
+        """Number of rows of the batches that the backend computes now, before padding."""
+        return sum(len(lane.running.rows) for lane in self._working() if lane.running is not None)
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
@@ -180,13 +203,11 @@ class Batcher:
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        The numbers are the rows that are queued, reserved, and running; when the running batch ends; when a batch was
-        last measured; and `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
+        is free, as `Lane.free_at` says; and `Admission.state`.
         """
-        now = self._clock()
-        load = self.load(now)
-        ahead = (self._queue.rows, self._reserved_rows, load.running_rows)
-        return [*ahead, now + load.busy_seconds, self._profile.learned_at, *self._admission.state()]
+        ahead = (self._queue.rows, self._reserved_rows, self.running_rows)
+        return [*ahead, self._learned_at(), *self._free_at(self._clock()), *self._admission.state()]
 
     def submit(
         self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
@@ -239,7 +260,7 @@ class Batcher:
             on_cancel=self.discard,
         )
         queue.add(request)
-        if self._running is None:
+        if self._idle:
             # No batch starts before this turn of the event loop ends, so that all that arrived in it forms one batch.
             if self._wake is not None and self._max_delay_seconds:
                 self._wake.cancel()
@@ -251,22 +272,43 @@ class Batcher:
     async def drain(self) -> None:
         """Admit nothing new, run everything queued, and return once idle; then the batcher's thread has ended."""
         self._draining = True
-        if self._running is None:
-            self._start_batch()
+        if self._idle:
+            self._start_batches()
         self._set_drained_if_idle()
         await self._drained.wait()
-        if self._thread is not None:
-            self._end_thread()
-            self._thread.join()
+        if self._threads:
+            self._end_threads()
+            for thread in self._threads:
+                thread.join()
 
     def load(self, now: float) -> Load:
         """Return what is ahead of a request that comes now."""
-        running, waiting = self._running, self._queue.rows + self._reserved_rows
-        if running is None:
-            idle = not waiting and now - self._profile.learned_at >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, 0.0, idle)
-        busy = running.started + self._profile.batch_seconds(running.bucket) - now
-        return Load(waiting, len(running.rows), max(0.0, busy))
+        running, waiting = self.running_rows, self._queue.rows + self._reserved_rows
+        if not running:
+            idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
+            return Load(waiting, 0, self._admission.idle_lanes, idle)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now))
+
+    def _working(self) -> list[Lane]:
+        """Return the lanes that compute a batch."""
+        if self._alone is not None and self._alone.running is not None:
+            return [self._alone]
+        return [lane for lane in self._lanes if lane.running is not None]
+
+    def _free_at(self, now: float) -> list[float]:
+        """Return when each lane is free, as `Lane.free_at` says: all are busy while one batch has all cores."""
+        if self._alone is not None and self._alone.running is not None:
+            return [self._alone.free_at(now)] * len(self._lanes)
+        return [lane.free_at(now) for lane in self._lanes]
+
+    def _learned_at(self) -> float:
+        """Return when a batch was last measured."""
+        learned_at = self._profile.learned_at
+        return learned_at if self._alone is None else max(learned_at, self._alone.profile.learned_at)
+
+    def computes(self, request: asyncio.Future[BatchedRows]) -> bool:
+        """Return whether a batch that is being computed has rows of `request`, which `submit` returned."""
+        return any(request is each for lane in self._working() if lane.running for each, _, _ in lane.running.shares)
 
     def discard(self, request: Request) -> None:
         """Take the rest of a request out of the queue, if any of its rows are left there."""
@@ -274,15 +316,18 @@ class Batcher:
         self._set_drained_if_idle()
 
     def _turn(self, *, between_answers: bool = False) -> None:
-        """Start the next batch, or wait for the event loop's next turn while rows keep coming; no wake is pending."""
+        """Start batches, or wait for the event loop's next turn while rows keep coming."""
+        if between_answers and self._wake is not None:
+            # Another lane idles already, and the pending turn is for both.
+            return
         if self._queue.rows and self._may_grow():
             self._wake = asyncio.get_running_loop().call_soon(self._turn)
             return
         self._wake = None
-        self._start_batch(between_answers=between_answers)
+        self._start_batches(between_answers=between_answers)
 
-    def _start_batch(self, *, between_answers: bool = False) -> None:
-        """Have the next batch computed, unless there is none or `max_delay_ms` lets it wait for a fuller one.
+    def _start_batches(self, *, between_answers: bool = False) -> None:
+        """Have idle lanes compute what waits, unless `max_delay_ms` lets it wait for a fuller batch.
 
         With `between_answers`, those of the batch before are still to be handed out, so none is computed on the event
         loop.
@@ -293,41 +338,56 @@ class Batcher:
         loop, now = asyncio.get_running_loop(), self._clock()
         if now >= self._queue.earliest_deadline:
             self._queue.drop_expired(now)
+        while self._queue.rows and self._idle:
+            if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
+                self._wake = loop.call_later(seconds, self._turn)
+                return
+            self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now, len(self._idle))
+            lane, rows = self._next_lane()
+            if not rows:
+                return
+            bucket, late = self._bucket_choice.next_bucket(now, rows, lane.profile)
+            for request, finish in late:
+                self._drop(request, finish, now)
+            if not self._queue.rows:
+                break
+            inline = lane.profile.batch_seconds(bucket) < self._inline_below_seconds
+            if inline and between_answers:
+                self._wake = loop.call_soon(self._turn)
+                return
+            lane.running = batch = self._queue.take_batch(bucket, now)
+            if lane is self._alone:
+                self._idle.clear()
+            else:
+                self._idle.pop()
+            self._seen_rows = self._quiet_turns = 0
+            if inline:
+                lane.compute(batch)
+                self._finish(lane)
+                return
+            try:
+                lane.hand_over(partial(self._run, lane, loop))
+            except RuntimeError as error:
+                batch.outcome = backend_error("the batcher's thread can't be used", error)
+                loop.call_soon(self._finish, lane)
         if not self._queue.rows:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
-            return
-        if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
-            self._wake = loop.call_later(seconds, self._turn)
-            return
-        self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now)
-        bucket, late = self._bucket_choice.next_bucket(now)
-        for request, finish in late:
-            self._drop(request, finish, now)
-        if not self._queue.rows:
-            self._seen_rows = self._quiet_turns = 0
-            self._set_drained_if_idle()
-            return
-        inline = self._profile.batch_seconds(bucket) < self._inline_below_seconds
-        if inline and between_answers:
-            self._wake = loop.call_soon(self._turn)
-            return
-        self._running = batch = self._queue.take_batch(bucket, now)
-        self._seen_rows = self._quiet_turns = 0
-        if inline:
-            self._compute(batch)
-            self._finish(batch)
-            return
-        try:
-            self._hand_over(partial(self._run, batch, loop))
-        except RuntimeError as error:
-            batch.outcome = backend_error("the batcher's thread can't be used", error)
-            loop.call_soon(self._finish, batch)
+
+    def _next_lane(self) -> tuple[Lane, int]:
+        """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""
+        queued, idle = self._queue.rows, len(self._idle)
+        if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
+            return self._alone, queued
+        running = [len(lane.running.rows) for lane in self._lanes if lane.running is not None]
+        rows = min(rows_to_start(self._policy, queued, idle, running), self._admission.next_batch_rows(queued))
+        return self._idle[-1], rows
 
     def _may_grow(self) -> bool:
         """Return whether rows were queued within the last `quiet_turns` turns of the event loop."""
         rows = self._queue.rows
-        if self._draining or rows >= self._small_batch_rows:
+        enough = self._small_batch_rows * (1 if self._policy.lanes_share_device else len(self._idle))
+        if self._draining or rows >= enough:
             return False
         if rows > self._seen_rows:
             self._seen_rows, self._quiet_turns = rows, 0
@@ -339,7 +399,7 @@ class Batcher:
         if self._draining or self._queue.rows >= self._buckets[-1]:
             return 0.0
         fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
-        needed = self._admission.predict(0, self._queue.rows, 0.0).answered
+        needed = self._admission.predict(0, self._queue.rows, self._admission.idle_lanes).answered
         return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margins.of(needed)) - now
 
     def _drop(self, request: Request, finish: float, now: float) -> None:
@@ -352,22 +412,28 @@ class Batcher:
             )
         )
 
-    def _run(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        """Compute a batch in the batcher's thread."""
-        self._compute(batch)
+    def _run(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
+        """Compute a lane's batch in its thread."""
+        assert lane.running is not None
+        lane.compute(lane.running)
         # Once the event loop is closed nobody waits for an answer.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._finish, batch)
+            loop.call_soon_threadsafe(self._finish, lane)
 
-    def _finish(self, batch: Batch) -> None:
-        """Settle, on the event loop, the requests that the batch completes."""
-        self._running = None
+    def _finish(self, lane: Lane) -> None:
+        """Settle, on the event loop, the requests that the lane's batch completes."""
+        batch, lane.running = lane.running, None
+        assert batch is not None
+        if lane is self._alone:
+            self._idle = list(reversed(self._lanes))
+        else:
+            self._idle.append(lane)
         outcome, start = batch.outcome, 0
         now = self._clock()
         if isinstance(outcome, np.ndarray):
-            self._profile.learn(batch.bucket, now - batch.started, now)
+            lane.profile.learn(batch.bucket, now - batch.started, now)
             # The next batch starts before the answers are handed out, so that the backend doesn't idle meanwhile.
-            go_on = self._start_batch if batch.compute_seconds >= self._policy.slow_call_seconds else self._turn
+            go_on = self._start_batches if batch.compute_seconds >= self._policy.slow_call_seconds else self._turn
             go_on(between_answers=True)
             for request, first_row, row_count in batch.shares:
                 if not request.done():
@@ -400,8 +466,13 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and self._running is None and not self._queue.rows:
+        if self._draining and not self._queue.rows and not self._working():
             self._drained.set()
+
+
+def _end(threads: Sequence[CallThread]) -> None:
+    for thread in threads:
+        thread.end()
 
 
 def _shutting_down() -> ShuttingDownError:

@@ -11,56 +11,55 @@ from fuseline.serve.batching.requests import Request
 class BucketChoice:
     """Chooses buckets by what waits in the queue and by the measured times of batches."""
 
-    def __init__(
-        self, buckets: tuple[int, ...], queue: RequestQueue, profile: BatchProfile, admission: Admission
-    ) -> None:
+    def __init__(self, buckets: tuple[int, ...], queue: RequestQueue, admission: Admission) -> None:
         self._buckets = buckets
         self._queue = queue
-        self._profile = profile
         self._admission = admission
 
-    def next_bucket(self, now: float) -> tuple[int, list[tuple[Request, float]]]:
+    def next_bucket(self, now: float, most_rows: int, profile: BatchProfile) -> tuple[int, list[tuple[Request, float]]]:
         """Return the bucket of a batch that begins `now`, and the requests that had to leave the queue for it.
 
-        Those requests would be answered after their deadlines; each comes with when that would be. The queue must not
-        be empty before the call; it may be afterwards.
+        The batch has at most `most_rows`, and takes as long as `profile` says. Those requests would be answered after
+        their deadlines; each comes with when that would be. The queue must not be empty before the call; it may be
+        afterwards.
         """
         queue = self._queue
-        bucket = self._bucket_of(min(queue.rows, self._admission.next_batch_rows(queue.rows)))
-        if queue.earliest_deadline >= now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds:
+        bucket = self._bucket_of(min(queue.rows, most_rows), profile)
+        if queue.earliest_deadline >= now + profile.batch_seconds(bucket) + self._admission.delivery_seconds:
             return bucket, []
         best, best_score = bucket, 0.0
         for candidate in self._buckets[: bisect_left(self._buckets, bucket) + 1]:
-            in_time, _ = self._try_bucket(candidate, now)
-            score = in_time / max(1e-9, self._profile.batch_seconds(candidate))
+            in_time, _ = self._try_bucket(candidate, now, profile)
+            score = in_time / max(1e-9, profile.batch_seconds(candidate))
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = candidate, max(score, best_score)
-        _, late = self._try_bucket(best, now)
+        _, late = self._try_bucket(best, now, profile)
         for request, _ in late:
             queue.remove(request)
-        return self._bucket_of(min(best, queue.rows)) if queue.rows else best, late
+        return self._bucket_of(min(best, queue.rows), profile) if queue.rows else best, late
 
-    def _bucket_of(self, rows: int) -> int:
+    def _bucket_of(self, rows: int, profile: BatchProfile) -> int:
         """Return the smallest bucket that holds `rows`; when saturated, the one below if padding costs more."""
         above = bisect_left(self._buckets, rows)
         bucket = self._buckets[above]
         if bucket > rows and above and self._admission.saturated:
-            below, seconds = self._buckets[above - 1], self._profile.batch_seconds
+            below, seconds = self._buckets[above - 1], profile.batch_seconds
             if below * seconds(bucket) > rows * seconds(below) > 0:
                 return below
         return bucket
 
-    def _try_bucket(self, bucket: int, now: float) -> tuple[int, list[tuple[Request, float]]]:
+    def _try_bucket(self, bucket: int, now: float, profile: BatchProfile) -> tuple[int, list[tuple[Request, float]]]:
         """Return what a batch of `bucket` that begins `now` would come to.
 
         The number is that of its rows of requests that are answered in time. The list has the requests that would be
         answered too late although it is their turn, with when that would be.
         """
         room, late = bucket, []
-        finish = now + self._profile.batch_seconds(bucket) + self._admission.delivery_seconds
+        idle = self._admission.idle_lanes
+        finish = now + profile.batch_seconds(bucket) + self._admission.delivery_seconds
         for request in self._queue:
             left = len(request.rows) - request.taken
-            whole = finish if left <= room else finish + self._admission.predict(0, left - room, 0.0).answered
+            whole = finish if left <= room else finish + self._admission.predict(0, left - room, idle).answered
             if whole > request.deadline and not request.prediction.is_probe:
                 late.append((request, whole))
                 continue

@@ -16,6 +16,9 @@ QUIET_TURNS = 8
 requests that arrive together one in a turn or a few; a fast backend that took the first at once would get a batch for
 each, and each batch costs as much CPU as several requests. A turn without anything to do takes some microseconds."""
 
+MOST_LANES = 16
+"""Largest number of batches that are computed side by side."""
+
 SLOW_CALL_SECONDS = 0.002
 """Seconds of a call after which whatever waits becomes the next batch at once: the backend's time is what is scarce."""
 
@@ -44,6 +47,15 @@ class BatchPolicy:
     """Number of turns of the event loop without a new row after which an idle backend gets its batch."""
     slow_call_seconds: float = SLOW_CALL_SECONDS
     """Seconds of a call from which on the next call follows at once."""
+    lanes: int = 1
+    """Number of batches that are computed side by side."""
+    lanes_share_device: bool = False
+    """Whether a batch slows the others down as much as its own share of the work: a GPU computes one after the other,
+    while each lane of a CPU has cores of its own. Then rows are not spread over idle lanes, and a batch begins beside
+    another only if it is no smaller."""
+    alone_rows: int = 0
+    """Largest number of rows, one of the buckets, that an idle backend computes as one batch with all its cores, rather
+    than on lanes; 0: none."""
 
     def __post_init__(self) -> None:
         if not self.buckets or min(self.buckets) < 1:
@@ -53,12 +65,22 @@ class BatchPolicy:
                 f"max_queue_rows {self.max_queue_rows}, max_queue_ms {self.max_queue_ms}, max_delay_ms "
                 f"{self.max_delay_ms}: expected at least 1, above 0, and at least 0"
             )
+        if not 1 <= self.lanes <= MOST_LANES or self.alone_rows not in (0, *self.buckets):
+            raise ValueError(
+                f"lanes {self.lanes}, alone_rows {self.alone_rows}: expected 1 to {MOST_LANES}, and 0 or one of the "
+                f"buckets {list(self.buckets)}"
+            )
         object.__setattr__(self, "buckets", tuple(sorted(set(self.buckets))))
 
     @property
     def small_batch_rows(self) -> int:
         """`unsaturated_rows` within the largest bucket."""
         return min(self.unsaturated_rows or self.buckets[-1], self.buckets[-1])
+
+    @property
+    def alone_buckets(self) -> tuple[int, ...]:
+        """Buckets that a batch with all cores may have."""
+        return tuple(bucket for bucket in self.buckets if bucket <= self.alone_rows)
 
 
 def buckets_up_to(max_batch: int) -> tuple[int, ...]:

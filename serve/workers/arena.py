@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 _ALIGNMENT = 64
 """Alignment of the parts in bytes: a cache line, so that no two parts share one."""
 
-_MOST_NUMBERS = 96
-"""Number of float64 numbers that the backend has room for: some 30, and one for each of at most 26 buckets."""
+_MOST_NUMBERS = 128
+"""Number of float64 numbers that the backend has room for: some 30, one for each of at most 26 buckets, for each bucket
+of batches with all cores, and for each of at most 16 lanes."""
 
 
 @dataclass(frozen=True, slots=True)

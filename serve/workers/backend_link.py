@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, cast
 
 from fuseline.serve.batching.admission import Admission
-from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage
-from fuseline.serve.settings import Settings
 from fuseline.serve.workers.arena import Arena, create_memory
 from fuseline.serve.workers.handshake import Announcement, ServedModel, receive_announcement, send_memory
 from fuseline.serve.workers.record_buffer import RecordBuffer
@@ -43,9 +41,8 @@ class _LinkedModel(NamedTuple):
 class BackendLink:
     """Holds this worker's memory and its models, whose batchers run in the backend process."""
 
-    def __init__(self, address: Path, settings: Settings) -> None:
+    def __init__(self, address: Path) -> None:
         self._address = address
-        self._settings = settings
         # Models by their number in the backend process that was last connected.
         self._linked: dict[int, _LinkedModel] = {}
         self._lost = asyncio.Event()
@@ -109,16 +106,14 @@ class BackendLink:
         self._linked = {number: known[served.name] for number, served in announced.items()}
 
     def _linked_to(self, served: ServedModel) -> _LinkedModel:
-        settings, buckets = self._settings, served.backend.buckets
-        shape = served.arena_shape(settings.max_queue_rows)
+        policy, shape = served.policy, served.arena_shape
         file = create_memory(shape)
-        policy = BatchPolicy(
-            buckets,
-            max_queue_rows=settings.max_queue_rows,
-            max_queue_ms=settings.max_queue_ms,
-            unsaturated_rows=served.unsaturated_rows,
+        admission = Admission(
+            BatchProfile(policy.buckets, {}, 0.0),
+            policy,
+            BatchProfile(policy.alone_buckets, {}, 0.0) if policy.alone_buckets else None,
         )
-        batcher = RemoteBatcher(Arena(file, shape), Admission(BatchProfile(buckets, {}, 0.0), policy))
+        batcher = RemoteBatcher(Arena(file, shape), admission)
         package = ModelPackage(folder=served.folder, manifest=served.manifest)
         return _LinkedModel(served, Model(package, served.backend, served.backend_reason, batcher), batcher, file)
 

@@ -94,7 +94,7 @@ class BackendProcess:
             return
         models = {}
         for number, file in files.items():
-            shape = announcement.models[number].arena_shape(self._config.settings.max_queue_rows)
+            shape = announcement.models[number].arena_shape
             models[number] = self._batchers[number], Arena(file, shape)
             os.close(file)
         await asyncio.get_running_loop().create_unix_connection(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.batcher import Batcher
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.workers.arena import ArenaShape
@@ -32,20 +33,21 @@ class ServedModel(BaseModel):
     manifest: Manifest
     backend: BackendFacts
     backend_reason: str
-    unsaturated_rows: int
-    """See `fuseline.serve.batching.policy.BatchPolicy`."""
+    policy: BatchPolicy
+    """Policy of the backend's batcher."""
 
     @property
     def name(self) -> str:
         """Name under which requests find the model."""
         return self.manifest.name
 
-    def arena_shape(self, max_queue_rows: int) -> ArenaShape:
-        """Return the shape that suffices if all rows that wait, run, or are being answered come from one worker."""
+    @property
+    def arena_shape(self) -> ArenaShape:
+        """Shape that suffices if all rows that wait, run, or are being answered come from one worker."""
         return ArenaShape(
             row_shape=self.manifest.input.row_shape,
             classes=self.manifest.classes,
-            slots=max_queue_rows + 2 * self.backend.buckets[-1],
+            slots=self.policy.max_queue_rows + (1 + self.policy.lanes) * self.policy.buckets[-1],
         )
 
 
@@ -67,7 +69,7 @@ def served_model(model: Model, batcher: Batcher) -> ServedModel:
         manifest=model.manifest,
         backend=model.backend,
         backend_reason=model.backend_reason,
-        unsaturated_rows=batcher.policy.small_batch_rows,
+        policy=batcher.policy,
     )
 
 

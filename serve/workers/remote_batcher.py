@@ -12,6 +12,7 @@ from typing import Literal
 from fuseline.serve import errors
 from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
+from fuseline.serve.batching.lanes import seconds_until_free
 from fuseline.serve.batching.requests import BatchedRows, Row, check_rows
 from fuseline.serve.errors import (
     BackendError,
@@ -148,12 +149,14 @@ class RemoteBatcher:
 
     def _load(self) -> Load:
         """Return what is ahead, by the backend's latest snapshot and this worker's reservations."""
-        queued, reserved, running, ends, learned_at, *state = self._arena.admission_snapshot
+        queued, reserved, running, learned_at, *rest = self._arena.admission_snapshot
+        lanes = len(self._admission.idle_lanes)
+        free_at, state = rest[:lanes], rest[lanes:]
         self._admission.take_state(state)
         now = self._clock()
         waiting = int(queued + max(reserved, self._arena.reserved_rows))
         idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
-        return Load(waiting, int(running), max(0.0, ends - now), idle)
+        return Load(waiting, int(running), seconds_until_free(free_at, now), idle)
 
     def _check_open(self) -> None:
         if self._draining:

@@ -64,7 +64,7 @@ class RemoteRequests:
             model.disconnect()
 
     def batch_finished(self, model_number: int) -> None:
-        """Release the slots that the batch of this model that has just finished may have read."""
+        """Release the slots that only the batch of this model that has just finished read."""
         self._models[model_number].batch_finished()
 
     def _write(self, record: bytes) -> None:
@@ -88,8 +88,8 @@ class _ModelRequests:
         self._arena = arena
         self._write = write
         self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
-        # Requests that ended while a batch ran, which may read their rows.
-        self._unreleased: list[int] = []
+        # Requests that ended while a batch had rows of theirs, by number.
+        self._unreleased: dict[int, asyncio.Future[BatchedRows]] = {}
         # Number of rows that the worker had reserved when that was last read.
         self._reserved_rows = 0
         self._lost = False
@@ -125,10 +125,10 @@ class _ModelRequests:
             request.cancel()
 
     def batch_finished(self) -> None:
-        """Release the slots that the batch that has just finished may have read."""
-        if numbers := self._unreleased:
-            self._unreleased = []
-            for number in numbers:
+        """Release the slots of the requests that ended early and that no batch has rows of any more."""
+        for number, request in tuple(self._unreleased.items()):
+            if not self._batcher.computes(request):
+                del self._unreleased[number]
                 self._write(released_record(self._model, number))
         self.read_reserved()
         self.publish_snapshot()
@@ -164,7 +164,7 @@ class _ModelRequests:
             known = error if isinstance(error, FuselineError) else BackendError(str(error))
             error_id = log_once(error) if isinstance(known, BackendError) else None
             self._write(error_record(self._model, number, error_text(known, error_id)))
-        if self._batcher.running_rows:
-            self._unreleased.append(number)
+        if self._batcher.computes(request):
+            self._unreleased[number] = request
         else:
             self._write(released_record(self._model, number))

@@ -58,7 +58,7 @@ class BackendModels:
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     metrics = Metrics()
     registry, statistics = metrics.registry, metrics.statistics
-    link = BackendLink(config.link_address, config.settings)
+    link = BackendLink(config.link_address)
     models = BackendModels(link, channel)
     server = Server(config.settings, models, metrics, shares_port=True)
     await server.start()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fuseline.serve.batching.admission import Ready
 from fuseline.serve.batching.batcher import BatchedRows
+from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 from tests.fakes.clock import Clock
 from tests.fakes.executor import ManualExecutor
@@ -19,6 +20,7 @@ QUEUE_ROWS = (1, 5, 12, 40)
 INLINE_BELOW_MS = (0.0, 30.0, 100.0, 1e9)
 """None, those that turn out to be fast, most, and all are computed on the event loop."""
 UNSATURATED_ROWS = (None, 1, 2, 5)
+LANES = (1, 2, 3, 4)
 MAX_QUEUE_MS = (float("inf"), 200.0)
 ROW_SHAPE = (3,)
 
@@ -38,8 +40,25 @@ def pixels_of(number):
     return np.array([number >> 8, number & 0xFF, 1], np.uint8)
 
 
+def numbers_of(rows):
+    return [int(high) << 8 | int(low) for high, low, is_row in rows if is_row]
+
+
 def logits_of(numbers):
     return np.array([[n, -n, n * n % 251] for n in numbers], np.float32)
+
+
+class WatchedQueue(RequestQueue):
+    """Remembers the rows of each batch in the order in which batches begin."""
+
+    def __init__(self):
+        super().__init__()
+        self.started = []
+
+    def take_batch(self, bucket, now):
+        batch = super().take_batch(bucket, now)
+        self.started.append(numbers_of(batch.rows))
+        return batch
 
 
 class Schedule:
@@ -50,7 +69,8 @@ class Schedule:
         self.clock = Clock(0.0)
         self.buckets = BUCKETS[self.next() % len(BUCKETS)]
         self.max_queue_rows = QUEUE_ROWS[self.next() % len(QUEUE_ROWS)]
-        settings = self.next()
+        settings, lanes = self.next(), self.next()
+        self.lanes = LANES[lanes & 3]
         self.max_queue_ms = MAX_QUEUE_MS[settings >> 6 & 1]
         self.fault = None
         self.executor = ManualExecutor()
@@ -69,9 +89,14 @@ class Schedule:
             seconds_per_bucket={bucket: 0.1 * bucket for bucket in self.buckets} if settings & 2 else None,
             inline_below_ms=INLINE_BELOW_MS[settings >> 2 & 3],
             unsaturated_rows=UNSATURATED_ROWS[settings >> 4 & 3],
+            lanes=(self.infer,) * self.lanes if self.lanes > 1 else (),
+            lanes_share_device=bool(lanes & 4),
+            alone_rows=0 if lanes & 8 else self.buckets[lanes >> 4 & len(self.buckets) - 1],
+            alone_seconds_per_bucket={self.buckets[0]: 0.05} if settings & 2 else None,
             clock=self.clock,
             executor=self.executor,
         )
+        self.started = self.batcher._queue.started
 
     def next(self):
         return next(self.actions, 0)
@@ -79,14 +104,14 @@ class Schedule:
     def infer(self, pixels):
         assert pixels.shape[1:] == ROW_SHAPE
         assert len(pixels) in self.buckets
-        numbers = [int(high) << 8 | int(low) for high, low, is_row in pixels if is_row]
+        numbers = numbers_of(pixels)
         padding = pixels[len(numbers) :]
         assert not padding.any()
         smallest = min(bucket for bucket in self.buckets if bucket >= len(numbers))
         assert len(pixels) == smallest
-        # In the order of admission, none twice.
-        assert numbers == sorted(set(numbers))
-        assert min(numbers) > max(self.computed, default=0)
+        # A batch that has begun, none twice; batches on other lanes may be computed before it.
+        assert numbers in self.started
+        assert self.computed.isdisjoint(numbers)
         self.computed.update(numbers)
         self.clock.now += 0.01 * len(pixels)
         fault, self.fault = self.fault, None
@@ -109,7 +134,7 @@ class Schedule:
             self.use_reservation()
         self.drains.append(asyncio.create_task(self.batcher.drain()))
         await self.turn()
-        for _ in range(2 * self.max_queue_rows):
+        for _ in range(2 * self.max_queue_rows + self.lanes):
             if not self.executor.calls and not self.batcher.queued_rows:
                 break
             self.compute()
@@ -191,18 +216,23 @@ class Schedule:
             self.sent.append(Sent(numbers, future, None))
 
     def compute(self):
-        if self.executor.calls:
+        """Let one of the lanes' calls be made, whichever; the others hang meanwhile."""
+        if calls := self.executor.calls:
+            calls.rotate(self.next() % len(calls))
             self.executor.make_next_call()
 
     def check_bounds(self):
         assert 0 <= self.batcher.queued_rows + self.reserved <= self.max_queue_rows
-        assert 0 <= self.batcher.running_rows <= max(self.buckets)
-        assert len(self.executor.calls) <= 1
+        assert 0 <= self.batcher.running_rows <= self.lanes * max(self.buckets)
+        assert len(self.executor.calls) <= self.lanes
         waiting = sum(len(sent.numbers) for sent in self.sent if not sent.future.done())
         assert self.batcher.queued_rows <= waiting
 
     def check_end(self):
         assert not self.loop_errors
+        # Batches begin in the order of admission, and no row is in two.
+        begun = [number for numbers in self.started for number in numbers]
+        assert begun == sorted(set(begun))
         assert (self.batcher.queued_rows, self.batcher.running_rows) == (0, 0)
         assert all(drain.done() and drain.exception() is None for drain in self.drains)
         for sent in self.sent:
@@ -232,6 +262,7 @@ def check_schedule(runner, actions):
     runner.run(Schedule(actions).run())
 
 
-def test_every_schedule_keeps_every_promise():
+def test_every_schedule_keeps_every_promise(monkeypatch):
+    monkeypatch.setattr("fuseline.serve.batching.batcher.RequestQueue", WatchedQueue)
     with asyncio.Runner() as runner:
         check_schedule(runner)

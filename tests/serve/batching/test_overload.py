@@ -225,8 +225,8 @@ def test_a_request_that_would_be_late_leaves_before_its_batch_and_the_one_behind
 def test_what_is_promised_counts_as_ahead_of_those_who_come_later():
     profile = BatchProfile([1], {1: 0.1}, 0.0)
     admission = Admission(profile, BatchPolicy((1,), max_queue_rows=8, max_queue_ms=1000.0))
-    alone = admission.check(Load(0, 0, 0.0), 1, None, 0.0)
-    behind = admission.check(Load(3, 1, 0.05), 1, None, 0.0)
+    alone = admission.check(Load(0, 0, (0.0,)), 1, None, 0.0)
+    behind = admission.check(Load(3, 1, (0.05,)), 1, None, 0.0)
     assert alone.seconds == pytest.approx(0.1)
     assert behind.seconds == pytest.approx(0.05 + 4 * 0.1)
 
@@ -234,7 +234,7 @@ def test_what_is_promised_counts_as_ahead_of_those_who_come_later():
 def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
     profile = BatchProfile(list(CPU), CPU, 0.0)
     admission = Admission(profile, BatchPolicy(tuple(CPU), max_queue_rows=64, max_queue_ms=1000.0, unsaturated_rows=4))
-    admission.check(Load(0, 0, 0.0), 1, 10.1, 10.0)
+    admission.check(Load(0, 0, (0.0,)), 1, 10.1, 10.0)
     admission.begin_batch(32, 32, 10.0)
     assert admission.batch_rows == 4
     admission.begin_batch(32, 64, 12.1)
@@ -245,6 +245,6 @@ def test_without_a_deadline_the_wait_for_a_decoder_counts_too():
     profile = BatchProfile([1], {1: 0.1}, 0.0)
     admission = Admission(profile, BatchPolicy((1,), max_queue_rows=64, max_queue_ms=1000.0))
     own = 5.0
-    admission.check(Load(0, 0, 0.0), 1, None, 0.0, Ready(own + 0.9, own))
+    admission.check(Load(0, 0, (0.0,)), 1, None, 0.0, Ready(own + 0.9, own))
     with pytest.raises(OverloadedError, match="waits 1000 ms at most"):
-        admission.check(Load(0, 0, 0.0), 1, None, 0.0, Ready(own + 1.2, own))
+        admission.check(Load(0, 0, (0.0,)), 1, None, 0.0, Ready(own + 1.2, own))

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fuseline.serve.backends.base import BackendFacts
+from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.errors import BackendLostError
 from fuseline.serve.model_package import load_package
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.handshake import Announcement, ServedModel, announce
 from fuseline.serve.workers.wire_format import ToBackend, reader_of_worker_records
 from tests.fakes.colours import noise
-from tests.serve.conftest import settings
 
 ONE_MODEL = {"colours": 0}
 
@@ -32,7 +32,7 @@ def announcement(package: Path, *, largest_batch: int = 4, numbers: Mapping[str,
                 manifest=manifest.model_copy(update={"name": name}),
                 backend=facts,
                 backend_reason="a test",
-                unsaturated_rows=1,
+                policy=BatchPolicy((largest_batch,), max_queue_rows=8, max_queue_ms=1000.0),
             )
             for name, number in numbers.items()
         }
@@ -55,7 +55,7 @@ async def accepted(listener: socket.socket, what: Announcement) -> tuple[socket.
 
 async def test_it_connects_again_when_the_backend_is_back_with_the_same_memory(package: Path, tmp_path: Path) -> None:
     """Also when its models then have other numbers."""
-    link = BackendLink(tmp_path / "backend", settings(max_queue_rows=8, max_images_per_request=8))
+    link = BackendLink(tmp_path / "backend")
     told: asyncio.Queue[bool] = asyncio.Queue()
     opening = asyncio.create_task(link.open())
     async with asyncio.timeout(30), listening(tmp_path) as listener:
@@ -89,7 +89,7 @@ async def test_it_connects_again_when_the_backend_is_back_with_the_same_memory(p
 
 
 async def test_a_backend_that_comes_back_with_something_else_is_refused(package: Path, tmp_path: Path) -> None:
-    link = BackendLink(tmp_path / "backend", settings(max_queue_rows=8, max_images_per_request=8))
+    link = BackendLink(tmp_path / "backend")
     opening = asyncio.create_task(link.open())
 
     def ignore(_: bool) -> Awaitable[None]:
