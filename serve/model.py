@@ -10,18 +10,12 @@ from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
-from fuseline.serve.batching.policy import (
-    DEFAULT_CPU_BATCHING,
-    DEFAULT_MAX_BATCH,
-    BatchPolicy,
-    CpuBatching,
-    buckets_up_to,
-)
-from fuseline.serve.cpu import usable_cpus
+from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
+from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.memory import release_freed_memory
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
-from fuseline.serve.reference import check_reference
 from fuseline.serve.settings import Settings
-from fuseline.serve.warm_up import warm_up
+from fuseline.serve.warm_lanes import warm_lanes
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +57,13 @@ class Model:
         backend: BackendFacts,
         backend_reason: str,
         batcher: RowBatcher,
+        lanes: LaneChoice,
         close_backend: Callable[[], None] | None = None,
     ) -> None:
         """Begin with a `batcher` that is open.
 
-        `backend_reason` says why this backend was chosen. `close_backend` is None if another process has the backend.
+        `backend_reason` says why this backend was chosen, and `lanes` how many batches it computes side by side.
+        `close_backend` is None if another process has the backend.
         """
         self.package = package
         self.manifest: Manifest = package.manifest
@@ -81,6 +77,7 @@ class Model:
         self.backend = backend
         self.backend_reason = backend_reason
         self.batcher = batcher
+        self.lanes = lanes
         self._close_backend = close_backend
 
     async def close(self) -> None:
@@ -128,28 +125,22 @@ def load_model(
         engine_cache=settings.engine_cache_folder,
     )
     try:
-        seconds_per_bucket = warm_up(backend, package)
-        check_reference(backend, package)
+        warmed = warm_lanes(backend, package, settings, cpu)
     except BaseException:
         backend.close()
         raise
     for assumption in package.manifest.open_assumptions:
         _log.warning("%s: %s", name, assumption.line)
-    policy = BatchPolicy(
-        backend.buckets,
-        max_queue_rows=settings.max_queue_rows,
-        max_queue_ms=settings.max_queue_ms,
-        max_delay_ms=settings.max_delay_ms,
-    )
-    if backend.device == "CPU":
-        cores = settings.threads or usable_cpus()
-        policy = cpu.refined(policy, row_pixels=row_pixels, cores=cores, seconds_per_bucket=seconds_per_bucket)
+    release_freed_memory()
     batcher = Batcher(
         backend.infer,
-        policy,
+        warmed.policy,
         row_shape=spec.row_shape,
-        seconds_per_bucket=seconds_per_bucket,
+        lanes=warmed.lanes,
+        seconds_per_bucket=warmed.seconds_per_bucket,
+        alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
         on_batch=lambda stats: counts.count_batch(name, stats),
         on_misses=lambda misses: counts.count_misses(name, misses),
     )
-    return Model(package, BackendFacts.model_validate(backend), reason, batcher, backend.close)
+    facts = BackendFacts.model_validate(backend).model_copy(update={"buckets": warmed.policy.buckets})
+    return Model(package, facts, reason, batcher, warmed.choice, backend.close)

@@ -1,6 +1,8 @@
 """The description of a served model that `GetModel` returns to a program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 from fuseline.protos.classify_pb2 import GetModelResponse
 from fuseline.serve.model_package import Assumption
@@ -20,6 +22,17 @@ class ArtifactVerification:
     """Share of the images whose top-1 class is the right one; None: their classes are not known."""
     eager_accuracy: float | None
     """That share for eager PyTorch FP32."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFigures:
+    """The number of batches that are computed side by side, and the figures that it rests on."""
+
+    lanes: int
+    reason: str
+    """Reason for the number, for people; empty for servers that had no lanes yet."""
+    images_per_s: Mapping[int, float]
+    """Images/s under load by number of lanes, measured when the server started; empty: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class ModelDescription:
     assumptions: tuple[Assumption, ...] = ()
     """Everything that was assumed at the export; `is_open` where nothing has settled it."""
     verification: tuple[ArtifactVerification, ...] = ()
+    lanes: LaneFigures = LaneFigures(1, "", MappingProxyType({}))
 
 
 def description_from_response(response: GetModelResponse) -> ModelDescription:
@@ -71,6 +85,9 @@ def description_from_response(response: GetModelResponse) -> ModelDescription:
                     settled_by=assumption.settled_by if assumption.HasField("settled_by") else None,
                 )
                 for assumption in response.assumptions
+            ),
+            "lanes": LaneFigures(
+                response.lanes.lanes or 1, response.lanes.reason, MappingProxyType(dict(response.lanes.images_per_s))
             ),
             "verification": tuple(
                 ArtifactVerification(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Instance
 from fuseline.serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
 from fuseline.serve.errors import PackageError, VerificationError
 from fuseline.serve.model_package import ModelPackage
@@ -25,7 +25,7 @@ def write_reference(folder: Path, pixels: NDArray[np.uint8], logits: NDArray[np.
     np.savez_compressed(folder / REFERENCE_NAME, pixels=pixels[:REFERENCE_ROWS], logits=logits[:REFERENCE_ROWS])
 
 
-def check_reference(backend: Backend, package: ModelPackage) -> float:
+def check_reference(backend: Instance, package: ModelPackage) -> float:
     """Run `backend` on the reference; return its largest logit difference as a share of the logits' range.
 
     All images run in the largest bucket, and the first again in the smallest: a runtime may compute the two

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fuseline.serve.backends.registry import BackendName
+from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
@@ -40,7 +41,9 @@ class Settings(BaseModel):
     fast_decode: bool = False
     """Whether large JPEGs are decoded at a fraction of their size: faster, and not to the pixel as torchvision does."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Number of the backend's CPU threads; 0: the runtime decides."""
+    """Number of the backend's CPU threads, of all its lanes together; 0: the runtime decides."""
+    lanes: Annotated[int | None, Field(ge=1, le=MOST_LANES)] = None
+    """Number of batches that are computed side by side; None: measured at start-up on a CPU, 2 on a GPU."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0

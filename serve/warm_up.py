@@ -2,52 +2,95 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Infer, Instance
 from fuseline.serve.errors import PackageError
 from fuseline.serve.model_package import ModelPackage
 
 _MEASURE_RUNS = 3
 _MEASURE_BUDGET_S = 0.05
 
+_Result = TypeVar("_Result")
 
-def warm_up(backend: Backend, package: ModelPackage) -> dict[int, float]:
-    """Run every bucket of `backend` on noise; return the measured seconds of one call, by bucket.
+
+def warm_up(instances: Sequence[Instance], package: ModelPackage) -> dict[int, float]:
+    """Run every bucket of `instances` on noise, side by side; return the measured seconds of one call, by bucket.
 
     The smallest bucket runs once before it is measured, since the first call pays for the runtime's own set-up. Buckets
-    that take less than 50 ms are measured up to three times, and the fastest run counts.
+    that take less than 50 ms are measured up to three times, and the fastest run counts; a run takes as long as its
+    calls on average. All instances have the same buckets.
 
     Raises:
         PackageError: the logits are not (rows, classes), or not finite.
         BackendError: the runtime failed.
     """
-    noise = np.random.default_rng(0)
     seconds_per_bucket: dict[int, float] = {}
-    for bucket in backend.buckets:
-        pixels = noise.integers(0, 256, (bucket, *package.manifest.input.row_shape), dtype=np.uint8)
+    infers = [instance.infer for instance in instances]
+    for bucket in instances[0].buckets:
+        pixels = noise(bucket, package)
         if not seconds_per_bucket:
-            backend.infer(pixels)
+            run_once(infers, pixels)
         spent_s, best_s = 0.0, math.inf
         for _ in range(_MEASURE_RUNS):
-            started = time.monotonic()
-            logits = backend.infer(pixels)
-            took_s = time.monotonic() - started
+            runs = run_once(infers, pixels)
+            took_s = sum(seconds for seconds, _ in runs) / len(runs)
             best_s = min(best_s, took_s)
             spent_s += took_s
             if spent_s >= _MEASURE_BUDGET_S:
                 break
-        expected = (bucket, package.manifest.classes)
-        if logits.shape != expected:
-            raise PackageError(
-                f"{package.folder}: the model answers {bucket} images with logits of shape {logits.shape}, its "
-                f"manifest's labels promise {expected}; export it again"
-            )
-        if not np.isfinite(logits).all():
-            raise PackageError(
-                f"{package.folder}: the model in {backend.precision} answers random pixels with logits that are not "
-                "finite; try --precision fp32, or export it again"
-            )
+        for _, logits in runs:
+            _check(logits, bucket, package, instances[0].precision)
         seconds_per_bucket[bucket] = best_s
     return seconds_per_bucket
+
+
+def noise(rows: int, package: ModelPackage) -> NDArray[np.uint8]:
+    """Return `rows` images of noise for `package`."""
+    return np.random.default_rng(0).integers(0, 256, (rows, *package.manifest.input.row_shape), dtype=np.uint8)
+
+
+def run_once(infers: Sequence[Infer], pixels: NDArray[np.uint8]) -> list[tuple[float, NDArray[np.float32]]]:
+    """Call all of `infers` with `pixels` at the same time; return the seconds and the logits of each call."""
+
+    def timed(infer: Infer) -> tuple[float, NDArray[np.float32]]:
+        started = time.monotonic()
+        logits = infer(pixels)
+        return time.monotonic() - started, logits
+
+    return side_by_side([partial(timed, infer) for infer in infers])
+
+
+def side_by_side(calls: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    """Make `calls` at the same time, each in a thread of its own; return their results, or raise what one raised."""
+    if len(calls) == 1:
+        return [calls[0]()]
+    all_there = Barrier(len(calls))
+
+    def begin(call: Callable[[], _Result]) -> _Result:
+        all_there.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(begin, calls))
+
+
+def _check(logits: NDArray[np.float32], bucket: int, package: ModelPackage, precision: str) -> None:
+    expected = (bucket, package.manifest.classes)
+    if logits.shape != expected:
+        raise PackageError(
+            f"{package.folder}: the model answers {bucket} images with logits of shape {logits.shape}, its "
+            f"manifest's labels promise {expected}; export it again"
+        )
+    if not np.isfinite(logits).all():
+        raise PackageError(
+            f"{package.folder}: the model in {precision} answers random pixels with logits that are not "
+            "finite; try --precision fp32, or export it again"
+        )

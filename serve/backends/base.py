@@ -34,23 +34,31 @@ class OpenRequest:
     """Folder for the engines that are built here; None: none is built."""
 
 
-class Backend(Protocol):
-    """One model loaded into one runtime on one device.
+class Instance(Protocol):
+    """What computes the batches of one model one at a time: a backend as a whole, or one of its lanes.
 
-    `infer` is called by one thread at a time, which need not be the one that made the backend.
+    `infer` is called by one thread at a time, which need not be the one that made the instance.
     """
 
-    name: str
-    """Name in `fuseline.serve.backends.registry`."""
+    @property
+    def name(self) -> str:
+        """Name in `fuseline.serve.backends.registry`."""
+        ...
 
-    precision: str
-    """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
+    @property
+    def precision(self) -> str:
+        """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
+        ...
 
-    device: str
-    """Device that it runs on, for people: `CPU`, or the GPU's name."""
+    @property
+    def device(self) -> str:
+        """Device that it runs on, for people: `CPU`, or the GPU's name."""
+        ...
 
-    buckets: tuple[int, ...]
-    """Batch sizes in rows, ascending, for which the backend is prepared; `infer` is called with no other."""
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes in rows, ascending, for which it is prepared; `infer` is called with no other."""
+        ...
 
     def infer(self, pixels: "NDArray[np.uint8]") -> "NDArray[np.float32]":
         """Return logits (rows, classes), float32, for `pixels` (rows, height, width, channels), uint8.
@@ -59,10 +67,15 @@ class Backend(Protocol):
         """
         ...
 
+
+class Backend(Instance, Protocol):
+    """One model loaded into one runtime on one device."""
+
     def open_lanes(self, count: int) -> "tuple[Infer, ...]":
         """Return `count` functions that compute as `infer` does, with its buckets.
 
         Each is called by one thread at a time, side by side with the others; no call of `infer` overlaps with theirs.
+        They take the place of lanes that were opened before; 0 releases those.
         Raises `fuseline.serve.errors.BackendError` when there is no memory for them.
         """
         ...
@@ -70,6 +83,17 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the runtime's memory. Calling it again does nothing."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLane:
+    """One of a backend's lanes, or the whole of it, with the batch sizes that it gets. An `Instance`."""
+
+    name: str
+    precision: str
+    device: str
+    buckets: tuple[int, ...]
+    infer: Infer
 
 
 class BackendFacts(BaseModel):

@@ -10,7 +10,7 @@ from fuseline.serve.backends.base import Infer, OpenRequest
 from fuseline.serve.backends.bound_session import BoundSession
 from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, why_no_graph
 from fuseline.serve.backends.registry import why_not_installed
-from fuseline.serve.cpu import this_cpu
+from fuseline.serve.cpu import this_cpu, usable_cpus
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
 
@@ -70,6 +70,9 @@ class OnnxRuntimeBackend:
         self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"
         self.precision: str = artifact.precision
         self.buckets = buckets
+        self._path = path
+        self._threads = threads
+        self._lanes: Any = None
         self._bound: BoundSession | None = None
         if cuda:
             try:
@@ -85,21 +88,45 @@ class OnnxRuntimeBackend:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
-        if self._session is None:
+        return self._run(self._session, pixels)
+
+    def _run(self, session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if session is None:
             raise BackendError("the ONNX Runtime backend was closed")
         try:
             if self._bound is not None:
                 return self._bound.infer(pixels)
-            logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+            logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
         return logits
+
+    def open_lanes(self, count: int) -> tuple[Infer, ...]:
+        """See `fuseline.serve.backends.base.Backend.open_lanes`.
+
+        On a CPU the lanes are calls of one session, so that they share its weights. Such a call computes on the thread
+        that makes it and on those of the session, which are as many as make up one for each core with the callers.
+        """
+        if self._session is None:
+            raise BackendError("the ONNX Runtime backend was closed")
+        self._lanes = None
+        if not count:
+            return ()
+        threads = max(1, (self._threads or usable_cpus()) - count + 1)
+        try:
+            self._lanes = open_session(self._path, threads=threads)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime can't open {self._path.name} again for lanes: {error}") from error
+        return (self._run_lane,) * count
+
+    def _run_lane(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._run(self._lanes, pixels)
 
     def close(self) -> None:
         """See `fuseline.serve.backends.base.Backend.close`."""
         if self._bound is not None:
             self._bound.close()
-        self._bound = self._session = None
+        self._bound = self._session = self._lanes = None
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:

@@ -5,20 +5,20 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Instance
 
 
 def infer_in_largest_bucket(
-    backend: Backend, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
+    backend: Instance, pixels: NDArray[np.uint8], on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Do `infer_in_bucket` with the backend's largest bucket."""
+    """Do `infer_in_bucket` with the largest bucket of `backend`."""
     return infer_in_bucket(backend, pixels, backend.buckets[-1], on_progress)
 
 
 def infer_in_bucket(
-    backend: Backend, pixels: NDArray[np.uint8], bucket: int, on_progress: Callable[[float], None] = lambda _: None
+    backend: Instance, pixels: NDArray[np.uint8], bucket: int, on_progress: Callable[[float], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Return the logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of the backend's `bucket`.
+    """Return the logits (n, classes) of `pixels` (n, h, w, c), n at least 1, in batches of `bucket`.
 
     The last batch is filled with zeros, whose logits are left out. `on_progress` is given the share that is done.
     Raises `fuseline.serve.errors.BackendError` when the runtime fails.

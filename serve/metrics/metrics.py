@@ -85,6 +85,13 @@ class Metrics:
             ["model", "version", "backend", "device", "precision"],
             registry=self.registry,
         )
+        self._lanes = Gauge("fuseline_lanes", "Batches computed side by side.", ["model"], registry=self.registry)
+        self._warm_up_rate = Gauge(
+            "fuseline_warm_up_images_per_second",
+            "Images/s under load measured at start-up, by the number of lanes.",
+            ["model", "lanes"],
+            registry=self.registry,
+        )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
         """Statistics of each served model, by name."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
@@ -95,6 +102,9 @@ class Metrics:
         """Show `model` and its queue from now on."""
         backend = model.backend
         self._info.labels(model.name, model.manifest.version, backend.name, backend.device, backend.precision).set(1)
+        self._lanes.labels(model.name).set(model.lanes.lanes)
+        for lanes, images_per_s in model.lanes.images_per_s.items():
+            self._warm_up_rate.labels(model.name, str(lanes)).set(images_per_s)
         self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
 
     def count_request(

@@ -2,7 +2,7 @@
 
 import json
 
-from fuseline.protos.classify_pb2 import Assumption, GetModelResponse, Verification
+from fuseline.protos.classify_pb2 import Assumption, GetModelResponse, Lanes, Verification
 from fuseline.serve.model import Model
 from fuseline.serve.settings import Settings
 
@@ -26,6 +26,7 @@ def response_from_model(model: Model, settings: Settings) -> GetModelResponse:
         backend=model.backend.name,
         precision=model.backend.precision,
         backend_reason=model.backend_reason,
+        lanes=Lanes(**model.lanes.model_dump()),
         batch_buckets=model.backend.buckets,
         max_images_per_request=settings.max_images_per_request,
         max_message_bytes=settings.max_message_bytes,

@@ -115,7 +115,9 @@ class BackendLink:
         )
         batcher = RemoteBatcher(Arena(file, shape), admission)
         package = ModelPackage(folder=served.folder, manifest=served.manifest)
-        return _LinkedModel(served, Model(package, served.backend, served.backend_reason, batcher), batcher, file)
+        return _LinkedModel(
+            served, Model(package, served.backend, served.backend_reason, batcher, served.lanes), batcher, file
+        )
 
     def close(self) -> None:
         """Close the descriptors of the memory; the connection ends with the process."""

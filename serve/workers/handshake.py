@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.batching.policy import BatchPolicy
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.workers.arena import ArenaShape
@@ -33,6 +34,7 @@ class ServedModel(BaseModel):
     manifest: Manifest
     backend: BackendFacts
     backend_reason: str
+    lanes: LaneChoice
     policy: BatchPolicy
     """Policy of the backend's batcher."""
 
@@ -69,6 +71,7 @@ def served_model(model: Model, batcher: Batcher) -> ServedModel:
         manifest=model.manifest,
         backend=model.backend,
         backend_reason=model.backend_reason,
+        lanes=model.lanes,
         policy=batcher.policy,
     )
 

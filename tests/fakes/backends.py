@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.serve.backends import open_backend
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend, Infer
 
 
 class WrappedBackend:
@@ -20,6 +20,9 @@ class WrappedBackend:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._real.infer(pixels)
+
+    def open_lanes(self, count: int) -> tuple[Infer, ...]:
+        return (self.infer,) * count
 
     def close(self) -> None:
         self._real.close()

@@ -1,0 +1,88 @@
+"""Prepares a backend's lanes for serving: opened, warmed, proven on the reference, and with a policy that fits them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from fuseline.serve.backends.base import Backend, BackendLane, Infer
+from fuseline.serve.batching.policy import BatchPolicy, CpuBatching
+from fuseline.serve.cpu import usable_cpus
+from fuseline.serve.lane_choice import LaneChoice, open_cpu_lanes, open_gpu_lanes
+from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.reference import check_reference
+from fuseline.serve.settings import Settings
+from fuseline.serve.warm_up import side_by_side, warm_up
+
+ALONE_SHARE = 0.97
+"""Share of the lanes' time that a batch with all cores may take to be worth it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmLanes:
+    """What a batcher needs to know of a backend that is warm."""
+
+    choice: LaneChoice
+    lanes: tuple[Infer, ...]
+    """Functions that compute side by side; none: the backend's `infer` is the only lane."""
+    policy: BatchPolicy
+    seconds_per_bucket: Mapping[int, float]
+    """Seconds of a lane's batch while all lanes work, by bucket."""
+    alone_seconds_per_bucket: Mapping[int, float]
+    """Seconds of a batch that has all cores, by bucket."""
+
+
+def warm_lanes(backend: Backend, package: ModelPackage, settings: Settings, cpu: CpuBatching) -> WarmLanes:
+    """Open the lanes of `backend`, run every bucket of theirs and compare them with the package's reference.
+
+    `cpu` says what makes batches good if the backend computes on the CPU.
+
+    Raises:
+        PackageError: the model doesn't do what the manifest says, or its reference is damaged.
+        VerificationError: answers on the package's reference images are not PyTorch's.
+        BackendError: the runtime failed, or has no memory for the lanes that were asked for.
+    """
+    spec = package.manifest.input
+    row_pixels, threads = spec.height * spec.width, settings.threads or usable_cpus()
+    on_cpu, buckets = backend.device == "CPU", backend.buckets
+    if on_cpu:
+        lane_rows = cpu.lane_buckets(row_pixels, 1, settings.max_batch)[-1]
+        choice, lanes = open_cpu_lanes(backend, package, settings.lanes, threads=threads, max_rows=lane_rows)
+        if lanes:
+            buckets = cpu.lane_buckets(row_pixels, threads / len(lanes), settings.max_batch)
+    else:
+        choice, lanes = open_gpu_lanes(backend, settings.lanes)
+    instance = partial(BackendLane, backend.name, backend.precision, backend.device)
+    instances = [instance(buckets, infer) for infer in lanes or (backend.infer,)]
+    seconds = warm_up(instances, package)
+    side_by_side([partial(check_reference, each, package) for each in instances])
+    policy = BatchPolicy(
+        buckets,
+        max_queue_rows=settings.max_queue_rows,
+        max_queue_ms=settings.max_queue_ms,
+        max_delay_ms=settings.max_delay_ms,
+        lanes=choice.lanes,
+        lanes_share_device=not on_cpu,
+    )
+    if not on_cpu:
+        return WarmLanes(choice, lanes, policy, seconds, {})
+    cores = max(1, threads // choice.lanes)
+    policy = cpu.refined(policy, row_pixels=row_pixels, cores=cores, seconds_per_bucket=seconds)
+    if not lanes or not (few := tuple(bucket for bucket in buckets if bucket < 2 * len(lanes))):
+        return WarmLanes(choice, lanes, policy, seconds, {})
+    with_all_cores = instance(few, backend.infer)
+    alone_seconds = warm_up([with_all_cores], package)
+    policy = replace(policy, alone_rows=_alone_rows(policy, seconds, alone_seconds))
+    if policy.alone_rows:
+        check_reference(instance(policy.alone_buckets, backend.infer), package)
+    return WarmLanes(choice, lanes, policy, seconds, alone_seconds)
+
+
+def _alone_rows(policy: BatchPolicy, seconds: Mapping[int, float], alone_seconds: Mapping[int, float]) -> int:
+    """Return the largest number of rows that are computed sooner with all cores than spread over the lanes."""
+
+    def on_lanes(rows: int) -> float:
+        share = -(-rows // policy.lanes)
+        return seconds[min(bucket for bucket in policy.buckets if bucket >= share)]
+
+    sooner = (rows for rows, took_s in alone_seconds.items() if took_s <= ALONE_SHARE * on_lanes(rows))
+    return max(sooner, default=0)
