@@ -1,14 +1,14 @@
 """Real backends whose calls a test watches, holds back or replaces."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.serve.backends import open_backend
-from fuseline.serve.backends.base import Backend, Infer
+from fuseline.serve.backends.base import Backend, Infer, Instance
 
 
 class WrappedBackend:
@@ -26,6 +26,11 @@ class WrappedBackend:
 
     def close(self) -> None:
         self._real.close()
+
+
+def slow_warm_up(instances: Sequence[Instance], _: object) -> dict[int, float]:
+    """Take the place of `warm_up`, and say that every batch takes 1000 s."""
+    return dict.fromkeys(instances[0].buckets, 1000.0)
 
 
 def opening(wrap: Callable[[Backend], Backend]) -> Callable[..., tuple[Backend, str]]:

@@ -15,10 +15,11 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
-import fuseline.serve.model
+import fuseline.serve.warm_lanes
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from fuseline.serve.images import decode_image
 from fuseline.serve.services.top_k import top_k_from_logits
+from tests.fakes.backends import slow_warm_up
 from tests.fakes.colours import HEIGHT, LABELS, WIDTH, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
 from tests.serve.conftest import StartServer
@@ -170,7 +171,7 @@ async def test_a_passed_deadline_leaves_the_queue(start_server: StartServer) -> 
 async def test_a_deadline_that_the_measured_batches_cannot_meet_is_refused_at_once(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.model, "warm_up", lambda backend, _: dict.fromkeys(backend.buckets, 1000.0))
+    monkeypatch.setattr(fuseline.serve.warm_lanes, "warm_up", slow_warm_up)
     served = await start_server()
     first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     call = served.stub.Classify(raw_request(noise(1)), timeout=500)

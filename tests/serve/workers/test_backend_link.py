@@ -12,6 +12,7 @@ import pytest
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.errors import BackendLostError
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.model_package import load_package
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.handshake import Announcement, ServedModel, announce
@@ -32,6 +33,7 @@ def announcement(package: Path, *, largest_batch: int = 4, numbers: Mapping[str,
                 manifest=manifest.model_copy(update={"name": name}),
                 backend=facts,
                 backend_reason="a test",
+                lanes=LaneChoice(lanes=1, reason="a test"),
                 policy=BatchPolicy((largest_batch,), max_queue_rows=8, max_queue_ms=1000.0),
             )
             for name, number in numbers.items()
