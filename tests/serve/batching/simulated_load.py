@@ -1,6 +1,7 @@
 """Callers in front of a real `Batcher` whose backend's time is simulated: thousands of arrivals in a second."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,13 @@ CPU = {1: 0.012, 2: 0.018, 3: 0.025, 4: 0.032, 6: 0.048, 8: 0.064, 12: 0.096, 16
 GPU = {bucket: 0.0003 + 0.000012 * bucket for bucket in (1, 2, 4, 8, 16, 32)}
 """Seconds by bucket of `fuseline.benchmarks.simulated_backend`: 32 rows take twice as long as one."""
 
-SMALL_BATCHES = {id(CPU): 4, id(GPU): None}
+LANE = {1: 0.0165, 2: 0.0320, 3: 0.0475, 4: 0.0630}
+"""Seconds by bucket of one of two lanes that share those cores."""
+
+ALONE = {1: 0.012, 2: 0.018, 3: 0.025}
+"""Seconds by bucket of a batch that has both cores beside such lanes: those of `CPU`."""
+
+SMALL_BATCHES = {id(CPU): 4, id(GPU): None, id(LANE): 2}
 
 ROW = np.zeros(1, np.uint8)
 
@@ -34,6 +41,9 @@ class Machine:
     slowness: Callable[[float], float] = lambda _: 1.0
     """Factor on every batch's time, by the time in seconds."""
     overhead_s: float = 0.0
+    lanes: int = 1
+    alone: dict[int, float] = field(default_factory=dict)
+    """Seconds by bucket of a batch that has all cores beside several lanes."""
 
     @property
     def unsaturated_rows(self) -> int | None:
@@ -213,8 +223,8 @@ def burst(machine: Machine, requests: int, patience_s: float) -> Outcome:
 def _batcher(loop, machine, random, outcome, options):
     executor = VirtualExecutor(loop)
 
-    def infer(pixels):
-        seconds = machine.seconds[len(pixels)] * machine.slowness(loop.time()) + machine.overhead_s
+    def infer(pixels, table):
+        seconds = table[len(pixels)] * machine.slowness(loop.time()) + machine.overhead_s
         seconds *= float(np.exp(random.normal(0, machine.noise)))
         if random.random() < machine.hiccups:
             seconds *= 3
@@ -222,8 +232,12 @@ def _batcher(loop, machine, random, outcome, options):
         executor.take(seconds)
         return np.zeros((len(pixels), 2), np.float32)
 
+    lane = functools.partial(infer, table=machine.seconds)
     batcher = batcher_of(
-        infer,
+        functools.partial(infer, table=machine.alone or machine.seconds),
+        lanes=(lane,) * machine.lanes if machine.lanes > 1 else (),
+        alone_rows=max(machine.alone, default=0),
+        alone_seconds_per_bucket=machine.alone,
         row_shape=(1,),
         buckets=tuple(machine.seconds),
         seconds_per_bucket=machine.seconds,

@@ -15,10 +15,22 @@ from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.errors import DeadlineError, OverloadedError
 from tests.fakes.virtual_time import VirtualExecutor, run_in_virtual_time
 from tests.serve.batching.batchers import batcher_of
-from tests.serve.batching.simulated_load import CPU, GPU, QUIET, ROW, Machine, burst, closed_loop, open_loop
+from tests.serve.batching.simulated_load import (
+    ALONE,
+    CPU,
+    GPU,
+    LANE,
+    QUIET,
+    ROW,
+    Machine,
+    burst,
+    closed_loop,
+    open_loop,
+)
 
 ON_CPU = Machine()
 ON_GPU = Machine(GPU)
+ON_LANES = Machine(LANE, lanes=2, alone=ALONE)
 DEADLINES = {"100 ms": (0.1,), "250 ms": (0.25,), "1 s": (1.0,), "mixed": (0.1, 0.25, 1.0)}
 GPU_SCALE = 20
 """A GPU's deadlines are so much shorter, as its batches are."""
@@ -27,6 +39,11 @@ GPU_SCALE = 20
 @functools.cache
 def capacity(on_gpu: bool = False) -> float:
     return closed_loop(ON_GPU, callers=128, seconds=0.5) if on_gpu else closed_loop(ON_CPU)
+
+
+@functools.cache
+def capacity_of_lanes() -> float:
+    return closed_loop(ON_LANES)
 
 
 def on_cpu(load, patience_s, **options):
@@ -43,6 +60,36 @@ def test_on_a_cpu_overload_costs_no_goodput_and_what_is_admitted_is_in_time(load
     assert outcome.in_time >= 0.985
     assert outcome.hopeless == 0, "with nobody ahead each could be answered, so the queue is the reason"
     assert all(error.retry_after_s > 0 for error in outcome.overloaded)
+
+
+@pytest.mark.parametrize("patience", DEADLINES)
+@pytest.mark.parametrize("load", [2, 5])
+def test_on_lanes_it_costs_none_either(load, patience):
+    outcome = open_loop(ON_LANES, load * capacity_of_lanes(), DEADLINES[patience])
+    assert outcome.goodput / capacity_of_lanes() >= 0.95
+    assert outcome.in_time >= 0.98
+
+
+@pytest.mark.parametrize(("rows", "patience_s"), [(4, 0.25), (16, 1.0)])
+@pytest.mark.parametrize("load", [2, 5])
+def test_requests_that_are_split_over_lanes_are_in_time_too(load, rows, patience_s):
+    outcome = open_loop(ON_LANES, load * capacity_of_lanes(), [patience_s], rows=rows)
+    assert outcome.goodput / capacity_of_lanes() >= 0.92
+
+
+def test_predictions_know_of_all_lanes():
+    quiet = Machine(LANE, lanes=2, alone=ALONE, noise=0.03, hiccups=0.0)
+    outcome = open_loop(quiet, 2 * capacity_of_lanes(), [0.25])
+    predicted, late = np.array(outcome.predictions).T
+    assert np.mean(np.abs(late) <= 0.15 * predicted) >= 0.9
+
+
+def test_lanes_cost_a_request_on_an_idle_server_nothing():
+    """At a fifth of the capacity most requests find the server idle."""
+    on_lanes = open_loop(ON_LANES, 0.2 * capacity(), [None])
+    on_one, _ = on_cpu(0.2, [None])
+    assert on_lanes.percentile_ms(50) <= 1.05 * on_one.percentile_ms(50)
+    assert on_lanes.percentile_ms(99) <= 1.2 * on_one.percentile_ms(99)
 
 
 @pytest.mark.parametrize("patience", DEADLINES)
