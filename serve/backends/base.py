@@ -59,6 +59,14 @@ class Backend(Protocol):
         """
         ...
 
+    def open_lanes(self, count: int) -> "tuple[Infer, ...]":
+        """Return `count` functions that compute as `infer` does, with its buckets.
+
+        Each is called by one thread at a time, side by side with the others; no call of `infer` overlaps with theirs.
+        Raises `fuseline.serve.errors.BackendError` when there is no memory for them.
+        """
+        ...
+
     def close(self) -> None:
         """Release the runtime's memory. Calling it again does nothing."""
         ...
