@@ -1,5 +1,6 @@
 """ONNX Runtime: on a CPU, or on an NVIDIA GPU through its CUDA provider."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +86,40 @@ class OnnxRuntimeBackend:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
-        if self._session is None:
-            raise BackendError("the ONNX Runtime backend was closed")
+        return self._checked(self._run if self._bound is None else self._bound.infer, pixels)
+
+    def open_lanes(self, count: int) -> tuple[Infer, ...]:
+        """See `fuseline.serve.backends.base.Backend.open_lanes`; no batch may be under way."""
+        self._check_open()
+        if self._bound is None:
+            raise NotImplementedError
         try:
-            if self._bound is not None:
-                return self._bound.infer(pixels)
-            logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+            lanes = self._bound.open_lanes(count)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
-        return logits
+            raise BackendError(f"ONNX Runtime can't have {count} batches under way at a time: {error}") from error
+        return tuple(partial(self._checked, lane) for lane in lanes)
 
     def close(self) -> None:
         """See `fuseline.serve.backends.base.Backend.close`."""
         if self._bound is not None:
             self._bound.close()
         self._bound = self._session = None
+
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+        return logits
+
+    def _checked(self, infer: Infer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what `infer` returns; raise `BackendError` when it fails, or the backend was closed."""
+        self._check_open()
+        try:
+            return infer(pixels)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise BackendError("the ONNX Runtime backend was closed")
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:
