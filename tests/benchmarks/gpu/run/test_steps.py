@@ -209,7 +209,8 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
     folder.mkdir(parents=True)
     head = "import pytest, warnings\npytestmark = pytest.mark.gpu\n"
     (folder / "test_gpu_leaks.py").write_text(
-        head + "import os\ndef test_time(): assert 0 < float(os.environ['FUSELINE_LEAK_MINUTES']) < 5\n"
+        head + "import os\ndef test_time(record_property):\n    record_property('images/s', 7)\n"
+        "    assert 0 < float(os.environ['FUSELINE_LEAK_MINUTES']) < 5\n"
         "def test_word(): assert os.environ['FUSELINE_ENGINE_FOR'] == 'current'\n"
     )
     (folder / "test_gpu_backends.py").write_text(
@@ -237,6 +238,7 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
         ("test_gpu_leaks.py::test_time", "passed", None),
         ("test_gpu_leaks.py::test_word", "passed", None),
     ]
+    assert rows[-2].figures["images/s"] == 7
 
 
 def test_without_tests_beside_the_code_that_is_said(tmp_path: Path) -> None:
