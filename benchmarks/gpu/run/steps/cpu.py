@@ -32,9 +32,9 @@ _CALLERS = 32
 
 
 def run(job: Job, emit: Emit) -> None:
-    """Every backend with every number of instances and, as a server, of lanes, for as long as there is time.
+    """Measure every backend with each number of instances, and served with as many lanes, while there is time.
 
-    The lanes that a server chooses by itself come after one instance and before one lane.
+    A server that chooses its lanes comes after one instance.
     """
     if "package" not in job.found:
         raise NotHereError("the package step left no package")
