@@ -36,7 +36,10 @@ def run(
     ] = "resnet50,resnet18",
     batch: Annotated[str, typer.Option(metavar="N,N,…", help="Batch sizes of the engines.")] = "128,32,8,1",
     callers: Annotated[str, typer.Option(metavar="N,N,…", help="Of a server, at a time.")] = "256,64",
-    workers: Annotated[str, typer.Option(metavar="N,N,…", help="`serve --workers`, in this order.")] = "1,8,4,12",
+    workers: Annotated[str, typer.Option(metavar="N,N,…", help="`serve --workers`, in this order.")] = "1,8,4",
+    lanes: Annotated[
+        str, typer.Option(metavar="N,N,…", help="`serve --lanes` beside the default; on the GPU the first.")
+    ] = "1,2,4,8",
     images: Annotated[str, typer.Option(metavar="N,N,…", help="Of the requests with several.")] = "16,32",
     seconds: Annotated[float, typer.Option(min=0.05, max=60, help="Of each load on a server.")] = 2.0,
     steps: Annotated[
@@ -67,6 +70,7 @@ def run(
         batches=counts_of("--batch", batch, MAX_BATCH),
         callers=counts_of("--callers", callers, _MAX_CALLERS),
         workers=counts_of("--workers", workers, _MAX_CALLERS),
+        lanes=counts_of("--lanes", lanes, _MAX_CALLERS),
         images=counts_of("--images", images, MAX_BATCH),
         seconds=seconds,
         steps=choices_of("--steps", steps, STEPS) if steps else (),
@@ -111,6 +115,7 @@ def _command(plan: "RunPlan") -> str:
         "batch": joined(plan.batches),
         "callers": joined(plan.callers),
         "workers": joined(plan.workers),
+        "lanes": joined(plan.lanes),
         "images": joined(plan.images),
         "seconds": f"{plan.seconds:g}",
         "steps": joined(plan.steps),

@@ -37,6 +37,7 @@ class OnnxRuntimeContender:
         session = self._session(subject)
         batch = BoundBatch(
             session,
+            graph_id=1,
             rows=len(pixels),
             row_shape=pixels.shape[1:],
             classes=subject.package.manifest.classes,

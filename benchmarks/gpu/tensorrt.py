@@ -81,13 +81,13 @@ class ReplayedBackend(TensorRTBackend):
 
     def replay(self, rows: int) -> None:
         """Run the network on the pixels of the last `infer`, and wait."""
-        self._cuda.launch(self._graphs[rows], self._computing)
+        self._cuda.launch(self._lanes[0].graphs[rows], self._computing)
         self._cuda.synchronise(self._computing)
 
     def latest_logits(self, rows: int, classes: int) -> NDArray[np.float32]:
         """What the last run left on the GPU."""
         nbytes = rows * classes * np.dtype(np.float32).itemsize
         with self._cuda.pinned_memory(nbytes) as host:
-            self._cuda.copy_to_host(host.ctypes.data, self._output, nbytes, self._computing)
+            self._cuda.copy_to_host(host.ctypes.data, self._lanes[0].output, nbytes, self._computing)
             self._cuda.synchronise(self._computing)
             return host.view(np.float32).reshape(rows, classes).copy()

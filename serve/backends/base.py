@@ -75,7 +75,7 @@ class Backend(Instance, Protocol):
         """Return `count` functions that compute as `infer` does, with its buckets.
 
         Each is called by one thread at a time, side by side with the others; no call of `infer` overlaps with theirs.
-        They take the place of lanes that were opened before; 0 releases those.
+        Lanes that were opened before are called no more, and may be released.
         Raises `fuseline.serve.errors.BackendError` when there is no memory for them.
         """
         ...

@@ -1,5 +1,6 @@
 """ONNX Runtime: on a CPU, or on an NVIDIA GPU through its CUDA provider."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,45 +89,50 @@ class OnnxRuntimeBackend:
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
-        return self._run(self._session, pixels)
-
-    def _run(self, session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if session is None:
-            raise BackendError("the ONNX Runtime backend was closed")
-        try:
-            if self._bound is not None:
-                return self._bound.infer(pixels)
-            logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
-        return logits
+        return self._checked(self._run if self._bound is None else self._bound.infer, pixels)
 
     def open_lanes(self, count: int) -> tuple[Infer, ...]:
-        """See `fuseline.serve.backends.base.Backend.open_lanes`.
+        """See `fuseline.serve.backends.base.Backend.open_lanes`; no batch may be under way.
 
         On a CPU the lanes are calls of one session, so that they share its weights. Such a call computes on the thread
         that makes it and on those of the session, which are as many as make up one for each core with the callers.
         """
-        if self._session is None:
-            raise BackendError("the ONNX Runtime backend was closed")
+        self._check_open()
         self._lanes = None
-        if not count:
-            return ()
-        threads = max(1, (self._threads or usable_cpus()) - count + 1)
         try:
-            self._lanes = open_session(self._path, threads=threads)
+            if self._bound is not None:
+                return tuple(partial(self._checked, lane) for lane in self._bound.open_lanes(count))
+            if count:
+                self._lanes = open_session(self._path, threads=max(1, (self._threads or usable_cpus()) - count + 1))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime can't open {self._path.name} again for lanes: {error}") from error
-        return (self._run_lane,) * count
-
-    def _run_lane(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._run(self._lanes, pixels)
+            raise BackendError(f"ONNX Runtime can't have {count} batches under way at a time: {error}") from error
+        return (partial(self._checked, self._run_lane),) * count
 
     def close(self) -> None:
         """See `fuseline.serve.backends.base.Backend.close`."""
         if self._bound is not None:
             self._bound.close()
         self._bound = self._session = self._lanes = None
+
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+        return logits
+
+    def _run_lane(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._lanes.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+        return logits
+
+    def _checked(self, infer: Infer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what `infer` returns; raise `BackendError` when it fails, or the backend was closed."""
+        self._check_open()
+        try:
+            return infer(pixels)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise BackendError("the ONNX Runtime backend was closed")
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:

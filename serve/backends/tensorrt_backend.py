@@ -1,47 +1,55 @@
-"""Runs a TensorRT engine: one execution context and one CUDA graph for each batch bucket, on two streams."""
+"""Runs a TensorRT engine in lanes, with a CUDA graph for each lane and batch bucket."""
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
-from queue import SimpleQueue
+from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.backends.base import Infer
 from fuseline.serve.backends.engine.library import check, logger_of
 from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.errors import BackendError, PackageError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
-SLOTS = 2
-"""Number of batches under way at a time: while one is computed, the pixels of the next cross to the GPU."""
-
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """The memory and events of one batch under way; the largest bucket fits, and a smaller one uses the beginning."""
+class _Lane:
+    """What one batch under way has to itself; the largest bucket fits, and a smaller one uses the beginning."""
 
     pixels: NDArray[np.uint8]
     """Pinned memory for the pixels."""
     logits: NDArray[np.float32]
     """Pinned memory for the logits."""
-    device_pixels: int
+    input: int
     """Address of the pixels on the GPU."""
+    output: int
+    """Address of the logits on the GPU."""
+    copying: int
+    """Stream of the copies in and out."""
     arrived: Any
     """Event that marks that the pixels are on the GPU."""
-    answered: Any
-    """Event that marks that the logits are in pinned memory."""
+    computed: Any
+    """Event that marks that the logits are there."""
+    contexts: dict[int, Any] = field(default_factory=dict)
+    """Execution context of each bucket. A graph replays what its context prepared, so it stays as long as the graph."""
+    graphs: dict[int, Any] = field(default_factory=dict)
+    """CUDA graph of each bucket, bound to the lane's addresses."""
 
 
 class TensorRTBackend:
     """One engine on one GPU; see `fuseline.serve.backends.base.Backend`.
 
-    A batch goes from pinned memory to the GPU on one stream, and through the network and back on another, so that the
-    pixels of a batch cross while the one before is computed. For that two threads may be in `infer` at a time; more
-    wait. A CUDA graph is bound to shapes and addresses. Hence there is one for each bucket, and all read and write the
-    same device memory, into which a batch's pixels are copied within the GPU when it is that batch's turn.
+    All networks run on one stream, one after the other, so their contexts share the memory of the activations. Each
+    lane copies on a stream of its own, and events order the two. So a batch crosses to the GPU while another lane's is
+    computed, the next network starts while the logits of the one before are copied out, and no pixels wait for them.
+
+    Each lane costs `buckets[-1]` rows of pixels and of logits, both on the GPU and as pinned memory of the host, and an
+    execution context and a CUDA graph for each bucket. Weights and activations are there once.
     """
 
     name = "tensorrt"
@@ -58,7 +66,7 @@ class TensorRTBackend:
         device: str,
         buckets: tuple[int, ...],
     ) -> None:
-        """Take over `engine`, allocate, and run and capture every bucket. On failure everything is released.
+        """Take over `engine` and open the lane of `infer`. On failure everything is released.
 
         Raises:
             PackageError: the engine's inputs and outputs are not those of a model of `row_shape` and `classes`.
@@ -69,94 +77,106 @@ class TensorRTBackend:
         self.device = device
         self.buckets = buckets
         self._row_shape = row_shape
+        self._classes = classes
+        self._engine: Any = engine
+        self._trt = trt
         self._cuda = cuda
-        self._contexts: list[Any] = []
-        self._graphs: dict[int, Any] = {}
-        self._free: SimpleQueue[_Slot] = SimpleQueue()
-        # The work that one batch puts on the streams must not be mixed with another's.
+        self._lanes: list[_Lane] = []
+        # Keeps a batch's calls on the computing stream together: another's network among them would be waited for too.
         self._turn = Lock()
-        logger_of(trt).recent_errors.clear()
-        input_bytes = buckets[-1] * math.prod(row_shape)
-        output_bytes = buckets[-1] * classes * np.dtype(np.float32).itemsize
         with ExitStack() as stack:
-            self._copying = stack.enter_context(cuda.stream())
             self._computing = stack.enter_context(cuda.stream())
-            for _ in range(SLOTS):
-                self._free.put(self._new_slot(stack, buckets[-1], input_bytes, output_bytes))
-            self._input = stack.enter_context(cuda.device_memory(input_bytes))
-            self._output = stack.enter_context(cuda.device_memory(output_bytes))
-            scratch_bytes = engine.device_memory_size_v2
-            scratch = stack.enter_context(cuda.device_memory(max(scratch_bytes, 1)))
-            # A graph replays what its context prepared, so the contexts stay as long as the graphs.
-            stack.callback(self._contexts.clear)
-            stack.callback(self._graphs.clear)
-            for rows in buckets:
-                context = _new_context(engine, trt)
-                self._contexts.append(context)
-                context.set_device_memory(scratch, scratch_bytes)
-                self._capture(stack, context, trt, rows)
+            self._scratch = stack.enter_context(cuda.device_memory(max(engine.device_memory_size_v2, 1)))
+            self._lanes.append(self._new_lane(stack))
             self._resources = stack.pop_all()
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
-        if not self._graphs:
-            raise BackendError("the TensorRT backend was closed")
+        return self._compute(self._lanes[0], pixels)
+
+    def open_lanes(self, count: int) -> tuple[Infer, ...]:
+        """See `fuseline.serve.backends.base.Backend.open_lanes`; no batch may be under way.
+
+        The first lane is that of `infer`. Lanes stay open: a later call adds those that are missing. When one can't be
+        opened, those that the call added are released, and the others go on.
+        """
+        self._check_open()
+        with ExitStack() as stack:
+            added = [self._new_lane(stack) for _ in range(count - len(self._lanes))]
+            self._resources.enter_context(stack.pop_all())
+        self._lanes += added
+        return tuple(partial(self._compute, lane) for lane in self._lanes[:count])
+
+    def close(self) -> None:
+        """See `fuseline.serve.backends.base.Backend.close`; no batch may be under way."""
+        self._resources.close()
+        # The weights, which no context holds any more.
+        self._engine = None
+
+    def _compute(self, lane: _Lane, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Do `infer` in `lane`, which has no other batch under way."""
+        self._check_open()
         rows = len(pixels)
-        if rows not in self._graphs or pixels.shape[1:] != self._row_shape or pixels.dtype != np.uint8:
+        if rows not in lane.graphs or pixels.shape[1:] != self._row_shape or pixels.dtype != np.uint8:
             raise BackendError(
                 f"the TensorRT backend got {pixels.dtype} pixels of shape {pixels.shape}; it takes uint8 of shape "
                 f"(rows, {', '.join(map(str, self._row_shape))}) with rows one of {', '.join(map(str, self.buckets))}"
             )
-        slot = self._free.get()
-        try:
-            slot.pixels[:rows] = pixels
-            with self._turn:
-                self._enqueue(slot, rows)
-            self._cuda.wait(slot.answered)
-            return slot.logits[:rows].copy()
-        finally:
-            self._free.put(slot)
+        cuda, host_pixels, host_logits = self._cuda, lane.pixels[:rows], lane.logits[:rows]
+        host_pixels[:] = pixels
+        cuda.copy_to_device(lane.input, host_pixels.ctypes.data, host_pixels.nbytes, lane.copying)
+        cuda.record(lane.arrived, lane.copying)
+        with self._turn:
+            cuda.hold_until(self._computing, lane.arrived)
+            cuda.launch(lane.graphs[rows], self._computing)
+            cuda.record(lane.computed, self._computing)
+        cuda.hold_until(lane.copying, lane.computed)
+        cuda.copy_to_host(host_logits.ctypes.data, lane.output, host_logits.nbytes, lane.copying)
+        cuda.synchronise(lane.copying)
+        return host_logits.copy()
 
-    def close(self) -> None:
-        """See `fuseline.serve.backends.base.Backend.close`; no thread may be in `infer`."""
-        self._resources.close()
+    def _check_open(self) -> None:
+        if self._engine is None:
+            raise BackendError("the TensorRT backend was closed")
 
-    def _new_slot(self, stack: ExitStack, rows: int, input_bytes: int, output_bytes: int) -> _Slot:
-        cuda = self._cuda
+    def _new_lane(self, stack: ExitStack) -> _Lane:
+        """Allocate a lane, and capture every bucket in it; `stack` releases it."""
+        cuda, rows = self._cuda, self.buckets[-1]
+        input_bytes = rows * math.prod(self._row_shape)
+        output_bytes = rows * self._classes * np.dtype(np.float32).itemsize
+        copying = stack.enter_context(cuda.stream())
         pixels = stack.enter_context(cuda.pinned_memory(input_bytes))
         logits = stack.enter_context(cuda.pinned_memory(output_bytes))
-        return _Slot(
+        lane = _Lane(
             pixels=pixels.reshape(rows, *self._row_shape),
             logits=logits.view(np.float32).reshape(rows, -1),
-            device_pixels=stack.enter_context(cuda.device_memory(input_bytes)),
+            input=stack.enter_context(cuda.device_memory(input_bytes)),
+            output=stack.enter_context(cuda.device_memory(output_bytes)),
+            copying=copying,
             arrived=stack.enter_context(cuda.event()),
-            answered=stack.enter_context(cuda.event()),
+            computed=stack.enter_context(cuda.event()),
         )
+        stack.callback(lane.contexts.clear)
+        logger_of(self._trt).recent_errors.clear()
+        for bucket in self.buckets:
+            self._capture(stack, lane, bucket)
+        return lane
 
-    def _enqueue(self, slot: _Slot, rows: int) -> None:
-        cuda, pixels, logits = self._cuda, slot.pixels[:rows], slot.logits[:rows]
-        cuda.copy_to_device(slot.device_pixels, pixels.ctypes.data, pixels.nbytes, self._copying)
-        cuda.record(slot.arrived, self._copying)
-        cuda.hold_until(self._computing, slot.arrived)
-        cuda.copy_on_device(self._input, slot.device_pixels, pixels.nbytes, self._computing)
-        cuda.launch(self._graphs[rows], self._computing)
-        # On the copying stream the logits would wait for the network, and the next batch's pixels for the logits.
-        cuda.copy_to_host(logits.ctypes.data, self._output, logits.nbytes, self._computing)
-        cuda.record(slot.answered, self._computing)
-
-    def _capture(self, stack: ExitStack, context: Any, trt: Any, rows: int) -> None:
+    def _capture(self, stack: ExitStack, lane: _Lane, rows: int) -> None:
         """Run `rows` rows once, since a context prepares itself on its first run, then capture the same as a graph."""
-        cuda, stream = self._cuda, self._computing
+        cuda, stream, trt = self._cuda, self._computing, self._trt
+        context = lane.contexts[rows] = _new_context(self._engine, trt)
+        context.set_device_memory(self._scratch, self._engine.device_memory_size_v2)
         check(context.set_input_shape(INPUT_NAME, (rows, *self._row_shape)), f"take {rows} rows", trt)
-        check(context.set_tensor_address(INPUT_NAME, self._input), "bind its input", trt)
-        check(context.set_tensor_address(OUTPUT_NAME, self._output), "bind its output", trt)
+        check(context.set_tensor_address(INPUT_NAME, lane.input), "bind its input", trt)
+        check(context.set_tensor_address(OUTPUT_NAME, lane.output), "bind its output", trt)
 
         def enqueue() -> None:
             check(context.execute_async_v3(stream), f"run {rows} rows", trt)
 
         enqueue()
         cuda.synchronise(stream)
-        self._graphs[rows] = stack.enter_context(cuda.graph(stream, enqueue))
+        lane.graphs[rows] = stack.enter_context(cuda.graph(stream, enqueue))
 
 
 def _check_tensors(engine: Any, trt: Any, row_shape: tuple[int, int, int], classes: int) -> None:

@@ -29,7 +29,6 @@ class Error(enum.IntEnum):
 class Kind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
 
 
 class Event:
@@ -43,7 +42,6 @@ class Event:
 _MEMORY = {
     Kind.cudaMemcpyHostToDevice: ("device", "pinned"),
     Kind.cudaMemcpyDeviceToHost: ("pinned", "device"),
-    Kind.cudaMemcpyDeviceToDevice: ("device", "device"),
 }
 
 
@@ -67,8 +65,8 @@ class FakeCudart:
         self.live: dict[int, tuple[str, object]] = {}
         """Handle or address -> its kind and what it holds; empty when everything was released."""
         self.capturing: list[Callable[[], Error]] | None = None
-        self.before_event_wait: Callable[[], None] = lambda: None
-        """Called by a thread that is about to wait for an event."""
+        self.before_wait: Callable[[], None] = lambda: None
+        """Called by a thread that is about to wait for a stream."""
         self._next_handle = 16
         self._ticket = 0
         # The GPU does its work once, whoever waits for it.
@@ -161,9 +159,10 @@ class FakeCudart:
         return (Error.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream):
-        if status := self._called("cudaStreamSynchronize"):
-            return (status,)
-        return (self._run(stream, None),)
+        self.before_wait()
+        # A wait that reports a fault has waited too: nothing is left on the stream.
+        status = self._called("cudaStreamSynchronize")
+        return (self._run(stream, None) or status,)
 
     def cudaEventCreateWithFlags(self, flags):
         assert flags == self.cudaEventDisableTiming
@@ -187,14 +186,6 @@ class FakeCudart:
         recorded, ticket = self.live[event][1].stream, self.live[event][1].ticket
         self.enqueue(stream, lambda: Error.cudaSuccess if recorded is None else self._run(recorded, ticket))
         return (Error.cudaSuccess,)
-
-    def cudaEventSynchronize(self, event):
-        mark = self.live[event][1]
-        stream, ticket = mark.stream, mark.ticket
-        self.before_event_wait()
-        if status := self._called("cudaEventSynchronize"):
-            return (status,)
-        return (Error.cudaSuccess if stream is None else self._run(stream, ticket),)
 
     def enqueue(self, stream: int, work: Callable[[], Error]) -> None:
         assert self.live[stream][0] == "stream"

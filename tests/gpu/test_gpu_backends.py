@@ -75,19 +75,14 @@ class PlainBackend(TensorRTBackend):
     def infer_plainly(self, pixels: np.ndarray) -> np.ndarray:
         """As `infer`, by `execute_async_v3` on the stream instead of a graph's replay."""
         rows = len(pixels)
-        cuda, stream = self._cuda, self._computing
-        context = self._contexts[self.buckets.index(rows)]
-        slot = self._free.get()
-        try:
-            slot.pixels[:rows] = pixels
-            cuda.copy_to_device(self._input, slot.pixels.ctypes.data, pixels.nbytes, stream)
-            assert context.execute_async_v3(stream)
-            logits = slot.logits[:rows]
-            cuda.copy_to_host(logits.ctypes.data, self._output, logits.nbytes, stream)
-            cuda.synchronise(stream)
-            return logits.copy()
-        finally:
-            self._free.put(slot)
+        cuda, stream, lane = self._cuda, self._computing, self._lanes[0]
+        lane.pixels[:rows] = pixels
+        cuda.copy_to_device(lane.input, lane.pixels.ctypes.data, pixels.nbytes, stream)
+        assert lane.contexts[rows].execute_async_v3(stream)
+        logits = lane.logits[:rows]
+        cuda.copy_to_host(logits.ctypes.data, lane.output, logits.nbytes, stream)
+        cuda.synchronise(stream)
+        return logits.copy()
 
 
 @pytest.mark.parametrize("rows", BUCKETS)

@@ -43,7 +43,8 @@ def test_a_thousand_loads_and_unloads_leak_nothing(
 
     def cycle() -> None:
         backend = open_on_gpu(name, subject.package, buckets=(1,))
-        backend.infer(subject.pixels[:1])
+        for compute in backend.open_lanes(2):
+            compute(subject.pixels[:1])
         backend.close()
 
     for _ in range(WARM_UP_CYCLES):

@@ -31,7 +31,9 @@ class RunPlan:
     batches: tuple[int, ...] = (128, 32, 8, 1)
     """Batch sizes in this order: the most telling first."""
     callers: tuple[int, ...] = (256, 64)
-    workers: tuple[int, ...] = (1, 8, 4, 12)
+    workers: tuple[int, ...] = (1, 8, 4)
+    lanes: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of lanes of a server beside its own choice; on the GPU the first of them."""
     images: tuple[int, ...] = (16, 32)
     """Images of the requests that have several."""
     seconds: float = 2.0

@@ -37,14 +37,16 @@ class Step:
 
 STEPS: Mapping[str, Step] = {
     "machine": Step("The machine: doctor, nvidia-smi, versions", 15, "fuseline.benchmarks.gpu.run.steps.machine"),
-    "probe": Step("TensorRT for RTX on this compute capability", 60, "fuseline.benchmarks.gpu.run.steps.probe"),
+    "probe": Step("TensorRT for RTX on this compute capability", 45, "fuseline.benchmarks.gpu.run.steps.probe"),
     "package": Step(
-        "A package with FP16, its engine, and PyTorch's answers", 90, "fuseline.benchmarks.gpu.run.steps.package"
+        "A package with FP16, its engine, and PyTorch's answers", 80, "fuseline.benchmarks.gpu.run.steps.package"
     ),
-    "engines": Step("Engines beside PyTorch", 160, "fuseline.benchmarks.gpu.run.steps.engines"),
+    "engines": Step("Engines beside PyTorch", 150, "fuseline.benchmarks.gpu.run.steps.engines"),
     "serving": Step("Served over gRPC, beside the bare backend", 150, "fuseline.benchmarks.gpu.run.steps.serving"),
     "tests": Step("The tests marked gpu", 75, "fuseline.benchmarks.gpu.run.steps.gpu_tests"),
-    "cpu": Step("CPU backends: one instance and several", 50, "fuseline.benchmarks.gpu.run.steps.cpu"),
+    "cpu": Step(
+        "CPU backends: one instance and several, and lanes of a server", 85, "fuseline.benchmarks.gpu.run.steps.cpu"
+    ),
 }
 """The steps in their order. Weights are seconds of a run of ten minutes."""
 

@@ -148,11 +148,6 @@ class Cuda:
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host_address, device_address, bytes, kind, stream)
 
-    def copy_on_device(self, target_address: int, source_address: int, bytes: int, stream: int) -> None:
-        """Enqueue a copy within the GPU's memory."""
-        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call("cudaMemcpyAsync", target_address, source_address, bytes, kind, stream)
-
     def record(self, event: Any, stream: int) -> None:
         """Let `event` mark what has been enqueued on `stream` so far."""
         self._call("cudaEventRecord", event, stream)
@@ -160,10 +155,6 @@ class Cuda:
     def hold_until(self, stream: int, event: Any) -> None:
         """Let what is enqueued on `stream` from now on wait for what `event` marks."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
-
-    def wait(self, event: Any) -> None:
-        """Wait for what `event` marks; its faults are raised here."""
-        self._call("cudaEventSynchronize", event)
 
     def launch(self, graph: Any, stream: int) -> None:
         """Enqueue what `graph` captured."""

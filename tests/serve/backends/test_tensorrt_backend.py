@@ -1,15 +1,19 @@
 """The backend against a fake GPU, and against the real libraries as far as they go without one."""
 
+import gc
 import logging
 import re
 import threading
+import weakref
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 
 from fuseline.serve.backends.engine.library import engine_from_plan, logger_of
 from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
-from fuseline.serve.backends.tensorrt_backend import SLOTS, TensorRTBackend
+from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
 from fuseline.serve.errors import BackendError, BackendUnavailableError, PackageError
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import ROW_SHAPE, small_graph
@@ -25,8 +29,9 @@ from tests.serve.backends.engine_packages import (
 
 BUCKETS = (1, 2, 8)
 BATCH = [
-    *("cudaMemcpyAsync", "cudaEventRecord", "cudaStreamWaitEvent"),
-    *("cudaMemcpyAsync", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize"),
+    *("cudaMemcpyAsync", "cudaEventRecord"),
+    *("cudaStreamWaitEvent", "cudaGraphLaunch", "cudaEventRecord"),
+    *("cudaStreamWaitEvent", "cudaMemcpyAsync", "cudaStreamSynchronize"),
 ]
 """The calls of one batch."""
 
@@ -108,13 +113,13 @@ def test_each_bucket_has_a_context_that_ran_once_before_it_was_captured(engine):
     assert all(context.runs == ["run", "captured"] for context in engine.contexts)
 
 
-def test_contexts_share_buffers_and_activation_memory(engine, cudart):
+def test_contexts_share_activation_memory_and_those_of_a_lane_its_buffers(engine, cudart):
     open_backend(engine)
     assert len({tuple(context.addresses.items()) for context in engine.contexts}) == 1
     assert len({context.scratch for context in engine.contexts}) == 1
     assert {context.how.name for context in engine.contexts} == {"USER_MANAGED"}
-    assert cudart.calls.count("cudaMalloc") == 3 + 2
-    assert cudart.calls.count("cudaMallocHost") == 2 * 2
+    assert cudart.calls.count("cudaMalloc") == 1 + 2
+    assert cudart.calls.count("cudaMallocHost") == 2
 
 
 def test_an_engine_without_activation_memory_opens(cudart):
@@ -172,64 +177,136 @@ def test_whichever_call_of_a_batch_fails_it_raises_cudas_words_and_the_next_batc
     cudart.failures[len(cudart.calls) + number] = Error.cudaErrorIllegalAddress
     with pytest.raises(BackendError, match=rf"{function} failed: words for cudaErrorIllegalAddress \(cudaError 700\)"):
         backend.infer(pixels_of(2))
-    for seed in range(5, 5 + 2 * SLOTS):
+    for seed in range(5, 8):
         np.testing.assert_allclose(backend.infer(pixels_of(2, seed)), expected_logits(pixels_of(2, seed), 3), rtol=1e-6)
 
 
-def test_the_pixels_of_a_batch_cross_while_the_one_before_is_computed(engine, cudart):
-    backend = open_backend(engine)
-    del cudart.calls[:]
-    first_waits, go_on = threading.Event(), threading.Event()
-    answers = {}
+# Lanes
 
-    def hold_the_first():
-        if not first_waits.is_set():
-            first_waits.set()
+
+def test_each_lane_has_buffers_and_a_stream_of_its_own_and_a_graph_for_each_bucket(engine, cudart):
+    backend = open_backend(engine)
+    lanes = backend.open_lanes(3)
+    assert len(lanes) == 3
+    for kind, number in {"executable": 3 * len(BUCKETS), "device": 1 + 3 * 2, "pinned": 3 * 2, "stream": 1 + 3}.items():
+        assert [held for held, _ in cudart.live.values()].count(kind) == number
+    assert [context.shape[0] for context in engine.contexts] == [*BUCKETS] * 3
+    assert all(context.runs == ["run", "captured"] for context in engine.contexts)
+    assert len({tuple(context.addresses.items()) for context in engine.contexts}) == 3
+    assert len({context.scratch for context in engine.contexts}) == 1
+
+
+def test_lanes_that_are_open_are_not_opened_again(engine, cudart):
+    backend = open_backend(engine)
+    backend.open_lanes(2)
+    graphs, calls = cudart.calls.count("cudaGraphInstantiate"), len(cudart.calls)
+    assert len(backend.open_lanes(1)) == 1
+    assert len(backend.open_lanes(2)) == 2
+    assert len(cudart.calls) == calls
+    backend.open_lanes(3)
+    assert cudart.calls.count("cudaGraphInstantiate") == graphs + len(BUCKETS)
+
+
+def test_each_bucket_of_every_lane_gives_the_logits_of_infer(engine):
+    backend = open_backend(engine)
+    lanes = backend.open_lanes(3)
+    for rows in BUCKETS:
+        answers = [compute(pixels_of(rows)) for compute in (*lanes, backend.infer)]
+        for logits in answers:
+            np.testing.assert_array_equal(logits, answers[0])
+        np.testing.assert_allclose(answers[0], expected_logits(pixels_of(rows), 3), rtol=1e-6)
+
+
+@contextmanager
+def under_way(cudart, compute, pixels, answers):
+    """Send a batch by a thread of its own, which doesn't wait for the answer before the block ends."""
+    sent, go_on = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: answers.append(compute(pixels)))
+    before = cudart.before_wait
+
+    def hold():
+        before()
+        if threading.current_thread() is thread:
+            sent.set()
             assert go_on.wait(30)
 
-    cudart.before_event_wait = hold_the_first
-    first = threading.Thread(target=lambda: answers.update(first=backend.infer(pixels_of(8, 1))))
-    first.start()
-    assert first_waits.wait(30)
-    answers["second"] = backend.infer(pixels_of(2, 2))
-    # The second was sent and answered though the first one's thread hasn't come back.
-    assert cudart.calls == [*BATCH[:-1], *BATCH]
-    go_on.set()
-    first.join(30)
-    for name, rows, seed in (("first", 8, 1), ("second", 2, 2)):
-        np.testing.assert_allclose(answers[name], expected_logits(pixels_of(rows, seed), 3), rtol=1e-6)
+    cudart.before_wait = hold
+    thread.start()
+    assert sent.wait(30)
+    try:
+        yield
+    finally:
+        go_on.set()
+        thread.join(30)
 
 
-def test_pixels_never_wait_behind_a_network_and_a_network_always_for_its_pixels(engine, cudart):
-    streams = []
-    copy, wait = cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent
+def test_a_lanes_pixels_cross_before_anothers_answer_and_lanes_end_in_any_order(engine, cudart):
+    first, second, third = open_backend(engine).open_lanes(3)
+    del cudart.calls[:]
+    batches = [pixels_of(2, 3), pixels_of(8, 2), pixels_of(8, 1)]
+    answers = []
+    with under_way(cudart, first, batches[2], answers), under_way(cudart, second, batches[1], answers):
+        assert cudart.calls == BATCH[:-1] * 2
+        answers.append(third(batches[0]))
+    for logits, pixels in zip(answers, batches, strict=True):
+        np.testing.assert_allclose(logits, expected_logits(pixels, 3), rtol=1e-6)
+
+
+def test_lanes_copy_on_streams_of_their_own_and_only_networks_are_on_the_one_they_share(engine, cudart):
+    calls = []
+    copy, wait, launch = cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent, cudart.cudaGraphLaunch
 
     def copying(target, source, bytes, kind, stream):
-        streams.append((kind.name, stream))
+        calls.append((kind.name.removeprefix("cudaMemcpy"), stream))
         return copy(target, source, bytes, kind, stream)
 
     def waiting(stream, event, flags):
-        streams.append(("wait", stream))
+        calls.append(("wait", stream))
         return wait(stream, event, flags)
 
-    backend = open_backend(engine)
-    cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent = copying, waiting
-    backend.infer(pixels_of(2))
-    (_, copies), *others = streams
-    assert streams[0][0] == "cudaMemcpyHostToDevice"
-    assert [name for name, _ in others] == ["wait", "cudaMemcpyDeviceToDevice", "cudaMemcpyDeviceToHost"]
-    assert {stream for _, stream in others}.isdisjoint({copies})
+    def launching(graph, stream):
+        calls.append(("network", stream))
+        return launch(graph, stream)
+
+    lanes = open_backend(engine).open_lanes(2)
+    cudart.cudaMemcpyAsync, cudart.cudaStreamWaitEvent, cudart.cudaGraphLaunch = copying, waiting, launching
+    streams = []
+    for compute in lanes:
+        compute(pixels_of(2))
+        names, (copied_in, *computed, held, copied_out) = zip(*calls, strict=True)
+        assert names == ("HostToDevice", "wait", "network", "wait", "DeviceToHost")
+        assert copied_in == held == copied_out
+        assert len(set(computed)) == 1
+        streams.append((copied_in, computed[0]))
+        calls.clear()
+    (first, shared), (second, also_shared) = streams
+    assert shared == also_shared
+    assert len({first, second, shared}) == 3
 
 
-def test_many_threads_get_their_own_answers(engine, cudart):
-    backend = open_backend(engine)
+@pytest.mark.parametrize(("number", "function"), list(enumerate(BATCH)))
+def test_whichever_call_of_a_lane_fails_the_batch_of_another_and_both_lanes_next_are_right(
+    number, function, engine, cudart
+):
+    first, second = open_backend(engine).open_lanes(2)
+    answers = []
+    with under_way(cudart, first, pixels_of(8, 1), answers):
+        cudart.failures[len(cudart.calls) + number] = Error.cudaErrorIllegalAddress
+        with pytest.raises(BackendError, match=f"{function} failed"):
+            second(pixels_of(2))
+    np.testing.assert_allclose(answers[0], expected_logits(pixels_of(8, 1), 3), rtol=1e-6)
+    for seed, compute in enumerate((second, first, second, first)):
+        np.testing.assert_allclose(compute(pixels_of(2, seed)), expected_logits(pixels_of(2, seed), 3), rtol=1e-6)
+
+
+def test_lanes_side_by_side_give_each_thread_its_own_answers(engine):
     answers = {}
 
-    def work(number):
+    def work(number, compute):
         for seed in range(number, 40, 4):
-            answers[seed] = backend.infer(pixels_of((1, 2, 8)[seed % 3], seed))
+            answers[seed] = compute(pixels_of((1, 2, 8)[seed % 3], seed))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=work, args=each) for each in enumerate(open_backend(engine).open_lanes(4))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,6 +314,52 @@ def test_many_threads_get_their_own_answers(engine, cudart):
     assert sorted(answers) == list(range(40))
     for seed, logits in answers.items():
         np.testing.assert_allclose(logits, expected_logits(pixels_of((1, 2, 8)[seed % 3], seed), 3), rtol=1e-6)
+
+
+def test_close_releases_all_lanes_and_none_can_be_used_or_opened_after_it(engine, cudart):
+    backend = open_backend(engine)
+    lanes = backend.open_lanes(3)
+    backend.close()
+    assert not cudart.live
+    for call in (*(partial(compute, pixels_of(1)) for compute in lanes), partial(backend.open_lanes, 2)):
+        with pytest.raises(BackendError, match="was closed"):
+            call()
+
+
+def test_close_lets_go_of_the_engine_though_its_lanes_are_still_held(engine):
+    backend = open_backend(FakeEngine(engine.cudart))
+    lanes = backend.open_lanes(2)
+    weights = weakref.ref(backend._engine)
+    backend.close()
+    gc.collect()
+    assert weights() is None
+    del lanes
+
+
+def calls_while_a_lane_opens():
+    cudart = FakeCudart()
+    backend = open_backend(FakeEngine(cudart))
+    del cudart.calls[:]
+    backend.open_lanes(2)
+    return list(enumerate(cudart.calls))
+
+
+@pytest.mark.parametrize(
+    ("number", "function"), [call for call in calls_while_a_lane_opens() if call[1] != "cudaGraphDestroy"]
+)
+def test_whichever_call_fails_while_a_lane_opens_the_others_go_on_and_it_may_be_tried_again(
+    number, function, engine, cudart
+):
+    backend = open_backend(engine)
+    before = set(cudart.live)
+    cudart.failures[len(cudart.calls) + number] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(BackendError, match=rf"{function} failed: words for cudaErrorMemoryAllocation"):
+        backend.open_lanes(2)
+    assert set(cudart.live) == before
+    for compute in (backend.infer, *backend.open_lanes(2)):
+        np.testing.assert_allclose(compute(pixels_of(2)), expected_logits(pixels_of(2), 3), rtol=1e-6)
+    backend.close()
+    assert not cudart.live
 
 
 # Opening and closing
@@ -260,9 +383,8 @@ def test_graphs_go_before_the_memory_they_use_and_the_streams_go_last(engine, cu
     backend.close()
     assert cudart.calls == [
         *["cudaGraphExecDestroy"] * 3,
-        *["cudaFree"] * 3,
-        *["cudaEventDestroy", "cudaEventDestroy", "cudaFree", "cudaFreeHost", "cudaFreeHost"] * SLOTS,
-        *["cudaStreamDestroy"] * 2,
+        *("cudaEventDestroy", "cudaEventDestroy", "cudaFree", "cudaFree", "cudaFreeHost", "cudaFreeHost"),
+        *("cudaStreamDestroy", "cudaFree", "cudaStreamDestroy"),
     ]
 
 
@@ -381,15 +503,12 @@ def test_the_real_cuda_takes_the_arguments_it_is_given_and_refuses_for_want_of_a
         "cudaEventCreateWithFlags": cuda.event().__enter__,
         "cudaEventRecord": lambda: cuda.record(1, 1),
         "cudaStreamWaitEvent": lambda: cuda.hold_until(1, 1),
-        "cudaEventSynchronize": lambda: cuda.wait(1),
     }
     for function, call in calls.items():
         with pytest.raises(BackendError, match=rf"{function} failed: CUDA driver .* \(cudaError 35\)"):
             call()
     with pytest.raises(BackendError, match=r"cudaMemcpyAsync failed: .* \(cudaError 35\)"):
         cuda.copy_to_host(8192, 4096, 16, 1)
-    with pytest.raises(BackendError, match=r"cudaMemcpyAsync failed: .* \(cudaError 35\)"):
-        cuda.copy_on_device(8192, 4096, 16, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""Step 7: what the cores do for the CPU backends: one instance with all of them against several with fewer."""
+"""Step 7: what the cores do for the CPU backends: instances that share them out, and lanes of a server."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,45 +9,89 @@ from pathlib import Path
 from typing import Any
 
 from fuseline.benchmarks.gpu.run.job import Emit, Job, NotHereError
-from fuseline.benchmarks.gpu.run.record import Row
+from fuseline.benchmarks.gpu.run.record import Row, failure_row
+from fuseline.benchmarks.gpu.run.steps.serving import START_S, Load, lanes_flags, measured
 from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.server_process import started_server
+from fuseline.benchmarks.harness.subject import Subject
 from fuseline.benchmarks.harness.timing import timed_calls
 from fuseline.benchmarks.harness.worker_process import Answerer, WorkerProcess, WorkFailedError
+from fuseline.benchmarks.load.target import connect, expect_logits_of
 from fuseline.serve.backends.base import Backend, OpenRequest
 from fuseline.serve.backends.registry import REGISTRY, backend_entry, title_of
+from fuseline.serve.errors import FuselineError
 from fuseline.serve.model_package import ModelPackage, load_package
 from fuseline.serve.reference import check_reference
 
 TITLES = {entry.name: title_of(entry.name) for entry in REGISTRY if entry.device == "cpu"}
 _BATCH = 8
 _READY_S = 60.0
+_SERVED = (("openvino", "fp32"), ("onnxruntime", "fp32"), ("openvino", "bf16"))
+"""Backends and precisions of the servers."""
+_CALLERS = 32
 
 
 def run(job: Job, emit: Emit) -> None:
-    """Every backend with every number of instances, for as long as there is time."""
+    """Measure every backend with each number of instances, and served with as many lanes, while there is time.
+
+    A server that chooses its lanes comes after one instance.
+    """
     if "package" not in job.found:
         raise NotHereError("the package step left no package")
+    # A server with ONNX Runtime would compute on the GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     cores = sorted(os.sched_getaffinity(0))
     single: dict[str, float] = {}
     for instances in _instances(len(cores)):
-        for backend, title in TITLES.items():
-            threads = len(cores) // instances
-            what = f"{title} FP32, batch {_BATCH}: {instances} x {threads} cores"
-            if job.left_s < 2 * job.plan.seconds:
-                emit(Row(what=what, status="dropped", reason="no time was left"))
-                continue
-            try:
-                images_per_s = _together(
-                    job, backend, [cores[n * threads : (n + 1) * threads] for n in range(instances)]
-                )
-            except WorkFailedError as failure:
-                status = "dropped" if failure.kind == "too slow" else failure.kind
-                emit(Row(what=what, status=status, reason=str(failure)))
-                continue
-            if instances == 1:
-                single[backend] = images_per_s
-            ratio = images_per_s / single[backend] if backend in single else None
-            emit(Row(what=what, figures={"images/s": images_per_s, "x one instance": ratio}))
+        for backend in TITLES:
+            _bare(job, emit, backend, cores, instances, single)
+        lanes = [None] if instances == 1 else []
+        lanes += [instances] if instances in job.plan.lanes else []
+        for number, (backend, precision) in itertools.product(lanes, _SERVED):
+            _served(job, emit, backend, precision, number, single.get(backend))
+
+
+def _bare(job: Job, emit: Emit, backend: str, cores: list[int], instances: int, single: dict[str, float]) -> None:
+    """Measure so many instances that share `cores`; `single` keeps what one of a backend computes."""
+    threads = len(cores) // instances
+    what = f"{TITLES[backend]} FP32, batch {_BATCH}: {instances} x {threads} cores"
+    if job.left_s < 2 * job.plan.seconds:
+        emit(Row(what=what, status="dropped", reason="no time was left"))
+        return
+    try:
+        images_per_s = _together(job, backend, [cores[n * threads : (n + 1) * threads] for n in range(instances)])
+    except WorkFailedError as failure:
+        status = "dropped" if failure.kind == "too slow" else failure.kind
+        emit(Row(what=what, status=status, reason=str(failure)))
+        return
+    if instances == 1:
+        single[backend] = images_per_s
+    ratio = images_per_s / single[backend] if backend in single else None
+    emit(Row(what=what, figures={"images/s": images_per_s, "x one instance": ratio}))
+
+
+def _served(
+    job: Job, emit: Emit, backend: str, precision: str, lanes: int | None, bare_images_per_s: float | None
+) -> None:
+    """Measure a server; `bare_images_per_s` is what one instance on all cores computes in FP32."""
+    load = Load(_CALLERS)
+    what = f"{TITLES[backend]} {precision.upper()}, --lanes {lanes or 'auto'}: {load.title}"
+    subject = Subject("served", Path(job.found["package"]), None)
+    request = OpenRequest("cpu", (1, _BATCH), precision)
+    if (reason := backend_entry(backend, "cpu").load().why_unavailable(subject.package, request)) is not None:
+        emit(Row(what=what, status="not here", reason=reason))
+        return
+    if job.left_s < START_S + job.plan.seconds:
+        emit(Row(what=what, status="dropped", reason="no time was left"))
+        return
+    flags = ("--backend", backend, "--precision", precision, *lanes_flags(lanes))
+    try:
+        with started_server(subject.package_folder, *flags) as server:
+            print(server.announcement)
+            target = expect_logits_of(subject, connect(server.address, server.pid))
+            emit(measured(what, target, load, job.plan.seconds, bare_images_per_s))
+    except FuselineError as error:
+        emit(failure_row(what, error))
 
 
 def _instances(cores: int) -> Iterator[int]:

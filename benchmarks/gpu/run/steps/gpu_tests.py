@@ -11,7 +11,7 @@ from fuseline.benchmarks.harness.results import without_folders
 from fuseline.serve.backends.engine.target import CURRENT, PORTABLE
 
 _FOLDER = "tests/gpu"
-_FILES = ("test_gpu_backends.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")
+_FILES = ("test_gpu_backends.py", "test_gpu_lanes.py", "test_gpu_served.py", "test_gpu_engines.py", "test_gpu_leaks.py")
 """The order; files that are not named here come after."""
 _PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
 """Those that the settings of the tests name."""
@@ -50,7 +50,7 @@ class _Reporter:
         self._emit = emit
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """One row for each test: what its call gave, or whatever went wrong around it."""
+        """One row for each test: what its call gave and recorded, or whatever went wrong around it."""
         if report.when != "call" and report.passed:
             return
         status = "skipped" if report.skipped else "passed" if report.passed else "failed"
@@ -62,7 +62,8 @@ class _Reporter:
             reason = without_folders(str(report.longrepr) if crash is None else crash.message)
         name = report.nodeid.rpartition("/")[2]
         what = name if report.when == "call" or report.skipped else f"{name} ({report.when})"
-        self._emit(Row(what=what, status=status, reason=reason, figures={"s": round(report.duration, 2)}))
+        figures = {"s": round(report.duration, 2), **dict(report.user_properties)}
+        self._emit(Row(what=what, status=status, reason=reason, figures=figures))
 
     def pytest_collectreport(self, report: Any) -> None:
         """A file that can't be imported is a row too."""

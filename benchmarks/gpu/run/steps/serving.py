@@ -1,6 +1,7 @@
 """Step 5: the package served over gRPC on this machine, beside the bare backend in the same run."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fuseline.serve.errors import BackendError, FuselineError
 _BURN_IN_S = 1.0
 _WAVES = 4
 """Answers to all callers that a measurement covers at least, going by the bare backend; a fast one has hundreds."""
-_START_S = 10.0
+START_S = 10.0
 """A load's processes take some seconds, a server some more."""
 _CORES_OF_A_GENERATOR = 4
 """Cores of the machine for each process of the load generator: one sends some thousand requests a second."""
@@ -40,9 +41,18 @@ class Load:
         call = "ClassifyStream" if self.is_stream else "Classify"
         return f"{call}, {self.images} image{'s' if self.images > 1 else ''}, {self.callers} callers"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each request has one image and a call of its own."""
+        return self.images == 1 and not self.is_stream
+
 
 def run(job: Job, emit: Emit) -> None:
-    """The bare backend, then for each number of workers a server with every load, most telling first."""
+    """The bare backend, then for each number of workers a server with every load, most telling first.
+
+    It has the number of lanes that it chooses itself. The first of the job's fixed numbers comes after it, with the
+    requests of one image alone.
+    """
     if "package" not in job.found or "backend" not in job.found:
         raise NotHereError("the package step left no package with a backend that answers rightly")
     backend = str(job.found["backend"])
@@ -52,13 +62,15 @@ def run(job: Job, emit: Emit) -> None:
             raise NotHereError(f"{backend} computes on the CPU here, not on the GPU")
         bare_images_per_s = _bare(job, emit, bare, subject, "at the start")
         cores = usable_cores()
-        for workers in job.plan.workers:
+        for workers, lanes in itertools.product(job.plan.workers, (None, *job.plan.lanes[:1])):
+            flags = ("--workers", str(workers), *lanes_flags(lanes))
             if workers > cores:
-                emit(Row(what=_title(workers), status="dropped", reason=f"there are {cores} cores"))
-            elif job.left_s < _START_S + job.plan.seconds:
-                emit(Row(what=_title(workers), status="dropped", reason="no time was left"))
+                emit(Row(what=" ".join(flags), status="dropped", reason=f"there are {cores} cores"))
+            elif job.left_s < START_S + job.plan.seconds:
+                emit(Row(what=" ".join(flags), status="dropped", reason="no time was left"))
             else:
-                _served(job, emit, workers, backend, subject, bare_images_per_s)
+                each = [load for load in loads(job) if lanes is None or load.is_plain]
+                _served(job, emit, backend, flags, each, subject, bare_images_per_s)
         if job.left_s > job.plan.seconds + _BURN_IN_S:
             _bare(job, emit, bare, subject, "at the end")
 
@@ -73,8 +85,9 @@ def loads(job: Job) -> Iterator[Load]:
         yield Load(max(1, most // images), images)
 
 
-def _title(workers: int) -> str:
-    return f"--workers {workers}"
+def lanes_flags(lanes: int | None) -> tuple[str, ...]:
+    """Return the flags of a server with `lanes` lanes; None: as many as it chooses."""
+    return () if lanes is None else ("--lanes", str(lanes))
 
 
 def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject, when: str) -> float:
@@ -91,24 +104,32 @@ def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject, when: str
     return stretch.images_per_s
 
 
-def _served(job: Job, emit: Emit, workers: int, backend: str, subject: Subject, bare_images_per_s: float) -> None:
-    flags = ("--backend", backend, *(("--workers", str(workers)) if workers > 1 else ()))
+def _served(
+    job: Job,
+    emit: Emit,
+    backend: str,
+    flags: Sequence[str],
+    loads: Sequence[Load],
+    subject: Subject,
+    bare_images_per_s: float,
+) -> None:
+    title = " ".join(flags)
     try:
-        with started_server(subject.package_folder, *flags) as server:
-            emit(Row(what=f"{_title(workers)}: ready", figures={"s": server.ready_s}))
+        with started_server(subject.package_folder, "--backend", backend, *flags) as server:
+            emit(Row(what=f"{title}: ready", figures={"s": server.ready_s}))
             print(server.announcement)
             target = _target(job, server, subject)
-            for load in loads(job):
-                what = f"{_title(workers)}: {load.title}"
+            for load in loads:
+                what = f"{title}: {load.title}"
                 wave_s = load.callers * load.images / bare_images_per_s
                 seconds = max(job.plan.seconds, _WAVES * wave_s)
                 # Two waves come and go before it is timed, and one after.
                 if job.left_s < seconds + 3 * wave_s + 2 * _BURN_IN_S:
                     emit(Row(what=what, status="dropped", reason=f"it takes {seconds:.0f} s, and no time was left"))
                 else:
-                    emit(_measured(what, target, load, seconds, bare_images_per_s))
+                    emit(measured(what, target, load, seconds, bare_images_per_s))
     except FuselineError as error:
-        emit(failure_row(_title(workers), error))
+        emit(failure_row(title, error))
 
 
 def _target(job: Job, server: ServerProcess, subject: Subject) -> Target:
@@ -117,7 +138,8 @@ def _target(job: Job, server: ServerProcess, subject: Subject) -> Target:
     return expect_logits_of(subject, connect(server.address, server.pid))
 
 
-def _measured(what: str, target: Target, load: Load, seconds: float, bare_images_per_s: float) -> Row:
+def measured(what: str, target: Target, load: Load, seconds: float, bare_images_per_s: float | None) -> Row:
+    """Measure `load` on `target` for `seconds`, beside what the bare backend computed, if that is known."""
     try:
         figures = measure_serving(
             replace(target, protocol=Classify(is_stream=load.is_stream)),
@@ -141,7 +163,7 @@ def _measured(what: str, target: Target, load: Load, seconds: float, bare_images
         reason="; ".join(reasons) or None,
         figures={
             "images/s": figures.images_per_s,
-            "of bare": figures.images_per_s / bare_images_per_s,
+            "of bare": None if bare_images_per_s is None else figures.images_per_s / bare_images_per_s,
             "p50 ms": figures.latency_ms["p50"],
             "p99 ms": figures.latency_ms["p99"],
             "server CPU ms an image": None if cpu_ms is None else cpu_ms / load.images,

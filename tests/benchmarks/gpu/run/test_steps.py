@@ -1,12 +1,17 @@
 """The steps of a run on a GPU: on a CPU, or where that can't be, on what a GPU would have told."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fuseline.benchmarks.engines.process import Stretch
 from fuseline.benchmarks.gpu.comparison import GpuPlan, GpuRow, GpuRun, ModeFigures
 from fuseline.benchmarks.gpu.contender import MODES
 from fuseline.benchmarks.gpu.peaks import MeasuredPeak
@@ -18,10 +23,12 @@ from fuseline.benchmarks.gpu.run.step_process import run_step
 from fuseline.benchmarks.gpu.run.steps import cpu, engines, package, probe, serving
 from fuseline.benchmarks.gpu.subject import GpuSubject
 from fuseline.benchmarks.gpu.work import NetworkWork
+from fuseline.benchmarks.harness.server_process import ServerProcess
 from fuseline.serve.backends import tensorrt
 from fuseline.serve.model_package import ModelPackage
 from tests.export.small_graph import CLASSES, ROW_SHAPE
 from tests.fakes import gpu as fake_gpu
+from tests.fakes.colours import write_colours_package
 from tests.fakes.gpu import FakeCudart, FakeEngine, FakeTensorRT, expected_logits
 from tests.serve.backends.engine_packages import details_of, install, package_of, put_gpu_in
 
@@ -29,7 +36,16 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 def job(out: Path, **changes: Any) -> Job:
-    plan = RunPlan(out, device="cpu", models=("resnet8",), callers=(8, 2), workers=(1, 2, 99), images=(3,), seconds=0.2)
+    plan = RunPlan(
+        out,
+        device="cpu",
+        models=("resnet8",),
+        callers=(8, 2),
+        workers=(1, 2, 99),
+        lanes=(1,),
+        images=(3,),
+        seconds=0.2,
+    )
     told = {"plan": plan, "work": out, "checkout": out, "data": None, "deadline": time.monotonic() + 300}
     return Job(**(told | changes))
 
@@ -70,6 +86,10 @@ def test_machine_package_serving_and_cpu_are_done_for_real_on_a_cpu(
     instances = [what for what in rows if what.startswith("OpenVINO FP32, batch 8: ")]
     assert instances[0].startswith("OpenVINO FP32, batch 8: 1 x ")
     assert all(rows[what].figures["images/s"] > 0 for what in instances)
+    for name in ("OpenVINO", "ONNX Runtime"):
+        served = rows[f"{name} FP32, --lanes auto: Classify, 1 image, 32 callers"].figures
+        assert served["images/s"] > 0
+        assert served["of bare"] > 0
 
 
 @pytest.mark.parametrize(
@@ -189,6 +209,74 @@ def test_the_most_telling_loads_come_first(tmp_path: Path) -> None:
     ]
 
 
+@pytest.fixture
+def flags_of_servers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of the servers that a step starts; none is started, and nothing is measured."""
+    flags: list[str] = []
+
+    @contextmanager
+    def started(folder: Path, *given: str) -> Iterator[ServerProcess]:
+        flags.append(" ".join(given))
+        yield ServerProcess("127.0.0.1:1", 1, 0.5, "it is ready")
+
+    @contextmanager
+    def bare(*_: object) -> Iterator[Any]:
+        yield SimpleNamespace(name="x", precision="fp16", device="x", measure=lambda *_: Stretch(32, (0.1,)))
+
+    monkeypatch.setattr(serving, "EngineProcess", bare)
+    monkeypatch.setattr(serving, "_target", lambda *_: None)
+    monkeypatch.setattr(cpu, "_together", lambda *_: 100.0)
+    monkeypatch.setattr(cpu, "connect", lambda *_: None)
+    monkeypatch.setattr(cpu, "expect_logits_of", lambda *_: None)
+    for step in (serving, cpu):
+        monkeypatch.setattr(step, "started_server", started)
+        monkeypatch.setattr(step, "measured", lambda what, *_: Row(what=what))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    return flags
+
+
+def test_a_server_with_one_lane_comes_after_the_one_that_chooses_and_has_the_plain_loads(
+    flags_of_servers: list[str], tmp_path: Path
+) -> None:
+    found = {"package": write_colours_package(tmp_path / "colours"), "backend": "tensorrt"}
+    rows: list[Row] = []
+    serving.run(job(tmp_path, plan=RunPlan(tmp_path, workers=(1, 8)), found=found), rows.append)
+    assert flags_of_servers == [
+        "--backend tensorrt --workers 1",
+        "--backend tensorrt --workers 1 --lanes 1",
+        "--backend tensorrt --workers 8",
+        "--backend tensorrt --workers 8 --lanes 1",
+    ]
+    assert [row.what for row in rows if "--lanes 1: " in row.what] == [
+        f"--workers {workers} --lanes 1: {what}"
+        for workers in (1, 8)
+        for what in ("ready", "Classify, 1 image, 256 callers", "Classify, 1 image, 64 callers")
+    ]
+
+
+def test_lanes_of_servers_on_cpus_are_measured_beside_instances_and_without_the_gpu(
+    flags_of_servers: list[str], tmp_path: Path
+) -> None:
+    found = {"package": write_colours_package(tmp_path / "colours")}
+    rows: list[Row] = []
+    cpu.run(job(tmp_path, plan=RunPlan(tmp_path), found=found), rows.append)
+    choices = ("", " --lanes 1", " --lanes 2", " --lanes 4", " --lanes 8")
+    assert [flags for flags in flags_of_servers if "bf16" not in flags] == [
+        f"--backend {backend} --precision fp32{lanes}" for lanes in choices for backend in ("openvino", "onnxruntime")
+    ]
+    whats = [row.what for row in rows]
+    assert [what for what in whats if "BF16" in what] == [
+        f"OpenVINO BF16, --lanes {lanes}: Classify, 1 image, 32 callers" for lanes in ("auto", 1, 2, 4, 8)
+    ]
+    assert whats[1:4] == [
+        "ONNX Runtime FP32, batch 8: 1 x 16 cores",
+        "OpenVINO FP32, --lanes auto: Classify, 1 image, 32 callers",
+        "ONNX Runtime FP32, --lanes auto: Classify, 1 image, 32 callers",
+    ]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "ONNX Runtime would take the GPU"
+
+
 def test_a_server_on_the_cpu_is_no_measurement_of_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(NotHereError, match="left no package"):
         serving.run(job(tmp_path), [].append)
@@ -209,7 +297,8 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
     folder.mkdir(parents=True)
     head = "import pytest, warnings\npytestmark = pytest.mark.gpu\n"
     (folder / "test_gpu_leaks.py").write_text(
-        head + "import os\ndef test_time(): assert 0 < float(os.environ['FUSELINE_LEAK_MINUTES']) < 5\n"
+        head + "import os\ndef test_time(record_property):\n    record_property('images/s', 7)\n"
+        "    assert 0 < float(os.environ['FUSELINE_LEAK_MINUTES']) < 5\n"
         "def test_word(): assert os.environ['FUSELINE_ENGINE_FOR'] == 'current'\n"
     )
     (folder / "test_gpu_backends.py").write_text(
@@ -237,6 +326,7 @@ def test_the_gpu_tests_are_run_most_telling_first_and_told_one_by_one(tmp_path: 
         ("test_gpu_leaks.py::test_time", "passed", None),
         ("test_gpu_leaks.py::test_word", "passed", None),
     ]
+    assert rows[-2].figures["images/s"] == 7
 
 
 def test_without_tests_beside_the_code_that_is_said(tmp_path: Path) -> None:
