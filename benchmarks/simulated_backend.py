@@ -5,6 +5,7 @@ It answers what the package's own model does, computed on the CPU, and then slee
 """
 
 import time
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 import fuseline.serve.model
 from fuseline.serve.backends import open_backend
-from fuseline.serve.backends.base import Backend
+from fuseline.serve.backends.base import Backend, Infer
 from fuseline.serve.workers.backend_process import main
 
 CALL_MS = 0.3
@@ -30,13 +31,19 @@ class SimulatedBackend:
         self.name = real.name
         self.precision = real.precision
         self.buckets = real.buckets
+        self._device = Lock()
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute, then sleep for what is left of the time."""
-        ends = time.monotonic() + (CALL_MS + ROW_MS * len(pixels)) / 1000
-        logits = self._real.infer(pixels)
-        time.sleep(max(0.0, ends - time.monotonic()))
+        with self._device:
+            ends = time.monotonic() + (CALL_MS + ROW_MS * len(pixels)) / 1000
+            logits = self._real.infer(pixels)
+            time.sleep(max(0.0, ends - time.monotonic()))
         return logits
+
+    def open_lanes(self, count: int) -> tuple[Infer, ...]:
+        """Return lanes that wait for one another: a GPU computes one batch after the other."""
+        return (self.infer,) * count
 
     def close(self) -> None:
         """Close the real one."""

@@ -140,8 +140,8 @@ def _seconds(infer: Infer, pixels: NDArray[np.uint8]) -> float:
 def _affordable_rows(row_seconds: float, lanes: int, seconds: float, max_rows: int) -> int:
     """Return the rows of a call, a power of two, with which `lanes` can be measured in `seconds`; 0: not with one."""
     # A call for set-up and one that is measured, of the lanes and of the one instance.
-    row_rounds = seconds / (2 * (lanes + 1) * row_seconds)
-    rows = max_rows if row_rounds >= max_rows else int(row_rounds)
+    affordable = seconds / (2 * (lanes + 1) * row_seconds)
+    rows = max_rows if affordable >= max_rows else max(0, int(affordable))
     return 2 ** (rows.bit_length() - 1) if rows else 0
 
 

@@ -34,6 +34,8 @@ def test_settings_are_frozen() -> None:
         ({"max_delay_ms": float("nan")}, "--max-delay-ms was given nan"),
         ({"drain_timeout_s": 0.0}, "--drain-timeout-s was given 0.0: input should be greater than 0"),
         ({"max_images_per_request": 9, "max_queue_rows": 8}, r"max_images_per_request \(9\) is above max_queue_rows"),
+        ({"lanes": 0}, "--lanes was given 0: input should be greater than or equal to 1"),
+        ({"lanes": 17}, "--lanes was given 17: input should be less than or equal to 16"),
         ({"port": -1, "max_batch": 0}, "--port.*; --max-batch"),
     ],
 )

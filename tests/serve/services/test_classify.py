@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
+import fuseline.serve.lane_choice
 import fuseline.serve.warm_lanes
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from fuseline.serve.images import decode_image
@@ -246,6 +247,24 @@ async def test_get_model_describes_the_model_and_the_limits(start_server: StartS
     assert tuple(description.batch_buckets) == (1, 2, 3, 4, 6)
     assert description.max_images_per_request == 5
     assert json.loads(description.verification_json) == []
+    assert (description.lanes.lanes, description.lanes.reason) == (1, "one thread computes")
+
+
+async def test_get_model_and_the_metrics_show_the_lanes_and_the_figures_that_they_rest_on(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuseline.serve.lane_choice, "SLOW_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(fuseline.serve.lane_choice, "LEAST_SHARE", 0.0)
+    served = await start_server(threads=2)
+    lanes = (await served.stub.GetModel(GetModelRequest(model="colours"))).lanes
+    assert lanes.lanes == 2
+    assert lanes.reason.startswith("under load 2 compute ")
+    assert sorted(lanes.images_per_s) == [1, 2]
+    assert min(lanes.images_per_s.values()) > 0
+    value = served.server._metrics.registry.get_sample_value
+    assert value("fuseline_lanes", {"model": "colours"}) == 2
+    measured = value("fuseline_warm_up_images_per_second", {"model": "colours", "lanes": "2"})
+    assert measured == lanes.images_per_s[2]
 
 
 async def test_health_is_serving_when_ready_and_reflection_lists_the_services(start_server: StartServer) -> None:
