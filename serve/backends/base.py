@@ -27,7 +27,7 @@ class OpenRequest:
     buckets: tuple[int, ...]
     """Batch sizes in rows to prepare for, ascending."""
     precision: str = "auto"
-    """`fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32."""
+    """A name of `fuseline.serve.precision.CHOICES`; `auto` is for the backend to choose."""
     threads: int = 0
     """Number of the runtime's CPU threads; 0 leaves it to the runtime."""
     engine_cache: Path | None = None
@@ -44,7 +44,11 @@ class Backend(Protocol):
     """Name in `fuseline.serve.backends.registry`."""
 
     precision: str
-    """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
+    """Precision that it computes in: that of the artifact that is run, or `bf16`."""
+
+    half_share: float | None
+    """Share of the convolutions and matrix products, 0 to 1, that the runtime itself says it computes in BF16; None
+    where it wasn't asked to."""
 
     device: str
     """Device that it runs on, for people: `CPU`, or the GPU's name."""
@@ -73,3 +77,4 @@ class BackendFacts(BaseModel):
     precision: str
     device: str
     buckets: tuple[int, ...]
+    half_share: float | None = None

@@ -45,6 +45,7 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
+    half_share: float | None = None
 
     def __init__(
         self,

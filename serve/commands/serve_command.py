@@ -114,9 +114,10 @@ def serve(
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
+            share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
             typer.echo(
                 f"{model.name} (version {model.manifest.version}): {kind}{backend.name} on {backend.device}, "
-                f"{backend.precision}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}"
+                f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}"
             )
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {join_address(host, server.port)}{http}")

@@ -85,6 +85,12 @@ class Metrics:
             ["model", "version", "backend", "device", "precision"],
             registry=self.registry,
         )
+        self._half_share = Gauge(
+            "fuseline_model_half_share",
+            "Share of the convolutions and matrix products that the runtime computes in BF16, where it was asked to.",
+            ["model"],
+            registry=self.registry,
+        )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
         """Statistics of each served model, by name."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
@@ -95,6 +101,8 @@ class Metrics:
         """Show `model` and its queue from now on."""
         backend = model.backend
         self._info.labels(model.name, model.manifest.version, backend.name, backend.device, backend.precision).set(1)
+        if backend.half_share is not None:
+            self._half_share.labels(model.name).set(backend.half_share)
         self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
 
     def count_request(
