@@ -29,6 +29,7 @@ class SimulatedBackend:
         self._real = real
         self.name = real.name
         self.precision = real.precision
+        self.half_share = real.half_share
         self.buckets = real.buckets
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
