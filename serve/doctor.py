@@ -98,7 +98,7 @@ def _served_precision(cpu: Cpu, package: ModelPackage | None, precision: str, ch
 
 
 def _computes_in(cpu: Cpu, precision: PrecisionName) -> str:
-    return f"this CPU computes in {PRECISIONS[precision].title} ({', '.join(cpu.bf16) or 'by OpenVINO'})"
+    return f"this CPU computes in {PRECISIONS[precision].title} ({', '.join(cpu.bf16) or 'as OpenVINO says'})"
 
 
 def _why_not_in(precision: PrecisionName, choice: Judgement, package: ModelPackage | None) -> str | None:

@@ -41,7 +41,14 @@ def serve(
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
-    precision: Annotated[str, _option("precision", f"{listed(CHOICES)}.")] = _default("precision"),
+    precision: Annotated[
+        str,
+        _option(
+            "precision",
+            f"{listed(CHOICES)}; auto: for packages exported with --fp16, FP16 on a GPU and BF16 on a CPU that has it, "
+            "else FP32.",
+        ),
+    ] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
     ] = _default("max_batch"),

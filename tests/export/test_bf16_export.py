@@ -1,12 +1,14 @@
 """What an export finds out about BF16, which CPUs that have it serve `--fp16` packages in."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fuseline.serve.backends import open_backend
+from fuseline.serve.backends import open_backend, openvino
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import load_package
 from fuseline.serve.precision import PRECISIONS
@@ -27,6 +29,14 @@ def test_an_export_with_fp16_verifies_bf16_through_openvino_and_reports_it(tiny_
     backend, _ = open_backend(package, buckets=(1,), threads=1)
     assert (backend.name, backend.precision, backend.half_share) == ("openvino", "bf16", 1.0)
     backend.close()
+
+
+@needs_bf16
+def test_the_execution_graph_is_known_whole_before_the_first_batch(tiny_package: Path) -> None:
+    request = openvino.open_request(tiny_package / "model.onnx", precision="bf16")
+    before = openvino.layer_types(request.get_compiled_model())
+    request.infer([np.zeros((3, 32, 32, 3), np.uint8)])
+    assert before == openvino.layer_types(request.get_compiled_model()) == Counter(bf16=21)
 
 
 @needs_bf16
