@@ -30,6 +30,7 @@ class SimulatedBackend:
         self._real = real
         self.name = real.name
         self.precision = real.precision
+        self.half_share = real.half_share
         self.buckets = real.buckets
         self._device = Lock()
 

@@ -72,7 +72,8 @@ def main() -> int:
     console.rule("3. Export, verifying every artifact against PyTorch on the held-out digits", align="left")
     run(script("export"), "--fp16", CHECKPOINT, "--images", HELD_OUT, "--force", "--out", PACKAGE)
     console.rule("4. Serve", align="left")
-    command = announced(script("fuseline"), "serve", PACKAGE, "--port", 0, "--http-port", 0)
+    # In FP32 whatever the CPU has: every answer is to be eager PyTorch's.
+    command = announced(script("fuseline"), "serve", PACKAGE, "--precision", "fp32", "--port", 0, "--http-port", 0)
     with running_server(command, ROOT, FOLDER / "server.log") as address, Client(address) as client:
         served = client.model()
         print(f"ready on {address}: {served.backend}, {served.precision}; {served.backend_reason}")

@@ -24,11 +24,12 @@ from fuseline.export.network import TrainedNetwork
 from fuseline.export.progress import LogProgress, Progress
 from fuseline.export.report import Report, write_report
 from fuseline.export.sample import ImageFolder, Sample, generated_sample, image_folder
-from fuseline.export.verify import Skipped, check_passed, verify_artifact
+from fuseline.export.verify import Skipped, check_passed, rounding_doubts, verify_artifact
 from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry
 from fuseline.serve.errors import BackendUnavailableError, PackageError
 from fuseline.serve.model_package import (
+    Artifact,
     Manifest,
     ModelPackage,
     PackageFile,
@@ -38,6 +39,7 @@ from fuseline.serve.model_package import (
     save_manifest,
 )
 from fuseline.serve.package_destination import check_destination, new_package_folder
+from fuseline.serve.precision import PRECISIONS, PrecisionName
 from fuseline.serve.reference import REFERENCE_NAME, write_reference
 
 _PROBE_ROWS = 1
@@ -186,6 +188,9 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
             package = ModelPackage(folder=folder, manifest=manifest)
             verifications, skipped = _verify(package, sample, eager, settled.truth, options.int8, progress)
             manifest = manifest.model_copy(update={"verification": verifications})
+            rounded = rounding_doubts(verifications)
+            for warning in rounded:
+                progress.warn(warning)
             report = Report(
                 manifest=manifest,
                 parameters=sum(parameter.numel() for parameter in trained.module.parameters()),
@@ -201,7 +206,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 tried=settled.findings.table if settled.findings else (),
                 fp16_deviation=written.fp16.deviation if written.fp16 else None,
                 int8={path: graph.findings for path, graph in written.int8.items()},
-                warnings=(*facts.warnings, *doubts, *written.int8_warnings),
+                warnings=(*facts.warnings, *doubts, *written.int8_warnings, *rounded),
             )
             check_passed(verifications)
             write_report(folder, report)
@@ -275,10 +280,18 @@ def _verify(
 ) -> tuple[tuple[Verification, ...], tuple[Skipped, ...]]:
     verifications: list[Verification] = []
     skipped: list[Skipped] = []
-    for artifact in package.manifest.artifacts:
-        with progress.step(f"Verifying {artifact.path}") as step:
+    runs: list[tuple[Artifact, PrecisionName | None]] = [(artifact, None) for artifact in package.manifest.artifacts]
+    for row in PRECISIONS.values():
+        graph = package.find("onnx", row.graph)
+        if row.graph != row.name and graph is not None and package.find("onnx", row.asked_by) is not None:
+            runs.append((graph, row.name))
+    for artifact, precision in runs:
+        in_precision = "" if precision is None else f" in {PRECISIONS[precision].title}"
+        with progress.step(f"Verifying {artifact.path}{in_precision}") as step:
             bar = int8.bar if int8 and artifact.precision == "int8" else None
-            made, not_run = verify_artifact(package, artifact, sample, eager, step.advance_to, bar=bar, truth=truth)
+            made, not_run = verify_artifact(
+                package, artifact, sample, eager, step.advance_to, precision=precision, bar=bar, truth=truth
+            )
             verifications += made
             skipped += not_run
             results = [

@@ -129,7 +129,7 @@ class Verification(_message.Message):
     def __init__(self, artifact: _Optional[str] = ..., backend: _Optional[str] = ..., images: _Optional[int] = ..., agreement: _Optional[float] = ..., passed: _Optional[bool] = ..., accuracy: _Optional[float] = ..., eager_accuracy: _Optional[float] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json", "task", "crop_offset", "assumptions", "verification", "lanes")
+    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json", "task", "crop_offset", "assumptions", "verification", "half_share", "lanes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class GetModelResponse(_message.Message):
     CROP_OFFSET_FIELD_NUMBER: _ClassVar[int]
     ASSUMPTIONS_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    HALF_SHARE_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
@@ -171,8 +172,9 @@ class GetModelResponse(_message.Message):
     crop_offset: str
     assumptions: _containers.RepeatedCompositeFieldContainer[Assumption]
     verification: _containers.RepeatedCompositeFieldContainer[Verification]
+    half_share: float
     lanes: Lanes
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ..., task: _Optional[str] = ..., crop_offset: _Optional[str] = ..., assumptions: _Optional[_Iterable[_Union[Assumption, _Mapping]]] = ..., verification: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ..., lanes: _Optional[_Union[Lanes, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ..., task: _Optional[str] = ..., crop_offset: _Optional[str] = ..., assumptions: _Optional[_Iterable[_Union[Assumption, _Mapping]]] = ..., verification: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ..., half_share: _Optional[float] = ..., lanes: _Optional[_Union[Lanes, _Mapping]] = ...) -> None: ...
 
 class Lanes(_message.Message):
     __slots__ = ("lanes", "reason", "images_per_s")

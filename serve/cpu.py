@@ -8,7 +8,9 @@ from pathlib import Path
 _INFO_FILE = Path("/proc/cpuinfo")
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp")
 """Instruction sets that multiply 8-bit integers: VNNI and AMX of x86, dot product and matrices of Arm."""
-_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16", *INT8_FEATURES)
+BF16_FEATURES = ("avx512_bf16", "amx_bf16", "amx_fp16")
+"""Instruction sets of x86 that multiply numbers of 16 bits."""
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_fp16", *BF16_FEATURES, "bf16", *INT8_FEATURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Cpu:
     def int8(self) -> tuple[str, ...]:
         """Features that make INT8 graphs faster than FP32 ones."""
         return tuple(name for name in self.features or () if name in INT8_FEATURES)
+
+    @property
+    def bf16(self) -> tuple[str, ...]:
+        """Features that make BF16 faster than FP32."""
+        return tuple(name for name in self.features or () if name in BF16_FEATURES)
 
 
 def usable_cpus() -> int:

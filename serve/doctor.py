@@ -9,11 +9,12 @@ from typing import Any
 
 from fuseline.serve.backends import Judgement, judge_backends
 from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
+from fuseline.serve.backends.onnx_artifact import why_unwanted
 from fuseline.serve.backends.registry import REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
 from fuseline.serve.batching.policy import DEFAULT_BUCKETS
 from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
-from fuseline.serve.precision import PRECISIONS, chosen_unasked
+from fuseline.serve.precision import PRECISIONS, PrecisionName, chosen_unasked
 from fuseline.serve.settings import Settings
 
 _ON_GPU = {entry.title for entry in REGISTRY if entry.device == "gpu"}
@@ -43,11 +44,13 @@ class Diagnosis:
     candidates: tuple[Judgement, ...]
     """Backends that `--backend auto` tries, in that order."""
     advice: tuple[str, ...]
+    precision: str | None = None
+    """Precision that the choice would compute in, and why; None where that is no CPU backend."""
 
     @property
     def choice(self) -> Judgement | None:
-        """Backend that `--backend auto` would take: the first candidate without a reason against it."""
-        return next((candidate for candidate in self.candidates if candidate.reason is None), None)
+        """Backend that `--backend auto` would take."""
+        return _choice(self.candidates)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -65,7 +68,43 @@ def diagnose(
     candidates = judge_backends(package, precision=precision, buckets=buckets, engine_cache=engine_cache)
     name = None if package is None else package.manifest.name
     advice = tuple(_advice(found, driver, cpu, package, precision, candidates))
-    return Diagnosis(found, driver, cpu, name, candidates, advice)
+    served = _served_precision(cpu, package, precision, _choice(candidates))
+    return Diagnosis(found, driver, cpu, name, candidates, advice, served)
+
+
+def _choice(candidates: tuple[Judgement, ...]) -> Judgement | None:
+    """Return the first candidate without a reason against it."""
+    return next((candidate for candidate in candidates if candidate.reason is None), None)
+
+
+def _served_precision(cpu: Cpu, package: ModelPackage | None, precision: str, choice: Judgement | None) -> str | None:
+    if choice is None or choice.title in _ON_GPU:
+        return None
+    if precision != "auto":
+        return f"{precision}: --precision {precision} was given"
+    passed_over = []
+    for name in chosen_unasked("cpu"):
+        row = PRECISIONS[name]
+        # The package first: to ask OpenVINO what the CPU can is to load it.
+        reason = (None if package is None else why_unwanted(package, name)) or _why_not_in(name, choice, package)
+        if reason is not None:
+            passed_over.append(f"not {name}, as {reason}")
+        elif row.graph == name:
+            return f"{name}: {'; '.join(passed_over)}"
+        else:
+            asked = " for packages that were" if package is None else f", and {package.manifest.name} was"
+            return f"{name}: {_computes_in(cpu, name)}{asked} exported with --{row.asked_by}"
+    return None
+
+
+def _computes_in(cpu: Cpu, precision: PrecisionName) -> str:
+    return f"this CPU computes in {PRECISIONS[precision].title} ({', '.join(cpu.bf16) or 'as OpenVINO says'})"
+
+
+def _why_not_in(precision: PrecisionName, choice: Judgement, package: ModelPackage | None) -> str | None:
+    """Return why the backend of `choice` can't compute in `precision`; None if it can."""
+    judged = judge_backends(package, precision=precision, buckets=DEFAULT_BUCKETS)
+    return next(candidate.reason for candidate in judged if candidate.title == choice.title)
 
 
 def _found(runtime: Runtime) -> RuntimeFound:
@@ -115,10 +154,17 @@ def _advice(
             )
     elif driver is not None:
         advice.append(f"an NVIDIA driver is installed, but {driver.problem}")
-    choice = next((candidate for candidate in candidates if candidate.reason is None), None)
+    choice = _choice(candidates)
     on_cpu = choice is None or choice.title not in _ON_GPU
     if on_cpu and _BEST_ON_CPU.title not in installed:
         advice.append(f"{_BEST_ON_CPU.title} serves fastest on CPUs: {_BEST_ON_CPU.install}")
+    half = PRECISIONS[chosen_unasked("cpu")[0]]
+    is_asked = package is None or precision != "auto" or package.find("onnx", half.asked_by) is not None
+    if cpu.bf16 and not is_asked and choice is not None and choice.title == _BEST_ON_CPU.title:
+        advice.append(
+            f"{_computes_in(cpu, half.name)}: export the model with --{half.asked_by}, or serve it with --precision "
+            f"{half.name}"
+        )
     if on_cpu and cpu.int8 and package is not None and precision != "int8":
         export = "" if package.find("onnx", "int8") else f"export {package.manifest.name} with --int8 and "
         advice.append(

@@ -62,6 +62,9 @@ class ModelDescription:
     """Everything that was assumed at the export; `is_open` where nothing has settled it."""
     verification: tuple[ArtifactVerification, ...] = ()
     lanes: LaneFigures = LaneFigures(1, "", MappingProxyType({}))
+    half_share: float | None = None
+    """Share of the convolutions and matrix products, 0 to 1, that the runtime itself says it computes in BF16; None
+    where it wasn't asked to."""
 
 
 def description_from_response(response: GetModelResponse) -> ModelDescription:
@@ -71,6 +74,7 @@ def description_from_response(response: GetModelResponse) -> ModelDescription:
         **plain
         | {
             "labels": tuple(response.labels),
+            "half_share": response.half_share if response.HasField("half_share") else None,
             "batch_buckets": tuple(response.batch_buckets),
             # Servers of earlier versions leave these out, and have one of each.
             "task": response.task or "single-label",

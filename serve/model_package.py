@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuseline.serve.errors import PackageError
-from fuseline.serve.precision import PrecisionName
+from fuseline.serve.precision import GraphPrecision, PrecisionName
 
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = "image"
@@ -107,7 +107,7 @@ class Artifact(PackageFile):
     """A file that a runtime can load."""
 
     format: Literal["onnx", "tensorrt", "tensorrt_rtx"]
-    precision: PrecisionName
+    precision: GraphPrecision
     details: dict[str, Any] = {}
     """Details of an engine: library version, compute capability, batch profile, sha256 of the graph it was built
     from."""
@@ -118,6 +118,8 @@ class Verification(_Spec):
 
     artifact: str
     backend: str
+    precision: PrecisionName | None = None
+    """Precision that the backend rounded to; None: the artifact's own."""
     images: Annotated[int, Field(gt=0)]
     image_source: str
     top1_agreement: Annotated[float, Field(ge=0, le=1)]

@@ -46,14 +46,16 @@ def check_reference(backend: Instance, package: ModelPackage) -> float:
     spread = float(expected.max() - expected.min())
     first = infer_in_bucket(backend, pixels[:1], backend.buckets[0])
     difference = float(max(np.abs(given - expected).max(), np.abs(first - expected[:1]).max()))
-    allowed = PRECISIONS[backend.precision].max_difference
+    row = PRECISIONS[backend.precision]
+    allowed = row.max_difference
     # `not (a <= b)` rather than `a > b`: NaN must fail too.
     if not difference <= allowed * spread:
+        is_rounded = row.graph != row.name
+        cure = f"serve it with --precision {row.graph}" if is_rounded else "try another --backend or --precision"
         raise VerificationError(
             f"{package.manifest.name} in {backend.precision} on {backend.name} ({backend.device}) is not served: on "
             f"the package's reference images its logits differ from PyTorch's by {difference:.3g} of a range of "
-            f"{spread:.3g}, of which at most {allowed:g} is allowed; try another --backend or "
-            "--precision, or export it again on this machine"
+            f"{spread:.3g}, of which at most {allowed:g} is allowed; {cure}, or export it again on this machine"
         )
     return difference / spread if spread else 0.0
 

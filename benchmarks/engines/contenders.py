@@ -8,6 +8,7 @@
 | folded | PyTorch FP32 after folding, channels_last, from uint8 |
 | onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
 | onnxruntime-int8, openvino-int8 | the same with the package's INT8 graph, if it has one |
+| openvino-bf16 | the same with the FP32 graph computed in BF16, on CPUs that can |
 
 PyTorch that isn't folded is spared the normalisation, which the others do: the ratios to it are never flattered.
 """
@@ -20,14 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.subject import Subject
-from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, title_of
+from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, REGISTRY, title_of
 from fuseline.serve.errors import BackendUnavailableError
 
 INT8_CONTENDERS = {f"{name}-int8": name for name in CPU_BACKENDS}
 """Name to backend."""
+BF16_CONTENDERS = {f"{entry.name}-bf16": entry.name for entry in REGISTRY if "bf16" in entry.rounds_to}
+"""Name to backend."""
 NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
 _ON_GPUS = tuple(name for name in BACKENDS if name not in CPU_BACKENDS)
-CONTENDERS = (*NEED_CHECKPOINT, *CPU_BACKENDS, *INT8_CONTENDERS, *_ON_GPUS)
+CONTENDERS = (*NEED_CHECKPOINT, *CPU_BACKENDS, *INT8_CONTENDERS, *BF16_CONTENDERS, *_ON_GPUS)
 TITLES = {
     "eager": "eager PyTorch FP32",
     "eager-channels-last": "eager PyTorch FP32, channels_last",
@@ -35,10 +38,11 @@ TITLES = {
     "folded": "PyTorch FP32, folded, channels_last",
     **{name: title_of(name) for name in CPU_BACKENDS},
     **{name: f"{title_of(backend)} INT8" for name, backend in INT8_CONTENDERS.items()},
+    **{name: f"{title_of(backend)} BF16" for name, backend in BF16_CONTENDERS.items()},
     **{name: title_of(name) for name in _ON_GPUS},
 }
 
-TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CONTENDERS)
+TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CONTENDERS, *BF16_CONTENDERS)
 """Those whose titles say in what they compute."""
 
 Run = Callable[[], NDArray[np.float32]]
@@ -77,11 +81,13 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     from fuseline.serve.batching.policy import DEFAULT_BUCKETS
     from fuseline.serve.reference import check_reference
 
-    precision = "int8" if name in INT8_CONTENDERS else "auto"
+    # A backend that has a contender in BF16 too is in FP32 itself, whatever `auto` would be here.
+    by_name = {**dict.fromkeys(INT8_CONTENDERS, "int8"), **dict.fromkeys(BF16_CONTENDERS, "bf16")}
+    precision = by_name.get(name, "fp32" if name in BF16_CONTENDERS.values() else "auto")
     backend, _ = open_backend(
         subject.package,
         buckets=DEFAULT_BUCKETS,
-        backend=INT8_CONTENDERS.get(name, name),
+        backend={**INT8_CONTENDERS, **BF16_CONTENDERS}.get(name, name),
         precision=precision,
         threads=threads,
     )
@@ -90,7 +96,7 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     def prepare(pixels: NDArray[np.uint8]) -> Run:
         return lambda: backend.infer(pixels)
 
-    return Engine(name if name in INT8_CONTENDERS else backend.name, backend.precision, backend.device, prepare)
+    return Engine(name if name in by_name else backend.name, backend.precision, backend.device, prepare)
 
 
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:

@@ -96,7 +96,7 @@ def run_headline(
         for name in backends:
             say(f"starting the server on {TITLES[name]}")
             # Batch sizes are left to the server, as users leave them.
-            flags = ("--backend", name, "--threads", str(threads))
+            flags = ("--backend", name, "--precision", bare[name].precision, "--threads", str(threads))
             servers[name] = server = stack.enter_context(started_server(subject.package_folder, *flags))
             targets[name] = _expecting_eager(connect(server.address, server.pid), eager, bare[name])
 

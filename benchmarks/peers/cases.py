@@ -39,6 +39,7 @@ CONTENDERS = {
     "fuseline": Contender("Fuseline", "fuseline"),
     "fuseline-openvino": Contender("Fuseline, OpenVINO", "fuseline", "openvino"),
     "fuseline-int8": Contender("Fuseline, OpenVINO INT8", "fuseline", "openvino", "int8"),
+    "fuseline-bf16": Contender("Fuseline, OpenVINO BF16", "fuseline", "openvino", "bf16"),
     "bare": Contender("the bare backend", "bare"),
     "echo": Contender("grpc.aio echo", "echo"),
     "triton": Contender("Triton", "triton"),
@@ -141,7 +142,7 @@ class OverloadCase(Case):
 _ALIKE = ("fuseline", "echo", "triton", "mosec", "bare")
 _TO_ECHO = _at_most(1.5, "CPU", "echo")
 _LEAST_SECONDS = 3.0
-_RESNET = ("bare", "fuseline", "triton", "fuseline-openvino", "fuseline-int8", "mosec")
+_RESNET = ("bare", "fuseline", "triton", "fuseline-openvino", "fuseline-int8", "fuseline-bf16", "mosec")
 _TRITONS = ("triton", "triton-policy", "triton-policy-100")
 
 CASES = {
@@ -174,6 +175,7 @@ CASES = {
             _at_least(1.1, "images/s", "triton"),
             _at_least(1.2, "images/s", "triton", "fuseline-openvino"),
             _at_least(4, "images/s", "triton", "fuseline-int8"),
+            _at_least(1.7, "images/s", "fuseline-openvino", "fuseline-bf16"),
         ),
         least_seconds=_LEAST_SECONDS,
         network="resnet18",

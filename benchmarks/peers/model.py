@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import INT8_CONTENDERS
+from fuseline.benchmarks.engines.contenders import BF16_CONTENDERS, INT8_CONTENDERS
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
@@ -294,8 +294,8 @@ def _logits(
     contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return the logits of `contender`'s backend, held against the logits `same` of the engine that the others run."""
-    int8 = next((name for name, backend in INT8_CONTENDERS.items() if backend == contender.backend), "")
-    engine_name = int8 if contender.precision == "int8" else contender.backend
+    named = {"int8": INT8_CONTENDERS, "bf16": BF16_CONTENDERS}.get(contender.precision, {})
+    engine_name = next((name for name, backend in named.items() if backend == contender.backend), contender.backend)
     with EngineProcess(engine_name, subject, threads) as engine:
         logits = engine.logits(pixels)
     check_logits(f"bare {engine_name}", contender.precision, logits, same)

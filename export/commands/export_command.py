@@ -40,7 +40,10 @@ def export(
             help="A trained ResNet: .pt, .pth, .th, .ckpt, .bin, .safetensors, an index of shards, or their folder.",
         ),
     ],
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 graph, and build engines from it.")] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Also write an FP16 graph, for engines; CPUs that have BF16 then compute in it."),
+    ] = False,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(metavar="REGEX", help="Layers that stay in FP32 all the same; may come several times."),
@@ -150,9 +153,11 @@ def export(
         task=None if task is None else _task(task),
     )
     result = export_checkpoint(options, ConsoleProgress())
-    worst = min(result.manifest.verification, key=lambda verification: verification.agreement)
-    verified = {v.artifact for v in result.manifest.verification}
-    right = [v for v in result.manifest.verification if v.accuracy is not None]
+    # A precision that missed its bar is not served unasked, and was warned of.
+    passed = [v for v in result.manifest.verification if v.passed]
+    worst = min(passed, key=lambda verification: verification.agreement)
+    verified = {v.artifact for v in passed}
+    right = [v for v in passed if v.accuracy is not None]
     accurate = f", {min(v.accuracy or 0.0 for v in right):.2%} right at least" if right else ""
     not_run = [a.path for a in result.manifest.artifacts if a.path not in verified]
     unproven = f"; NOT run here: {', '.join(not_run)}" if not_run else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 # This import comes first, before that of any runtime.
 from fuseline.serve.backends import no_telemetry  # noqa: F401  # isort: skip
 from fuseline.serve.backends.base import Backend, OpenRequest
-from fuseline.serve.backends.registry import BACKENDS, REGISTRY, why_not_installed
+from fuseline.serve.backends.registry import BACKENDS, REGISTRY, why_not_installed, why_not_rounding
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage
 
@@ -28,8 +28,9 @@ def open_backend(
 
     Args:
         backend: one of `BACKENDS`, or `auto` for the first of `REGISTRY` that opens.
-        precision: `fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32. On CPUs both
-            runtimes compute an FP16 graph in FP32, which gains nothing; INT8 is never chosen unasked.
+        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto`. Where the export was asked for half precision, `auto` is
+            FP16 on a GPU and BF16 on a CPU that computes in it, and else FP32. On CPUs both runtimes compute an FP16
+            graph in FP32, which gains nothing; INT8 is never chosen unasked.
         buckets: batch sizes in rows to prepare for.
         cpu_buckets: batch sizes for a backend that computes on the CPU; None: `buckets`.
         threads: CPU threads of the runtime; 0 leaves it to the runtime.
@@ -48,6 +49,8 @@ def open_backend(
         sizes = cpu_buckets if entry.device == "cpu" and cpu_buckets is not None else buckets
         request = OpenRequest(entry.device, tuple(sorted(sizes)), precision, threads, engine_cache)
         try:
+            if (reason := why_not_rounding(entry, precision)) is not None:
+                raise BackendUnavailableError(reason)
             opened = entry.load().open(package, request)
         except (BackendUnavailableError, BackendError, VerificationError) as error:
             if backend != "auto" and entry is entries[-1]:
@@ -85,6 +88,6 @@ def judge_backends(
     judgements = []
     for entry in REGISTRY:
         request = OpenRequest(entry.device, tuple(sorted(buckets)), precision, engine_cache=engine_cache)
-        reason = entry.load().why_unavailable(package, request)
+        reason = why_not_rounding(entry, precision) or entry.load().why_unavailable(package, request)
         judgements.append(Judgement(entry.name, entry.title, reason, entry.merit))
     return tuple(judgements)

@@ -27,7 +27,7 @@ class OpenRequest:
     buckets: tuple[int, ...]
     """Batch sizes in rows to prepare for, ascending."""
     precision: str = "auto"
-    """`fp32`, `fp16`, `int8`, or `auto`: FP16 on a GPU where the package has it, else FP32."""
+    """A name of `fuseline.serve.precision.CHOICES`; `auto` is for the backend to choose."""
     threads: int = 0
     """Number of the runtime's CPU threads; 0 leaves it to the runtime."""
     engine_cache: Path | None = None
@@ -47,7 +47,7 @@ class Instance(Protocol):
 
     @property
     def precision(self) -> str:
-        """Precision of the artifact that is run: `fp32`, `fp16` or `int8`."""
+        """Precision that it computes in: that of the artifact that is run, or `bf16`."""
         ...
 
     @property
@@ -70,6 +70,13 @@ class Instance(Protocol):
 
 class Backend(Instance, Protocol):
     """One model loaded into one runtime on one device."""
+
+    @property
+    def half_share(self) -> float | None:
+        """Share of the convolutions and matrix products, 0 to 1, that the runtime itself says it computes in BF16; None
+        where it wasn't asked to.
+        """
+        ...
 
     def open_lanes(self, count: int) -> "tuple[Infer, ...]":
         """Return `count` functions that compute as `infer` does, with its buckets.
@@ -105,3 +112,4 @@ class BackendFacts(BaseModel):
     precision: str
     device: str
     buckets: tuple[int, ...]
+    half_share: float | None = None

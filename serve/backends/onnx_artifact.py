@@ -4,7 +4,7 @@ from typing import Literal
 
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import Artifact, ModelPackage
-from fuseline.serve.precision import chosen_unasked
+from fuseline.serve.precision import PRECISIONS, PrecisionName, chosen_unasked
 
 Reader = Literal["cpu", "cuda", "tensorrt"]
 """Reader of a graph: ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""
@@ -14,7 +14,8 @@ INT8 graphs. Without it all read the artifact."""
 
 
 def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> Artifact:
-    """Return the ONNX artifact of `precision` for `reader`; for `auto` on a GPU FP16 if there is one, else FP32.
+    """Return the ONNX artifact that `precision` is computed from by `reader`; for `auto` on a GPU FP16 if there is one,
+    else FP32.
 
     Raises:
         BackendUnavailableError: the package has no graph of that precision for `reader`.
@@ -22,8 +23,9 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
     graphs = [artifact for artifact in package.manifest.artifacts if artifact.format == "onnx"]
     wanted = chosen_unasked("cpu" if reader == "cpu" else "gpu") if precision == "auto" else (precision,)
     for name in wanted:
+        graph = PRECISIONS[name].graph if name in PRECISIONS else name
         for artifact in graphs:
-            if artifact.precision == name and artifact.details.get(READ_BY, reader) == reader:
+            if artifact.precision == graph and artifact.details.get(READ_BY, reader) == reader:
                 return artifact
     name = package.manifest.name
     if others := [str(graph.details[READ_BY]) for graph in graphs if graph.precision == precision]:
@@ -35,6 +37,20 @@ def onnx_artifact(package: ModelPackage, precision: str, *, reader: Reader) -> A
     raise BackendUnavailableError(
         f"package {name} has no {precision} ONNX graph, only {held}; export it with --{precision}"
     )
+
+
+def why_unwanted(package: ModelPackage, name: PrecisionName) -> str | None:
+    """Return why `--precision auto` doesn't take precision `name` for `package` on any machine; None if it may."""
+    row, manifest = PRECISIONS[name], package.manifest
+    if package.find("onnx", row.asked_by) is None:
+        return f"{manifest.name} was exported without --{row.asked_by}"
+    for verified in manifest.verification:
+        if verified.precision == name and not verified.passed:
+            return (
+                f"the export of {manifest.name} found {verified.agreement_on} agreement of {verified.agreement:.2%} "
+                f"with PyTorch by {verified.backend}, which misses the bar"
+            )
+    return None
 
 
 def why_no_graph(package: ModelPackage | None, precision: str, *, reader: Reader) -> str | None:

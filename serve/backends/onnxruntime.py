@@ -44,6 +44,7 @@ class OnnxRuntimeBackend:
     """One ONNX graph in one ONNX Runtime session; see `fuseline.serve.backends.base.Backend`."""
 
     name = "onnxruntime"
+    half_share: float | None = None
 
     def __init__(
         self, package: ModelPackage, *, precision: str, buckets: tuple[int, ...], threads: int, cuda: bool

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, cast, get_args
 
 from fuseline.serve.backends.base import Backend, Infer, OpenRequest
 from fuseline.serve.model_package import ModelPackage
-from fuseline.serve.precision import Device
+from fuseline.serve.precision import PRECISIONS, Device, PrecisionName
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -78,6 +78,8 @@ class BackendEntry:
     """Runtimes that must be installed: one of each inner tuple."""
     formats: tuple[str, ...] = ("onnx",)
     """Formats of the artifacts that it runs."""
+    rounds_to: tuple[PrecisionName, ...] = ()
+    """Precisions without an artifact of their own, to which it rounds while it computes that of another precision."""
 
     def load(self) -> BackendModule:
         """Import and return the backend's module."""
@@ -104,7 +106,14 @@ REGISTRY = (
     BackendEntry(
         "onnxruntime", "ONNX Runtime on a GPU", "ONNX Runtime computes on the GPU", "gpu", needs=((ONNXRUNTIME,),)
     ),
-    BackendEntry("openvino", "OpenVINO", "the fastest installed CPU runtime", "cpu", needs=((OPENVINO,),)),
+    BackendEntry(
+        "openvino",
+        "OpenVINO",
+        "the fastest installed CPU runtime",
+        "cpu",
+        needs=((OPENVINO,),),
+        rounds_to=("bf16",),
+    ),
     BackendEntry("onnxruntime", "ONNX Runtime on the CPU", "the installed CPU runtime", "cpu", needs=((ONNXRUNTIME,),)),
 )
 """Backends, best first. If one can't be opened here, whatever the reason, the next is tried."""
@@ -141,6 +150,15 @@ def why_not_installed(backend: str) -> str | None:
                 return f"{alternatives[0].module} is not installed: {installs}"
             return f"neither {' nor '.join(runtime.module for runtime in alternatives)} is installed: {installs}"
     return None
+
+
+def why_not_rounding(entry: BackendEntry, precision: str) -> str | None:
+    """Return why `entry` can't round to `precision`; None if it can, or if artifacts are in that precision."""
+    row = PRECISIONS.get(precision)
+    if row is None or row.graph == precision or precision in entry.rounds_to:
+        return None
+    able = " or ".join(f"--backend {other.name}" for other in REGISTRY if precision in other.rounds_to)
+    return f"it has no {row.title}: take {able}, or --precision {row.graph}"
 
 
 def is_importable(module: str) -> bool:

@@ -53,6 +53,7 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
+    half_share: float | None = None
 
     def __init__(
         self,

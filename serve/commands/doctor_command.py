@@ -59,6 +59,8 @@ def _lines(diagnosis: "Diagnosis") -> Iterator[str]:
             yield f"  ✗ {candidate.title}: {candidate.reason}"
         elif candidate == diagnosis.choice:
             yield f"  ✓ {candidate.title} is chosen: {candidate.merit}"
+            if diagnosis.precision is not None:
+                yield f"    in {diagnosis.precision}"
         else:
             yield f"  · {candidate.title} could, and comes later"
     if diagnosis.choice is None:

@@ -41,7 +41,14 @@ def serve(
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
-    precision: Annotated[str, _option("precision", f"{listed(CHOICES)}.")] = _default("precision"),
+    precision: Annotated[
+        str,
+        _option(
+            "precision",
+            f"{listed(CHOICES)}; auto: for packages exported with --fp16, FP16 on a GPU and BF16 on a CPU that has it, "
+            "else FP32.",
+        ),
+    ] = _default("precision"),
     max_batch: Annotated[
         int | None, _option("max_batch", "Largest batch, in images; default: 32, less for large images on a CPU.")
     ] = _default("max_batch"),
@@ -119,10 +126,11 @@ def serve(
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
+            share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
             typer.echo(
                 f"{model.name} (version {model.manifest.version}): {kind}{backend.name} on {backend.device}, "
-                f"{backend.precision}, batches of {', '.join(map(str, backend.buckets))}; {model.backend_reason}; "
-                f"{model.lanes.line}"
+                f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
+                f"{model.backend_reason}; {model.lanes.line}"
             )
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {join_address(host, server.port)}{http}")

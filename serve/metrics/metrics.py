@@ -92,6 +92,12 @@ class Metrics:
             ["model", "lanes"],
             registry=self.registry,
         )
+        self._half_share = Gauge(
+            "fuseline_model_half_share",
+            "Share of the convolutions and matrix products that the runtime computes in BF16, where it was asked to.",
+            ["model"],
+            registry=self.registry,
+        )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
         """Statistics of each served model, by name."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
@@ -105,6 +111,8 @@ class Metrics:
         self._lanes.labels(model.name).set(model.lanes.lanes)
         for lanes, images_per_s in model.lanes.images_per_s.items():
             self._warm_up_rate.labels(model.name, str(lanes)).set(images_per_s)
+        if backend.half_share is not None:
+            self._half_share.labels(model.name).set(backend.half_share)
         self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
 
     def count_request(

@@ -25,6 +25,7 @@ def response_from_model(model: Model, settings: Settings) -> GetModelResponse:
         task=manifest.task,
         backend=model.backend.name,
         precision=model.backend.precision,
+        half_share=model.backend.half_share,
         backend_reason=model.backend_reason,
         lanes=Lanes(**model.lanes.model_dump()),
         batch_buckets=model.backend.buckets,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fuseline.export.verify import check_passed, compare
+from fuseline.export.verify import check_passed, compare, rounding_doubts
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import Artifact, Verification
 
@@ -67,6 +67,22 @@ def test_failures_name_artifact_backend_and_figures() -> None:
     check_passed([good])
     with pytest.raises(VerificationError, match=r"model\.onnx on test: .*difference 1 of a logit range of 10"):
         check_passed([good, bad])
+
+
+@pytest.mark.parametrize(("flipped", "passes"), [(10, True), (11, False)])
+def test_bf16_must_agree_on_99_of_100(flipped: int, passes: bool) -> None:
+    eager = np.tile(np.array([[0, 8, 7.8]], np.float32), (1000, 1))
+    served = eager.copy()
+    served[:flipped] = [0, 7.8, 8]
+    verdict = compare(artifact("fp32"), "test", "rows", eager, served, precision="bf16")
+    assert (verdict.precision, verdict.passed) == ("bf16", passes)
+    check_passed([verdict])
+    warnings = rounding_doubts([verdict])
+    assert len(warnings) == (not passes)
+    assert all(
+        "BF16 is served only with --precision bf16: model.onnx on test: top-1 agreement 98.90%" in warning
+        for warning in warnings
+    )
 
 
 def test_fp16_that_agrees_but_is_far_off_is_refused_as_a_server_would() -> None:

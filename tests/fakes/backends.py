@@ -17,6 +17,7 @@ class WrappedBackend:
     def __init__(self, real: Backend) -> None:
         self._real = real
         self.name, self.precision, self.device, self.buckets = real.name, real.precision, real.device, real.buckets
+        self.half_share = real.half_share
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._real.infer(pixels)

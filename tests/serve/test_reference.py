@@ -60,6 +60,18 @@ def test_a_model_that_answers_otherwise_in_its_smallest_bucket_alone_is_not_serv
         check_reference(backend, package)
 
 
+def test_where_bf16_answers_otherwise_fp32_is_what_to_serve(folder: Path) -> None:
+    package = load_package(folder)
+    real, _ = open_backend(package, backend="onnxruntime", buckets=(4,), threads=1)
+    backend = SteeredBackend(real)
+    backend.precision = "bf16"
+    backend.replacement = lambda pixels: 1.04 * real.infer(pixels)
+    assert check_reference(backend, package) > 0.01
+    backend.replacement = lambda pixels: 1.2 * real.infer(pixels)
+    with pytest.raises(VerificationError, match=r"in bf16 .* is not served: .*serve it with --precision fp32"):
+        check_reference(backend, package)
+
+
 @pytest.mark.parametrize(
     ("rows", "classes"),
     [(slice(None), slice(3)), (slice(2), slice(None))],

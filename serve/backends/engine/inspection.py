@@ -7,10 +7,7 @@ from typing import Any
 
 from fuseline.serve.backends.engine.library import title
 from fuseline.serve.errors import VerificationError
-from fuseline.serve.precision import PrecisionName, precision_of_type
-
-LEAST_SHARE = 0.95
-"""Smallest share of the weights that must be in the precision of a graph which is in that precision throughout."""
+from fuseline.serve.precision import LEAST_SHARE, PrecisionName, precision_of_type
 
 
 def weights_by_precision(engine: Any, trt: Any) -> dict[str, int]:

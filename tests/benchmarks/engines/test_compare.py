@@ -8,12 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
-from fuseline.benchmarks.engines.contenders import INT8_CONTENDERS, open_engine
+from fuseline.benchmarks.engines.contenders import BF16_CONTENDERS, INT8_CONTENDERS, open_engine
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
+from tests.bf16 import CPU_HAS_BF16, needs_bf16
 from tests.fakes.colours import expected_logits, noise
 
 
@@ -69,11 +70,12 @@ def test_engines_take_turns_and_are_compared_pair_by_pair(subject: Subject) -> N
         [line.partition(": ")[2] for line in said if line.startswith(f"repeat {repeat} of 2, batch 1")]
         for repeat in (1, 2)
     )
-    assert first == second[::-1] == ["ONNX Runtime", "OpenVINO"]
-    ort, openvino = (figures for figures in found.figures if figures.batch == 4)
+    expected = ["ONNX Runtime", "OpenVINO", *(["OpenVINO BF16"] if CPU_HAS_BF16 else [])]
+    assert first == second[::-1] == expected
+    ort, openvino, *_ = (figures for figures in found.figures if figures.batch == 4)
     assert ort.ratios == (1.0, 1.0)
     assert openvino.ratios == tuple(b / a for a, b in zip(ort.images_per_s, openvino.images_per_s, strict=True))
-    assert as_table(found, "colours").row_count == 4
+    assert as_table(found, "colours").row_count == 2 * len(expected)
     assert all(figures.first_answer_s > figures.start_s > 0 for figures in found.figures)
     assert as_json(found)["engines"][0]["images_per_s_spread"]["repeats"] == 2
 
@@ -99,13 +101,15 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
         "onnxruntime",
         "openvino",
         *INT8_CONTENDERS,
+        *(pytest.param(name, marks=needs_bf16) for name in BF16_CONTENDERS),
     ],
 )
 def test_the_answers_of_all_engines_are_eagers(small: Subject, name: str) -> None:
     pixels = generated_pictures((32, 32, 3), 4)
     eager = open_engine("eager", small).prepare(pixels)()
     engine = open_engine(name, small)
-    assert engine.precision == ("int8" if name in INT8_CONTENDERS else "fp32")
+    assert engine.name == name
+    assert engine.precision == ("int8" if name in INT8_CONTENDERS else "bf16" if name in BF16_CONTENDERS else "fp32")
     check_logits(name, engine.precision, engine.prepare(pixels)(), eager)
     spread = float(np.ptp(eager))
     # A network that gave every picture the same answer would hide swapped ones.

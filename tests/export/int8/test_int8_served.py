@@ -19,6 +19,7 @@ from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import Artifact, ModelPackage, file_facts, load_package, save_manifest
 from fuseline.serve.settings import settings_from_flags
+from tests.bf16 import CPU_HAS_BF16
 from tests.export.int8.networks import Subject
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
@@ -50,7 +51,7 @@ def test_a_package_serves_its_int8_graph_where_int8_is_asked_for(
     assert np.array_equal(asked.infer(pixels), int8_logits_by_runtime(graph, pixels)[runtime])
     asked.close()
     unasked, _ = open_backend(int8_package, backend=runtime, buckets=(4,))
-    assert unasked.precision == "fp32"
+    assert unasked.precision == ("bf16" if runtime == "openvino" and CPU_HAS_BF16 else "fp32")
     unasked.close()
 
 

@@ -14,6 +14,7 @@ from fuseline.serve.backends.gpu.nvidia_driver import Driver
 from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import load_package
+from tests.bf16 import ask_for_half, bf16_verification, play_cpu
 from tests.fakes.colours import write_colours_package
 from tests.fakes.gpu import FakeCudart, FakeTensorRT
 from tests.serve.backends.engine_packages import GRAPHS, install, package_of, put_gpu_in
@@ -135,6 +136,29 @@ def test_int8_is_advised_where_the_cpu_multiplies_it_and_it_is_not_asked_for_alr
         advice = [line for line in doctor.diagnose(its_package, precision=precision).advice if "8-bit" in line]
         assert bool(advice) == (expected is not None)
         assert expected is None or advice[0].endswith(expected)
+
+
+def test_the_precision_that_a_cpu_serves_is_told_with_the_reason(run, tmp_path, monkeypatch):
+    folder = write_colours_package(tmp_path / "colours")
+    monkeypatch.setattr(doctor, "this_cpu", lambda: Cpu("a CPU", 2, ("avx512_bf16",)))
+    play_cpu(monkeypatch, has_bf16=True)
+    has = "this CPU computes in BF16 (avx512_bf16)"
+    assert f"    in bf16: {has} for packages that were exported with --fp16\n" in run()[1]
+    text = run(folder)[1]
+    assert "    in fp32: not bf16, as colours was exported without --fp16\n" in text
+    assert f"{has}: export the model with --fp16, or serve it with --precision bf16" in text
+    assert "    in bf16: --precision bf16 was given\n" in run(folder, "--precision", "bf16")[1]
+    ask_for_half(folder)
+    text = run(folder)[1]
+    assert f"    in bf16: {has}, and colours was exported with --fp16\n" in text
+    assert "serve it with --precision bf16" not in text
+    assert json.loads(run(folder, "--json")[1])["precision"].startswith("bf16: this CPU")
+    ask_for_half(folder, bf16_verification(passed=False))
+    found = "the export of colours found top-1 agreement of 97.50% with PyTorch by openvino (CPU, BF16)"
+    assert f"    in fp32: not bf16, as {found}, which misses the bar\n" in run(folder)[1]
+    ask_for_half(folder)
+    play_cpu(monkeypatch, has_bf16=False)
+    assert "    in fp32: not bf16, as this CPU has neither AVX512_BF16 nor AMX" in run(folder)[1]
 
 
 def test_a_driver_without_gpus_is_said(run, monkeypatch):
