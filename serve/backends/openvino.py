@@ -1,6 +1,7 @@
 """OpenVINO on a CPU."""
 
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,23 @@ def open_request(graph: Path | bytes, *, threads: int = 0) -> Any:
     Raises:
         RuntimeError: OpenVINO can't read or compile `graph`.
     """
-    import openvino as ov
-
     # Batches are formed before they come here, so one request uses all the cores: the latency hint. What isn't
     # quantised is computed in FP32: the default on CPUs with BF16 units would round to BF16 unasked.
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    core = ov.Core()
+    core = _core()
     return core.compile_model(core.read_model(graph), "CPU", config).create_infer_request()
+
+
+@cache
+def _core() -> Any:
+    """Return the one core of this process, which is never destroyed.
+
+    For its first model a core gives the calling thread a stack on which signals are handled, and unmaps it when it is
+    destroyed. If that happens in another thread, or before a younger core's end, the thread keeps the address, and the
+    next signal that Python handles there ends the process with SIGSEGV (`SigAltStackSetup` in OpenVINO's CPU plugin).
+    """
+    import openvino as ov
+
+    return ov.Core()
