@@ -63,6 +63,12 @@ def run_command_line(command: Callable[[], object]) -> None:
         _end(f"{error.name} is not installed; pip install 'fuseline[{extra}]'", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+    except SystemExit as end:
+        if end.code in (130, 143):
+            # The interpreter's end waits for threads. A Ctrl-C then must not end that wait alone, which would leave
+            # threads in native code that call an interpreter which is gone: it ends the process.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -4,6 +4,7 @@ import platform
 from collections import Counter
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.precision import LEAST_SHARE, PRECISIONS, chosen_unasked
+
+_CORE_LOCK = Lock()
 
 _LAYER_TYPES = ("Convolution", "FullyConnected", "MatMul")
 """Types of convolutions and matrix products in an execution graph."""
@@ -59,7 +62,7 @@ class OpenVinoBackend:
         artifact = onnx_artifact(package, precision, reader="cpu")
         path = package.checked_path(artifact)
         try:
-            self._graph: Any = ov.Core().read_model(path)
+            self._graph: Any = _core().read_model(path)
             self._request: Any = _compiled(self._graph, precision, threads=threads).create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error
@@ -130,9 +133,7 @@ def why_no_openvino(precision: str) -> str | None:
 @cache
 def cpu_capabilities() -> frozenset[str]:
     """Return what OpenVINO says that this CPU computes in without emulation: `FP32`, `BF16`, `INT8` and others."""
-    import openvino as ov
-
-    return frozenset(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return frozenset(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def graph_runner(graph: bytes) -> Infer:
@@ -147,16 +148,12 @@ def open_request(graph: Path | bytes, *, precision: str = "fp32") -> Any:
     Raises:
         RuntimeError: OpenVINO can't read or compile `graph`.
     """
-    import openvino as ov
-
-    return _compiled(ov.Core().read_model(graph), precision).create_infer_request()
+    return _compiled(_core().read_model(graph), precision).create_infer_request()
 
 
 def _compiled(graph: Any, precision: str, *, threads: int = 0, streams: int = 1) -> Any:
     """Return `graph` compiled as `compile_config` says. Raises `RuntimeError` when OpenVINO can't compile it."""
-    import openvino as ov
-
-    return ov.Core().compile_model(graph, "CPU", compile_config(precision, threads=threads, streams=streams))
+    return _core().compile_model(graph, "CPU", compile_config(precision, threads=threads, streams=streams))
 
 
 def compile_config(precision: str, *, threads: int = 0, streams: int = 1) -> dict[str, Any]:
@@ -204,3 +201,22 @@ def checked_share(types: Counter[str], precision: str) -> float:
             f"Serve with --precision {row.graph}; another version of OpenVINO may do better"
         )
     return share
+
+
+def _core() -> Any:
+    """Return the one core of this process, which is never destroyed.
+
+    For its first model a core gives the calling thread a stack on which signals are handled, and unmaps it when it is
+    destroyed. If that happens in another thread, or before a younger core's end, the thread keeps the address, and the
+    next signal that Python handles there ends the process with SIGSEGV (`SigAltStackSetup` in OpenVINO's CPU plugin).
+    """
+    # `cache` alone would make two for threads that ask at once.
+    with _CORE_LOCK:
+        return _new_core()
+
+
+@cache
+def _new_core() -> Any:
+    import openvino as ov
+
+    return ov.Core()

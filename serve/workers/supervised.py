@@ -120,6 +120,8 @@ async def start_process(
                 make_config(theirs.fileno()).model_dump_json(),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *files),
+                # A terminal's Ctrl-C goes to the supervisor alone: the process can ignore it only once it has started.
+                process_group=0,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
             )
         except BaseException:

@@ -8,9 +8,9 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fuseline.serve.backends.engine.graph import graph_for_tensorrt
@@ -30,7 +30,7 @@ from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 from fuseline.serve.precision import PrecisionName
 
-_SIGNALS_EVERY_S = 0.1
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +102,19 @@ def build_engine(
     """
     profile = batch_profile(max_batch, opt_batch)
     choice = available_builder(capability)
-    trt = import_library(choice.library)
-    logger_of(trt).recent_errors.clear()
-    started = time.monotonic()
-    bound_to = engine_details(choice, hashlib.sha256(onnx).hexdigest(), profile)
-    builder = _new_builder(trt)
-    # The network's weights lie in the parser, which must be kept alive.
-    network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
-    row_shape = _row_shape(network, trt)
-    check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
-    check_computable(network, choice, layer_names)
-    config = _configure(trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape)
-    cache = _use_timing_cache(trt, config, timing_cache) if choice.library == "tensorrt" else None
-    plan = _build(trt, builder, network, config, on_progress)
-    return EngineBuild(
-        plan=plan,
-        bound_to=bound_to,
+    progress = BuildProgress(on_progress)
+    build = partial(
+        _build,
+        onnx,
+        choice,
         precision=precision,
-        achieved=achieved_precision(network, trt),
-        precision_counts=precision_counts(network),
-        seconds=time.monotonic() - started,
-        timing_cache=bytes(cache.serialize()) if cache is not None else None,
+        profile=profile,
+        allowed_fp32=allowed_fp32,
+        layer_names=layer_names,
+        progress=progress,
+        timing_cache=timing_cache,
     )
+    return _in_thread(build, progress)
 
 
 def batch_profile(max_batch: int, opt_batch: int | None = None) -> tuple[int, int, int]:
@@ -146,6 +137,83 @@ def engine_details(choice: Builder, graph_sha256: str, profile: tuple[int, int, 
         compute_capability=choice.capability,
         profile=profile,
         graph_sha256=graph_sha256,
+    )
+
+
+def _in_thread(build: Callable[[], EngineBuild], progress: BuildProgress) -> EngineBuild:
+    """Return what `build` returns, which runs in a thread; an interruption stops it at its next step and is raised.
+
+    A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks, so these must not run
+    there. What the build uses belongs to its thread: wherever signals end this call, TensorRT keeps what it works with.
+    """
+    building = threading.Lock()
+    built: list[EngineBuild] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        with building:
+            try:
+                built.append(build())
+            # The error is raised again where the build is waited for.
+            except BaseException as error:  # noqa: BLE001
+                failed.append(error)
+
+    # The main thread only sleeps, as an exception of a signal's handler breaks other waits: up to Python 3.12 it marks
+    # a thread that is joined as ended, so that not even the interpreter's end waits for it
+    # (https://github.com/python/cpython/issues/90882), and a second one makes `Event.wait` fail.
+    try:
+        threading.Thread(target=run, name="tensorrt-build").start()
+        while not (built or failed):
+            time.sleep(_POLL_S)
+    except BaseException as error:
+        progress.stop(error)
+        # A thread that has not come to `building` yet finds that it must not build.
+        while building.locked():
+            with suppress(KeyboardInterrupt):
+                time.sleep(_POLL_S)
+        raise
+    if failed:
+        raise failed.pop()
+    return built[0]
+
+
+def _build(
+    onnx: bytes,
+    choice: Builder,
+    *,
+    precision: PrecisionName,
+    profile: tuple[int, int, int],
+    allowed_fp32: Collection[str] | None,
+    layer_names: Mapping[str, str] | None,
+    progress: BuildProgress,
+    timing_cache: bytes | None,
+) -> EngineBuild:
+    trt = import_library(choice.library)
+    logger_of(trt).recent_errors.clear()
+    started = time.monotonic()
+    bound_to = engine_details(choice, hashlib.sha256(onnx).hexdigest(), profile)
+    builder = _new_builder(trt)
+    # The network's weights lie in the parser, which must be kept alive.
+    network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
+    row_shape = _row_shape(network, trt)
+    check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
+    check_computable(network, choice, layer_names)
+    config = _configure(trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape)
+    cache = _use_timing_cache(trt, config, timing_cache) if choice.library == "tensorrt" else None
+    # TensorRT holds no reference to its monitor.
+    config.progress_monitor = _monitor = progress_monitor(trt, progress)
+    plan = None if progress.error else builder.build_serialized_network(network, config)
+    if progress.error is not None:
+        raise progress.error
+    progress.finish_all()
+    return EngineBuild(
+        plan=bytes(check(plan, "build the engine", trt)),
+        bound_to=bound_to,
+        precision=precision,
+        achieved=achieved_precision(network, trt),
+        precision_counts=precision_counts(network),
+        seconds=time.monotonic() - started,
+        timing_cache=bytes(cache.serialize()) if cache is not None else None,
     )
 
 
@@ -234,44 +302,3 @@ def _use_timing_cache(trt: Any, config: Any, timing_cache: bytes | None) -> Any:
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             return cache
     raise BackendError(f"{title(trt)} refuses even an empty timing cache: {recent_errors(trt)}")
-
-
-def _build(
-    trt: Any, builder: Any, network: Any, config: Any, on_progress: Callable[[str, float], None] | None
-) -> bytes:
-    progress = BuildProgress(on_progress)
-    # TensorRT holds no reference to its monitor.
-    config.progress_monitor = monitor = progress_monitor(trt, progress)
-    begin, built = threading.Event(), Future[Any]()
-
-    def build() -> None:
-        begin.wait()
-        try:
-            built.set_result(None if progress.error else builder.build_serialized_network(network, config))
-        # The error is raised again where the build is waited for.
-        except BaseException as error:  # noqa: BLE001
-            built.set_exception(error)
-
-    # A Ctrl-C is raised in the main thread, and TensorRT swallows what is raised in its callbacks, so these must not
-    # run there. A Ctrl-C may come anywhere in these lines: the thread touches nothing before `begin` is set, and what
-    # it uses is kept until it has ended.
-    thread = threading.Thread(target=build, name="tensorrt-build")
-    try:
-        thread.start()
-        begin.set()
-        while thread.is_alive():
-            # A signal that comes just before a wait begins doesn't end that wait; its handler runs between two waits.
-            thread.join(_SIGNALS_EVERY_S)
-        plan = built.result()
-    except BaseException as error:
-        progress.stop(error)
-        begin.set()
-        while thread.is_alive():
-            with suppress(KeyboardInterrupt):
-                thread.join(_SIGNALS_EVERY_S)
-        raise
-    del monitor
-    if progress.error is not None:
-        raise progress.error
-    progress.finish_all()
-    return bytes(check(plan, "build the engine", trt))

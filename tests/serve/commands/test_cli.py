@@ -1,6 +1,7 @@
 """The `fuseline` command, and how it mounts the others."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -61,3 +62,31 @@ def test_each_command_is_mounted(run_fuseline: Run, command: str) -> None:
     code, stdout, _ = run_fuseline(command, "--help")
     assert code == 0
     assert f"Usage: fuseline {command} " in stdout
+
+
+def test_after_a_signal_the_next_ctrl_c_ends_the_process_though_a_thread_still_computes() -> None:
+    """As long as threads are waited for; else Python would finalise below them, and native code would crash."""
+    program = (
+        "import sys, threading, time\n"
+        "from fuseline.serve.command_line import run_command_line\n"
+        "def compute():\n"
+        "    while threading.main_thread().is_alive():\n"
+        "        time.sleep(0.001)\n"
+        "    print('ending', flush=True)\n"
+        "    time.sleep(60)\n"
+        "def command():\n"
+        "    threading.Thread(target=compute).start()\n"
+        "    raise SystemExit(130)\n"
+        "run_command_line(command)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ending\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, stderr) == (-signal.SIGINT, "")

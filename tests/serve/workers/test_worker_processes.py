@@ -245,6 +245,14 @@ async def test_when_the_backend_is_killed_all_that_waits_is_unavailable_at_once_
     assert "8 UNAVAILABLE" in stderr
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_supervisor_alone(package: Path) -> None:
+    """The terminal sends it to a whole process group, also while those that would ignore it still import."""
+    with server_process(package, *FAST, *WORKERS) as server:
+        groups = {os.getpgid(pid) for pid in children_of(server)}
+        assert groups
+        assert os.getpgid(server.process.pid) not in groups
+
+
 async def test_its_processes_end_with_it_even_when_it_is_killed(package: Path) -> None:
     with server_process(package, *FAST, *WORKERS) as server:
         children = children_of(server)

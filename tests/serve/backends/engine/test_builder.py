@@ -253,6 +253,47 @@ def test_ctrl_c_before_the_build_has_begun_leaves_no_build_behind(trt, monkeypat
     assert not thread.is_alive()
 
 
+_INTERRUPTED_BUILD = """
+import os, signal, sys, time
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.command_line import run_command_line
+from tests.export.small_graph import small_graph
+
+numbers = [signal.Signals[f"SIG{name}"] for name in sys.argv[1].split()]
+
+def interrupt(phase, share):
+    while numbers:
+        os.kill(os.getpid(), numbers.pop(0))
+        # A main thread that doesn't wait for the build finalises the interpreter meanwhile: whoever comes back to it
+        # from native code then ends the process.
+        for _ in range(300):
+            time.sleep(0.001)
+
+def build():
+    try:
+        build_engine(small_graph(), precision="fp16", capability="sm89", max_batch=4, on_progress=interrupt)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+run_command_line(build)
+"""
+
+
+@pytest.mark.parametrize(("signals", "code"), [("INT", 130), ("TERM", 143), ("INT TERM", 143), ("TERM INT INT", 143)])
+@pytest.mark.usefixtures("trt")
+def test_signals_never_end_the_process_with_a_build_in_native_code(signals, code):
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _INTERRUPTED_BUILD, signals],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_all_parser_errors_come_in_one_message_with_their_nodes(trt):
     with pytest.raises(BackendError) as caught:
         build_engine(small_graph(unknown_operators=2), precision="fp16", capability="sm89", max_batch=4)
