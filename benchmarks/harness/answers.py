@@ -20,7 +20,8 @@ def check_logits(who: str, precision: str, logits: NDArray[np.float32], expected
         raise VerificationError(f"{who} gave logits {logits.shape}, expected {expected.shape}; it was not timed")
     spread = float(expected.max() - expected.min())
     difference = float(np.abs(logits.astype(np.float64) - expected).max())
-    bar = PRECISIONS[precision].max_difference * spread
+    # BF16 keeps 8 bits of a number; until it is a row of the table it is held to FP16's tolerance.
+    bar = PRECISIONS.get(precision, PRECISIONS["fp16"]).max_difference * spread
     if not difference <= bar:
         raise VerificationError(
             f"{who} gives other answers than expected: logits differ by up to {difference:.3g} of a range of "
