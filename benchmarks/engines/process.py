@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.engines.contenders import Engine, open_engine
+from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
 from fuseline.benchmarks.harness.subject import Subject
 from fuseline.benchmarks.harness.timing import BURN_IN_S, timed_calls, timed_calls_side_by_side
@@ -128,6 +129,9 @@ def start_engine(name: str, subject: Subject, threads: int) -> Answerer:
         if lanes not in opened:
             assert engine.open_lanes is not None
             opened[lanes] = engine.open_lanes(lanes)
+            expected = engine.prepare(pixels)()
+            for infer in opened[lanes]:
+                check_logits(f"a lane of {name}", engine.precision, infer(pixels), expected)
         runs = [partial(infer, pixels) for infer in opened[lanes]]
         by_lane = timed_calls_side_by_side(runs, seconds, burn_in_s=burn_in_s)
         return tuple(call_s for calls_s in by_lane for call_s in calls_s)

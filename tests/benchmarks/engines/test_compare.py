@@ -144,6 +144,16 @@ def test_lanes_are_called_side_by_side_and_their_rates_add_up(
     assert process.Stretch(3, (0.5, 0.5), lanes=2).images_per_s == pytest.approx(12)
 
 
+def test_a_lane_that_answers_wrongly_is_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine("onnxruntime", subject, 1)
+    wrong = replace(engine, open_lanes=lambda count: (lambda pixels: expected_logits(pixels)[::-1],) * count)
+    monkeypatch.setattr(process, "open_engine", lambda *_: wrong)
+    monkeypatch.setattr(process, "timed_calls_side_by_side", lambda *_, **__: pytest.fail("it was timed"))
+    answer = process.start_engine("onnxruntime", subject, 1)
+    answer("open", ())
+    assert isinstance(answer("measure", (noise(3), 0.05, 2)), VerificationError)
+
+
 def test_an_engine_tells_whether_it_has_lanes(small: Subject) -> None:
     assert open_engine("eager", small).open_lanes is None
 
