@@ -11,7 +11,7 @@ from rich.console import Console
 
 import fuseline.benchmarks.peers.processes
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
-from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case
+from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, goodput_at
 from fuseline.benchmarks.peers.command import peers_asked_for
 from fuseline.benchmarks.peers.compare import contenders_of, run_peers
 from fuseline.benchmarks.peers.model import served_model
@@ -55,22 +55,23 @@ def test_many_images_a_request_are_held_against_a_figure_and_against_mosecs_sing
 
 
 def test_one_alone_is_held_against_the_bare_call_by_the_difference() -> None:
-    bare = [stretch(cpu_ms=None, ms=0.25), stretch(cpu_ms=None, ms=0.5)]
-    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.5, 1.25), True)]
+    bare = [stretch(cpu_ms=None, ms=0.5), stretch(cpu_ms=None, ms=0.75)]
+    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.25, 1.0), True)]
+    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)], bare=bare[:1])) == [((1.25,), False)]
 
 
 def test_the_network_has_a_bar_for_each_engine() -> None:
     found = rounds_of(
         "resnet18",
-        fuseline=[stretch(38), stretch(32)],
+        fuseline=[stretch(39), stretch(32)],
         fuseline_openvino=[stretch(40), stretch(40)],
         fuseline_int8=[stretch(100), stretch(100)],
         triton=[stretch(32), stretch(32)],
         bare=[stretch(40, cpu_ms=None), stretch(32, cpu_ms=None)],
     )
     assert measured(found) == [
-        ((0.95, 1.0), True),
-        ((1.1875, 1.0), False),
+        ((0.975, 1.0), True),
+        ((1.21875, 1.0), False),
         ((1.25, 1.25), True),
         ((3.125, 3.125), False),
     ]
@@ -78,6 +79,17 @@ def test_the_network_has_a_bar_for_each_engine() -> None:
 
 def test_the_open_loop_is_held_against_tritons_p99() -> None:
     assert measured(rounds_of("resnet18-open", fuseline=[stretch(ms=3)], triton=[stretch(ms=6)])) == [((0.5,), True)]
+    assert measured(rounds_of("resnet18-open", fuseline=[stretch(ms=4)], triton=[stretch(ms=6)])) == [
+        ((pytest.approx(2 / 3),), False)
+    ]
+
+
+def test_overload_keeps_nearly_all_of_the_capacity() -> None:
+    own = [bar for bar in CASES["overload"].bars if not bar.against]
+    assert [(bar.measure, bar.passes(0.95), bar.passes(0.94)) for bar in own] == [
+        (goodput_at(2), True, False),
+        (goodput_at(5), True, False),
+    ]
 
 
 def test_without_a_peer_its_bars_are_not_measured_and_not_passed() -> None:
