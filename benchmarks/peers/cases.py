@@ -1,8 +1,10 @@
 """What `fuseline bench peers` compares: contenders, cases of load, and bars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CONCURRENCY = 32
+JPEG_SHAPE = (375, 500, 3)
+"""Height, width and channels of the pictures in JPEG files, as many photographs of ImageNet have them."""
 SAME_ENGINE = "onnxruntime"
 """What runs the model in every contender but those that say otherwise."""
 OVERLOAD_DEADLINE_MS = 250.0
@@ -21,7 +23,8 @@ class Contender:
 
     title: str
     server: str
-    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEER_SERVERS`."""
+    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), `cpu-limit` (see
+    `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
     """Fuseline's backend."""
     precision: str = "fp32"
@@ -46,6 +49,16 @@ CONTENDERS = {
     "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
     "triton-policy": Contender("Triton, queue policy", "triton-policy"),
     "triton-policy-100": Contender("Triton, queue policy 100 ms", "triton-policy"),
+}
+CPU_LIMITS = {name: f"{name}-cpu-limit" for name in ("fuseline", "fuseline-openvino", "fuseline-int8")}
+"""Each of Fuseline's contenders that is sent JPEGs to the limit that it is held against."""
+CONTENDERS |= {
+    limit: replace(
+        CONTENDERS[name],
+        title=CONTENDERS[name].title.replace("Fuseline", "decode and engine alone"),
+        server="cpu-limit",
+    )
+    for name, limit in CPU_LIMITS.items()
 }
 QUEUE_TIMEOUT_MS = {"triton-policy": OVERLOAD_DEADLINE_MS, "triton-policy-100": 100.0}
 """Contender to what its requests under an open load say as Triton's parameter `timeout`: how long they may wait. A
@@ -122,11 +135,13 @@ class Case:
     share_of_capacity: float | None = None
     """Open loop: requests are due as a Poisson process at this share of what Triton answers under `concurrency`, which
     is measured at the beginning of each round. None: closed loop."""
+    jpeg: bool = False
+    """Whether pictures are sent as JPEG files of `JPEG_SHAPE`, which servers decode, resize and crop."""
 
     @property
-    def model(self) -> tuple[str, int]:
+    def model(self) -> tuple[str, int, bool]:
         """Cases of the same model share their servers."""
-        return self.network, self.side
+        return self.network, self.side, self.jpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +202,16 @@ CASES = {
         least_seconds=_LEAST_SECONDS,
         network="resnet18",
         share_of_capacity=0.8,
+    ),
+    "jpeg": Case(
+        "Classify, JPEG of 500 x 375, ResNet-18 at 224",
+        224,
+        1000,
+        (*CPU_LIMITS, *CPU_LIMITS.values(), "triton", "mosec"),
+        tuple(_at_least(0.95, "images/s", limit, name) for name, limit in CPU_LIMITS.items()),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+        jpeg=True,
     ),
     "overload": OverloadCase(
         "ResNet-18, overload",
