@@ -30,6 +30,8 @@ class Contender:
     precision: str = "fp32"
     one_image: bool = False
     """Whether a request has one image, however many the case says."""
+    flags: tuple[str, ...] = ()
+    """What `fuseline serve` is told besides."""
 
 
 PEERS = {"triton": "Triton", "mosec": "Mosec"}
@@ -49,6 +51,11 @@ CONTENDERS = {
     "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
     "triton-policy": Contender("Triton, queue policy", "triton-policy"),
     "triton-policy-100": Contender("Triton, queue policy 100 ms", "triton-policy"),
+}
+_ONE_LANE = ("fuseline", "fuseline-openvino")
+CONTENDERS |= {
+    f"{name}-one-lane": replace(CONTENDERS[name], title=f"{CONTENDERS[name].title}, one lane", flags=("--lanes", "1"))
+    for name in _ONE_LANE
 }
 CPU_LIMITS = {name: f"{name}-cpu-limit" for name in ("fuseline", "fuseline-openvino", "fuseline-int8")}
 """Each of Fuseline's contenders that is sent JPEGs to the limit that it is held against."""
@@ -137,6 +144,8 @@ class Case:
     is measured at the beginning of each round. None: closed loop."""
     jpeg: bool = False
     """Whether pictures are sent as JPEG files of `JPEG_SHAPE`, which servers decode, resize and crop."""
+    busy: bool = False
+    """Whether one process of the same priority takes what it can get of a core all the time."""
 
     @property
     def model(self) -> tuple[str, int, bool]:
@@ -212,6 +221,16 @@ CASES = {
         least_seconds=_LEAST_SECONDS,
         network="resnet18",
         jpeg=True,
+    ),
+    "busy": Case(
+        "Classify, ResNet-18 at 224, beside one busy process",
+        224,
+        1000,
+        (*_ONE_LANE, *(f"{name}-one-lane" for name in _ONE_LANE)),
+        tuple(_at_least(1.3, "images/s", f"{name}-one-lane", name) for name in _ONE_LANE),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+        busy=True,
     ),
     "overload": OverloadCase(
         "ResNet-18, overload",

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from fuseline.benchmarks.peers.cases import (
 )
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from fuseline.benchmarks.peers.processes import Server, started_peer
+from fuseline.benchmarks.peers.processes import Server, busy_neighbour, started_peer
 from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from fuseline.benchmarks.peers.rounds import Stretch
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
@@ -86,7 +86,8 @@ class PeerModel:
             return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._closed_load(name, case, seconds)
-        result = run_closed_loop(load, watch)
+        with busy_neighbour() if case.busy else nullcontext():
+            result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
 
@@ -251,7 +252,7 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
                 left_out[name] = f"{contender.title} is left out: {error}"
                 continue
             flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
-            process = stack.enter_context(started_server(subject.package_folder, *flags))
+            process = stack.enter_context(started_server(subject.package_folder, *flags, *contender.flags))
             servers[name] = Server(process.address, process.pid)
         graph = _graph(subject)
         resize = spec.preprocessing.resize_shorter_side if case.jpeg else 0

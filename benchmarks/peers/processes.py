@@ -140,6 +140,24 @@ def started_echo() -> Iterator[Server]:
 
 
 @contextmanager
+def busy_neighbour(most_seconds: float = 600.0) -> Iterator[int]:
+    """Keep a process of this one's priority busy, yield its id, and end it; by itself it ends after `most_seconds`.
+
+    Raises:
+        BackendError: it ended before what ran beside it.
+    """
+    program = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", program, str(most_seconds)])  # noqa: S603
+    try:
+        yield process.pid
+        if process.poll() is not None:
+            raise BackendError(f"the busy process ended before what was measured beside it ({most_seconds:g} s)")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def _session(
     command: Sequence[str], settings: Mapping[str, str], log: IO[bytes]
 ) -> Iterator["subprocess.Popen[bytes]"]:

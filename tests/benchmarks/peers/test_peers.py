@@ -16,6 +16,7 @@ from rich.console import Console
 
 import fuseline.benchmarks.peers.processes
 from fuseline.benchmarks.engines.process import Stretch as EngineStretch
+from fuseline.benchmarks.harness.cpu_time import cpu_seconds
 from fuseline.benchmarks.harness.machine import usable_cores
 from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
@@ -25,6 +26,7 @@ from fuseline.benchmarks.peers.compare import contenders_of, run_peers
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.model import served_model
 from fuseline.benchmarks.peers.processes import (
+    busy_neighbour,
     peer_python,
     peer_versions,
     started_echo,
@@ -115,12 +117,33 @@ def test_jpegs_are_held_against_what_the_cpu_time_of_decoding_and_computing_allo
     assert "decode and engine alone, OpenVINO INT8" in capture.get()
 
 
+def test_beside_a_busy_process_lanes_are_held_against_one_lane() -> None:
+    found = rounds_of("busy", fuseline=[stretch(52)], fuseline_one_lane=[stretch(40)])
+    assert measured(found) == [((1.3,), True), ((), None)]
+    assert CONTENDERS["fuseline-openvino-one-lane"].flags == ("--lanes", "1")
+
+
 def test_overload_keeps_nearly_all_of_the_capacity() -> None:
     own = [bar for bar in CASES["overload"].bars if not bar.against]
     assert [(bar.measure, bar.passes(0.95), bar.passes(0.94)) for bar in own] == [
         (goodput_at(2), True, False),
         (goodput_at(5), True, False),
     ]
+
+
+def test_the_busy_neighbour_is_busy_and_ends() -> None:
+    with busy_neighbour() as pid:
+        before = cpu_seconds(pid)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        deadline = time.monotonic() + 30
+        while (cpu_seconds(pid) or 0) < (before or 0) + 0.05:
+            assert time.monotonic() < deadline
+    assert cpu_seconds(pid) is None
+
+
+def test_a_busy_neighbour_that_ends_too_early_is_told() -> None:
+    with pytest.raises(BackendError, match="ended before what was measured"), busy_neighbour(0.0) as pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_cpu_limit_is_the_cores_over_what_a_file_costs() -> None:
@@ -317,15 +340,17 @@ def test_an_engine_that_cannot_run_here_is_left_out(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_a_short_run_sends_jpegs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_sends_jpegs_and_is_put_beside_a_busy_process(monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = Case("JPEG", 32, 10, ("fuseline", "fuseline-cpu-limit", "triton", "mosec"), (), jpeg=True)
     monkeypatch.setitem(CASES, "tiny-jpeg", jpeg)
+    monkeypatch.setitem(CASES, "tiny-busy", Case("busy", 64, 10, ("fuseline",), (), busy=True))
     peers = [peer for peer in PEERS if why_left_out(peer) is None]
-    (sent,) = run_peers(["tiny-jpeg"], peers=peers, rounds=1, seconds=0.5)
+    sent, busy = run_peers(["tiny-jpeg", "tiny-busy"], peers=peers, rounds=1, seconds=0.5)
     assert set(sent.stretches) == {"fuseline", "fuseline-cpu-limit", *peers}
     limit = sent.stretches["fuseline-cpu-limit"][0]
     for name in ("fuseline", *peers):
         assert 0 < sent.stretches[name][0].images_per_s < limit.images_per_s
+    assert busy.stretches["fuseline"][0].images_per_s > 0
 
 
 @pytest.mark.slow
