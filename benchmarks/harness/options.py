@@ -17,7 +17,7 @@ from fuseline.serve.errors import InputError
 T = TypeVar("T", bound=str)
 
 MAX_BATCH = 4096
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 200
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every figure here.")]
 Seconds = Annotated[float, typer.Option(min=0.05, max=3600, help="How long each stretch is measured.")]

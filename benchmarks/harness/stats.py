@@ -45,5 +45,10 @@ def pair_ratios(values: Sequence[float], baselines: Sequence[float]) -> tuple[fl
     return tuple(value / baseline for value, baseline in zip(values, baselines, strict=True))
 
 
+def best_of(*repeats: list[float]) -> list[float]:
+    """Return the list with the largest median. Raises `ValueError` if all are empty."""
+    return max(filter(None, repeats), key=lambda values: spread_of(values).median)
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,31 +1,36 @@
-"""`fuseline bench headline`: the headline. Eager PyTorch, the bare backends and the service, turn by turn in one run.
+"""`fuseline bench headline`: the headline. PyTorch, the bare backends and the service, turn by turn in one run.
 
-A round is: eager PyTorch FP32 at batch 32 and at batch 1; then for each backend the bare backend at batch 32 and the
-server at concurrency 32. Every contender has a process of its own and only one works at a time; how busy the others
-were meanwhile is measured and reported, so that an idle server that spins would be seen. Every second round goes
-backwards. Ratios are taken within a round.
+A round is: eager PyTorch FP32 at batch 32 and at batch 1; the fastest other way of PyTorch, which a trial before the
+rounds found, at batch 32; then for each backend in each precision the bare backend at batch 32, by one instance and by
+lanes, and the server at concurrency 32. Every contender has a process of its own and only one works at a time; how busy
+the others were meanwhile is measured and reported, so that an idle server that spins would be seen. Every second round
+goes backwards. Ratios are taken within a round.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import TITLES
+from fuseline.benchmarks.engines.contenders import CONTENDERS, PYTORCH, TITLES, contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb, with_cores_used_by
+from fuseline.benchmarks.harness.machine import usable_cores
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
+from fuseline.benchmarks.harness.stats import best_of
 from fuseline.benchmarks.harness.subject import Subject
 from fuseline.benchmarks.load.target import Target, connect
 from fuseline.benchmarks.serving.figures import ServingFigures
 from fuseline.benchmarks.serving.measure import measure_serving
-from fuseline.serve.errors import BackendError, InputError, VerificationError
+from fuseline.serve.backends.base import OpenRequest
+from fuseline.serve.backends.registry import backend_entry, title_of
+from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 
 T = TypeVar("T")
 
@@ -33,18 +38,37 @@ BATCH = 32
 """Rows of a bare call and concurrency of the load."""
 
 
+MAX_LANES = 4
+"""Lanes of the bare backend at most, on a machine that has so many cores."""
+
+
 @dataclass(slots=True)
 class BackendRounds:
-    """One backend. Lists have a value for each round."""
+    """One backend in one precision. Lists have a value for each round."""
 
     backend: str
+    precision: str
     is_default: bool
     """Whether it is what `--backend auto` takes here."""
     bare_images_per_s: list[float] = field(default_factory=list)
+    """By one instance."""
+    bare_lanes_images_per_s: list[float] = field(default_factory=list)
+    """By `lanes` instances side by side; empty if the backend opens none."""
+    lanes: int | None = None
     served: list[ServingFigures] = field(default_factory=list)
     server_ready_s: float | None = None
     server_peak_mb: float | None = None
     """Largest resident set, 10^6 bytes, after all rounds."""
+
+    @property
+    def title(self) -> str:
+        """The backend and the precision, for people."""
+        return f"{title_of(self.backend)} {self.precision.upper()}"
+
+    @property
+    def best_bare_images_per_s(self) -> list[float]:
+        """Of one instance or of the lanes, by the median."""
+        return best_of(self.bare_images_per_s, self.bare_lanes_images_per_s)
 
 
 @dataclass(slots=True)
@@ -56,20 +80,59 @@ class HeadlineRun:
     eager_images_per_s: list[float] = field(default_factory=list)
     eager_latency_ms: list[float] = field(default_factory=list)
     """Median call at batch 1."""
+    trial_images_per_s: dict[str, float] = field(default_factory=dict)
+    """Every other way of PyTorch, of `PYTORCH`, that runs here, to what it computed in the trial before the rounds."""
+    fastest_pytorch_images_per_s: list[float] = field(default_factory=list)
+    """Of the fastest in the trial."""
     idle_cores: list[float] = field(default_factory=list)
     """CPU seconds a second of all contenders but the measured one, of every stretch."""
+
+    @property
+    def fastest_pytorch(self) -> str:
+        """The fastest contender of the trial."""
+        return max(self.trial_images_per_s, key=self.trial_images_per_s.__getitem__)
+
+    @property
+    def best_pytorch_images_per_s(self) -> list[float]:
+        """Of that or of eager FP32, by the median."""
+        return best_of(self.eager_images_per_s, self.fastest_pytorch_images_per_s)
+
+
+def rows_of(backends: Sequence[str], precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return (backend, precision) of what is measured: in `precisions`, or FP32, and BF16 where this CPU has it.
+
+    Raises:
+        InputError: none of `backends` computes in one of `precisions`.
+    """
+    rows = [
+        (backend, precision)
+        for backend in backends
+        for precision in precisions or ("fp32", "bf16")
+        if contender_of(backend, precision) in CONTENDERS
+        and (precisions or precision == "fp32" or _can_compute(backend, precision))
+    ]
+    if missing := [precision for precision in precisions if precision not in {row[1] for row in rows}]:
+        raise InputError(f"--precision {','.join(missing)}: none of {', '.join(backends)} computes in it")
+    return rows
+
+
+def _can_compute(backend: str, precision: str) -> bool:
+    request = OpenRequest("cpu", (1,), precision=precision)
+    return backend_entry(backend).load().why_unavailable(None, request) is None
 
 
 def run_headline(
     subject: Subject,
     *,
-    backends: Sequence[str],
+    rows: Sequence[tuple[str, str]],
     rounds: int,
     seconds: float,
     threads: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> HeadlineRun:
-    """Measure; each stretch takes `seconds`. `threads` is given to PyTorch, the bare backends and the servers alike.
+    """Measure the `rows` that `rows_of` gave; each stretch takes `seconds`.
+
+    `threads` is given to PyTorch, the bare backends and the servers alike.
 
     Raises:
         InputError: there is no checkpoint for eager PyTorch.
@@ -83,33 +146,62 @@ def run_headline(
 
         def engine(name: str) -> EngineProcess:
             say(f"loading {TITLES.get(name, name)}")
-            return stack.enter_context(EngineProcess(name, subject, threads))
+            process = stack.enter_context(EngineProcess(name, subject, threads))
+            check_logits(name, process.precision, process.logits(pixels), expected)
+            return process
 
         with EngineProcess("auto", subject, threads) as automatic:
-            default = automatic.name
-        eager, bare = engine("eager"), {name: engine(name) for name in backends}
+            default = automatic.name, automatic.precision
         pixels = generated_pictures(subject.package.manifest.input.row_shape, BATCH)
+        say(f"loading {TITLES['eager']}")
+        eager = stack.enter_context(EngineProcess("eager", subject, threads))
         expected = eager.logits(pixels)
-        for name, process in bare.items():
-            check_logits(f"bare {name}", process.precision, process.logits(pixels), expected)
-        targets, servers = {}, {}
-        for name in backends:
-            say(f"starting the server on {TITLES[name]}")
+        run = HeadlineRun(subject.title, [BackendRounds(*row, is_default=row == default) for row in rows])
+        run.trial_images_per_s = _trial(subject, threads, pixels, expected, seconds, say)
+        fastest = engine(run.fastest_pytorch)
+        bare, targets, servers = [], [], []
+        for each in run.backends:
+            process = engine(contender_of(each.backend, each.precision))
+            lanes = min(MAX_LANES, usable_cores())
+            each.lanes = lanes if process.has_lanes and lanes > 1 else None
+            say(f"starting the server on {each.title}")
             # Batch sizes are left to the server, as users leave them.
-            flags = ("--backend", name, "--precision", bare[name].precision, "--threads", str(threads))
-            servers[name] = server = stack.enter_context(started_server(subject.package_folder, *flags))
-            targets[name] = _expecting_eager(connect(server.address, server.pid), eager, bare[name])
+            flags = ("--backend", each.backend, "--precision", each.precision, "--threads", str(threads))
+            server = stack.enter_context(started_server(subject.package_folder, *flags))
+            bare.append(process)
+            servers.append(server)
+            targets.append(_held_against_eager(connect(server.address, server.pid), each, eager, process))
 
-        run = HeadlineRun(subject.title, [BackendRounds(name, name == default) for name in backends])
-        steps = _steps(run, _Contenders(eager, bare, targets, pixels), seconds)
+        steps = _steps(run, _Contenders(eager, fastest, bare, targets, pixels), seconds)
         for number in range(rounds):
             for what, step in steps if number % 2 == 0 else steps[::-1]:
                 say(f"round {number + 1} of {rounds}: {what}")
                 step()
-        for each in run.backends:
-            each.server_ready_s = servers[each.backend].ready_s
-            each.server_peak_mb = peak_memory_mb(servers[each.backend].pid)
+        for each, server in zip(run.backends, servers, strict=True):
+            each.server_ready_s = server.ready_s
+            each.server_peak_mb = peak_memory_mb(server.pid)
         return run
+
+
+def _trial(
+    subject: Subject,
+    threads: int,
+    pixels: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    seconds: float,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Return images/s of every way of PyTorch but eager FP32, each for `seconds`; some can't run here."""
+    rates = {}
+    for name in PYTORCH[1:]:
+        say(f"trying {TITLES[name]}")
+        try:
+            with EngineProcess(name, subject, threads) as engine:
+                check_logits(name, engine.precision, engine.logits(pixels), expected)
+                rates[name] = engine.measure(pixels, seconds).images_per_s
+        except BackendUnavailableError as error:
+            say(f"{TITLES[name]} is left out: {error}")
+    return rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +209,16 @@ class _Contenders:
     """What is measured; all of it runs throughout, one of it works."""
 
     eager: EngineProcess
-    bare: dict[str, EngineProcess]
-    targets: dict[str, Target]
+    fastest: EngineProcess
+    bare: list[EngineProcess]
+    """Of each backend of the run, as `targets`."""
+    targets: list[Target]
     pixels: NDArray[np.uint8]
 
     @property
     def pids(self) -> list[int]:
-        servers = [target.pid for target in self.targets.values() if target.pid is not None]
-        return [self.eager.pid, *(process.pid for process in self.bare.values()), *servers]
+        servers = [target.pid for target in self.targets if target.pid is not None]
+        return [*(process.pid for process in (self.eager, self.fastest, *self.bare)), *servers]
 
 
 def _steps(run: HeadlineRun, contenders: _Contenders, seconds: float) -> list[tuple[str, Callable[[], None]]]:
@@ -137,38 +231,41 @@ def _steps(run: HeadlineRun, contenders: _Contenders, seconds: float) -> list[tu
         run.idle_cores.append(idle_cores)
         return result
 
-    def eager_batch() -> None:
-        run.eager_images_per_s.append(alone(eager.pid, lambda: eager.measure(pixels, seconds)).images_per_s)
+    def batch(process: EngineProcess, rates: list[float], lanes: int | None = None) -> None:
+        rates.append(alone(process.pid, lambda: process.measure(pixels, seconds, lanes=lanes)).images_per_s)
 
     def eager_single() -> None:
         calls = alone(eager.pid, lambda: eager.measure(pixels[:1], seconds)).call_s
         run.eager_latency_ms.append(1e3 * float(np.median(calls)))
 
-    def bare_batch(rounds: BackendRounds) -> None:
-        process = contenders.bare[rounds.backend]
-        rounds.bare_images_per_s.append(alone(process.pid, lambda: process.measure(pixels, seconds)).images_per_s)
-
-    def serve(rounds: BackendRounds) -> None:
-        target = contenders.targets[rounds.backend]
+    def serve(rounds: BackendRounds, target: Target) -> None:
         figures = alone(target.pid, lambda: measure_serving(target, concurrency=BATCH, seconds=seconds))
         if figures.errors:
-            raise BackendError(f"requests failed while {rounds.backend} was measured: {figures.errors}")
+            raise BackendError(f"requests failed while {rounds.title} was measured: {figures.errors}")
         rounds.served.append(figures)
 
     steps: list[tuple[str, Callable[[], None]]] = [
-        ("eager PyTorch, batch 32", eager_batch),
+        ("eager PyTorch, batch 32", partial(batch, eager, run.eager_images_per_s)),
         ("eager PyTorch, batch 1", eager_single),
+        (TITLES[run.fastest_pytorch], partial(batch, contenders.fastest, run.fastest_pytorch_images_per_s)),
     ]
-    for each in run.backends:
-        steps.append((f"bare {TITLES[each.backend]}", partial(bare_batch, each)))
-        steps.append((f"served on {TITLES[each.backend]}", partial(serve, each)))
+    for each, process, target in zip(run.backends, contenders.bare, contenders.targets, strict=True):
+        steps.append((f"bare {each.title}", partial(batch, process, each.bare_images_per_s)))
+        if each.lanes is not None:
+            in_lanes = partial(batch, process, each.bare_lanes_images_per_s, each.lanes)
+            steps.append((f"bare {each.title}, {each.lanes} lanes", in_lanes))
+        steps.append((f"served on {each.title}", partial(serve, each, target)))
     return steps
 
 
-def _expecting_eager(target: Target, eager: EngineProcess, bare: EngineProcess) -> Target:
-    who = f"the server on {target.model.backend}"
-    if (target.model.backend, target.precision) != (bare.name, bare.precision):
-        raise VerificationError(f"{who} {target.precision} can't be compared with bare {bare.name} {bare.precision}")
+def _held_against_eager(target: Target, rounds: BackendRounds, eager: EngineProcess, bare: EngineProcess) -> Target:
+    """`target`, which has to answer as eager PyTorch; in less than FP32 as the bare backend.
+
+    Two classes may be so near each other that rounding to less than FP32 changes which is best: no wrong answer.
+    """
+    who = f"the server on {rounds.title}"
+    if (target.model.backend, target.precision) != (rounds.backend, bare.precision):
+        raise VerificationError(f"{who} serves {target.model.backend} {target.precision}; bare it is {bare.precision}")
     expected = eager.logits(target.pixels)
     check_logits(who, target.precision, target.expected, expected)
-    return Target(target.address, target.model, target.pixels, expected, target.pid)
+    return replace(target, expected=expected if rounds.precision == "fp32" else bare.logits(target.pixels))

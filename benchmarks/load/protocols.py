@@ -17,9 +17,12 @@ PROTOCOLS = ("classify", "stream", "open-inference")
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _DTYPES = {"UINT8": "u1", "FP16": "<f2", "FP32": "<f4"}
 
+Pictures = NDArray[np.uint8] | Sequence[bytes]
+"""Pixels (images, height, width, channels), or encoded files."""
+
 
 class WireProtocol(Protocol):
-    """Pixels to a serialised request, a serialised answer to logits or to an error."""
+    """Pictures to a serialised request, a serialised answer to logits or to an error."""
 
     @property
     def name(self) -> str:
@@ -36,8 +39,8 @@ class WireProtocol(Protocol):
         """Whether the method is a bidirectional stream."""
         ...
 
-    def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
-        """Ask for (images, height, width, channels); without logits for as little as the protocol can ask for."""
+    def request(self, pictures: Pictures, *, with_logits: bool) -> bytes:
+        """Ask for `pictures`; without logits for as little as the protocol can ask for."""
         ...
 
     def logits(self, answer: bytes) -> NDArray[np.float32]:
@@ -51,7 +54,7 @@ class WireProtocol(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Classify:
-    """fuseline.v1.Classifier with raw pixels: `Classify`, or `ClassifyStream` with `is_stream`."""
+    """fuseline.v1.Classifier with raw pixels or files: `Classify`, or `ClassifyStream` with `is_stream`."""
 
     is_stream: bool = False
     timeout_ms: int = 0
@@ -67,8 +70,11 @@ class Classify:
     def method(self) -> str:
         return CLASSIFY_STREAM if self.is_stream else CLASSIFY
 
-    def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
-        images = [Image(raw=picture.tobytes()) for picture in pixels]
+    def request(self, pictures: Pictures, *, with_logits: bool) -> bytes:
+        images = [
+            Image(encoded=picture) if isinstance(picture, bytes) else Image(raw=picture.tobytes())
+            for picture in pictures
+        ]
         request = ClassifyRequest(images=images, return_logits=with_logits, timeout_ms=self.timeout_ms)
         return request.SerializeToString()
 
@@ -84,13 +90,13 @@ class Classify:
 class OpenInference:
     """inference.GRPCInferenceService/ModelInfer with `raw_input_contents`, to any server that speaks it.
 
-    A float input gets `(pixels / 255 - mean) / std`.
+    A float input gets `(pixels / 255 - mean) / std`, one of BYTES gets files.
     """
 
     model: str
     input_name: str
     datatype: str
-    """`UINT8`, `FP16` or `FP32`."""
+    """`UINT8`, `FP16`, `FP32` or `BYTES`."""
     row_shape: tuple[int, int, int]
     """Height, width, channels."""
     channels_first: bool
@@ -103,22 +109,29 @@ class OpenInference:
     method = MODEL_INFER
     is_stream = False
 
-    def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
+    def request(self, pictures: Pictures, *, with_logits: bool) -> bytes:
         del with_logits  # the logits are all that there is to ask for
-        tensor = pixels if self.datatype == "UINT8" else (pixels / np.float32(255) - self.mean) / self.std
-        if self.channels_first:
-            tensor = tensor.transpose(0, 3, 1, 2)
+        shape, content = self._tensor(pictures)
         request = ModelInferRequest(
             model_name=self.model,
-            inputs=[
-                ModelInferRequest.InferInputTensor(name=self.input_name, datatype=self.datatype, shape=tensor.shape)
-            ],
+            inputs=[ModelInferRequest.InferInputTensor(name=self.input_name, datatype=self.datatype, shape=shape)],
             outputs=[ModelInferRequest.InferRequestedOutputTensor(name=self.output_name)],
-            raw_input_contents=[tensor.astype(_DTYPES[self.datatype]).tobytes()],
+            raw_input_contents=[content],
         )
         if self.queue_timeout_us:
             request.parameters["timeout"].int64_param = self.queue_timeout_us
         return request.SerializeToString()
+
+    def _tensor(self, pictures: Pictures) -> tuple[tuple[int, ...], bytes]:
+        """Return its shape and its content."""
+        if self.datatype == "BYTES":
+            # https://github.com/kserve/open-inference-protocol: an element is its length in 4 bytes and its content.
+            return (len(pictures), 1), b"".join(len(file).to_bytes(4, "little") + bytes(file) for file in pictures)
+        pixels = np.asarray(pictures)
+        tensor = pixels if self.datatype == "UINT8" else (pixels / np.float32(255) - self.mean) / self.std
+        if self.channels_first:
+            tensor = tensor.transpose(0, 3, 1, 2)
+        return tensor.shape, tensor.astype(_DTYPES[self.datatype]).tobytes()
 
     def logits(self, answer: bytes) -> NDArray[np.float32]:
         response = ModelInferResponse.FromString(answer)
@@ -138,16 +151,16 @@ class OpenInference:
 
 @dataclass(frozen=True, slots=True)
 class RawBytes:
-    """The pixels alone as the body of an HTTP POST to `method`; little-endian float32 logits alone as its answer."""
+    """Pixels or a file alone as the body of an HTTP POST to `method`; little-endian float32 logits as its answer."""
 
     method: str
     classes: int
     name = "raw"
     is_stream = False
 
-    def request(self, pixels: NDArray[np.uint8], *, with_logits: bool) -> bytes:
+    def request(self, pictures: Pictures, *, with_logits: bool) -> bytes:
         del with_logits  # the logits are all that there is to ask for
-        return pixels.tobytes()
+        return b"".join(map(bytes, pictures))
 
     def logits(self, answer: bytes) -> NDArray[np.float32]:
         if not answer or len(answer) % (4 * self.classes):

@@ -1,15 +1,17 @@
 """What `fuseline bench peers` compares: contenders, cases of load, and bars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CONCURRENCY = 32
+JPEG_SHAPE = (375, 500, 3)
+"""Height, width and channels of the pictures in JPEG files, as many photographs of ImageNet have them."""
 SAME_ENGINE = "onnxruntime"
 """What runs the model in every contender but those that say otherwise."""
 OVERLOAD_DEADLINE_MS = 250.0
 """Sent with every call of the case `overload`; an answer within it, from when the request was due, is goodput."""
 OVERLOAD_LOADS = (0.8, 1.0, 2.0, 5.0)
 """What is offered to each contender, in multiples of its own capacity."""
-OVERLOAD_LEAST = {2.0: 0.9, 5.0: 0.9}
+OVERLOAD_LEAST = {2.0: 0.95, 5.0: 0.95}
 """Load to the goodput that Fuseline has to keep, as a share of its own capacity."""
 OVERLOAD_LEAST_LEAD = 0.0
 """How far above each Triton's share Fuseline's has to be at these loads."""
@@ -21,12 +23,15 @@ class Contender:
 
     title: str
     server: str
-    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), or one of `PEER_SERVERS`."""
+    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), `cpu-limit` (see
+    `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
     """Fuseline's backend."""
     precision: str = "fp32"
     one_image: bool = False
     """Whether a request has one image, however many the case says."""
+    flags: tuple[str, ...] = ()
+    """What `fuseline serve` is told besides."""
 
 
 PEERS = {"triton": "Triton", "mosec": "Mosec"}
@@ -47,6 +52,21 @@ CONTENDERS = {
     "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
     "triton-policy": Contender("Triton, queue policy", "triton-policy"),
     "triton-policy-100": Contender("Triton, queue policy 100 ms", "triton-policy"),
+}
+_ONE_LANE = ("fuseline", "fuseline-openvino")
+CONTENDERS |= {
+    f"{name}-one-lane": replace(CONTENDERS[name], title=f"{CONTENDERS[name].title}, one lane", flags=("--lanes", "1"))
+    for name in _ONE_LANE
+}
+CPU_LIMITS = {name: f"{name}-cpu-limit" for name in ("fuseline", "fuseline-openvino", "fuseline-bf16", "fuseline-int8")}
+"""Each of Fuseline's contenders that is sent JPEGs to the limit that it is held against."""
+CONTENDERS |= {
+    limit: replace(
+        CONTENDERS[name],
+        title=CONTENDERS[name].title.replace("Fuseline", "decode and engine alone"),
+        server="cpu-limit",
+    )
+    for name, limit in CPU_LIMITS.items()
 }
 QUEUE_TIMEOUT_MS = {"triton-policy": OVERLOAD_DEADLINE_MS, "triton-policy-100": 100.0}
 """Contender to what its requests under an open load say as Triton's parameter `timeout`: how long they may wait. A
@@ -123,11 +143,15 @@ class Case:
     share_of_capacity: float | None = None
     """Open loop: requests are due as a Poisson process at this share of what Triton answers under `concurrency`, which
     is measured at the beginning of each round. None: closed loop."""
+    jpeg: bool = False
+    """Whether pictures are sent as JPEG files of `JPEG_SHAPE`, which servers decode, resize and crop."""
+    busy: bool = False
+    """Whether one process of the same priority takes what it can get of a core all the time."""
 
     @property
-    def model(self) -> tuple[str, int]:
+    def model(self) -> tuple[str, int, bool]:
         """Cases of the same model share their servers."""
-        return self.network, self.side
+        return self.network, self.side, self.jpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +186,7 @@ CASES = {
         32,
         10,
         ("fuseline", "echo", "bare"),
-        (_at_most(1.5, "p50", "bare", "above"),),
+        (_at_most(1.2, "p50", "bare", "above"),),
         concurrency=1,
     ),
     "resnet18": Case(
@@ -172,7 +196,7 @@ CASES = {
         _RESNET,
         (
             _at_least(0.97, "images/s", "bare"),
-            _at_least(1.1, "images/s", "triton"),
+            _at_least(1.2, "images/s", "triton"),
             _at_least(1.2, "images/s", "triton", "fuseline-openvino"),
             _at_least(4, "images/s", "triton", "fuseline-int8"),
             _at_least(1.7, "images/s", "fuseline-openvino", "fuseline-bf16"),
@@ -185,10 +209,30 @@ CASES = {
         224,
         1000,
         ("fuseline", "triton", "mosec"),
-        (_at_most(1, "p99", "triton"),),
+        (_at_most(0.6, "p99", "triton"),),
         least_seconds=_LEAST_SECONDS,
         network="resnet18",
         share_of_capacity=0.8,
+    ),
+    "jpeg": Case(
+        "Classify, JPEG of 500 x 375, ResNet-18 at 224",
+        224,
+        1000,
+        (*CPU_LIMITS, *CPU_LIMITS.values(), "triton", "mosec"),
+        tuple(_at_least(0.95, "images/s", limit, name) for name, limit in CPU_LIMITS.items()),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+        jpeg=True,
+    ),
+    "busy": Case(
+        "Classify, ResNet-18 at 224, beside one busy process",
+        224,
+        1000,
+        (*_ONE_LANE, *(f"{name}-one-lane" for name in _ONE_LANE)),
+        tuple(_at_least(1.3, "images/s", f"{name}-one-lane", name) for name in _ONE_LANE),
+        least_seconds=_LEAST_SECONDS,
+        network="resnet18",
+        busy=True,
     ),
     "overload": OverloadCase(
         "ResNet-18, overload",

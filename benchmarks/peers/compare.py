@@ -49,7 +49,7 @@ def run_peers(
             everyone = dict.fromkeys(name for names_of_case in contenders.values() for name in names_of_case)
             if not everyone:
                 continue
-            say(f"starting the servers of {model[0] or 'the tiny model'} at {model[1]}")
+            say(f"starting the servers of {model[0] or 'the tiny model'} at {model[1]}{', JPEG' if model[2] else ''}")
             with served_model(alike[0].case, everyone, echo, folder) as served:
                 for each in alike:
                     each.left_out = {

@@ -2,19 +2,20 @@
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import BF16_CONTENDERS, INT8_CONTENDERS
+from fuseline.benchmarks.engines.contenders import contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
-from fuseline.benchmarks.harness.pictures import generated_pictures
+from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
@@ -25,6 +26,7 @@ from fuseline.benchmarks.load.protocols import RawBytes, WireProtocol
 from fuseline.benchmarks.peers.cases import (
     CONCURRENCY,
     CONTENDERS,
+    JPEG_SHAPE,
     PEER_SERVERS,
     QUEUE_TIMEOUT_MS,
     SAME_ENGINE,
@@ -32,12 +34,14 @@ from fuseline.benchmarks.peers.cases import (
     Contender,
     OverloadCase,
 )
+from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from fuseline.benchmarks.peers.processes import Server, started_peer
+from fuseline.benchmarks.peers.processes import Server, busy_neighbour, started_peer
 from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from fuseline.benchmarks.peers.rounds import Stretch
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
+from fuseline.serve.images import decode_for
 
 _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""
@@ -64,6 +68,10 @@ class PeerModel:
     """Logits of `pixels`, (rows, classes), for each of Fuseline's contenders, by its bare backend."""
     left_out: dict[str, str]
     """Each of Fuseline's contenders that can't run here, and why."""
+    files: tuple[bytes, ...] = ()
+    """JPEGs that `pixels` were decoded from; empty where pixels are sent."""
+    cpu_limits: Mapping[str, Callable[[float], Stretch]] = field(default_factory=dict)
+    """Contender that is a CPU limit to what measures it for so many seconds."""
 
     def measure_closed(self, name: str, case: Case, seconds: float) -> Stretch:
         """Put the contender `name` under the load of `case` for `seconds`, its answers checked.
@@ -74,9 +82,12 @@ class PeerModel:
         """
         if CONTENDERS[name].server == "bare":
             return self._measure_bare(case, seconds)
+        if name in self.cpu_limits:
+            return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._closed_load(name, case, seconds)
-        result = run_closed_loop(load, watch)
+        with busy_neighbour() if case.busy else nullcontext():
+            result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
 
@@ -170,12 +181,10 @@ class PeerModel:
         """Who, in what protocol, what is sent while the clock runs, and what before."""
         contender = CONTENDERS[name]
         wire = wire_of(contender, case, queue_timeout_ms)
+        chosen = [pictures_of(index, contender, case) for index in range(PICTURES)]
+        pictures = [[self.files[number] for number in each] if self.files else self.pixels[each] for each in chosen]
         timed, burn_in = (
-            tuple(
-                wire.request(self.pixels[pictures_of(index, contender, case)], with_logits=with_logits)
-                for index in range(PICTURES)
-            )
-            for with_logits in (False, True)
+            tuple(wire.request(each, with_logits=with_logits) for each in pictures) for with_logits in (False, True)
         )
         return contender, wire, timed, burn_in
 
@@ -217,30 +226,42 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
         else:
             package_folder = write_tiny_package(folder / str(case.side), side=case.side, classes=case.classes)
             subject, threads = Subject("tiny", package_folder, None), 1
-        pixels = generated_pictures((case.side, case.side, 3), CONCURRENCY)
+        spec = subject.package.manifest.input
+        files = as_jpegs(generated_pictures(JPEG_SHAPE, CONCURRENCY)) if case.jpeg else ()
+        pixels = generated_pictures(spec.row_shape, CONCURRENCY)
+        if files:
+            pixels = np.stack([decode_for(spec, file) for file in files])
         bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))
         expected = {"fuseline": bare.logits(pixels)}
-        servers, left_out = {}, {}
+        servers, cpu_limits, left_out = {}, {}, {}
         for name in names:
             contender = CONTENDERS[name]
-            if contender.server == "fuseline":
-                try:
-                    if name not in expected:
-                        expected[name] = _logits(contender, subject, threads, pixels, expected["fuseline"])
-                except BackendUnavailableError as error:
-                    left_out[name] = f"{contender.title} is left out: {error}"
-                    continue
-                flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
-                process = stack.enter_context(started_server(subject.package_folder, *flags))
-                servers[name] = Server(process.address, process.pid)
-            elif contender.server == "echo":
+            if contender.server == "echo":
                 servers[name] = echo
+            if contender.server not in ("fuseline", "cpu-limit"):
+                continue
+            checked = _checked_engine(contender, subject, threads, pixels, expected["fuseline"])
+            try:
+                if contender.server == "cpu-limit":
+                    cpu_limits[name] = partial(measure_cpu_limit, stack.enter_context(checked), pixels, files, spec)
+                    continue
+                if name not in expected:
+                    with checked as engine:
+                        expected[name] = engine.logits(pixels)
+            except BackendUnavailableError as error:
+                left_out[name] = f"{contender.title} is left out: {error}"
+                continue
+            flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
+            process = stack.enter_context(started_server(subject.package_folder, *flags, *contender.flags))
+            servers[name] = Server(process.address, process.pid)
         graph = _graph(subject)
+        resize = spec.preprocessing.resize_shorter_side if case.jpeg else 0
         for peer_server in PEER_SERVERS:
             if alike := [name for name in names if CONTENDERS[name].server == peer_server]:
-                server = stack.enter_context(started_peer(peer_server, graph, threads=threads, folder=folder))
+                peer = started_peer(peer_server, graph, threads=threads, folder=folder, resize=resize)
+                server = stack.enter_context(peer)
                 servers |= dict.fromkeys(alike, server)
-        yield PeerModel(servers, bare, pixels, expected, left_out)
+        yield PeerModel(servers, bare, pixels, expected, left_out, files, cpu_limits)
 
 
 class _CpuWatch:
@@ -290,16 +311,14 @@ def _stretch(
     )
 
 
-def _logits(
+@contextmanager
+def _checked_engine(
     contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the logits of `contender`'s backend, held against the logits `same` of the engine that the others run."""
-    named = {"int8": INT8_CONTENDERS, "bf16": BF16_CONTENDERS}.get(contender.precision, {})
-    engine_name = next((name for name, backend in named.items() if backend == contender.backend), contender.backend)
-    with EngineProcess(engine_name, subject, threads) as engine:
-        logits = engine.logits(pixels)
-    check_logits(f"bare {engine_name}", contender.precision, logits, same)
-    return logits
+) -> Iterator[EngineProcess]:
+    """The engine of `contender`, its logits held against the logits `same` of the engine that the others run."""
+    with EngineProcess(contender_of(contender.backend, contender.precision), subject, threads) as engine:
+        check_logits(f"bare {engine.name}", contender.precision, engine.logits(pixels), same)
+        yield engine
 
 
 def _graph(subject: Subject) -> Path:

@@ -33,7 +33,10 @@ PEER_MODEL = "model"
 MOSEC_PATH = "/model"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _PROGRAMS = Path(__file__).parent / "servers"
-_MADE_OF = {"triton": ("nvidia-pytriton", "onnxruntime", "numpy"), "mosec": ("mosec", "onnxruntime", "numpy")}
+_MADE_OF = {
+    "triton": ("nvidia-pytriton", "onnxruntime", "numpy", "pillow"),
+    "mosec": ("mosec", "onnxruntime", "numpy", "pillow"),
+}
 _READY_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
 _POLL_S = 0.1
@@ -72,7 +75,7 @@ def peer_versions(peer: str, root: Path = _CHECKOUT) -> dict[str, str]:
 
 
 @contextmanager
-def started_peer(server: str, graph: Path, *, threads: int, folder: Path) -> Iterator[Server]:
+def started_peer(server: str, graph: Path, *, threads: int, folder: Path, resize: int = 0) -> Iterator[Server]:
     """Serve the ONNX file `graph` by `server` on a free loopback port, yield when it is ready, and end it.
 
     Args:
@@ -80,6 +83,7 @@ def started_peer(server: str, graph: Path, *, threads: int, folder: Path) -> Ite
         graph: takes uint8 pixels.
         threads: of ONNX Runtime; 0 leaves it to it.
         folder: for the peer's own temporary files.
+        resize: what the shorter side of a JPEG is resized to before the centre is cropped; 0: pixels are sent.
 
     Raises:
         BackendError: it ended, or wasn't ready in time; the message has what it said.
@@ -89,14 +93,14 @@ def started_peer(server: str, graph: Path, *, threads: int, folder: Path) -> Ite
     if peer == "triton":
         settings = {"PYTRITON_HOME": str(folder)}
         queue_timeout_us = round(1e3 * OVERLOAD_DEADLINE_MS) if server == "triton-policy" else 0
-        numbers = (port, other_port, threads, queue_timeout_us)
+        numbers = (port, other_port, threads, queue_timeout_us, resize)
         arguments = ["triton_server.py", str(graph), *map(str, numbers)]
         is_ready = _triton_is_ready
     else:
         arguments = ["mosec_server.py", "--address", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
         # Sockets of Mosec's own, whose paths may have 108 characters.
         arguments += ["--path", str(folder / f"mosec-{port}"), "--timeout", "30000"]
-        settings = {"PEER_GRAPH": str(graph), "PEER_THREADS": str(threads)}
+        settings = {"PEER_GRAPH": str(graph), "PEER_THREADS": str(threads), "PEER_RESIZE": str(resize)}
         is_ready = _mosec_is_ready
     command = [str(peer_python(peer)), str(_PROGRAMS / arguments[0]), *arguments[1:]]
     with tempfile.TemporaryFile() as log, _session(command, settings, log) as process:
@@ -133,6 +137,24 @@ def started_echo() -> Iterator[Server]:
         process.wait(10)
         assert process.stdout is not None
         process.stdout.close()
+
+
+@contextmanager
+def busy_neighbour(most_seconds: float = 600.0) -> Iterator[int]:
+    """Keep a process of this one's priority busy, yield its id, and end it; by itself it ends after `most_seconds`.
+
+    Raises:
+        BackendError: it ended before what ran beside it.
+    """
+    program = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", program, str(most_seconds)])  # noqa: S603
+    try:
+        yield process.pid
+        if process.poll() is not None:
+            raise BackendError(f"the busy process ended before what was measured beside it ({most_seconds:g} s)")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def wire_of(contender: Contender, case: Case, queue_timeout_ms: float = 0.0) -> 
         return OpenInference(
             model=PEER_MODEL,
             input_name=INPUT_NAME,
-            datatype="UINT8",
+            datatype="BYTES" if case.jpeg else "UINT8",
             row_shape=(case.side, case.side, 3),
             channels_first=False,
             output_name=OUTPUT_NAME,

@@ -15,21 +15,26 @@ class Stretch:
     requests_per_s: float
     """Requests answered a second; calls, of the bare backend."""
     images_per_s: float
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    """None of the CPU limit, as `p99_ms`."""
+    p99_ms: float | None
     server_cpu_ms_per_request: float | None = None
     """CPU time of the server's process and its descendants; None of the bare backend."""
     generator_cpu_share: float | None = None
     """CPU seconds of the load generator for each second; near 1 it limits what is measured."""
     offered_per_s: float | None = None
     """Requests that were due each second; None in a closed loop."""
+    decode_cpu_ms: float | None = None
+    """The part of `server_cpu_ms_per_request` that decoding takes; of the CPU limit only."""
 
     def measured(self, measure: str) -> float:
         """`measure`, of `MEASURES`."""
         if measure == "images/s":
             return self.images_per_s
         if measure in ("p50", "p99"):
-            return self.p50_ms if measure == "p50" else self.p99_ms
+            latency_ms = self.p50_ms if measure == "p50" else self.p99_ms
+            assert latency_ms is not None
+            return latency_ms
         assert self.server_cpu_ms_per_request is not None
         images = self.images_per_s / self.requests_per_s
         return self.server_cpu_ms_per_request / (images if measure == "CPU an image" else 1)

@@ -90,8 +90,12 @@ def _cells(stretches: Sequence[Stretch]) -> tuple[str, ...]:
         f"{_median([stretch.images_per_s for stretch in stretches]):.1f}",
         f"{_median([stretch.measured('CPU') for stretch in cpu]):.3f}" if cpu else "",
         f"{_median([stretch.measured('CPU an image') for stretch in cpu]):.3f}" if cpu else "",
-        f"{_median([stretch.p50_ms for stretch in stretches]):.2f}",
-        f"{_median([stretch.p99_ms for stretch in stretches]):.2f}",
+        *(
+            f"{_median([stretch.measured(name) for stretch in stretches]):.2f}"
+            if stretches[0].p50_ms is not None
+            else ""
+            for name in ("p50", "p99")
+        ),
     )
 
 

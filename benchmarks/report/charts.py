@@ -45,6 +45,7 @@ _WIDTH = 8.6
 """Inches, of every chart, so that letters have one size on the page."""
 _SIDE_STEP = 1.012
 """Ratio of the places of two contenders at one load, on a logarithmic axis."""
+_BASELINE, _BEST_PYTORCH = "#8a8f98", "#3f444d"
 _NINES = (0, 50, 90, 99, 99.9, 99.99)
 
 
@@ -195,7 +196,7 @@ def overload_chart(path: Path, curves: Mapping[str, Mapping[float, Spread]], dea
 
 
 def engines_chart(path: Path, result: EnginesResult) -> None:
-    """Images a second of each engine at each batch size: medians, with quartiles as lines."""
+    """Images a second of each engine at each batch size: medians, with quartiles as lines. Dark: the best PyTorch."""
     batches = sorted({engine.batch for engine in result.engines})
     titles = list(dict.fromkeys(engine.title for engine in result.engines))
     with mpl.rc_context(_STYLE):
@@ -206,7 +207,9 @@ def engines_chart(path: Path, result: EnginesResult) -> None:
                 if engine.batch != batch:
                     continue
                 position, rate = titles.index(engine.title), engine.images_per_s_spread
-                colour = "#8a8f98" if engine.candidate == result.baseline else COLOURS[0]
+                is_best_pytorch = engine.candidate == result.best_pytorch.get(batch)
+                is_baseline = engine.candidate == result.baseline
+                colour = _BEST_PYTORCH if is_best_pytorch else _BASELINE if is_baseline else COLOURS[0]
                 axes.barh(position, rate.median, height=0.62, color=colour)
                 axes.plot(
                     [rate.lower_quartile, rate.upper_quartile], [position] * 2, color="#1b1e23", linewidth=1.1, zorder=3

@@ -111,6 +111,7 @@ def _plan(results: Sequence[Result]) -> list[_Planned]:
             note = (
                 f"Medians of {repeats} repeats, taken in turns; the thin line spans the quartiles. "
                 f"Grey: {TITLES.get(compared.baseline, compared.baseline)}, the baseline."
+                f"{' Dark: the best PyTorch at that batch size.' if compared.best_pytorch else ''}"
             )
             planned.append((name, title, note, partial(engines_chart, result=compared)))
         if isinstance(compared, PeersResult):

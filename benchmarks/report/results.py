@@ -109,6 +109,7 @@ class EngineRecord(_Record):
     batch: int
     images_per_s_spread: SpreadRecord
     ratio_spread: SpreadRecord
+    ratio_to_best_pytorch_spread: SpreadRecord | None = None
     first_answer_s: float | None = None
     peak_memory_mb: float | None
 
@@ -124,6 +125,8 @@ class EnginesResult(_Result):
 
     benchmark: Literal["engines"]
     baseline: str
+    best_pytorch: dict[int, str] = {}
+    """Batch to contender; results of before PyTorch was given every chance have none."""
     skipped: dict[str, str] = {}
     engines: Annotated[tuple[EngineRecord, ...], Field(min_length=1)]
 

@@ -44,6 +44,8 @@ BAD_INPUT = [
     (["report", "--out", "report"], "RESULT.json"),
     (["headline", "no-such-thing"], "neither a model package nor a checkpoint"),
     (["headline", "--backend", "openvino,abacus"], f"abacus is none of {', '.join(BACKENDS)}"),
+    (["headline", "--precision", "fp32,fp7"], "fp7 is none of fp32"),
+    (["headline", "--precision", "fp16"], "--precision fp16: none of onnxruntime, openvino computes in it"),
     (["peers", "--case", "unary,duel"], "duel is none of unary, unary-224, stream"),
     (["peers", "--rounds", "0"], "rounds"),
     (["peers", "--case", "unary", "--chart", "x.png"], "--chart x.png draws the case overload, which --case unary"),

@@ -1,18 +1,22 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
-from fuseline.benchmarks.engines.compare import as_json, as_table, compare_engines
-from fuseline.benchmarks.engines.contenders import BF16_CONTENDERS, INT8_CONTENDERS, open_engine
+from fuseline.benchmarks.engines import contenders, process
+from fuseline.benchmarks.engines.compare import EngineComparison, EngineFigures, as_json, as_table, compare_engines
+from fuseline.benchmarks.engines.contenders import BF16_CONTENDERS, INT8_CONTENDERS, Engine, open_engine
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.subject import Subject, open_subject
+from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
 from tests.bf16 import CPU_HAS_BF16, needs_bf16
 from tests.fakes.colours import expected_logits, noise
@@ -80,6 +84,82 @@ def test_engines_take_turns_and_are_compared_pair_by_pair(subject: Subject) -> N
     assert as_json(found)["engines"][0]["images_per_s_spread"]["repeats"] == 2
 
 
+def test_the_best_pytorch_is_found_at_each_batch_size_and_ratios_are_to_it() -> None:
+    def figures(name: str, batch: int, *rates: float) -> EngineFigures:
+        return EngineFigures(name, "fp32", batch, rates, (1.0,) * 3, (1.0,) * 3, 0.1, 0.2, 100.0)
+
+    comparison = EngineComparison(
+        "eager",
+        (
+            figures("eager", 1, 20, 30, 20),
+            figures("compiled", 1, 10, 10, 10),
+            figures("openvino", 1, 60, 30, 60),
+            figures("eager", 8, 40, 40, 40),
+            figures("compiled", 8, 80, 40, 80),
+            # Folding is Fuseline's own.
+            figures("folded", 8, 100, 100, 100),
+        ),
+        {},
+    )
+    written = as_json(comparison)
+    assert written["best_pytorch"] == {1: "eager", 8: "compiled"}
+    medians = [row["ratio_to_best_pytorch_spread"]["median"] for row in written["engines"]]
+    assert medians == [1, 0.5, 3, 0.5, 1, 1.25]
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(as_table(comparison, "net"))
+    best = [line for line in capture.get().splitlines() if "it is the best" in line]
+    assert ["eager PyTorch FP32" in best[0], "torch.compile" in best[1], len(best)] == [True, True, 2]
+
+
+def test_without_pytorch_there_is_no_best(subject: Subject) -> None:
+    found = compare_engines(subject, (1,), repeats=1, seconds=0.02, threads=1, contenders=("onnxruntime",))
+    assert as_json(found)["best_pytorch"] == {}
+    assert as_json(found)["engines"][0]["ratio_to_best_pytorch_spread"] is None
+    assert as_table(found, "colours").row_count == 1
+
+
+def test_bf16_is_left_out_where_the_cpu_has_no_units_for_it(small: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "this_cpu", lambda: Cpu("old", 2, ("avx2", "avx512f")))
+    with pytest.raises(BackendUnavailableError, match="no BF16 units"):
+        open_engine("eager-bf16", small)
+
+
+def with_lanes(name: str, subject: Subject, threads: int) -> Engine:
+    """The engine `name` whose lanes are the engine itself; runs in a process of its own."""
+    engine = open_engine(name, subject, threads)
+    return replace(engine, open_lanes=lambda count: (lambda pixels: engine.prepare(pixels)(),) * count)
+
+
+def test_lanes_are_called_side_by_side_and_their_rates_add_up(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "open_engine", with_lanes)
+    answer = process.start_engine("onnxruntime", subject, 1)
+    assert answer("open", ())[-1] is True
+    one = answer("measure", (noise(3), 0.05, None))
+    both = answer("measure", (noise(3), 0.05, 2))
+    assert 0.02 < sum(one) < 5
+    # Two threads of 0.05 s.
+    assert 0.09 < sum(both) < 10
+    assert process.Stretch(3, (0.5, 0.5), lanes=2).images_per_s == pytest.approx(12)
+
+
+def test_a_lane_that_answers_wrongly_is_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine("onnxruntime", subject, 1)
+    wrong = replace(engine, open_lanes=lambda count: (lambda pixels: expected_logits(pixels)[::-1],) * count)
+    monkeypatch.setattr(process, "open_engine", lambda *_: wrong)
+    monkeypatch.setattr(process, "timed_calls_side_by_side", lambda *_, **__: pytest.fail("it was timed"))
+    answer = process.start_engine("onnxruntime", subject, 1)
+    answer("open", ())
+    assert isinstance(answer("measure", (noise(3), 0.05, 2)), VerificationError)
+
+
+def test_an_engine_tells_whether_it_has_lanes(small: Subject) -> None:
+    assert open_engine("eager", small).open_lanes is None
+
+
 def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     right = EngineProcess.logits
 
@@ -96,8 +176,11 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
     "name",
     [
         "eager-channels-last",
+        "eager-bf16",
         "folded",
         pytest.param("compiled", marks=pytest.mark.slow),
+        pytest.param("compiled-channels-last", marks=pytest.mark.slow),
+        pytest.param("compiled-bf16", marks=pytest.mark.slow),
         "onnxruntime",
         "openvino",
         *INT8_CONTENDERS,
@@ -107,9 +190,14 @@ def test_an_engine_that_answers_wrongly_is_not_timed(subject: Subject, monkeypat
 def test_the_answers_of_all_engines_are_eagers(small: Subject, name: str) -> None:
     pixels = generated_pictures((32, 32, 3), 4)
     eager = open_engine("eager", small).prepare(pixels)()
-    engine = open_engine(name, small)
+    try:
+        engine = open_engine(name, small)
+    except BackendUnavailableError as error:
+        assert name.endswith("-bf16")
+        pytest.skip(str(error))
     assert engine.name == name
-    assert engine.precision == ("int8" if name in INT8_CONTENDERS else "bf16" if name in BF16_CONTENDERS else "fp32")
+    told = name.rpartition("-")[2]
+    assert engine.precision == (told if told in ("int8", "bf16") else "fp32")
     check_logits(name, engine.precision, engine.prepare(pixels)(), eager)
     spread = float(np.ptp(eager))
     # A network that gave every picture the same answer would hide swapped ones.

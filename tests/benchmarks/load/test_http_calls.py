@@ -250,6 +250,7 @@ def test_raw_logits_are_read_and_checked() -> None:
     wire = RawBytes("/model", classes=3)
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     assert wire.request(pixels, with_logits=False) == bytes(range(24))
+    assert wire.request([b"a file"], with_logits=False) == b"a file"
     logits = np.array([[1, 2, 3], [6, 5, 4]], np.float32)
     wire.check("Mosec", "fp32", logits.tobytes(), logits)
     with pytest.raises(VerificationError, match="other answers"):

@@ -2,26 +2,44 @@
 
 import dataclasses
 import importlib.util
+import os
+import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 import fuseline.benchmarks.peers.processes
+from fuseline.benchmarks.engines.process import Stretch as EngineStretch
+from fuseline.benchmarks.harness.cpu_time import cpu_seconds
+from fuseline.benchmarks.harness.machine import usable_cores
+from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
-from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case
+from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, goodput_at
 from fuseline.benchmarks.peers.command import peers_asked_for
 from fuseline.benchmarks.peers.compare import contenders_of, run_peers
+from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.model import served_model
-from fuseline.benchmarks.peers.processes import peer_python, peer_versions, started_echo, started_peer, why_left_out
+from fuseline.benchmarks.peers.processes import (
+    busy_neighbour,
+    peer_python,
+    peer_versions,
+    started_echo,
+    started_peer,
+    why_left_out,
+)
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, as_json, verdicts
 from fuseline.benchmarks.peers.table import as_tables
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.onnxruntime import open_session
 from fuseline.serve.errors import BackendError, InputError, VerificationError
-from fuseline.serve.model_package import load_package
+from fuseline.serve.images import decode_image
+from fuseline.serve.model_package import InputSpec, Preprocessing, load_package
 from fuseline.serve.reference import check_reference
 
 
@@ -55,14 +73,15 @@ def test_many_images_a_request_are_held_against_a_figure_and_against_mosecs_sing
 
 
 def test_one_alone_is_held_against_the_bare_call_by_the_difference() -> None:
-    bare = [stretch(cpu_ms=None, ms=0.25), stretch(cpu_ms=None, ms=0.5)]
-    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.5, 1.25), True)]
+    bare = [stretch(cpu_ms=None, ms=0.5), stretch(cpu_ms=None, ms=0.75)]
+    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.25, 1.0), True)]
+    assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)], bare=bare[:1])) == [((1.25,), False)]
 
 
 def test_the_network_has_a_bar_for_each_engine() -> None:
     found = rounds_of(
         "resnet18",
-        fuseline=[stretch(38), stretch(32)],
+        fuseline=[stretch(39), stretch(32)],
         fuseline_openvino=[stretch(40), stretch(40)],
         fuseline_int8=[stretch(100), stretch(100)],
         fuseline_bf16=[stretch(68), stretch(60)],
@@ -70,8 +89,8 @@ def test_the_network_has_a_bar_for_each_engine() -> None:
         bare=[stretch(40, cpu_ms=None), stretch(32, cpu_ms=None)],
     )
     assert measured(found) == [
-        ((0.95, 1.0), True),
-        ((1.1875, 1.0), False),
+        ((0.975, 1.0), True),
+        ((1.21875, 1.0), False),
         ((1.25, 1.25), True),
         ((3.125, 3.125), False),
         ((1.7, 1.5), False),
@@ -80,6 +99,94 @@ def test_the_network_has_a_bar_for_each_engine() -> None:
 
 def test_the_open_loop_is_held_against_tritons_p99() -> None:
     assert measured(rounds_of("resnet18-open", fuseline=[stretch(ms=3)], triton=[stretch(ms=6)])) == [((0.5,), True)]
+    assert measured(rounds_of("resnet18-open", fuseline=[stretch(ms=4)], triton=[stretch(ms=6)])) == [
+        ((pytest.approx(2 / 3),), False)
+    ]
+
+
+def test_jpegs_are_held_against_what_the_cpu_time_of_decoding_and_computing_allows() -> None:
+    found = rounds_of(
+        "jpeg",
+        fuseline=[stretch(96)],
+        fuseline_cpu_limit=[Stretch(100, 100, None, None, 20, decode_cpu_ms=2)],
+        fuseline_int8=[stretch(270)],
+        fuseline_int8_cpu_limit=[Stretch(300, 300, None, None, 6.67, decode_cpu_ms=2)],
+    )
+    assert measured(found) == [((0.96,), True), ((), None), ((0.9,), False)]
+    console = Console(width=250)
+    with console.capture() as capture:
+        console.print(as_tables([found], {}))
+    assert "decode and engine alone, OpenVINO INT8" in capture.get()
+
+
+def test_beside_a_busy_process_lanes_are_held_against_one_lane() -> None:
+    found = rounds_of("busy", fuseline=[stretch(52)], fuseline_one_lane=[stretch(40)])
+    assert measured(found) == [((1.3,), True), ((), None)]
+    assert CONTENDERS["fuseline-openvino-one-lane"].flags == ("--lanes", "1")
+
+
+def test_overload_keeps_nearly_all_of_the_capacity() -> None:
+    own = [bar for bar in CASES["overload"].bars if not bar.against]
+    assert [(bar.measure, bar.passes(0.95), bar.passes(0.94)) for bar in own] == [
+        (goodput_at(2), True, False),
+        (goodput_at(5), True, False),
+    ]
+
+
+def test_the_busy_neighbour_is_busy_and_ends() -> None:
+    with busy_neighbour() as pid:
+        before = cpu_seconds(pid)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        deadline = time.monotonic() + 30
+        while (cpu_seconds(pid) or 0) < (before or 0) + 0.05:
+            assert time.monotonic() < deadline
+    assert cpu_seconds(pid) is None
+
+
+def test_a_busy_neighbour_that_ends_too_early_is_told() -> None:
+    with pytest.raises(BackendError, match="ended before what was measured"), busy_neighbour(0.0) as pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_cpu_limit_is_the_cores_over_what_a_file_costs() -> None:
+    spec = InputSpec(height=32, width=32, channels=3, preprocessing=Preprocessing(resize_shorter_side=32))
+    engine = EngineOf(16, 0.25)
+    files = as_jpegs(generated_pictures((64, 64, 3), 2))
+    found = measure_cpu_limit(engine, np.zeros((16, 32, 32, 3), np.uint8), files, spec, 0.0)  # type: ignore[arg-type]
+    assert found.server_cpu_ms_per_request is not None
+    assert found.decode_cpu_ms is not None
+    assert 0 < found.decode_cpu_ms < found.server_cpu_ms_per_request
+    assert found.images_per_s == pytest.approx(usable_cores() * 1e3 / found.server_cpu_ms_per_request)
+    # The engine was busy: about the CPU time of a call, over its images.
+    engine_ms = found.server_cpu_ms_per_request - found.decode_cpu_ms
+    assert 0.2 * 1e3 * 0.25 / 16 < engine_ms < 1.5 * 1e3 * 0.25 / 16
+
+
+class EngineOf:
+    """In the place of an engine's process: calls of `rows` images that take this process `call_s` of CPU time."""
+
+    pid = os.getpid()
+
+    def __init__(self, rows: int, call_s: float) -> None:
+        self._rows, self._call_s = rows, call_s
+
+    def measure(self, pixels: NDArray[np.uint8], seconds: float) -> EngineStretch:
+        end = time.process_time() + self._call_s
+        began = time.monotonic()
+        while time.process_time() < end:
+            pass
+        return EngineStretch(self._rows, (time.monotonic() - began,))
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (224, 301), (256, 256), (97, 33)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_peers_decode_to_the_very_pixels_that_fuseline_does(size: tuple[int, int], mode: str) -> None:
+    picture = Image.fromarray(generated_pictures((*size, 3), 1)[0]).convert(mode)
+    picture.save(file := BytesIO(), "JPEG", quality=90)
+    decoder = program("jpeg_decoder")
+    ours = decode_image(file.getvalue(), height=224, width=224, resize_shorter_side=256)
+    np.testing.assert_array_equal(decoder.decode(file.getvalue(), side=224, resize=256), ours)
+    np.testing.assert_array_equal(decoder.open_decoder(224, 256)([file.getvalue()] * 2), np.stack([ours, ours]))
 
 
 def test_without_a_peer_its_bars_are_not_measured_and_not_passed() -> None:
@@ -132,18 +239,19 @@ def test_skipping_says_why(tmp_path: Path) -> None:
     assert why_left_out("triton", tmp_path) is None
 
 
-def test_the_peers_run_the_same_version_of_the_engine() -> None:
+@pytest.mark.parametrize("package", ["onnxruntime", "pillow"])
+def test_the_peers_run_the_same_version_of_the_engine_and_of_the_decoder(package: str) -> None:
     root = Path(fuseline.benchmarks.peers.processes.__file__).resolve().parents[2]
 
     def pinned(name: str) -> str:
         lines = (root / name).read_text(encoding="utf-8").splitlines()
-        return next(line.split()[0] for line in lines if line.startswith("onnxruntime=="))
+        return next(line.split()[0] for line in lines if line.startswith(f"{package}=="))
 
     ours = pinned("requirements.lock")
     for peer in PEERS:
         assert pinned(f"requirements-peer-{peer}.lock") == ours
         if why_left_out(peer) is None:
-            assert f"onnxruntime=={peer_versions(peer)['onnxruntime']}" == ours
+            assert f"{package}=={peer_versions(peer)[package]}" == ours
 
 
 def test_an_environment_that_is_not_there_has_no_versions(tmp_path: Path) -> None:
@@ -164,12 +272,7 @@ def test_asking_for_peers() -> None:
 
 def test_the_peers_engine_has_the_options_and_the_answers_of_fuselines(tmp_path: Path) -> None:
     graph = write_tiny_package(tmp_path / "tiny", side=32, classes=10) / "model.onnx"
-    program = Path(fuseline.benchmarks.peers.processes.__file__).parent / "servers" / "onnx_engine.py"
-    spec = importlib.util.spec_from_file_location("onnx_engine", program)
-    assert spec is not None
-    assert spec.loader is not None
-    onnx_engine = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(onnx_engine)
+    onnx_engine = program("onnx_engine")
 
     ours = open_session(graph, threads=1)
     assert described(onnx_engine.session_options(1)) == described(ours.get_session_options())
@@ -178,6 +281,17 @@ def test_the_peers_engine_has_the_options_and_the_answers_of_fuselines(tmp_path:
     engine = onnx_engine.open_engine(str(graph), 1)
     assert (engine.row_shape, engine.classes) == ((32, 32, 3), 10)
     np.testing.assert_array_equal(engine.infer(pixels), ours.run(None, {engine.input_name: pixels})[0])
+
+
+def program(name: str) -> Any:
+    """A module of the peers' programs, which run in environments of their own."""
+    path = Path(fuseline.benchmarks.peers.processes.__file__).parent / "servers" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def described(options: Any) -> dict[str, Any]:
@@ -226,6 +340,20 @@ def test_an_engine_that_cannot_run_here_is_left_out(monkeypatch: pytest.MonkeyPa
     assert found.left_out["fuseline-int8"].startswith("Fuseline, OpenVINO INT8 is left out: package tiny32 has no int8")
     assert found.left_out["fuseline-int8"] in said
     assert measured(found) == [((), None)]
+
+
+@pytest.mark.slow
+def test_a_short_run_sends_jpegs_and_is_put_beside_a_busy_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = Case("JPEG", 32, 10, ("fuseline", "fuseline-cpu-limit", "triton", "mosec"), (), jpeg=True)
+    monkeypatch.setitem(CASES, "tiny-jpeg", jpeg)
+    monkeypatch.setitem(CASES, "tiny-busy", Case("busy", 64, 10, ("fuseline",), (), busy=True))
+    peers = [peer for peer in PEERS if why_left_out(peer) is None]
+    sent, busy = run_peers(["tiny-jpeg", "tiny-busy"], peers=peers, rounds=1, seconds=0.5)
+    assert set(sent.stretches) == {"fuseline", "fuseline-cpu-limit", *peers}
+    limit = sent.stretches["fuseline-cpu-limit"][0]
+    for name in ("fuseline", *peers):
+        assert 0 < sent.stretches[name][0].images_per_s < limit.images_per_s
+    assert busy.stretches["fuseline"][0].images_per_s > 0
 
 
 @pytest.mark.slow

@@ -105,6 +105,21 @@ def results(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+def test_the_page_tells_the_best_pytorch_and_results_without_one_are_still_read(
+    results: dict[str, Path], tmp_path: Path
+) -> None:
+    write_report([results["engines"]], tmp_path / "new")
+    assert (tmp_path / "new" / "report.html").read_text().count(">the best<") == 2
+
+    old = json.loads(results["engines"].read_text())
+    del old["best_pytorch"]
+    for row in old["engines"]:
+        del row["ratio_to_best_pytorch_spread"]
+    results["engines"].write_text(json.dumps(old))
+    write_report([results["engines"]], tmp_path / "old")
+    assert "best PyTorch" not in (tmp_path / "old" / "report.html").read_text()
+
+
 def test_the_page_holds_every_chart_and_needs_no_other_file(results: dict[str, Path], tmp_path: Path) -> None:
     page, *charts = write_report(list(results.values()), tmp_path / "out")
     names = [chart.name for chart in charts]
