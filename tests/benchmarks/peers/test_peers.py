@@ -112,7 +112,7 @@ def test_jpegs_are_held_against_what_the_cpu_time_of_decoding_and_computing_allo
         fuseline_int8=[stretch(270)],
         fuseline_int8_cpu_limit=[Stretch(300, 300, None, None, 6.67, decode_cpu_ms=2)],
     )
-    assert measured(found) == [((0.96,), True), ((), None), ((0.9,), False)]
+    assert measured(found) == [((0.96,), True), ((), None), ((), None), ((0.9,), False)]
     console = Console(width=250)
     with console.capture() as capture:
         console.print(as_tables([found], {}))
