@@ -124,6 +124,8 @@ def load_model(
         threads=settings.threads,
         engine_cache=settings.engine_cache_folder,
     )
+    # Opening lanes loads the network again, whose memory need not come on top of what the first load left.
+    release_freed_memory()
     try:
         warmed = warm_lanes(backend, package, settings, cpu)
     except BaseException:
