@@ -259,6 +259,8 @@ from fuseline.serve.backends.engine.builder import build_engine
 from fuseline.serve.command_line import run_command_line
 from tests.export.small_graph import small_graph
 
+# A shell's background process begins with SIGINT ignored, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 numbers = [signal.Signals[f"SIG{name}"] for name in sys.argv[1].split()]
 
 def interrupt(phase, share):
