@@ -45,8 +45,10 @@ def warm_lanes(backend: Backend, package: ModelPackage, settings: Settings, cpu:
     row_pixels, threads = spec.height * spec.width, settings.threads or usable_cpus()
     on_cpu, buckets = backend.device == "CPU", backend.buckets
     if on_cpu:
-        lane_rows = cpu.lane_buckets(row_pixels, 1, settings.max_batch)[-1]
-        choice, lanes = open_cpu_lanes(backend, package, settings.lanes, threads=threads, max_rows=lane_rows)
+        # A larger --max-batch tells no more about lanes, and its calls would take longer than measuring may.
+        lane_rows = cpu.lane_buckets(row_pixels, 1)[-1]
+        max_rows = min(lane_rows, settings.max_batch or lane_rows)
+        choice, lanes = open_cpu_lanes(backend, package, settings.lanes, threads=threads, max_rows=max_rows)
         if lanes:
             buckets = cpu.lane_buckets(row_pixels, threads / len(lanes), settings.max_batch)
     else:
