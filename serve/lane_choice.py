@@ -65,16 +65,13 @@ def open_gpu_lanes(backend: Backend, asked: int | None) -> tuple[LaneChoice, tup
     Raises:
         BackendError: there is no memory for the lanes that were asked for.
     """
-    if asked == 1:
-        return LaneChoice(lanes=1, reason="--lanes 1 was given"), ()
+    if asked is not None:
+        return _open_asked(backend, asked)
     try:
-        lanes = backend.open_lanes(asked or GPU_LANES)
+        lanes = backend.open_lanes(GPU_LANES)
     except BackendError as error:
-        if asked is not None:
-            raise
         return LaneChoice(lanes=1, reason=f"a second batch in flight can't be had: {error}"), ()
-    reason = "copies to and from the GPU overlap with computing" if asked is None else f"--lanes {asked} was given"
-    return LaneChoice(lanes=len(lanes), reason=reason), lanes
+    return LaneChoice(lanes=GPU_LANES, reason="copies to and from the GPU overlap with computing"), lanes
 
 
 def open_cpu_lanes(
@@ -88,10 +85,8 @@ def open_cpu_lanes(
     Raises:
         BackendError: the runtime failed.
     """
-    if asked == 1:
-        return LaneChoice(lanes=1, reason="--lanes 1 was given"), ()
     if asked is not None:
-        return LaneChoice(lanes=asked, reason=f"--lanes {asked} was given"), backend.open_lanes(asked)
+        return _open_asked(backend, asked)
     counts = cpu_lane_counts(threads)
     if not counts:
         return LaneChoice(lanes=1, reason="one thread computes"), ()
@@ -130,6 +125,11 @@ def best_choice(measured: Mapping[int, tuple[float, float]]) -> LaneChoice:
     return LaneChoice(
         lanes=best if with_lanes >= LEAST_SHARE * with_one else 1, reason=reason, images_per_s=images_per_s
     )
+
+
+def _open_asked(backend: Backend, asked: int) -> tuple[LaneChoice, tuple[Infer, ...]]:
+    """Open as many lanes as `--lanes` says; one is the backend as a whole."""
+    return LaneChoice(lanes=asked, reason=f"--lanes {asked} was given"), backend.open_lanes(asked) if asked > 1 else ()
 
 
 def _seconds(infer: Infer, pixels: NDArray[np.uint8]) -> float:

@@ -116,12 +116,10 @@ class OnnxRuntimeBackend:
         self._bound = self._session = self._lanes = None
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
-        return logits
+        return _logits(self._session, pixels)
 
     def _run_lane(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._lanes.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
-        return logits
+        return _logits(self._lanes, pixels)
 
     def _checked(self, infer: Infer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what `infer` returns; raise `BackendError` when it fails, or the backend was closed."""
@@ -134,6 +132,11 @@ class OnnxRuntimeBackend:
     def _check_open(self) -> None:
         if self._session is None:
             raise BackendError("the ONNX Runtime backend was closed")
+
+
+def _logits(session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+    return logits
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -> Any:
@@ -163,7 +166,7 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
 def graph_runner(graph: bytes) -> Infer:
     """See `fuseline.serve.backends.registry.BackendModule`."""
     session = open_session(graph)
-    return lambda pixels: session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+    return partial(_logits, session)
 
 
 def why_no_cuda(precision: str = "auto") -> str | None:

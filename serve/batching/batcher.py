@@ -176,7 +176,7 @@ class Batcher:
     @property
     def running_rows(self) -> int:
         """Number of rows of the batches that the backend computes now, before padding."""
-        return sum(len(lane.running.rows) for lane in self._working() if lane.running is not None)
+        return sum(len(batch.rows) for batch in self._running())
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
@@ -289,11 +289,11 @@ class Batcher:
             return Load(waiting, 0, self._admission.idle_lanes, idle)
         return Load(waiting, running, seconds_until_free(self._free_at(now), now))
 
-    def _working(self) -> list[Lane]:
-        """Return the lanes that compute a batch."""
+    def _running(self) -> list[Batch]:
+        """Return the batches that are being computed."""
         if self._alone is not None and self._alone.running is not None:
-            return [self._alone]
-        return [lane for lane in self._lanes if lane.running is not None]
+            return [self._alone.running]
+        return [lane.running for lane in self._lanes if lane.running is not None]
 
     def _free_at(self, now: float) -> list[float]:
         """Return when each lane is free, as `Lane.free_at` says: all are busy while one batch has all cores."""
@@ -308,7 +308,7 @@ class Batcher:
 
     def computes(self, request: asyncio.Future[BatchedRows]) -> bool:
         """Return whether a batch that is being computed has rows of `request`, which `submit` returned."""
-        return any(request is each for lane in self._working() if lane.running for each, _, _ in lane.running.shares)
+        return any(request is each for batch in self._running() for each, _, _ in batch.shares)
 
     def discard(self, request: Request) -> None:
         """Take the rest of a request out of the queue, if any of its rows are left there."""
@@ -379,7 +379,7 @@ class Batcher:
         queued, idle = self._queue.rows, len(self._idle)
         if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
             return self._alone, queued
-        running = [len(lane.running.rows) for lane in self._lanes if lane.running is not None]
+        running = [len(batch.rows) for batch in self._running()]
         rows = min(rows_to_start(self._policy, queued, idle, running), self._admission.next_batch_rows(queued))
         return self._idle[-1], rows
 
@@ -466,7 +466,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not self._queue.rows and not self._working():
+        if self._draining and not self._queue.rows and not self._running():
             self._drained.set()
 
 
