@@ -15,6 +15,15 @@ _TAKEN_SHARE = 0.9
 """Share of the limit that memory which the kernel can't take back may reach. The rest is for mapped files, page tables
 and requests."""
 
+_LEAST_LIMIT_BYTES = 80 * 2**20
+"""Limit below which nothing starts: Python, a runtime and the smallest network take 75 MiB (ONNX Runtime) to 85. It is
+refused at once, as importing a runtime in less than it needs goes on for minutes: the kernel drops the pages of its
+files and reads them again, before it kills."""
+
+_LEAST_RESERVE_BYTES = 12 * 2**20
+"""Bytes below the limit that stay free however low it is. Importing a runtime holds Python's lock for 10 to 30 ms at a
+time, in which this thread sees nothing, and takes up to 8 MiB in one of them (ONNX Runtime 6.4, OpenVINO 7.7)."""
+
 _POLL_S = 0.001
 """Seconds between two looks: a runtime takes some MB a millisecond while it loads."""
 
@@ -26,8 +35,8 @@ _LIMIT_FILES = (("sys/fs/cgroup", "memory.max", ""), ("sys/fs/cgroup/memory", "m
 class MemoryGuard:
     """Calls `on_shortage` once, from a thread, when this process comes near the limit of its control group.
 
-    The memory of the processes below it counts too. By default the process then ends with one line and exit code 2.
-    Without a limit nothing is watched.
+    Where the limit is too low for any server, it is called when the watch begins. The memory of the processes below
+    counts too. By default the process then ends with one line and exit code 2. Without a limit nothing is watched.
     """
 
     def __init__(self, limit_bytes: int | None, on_shortage: Callable[[str], None] | None = None) -> None:
@@ -37,22 +46,23 @@ class MemoryGuard:
 
     def start(self) -> None:
         """Begin to watch."""
-        if self._limit_bytes is not None:
-            threading.Thread(target=self._watch, name="fuseline-memory", args=(self._limit_bytes,), daemon=True).start()
+        if self._limit_bytes is None:
+            return
+        if self._limit_bytes < _LEAST_LIMIT_BYTES:
+            self._on_shortage(_shortage(unreclaimable_bytes(), self._limit_bytes))
+            return
+        threading.Thread(target=self._watch, name="fuseline-memory", args=(self._limit_bytes,), daemon=True).start()
 
     def stop(self) -> None:
         """Stop watching."""
         self._stopped.set()
 
     def _watch(self, limit_bytes: int) -> None:
+        most_bytes = min(_TAKEN_SHARE * limit_bytes, limit_bytes - _LEAST_RESERVE_BYTES)
         while not self._stopped.wait(_POLL_S):
             taken_bytes = unreclaimable_bytes()
-            if taken_bytes > _TAKEN_SHARE * limit_bytes:
-                self._on_shortage(
-                    f"too little memory to start: {taken_bytes // 2**20} of the {limit_bytes // 2**20} MiB that this "
-                    "process's control group may use are taken; allow it more (docker run --memory, in Kubernetes "
-                    "resources.limits.memory), or serve smaller batches (--max-batch) or fewer models"
-                )
+            if taken_bytes > most_bytes:
+                self._on_shortage(_shortage(taken_bytes, limit_bytes))
                 return
 
 
@@ -108,6 +118,15 @@ def _limit_in(file: Path) -> int | None:
     except OSError:
         return None
     return None if text == "max" else int(text)
+
+
+def _shortage(taken_bytes: int, limit_bytes: int) -> str:
+    least = f" and nothing is served in less than {_LEAST_LIMIT_BYTES // 2**20}" * (limit_bytes < _LEAST_LIMIT_BYTES)
+    return (
+        f"too little memory to start: {taken_bytes // 2**20} of the {limit_bytes // 2**20} MiB that this process's "
+        f"control group may use are taken{least}; allow it more (docker run --memory, in Kubernetes "
+        "resources.limits.memory), or serve smaller batches (--max-batch) or fewer models"
+    )
 
 
 def _end_process(message: str) -> None:

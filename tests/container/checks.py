@@ -297,7 +297,7 @@ class TestBadInput:
         assert re.fullmatch(rf"error: gRPC can't listen on 0\.0\.0\.0:{port} \(Address already in use\); .*\n", log)
 
     @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-    @pytest.mark.parametrize("mib", [48, 128, 192])
+    @pytest.mark.parametrize("mib", [48, 80, 128, 192])
     def test_too_little_memory(self, podman: Podman, serve_image: str, package: Path, mib: int, backend: str) -> None:
         limit = ("--memory", f"{mib}m", "--memory-swap", f"{mib}m", "--env", f"FUSELINE_BACKEND={backend}")
         log = self.refused(podman, serve_image, *limit, "--volume", f"{package}:/models/resnet18:ro")

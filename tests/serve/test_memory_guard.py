@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,9 @@ def test_near_the_limit_the_process_ends_with_a_line_and_2() -> None:
     code = (
         "import threading\n"
         "from fuseline.serve.memory_guard import MemoryGuard, unreclaimable_bytes\n"
-        "limit = unreclaimable_bytes() + 32 * 2**20\n"
+        "limit = unreclaimable_bytes() + 96 * 2**20\n"
         "MemoryGuard(limit).start()\n"
-        "blocks = [bytes([1]) * 2**20 for _ in range(64)]\n"
+        "blocks = [bytes([1]) * 2**20 for _ in range(128)]\n"
         "threading.Event().wait(30)\n"
     )
     done = subprocess.run(
@@ -83,9 +84,32 @@ def test_near_the_limit_the_process_ends_with_a_line_and_2() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_one_import_takes_unseen_stays_free() -> None:
+    said = threading.Event()
+    shortages: list[str] = []
+
+    def on_shortage(message: str) -> None:
+        shortages.append(message)
+        said.set()
+
+    # More than a tenth of the limit is free, and less than a runtime's import takes before the thread can look again.
+    block = os.urandom(max(0, 80 * MIB - unreclaimable_bytes()))
+    MemoryGuard(unreclaimable_bytes() + 11 * MIB, on_shortage).start()
+    assert said.wait(10)
+    assert len(shortages) == 1
+    del block
+
+
+def test_a_limit_that_is_too_low_for_any_server_is_refused_before_anything_is_imported() -> None:
+    shortages: list[str] = []
+    MemoryGuard(64 * MIB, shortages.append).start()
+    assert len(shortages) == 1
+    assert "of the 64 MiB" in shortages[0]
+
+
 def test_a_guard_that_was_stopped_says_nothing() -> None:
     shortages: list[str] = []
-    guard = MemoryGuard(1, shortages.append)
+    guard = MemoryGuard(max(80 * MIB, unreclaimable_bytes()), shortages.append)
     guard.stop()
     guard.start()
     assert shortages == []
