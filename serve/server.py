@@ -22,6 +22,7 @@ from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.addresses import check_bindable, join_address, unbindable
 from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
@@ -89,6 +90,7 @@ class Server:
             self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
             self.http_port = self._http.port
         await self._source.load(self.repository)
+        keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
