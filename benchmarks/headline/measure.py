@@ -2,9 +2,9 @@
 
 A round is: eager PyTorch FP32 at batch 32 and at batch 1; the fastest other way of PyTorch, which a trial before the
 rounds found, at batch 32; then for each backend in each precision the bare backend at batch 32, by one instance and by
-lanes, and the server at concurrency 32. Every contender has a process of its own and only one works at a time; how busy
-the others were meanwhile is measured and reported, so that an idle server that spins would be seen. Every second round
-goes backwards. Ratios are taken within a round.
+lanes, and at concurrency 32 the server and the least server that there can be (`plain_server`). Every contender has a
+process of its own and only one works at a time; how busy the others were meanwhile is measured and reported, so that an
+idle server that spins would be seen. Every second round goes backwards. Ratios are taken within a round.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +36,9 @@ T = TypeVar("T")
 
 BATCH = 32
 """Rows of a bare call and concurrency of the load."""
-
-
 MAX_LANES = 4
-"""Lanes of the bare backend at most, on a machine that has so many cores."""
+"""Lanes of the bare backend and of the plain server at most, on a machine that has so many cores."""
+PLAIN_SERVER = "fuseline.benchmarks.headline.plain_server"
 
 
 @dataclass(slots=True)
@@ -56,6 +55,8 @@ class BackendRounds:
     """By `lanes` instances side by side; empty if the backend opens none."""
     lanes: int | None = None
     served: list[ServingFigures] = field(default_factory=list)
+    plain: list[ServingFigures] = field(default_factory=list)
+    """By `fuseline.benchmarks.headline.plain_server`."""
     server_ready_s: float | None = None
     server_peak_mb: float | None = None
     """Largest resident set, 10^6 bytes, after all rounds."""
@@ -159,7 +160,7 @@ def run_headline(
         run = HeadlineRun(subject.title, [BackendRounds(*row, is_default=row == default) for row in rows])
         run.trial_images_per_s = _trial(subject, threads, pixels, expected, seconds, say)
         fastest = engine(run.fastest_pytorch)
-        bare, targets, servers = [], [], []
+        bare, targets, plain, servers = [], [], [], []
         for each in run.backends:
             process = engine(contender_of(each.backend, each.precision))
             lanes = min(MAX_LANES, usable_cores())
@@ -171,8 +172,10 @@ def run_headline(
             bare.append(process)
             servers.append(server)
             targets.append(_held_against_eager(connect(server.address, server.pid), each, eager, process))
+            least = stack.enter_context(started_server(subject.package_folder, *flags, module=PLAIN_SERVER))
+            plain.append(replace(targets[-1], address=least.address, pid=least.pid))
 
-        steps = _steps(run, _Contenders(eager, fastest, bare, targets, pixels), seconds)
+        steps = _steps(run, _Contenders(eager, fastest, bare, targets, plain, pixels), seconds)
         for number in range(rounds):
             for what, step in steps if number % 2 == 0 else steps[::-1]:
                 say(f"round {number + 1} of {rounds}: {what}")
@@ -213,11 +216,12 @@ class _Contenders:
     bare: list[EngineProcess]
     """Of each backend of the run, as `targets`."""
     targets: list[Target]
+    plain: list[Target]
     pixels: NDArray[np.uint8]
 
     @property
     def pids(self) -> list[int]:
-        servers = [target.pid for target in self.targets if target.pid is not None]
+        servers = [target.pid for target in (*self.targets, *self.plain) if target.pid is not None]
         return [*(process.pid for process in (self.eager, self.fastest, *self.bare)), *servers]
 
 
@@ -238,23 +242,29 @@ def _steps(run: HeadlineRun, contenders: _Contenders, seconds: float) -> list[tu
         calls = alone(eager.pid, lambda: eager.measure(pixels[:1], seconds)).call_s
         run.eager_latency_ms.append(1e3 * float(np.median(calls)))
 
-    def serve(rounds: BackendRounds, target: Target) -> None:
+    def serve(what: str, found: list[ServingFigures], target: Target) -> None:
         figures = alone(target.pid, lambda: measure_serving(target, concurrency=BATCH, seconds=seconds))
         if figures.errors:
-            raise BackendError(f"requests failed while {rounds.title} was measured: {figures.errors}")
-        rounds.served.append(figures)
+            raise BackendError(f"requests failed while {what} was measured: {figures.errors}")
+        found.append(figures)
 
     steps: list[tuple[str, Callable[[], None]]] = [
         ("eager PyTorch, batch 32", partial(batch, eager, run.eager_images_per_s)),
         ("eager PyTorch, batch 1", eager_single),
         (TITLES[run.fastest_pytorch], partial(batch, contenders.fastest, run.fastest_pytorch_images_per_s)),
     ]
-    for each, process, target in zip(run.backends, contenders.bare, contenders.targets, strict=True):
+    for each, process, target, plain in zip(
+        run.backends, contenders.bare, contenders.targets, contenders.plain, strict=True
+    ):
         steps.append((f"bare {each.title}", partial(batch, process, each.bare_images_per_s)))
         if each.lanes is not None:
             in_lanes = partial(batch, process, each.bare_lanes_images_per_s, each.lanes)
             steps.append((f"bare {each.title}, {each.lanes} lanes", in_lanes))
-        steps.append((f"served on {each.title}", partial(serve, each, target)))
+        for what, found, served in (
+            (f"served on {each.title}", each.served, target),
+            (f"a plain server on {each.title}", each.plain, plain),
+        ):
+            steps.append((what, partial(serve, what, found, served)))
     return steps
 
 

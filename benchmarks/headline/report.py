@@ -95,6 +95,7 @@ def as_table(run: HeadlineRun) -> Table:
     ):
         table.add_column(heading, justify="right")
     served = {f"served on {each.title}": each.served for each in run.backends}
+    served |= {f"a plain server on {each.title}": each.plain for each in run.backends if each.plain}
     for what, rates, bare in _rows(run):
         table.add_row(
             what,
@@ -129,7 +130,10 @@ def _rows(run: HeadlineRun) -> list[tuple[str, list[float], list[float] | None]]
         rows.append((f"bare {each.title}", each.bare_images_per_s, None))
         if each.lanes is not None:
             rows.append((f"bare {each.title}, {each.lanes} lanes", each.bare_lanes_images_per_s, None))
-        rows.append((f"served on {each.title}", _served(each), each.best_bare_images_per_s))
+        bare = each.best_bare_images_per_s
+        rows.append((f"served on {each.title}", _served(each), bare))
+        if each.plain:
+            rows.append((f"a plain server on {each.title}", [figures.images_per_s for figures in each.plain], bare))
     return rows
 
 

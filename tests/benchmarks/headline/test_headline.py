@@ -60,6 +60,16 @@ def test_the_bare_backend_counts_by_lanes_where_those_are_faster() -> None:
     assert "bare OpenVINO FP32, 2 lanes" in [row["what"] for row in as_json(found)["summary"]]
 
 
+def test_the_plain_server_is_a_row_beside_the_server_and_no_bar() -> None:
+    found = run()
+    found.backends[1].plain = [served(39.0), served(19.0), served(38.0)]
+    summary = {row["what"]: row for row in as_json(found)["summary"]}
+    assert summary["a plain server on OpenVINO FP32"]["ratio_to_bare"]["median"] == pytest.approx(0.95)
+    assert "a plain server on ONNX Runtime FP32" not in summary
+    assert len(verdicts(found)) == 3
+    assert as_table(found).row_count == 7
+
+
 def test_bf16_is_held_against_fp32_of_the_same_backend_and_int8_against_its_bare_self() -> None:
     found = run()
     found.backends += [
@@ -138,8 +148,9 @@ def test_a_whole_run_measures_every_contender_in_every_round() -> None:
     assert found.fastest_pytorch != "eager"
     assert {"eager-channels-last", "compiled", "compiled-channels-last"} <= set(found.trial_images_per_s)
     assert [(each.backend, each.precision) for each in found.backends] == rows
-    assert [len(each.served) for each in found.backends] == [len(each.bare_images_per_s) for each in found.backends]
+    for each in found.backends:
+        assert len(each.served) == len(each.plain) == len(each.bare_images_per_s) == 2
     assert sum(each.is_default for each in found.backends) == 1
     in_lanes = sum(each.lanes is not None for each in found.backends)
-    assert len(found.idle_cores) == 2 * (9 + in_lanes)
+    assert len(found.idle_cores) == 2 * (12 + in_lanes)
     assert len(verdicts(found)) == 4

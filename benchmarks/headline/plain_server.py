@@ -1,0 +1,117 @@
+"""`python -m fuseline.benchmarks.headline.plain_server PACKAGE`: the least that a gRPC server in Python does.
+
+It is what a team writes for itself: grpc.aio, the same backend in as many lanes, a list of what waits. It checks
+nothing, admits everything, knows neither deadlines nor statistics, and takes one raw image a request. What it serves
+bounds what any server on grpc.aio can, and Fuseline, which does all of that, is held against it.
+"""
+
+import argparse
+import asyncio
+import signal
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from fuseline.benchmarks.harness.machine import usable_cores
+from fuseline.benchmarks.headline.measure import MAX_LANES
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse
+from fuseline.protos.classify_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
+from fuseline.serve.backends import open_backend
+from fuseline.serve.backends.base import Infer
+from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
+from fuseline.serve.event_loop import run_event_loop
+from fuseline.serve.memory import keep_freed_memory
+from fuseline.serve.model_package import load_package
+
+_Waiting = deque[tuple[NDArray[np.uint8], "asyncio.Future[NDArray[np.float32]]"]]
+
+
+class _PlainService(ClassifierServicer):
+    def __init__(self, lanes: tuple[Infer, ...], row_shape: tuple[int, ...], max_rows: int) -> None:
+        self._idle = list(lanes)
+        self._row_shape = row_shape
+        self._max_rows = max_rows
+        self._threads = ThreadPoolExecutor(len(lanes))
+        self._waiting: _Waiting = deque()
+
+    async def Classify(self, request: ClassifyRequest, _: Any) -> ClassifyResponse:  # noqa: N802
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+        self._waiting.append((np.frombuffer(request.images[0].raw, np.uint8).reshape(self._row_shape), answer))
+        loop.call_soon(self._start)
+        logits = await answer
+        response = ClassifyResponse()
+        result = response.results.add()
+        exponentials = np.exp(logits - logits.max())
+        best = int(logits.argmax())
+        result.predictions.add(index=best, probability=float(exponentials[best] / exponentials.sum()))
+        if request.return_logits:
+            result.logits = logits.tobytes()
+        return response
+
+    def _start(self) -> None:
+        """Give idle lanes what waits, spread evenly."""
+        while self._idle and self._waiting:
+            share = -(-len(self._waiting) // len(self._idle))
+            batch = [self._waiting.popleft() for _ in range(min(share, self._max_rows))]
+            lane = self._idle.pop()
+            call = asyncio.get_running_loop().run_in_executor(self._threads, lane, np.stack([row for row, _ in batch]))
+            call.add_done_callback(lambda done, lane=lane, batch=batch: self._answer(done, lane, batch))
+
+    def _answer(self, done: "asyncio.Future[NDArray[np.float32]]", lane: Infer, batch: Any) -> None:
+        self._idle.append(lane)
+        self._start()
+        for logits, (_, answer) in zip(done.result(), batch, strict=True):
+            if not answer.cancelled():
+                answer.set_result(logits)
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    package = load_package(arguments.package)
+    spec = package.manifest.input
+    count = min(MAX_LANES, usable_cores())
+    # Batches as large as Fuseline's own lanes have.
+    buckets = DEFAULT_CPU_BATCHING.lane_buckets(spec.height * spec.width, usable_cores() / count)
+    backend, _ = open_backend(
+        package,
+        buckets=buckets,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+    )
+    lanes = backend.open_lanes(count) if count > 1 else (backend.infer,)
+    for rows in buckets:
+        for lane in lanes:
+            lane(np.zeros((rows, *spec.row_shape), np.uint8))
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    service = _PlainService(lanes, spec.row_shape, buckets[-1])
+    add_ClassifierServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port(f"{arguments.host}:{arguments.port}")
+    keep_freed_memory()
+    await server.start()
+    print(f"{arguments.host}:{port}", flush=True)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+    await server.stop(0)
+    backend.close()
+
+
+def main() -> None:
+    """Serve until SIGTERM; flags are those of `fuseline serve`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("package", type=Path)
+    for flag, default in (("--host", "127.0.0.1"), ("--backend", "auto"), ("--precision", "auto")):
+        parser.add_argument(flag, default=default)
+    for flag in ("--port", "--http-port", "--threads"):
+        parser.add_argument(flag, type=int, default=0)
+    run_event_loop(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
