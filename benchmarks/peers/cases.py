@@ -23,8 +23,8 @@ class Contender:
 
     title: str
     server: str
-    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), `cpu-limit` (see
-    `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
+    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), `bare-lanes` (the same with a lane for each
+    core), `cpu-limit` (see `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
     """Fuseline's backend."""
     precision: str = "fp32"
@@ -46,6 +46,7 @@ CONTENDERS = {
     "fuseline-int8": Contender("Fuseline, OpenVINO INT8", "fuseline", "openvino", "int8"),
     "fuseline-bf16": Contender("Fuseline, OpenVINO BF16", "fuseline", "openvino", "bf16"),
     "bare": Contender("the bare backend", "bare"),
+    "bare-lanes": Contender("the bare backend in lanes", "bare-lanes"),
     "echo": Contender("grpc.aio echo", "echo"),
     "triton": Contender("Triton", "triton"),
     "mosec": Contender("Mosec", "mosec"),
@@ -228,7 +229,7 @@ CASES = {
         "Classify, ResNet-18 at 224, beside one busy process",
         224,
         1000,
-        (*_ONE_LANE, *(f"{name}-one-lane" for name in _ONE_LANE)),
+        (*_ONE_LANE, *(f"{name}-one-lane" for name in _ONE_LANE), "bare-lanes"),
         tuple(_at_least(1.3, "images/s", f"{name}-one-lane", name) for name in _ONE_LANE),
         least_seconds=_LEAST_SECONDS,
         network="resnet18",

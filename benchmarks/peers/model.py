@@ -15,6 +15,7 @@ from fuseline.benchmarks.engines.contenders import contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
+from fuseline.benchmarks.harness.machine import usable_cores
 from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
 from fuseline.benchmarks.harness.subject import Subject, open_subject
@@ -40,6 +41,7 @@ from fuseline.benchmarks.peers.processes import Server, busy_neighbour, started_
 from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from fuseline.benchmarks.peers.rounds import Stretch
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
+from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.images import decode_for
 
@@ -80,13 +82,16 @@ class PeerModel:
             VerificationError: an answer is wrong.
             BackendError: a server failed, or a request did.
         """
-        if CONTENDERS[name].server == "bare":
-            return self._measure_bare(case, seconds)
+        neighbour = busy_neighbour if case.busy else nullcontext
+        if CONTENDERS[name].server in ("bare", "bare-lanes"):
+            with neighbour():
+                in_lanes = CONTENDERS[name].server == "bare-lanes"
+                return self._measure_bare_lanes(seconds) if in_lanes else self._measure_bare(case, seconds)
         if name in self.cpu_limits:
             return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._closed_load(name, case, seconds)
-        with busy_neighbour() if case.busy else nullcontext():
+        with neighbour():
             result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
@@ -174,6 +179,14 @@ class PeerModel:
         calls_s = self.bare.measure(self.pixels[:rows], seconds if case.network else seconds / 4).call_s
         p50_s, p99_s = np.quantile(calls_s, (0.5, 0.99)).tolist()
         return Stretch(1 / p50_s, rows / p50_s, 1e3 * p50_s, 1e3 * p99_s)
+
+    def _measure_bare_lanes(self, seconds: float) -> Stretch:
+        """A lane for each core, each with as many images as Fuseline's lanes take at most."""
+        row_pixels = self.pixels.shape[1] * self.pixels.shape[2]
+        rows = DEFAULT_CPU_BATCHING.lane_buckets(row_pixels, 1)[-1]
+        calls = self.bare.measure(self.pixels[:rows], seconds, lanes=usable_cores())
+        p50_s, p99_s = np.quantile(calls.call_s, (0.5, 0.99)).tolist()
+        return Stretch(calls.images_per_s / rows, calls.images_per_s, 1e3 * p50_s, 1e3 * p99_s)
 
     def _requests(
         self, name: str, case: Case, queue_timeout_ms: float = 0.0
