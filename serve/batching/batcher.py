@@ -119,6 +119,7 @@ class Batcher:
         self._row_shape = tuple(row_shape)
         self._buckets = policy.buckets
         self._small_batch_rows = policy.small_batch_rows
+        self._spreads = not policy.lanes_share_device
         self._max_delay_seconds = policy.max_delay_ms / 1000
         self._inline_below_seconds = policy.inline_below_ms / 1000
         self._clock = clock
@@ -176,7 +177,7 @@ class Batcher:
     @property
     def running_rows(self) -> int:
         """Number of rows of the batches that the backend computes now, before padding."""
-        return sum(len(batch.rows) for batch in self._running())
+        return sum([len(batch.rows) for batch in self._running()])
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
@@ -283,14 +284,16 @@ class Batcher:
 
     def load(self, now: float) -> Load:
         """Return what is ahead of a request that comes now."""
-        running, waiting = self.running_rows, self._queue.rows + self._reserved_rows
-        if not running:
+        waiting = self._queue.rows + self._reserved_rows
+        if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
             return Load(waiting, 0, self._admission.idle_lanes, idle)
         return Load(waiting, running, seconds_until_free(self._free_at(now), now))
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
+        if len(self._idle) == len(self._lanes):
+            return []
         if self._alone is not None and self._alone.running is not None:
             return [self._alone.running]
         return [lane.running for lane in self._lanes if lane.running is not None]
@@ -379,15 +382,16 @@ class Batcher:
         queued, idle = self._queue.rows, len(self._idle)
         if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
             return self._alone, queued
-        running = [len(batch.rows) for batch in self._running()]
-        rows = min(rows_to_start(self._policy, queued, idle, running), self._admission.next_batch_rows(queued))
+        rows = self._admission.next_batch_rows(queued)
+        if len(self._lanes) > 1:
+            running = [len(batch.rows) for batch in self._running()]
+            rows = min(rows, rows_to_start(self._policy, queued, idle, running))
         return self._idle[-1], rows
 
     def _may_grow(self) -> bool:
         """Return whether rows were queued within the last `quiet_turns` turns of the event loop."""
         rows = self._queue.rows
-        enough = self._small_batch_rows * (1 if self._policy.lanes_share_device else len(self._idle))
-        if self._draining or rows >= enough:
+        if self._draining or rows >= self._small_batch_rows * (len(self._idle) if self._spreads else 1):
             return False
         if rows > self._seen_rows:
             self._seen_rows, self._quiet_turns = rows, 0
