@@ -20,11 +20,11 @@ from fuseline.benchmarks.engines.contenders import CONTENDERS, PYTORCH, TITLES, 
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb, with_cores_used_by
-from fuseline.benchmarks.harness.machine import usable_cores
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.server_process import started_server
 from fuseline.benchmarks.harness.stats import best_of
 from fuseline.benchmarks.harness.subject import Subject
+from fuseline.benchmarks.headline import plain_server
 from fuseline.benchmarks.load.target import Target, connect
 from fuseline.benchmarks.serving.figures import ServingFigures
 from fuseline.benchmarks.serving.measure import measure_serving
@@ -36,9 +36,6 @@ T = TypeVar("T")
 
 BATCH = 32
 """Rows of a bare call and concurrency of the load."""
-MAX_LANES = 4
-"""Lanes of the bare backend and of the plain server at most, on a machine that has so many cores."""
-PLAIN_SERVER = "fuseline.benchmarks.headline.plain_server"
 
 
 @dataclass(slots=True)
@@ -163,7 +160,7 @@ def run_headline(
         bare, targets, plain, servers = [], [], [], []
         for each in run.backends:
             process = engine(contender_of(each.backend, each.precision))
-            lanes = min(MAX_LANES, usable_cores())
+            lanes = plain_server.lane_count()
             each.lanes = lanes if process.has_lanes and lanes > 1 else None
             say(f"starting the server on {each.title}")
             # Batch sizes are left to the server, as users leave them.
@@ -172,7 +169,7 @@ def run_headline(
             bare.append(process)
             servers.append(server)
             targets.append(_held_against_eager(connect(server.address, server.pid), each, eager, process))
-            least = stack.enter_context(started_server(subject.package_folder, *flags, module=PLAIN_SERVER))
+            least = stack.enter_context(started_server(subject.package_folder, *flags, module=plain_server.__name__))
             plain.append(replace(targets[-1], address=least.address, pid=least.pid))
 
         steps = _steps(run, _Contenders(eager, fastest, bare, targets, plain, pixels), seconds)

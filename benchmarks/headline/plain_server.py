@@ -7,7 +7,6 @@ bounds what any server on grpc.aio can, and Fuseline, which does all of that, is
 
 import argparse
 import asyncio
-import signal
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,8 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.benchmarks.harness.grpc_process import serve_until_sigterm
 from fuseline.benchmarks.harness.machine import usable_cores
-from fuseline.benchmarks.headline.measure import MAX_LANES
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 from fuseline.serve.backends import open_backend
@@ -27,6 +26,8 @@ from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
 from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.model_package import load_package
+
+_MAX_LANES = 4
 
 _Waiting = deque[tuple[NDArray[np.uint8], "asyncio.Future[NDArray[np.float32]]"]]
 
@@ -71,10 +72,15 @@ class _PlainService(ClassifierServicer):
                 answer.set_result(logits)
 
 
+def lane_count() -> int:
+    """Return how many lanes a backend has without Fuseline's batcher: one for each core, up to 4."""
+    return min(_MAX_LANES, usable_cores())
+
+
 async def _serve(arguments: argparse.Namespace) -> None:
     package = load_package(arguments.package)
     spec = package.manifest.input
-    count = min(MAX_LANES, usable_cores())
+    count = lane_count()
     # Batches as large as Fuseline's own lanes have.
     buckets = DEFAULT_CPU_BATCHING.lane_buckets(spec.height * spec.width, usable_cores() / count)
     backend, _ = open_backend(
@@ -91,14 +97,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     service = _PlainService(lanes, spec.row_shape, buckets[-1])
     add_ClassifierServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port(f"{arguments.host}:{arguments.port}")
     keep_freed_memory()
-    await server.start()
-    print(f"{arguments.host}:{port}", flush=True)
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
-    await server.stop(0)
+    await serve_until_sigterm(server, f"{arguments.host}:{arguments.port}")
     backend.close()
 
 

@@ -6,11 +6,12 @@ unless a program chooses another.
 """
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
+from fuseline.benchmarks.harness.grpc_process import serve_until_sigterm
 
 ECHO = "/echo.Echo/Echo"
 ECHO_STREAM = "/echo.Echo/Stream"
@@ -33,13 +34,7 @@ async def _main() -> None:
         "Stream": grpc.stream_stream_rpc_method_handler(_echo_stream),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo.Echo", methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"127.0.0.1:{port}", flush=True)
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
-    await server.stop(0)
+    await serve_until_sigterm(server, "127.0.0.1:0")
 
 
 if __name__ == "__main__":
