@@ -83,10 +83,11 @@ class PeerModel:
             BackendError: a server failed, or a request did.
         """
         neighbour = busy_neighbour if case.busy else nullcontext
-        if CONTENDERS[name].server in ("bare", "bare-lanes"):
+        if CONTENDERS[name].server == "bare":
+            return self._measure_bare(case, seconds)
+        if CONTENDERS[name].server == "bare-lanes":
             with neighbour():
-                in_lanes = CONTENDERS[name].server == "bare-lanes"
-                return self._measure_bare_lanes(seconds) if in_lanes else self._measure_bare(case, seconds)
+                return self._measure_bare_lanes(seconds)
         if name in self.cpu_limits:
             return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
