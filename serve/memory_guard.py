@@ -35,7 +35,7 @@ _LIMIT_FILES = (("sys/fs/cgroup", "memory.max", ""), ("sys/fs/cgroup/memory", "m
 class MemoryGuard:
     """Calls `on_shortage` once, from a thread, when this process comes near the limit of its control group.
 
-    Where the limit is too low for any server, it is called when the watch begins. The memory of the processes below
+    Where the limit is too low for any server, `start` calls it itself. The memory of the processes below
     counts too. By default the process then ends with one line and exit code 2. Without a limit nothing is watched.
     """
 
@@ -121,7 +121,8 @@ def _limit_in(file: Path) -> int | None:
 
 
 def _shortage(taken_bytes: int, limit_bytes: int) -> str:
-    least = f" and nothing is served in less than {_LEAST_LIMIT_BYTES // 2**20}" * (limit_bytes < _LEAST_LIMIT_BYTES)
+    is_hopeless = limit_bytes < _LEAST_LIMIT_BYTES
+    least = f" and nothing is served in less than {_LEAST_LIMIT_BYTES // 2**20}" if is_hopeless else ""
     return (
         f"too little memory to start: {taken_bytes // 2**20} of the {limit_bytes // 2**20} MiB that this process's "
         f"control group may use are taken{least}; allow it more (docker run --memory, in Kubernetes "
