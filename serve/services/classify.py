@@ -14,6 +14,7 @@ from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
+from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
 
 SERVICE_NAME = "fuseline.v1.Classifier"
@@ -41,6 +42,12 @@ class ClassifyService(ClassifierServicer):
     ) -> ClassifyResponse:
         """Classify the images of one request."""
         return await self._calls.answer("Classify", self._codec, request, context)
+
+    async def classify(
+        self, method: str, request: ClassifyRequest, deadline: float | None = None
+    ) -> ClassifyResponse | Status:
+        """Return the answer to `request`, counted under `method`, or the status of the error."""
+        return await self._calls.run(method, self._codec, request, deadline)
 
     async def ClassifyStream(  # noqa: N802
         self,

@@ -65,12 +65,19 @@ class ImageRows:
                 encoded[position] = image.encoded
             else:
                 raise _no_image(image, shape, _which(position, count))
-        return partial(self._decode_reserved, model, rows, encoded) if encoded else rows
+        return self.decode(model, rows, encoded) if encoded else rows
+
+    def decode(self, model: Model, rows: list[Row], encoded: Mapping[int, bytes]) -> Decode:
+        """Return the call that decodes images; the keys of `encoded` are their positions among all rows.
+
+        `rows` has the rows of the others, in order; it becomes the result's.
+        """
+        return partial(self._decode_reserved, model, rows, encoded)
 
     async def _decode_reserved(
         self, model: Model, rows: list[Row], encoded: Mapping[int, bytes], deadline: float | None
     ) -> tuple[list[Row], Reservation]:
-        """See `Decode`. The keys of `encoded` are positions among the images; `rows` has the rows of the others."""
+        """See `Decode` and `decode`."""
         reservation = model.batcher.reserve(
             len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded))
         )

@@ -50,22 +50,27 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer: AnswerT | Status | None
+        answer = await self.run(method, codec, request, self._deadline(context))
+        if isinstance(answer, Status):
+            await abort(context, answer)
+        return answer
+
+    async def run(
+        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, deadline: float | None
+    ) -> AnswerT | Status:
+        """Return the answer to a request whose call has this `deadline`, on the clock, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, self._deadline(context), self._metrics, self._clock)
+                inference = Inference(method, codec, request, deadline, self._metrics, self._clock)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
                 finally:
                     inference.count()
-                answer = inference.answer
+                assert inference.answer is not None
+                return inference.answer
         except ShuttingDownError as error:
-            answer = self._refusal(method, error)
-        if isinstance(answer, Status):
-            await abort(context, answer)
-        assert answer is not None
-        return answer
+            return self._refusal(method, error)
 
     async def stream(
         self,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from grpc.aio import ServicerContext
 
 from fuseline.protos.open_inference_pb2 import (
+    ModelConfig,
     ModelConfigRequest,
     ModelConfigResponse,
     ModelInferRequest,
@@ -33,10 +34,11 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.calls import answer_or_abort
+from fuseline.serve.services.calls import abort, answer_or_abort
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
+from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.settings import Settings
 
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -74,8 +76,52 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self._calls = InferenceCalls(metrics, settings, clock)
 
     @property
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether requests are admitted. Every model is warm before the first call."""
         return self.has_backend and not self._calls.refused
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """Return whether a model takes requests. One that is not served doesn't, which is no error."""
+        try:
+            self._find(name, version)
+        except UnknownModelError:
+            return False
+        return self.ready
+
+    def server_metadata(self) -> ServerMetadataResponse:
+        """Return the server's name, version and extensions of the protocol."""
+        return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=EXTENSIONS)
+
+    def metadata(self, name: str, version: str) -> ModelMetadataResponse:
+        """Return a model's tensors. Raises `UnknownModelError`."""
+        return metadata_of(self._find(name, version))
+
+    def config(self, name: str, version: str) -> ModelConfig:
+        """Return a model's configuration. Raises `UnknownModelError`."""
+        return config_of(self._find(name, version), self._settings)
+
+    async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
+        """Return the statistics of a model, or, for an empty name, of each. Raises `UnknownModelError`."""
+        models = [self._find(name, version)] if name else self._repository
+        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
+        return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
+
+    def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
+        """Return the names of the served models; with `ready`, only of those that take requests now."""
+        state = "READY" if self.ready else "UNAVAILABLE"
+        return RepositoryIndexResponse(
+            models=[
+                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.manifest.version, state=state)
+                for model in self._repository
+                if self.ready or not ready
+            ]
+        )
+
+    async def infer(
+        self, method: str, request: ModelInferRequest, deadline: float | None = None
+    ) -> ModelInferResponse | Status:
+        """Return the answer to `request`, counted under `method`, or the status of the error."""
+        return await self._calls.run(method, self._codec, request, deadline)
 
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
@@ -86,65 +132,51 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
-        """Answer whether requests are admitted. Every model is warm before the first call."""
-        return ServerReadyResponse(ready=self._ready)
+        """Answer `ready`."""
+        return ServerReadyResponse(ready=self.ready)
 
     async def ServerMetadata(  # noqa: N802
         self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
-        """Return the server's name, version and extensions of the protocol."""
-        return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=EXTENSIONS)
+        """Answer `server_metadata`."""
+        return self.server_metadata()
 
     async def ModelReady(  # noqa: N802
         self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
-        """Answer whether a model takes requests. One that is not served doesn't, which is no error."""
-        try:
-            self._find(request.name, request.version)
-        except UnknownModelError:
-            return ModelReadyResponse(ready=False)
-        return ModelReadyResponse(ready=self._ready)
+        """Answer `model_ready`."""
+        return ModelReadyResponse(ready=self.model_ready(request.name, request.version))
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
     ) -> ModelMetadataResponse:
-        """Return a model's tensors."""
-        return await answer_or_abort(context, lambda: metadata_of(self._find(request.name, request.version)))
+        """Answer `metadata`."""
+        return await answer_or_abort(context, lambda: self.metadata(request.name, request.version))
 
     async def ModelConfig(  # noqa: N802
         self, request: ModelConfigRequest, context: ServicerContext[ModelConfigRequest, ModelConfigResponse]
     ) -> ModelConfigResponse:
-        """Return a model's configuration."""
+        """Answer `config`."""
         return await answer_or_abort(
-            context,
-            lambda: ModelConfigResponse(config=config_of(self._find(request.name, request.version), self._settings)),
+            context, lambda: ModelConfigResponse(config=self.config(request.name, request.version))
         )
 
     async def ModelStatistics(  # noqa: N802
         self, request: ModelStatisticsRequest, context: ServicerContext[ModelStatisticsRequest, ModelStatisticsResponse]
     ) -> ModelStatisticsResponse:
-        """Return the statistics of a model, or, when none is named, of each."""
-        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-
-        def statistics() -> ModelStatisticsResponse:
-            models = [self._find(request.name, request.version)] if request.name else self._repository
-            return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
-
-        return await answer_or_abort(context, statistics)
+        """Answer `statistics`."""
+        try:
+            return await self.statistics(request.name, request.version)
+        except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
+            await abort(context, status_from_error(error))
 
     async def RepositoryIndex(  # noqa: N802
         self,
-        _request: RepositoryIndexRequest,
+        request: RepositoryIndexRequest,
         _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
-        """Return the names of the served models."""
-        state = "READY" if self._ready else "UNAVAILABLE"
-        return RepositoryIndexResponse(
-            models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.manifest.version, state=state)
-                for model in self._repository
-            ]
-        )
+        """Answer `index`."""
+        return self.index(ready=request.ready)
 
     async def ModelInfer(  # noqa: N802
         self, request: ModelInferRequest, context: ServicerContext[ModelInferRequest, ModelInferResponse]
