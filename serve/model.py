@@ -72,6 +72,8 @@ class Model:
         """Name under which requests find the model."""
         self.row_shape = package.manifest.input.row_shape
         """Shape (height, width, channels) of one image."""
+        self.row_dtype = package.manifest.input.row_dtype
+        """Type of an image's elements."""
         self.classes = package.manifest.classes
         """Number of classes that the model tells apart."""
         self.backend = backend

@@ -17,6 +17,7 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuseline.serve.errors import PackageError
@@ -34,6 +35,7 @@ AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/:-]{0,127}$")]
 CropOffset = Literal["rounded", "floored"]
 Task = Literal["single-label", "multi-label"]
 """Meaning of the logits: an image has one of the labels, by softmax over them, or any number, each by its own
@@ -60,6 +62,8 @@ class InputSpec(_Spec):
     height: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
     width: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
     channels: Literal[1, 3] = 3
+    name: TensorName = INPUT_NAME
+    """Name of the graphs' input, by which clients of the Open Inference Protocol send it."""
     dtype: Literal["uint8"] = "uint8"
     layout: Literal["NHWC"] = "NHWC"
     preprocessing: Preprocessing
@@ -68,6 +72,11 @@ class InputSpec(_Spec):
     def row_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         return self.height, self.width, self.channels
+
+    @property
+    def row_dtype(self) -> np.dtype[np.uint8]:
+        """Type of the elements of one image."""
+        return np.dtype(self.dtype)
 
 
 class Normalization(_Spec):
@@ -200,6 +209,8 @@ class Manifest(_Spec):
     assumptions: tuple[Assumption, ...] = ()
     """All properties that change answers and that no tensor tells, settled or not."""
     task: Task = "single-label"
+    output_name: TensorName = OUTPUT_NAME
+    """Name of the graphs' output: logits, float32 (rows, classes)."""
 
     @property
     def classes(self) -> int:
