@@ -31,6 +31,7 @@ from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
@@ -66,9 +67,12 @@ class Server:
         self._http: HttpEndpoint | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
+        self._regions = SharedMemoryRegions(settings.why_no_shared_memory)
         image_rows = ImageRows(self._decode_pool, settings)
         self._service = ClassifyService(self.repository, image_rows, metrics, settings)
-        self._open_inference = OpenInferenceService(self.repository, metrics, settings, statistics=source.statistics)
+        self._open_inference = OpenInferenceService(
+            self.repository, image_rows, metrics, settings, self._regions, statistics=source.statistics
+        )
         self._grpc = self._grpc_server()
 
     @classmethod
