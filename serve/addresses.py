@@ -1,8 +1,35 @@
 """Addresses that a server listens on."""
 
+import ipaddress
 import socket
 
 from fuseline.serve.errors import InputError
+
+UNIX_SCHEMES = ("unix:", "unix-abstract:")
+"""Beginnings of the addresses of Unix sockets, as gRPC names them."""
+
+
+def is_local(address: str) -> bool:
+    """Return whether only processes of this machine can reach `address`, which has one of gRPC's forms or is a host.
+
+    True for the address of a Unix socket, for localhost, and for every loopback address, with a port or without; a
+    name other than localhost is not looked up, and is none.
+    """
+    if address.startswith(UNIX_SCHEMES):
+        return True
+    host = address
+    if address.startswith("["):
+        host = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        host = address.partition(":")[0]
+    if host.lower() == "localhost":
+        return True
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 def join_address(host: str, port: int) -> str:
