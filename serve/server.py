@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.addresses import check_bindable, join_address, unbindable
+from fuseline.serve.grpc_options import server_options
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
@@ -36,12 +37,6 @@ from fuseline.serve.stop_signals import run_until_signal
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
-
-_MAX_PENDING_CALLS = 2**31 - 1
-
-_MAX_CALLS_PER_CONNECTION = 16_384
-"""Largest number of open calls of a connection. Until a call is taken up gRPC holds at most 64 KiB of it, the window of
-a new HTTP/2 stream (RFC 9113, 6.9.2)."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,21 +135,7 @@ class Server:
             raise unbindable(host, port, error) from error
 
     def _grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Of calls that wait to be taken up gRPC by default drops some at random from 1,000 on and all from
-                # 3,000 on, with a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's
-                # task.
-                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-                # This bounds the calls' memory instead: a client's further calls wait on its own side.
-                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
-                # With SO_REUSEPORT a second server would share the port and take half of the first one's requests.
-                ("grpc.so_reuseport", int(self._shares_port)),
-            ]
-        )
+        server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
