@@ -23,7 +23,9 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
+from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
 from tests.fakes.colours import encoded, noise, plain
+from tests.serve.http2_pings import pinging_connection
 from tests.serve.processes import (
     FAST,
     ROOT,
@@ -91,6 +93,13 @@ def servers(package: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
             server_process(package, *FAST, "--max-batch", 1, *WORKERS, "--http-port", free_port())
         )
         yield one, two
+
+
+def test_workers_answer_the_pings_of_idle_clients(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    with pinging_connection(servers[1].address) as connection:
+        for _ in range(6):
+            connection.ping()
+            time.sleep(1.2 * SHORTEST_PING_INTERVAL_MS / 1000)
 
 
 async def answers_of(server: ServerProcess) -> list[ClassifyResponse]:
