@@ -1,8 +1,8 @@
 """One server process: bind, load and warm, serve, drain.
 
-The gRPC port is bound first, so that a taken one is known at once, but accepts only when every model is warm: a client
-that calls earlier waits for its answer instead of failing. HTTP answers from the start: /healthz 200, /readyz 503 until
-the models are warm.
+The addresses of gRPC are bound first, so that a taken one is known at once, but calls are taken only when every model
+is warm: a client that calls earlier waits for its answer instead of failing. HTTP answers from the start: /healthz 200,
+/readyz 503 until the models are warm.
 """
 
 import asyncio
@@ -20,9 +20,10 @@ from grpc_reflection.v1alpha import reflection
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import check_bindable, join_address, unbindable
+from fuseline.serve.addresses import first_port
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.listeners import Listeners
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -51,7 +52,8 @@ class Server:
         process does.
         """
         self.repository = Repository()
-        self.port = 0
+        self.addresses: tuple[str, ...] = ()
+        """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self.ready = False
         self._settings = settings
@@ -65,6 +67,12 @@ class Server:
         self._service = ClassifyService(self.repository, image_rows, metrics, settings)
         self._open_inference = OpenInferenceService(self.repository, metrics, settings, statistics=source.statistics)
         self._grpc = self._grpc_server()
+        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+
+    @property
+    def port(self) -> int:
+        """The first TCP port of gRPC; 0: none."""
+        return first_port(self.addresses)
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
@@ -76,19 +84,27 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: a port is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
-        self.port = self._bind()
-        if settings.http_port:
-            self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
-            self.http_port = self._http.port
-        await self._source.load(self.repository)
+        self.addresses = self._listeners.bind(settings.grpc_addresses)
+        try:
+            if settings.http_port:
+                self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
+                self.http_port = self._http.port
+            await self._source.load(self.repository)
+        except BaseException:
+            self.abandon()
+            raise
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+
+    def abandon(self) -> None:
+        """Leave no file behind, in place of `drain`, where `start` has not come to its end."""
+        self._listeners.abandon()
 
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
@@ -125,15 +141,6 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
-    def _bind(self) -> int:
-        host, port = self._settings.host, self._settings.port
-        try:
-            if not self._shares_port:
-                check_bindable(host, port)
-            return self._grpc.add_insecure_port(join_address(host, port))
-        except (OSError, RuntimeError) as error:
-            raise unbindable(host, port, error) from error
-
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
@@ -166,6 +173,7 @@ async def _run(
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         # Nothing was admitted yet, and the thread that loads a model can't be interrupted.
+        server.abandon()
         os._exit(0)
     starting.result()
     announce(server)

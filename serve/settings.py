@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fuseline.serve.addresses import checked_address, join_address
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.unix_sockets import is_unix
 
 
 class Settings(BaseModel):
@@ -21,6 +23,8 @@ class Settings(BaseModel):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     """Port of gRPC; 0: any free one."""
+    listen: Annotated[tuple[Annotated[str, AfterValidator(checked_address)], ...] | None, Field(min_length=1)] = None
+    """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", BackendName] = "auto"
@@ -60,6 +64,21 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _workers_can_share(self) -> Self:
+        unshared = next(filter(is_unix, self.grpc_addresses), None)
+        if self.workers > 1 and unshared is not None:
+            raise ValueError(
+                f"{self.workers} workers can't share {unshared}: a Unix socket belongs to one process. Leave --workers "
+                "out, or listen on HOST:PORT"
+            )
+        return self
+
+    @property
+    def grpc_addresses(self) -> tuple[str, ...]:
+        """Addresses that gRPC listens on; port 0 stands for any free one."""
+        return self.listen or (join_address(self.host, self.port),)
 
     @property
     def engine_cache_folder(self) -> Path:

@@ -352,3 +352,13 @@ def test_a_client_is_answered_by_whichever_worker_it_meets(servers: tuple[Server
     for _ in range(4):
         with Client(servers[1].address) as client:
             assert client.classify(plain("green")).results[0].predictions[0].label == "green"
+
+
+def test_workers_share_several_addresses(package: Path) -> None:
+    listen = [part for address in ("127.0.0.1:0", "127.0.0.2:0") for part in ("--listen", address)]
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        addresses = re.search(r"gRPC on (127\.0\.0\.1:\d+) and (127\.0\.0\.2:\d+)$", server.announcement, re.MULTILINE)
+        assert addresses is not None
+        for address in addresses.groups():
+            with Client(address) as client:
+                assert client.classify(plain("green")).results[0].predictions[0].label == "green"
