@@ -18,6 +18,8 @@ from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
+_FINAL = "triton_final_response"
+
 
 class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
     """From rows or pictures to logits or classes.
@@ -92,8 +94,13 @@ def find_version(repository: Repository, name: str, version: str) -> Model:
 
 
 def stream_message(request: ModelInferRequest, answer: ModelInferResponse | Status) -> ModelStreamInferResponse:
-    """Return the message by which ModelStreamInfer answers `request`."""
+    """Return the message by which ModelStreamInfer answers `request`.
+
+    An answer says in its parameter `triton_final_response` that no other follows for its request. So does Triton's of a
+    model that is not decoupled, whether or not `triton_enable_empty_final_response` asks for it, and on streams alone.
+    """
     if isinstance(answer, ModelInferResponse):
+        answer.parameters[_FINAL].bool_param = True
         return ModelStreamInferResponse(infer_response=answer)
     return ModelStreamInferResponse(
         error_message=f"{answer.code.name}: {answer.message}", infer_response=ModelInferResponse(id=request.id)
