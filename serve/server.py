@@ -17,12 +17,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import generate_latest
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import first_port
+from fuseline.serve.addresses import first_port, http_listener
 from fuseline.serve.grpc_options import server_options
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.listeners import Listeners
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
@@ -61,7 +65,7 @@ class Server:
         self._source = source
         self._metrics = metrics
         self._shares_port = shares_port
-        self._http: HttpEndpoint | None = None
+        self._http: HttpServer | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         self._regions = SharedMemoryRegions(settings.why_no_shared_memory)
@@ -95,8 +99,7 @@ class Server:
         self.addresses = self._listeners.bind(settings.grpc_addresses)
         try:
             if settings.http_port:
-                self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
-                self.http_port = self._http.port
+                await self._start_http()
             await self._source.load(self.repository)
         except BaseException:
             self.abandon()
@@ -118,6 +121,8 @@ class Server:
         get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready = False
+        if self._http is not None:
+            self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
@@ -126,12 +131,12 @@ class Server:
                 await self.repository.close()
                 await self._service.idle()
                 await self._open_inference.idle()
-            await self._grpc.stop(_FLUSH_S)
+            await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             await self._grpc.stop(None)
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._http is not None:
-                self._http.close()
+                await self._http.close()
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -144,6 +149,22 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
+
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return await asyncio.to_thread(generate_latest, self._metrics.registry)
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(self._service, self._open_inference, metrics, lambda: self.ready, settings)
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
+        await self._http.start()
+
+    async def _flush_http(self) -> None:
+        if self._http is not None:
+            await self._http.drain(_FLUSH_S)
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))

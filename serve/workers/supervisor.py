@@ -15,14 +15,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
+from fuseline.serve.addresses import (
+    claimed_port,
+    first_port,
+    http_listener,
+    join_address,
+    split_address,
+    unbindable,
+)
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
+from fuseline.serve.workers.reports import metrics_text
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -57,7 +66,7 @@ class Supervisor:
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
-        self._http: HttpEndpoint | None = None
+        self._http: HttpServer | None = None
         self._claims: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
@@ -106,10 +115,7 @@ class Supervisor:
         settings = self._settings
         self.addresses = tuple(map(self._claimed, settings.grpc_addresses))
         if settings.http_port:
-            registry = CollectorRegistry()
-            registry.register(self.totals)
-            self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
-            self.http_port = self._http.port
+            await self._start_http()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
@@ -147,6 +153,8 @@ class Supervisor:
                 self.kill()
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
+        if self._http is not None:
+            await self._http.close()
         self.close()
         return self._complete
 
@@ -168,13 +176,23 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the ports and the folder, after the processes have ended."""
-        if self._http is not None:
-            self._http.close()
         for claim in self._claims:
             claim.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return metrics_text(await self.totals.read())
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(None, None, metrics, lambda: self.ready, settings)
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
+        await self._http.start()
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
