@@ -38,6 +38,7 @@ from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENC
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
+from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
@@ -50,9 +51,18 @@ _log = logging.getLogger(__name__)
 class Server:
     """Serves the models of a source. Call `start`, then `drain`, each once, on one event loop."""
 
-    def __init__(self, settings: Settings, source: ModelSource, metrics: Metrics, *, shares_port: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        metrics: Metrics,
+        *,
+        shares_port: bool = False,
+        registrar: Registrar | None = None,
+    ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does.
         """
@@ -68,11 +78,12 @@ class Server:
         self._http: HttpServer | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
-        self._regions = SharedMemoryRegions(settings.why_no_shared_memory)
         image_rows = ImageRows(self._decode_pool, settings)
         self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        if registrar is None:
+            registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, self._regions, statistics=source.statistics
+            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
         )
         self._grpc = self._grpc_server()
         self._listeners = Listeners(self._grpc, shares_ports=shares_port)
