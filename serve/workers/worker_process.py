@@ -12,6 +12,7 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
+from fuseline.serve.server_log import server_log
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -62,6 +63,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     models = BackendModels(link, channel)
     server = Server(config.settings, models, metrics, shares_port=True)
     await server.start()
+    if (log := server_log()) is not None:
+        log.on_change = lambda settings: channel.send("log", settings=settings.model_dump())
     channel.send("ready")
 
     async def report() -> None:

@@ -195,7 +195,7 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
     about = await stub.ServerMetadata(ServerMetadataRequest())
     assert about.name == "fuseline"
     assert re.fullmatch(r"\d+\.\d+\.\d+", about.version)
-    assert set(about.extensions) == {"model_configuration", "statistics"}
+    assert set(about.extensions) == {"logging", "model_configuration", "statistics"}
     index = await stub.RepositoryIndex(RepositoryIndexRequest())
     assert [(model.name, model.version, model.state) for model in index.models] == [("colours", "1", "READY")]
 
