@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import BackendError, InputError
+from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
@@ -179,7 +180,9 @@ class Supervisor:
             process = await self._start(title)
             self._processes[title] = process
             try:
-                await process.run(self._note_ready, partial(self._answer, process))
+                if (log := server_log()) is not None:
+                    process.send_log_settings(log.settings)
+                await process.run(self._note_ready, partial(self._answer, process), self._log_by)
             finally:
                 self.totals.add_ended(process)
                 del self._processes[title]
@@ -264,6 +267,13 @@ class Supervisor:
         task = asyncio.create_task(answer())
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
+
+    def _log_by(self, settings: LogSettings) -> None:
+        """Let every process log by `settings`, which a client gave to one of them."""
+        if (log := server_log()) is not None:
+            log.apply(settings)
+        for process in self._processes.values():
+            process.send_log_settings(settings)
 
     def _claimed(self, address: str) -> str:
         """Hold `address`, which is no Unix socket, for the workers; return it with the port chosen for 0."""

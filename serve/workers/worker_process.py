@@ -13,6 +13,7 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
+from fuseline.serve.server_log import server_log
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -60,7 +61,8 @@ class BackendModels:
         self._questions[number] = question = asyncio.get_running_loop().create_future()
         try:
             self._channel.send(kind, number=number)
-            return await question
+            answer: dict[str, Any] = await question
+            return answer
         finally:
             self._questions.pop(number, None)
 
@@ -79,6 +81,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         http_listener=None if file is None else socket.socket(fileno=file),
     )
     await server.start()
+    if (log := server_log()) is not None:
+        log.on_change = lambda settings: channel.send("log", settings=settings.model_dump())
     channel.send("ready")
 
     async def report() -> None:
