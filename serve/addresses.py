@@ -4,6 +4,9 @@ import socket
 
 from fuseline.serve.errors import InputError
 
+_HTTP_BACKLOG = 1024
+"""Connections that may wait until they are accepted, as far as the system allows."""
+
 
 def join_address(host: str, port: int) -> str:
     """Return `host:port`, with an IPv6 host in brackets."""
@@ -17,6 +20,30 @@ def check_bindable(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
         probe.listen()
+
+
+def http_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host:port` for HTTP.
+
+    Raises:
+        InputError: the port can't be bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_HTTP_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            f"HTTP can't listen on {join_address(host, port)} ({error.strerror}); --http-port takes another one, "
+            "0 does without"
+        ) from error
+    return listener
 
 
 def claimed_port(host: str, port: int) -> socket.socket:

@@ -17,11 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import generate_latest
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import check_bindable, join_address, unbindable
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.addresses import check_bindable, http_listener, join_address, unbindable
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_server import HttpLimits, HttpServer
+from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -63,7 +66,7 @@ class Server:
         self._source = source
         self._metrics = metrics
         self._shares_port = shares_port
-        self._http: HttpEndpoint | None = None
+        self._http: HttpServer | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
@@ -87,8 +90,7 @@ class Server:
         settings = self._settings
         self.port = self._bind()
         if settings.http_port:
-            self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
-            self.http_port = self._http.port
+            await self._start_http()
         await self._source.load(self.repository)
         keep_freed_memory()
         await self.set_health(serving=True)
@@ -111,12 +113,12 @@ class Server:
                 await self.repository.close()
                 await self._service.idle()
                 await self._open_inference.idle()
-            await self._grpc.stop(_FLUSH_S)
+            await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             await self._grpc.stop(None)
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._http is not None:
-                self._http.close()
+                await self._http.close()
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -129,6 +131,23 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
+
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return await asyncio.to_thread(generate_latest, self._metrics.registry)
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(self._service, self._open_inference, metrics, lambda: self.ready, settings)
+        limits = HttpLimits(max_body_bytes=settings.max_message_bytes)
+        self._http = HttpServer(http_app(services), listener, limits)
+        await self._http.start()
+
+    async def _flush_http(self) -> None:
+        if self._http is not None:
+            await self._http.drain(_FLUSH_S)
 
     def _bind(self) -> int:
         host, port = self._settings.host, self._settings.port

@@ -1,4 +1,4 @@
-"""What an HTTP application answers from."""
+"""What a process can answer over HTTP."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,27 +11,33 @@ from fuseline.serve.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class HttpServices:
-    """What an HTTP application answers from."""
+    """Services of one process, which `http_app` makes an application of.
+
+    A process that can't compute, such as the supervisor, has no inference services: their paths answer 503 there.
+    """
 
     classify: ClassifyService | None
     open_inference: OpenInferenceService | None
     metrics: Callable[[], Awaitable[bytes]]
+    """Returns the metrics in Prometheus' text format."""
     is_ready: Callable[[], bool]
+    """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
 
 
 def open_inference_of(services: HttpServices) -> OpenInferenceService:
     """Return the service of the Open Inference Protocol. Raises `BackendLostError` where this process has none."""
     if services.open_inference is None:
-        raise BackendLostError(_NOT_HERE)
+        raise _not_here()
     return services.open_inference
 
 
 def classify_of(services: HttpServices) -> ClassifyService:
     """Return the service that classifies. Raises `BackendLostError` where this process has none."""
     if services.classify is None:
-        raise BackendLostError(_NOT_HERE)
+        raise _not_here()
     return services.classify
 
 
-_NOT_HERE = "the server can't answer this request at the moment; send it again"
+def _not_here() -> BackendLostError:
+    return BackendLostError("the server can't answer this at the moment; send it again")

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from fuseline.serve.addresses import claimed_port, unbindable
+from fuseline.serve.addresses import claimed_port, http_listener, unbindable
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_server import HttpLimits, HttpServer
+from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
+from fuseline.serve.workers.reports import metrics_text
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -56,7 +57,7 @@ class Supervisor:
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
-        self._http: HttpEndpoint | None = None
+        self._http: HttpServer | None = None
         self._claim: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
@@ -101,10 +102,7 @@ class Supervisor:
         self._claim = self._claimed_port()
         self.port = self._claim.getsockname()[1]
         if settings.http_port:
-            registry = CollectorRegistry()
-            registry.register(self.totals)
-            self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
-            self.http_port = self._http.port
+            await self._start_http()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
@@ -142,6 +140,8 @@ class Supervisor:
                 self.kill()
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
+        if self._http is not None:
+            await self._http.close()
         self.close()
         return self._complete
 
@@ -163,13 +163,23 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the ports and the folder, after the processes have ended."""
-        if self._http is not None:
-            self._http.close()
         if self._claim is not None:
             self._claim.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return metrics_text(await self.totals.read())
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(None, None, metrics, lambda: self.ready, settings)
+        self._http = HttpServer(http_app(services), listener, HttpLimits())
+        await self._http.start()
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
