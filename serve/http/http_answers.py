@@ -16,7 +16,9 @@ RETRY_AFTER_MS_HEADER = "retry-after-ms"
 JSON_TYPE = "application/json"
 
 
-def json_answer(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
+def json_answer(
+    value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return the answer whose body is `value` as JSON."""
     return Response(json_bytes(value), status, headers, JSON_TYPE)
 

@@ -96,7 +96,9 @@ def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, str]:
         if name == HEADER_LENGTH:
             # int() takes signs, spaces and underscores too.
             if not value.isdigit() or len(value) > 18 or length is not None:
-                raise RequestError(f"Inference-Header-Content-Length is {shortened(value)}; expected one length in bytes")
+                raise RequestError(
+                    f"Inference-Header-Content-Length is {shortened(value)}; expected one length in bytes"
+                )
             length = int(value)
         elif name == b"accept-encoding":
             accepted = value.decode("latin-1")

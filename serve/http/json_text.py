@@ -19,7 +19,9 @@ def object_from_json(text: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError(f"the JSON is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
-        raise RequestError("the JSON is nested too deep to be read; a tensor's data has one level a dimension") from error
+        raise RequestError(
+            "the JSON is nested too deep to be read; a tensor's data has one level a dimension"
+        ) from error
     except ValueError as error:
         raise RequestError(f"the JSON can't be read: {error}") from error
     if not isinstance(value, dict):

@@ -117,7 +117,9 @@ async def _trace_settings(services: HttpServices, request: Request) -> Response:
     for name, value in (await _members(request)).items():
         values = [] if value is None else value if type(value) is list else [value]
         if not all(type(item) in {str, int, bool} for item in values):
-            raise RequestError(f"the trace setting {shortened(name)} is {shortened(value)}; expected text, or a list of it")
+            raise RequestError(
+                f"the trace setting {shortened(name)} is {shortened(value)}; expected text, or a list of it"
+            )
         asked.settings[name].value.extend(map(str, values))
     answer = open_inference_of(services).trace_settings(request.path_params.get("model", ""), asked.settings)
     # Triton has one text for each of these but the levels, which are a list.
@@ -181,9 +183,8 @@ def _text(members: dict[str, Any], name: str) -> str:
 def _size(members: dict[str, Any], name: str, default: int | None) -> int:
     value = members.get(name, default)
     if type(value) is not int or value not in range(2**64):
-        raise RequestError(
-            f"{name!r} is {'missing' if name not in members else shortened(value)}; expected an integer of 64 bits from 0"
-        )
+        came = "missing" if name not in members else shortened(value)
+        raise RequestError(f"{name!r} is {came}; expected an integer of 64 bits from 0")
     return value
 
 
@@ -234,9 +235,7 @@ OPERATIONS = (
         answered_by(_metadata),
         json_content(schema_of(ModelMetadataResponse)),
     ),
-    Operation(
-        "GET", _of_models("/ready"), "Whether a model takes requests.", answered_by(_model_ready), _NO_CONTENT
-    ),
+    Operation("GET", _of_models("/ready"), "Whether a model takes requests.", answered_by(_model_ready), _NO_CONTENT),
     Operation(
         "GET",
         _of_models("/config"),
