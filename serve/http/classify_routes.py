@@ -12,7 +12,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetM
 from fuseline.serve.errors import ImageError, RequestError
 from fuseline.serve.http.classify_request import PARAMETERS, NamedImages, classify_request_of
 from fuseline.serve.http.http_answers import JSON_TYPE, compact_json, error_answer, json_answer
-from fuseline.serve.http.http_services import HttpServices, classify_of
+from fuseline.serve.http.http_services import HttpServices, classify_of, status_now
 from fuseline.serve.http.message_json import members_of
 from fuseline.serve.http.operations import Operation, Parameter, answered_by
 from fuseline.serve.http.schemas import array_of, binary_content, json_content, object_schema, schema_of
@@ -33,7 +33,7 @@ async def _classify(services: HttpServices, request: Request) -> Response:
         message = _message(await request.body(), request.path_params.get("model"))
         answer = await service.classify(METHOD, message)
         if isinstance(answer, Status):
-            return error_answer(answer)
+            return error_answer(status_now(services, answer))
         return Response(answer.SerializeToString(), media_type=PROTOBUF_TYPE)
     named = await classify_request_of(request, max_images=services.settings.max_images_per_request)
     answer = await service.classify(METHOD, named.request)
@@ -42,7 +42,7 @@ async def _classify(services: HttpServices, request: Request) -> Response:
     if answer.error_name == ImageError.__name__ and content_type == "application/x-www-form-urlencoded":
         hint = "curl needs --data-binary, as --data changes the bytes"
         answer = Status(answer.code, f"{answer.message}; {hint}", answer.error_name)
-    return error_answer(answer)
+    return error_answer(status_now(services, answer))
 
 
 async def _models(services: HttpServices, _request: Request) -> Response:

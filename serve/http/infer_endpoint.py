@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
 from fuseline.serve.errors import RequestError
 from fuseline.serve.http.http_answers import error_answer, refusal
-from fuseline.serve.http.http_services import HttpServices, open_inference_of
+from fuseline.serve.http.http_services import HttpServices, open_inference_of, status_now
 from fuseline.serve.http.infer_request import (
     MAX_JSON_BYTES,
     BinaryOutputs,
@@ -61,7 +61,7 @@ def infer_application(services: HttpServices) -> ASGIApp:
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
             response = status_from_error(error)
         if isinstance(response, Status):
-            await error_answer(response)(scope, receive, send)
+            await error_answer(status_now(services, response))(scope, receive, send)
             return
         answer, json_length = body_from_infer_response(response, binary)
         headers = [(b"content-type", b"application/json" if json_length is None else b"application/octet-stream")]

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.http.http_answers import error_answer, refusal
-from fuseline.serve.http.http_services import HttpServices
+from fuseline.serve.http.http_services import HttpServices, status_now
 from fuseline.serve.services.statuses import status_from_error
 
 Handler = Callable[[HttpServices, Request], Awaitable[Response]]
@@ -68,7 +68,7 @@ def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:
             except ClientDisconnect:
                 return
             except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
-                answer = error_answer(status_from_error(error))
+                answer = error_answer(status_now(services, status_from_error(error)))
             await answer(scope, receive, send)
 
         return application
