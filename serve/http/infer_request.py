@@ -7,6 +7,7 @@ https://github.com/triton-inference-server/server/tree/main/docs/protocol
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import Message
@@ -18,6 +19,9 @@ from fuseline.serve.http.tensor_json import NUMPY_TYPE_OF_DATATYPE, raw_from_jso
 
 MAX_JSON_BYTES = 16 * 2**20
 """Most JSON of a request. Parsed, it takes up to 25 times as much memory, and nothing else is answered meanwhile."""
+
+_REPEATED_BYTES = 1024
+"""Most JSON that is remembered."""
 
 _MAX_DIMENSIONS = 16
 _INT64 = range(-(2**63), 2**63)
@@ -51,28 +55,27 @@ def infer_request_from_body(
         RequestError: what `object_from_json` and `raw_from_json` raise; a member of another type than the protocol's;
             an input without elements, or with several kinds of them; binary data of another size than all inputs'.
     """
-    length = len(body) if header_length is None else header_length
-    if length > len(body):
+    start = len(body) if header_length is None else header_length
+    if start > len(body):
         raise RequestError(
-            f"Inference-Header-Content-Length is {length}; the body, after decompression, has {len(body)} bytes"
+            f"Inference-Header-Content-Length is {start}; the body, after decompression, has {len(body)} bytes"
         )
-    members = object_from_json(body if length == len(body) else body[:length])
-    parameters = dict(_member(members, "parameters", dict, {}))
-    request = ModelInferRequest(model_name=model, model_version=version)
-    _set_text(request, "id", _member(members, "id", str, ""))
-    outputs = BinaryOutputs(_popped(parameters, "binary_data_output", bool, False))
-    _set_parameters(request.parameters, parameters)
-    end = length
-    for tensor in _objects(members, "inputs"):
-        end = _add_input(request, tensor, body, end)
-    if end != len(body):
-        raise RequestError(
-            f"the body has {len(body) - end} bytes after the binary data of all inputs; their binary_data_size is "
-            f"{end - length} in all"
-        )
-    for output in _objects(members, "outputs"):
-        _add_output(request, output, outputs)
-    return request, outputs
+    text = body if start == len(body) else body[:start]
+    head = _repeated_head(text, model, version) if start <= _REPEATED_BYTES else _head(text, model, version)
+    request = ModelInferRequest()
+    request.CopyFrom(head.request)
+    for place, name, size in head.binary_inputs:
+        end = start + size
+        if not start <= end <= len(body):
+            raise RequestError(
+                f"the input {shortened(name)} has binary_data_size {shortened(size)}; {len(body) - start} bytes of the "
+                "body are left for it"
+            )
+        request.raw_input_contents[place] = body[start:end]
+        start = end
+    if start != len(body):
+        raise RequestError(f"the body has {len(body) - start} bytes after the binary data of all inputs")
+    return request, head.outputs
 
 
 def infer_request_from_raw(body: bytes, metadata: ModelMetadataResponse, version: str) -> ModelInferRequest:
@@ -91,8 +94,40 @@ def infer_request_from_raw(body: bytes, metadata: ModelMetadataResponse, version
     return request
 
 
-def _add_input(request: ModelInferRequest, tensor: Json, body: bytes, start: int) -> int:
-    """Add the input `tensor`, whose binary data, if any, begins at `start`, and return where it ends."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the JSON of a request says. It is shared by requests, so it is never changed."""
+
+    request: ModelInferRequest
+    """Request in whose `raw_input_contents` the place of each binary input is empty."""
+    binary_inputs: tuple[tuple[int, str, int], ...]
+    """Place in `raw_input_contents`, name, and size in bytes of each binary input."""
+    outputs: BinaryOutputs
+
+
+def _head(text: bytes, model: str, version: str) -> _Head:
+    members = object_from_json(text)
+    parameters = dict(_member(members, "parameters", dict, {}))
+    request = ModelInferRequest(model_name=model, model_version=version)
+    _set_text(request, "id", _member(members, "id", str, ""))
+    outputs = BinaryOutputs(_popped(parameters, "binary_data_output", bool, False))
+    _set_parameters(request.parameters, parameters)
+    binary_inputs: list[tuple[int, str, int]] = []
+    for tensor in _objects(members, "inputs"):
+        place = len(request.raw_input_contents)
+        if (size := _add_input(request, tensor)) is not None:
+            binary_inputs.append((place, tensor["name"], size))
+    for output in _objects(members, "outputs"):
+        _add_output(request, output, outputs)
+    return _Head(request, tuple(binary_inputs), outputs)
+
+
+# Most clients send the same JSON before the bytes of each picture.
+_repeated_head = lru_cache(maxsize=64)(_head)
+
+
+def _add_input(request: ModelInferRequest, tensor: Json) -> int | None:
+    """Add the input `tensor`, and return the size of its binary data, for which a place is left; None: it has none."""
     name = _member(tensor, "name", str, None)
     datatype = _member(tensor, "datatype", str, None)
     shape = _shape(name, _member(tensor, "shape", list, None))
@@ -117,17 +152,10 @@ def _add_input(request: ModelInferRequest, tensor: Json, body: bytes, start: int
             "binary_data_size and shared_memory_region"
         )
     if binary_size is not None:
-        end = start + binary_size
-        if not start <= end <= len(body):
-            raise RequestError(
-                f"the input {shortened(name)} has binary_data_size {shortened(binary_size)}; {len(body) - start} bytes "
-                "of the body are left for it"
-            )
-        request.raw_input_contents.append(body[start:end])
-        return end
+        request.raw_input_contents.append(b"")
     if "data" in tensor:
         request.raw_input_contents.append(raw_from_json(name, datatype, shape, tensor["data"]))
-    return start
+    return binary_size
 
 
 def _add_output(request: ModelInferRequest, output: Json, outputs: BinaryOutputs) -> None:

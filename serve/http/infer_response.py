@@ -1,9 +1,10 @@
 """Makes the body of an infer answer of ModelInferResponse: JSON, with tensors in it or, as raw bytes, after it."""
 
-import json
+from functools import lru_cache
 from typing import Any
 
 from fuseline.protos.open_inference_pb2 import ModelInferResponse
+from fuseline.serve.http.http_answers import compact_json
 from fuseline.serve.http.infer_request import BinaryOutputs
 from fuseline.serve.http.message_json import scalar_of
 from fuseline.serve.http.tensor_json import json_from_raw
@@ -14,18 +15,19 @@ def body_from_infer_response(response: ModelInferResponse, binary: BinaryOutputs
 
     Outputs in `binary` follow the JSON, in the order of the outputs in it. One in shared memory has no elements here.
     """
-    members: dict[str, Any] = {"id": response.id} if response.id else {}
-    members |= {"model_name": response.model_name, "model_version": response.model_version}
+    text = _model_members(response.model_name, response.model_version)
+    if response.id:
+        text += f',"id":{compact_json(response.id)}'
     if response.parameters:
-        members["parameters"] = _parameters(response.parameters)
+        text += f',"parameters":{compact_json(_parameters(response.parameters))}'
     raw_contents = iter(response.raw_output_contents)
     # Those in shared memory may have an empty place among the raw contents, or none.
     has_place_for_each = len(response.raw_output_contents) == len(response.outputs)
     outputs: list[str] = []
     parts: list[bytes] = []
     for output in response.outputs:
-        parameters = _parameters(output.parameters)
-        head: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        members = _output_members(output.name, output.datatype, tuple(output.shape))
+        parameters = _parameters(output.parameters) if output.parameters else {}
         data = ""
         if "shared_memory_region" in parameters:
             if has_place_for_each:
@@ -38,18 +40,22 @@ def body_from_infer_response(response: ModelInferResponse, binary: BinaryOutputs
             else:
                 data = f',"data":{json_from_raw(output.datatype, raw)}'
         if parameters:
-            head["parameters"] = parameters
-        outputs.append(f"{_dumps(head)[:-1]}{data}}}")
-    text = f'{_dumps(members)[:-1]},"outputs":[{",".join(outputs)}]}}'.encode()
-    return (b"".join((text, *parts)), len(text)) if parts else (text, None)
+            data = f',"parameters":{compact_json(parameters)}{data}'
+        outputs.append(f"{members}{data}}}")
+    json_text = f'{{{text},"outputs":[{",".join(outputs)}]}}'.encode()
+    return (b"".join((json_text, *parts)), len(json_text)) if parts else (json_text, None)
+
+
+# What follows are few and the server's own words, the same for nearly every answer.
+@lru_cache(maxsize=256)
+def _model_members(name: str, version: str) -> str:
+    return f'"model_name":{compact_json(name)},"model_version":{compact_json(version)}'
+
+
+@lru_cache(maxsize=256)
+def _output_members(name: str, datatype: str, shape: tuple[int, ...]) -> str:
+    return compact_json({"name": name, "datatype": datatype, "shape": shape})[:-1]
 
 
 def _parameters(parameters: Any) -> dict[str, Any]:
-    return {name: scalar_of(value, "parameter_choice") for name, value in parameters.items()} if parameters else {}
-
-
-def _dumps(value: object) -> str:
-    return _ENCODER.encode(value)
-
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+    return {name: scalar_of(value, "parameter_choice") for name, value in parameters.items()}
