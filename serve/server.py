@@ -23,7 +23,8 @@ from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.addresses import check_bindable, http_listener, join_address, unbindable
 from fuseline.serve.http.app import http_app
-from fuseline.serve.http.http_server import HttpLimits, HttpServer
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
@@ -105,6 +106,8 @@ class Server:
         get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready = False
+        if self._http is not None:
+            self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
@@ -141,8 +144,7 @@ class Server:
         listener = http_listener(settings.host, settings.http_port)
         self.http_port = listener.getsockname()[1]
         services = HttpServices(self._service, self._open_inference, metrics, lambda: self.ready, settings)
-        limits = HttpLimits(max_body_bytes=settings.max_message_bytes)
-        self._http = HttpServer(http_app(services), listener, limits)
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
         await self._http.start()
 
     async def _flush_http(self) -> None:

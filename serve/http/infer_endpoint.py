@@ -77,15 +77,13 @@ def infer_application(services: HttpServices) -> ASGIApp:
     return application
 
 
-async def _body(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        if not message.get("more_body"):
-            return b"".join((*parts, message["body"])) if parts else message["body"]
-        parts.append(message["body"])
+async def _body(receive: Receive) -> bytes | bytearray:
+    """Return the body, which the connection has whole by now, and hands out in one message."""
+    message = await receive()
+    if message["type"] != "http.request" or message["more_body"]:
+        raise ClientDisconnect
+    body: bytes | bytearray = message["body"]
+    return body
 
 
 def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, str]:
@@ -106,7 +104,7 @@ def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, str]:
 
 
 def _request(
-    service: OpenInferenceService, path: dict[str, str], body: bytes, header_length: int | None
+    service: OpenInferenceService, path: dict[str, str], body: bytes | bytearray, header_length: int | None
 ) -> tuple[ModelInferRequest, BinaryOutputs]:
     model, version = path["model"], path.get("version", "")
     if header_length == _RAW_LENGTH:

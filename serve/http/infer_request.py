@@ -43,7 +43,7 @@ class BinaryOutputs:
 
 
 def infer_request_from_body(
-    body: bytes, header_length: int | None, *, model: str, version: str
+    body: bytes | bytearray, header_length: int | None, *, model: str, version: str
 ) -> tuple[ModelInferRequest, BinaryOutputs]:
     """Return the request to `model` and which of its outputs are to be binary.
 
@@ -60,7 +60,9 @@ def infer_request_from_body(
         raise RequestError(
             f"Inference-Header-Content-Length is {start}; the body, after decompression, has {len(body)} bytes"
         )
-    text = body if start == len(body) else body[:start]
+    # Bytes that came in several parts are a bytearray, and slicing one would copy it.
+    view = memoryview(body)
+    text = bytes(view[:start])
     head = _repeated_head(text, model, version) if start <= _REPEATED_BYTES else _head(text, model, version)
     request = ModelInferRequest()
     request.CopyFrom(head.request)
@@ -71,14 +73,14 @@ def infer_request_from_body(
                 f"the input {shortened(name)} has binary_data_size {shortened(size)}; {len(body) - start} bytes of the "
                 "body are left for it"
             )
-        request.raw_input_contents[place] = body[start:end]
+        request.raw_input_contents[place] = bytes(view[start:end])
         start = end
     if start != len(body):
         raise RequestError(f"the body has {len(body) - start} bytes after the binary data of all inputs")
     return request, head.outputs
 
 
-def infer_request_from_raw(body: bytes, metadata: ModelMetadataResponse, version: str) -> ModelInferRequest:
+def infer_request_from_raw(body: bytes | bytearray, metadata: ModelMetadataResponse, version: str) -> ModelInferRequest:
     """Return the request whose body is nothing but the elements of the only input of the model of `metadata`.
 
     It has as many images as `body` holds, at least one, so that a body of another size is refused as any input is.
@@ -88,7 +90,7 @@ def infer_request_from_raw(body: bytes, metadata: ModelMetadataResponse, version
     row_bytes = numpy_type.itemsize
     for size in tensor.shape[1:]:
         row_bytes *= size
-    request = ModelInferRequest(model_name=metadata.name, model_version=version, raw_input_contents=[body])
+    request = ModelInferRequest(model_name=metadata.name, model_version=version, raw_input_contents=[bytes(body)])
     shape = (max(1, len(body) // row_bytes), *tensor.shape[1:])
     request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
     return request

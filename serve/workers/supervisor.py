@@ -18,7 +18,8 @@ from pathlib import Path
 from fuseline.serve.addresses import claimed_port, http_listener, unbindable
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http.app import http_app
-from fuseline.serve.http.http_server import HttpLimits, HttpServer
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
@@ -178,7 +179,7 @@ class Supervisor:
         listener = http_listener(settings.host, settings.http_port)
         self.http_port = listener.getsockname()[1]
         services = HttpServices(None, None, metrics, lambda: self.ready, settings)
-        self._http = HttpServer(http_app(services), listener, HttpLimits())
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
         await self._http.start()
 
     async def _keep_running(self, title: str) -> None:
