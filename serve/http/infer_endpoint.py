@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable
 from http import HTTPStatus
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
@@ -47,7 +46,8 @@ def infer_application(services: HttpServices) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             service = open_inference_of(services)
-            body = await _body(receive)
+            # The connection has the whole body by now, and hands it out in one message.
+            body = (await receive())["body"]
             header_length, accepted = _headers(scope["headers"])
             if (len(body) if header_length is None else min(header_length, len(body))) > MAX_JSON_BYTES:
                 await _too_long(scope, receive, send)
@@ -56,8 +56,6 @@ def infer_application(services: HttpServices) -> ASGIApp:
             # Of a large body there is a second copy in the request.
             del body
             response = await service.infer(METHOD, request)
-        except ClientDisconnect:
-            return
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
             response = status_from_error(error)
         if isinstance(response, Status):
@@ -75,15 +73,6 @@ def infer_application(services: HttpServices) -> ASGIApp:
         await send({"type": "http.response.body", "body": answer})
 
     return application
-
-
-async def _body(receive: Receive) -> bytes | bytearray:
-    """Return the body, which the connection has whole by now, and hands out in one message."""
-    message = await receive()
-    if message["type"] != "http.request" or message["more_body"]:
-        raise ClientDisconnect
-    body: bytes | bytearray = message["body"]
-    return body
 
 
 def _headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, str]:

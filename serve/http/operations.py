@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -65,8 +65,6 @@ def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 answer = await handler(services, Request(scope, receive))
-            except ClientDisconnect:
-                return
             except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
                 answer = error_answer(status_now(services, status_from_error(error)))
             await answer(scope, receive, send)

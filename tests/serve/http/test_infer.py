@@ -267,6 +267,22 @@ async def test_a_long_answer_is_compressed_for_a_client_that_accepts_it(
     assert short.headers["content-encoding"] is None
 
 
+async def test_a_request_whose_client_goes_away_leaves_the_queue(start_http: StartServer) -> None:
+    served = await start_http()
+    first = await served.busy_with(asyncio.create_task(infer_binary(served, noise(1))))
+    body, headers = binary_body(noise(3))
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (headers | {"Content-Length": str(len(body))}).items())
+    _, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+    writer.write(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode() + body)
+    await served.until(lambda: served.queued_rows == 3)
+    writer.close()
+    await served.until(lambda: served.queued_rows == 0)
+    served.backend.release()
+    assert (await first).status == 200
+    assert served.backend.calls == [1]
+    assert served.server.answers() == "1 CANCELLED, 1 OK"
+
+
 async def test_requests_are_counted_as_those_of_grpc_are(start_http: StartServer) -> None:
     served = await start_http()
     await infer_binary(served, noise(2))
