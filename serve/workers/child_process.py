@@ -43,6 +43,8 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    why_no_shared_memory: str | None = None
+    """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
     @property
     def link_address(self) -> Path:

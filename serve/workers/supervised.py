@@ -41,11 +41,16 @@ class SupervisedProcess:
         """Id of the process."""
         return self._process.pid
 
-    async def run(self, on_ready: Callable[[], None], on_question: Callable[[int], None]) -> None:
+    async def run(
+        self,
+        on_ready: Callable[[], None],
+        on_question: Callable[[int], None],
+        on_regions: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the number of each question for the statistics of
-        all processes.
+        all processes, `on_regions` with each message about shared memory.
         """
         async for message in self._channel.messages():
             match message["kind"]:
@@ -61,6 +66,8 @@ class SupervisedProcess:
                         answered.set()
                 case "statistics":
                     on_question(message["number"])
+                case "regions":
+                    on_regions(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -81,6 +88,10 @@ class SupervisedProcess:
         """Answer the process's question `number`."""
         models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
         self._channel.send("statistics", number=number, models=models)
+
+    def send_regions(self, **contents: Any) -> None:
+        """Send the process a message about shared memory."""
+        self._channel.send("regions", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

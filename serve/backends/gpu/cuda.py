@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from fuseline.serve.backends.registry import CUDA_BINDINGS
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 
-IPC_HANDLE_BYTES = 64
-"""Size of a `cudaIpcMemHandle_t` (CUDA_IPC_HANDLE_SIZE)."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -129,9 +126,12 @@ class Cuda:
 
     @contextmanager
     def ipc_memory(self, raw_handle: bytes) -> Iterator[int]:
-        """Yield the address, on the current device, of memory that another process shares by a `cudaIpcMemHandle_t`."""
+        """Yield the address, on the current device, of memory that another process shares.
+
+        `raw_handle` is its `cudaIpcMemHandle_t`, of CUDA_IPC_HANDLE_SIZE bytes.
+        """
         handle = self._api.cudaIpcMemHandle_t()
-        ctypes.memmove(handle.getPtr(), raw_handle, IPC_HANDLE_BYTES)
+        ctypes.memmove(handle.getPtr(), raw_handle, len(raw_handle))
         address = int(self._call("cudaIpcOpenMemHandle", handle, self._api.cudaIpcMemLazyEnablePeerAccess))
         try:
             yield address

@@ -211,10 +211,11 @@ def test_a_taken_name_is_refused_and_keeps_its_region(regions: SharedMemoryRegio
     assert open_files(path) == 1
 
 
-def test_the_number_of_regions_is_bounded(
-    regions: SharedMemoryRegions, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(regions_module, "MOST_REGIONS", 3)
+@pytest.mark.parametrize(("most", "files"), [(3, 1024), (3, -1), (1024, 12)])
+def test_the_number_of_regions_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch, most: int, files: int) -> None:
+    monkeypatch.setattr(regions_module, "MOST_REGIONS", most)
+    monkeypatch.setattr(regions_module.resource, "getrlimit", lambda _: (files, files))
+    regions = SharedMemoryRegions()
     for number in range(3):
         regions.register(str(number), path.name, 0, 1)
     with pytest.raises(RequestError, match="3 shared memory regions are registered, the most; unregister some"):
