@@ -17,6 +17,8 @@ from fuseline.serve.shared_memory.region import Region
 from fuseline.serve.shared_memory.registration import SystemRegistration, check_registration
 
 FOLDER = Path("/dev/shm")  # noqa: S108 where Linux keeps the objects, by name
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""Flags with which nothing is followed, made a terminal, or waited for: a pipe, or a file that its owner has leased."""
 _OPEN_TO_ALL = stat.S_IROTH | stat.S_IWOTH
 
 
@@ -41,7 +43,7 @@ def reopen_system_region(registration: SystemRegistration, file: Path, identity:
         RequestError: it can't be opened, or `identity`, as `SystemRegion.identity`, is another object's.
     """
     try:
-        opened = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        opened = os.open(file, _FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
         raise RequestError(f"its object can't be opened ({error.strerror})") from error
     return _checked_region(registration, opened, identity)
@@ -119,11 +121,9 @@ def _checked_region(
 
 
 def _opened(path: Path, registration: SystemRegistration) -> int:
-    # Nothing but a regular file may be followed, waited for, or become a terminal.
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     key = reprlib.repr(registration.key)
     try:
-        return os.open(path, flags)
+        return os.open(path, _FLAGS)
     except FileNotFoundError as error:
         raise RequestError(
             f"there is no shared memory object {key} on the server's machine; create it before it is registered (a "

@@ -141,7 +141,7 @@ class Cuda:
     def bytes_after(self, address: int) -> int:
         """Return the number of bytes from `address` to the end of its allocation on the current device."""
         status, start, size = self._driver.cuMemGetAddressRange(address)
-        if status:
+        if int(status):
             raise BackendError(f"cuMemGetAddressRange failed (CUresult {int(status)})")
         return int(start) + int(size) - address
 
