@@ -123,10 +123,7 @@ async def _trace_settings(services: HttpServices, request: Request) -> Response:
     settings = open_inference_of(services).trace_settings(request.path_params.get("model", ""), asked)
     # Triton has one text for each of these but the levels, which are a list.
     return json_answer(
-        {
-            name: values if name == "trace_level" or len(values) != 1 else values[0]
-            for name, values in settings.items()
-        }
+        {name: values if name == "trace_level" or len(values) != 1 else values[0] for name, values in settings.items()}
     )
 
 

@@ -45,6 +45,8 @@ class ProcessConfig(BaseModel):
     """Descriptor of the listening socket of `link_folder`, for the backend."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
+    why_no_shared_memory: str | None = None
+    """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
     @property
     def link_address(self) -> Path:

@@ -47,11 +47,13 @@ class SupervisedProcess:
         on_ready: Callable[[], None],
         on_question: Callable[[str, int], None],
         on_log: Callable[[LogSettings], None],
+        on_regions: Callable[[dict[str, Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
-        `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes.
+        `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
+        `on_regions` with each message about shared memory.
         """
         async for message in self._channel.messages():
             match message["kind"]:
@@ -69,6 +71,8 @@ class SupervisedProcess:
                     on_question(kind, message["number"])
                 case "log":
                     on_log(LogSettings.model_validate(message["settings"]))
+                case "regions":
+                    on_regions(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -96,6 +100,10 @@ class SupervisedProcess:
     def send_log_settings(self, settings: LogSettings) -> None:
         """Let the process log by `settings`."""
         self._channel.send("log", settings=settings.model_dump())
+
+    def send_regions(self, **contents: Any) -> None:
+        """Send the process a message about shared memory."""
+        self._channel.send("regions", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

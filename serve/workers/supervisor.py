@@ -22,6 +22,7 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
 from fuseline.serve.workers.http_front import HttpFront
+from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -64,6 +65,7 @@ class Supervisor:
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
+        self._regions = RegionAuthority(settings.why_no_shared_memory)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -182,8 +184,10 @@ class Supervisor:
             try:
                 if (log := server_log()) is not None:
                     process.send_log_settings(log.settings)
-                await process.run(self._note_ready, partial(self._answer, process), self._log_by)
+                regions = partial(self._regions.take, process)
+                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
             finally:
+                self._regions.leave(process)
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -230,6 +234,7 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
