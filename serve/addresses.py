@@ -1,5 +1,6 @@
 """Addresses that a server listens on."""
 
+import ipaddress
 import socket
 
 from fuseline.serve.errors import InputError
@@ -8,6 +9,21 @@ from fuseline.serve.errors import InputError
 def join_address(host: str, port: int) -> str:
     """Return `host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine's processes can reach what listens on `host`: loopback, or a unix socket.
+
+    A name other than `localhost` is not looked up, and counts as reachable.
+    """
+    if host == "localhost" or host.startswith("unix:"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def check_bindable(host: str, port: int) -> None:

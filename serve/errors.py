@@ -7,8 +7,11 @@
     │   ├── ArchitectureError          tensors that are no ResNet that we know
     │   ├── ImageError                 bytes that are no image, or one beyond the bounds
     │   ├── RequestError               a malformed request
-    │   └── UnknownModelError          a model name that is not served
+    │   ├── UnknownModelError          a model name that is not served
+    │   ├── UnknownRegionError         a shared memory region that is not registered
+    │   └── RegionExistsError          a name that a shared memory region has already
     ├── BackendUnavailableError    the asked-for runtime is not installed or has no device (exit code 2)
+    ├── SharedMemoryUnavailableError   the server shares no memory, or none of that kind      (exit code 2)
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
     ├── BackendError               the runtime failed on a valid batch
     ├── OverloadedError            the queue is too long, by rows or by time
@@ -64,8 +67,22 @@ class UnknownModelError(InputError):
     """A model name or version that the server doesn't serve."""
 
 
+class UnknownRegionError(InputError):
+    """A name under which no shared memory region is registered."""
+
+
+class RegionExistsError(InputError):
+    """A name under which a shared memory region is registered already."""
+
+
 class BackendUnavailableError(FuselineError):
     """The asked-for runtime is not installed, or has no device to run on."""
+
+    exit_code = 2
+
+
+class SharedMemoryUnavailableError(FuselineError):
+    """The server doesn't share memory with its clients, or not of this kind, until it is set up otherwise."""
 
     exit_code = 2
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fuseline.serve.addresses import is_local
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
@@ -46,6 +47,8 @@ class Settings(BaseModel):
     """Number of batches that are computed side by side; None: measured at start-up on a CPU, 2 on a GPU."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
+    shared_memory: Literal["auto", "on", "off"] = "auto"
+    """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None
@@ -60,6 +63,23 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @property
+    def why_no_shared_memory(self) -> str | None:
+        """Reason, for clients, why no memory is shared with them; None: it is, if the machine has such memory.
+
+        A region is the memory of a process on this machine, so it is of use only to a client on this machine. To
+        another one it would be a way to have this machine's memory read and written. So `auto` is on where every
+        address that the server listens on is local.
+        """
+        if self.shared_memory == "off":
+            return "the server shares no memory: it was started with --shared-memory off; start it with on, or auto"
+        if self.shared_memory == "auto" and not is_local(self.host):
+            return (
+                f"the server shares no memory because other machines may reach it on {self.host}; start it with "
+                "--shared-memory on, or with --host 127.0.0.1"
+            )
+        return None
 
     @property
     def engine_cache_folder(self) -> Path:

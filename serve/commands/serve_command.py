@@ -80,6 +80,14 @@ def serve(
     workers: Annotated[
         int, _option("workers", "Processes that take requests, beside one that computes; 1: one process does both.")
     ] = _default("workers"),
+    shared_memory: Annotated[
+        str,
+        _option(
+            "shared_memory",
+            "Whether tensors may lie in memory that clients share: on, off, or auto, which is on where only this "
+            "machine can reach the server.",
+        ),
+    ] = _default("shared_memory"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -109,6 +117,7 @@ def serve(
         threads=threads,
         lanes=lanes,
         workers=workers,
+        shared_memory=shared_memory,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )

@@ -24,6 +24,11 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.RequestError: StatusCode.INVALID_ARGUMENT,
     errors.ImageError: StatusCode.INVALID_ARGUMENT,
     errors.UnknownModelError: StatusCode.NOT_FOUND,
+    errors.UnknownRegionError: StatusCode.NOT_FOUND,
+    errors.RegionExistsError: StatusCode.ALREADY_EXISTS,
+    # Whoever runs the server can change it, the client can't, and shouldn't try again. UNIMPLEMENTED would say that of
+    # a method; it is also what gRPC itself answers, and could not be read back as this error.
+    errors.SharedMemoryUnavailableError: StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: StatusCode.DEADLINE_EXCEEDED,
     errors.ShuttingDownError: StatusCode.UNAVAILABLE,

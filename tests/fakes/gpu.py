@@ -10,6 +10,7 @@ import ctypes
 import enum
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ class Error(enum.IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
+    cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureInvalidated = 901
 
@@ -29,6 +31,16 @@ class Error(enum.IntEnum):
 class Kind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+
+
+class IpcHandle:
+    """A `cudaIpcMemHandle_t`, zeroed at first."""
+
+    def __init__(self) -> None:
+        self.memory = (ctypes.c_uint8 * 64)()
+
+    def getPtr(self):
+        return ctypes.addressof(self.memory)
 
 
 class Event:
@@ -46,9 +58,11 @@ _MEMORY = {
 
 
 class FakeCudart:
-    """Stands in for the module `cuda.bindings.runtime`."""
+    """Stands in for the module `cuda.bindings.runtime`, and for `cuda.bindings.driver`."""
 
     cudaError_t = Error
+    cudaIpcMemHandle_t = IpcHandle
+    cudaIpcMemLazyEnablePeerAccess = 1
     cudaMemcpyKind = Kind
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
@@ -67,6 +81,13 @@ class FakeCudart:
         self.capturing: list[Callable[[], Error]] | None = None
         self.before_wait: Callable[[], None] = lambda: None
         """Called by a thread that is about to wait for a stream."""
+        self.pageable = False
+        """Whether copies may be from and into host memory that CUDA did not allocate: a GPU takes it, but is slow."""
+        self.shared: dict[bytes, tuple[int, object]] = {}
+        """Handle -> the device that the memory of another process is on, and the memory."""
+        self.opened: Counter[int] = Counter()
+        """Address of such memory -> how often this process has it open."""
+        self._devices = threading.local()
         self._next_handle = 16
         self._ticket = 0
         # The GPU does its work once, whoever waits for it.
@@ -87,7 +108,13 @@ class FakeCudart:
         return Error.cudaSuccess, f"words for {status.name}".encode()
 
     def cudaGetDevice(self):
-        return Error.cudaSuccess, 0
+        return Error.cudaSuccess, getattr(self._devices, "current", 0)
+
+    def cudaSetDevice(self, device):
+        if not 0 <= device < self.devices:
+            return (Error.cudaErrorInvalidDevice,)
+        self._devices.current = device
+        return (Error.cudaSuccess,)
 
     def cudaDeviceGetAttribute(self, attribute, device):
         return Error.cudaSuccess, self.capability[attribute - 75]
@@ -108,6 +135,36 @@ class FakeCudart:
 
     def cudaFree(self, address):
         return self._let_go("cudaFree", "device", address)
+
+    def share(self, raw_handle: bytes, content: bytes, device: int = 0):
+        """Let another process have `content` on `device`, which it shares by `raw_handle`; return its memory."""
+        memory = (ctypes.c_uint8 * len(content)).from_buffer_copy(content)
+        self.shared[raw_handle] = (device, memory)
+        return memory
+
+    def cudaIpcOpenMemHandle(self, handle, flags):
+        if status := self._called("cudaIpcOpenMemHandle"):
+            return status, None
+        device, memory = self.shared.get(bytes(handle.memory), (None, None))
+        if device is None or device != self.cudaGetDevice()[1]:
+            return Error.cudaErrorInvalidValue, None
+        address = ctypes.addressof(memory)
+        self.opened[address] += 1
+        self.live[address] = ("device", memory)
+        return Error.cudaSuccess, address
+
+    def cudaIpcCloseMemHandle(self, address):
+        if self.opened[address] > 1:
+            self.opened[address] -= 1
+            return (self._called("cudaIpcCloseMemHandle"),)
+        self.opened.pop(address, None)
+        return self._let_go("cudaIpcCloseMemHandle", "device", address)
+
+    def cuMemGetAddressRange(self, address):
+        for start, (kind, memory) in self.live.items():
+            if kind == "device" and start <= address < start + len(memory):
+                return Error.cudaSuccess, start, len(memory)
+        return Error.cudaErrorInvalidValue, None, None
 
     def cudaMallocHost(self, bytes):
         return self._allocate("cudaMallocHost", "pinned", bytes)
@@ -210,12 +267,16 @@ class FakeCudart:
             return Error.cudaSuccess
 
     def holds(self, kind: str, address: int, bytes: int) -> bool:
-        """Whether these bytes lie within one live allocation of `kind`."""
-        return any(
-            held == kind and start <= address and address + bytes <= start + len(memory)
+        """Whether these bytes lie within one live allocation of `kind`, or are host memory that may be `pageable`."""
+        allocations = [
+            (held, start, start + len(memory))
             for start, (held, memory) in self.live.items()
             if held in ("device", "pinned")
-        )
+        ]
+        if any(held == kind and start <= address and address + bytes <= end for held, start, end in allocations):
+            return True
+        apart = all(address + bytes <= start or end <= address for _, start, end in allocations)
+        return kind == "pinned" and self.pageable and apart
 
     def _called(self, function: str) -> Error:
         self.calls.append(function)

@@ -1,4 +1,4 @@
-"""The part of CUDA's runtime API that a backend needs, through NVIDIA's cuda-bindings; every status is checked."""
+"""The part of CUDA's runtime API that the server needs, through NVIDIA's cuda-bindings; every status is checked."""
 
 import ctypes
 import logging
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from fuseline.serve.backends.registry import CUDA_BINDINGS
 from fuseline.serve.errors import BackendError, BackendUnavailableError
+
+IPC_HANDLE_BYTES = 64
+"""Size of a `cudaIpcMemHandle_t` (CUDA_IPC_HANDLE_SIZE)."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,10 +36,10 @@ def open_cuda() -> "Cuda":
         BackendUnavailableError: cuda-bindings isn't installed, the driver is missing or too old, or no GPU is visible.
     """
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import driver, runtime
     except ImportError as error:
         raise BackendUnavailableError(f"cuda-bindings can't be imported ({error}): {CUDA_BINDINGS.install}") from error
-    cuda = Cuda(runtime)
+    cuda = Cuda(runtime, driver)
     if (reason := cuda.why_no_gpu()) is not None:
         raise BackendUnavailableError(reason)
     return cuda
@@ -50,9 +53,13 @@ class Cuda:
     was raised where it happened.
     """
 
-    def __init__(self, api: Any) -> None:
-        """Use `api`, the module `cuda.bindings.runtime` or a stand-in for it."""
+    def __init__(self, api: Any, driver: Any = None) -> None:
+        """Use `api`, the module `cuda.bindings.runtime` or a stand-in for it, and `cuda.bindings.driver` likewise.
+
+        The latter is needed for `bytes_after` alone.
+        """
         self._api = api
+        self._driver = driver
 
     def why_no_gpu(self) -> str | None:
         """Return one sentence that says what is missing; None if a GPU answers."""
@@ -61,7 +68,7 @@ class Cuda:
             return None
         _, driver_version = self._api.cudaDriverGetVersion()
         if not driver_version:
-            return "no NVIDIA driver is installed on this machine; TensorRT engines need one and a GPU"
+            return "no NVIDIA driver is installed on this machine; CUDA needs one and a GPU"
         needed = self._call("cudaRuntimeGetVersion")
         if status == self._api.cudaError_t.cudaErrorInsufficientDriver:
             return (
@@ -78,6 +85,20 @@ class Cuda:
         minor = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
         properties = self._call("cudaGetDeviceProperties", device)
         return Gpu(properties.name.split(b"\0")[0].decode(), f"sm{major}{minor}", int(properties.totalGlobalMem))
+
+    def device_count(self) -> int:
+        """Return the number of GPUs that CUDA shows this process."""
+        return int(self._call("cudaGetDeviceCount"))
+
+    @contextmanager
+    def on_device(self, device: int) -> Iterator[None]:
+        """Let `device` be this thread's current device within the block."""
+        before = self._call("cudaGetDevice")
+        self._call("cudaSetDevice", device)
+        try:
+            yield
+        finally:
+            self._release("cudaSetDevice", before)
 
     @contextmanager
     def stream(self) -> Iterator[int]:
@@ -105,6 +126,24 @@ class Cuda:
             yield address
         finally:
             self._release("cudaFree", address)
+
+    @contextmanager
+    def ipc_memory(self, raw_handle: bytes) -> Iterator[int]:
+        """Yield the address, on the current device, of memory that another process shares by a `cudaIpcMemHandle_t`."""
+        handle = self._api.cudaIpcMemHandle_t()
+        ctypes.memmove(handle.getPtr(), raw_handle, IPC_HANDLE_BYTES)
+        address = int(self._call("cudaIpcOpenMemHandle", handle, self._api.cudaIpcMemLazyEnablePeerAccess))
+        try:
+            yield address
+        finally:
+            self._release("cudaIpcCloseMemHandle", address)
+
+    def bytes_after(self, address: int) -> int:
+        """Return the number of bytes from `address` to the end of its allocation on the current device."""
+        status, start, size = self._driver.cuMemGetAddressRange(address)
+        if status:
+            raise BackendError(f"cuMemGetAddressRange failed (CUresult {int(status)})")
+        return int(start) + int(size) - address
 
     @contextmanager
     def pinned_memory(self, bytes: int) -> Iterator[NDArray[np.uint8]]:
@@ -139,12 +178,12 @@ class Cuda:
             self._release("cudaGraphExecDestroy", executable)
 
     def copy_to_device(self, device_address: int, host_address: int, bytes: int, stream: int) -> None:
-        """Enqueue a copy from pinned memory."""
+        """Enqueue a copy from pinned memory, or from other memory of this process, for which this call may wait."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", device_address, host_address, bytes, kind, stream)
 
     def copy_to_host(self, host_address: int, device_address: int, bytes: int, stream: int) -> None:
-        """Enqueue a copy into pinned memory."""
+        """Enqueue a copy into pinned memory, or into other memory of this process, for which this call waits."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host_address, device_address, bytes, kind, stream)
 
