@@ -1,6 +1,7 @@
 """A server that other people's clients are sent to, and what its model answers, told by the package's backend."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,8 +124,6 @@ def misread(found: Any, logits: NDArray[np.float32], count: int) -> Any:
 
 def refusals_amiss(seen: dict[str, Any], expected: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """Of mistakes to what they raised, those whose status or message isn't what `expected` says (a regex each)."""
-    import re
-
     assert set(seen) == set(expected)
     return {
         mistake: seen[mistake]

@@ -47,9 +47,8 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
     ready = [described[name] for name in ("live", "ready", "model ready", "unknown model ready")]
     assert ready == [True, True, True, False]
     assert described["server"]["name"] == "fuseline"
-    assert {"classification", "binary_tensor_data", "parameters", "statistics"} <= set(
-        described["server"]["extensions"]
-    )
+    extensions = {"classification", "binary_tensor_data", "parameters", "statistics", "system_shared_memory"}
+    assert extensions <= set(described["server"]["extensions"])
     assert described["metadata"] == {
         "name": "colours",
         "versions": ["1"],

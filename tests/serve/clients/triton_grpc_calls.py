@@ -94,7 +94,7 @@ def _file_logits(client: Any, address: str, files: list[bytes]) -> dict[str, Any
 
 
 def _stream(client: Any, pixels: Any, read: Callable[[Any], Any], **how: Any) -> Any:
-    """Each row in a request of its own; [id, whether it is said to be final, what `read` finds in it] of each answer."""
+    """Each row in a request of its own; of each answer [id, whether it says that it is final, what `read` finds]."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number, row in enumerate(pixels):
@@ -190,8 +190,8 @@ def _settings(client: Any) -> dict[str, Any]:
 def _refused(client: Any, pixels: Any) -> dict[str, Any]:
     def with_classes(value: Any, field: str) -> Any:
         output = triton.InferRequestedOutput("logits", class_count=1)
-        output._get_tensor().parameters["classification"].Clear()  # noqa: SLF001 tritonclient itself asks for int64 only
-        setattr(output._get_tensor().parameters["classification"], field, value)  # noqa: SLF001
+        output._get_tensor().parameters["classification"].Clear()
+        setattr(output._get_tensor().parameters["classification"], field, value)
         return client.infer(MODEL, _tensor(pixels), outputs=[output])
 
     mistakes: dict[str, Callable[[], Any]] = {

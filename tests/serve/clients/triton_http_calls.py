@@ -89,7 +89,7 @@ def _by_body(client: Any, pixels: Any) -> list[list[float]]:
     """By the client's static methods, as callers do who bring an HTTP library of their own."""
     body, header_length = client.generate_request_body(_inputs(pixels), outputs=_outputs())
     headers = {"Inference-Header-Content-Length": str(header_length)}
-    response = client._post(f"v2/models/{MODEL}/infer", body, headers, None)  # noqa: SLF001 any HTTP library would do
+    response = client._post(f"v2/models/{MODEL}/infer", body, headers, None)
     answer = response.read()
     result = client.parse_response_body(answer, header_length=int(response["inference-header-content-length"]))
     return logits_of(result)

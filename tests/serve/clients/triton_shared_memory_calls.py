@@ -170,7 +170,7 @@ class _Protocol:
         return {"both": outcome(ask)}
 
     def _refused(self, pixels: Any) -> dict[str, Any]:
-        size = pixels.nbytes
+        client, size = self._client, pixels.nbytes
         handle = base64.b64encode(bytes(64))
         mistakes = {
             "region": lambda: self._ask(pixels, region="nowhere"),
@@ -185,10 +185,8 @@ class _Protocol:
             "no such segment": lambda: self._register("other", "nowhere"),
             "larger than the segment": lambda: self._register("other", "source", SIZE + 1),
             "beyond the segment": lambda: self._register("other", "source", 1, SIZE),
-            "not in shared memory": lambda: self._client.register_system_shared_memory(
-                "other", "/../../etc/passwd", 10
-            ),
-            "GPU memory": lambda: self._client.register_cuda_shared_memory("other", handle, 0, 10),
+            "not in shared memory": lambda: client.register_system_shared_memory("other", "/../../etc/passwd", 10),
+            "GPU memory": lambda: client.register_cuda_shared_memory("other", handle, 0, 10),
         }
         return {name: outcome(make) for name, make in mistakes.items()}
 
