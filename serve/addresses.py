@@ -1,9 +1,39 @@
 """Addresses that a server listens on."""
 
 import ipaddress
+import re
 import socket
+from collections.abc import Iterable
 
 from fuseline.serve.errors import InputError
+from fuseline.serve.unix_sockets import check_unix_address, is_unix
+
+
+def is_local(address: str) -> bool:
+    """Return whether only processes of this machine can reach `address`, which has one of gRPC's forms or is a host.
+
+    True for the address of a Unix socket, for localhost, and for every loopback address, with a port or without; a
+    name other than localhost is not looked up, and is none.
+    """
+    if is_unix(address):
+        return True
+    host = address
+    if address.startswith("["):
+        host = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        host = address.partition(":")[0]
+    if host.lower() == "localhost":
+        return True
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
+
+
+_HTTP_BACKLOG = 1024
+"""Connections that may wait until they are accepted, as far as the system allows."""
 
 
 def join_address(host: str, port: int) -> str:
@@ -11,19 +41,32 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_local(host: str) -> bool:
-    """Return whether only this machine's processes can reach what listens on `host`: loopback, or a unix socket.
+def split_address(address: str) -> tuple[str, int]:
+    """Return the host, without brackets, and the port of `address`, which has the form `host:port`."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
-    A name other than `localhost` is not looked up, and counts as reachable.
+
+def first_port(addresses: Iterable[str]) -> int:
+    """Return the port of the first of `addresses` that has one, or 0."""
+    return next((split_address(address)[1] for address in addresses if not is_unix(address)), 0)
+
+
+def checked_address(address: str) -> str:
+    """Return `address`, which is to be listened on, if its form is right; nothing is looked up.
+
+    Raises:
+        ValueError: it is none of `host:port`, `unix:path` and `unix-abstract:name`; the message says why.
     """
-    if host == "localhost" or host.startswith("unix:"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    if is_unix(address):
+        check_unix_address(address)
+        return address
+    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\[\]]+):([0-9]{1,5})", address, re.ASCII)
+    if found is None or int(found[1]) > 65535:
+        raise ValueError(
+            "expected HOST:PORT, an IPv6 host in brackets and the port at most 65535, unix:PATH or unix-abstract:NAME"
+        )
+    return address
 
 
 def check_bindable(host: str, port: int) -> None:
@@ -33,6 +76,30 @@ def check_bindable(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
         probe.listen()
+
+
+def http_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host:port` for HTTP.
+
+    Raises:
+        InputError: the port can't be bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_HTTP_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            f"HTTP can't listen on {join_address(host, port)} ({error.strerror}); --http-port takes another one, "
+            "0 does without"
+        ) from error
+    return listener
 
 
 def claimed_port(host: str, port: int) -> socket.socket:
@@ -61,10 +128,10 @@ def claimed_port(host: str, port: int) -> socket.socket:
     return claim
 
 
-def unbindable(host: str, port: int, error: Exception) -> InputError:
-    """Return the user's error for `error`, which kept gRPC from listening on `host:port`."""
+def unbindable(address: str, error: Exception) -> InputError:
+    """Return the user's error for `error`, which kept gRPC from listening on `address`."""
     reason = getattr(error, "strerror", None) or error
     return InputError(
-        f"gRPC can't listen on {join_address(host, port)} ({reason}); --port takes another one, 0 any free one, and "
-        "--host another address"
+        f"gRPC can't listen on {address} ({reason}); --port takes another one, 0 any free one, and "
+        "--host another address, or --listen both"
     )

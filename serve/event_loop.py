@@ -15,7 +15,7 @@ def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
     # While answers are serialised, the batcher's thread waits for the interpreter before it can start the next batch:
     # by default up to 5 ms, in which the backend idles.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
 
@@ -25,7 +25,8 @@ def call_after_turns(turns: int, call: Callable[[], object]) -> None:
     loop.call_soon(call_after_turns, turns - 1, call) if turns else loop.call_soon(call)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes event loops of uvloop; None where that is not installed."""
     try:
         import uvloop
     except ImportError:

@@ -1,8 +1,8 @@
 """One server process: bind, load and warm, serve, drain.
 
-The gRPC port is bound first, so that a taken one is known at once, but accepts only when every model is warm: a client
-that calls earlier waits for its answer instead of failing. HTTP answers from the start: /healthz 200, /readyz 503 until
-the models are warm.
+The addresses of gRPC are bound first, so that a taken one is known at once, but calls are taken only when every model
+is warm: a client that calls earlier waits for its answer instead of failing. HTTP answers from the start: /healthz 200,
+/readyz 503 until the models are warm.
 """
 
 import asyncio
@@ -17,11 +17,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import generate_latest
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import check_bindable, join_address, unbindable
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.addresses import first_port, http_listener
+from fuseline.serve.grpc_options import server_options
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.http.http_services import HttpServices
+from fuseline.serve.listeners import Listeners
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -31,17 +37,12 @@ from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.stop_signals import run_until_signal
 
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
-
-_MAX_PENDING_CALLS = 2**31 - 1
-
-_MAX_CALLS_PER_CONNECTION = 16_384
-"""Largest number of open calls of a connection. Until a call is taken up gRPC holds at most 64 KiB of it, the window of
-a new HTTP/2 stream (RFC 9113, 6.9.2)."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,20 +57,30 @@ class Server:
         process does.
         """
         self.repository = Repository()
-        self.port = 0
+        self.addresses: tuple[str, ...] = ()
+        """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self.ready = False
         self._settings = settings
         self._source = source
         self._metrics = metrics
         self._shares_port = shares_port
-        self._http: HttpEndpoint | None = None
+        self._http: HttpServer | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
+        self._regions = SharedMemoryRegions(settings.why_no_shared_memory)
         image_rows = ImageRows(self._decode_pool, settings)
         self._service = ClassifyService(self.repository, image_rows, metrics, settings)
-        self._open_inference = OpenInferenceService(self.repository, metrics, settings, statistics=source.statistics)
+        self._open_inference = OpenInferenceService(
+            self.repository, image_rows, metrics, settings, self._regions, statistics=source.statistics
+        )
         self._grpc = self._grpc_server()
+        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+
+    @property
+    def port(self) -> int:
+        """The first TCP port of gRPC; 0: none."""
+        return first_port(self.addresses)
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
@@ -81,19 +92,26 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: a port is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
-        self.port = self._bind()
-        if settings.http_port:
-            self._http = HttpEndpoint(settings.host, settings.http_port, self._metrics.registry, lambda: self.ready)
-            self.http_port = self._http.port
-        await self._source.load(self.repository)
+        self.addresses = self._listeners.bind(settings.grpc_addresses)
+        try:
+            if settings.http_port:
+                await self._start_http()
+            await self._source.load(self.repository)
+        except BaseException:
+            self.abandon()
+            raise
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+
+    def abandon(self) -> None:
+        """Leave no file behind, in place of `drain`, where `start` has not come to its end."""
+        self._listeners.abandon()
 
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
@@ -103,6 +121,8 @@ class Server:
         get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready = False
+        if self._http is not None:
+            self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
@@ -111,12 +131,12 @@ class Server:
                 await self.repository.close()
                 await self._service.idle()
                 await self._open_inference.idle()
-            await self._grpc.stop(_FLUSH_S)
+            await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             await self._grpc.stop(None)
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._http is not None:
-                self._http.close()
+                await self._http.close()
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -130,31 +150,24 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
-    def _bind(self) -> int:
-        host, port = self._settings.host, self._settings.port
-        try:
-            if not self._shares_port:
-                check_bindable(host, port)
-            return self._grpc.add_insecure_port(join_address(host, port))
-        except (OSError, RuntimeError) as error:
-            raise unbindable(host, port, error) from error
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return await asyncio.to_thread(generate_latest, self._metrics.registry)
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(self._service, self._open_inference, metrics, lambda: self.ready, settings)
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
+        await self._http.start()
+
+    async def _flush_http(self) -> None:
+        if self._http is not None:
+            await self._http.drain(_FLUSH_S)
 
     def _grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Of calls that wait to be taken up gRPC by default drops some at random from 1,000 on and all from
-                # 3,000 on, with a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's
-                # task.
-                ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-                # This bounds the calls' memory instead: a client's further calls wait on its own side.
-                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
-                # With SO_REUSEPORT a second server would share the port and take half of the first one's requests.
-                ("grpc.so_reuseport", int(self._shares_port)),
-            ]
-        )
+        server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -185,6 +198,7 @@ async def _run(
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         # Nothing was admitted yet, and the thread that loads a model can't be interrupted.
+        server.abandon()
         os._exit(0)
     starting.result()
     announce(server)

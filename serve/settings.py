@@ -4,14 +4,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fuseline.serve.addresses import is_local
+from fuseline.serve.addresses import checked_address, is_local, join_address
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.unix_sockets import is_unix
 
 
 class Settings(BaseModel):
@@ -22,6 +23,8 @@ class Settings(BaseModel):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     """Port of gRPC; 0: any free one."""
+    listen: Annotated[tuple[Annotated[str, AfterValidator(checked_address)], ...] | None, Field(min_length=1)] = None
+    """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
     backend: Literal["auto", BackendName] = "auto"
@@ -64,6 +67,21 @@ class Settings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers_can_share(self) -> Self:
+        unshared = next(filter(is_unix, self.grpc_addresses), None)
+        if self.workers > 1 and unshared is not None:
+            raise ValueError(
+                f"{self.workers} workers can't share {unshared}: a Unix socket belongs to one process. Leave --workers "
+                "out, or listen on HOST:PORT"
+            )
+        return self
+
+    @property
+    def grpc_addresses(self) -> tuple[str, ...]:
+        """Addresses that gRPC listens on; port 0 stands for any free one."""
+        return self.listen or (join_address(self.host, self.port),)
+
     @property
     def why_no_shared_memory(self) -> str | None:
         """Reason, for clients, why no memory is shared with them; None: it is, if the machine has such memory.
@@ -74,10 +92,12 @@ class Settings(BaseModel):
         """
         if self.shared_memory == "off":
             return "the server shares no memory: it was started with --shared-memory off; start it with on, or auto"
-        if self.shared_memory == "auto" and not is_local(self.host):
+        addresses = (*self.grpc_addresses, *((join_address(self.host, self.http_port),) if self.http_port else ()))
+        reachable = next((address for address in addresses if not is_local(address)), None)
+        if self.shared_memory == "auto" and reachable is not None:
             return (
-                f"the server shares no memory because other machines may reach it on {self.host}; start it with "
-                "--shared-memory on, or with --host 127.0.0.1"
+                f"the server shares no memory because other machines may reach it on {reachable}; start it with "
+                "--shared-memory on, or let it listen on loopback addresses and Unix sockets only"
             )
         return None
 

@@ -6,16 +6,15 @@ from typing import cast
 
 import grpc
 
+from fuseline.serve.addresses import is_local
 from fuseline.serve.errors import DeadlineError, FuselineError, InputError, RequestError, ShuttingDownError
 from fuseline.serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
-
-_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:
     """Return the options of a connection to `address`."""
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    if address.rpartition(":")[0] in _LOOPBACK_HOSTS:
+    if is_local(address):
         # Else gRPC sends even these through the proxy of `http_proxy`, which looks for them on its own machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options

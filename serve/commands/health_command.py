@@ -9,16 +9,24 @@ import typer
 def health(
     address: Annotated[
         str | None,
-        typer.Option(help="Where the server is; default: this machine, the port of FUSELINE_PORT or 8001."),
+        typer.Option(
+            help="Where the server is; default: the first of FUSELINE_LISTEN, or this machine, FUSELINE_PORT or 8001."
+        ),
     ] = None,
     service: Annotated[str, typer.Option(help="A gRPC service's full name; default: the whole server.")] = "",
     timeout_s: Annotated[float, typer.Option(min=0.001, help="How long to wait for the answer.")] = 3.0,
 ) -> None:
     """Ask a server over gRPC (grpc.health.v1) whether it serves; the exit code is 0 if it says so, else 1."""
-    status = _status(address or f"127.0.0.1:{os.environ.get('FUSELINE_PORT', '8001')}", service, timeout_s)
+    status = _status(address or _servers_own_address(), service, timeout_s)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)
+
+
+def _servers_own_address() -> str:
+    """Return where a server with this environment listens."""
+    listened = os.environ.get("FUSELINE_LISTEN", "").split()
+    return listened[0] if listened else f"127.0.0.1:{os.environ.get('FUSELINE_PORT', '8001')}"
 
 
 def _status(address: str, service: str, timeout_s: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
@@ -32,6 +33,7 @@ def _default(field: str) -> Any:
 
 
 def serve(
+    context: typer.Context,
     packages: Annotated[
         list[Path],
         typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote, or folders of them."),
@@ -39,6 +41,14 @@ def serve(
     *,
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
+    listen: Annotated[
+        list[str] | None,
+        _option(
+            "listen",
+            "Address of gRPC: unix:PATH, unix-abstract:NAME or HOST:PORT; may be given several times. --port counts "
+            "beside it only if it is given too.",
+        ),
+    ] = None,
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
@@ -100,9 +110,13 @@ def serve(
 
     Each model is found under its package's name. A request that names none gets the only one.
     """
+    port_source = context.get_parameter_source("port")
+    if listen and port_source is not None and port_source.name != "DEFAULT":
+        listen = [join_address(host, port), *listen]
     settings = settings_from_flags(
         host=host,
         port=port,
+        listen=listen or None,
         http_port=http_port,
         backend=backend,
         precision=precision,
@@ -127,7 +141,6 @@ def serve(
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
-    from fuseline.serve.addresses import join_address
     from fuseline.serve.package_folders import package_folders
 
     def announce(server: "Server | Supervisor") -> None:
@@ -142,7 +155,7 @@ def serve(
                 f"{model.backend_reason}; {model.lanes.line}"
             )
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {join_address(host, server.port)}{http}")
+        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         sys.stdout.flush()
 
     if engine_cache is not None:

@@ -37,7 +37,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         return self._image_rows.rows(request.images, model)
 
     def answer(
-        self, request: ClassifyRequest, model: Model, batched: BatchedRows, preprocess_s: float
+        self, request: ClassifyRequest, model: Model, batched: BatchedRows, preprocess_s: float, _outputs: None
     ) -> ClassifyResponse:
         """Return the `top_k` classes of each image. Raises `BackendError` if logits are not finite."""
         # Requests of a batch are answered one right after the other, so the last batch is the only one needed.

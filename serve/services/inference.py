@@ -48,9 +48,18 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
     def rows(self, request: RequestT, model: Model) -> list[Row] | Decode:
         """Check all of `request`, and return its rows or the call that decodes them. Raises `RequestError`."""
 
+    def outputs(self, request: RequestT, model: Model) -> Any:  # noqa: ARG002
+        """Check how `request`, whose `rows` are sound, wants its answer, and return what `answer` needs for that.
+
+        Raises `RequestError`.
+        """
+        return None
+
     @abstractmethod
-    def answer(self, request: RequestT, model: Model, batched: BatchedRows, preprocess_s: float) -> AnswerT:
-        """Return the answer to `request`, whose decoding took `preprocess_s`.
+    def answer(
+        self, request: RequestT, model: Model, batched: BatchedRows, preprocess_s: float, outputs: Any
+    ) -> AnswerT:
+        """Return the answer to `request`, whose decoding took `preprocess_s`; `outputs` is what `outputs` returned.
 
         Raises `BackendError` if the logits are not finite.
         """
@@ -71,6 +80,7 @@ class Inference(Generic[RequestT, AnswerT]):
         "_deadline",
         "_method",
         "_metrics",
+        "_outputs",
         "_preprocess_s",
         "_started",
         "answer",
@@ -98,6 +108,7 @@ class Inference(Generic[RequestT, AnswerT]):
         self._clock = clock
         self._started = clock()
         self._preprocess_s = 0.0
+        self._outputs: Any = None
         self._batched: BatchedRows | None = None
         self._code = StatusCode.CANCELLED
         self.request = request
@@ -125,10 +136,11 @@ class Inference(Generic[RequestT, AnswerT]):
         """Check the request and hand it to its model's batcher.
 
         For rows the result is the batcher's own future, which costs no task; for images to decode first, a coroutine.
-        Raises what `Codec.find`, `Codec.rows` and `RowBatcher.submit` raise.
+        Raises what `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
         """
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
+        self._outputs = self._codec.outputs(self.request, model)
         if isinstance(rows, list):
             return model.batcher.submit(rows, deadline=self._deadline)
         return self._decoded(model, rows)
@@ -143,7 +155,7 @@ class Inference(Generic[RequestT, AnswerT]):
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer from the batcher's. Raises what `Codec.answer` raises."""
         assert self.model is not None
-        self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s)
+        self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s, self._outputs)
         self._batched = batched
         self._code = StatusCode.OK
 

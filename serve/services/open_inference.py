@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it, for raw pixels."""
+"""inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -35,30 +35,33 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.calls import abort, answer_or_abort
+from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
 from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.settings import Settings
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
-EXTENSIONS = ("model_configuration", "statistics")
+EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
 """Extensions of the protocol that are served."""
 
 
 class OpenInferenceService(GRPCInferenceServiceServicer):
     """Answers open_inference.proto's methods for the models of a repository.
 
-    Inference is answered as `InferenceCalls` guarantees. Only the parameter `timeout` of a request has an effect:
-    microseconds from its arrival after which its answer is of no use.
+    Inference is answered as `InferenceCalls` guarantees.
     """
 
     def __init__(
         self,
         repository: Repository,
+        image_rows: ImageRows,
         metrics: Metrics,
         settings: Settings,
+        regions: SharedMemoryRegions,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
     ) -> None:
@@ -72,7 +75,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self._read_statistics = statistics
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
-        self._codec = OpenInferenceCodec(repository, settings.max_images_per_request)
+        self._codec = OpenInferenceCodec(repository, image_rows, regions, settings)
         self._calls = InferenceCalls(metrics, settings, clock)
 
     @property

@@ -2,41 +2,82 @@
 
 import reprlib
 
+import numpy as np
+
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from fuseline.serve.batching.batcher import BatchedRows, Row
-from fuseline.serve.errors import UnknownModelError
+from fuseline.serve.errors import BackendError, UnknownModelError
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.inference import Codec
-from fuseline.serve.services.open_inference_tensors import pixels_from_request, response_from_logits
+from fuseline.serve.services.image_rows import ImageRows
+from fuseline.serve.services.inference import Codec, Decode
+from fuseline.serve.services.open_inference_inputs import OpenInferenceInputs
+from fuseline.serve.services.open_inference_outputs import WHOLE, RequestedOutput, add_output, requested_output
+from fuseline.serve.services.open_inference_parameters import check_request_parameters, timeout_s
 from fuseline.serve.services.statuses import Status
+from fuseline.serve.settings import Settings
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
+
+_FINAL = "triton_final_response"
 
 
 class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
-    """From raw pixels to logits. Only the parameter `timeout` of a request has an effect."""
+    """From rows or pictures to logits or classes.
 
-    def __init__(self, repository: Repository, max_images: int) -> None:
+    Of a request's parameters `timeout` has an effect; `priority` has none, as with a Triton model of one level.
+    """
+
+    def __init__(
+        self, repository: Repository, image_rows: ImageRows, regions: SharedMemoryRegions, settings: Settings
+    ) -> None:
         self._repository = repository
-        self._max_images = max_images
+        self._image_rows = image_rows
+        self._regions = regions
+        self._inputs = OpenInferenceInputs(
+            regions, max_images=settings.max_images_per_request, max_bytes=settings.max_message_bytes
+        )
 
     def timeout_s(self, request: ModelInferRequest) -> float | None:
         """Return the parameter `timeout`, microseconds as Triton has it, in seconds; None where it is absent or 0."""
-        timeout_us = request.parameters["timeout"].int64_param if "timeout" in request.parameters else 0
-        return timeout_us / 1e6 if timeout_us > 0 else None
+        return timeout_s(request)
 
     def find(self, request: ModelInferRequest) -> Model:
         """Return the model that the request names, by `find_version`."""
         return find_version(self._repository, request.model_name, request.model_version)
 
-    def rows(self, request: ModelInferRequest, model: Model) -> list[Row]:
-        """Check the tensors, and return their rows. Raises `RequestError`."""
-        return list(pixels_from_request(request, model, max_images=self._max_images))
+    def rows(self, request: ModelInferRequest, model: Model) -> list[Row] | Decode:
+        """Check the parameters and the input, and return the rows or what decodes them. Raises `RequestError`."""
+        if request.parameters:
+            check_request_parameters(request)
+        read = self._inputs.rows_or_pictures(request, model)
+        return self._image_rows.decode(model, [], dict(enumerate(read))) if isinstance(read, list) else list(read)
+
+    def outputs(self, request: ModelInferRequest, model: Model) -> RequestedOutput:
+        """Return how the request wants its logits. Raises `RequestError`."""
+        if not request.outputs:
+            return WHOLE
+        return requested_output(request, model, self._regions, request.inputs[0].shape[0])
 
     def answer(
-        self, request: ModelInferRequest, model: Model, batched: BatchedRows, _preprocess_s: float
+        self,
+        request: ModelInferRequest,
+        model: Model,
+        batched: BatchedRows,
+        preprocess_s: float,
+        outputs: RequestedOutput,
     ) -> ModelInferResponse:
-        """Return the answer with the logits. Raises `BackendError` if they are not finite."""
-        return response_from_logits(request, model, batched.logits)
+        """Return the answer, whose parameters tell where the time went. Raises `BackendError` on non-finite logits."""
+        logits = batched.logits
+        if not np.isfinite(logits).all():
+            raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
+        response = ModelInferResponse(model_name=model.name, model_version=model.manifest.version, id=request.id)
+        parameters = response.parameters
+        parameters["preprocess_ms"].double_param = preprocess_s * 1000
+        parameters["queue_ms"].double_param = batched.queue_ms
+        parameters["compute_ms"].double_param = batched.compute_ms
+        parameters["batch_rows"].int64_param = batched.batch_rows
+        add_output(response, model, logits, outputs)
+        return response
 
 
 def find_version(repository: Repository, name: str, version: str) -> Model:
@@ -53,8 +94,13 @@ def find_version(repository: Repository, name: str, version: str) -> Model:
 
 
 def stream_message(request: ModelInferRequest, answer: ModelInferResponse | Status) -> ModelStreamInferResponse:
-    """Return the message by which ModelStreamInfer answers `request`."""
+    """Return the message by which ModelStreamInfer answers `request`.
+
+    An answer says in its parameter `triton_final_response` that no other follows for its request. So does Triton's of a
+    model that is not decoupled, whether or not `triton_enable_empty_final_response` asks for it, and on streams alone.
+    """
     if isinstance(answer, ModelInferResponse):
+        answer.parameters[_FINAL].bool_param = True
         return ModelStreamInferResponse(infer_response=answer)
     return ModelStreamInferResponse(
         error_message=f"{answer.code.name}: {answer.message}", infer_response=ModelInferResponse(id=request.id)

@@ -17,8 +17,8 @@ from fuseline.protos.open_inference_pb2 import (
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
-from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
-from fuseline.serve.services.open_inference_tensors import INPUT_DATATYPE, OUTPUT_DATATYPE
+from fuseline.serve.services.open_inference_inputs import DATATYPE_OF_DTYPE
+from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.settings import Settings
 
 
@@ -30,8 +30,12 @@ def metadata_of(model: Model) -> ModelMetadataResponse:
         name=manifest.name,
         versions=[manifest.version],
         platform=_platform(model),
-        inputs=[tensor(name=INPUT_NAME, datatype=INPUT_DATATYPE, shape=(-1, *manifest.input.row_shape))],
-        outputs=[tensor(name=OUTPUT_NAME, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
+        inputs=[
+            tensor(
+                name=manifest.input.name, datatype=DATATYPE_OF_DTYPE[model.row_dtype.name], shape=(-1, *model.row_shape)
+            )
+        ],
+        outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
     )
 
 
@@ -49,10 +53,13 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
         max_batch_size=settings.max_images_per_request,
         input=[
             ModelInput(
-                name=INPUT_NAME, data_type=TYPE_UINT8, format=ModelInput.FORMAT_NHWC, dims=manifest.input.row_shape
+                name=manifest.input.name,
+                data_type=TYPE_UINT8,
+                format=ModelInput.FORMAT_NHWC,
+                dims=manifest.input.row_shape,
             )
         ],
-        output=[ModelOutput(name=OUTPUT_NAME, data_type=TYPE_FP32, dims=[manifest.classes])],
+        output=[ModelOutput(name=manifest.output_name, data_type=TYPE_FP32, dims=[manifest.classes])],
         dynamic_batching=ModelDynamicBatching(
             preferred_batch_size=model.backend.buckets,
             max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),

@@ -42,7 +42,7 @@ def top_k_from_logits(
     computed on logits less their row's largest, so that none overflows; for a multi-label task they are the sigmoid of
     each logit.
     """
-    indices = _indices_of_largest(logits, k)
+    indices = indices_of_largest(logits, k)
     largest = logits[np.arange(len(logits))[:, np.newaxis], indices]
     if task == "multi-label":
         return indices, _sigmoid(largest)
@@ -50,13 +50,8 @@ def top_k_from_logits(
     return indices, np.exp(largest - largest[:, :1]) / sums
 
 
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shrunk = np.exp(-np.abs(logits))  # at most 1, so that none overflows
-    probabilities: NDArray[np.float32] = np.where(logits >= 0, np.float32(1), shrunk) / (1 + shrunk)
-    return probabilities
-
-
-def _indices_of_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+def indices_of_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Return (rows, k): the indices of each row's largest logits, largest first; of equal ones the lower is first."""
     if k == 1:
         best: NDArray[np.intp] = logits.argmax(axis=1, keepdims=True)
         return best
@@ -69,3 +64,9 @@ def _indices_of_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]
         if (np.count_nonzero(negated <= values.max(axis=1, keepdims=True), axis=1) == k).all():
             return np.take_along_axis(chosen, np.argsort(values, axis=1, kind="stable"), axis=1)
     return np.argsort(negated, axis=1, kind="stable")[:, :k]
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shrunk = np.exp(-np.abs(logits))  # at most 1, so that none overflows
+    probabilities: NDArray[np.float32] = np.where(logits >= 0, np.float32(1), shrunk) / (1 + shrunk)
+    return probabilities

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
@@ -105,6 +105,13 @@ def summed(reports: Iterable[Report]) -> Report:
 def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceStatistics]:
     """Return `models` as `InferenceStatistics`, by model name."""
     return {name: _statistics_from(counts) for name, counts in models.items()}
+
+
+def metrics_text(report: Report) -> bytes:
+    """Return the metrics of `report` in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(ReportCollector(report))
+    return generate_latest(registry)
 
 
 class ReportCollector(Collector):

@@ -1,6 +1,6 @@
 """`fuseline serve --workers N`: starts a backend process and N workers, restarts those that die, drains them in order.
 
-The supervisor itself holds the gRPC port, answers HTTP and computes nothing.
+The supervisor itself holds the gRPC ports, answers HTTP and computes nothing.
 """
 
 import asyncio
@@ -15,14 +15,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from fuseline.serve.addresses import claimed_port, unbindable
+from fuseline.serve.addresses import (
+    claimed_port,
+    first_port,
+    http_listener,
+    join_address,
+    split_address,
+    unbindable,
+)
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.http_endpoint import HttpEndpoint
+from fuseline.serve.http.app import http_app
+from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
+from fuseline.serve.workers.reports import metrics_text
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -51,13 +60,14 @@ class Supervisor:
     def __init__(self, folders: Sequence[Path], settings: Settings, commands: Commands) -> None:
         self.repository: tuple[ServedModel, ...] = ()
         """Served models, known once `start` has returned."""
-        self.port = 0
+        self.addresses: tuple[str, ...] = ()
+        """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
-        self._http: HttpEndpoint | None = None
-        self._claim: socket.socket | None = None
+        self._http: HttpServer | None = None
+        self._claims: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
@@ -70,6 +80,11 @@ class Supervisor:
         self._complete = True
         self._all_ready = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def port(self) -> int:
+        """The first TCP port of gRPC; 0: none."""
+        return first_port(self.addresses)
 
     @property
     def ready(self) -> bool:
@@ -85,7 +100,7 @@ class Supervisor:
         return self._failed
 
     async def start(self) -> None:
-        """Claim the port, start every process, and return when all are ready.
+        """Claim the ports, start every process, and return when all are ready.
 
         Raises:
             InputError: a port is taken, or a folder is no sound package, or two have the same name.
@@ -98,13 +113,9 @@ class Supervisor:
             if not _is_utf8(folder):
                 raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
         settings = self._settings
-        self._claim = self._claimed_port()
-        self.port = self._claim.getsockname()[1]
+        self.addresses = tuple(map(self._claimed, settings.grpc_addresses))
         if settings.http_port:
-            registry = CollectorRegistry()
-            registry.register(self.totals)
-            self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
-            self.http_port = self._http.port
+            await self._start_http()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
@@ -142,6 +153,8 @@ class Supervisor:
                 self.kill()
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
+        if self._http is not None:
+            await self._http.close()
         self.close()
         return self._complete
 
@@ -163,13 +176,23 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the ports and the folder, after the processes have ended."""
-        if self._http is not None:
-            self._http.close()
-        if self._claim is not None:
-            self._claim.close()
+        for claim in self._claims:
+            claim.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    async def _start_http(self) -> None:
+        settings = self._settings
+
+        async def metrics() -> bytes:
+            return metrics_text(await self.totals.read())
+
+        listener = http_listener(settings.host, settings.http_port)
+        self.http_port = listener.getsockname()[1]
+        services = HttpServices(None, None, metrics, lambda: self.ready, settings)
+        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
+        await self._http.start()
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
@@ -209,7 +232,7 @@ class Supervisor:
         is_backend = title == _BACKEND
         if not is_backend:
             threads = -(-settings.decode_threads // settings.workers)
-            settings = settings.model_copy(update={"port": self.port, "http_port": 0, "decode_threads": threads})
+            settings = settings.model_copy(update={"listen": self.addresses, "http_port": 0, "decode_threads": threads})
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
 
         def make_config(channel_file: int) -> ProcessConfig:
@@ -244,12 +267,15 @@ class Supervisor:
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
-    def _claimed_port(self) -> socket.socket:
-        host, port = self._settings.host, self._settings.port
+    def _claimed(self, address: str) -> str:
+        """Hold `address`, which is no Unix socket, for the workers; return it with the port chosen for 0."""
+        host, port = split_address(address)
         try:
-            return claimed_port(host, port)
+            claim = claimed_port(host, port)
         except OSError as error:
-            raise unbindable(host, port, error) from error
+            raise unbindable(address, error) from error
+        self._claims.append(claim)
+        return join_address(host, claim.getsockname()[1])
 
 
 def _is_utf8(path: Path) -> bool:

@@ -2,29 +2,22 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Metric, ProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
-from fuseline.serve.workers.reports import Report, ReportCollector, report_of, summed
+from fuseline.serve.workers.reports import Report, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess
 
 _REPORT_TIMEOUT_S = 0.5
 
 
-class Totals(Collector):
-    """The sum of what the supervisor and its processes have counted, those that have ended included.
-
-    It lives on the event loop, except that the HTTP endpoint's thread calls `collect`.
-    """
+class Totals:
+    """The sum of what the supervisor and its processes have counted, those that have ended included."""
 
     def __init__(self, running: Mapping[str, SupervisedProcess]) -> None:
         """Sum up the processes in `running`, which its owner keeps up to date."""
         self._running = running
-        self._loop = asyncio.get_running_loop()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._restarts = Counter(
@@ -60,12 +53,6 @@ class Totals(Collector):
         """Return how many requests were answered since the start, by gRPC status, for people."""
         by_code = self._latest().totals("fuseline_requests_total", "code")
         return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics for the registry of the HTTP endpoint."""
-        report = asyncio.run_coroutine_threadsafe(self.read(), self._loop)
-        with suppress(FutureTimeoutError):
-            yield from ReportCollector(report.result(10 * _REPORT_TIMEOUT_S)).collect()
 
     def _latest(self) -> Report:
         own = report_of(self._registry, {})

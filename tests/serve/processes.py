@@ -65,7 +65,7 @@ def server_process(
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            if ready := re.search(r"ready in [\d.]+ s: gRPC on (\S+?)(?:, HTTP on (\S+))?$", line):
+            if ready := re.search(r"ready in [\d.]+ s: gRPC on (\S+?)(?: and \S+?)*(?:, HTTP on (\S+))?$", line):
                 yield ServerProcess(process, "".join(lines), ready[1], ready[2])
                 break
         else:

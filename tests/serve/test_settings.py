@@ -50,7 +50,7 @@ def test_flags_left_out_keep_their_defaults() -> None:
 
 def test_every_setting_is_a_flag_and_an_environment_variable_with_its_default() -> None:
     parameters = inspect.signature(cli.serve).parameters
-    assert set(parameters) - {"packages"} == set(Settings.model_fields)
+    assert set(parameters) - {"context", "packages"} == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         option = typing.get_args(parameters[name].annotation)[1]
         assert option.envvar == f"FUSELINE_{name.upper()}"

@@ -44,6 +44,19 @@ async def test_answers_are_in_the_order_of_the_requests_errors_among_them(start_
     assert served.server.answers() == "1 INVALID_ARGUMENT, 1 NOT_FOUND, 6 OK"
 
 
+async def test_each_answer_says_that_it_is_the_last_of_its_request_asked_or_not(start_server: StartServer) -> None:
+    served = await start_server()
+    asked = {"triton_enable_empty_final_response": {"bool_param": True}}
+    stream = stream_to(served)
+    for parameters in ({}, asked):
+        await stream.write(infer_request(noise(1), parameters=parameters))
+    await stream.done_writing()
+    answers = [answer.infer_response async for answer in stream]
+    assert [answer.parameters["triton_final_response"].bool_param for answer in answers] == [True, True]
+    unary = await GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1), parameters=asked))
+    assert "triton_final_response" not in unary.parameters
+
+
 async def test_requests_of_a_stream_share_a_batch_and_never_overfill_the_queue(start_server: StartServer) -> None:
     served = await start_server(max_batch=4, max_queue_rows=4, max_images_per_request=4)
     served.backend.hold()

@@ -23,7 +23,9 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
+from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
 from tests.fakes.colours import encoded, noise, plain
+from tests.serve.http2_pings import pinging_connection
 from tests.serve.processes import (
     FAST,
     ROOT,
@@ -91,6 +93,13 @@ def servers(package: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
             server_process(package, *FAST, "--max-batch", 1, *WORKERS, "--http-port", free_port())
         )
         yield one, two
+
+
+def test_workers_answer_the_pings_of_idle_clients(servers: tuple[ServerProcess, ServerProcess]) -> None:
+    with pinging_connection(servers[1].address) as connection:
+        for _ in range(6):
+            connection.ping()
+            time.sleep(1.2 * SHORTEST_PING_INTERVAL_MS / 1000)
 
 
 async def answers_of(server: ServerProcess) -> list[ClassifyResponse]:
@@ -343,3 +352,13 @@ def test_a_client_is_answered_by_whichever_worker_it_meets(servers: tuple[Server
     for _ in range(4):
         with Client(servers[1].address) as client:
             assert client.classify(plain("green")).results[0].predictions[0].label == "green"
+
+
+def test_workers_share_several_addresses(package: Path) -> None:
+    listen = [part for address in ("127.0.0.1:0", "127.0.0.2:0") for part in ("--listen", address)]
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        addresses = re.search(r"gRPC on (127\.0\.0\.1:\d+) and (127\.0\.0\.2:\d+)$", server.announcement, re.MULTILINE)
+        assert addresses is not None
+        for address in addresses.groups():
+            with Client(address) as client:
+                assert client.classify(plain("green")).results[0].predictions[0].label == "green"

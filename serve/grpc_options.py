@@ -1,0 +1,36 @@
+"""Options of the gRPC server."""
+
+from fuseline.serve.settings import Settings
+
+SHORTEST_PING_INTERVAL_MS = 100
+"""Shortest time in milliseconds between a client's keepalive pings. gRPC's clients in Go and Java ping every 10 s at
+most, those in C++, Python and C# every second; the rest is for a network that delays one ping more than the next. One
+costs 17 bytes each way."""
+
+_MAX_PENDING_CALLS = 2**31 - 1
+
+_MAX_CALLS_PER_CONNECTION = 16_384
+"""Largest number of open calls of a connection. Until a call is taken up gRPC holds at most 64 KiB of it, the window of
+a new HTTP/2 stream (RFC 9113, 6.9.2)."""
+
+
+def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
+    """Return the options of a server; with `shares_port`, other processes listen on its TCP ports too."""
+    return [
+        # It bounds a compressed message twice: as it comes, and while it is decompressed, which ends at the bound.
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Of calls that wait to be taken up gRPC by default drops some at random from 1,000 on and all from 3,000 on,
+        # with a bare CANCELLED that nobody counts and no client retries. Refusing is the batcher's task.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # This bounds the calls' memory instead: a client's further calls wait on its own side.
+        ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
+        # With SO_REUSEPORT a second server would share the port and take half of the first one's requests.
+        ("grpc.so_reuseport", int(shares_port)),
+        # By default gRPC takes a ping every 5 minutes while it sends nothing, every 2 hours while no call is open, and
+        # ends the connection, with all its calls, at the third that comes earlier: so it takes an idle stream from a
+        # client that guards it against a silent network. With this interval the third early ping still ends a flood.
+        ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,0 +1,363 @@
+"""One HTTP/1 connection, within limits.
+
+uvicorn's protocol starts the application at the end of a request's head, and has no limits. Here the application is
+started once the request is whole: what is too large, too slow or malformed is refused before any handler runs, a
+handler gets the body in one message, and a client that goes away while its request is answered cancels the handler.
+"""
+
+import asyncio
+import urllib.parse
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fuseline.serve.errors import log_once
+from fuseline.serve.http.connection_group import ConnectionGroup
+from fuseline.serve.http.exchange import Exchange
+from fuseline.serve.http.refusal import Refusal, too_large
+
+_SLICE_BYTES = 8192
+"""Bytes that are parsed at a time. All requests within one slice are parsed at once, and the shortest ones then take
+about 80 times their size in memory; what follows the slice waits unparsed until they are answered."""
+
+_REFUSED_AT_ONCE = 128
+"""Connections beyond the limit that are told so; further ones are only closed."""
+
+_NOTED = frozenset((b"content-length", b"content-encoding", b"transfer-encoding", b"expect"))
+
+_UNREADABLE = "this is no valid HTTP/1.1 request"
+
+
+class HttpConnection(HttpToolsProtocol):
+    """Reads requests, one after another, and has each answered in its turn. Every refusal is JSON, and closes."""
+
+    def __init__(self, group: ConnectionGroup) -> None:
+        super().__init__(group.config, group.state, {})
+        self._group = group
+        self._limits = group.limits
+        self._since = group.now
+        self._unsent_since: float | None = None
+        self._running: asyncio.Task[None] | None = None
+        """Task of the request whose turn it is; None: none is whole."""
+        self._refusal: Refusal | None = None
+        """What ends this connection, as soon as it is its turn; nothing that came after it is parsed."""
+        self._refused = False
+        self._unparsed = bytearray()
+        self._unanswered_bytes = 0
+        self._unsent_bytes = 0
+        # Of the request that is being parsed:
+        self._begun = False
+        self._in_body = False
+        self._noted: dict[bytes, bytes] = {}
+        self._body: bytes | bytearray = b""
+        self._body_left = 0
+        self._fed_bytes = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        excess = len(self.connections) - self._limits.max_connections
+        if excess > _REFUSED_AT_ONCE:
+            transport.abort()
+        elif excess > 0:
+            self._end_with(
+                Refusal(
+                    503,
+                    f"{self._limits.max_connections} connections are open, the most that are; close some, or connect "
+                    "again later",
+                    ((b"retry-after", b"1"),),
+                )
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._group.release(self._unanswered_bytes + self._unsent_bytes + len(self._unparsed))
+        self._unanswered_bytes = self._unsent_bytes = 0
+        self._unparsed.clear()
+        self._refused = True
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self._refusal is not None or self.transport.is_closing():
+            return
+        if self._running is not None or self._unparsed:
+            self._set_aside(data)
+        elif len(data) <= _SLICE_BYTES:
+            self._feed(data)
+        else:
+            self._parse(memoryview(data))
+
+    # Reading
+
+    def _parse(self, data: memoryview) -> None:
+        start = 0
+        while start < len(data):
+            start += self._feed(data[start : start + max(_SLICE_BYTES, self._body_left)])
+            if self._refused or self._refusal is not None:
+                return
+            if self._running is not None:
+                self._set_aside(data[start:])
+                return
+
+    def _feed(self, data: bytes | memoryview) -> int:
+        """Parse `data`, and return how many bytes of it were used."""
+        self._fed_bytes += len(data)
+        used = len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            used = upgrade.args[0]
+            self._ignore_upgrade()
+            if isinstance(data, bytes) and used < len(data):
+                self._parse(memoryview(data)[used:])
+        except httptools.HttpParserError as error:
+            self._refuse(_refusal_of(error))
+        if self._fed_bytes > self._limits.max_head_bytes and self._refusal is None:
+            self._refuse(
+                Refusal(
+                    431, f"the request's header fields have more than {self._limits.max_head_bytes} bytes; send fewer"
+                )
+            )
+        return used
+
+    def _set_aside(self, data: bytes | memoryview) -> None:
+        """Keep `data`, which is parsed when the request under way is answered."""
+        if not len(data):
+            return
+        try:
+            self._group.charge(len(data))
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        self._unparsed += data
+        if len(self._unparsed) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+
+    def _resume(self) -> None:
+        if self._running is not None or self._refused or self.transport.is_closing():
+            return
+        unparsed, self._unparsed = self._unparsed, bytearray()
+        self._group.release(len(unparsed))
+        self.flow.resume_reading()
+        self._parse(memoryview(unparsed))
+
+    def _ignore_upgrade(self) -> None:
+        """Parse the head of the latest request again, without its wish for another protocol (RFC 9110, 7.8)."""
+        lines = [b"%s %s HTTP/1.1" % (self.scope["method"].encode(), self.url)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"\r\n".join((*lines, b"", b"")))
+
+    # The parser's callbacks. What they raise ends the parsing.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._fed_bytes = 0
+        self._begun = True
+        self._noted = {}
+        self._body = b""
+        self._since = self._group.now
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # a trailer, which nobody needs
+        name = name.lower()
+        if name in _NOTED:
+            self._noted[name] = self._noted[name] + b", " + value if name in self._noted else value
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._fed_bytes = 0
+        version = self.parser.get_http_version()
+        self.scope["method"] = method = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        if version not in {"1.1", "1.0"}:
+            raise Refusal(505, f"this server speaks HTTP/1.1 and 1.0, not {version}")
+        if method == "CONNECT":
+            raise Refusal(501, "this server is no proxy")
+        if self.parser.should_upgrade():
+            return
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        self.scope["raw_path"] = url.path
+        self.scope["query_string"] = url.query or b""
+        if self._noted:
+            self._check_noted()
+        self._in_body = True
+
+    def _check_noted(self) -> None:
+        self._since = self._group.now
+        coding = self._noted.get(b"transfer-encoding", b"chunked")
+        if coding.lower() != b"chunked":
+            raise Refusal(501, "of transfer encodings only chunked is known")
+        self._body_left = int(self._noted.get(b"content-length", 0))
+        if self._body_left > self._limits.max_body_bytes:
+            raise too_large(self._limits.max_body_bytes)
+        # Nothing may come between the parts of an answer under way; its client goes on by itself after a while.
+        if self._noted.get(b"expect", b"").lower() == b"100-continue" and self._running is None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._fed_bytes = 0
+        size = len(body)
+        if len(self._body) + size > self._limits.max_body_bytes:
+            raise too_large(self._limits.max_body_bytes)
+        self._group.charge(size)
+        self._unanswered_bytes += size
+        if self._body_left:
+            self._body_left -= size
+        if not self._body:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # `_ignore_upgrade` follows
+        self._begun = self._in_body = False
+        exchange = Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=self.scope["http_version"] == "1.1" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        exchange.body = self._body  # type: ignore[assignment]
+        exchange.charged_bytes = len(self._body)
+        exchange.limits = self._limits
+        exchange.charge = self._charge
+        if self._noted:
+            encoding = self._noted.get(b"content-encoding", b"").lower()
+            exchange.encoding = b"" if encoding == b"identity" else encoding
+        self._body = b""
+        if self._running is None:
+            self._answer(exchange)
+        else:
+            self.pipeline.appendleft((exchange, self.app))
+
+    # Answering
+
+    def _answer(self, exchange: Exchange) -> None:
+        if self._group.draining and not self.pipeline:
+            exchange.keep_alive = False
+        self.cycle = exchange
+        self._running = task = self.loop.create_task(exchange.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; the application has written its last byte of the present one."""
+        self._running = None
+        self._since = self._group.now
+        exchange: Any = self.cycle
+        self._unanswered_bytes -= exchange.charged_bytes
+        self._group.release(exchange.charged_bytes)
+        self._count_unsent()
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            following: Any = self.pipeline.pop()[0]
+            self._answer(following)
+        elif self._refusal is not None:
+            self._end_with(self._refusal)
+        elif self._unparsed:
+            # In a turn of its own, so that other connections have theirs.
+            self.loop.call_soon(self._resume)
+
+    def _charge(self, size: int) -> None:
+        self._group.charge(size)
+        self._unanswered_bytes += size
+
+    def _count_unsent(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._group.held_bytes += size - self._unsent_bytes
+        self._unsent_bytes = size
+
+    # Ending
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer by `refusal` once what came before is answered."""
+        if self._running is None:
+            self._end_with(refusal)
+        else:
+            self._refusal = refusal
+
+    def _end_with(self, refusal: Refusal) -> None:
+        self._refused = True
+        self._since = self._group.now
+        self.transport.write(refusal.answer(self.server_state.default_headers))
+        self.transport.write_eof()
+        # What still comes is thrown away for a while: closing now would have the kernel reset the connection, and the
+        # client would lose the answer.
+        self.flow.resume_reading()
+
+    def sweep(self) -> None:
+        """Cut the connection if its client has taken longer than it may. Called once in `sweep_s`."""
+        now, limits = self._group.now, self._limits
+        self._count_unsent()
+        if not self._unsent_bytes:
+            self._unsent_since = None
+        elif self._unsent_since is None:
+            self._unsent_since = now
+        elif now - self._unsent_since > limits.answer_s:
+            self.transport.abort()
+            return
+        if self._running is not None or self.transport.is_closing():
+            return
+        taken_s = now - self._since - limits.sweep_s
+        if self._refused:
+            if taken_s > limits.linger_s:
+                self.transport.abort()
+        elif self._in_body:
+            if taken_s > limits.body_s:
+                self._refuse(Refusal(408, f"the body was not complete within {limits.body_s:g} s"))
+        elif self._begun:
+            if taken_s > limits.head_s:
+                self._refuse(Refusal(408, f"the request's head was not complete within {limits.head_s:g} s"))
+        elif taken_s > (limits.head_s if self.cycle is None else limits.idle_s):
+            self.transport.close()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes of an answer wait for the client to read."""
+        return bool(self.transport.get_write_buffer_size())
+
+    def close_after_answer(self) -> None:
+        """Close the connection once the answer that is under way is sent, and those to requests that are whole too."""
+        if self._running is not None and not self.pipeline:
+            self.cycle.keep_alive = False
+
+    def end(self) -> None:
+        """Refuse the request that is not whole yet, if there is one, and close the connection."""
+        if self._running is not None or self._refused or self.transport.is_closing():
+            return
+        if self._begun:
+            self._end_with(Refusal(503, "the server is shutting down; send this to another server, or again later"))
+        else:
+            self.transport.close()
+
+
+def _refusal_of(error: httptools.HttpParserError) -> Refusal:
+    cause = error.__context__
+    if isinstance(cause, Refusal):
+        return cause
+    if isinstance(cause, httptools.HttpParserError | UnicodeDecodeError):
+        return Refusal(400, f"{_UNREADABLE}: its target is malformed")
+    if cause is not None:
+        return Refusal(500, f"the server failed on this request; its log has more under error {log_once(cause)}")
+    return Refusal(400, f"{_UNREADABLE}: {error}")

@@ -1,0 +1,155 @@
+"""HTTP over one listening socket, on the running event loop, beside gRPC.
+
+uvicorn's server watches a flag ten times a second, captures signals and closes connections without a bound, so what
+serves here is its protocol, with its state and header fields, below an acceptor of our own. Unused, that costs one turn
+of the event loop a second.
+
+A handler whose client goes away is cancelled, as that of a cancelled gRPC call is: `asyncio.CancelledError` is raised
+where it awaits, so that a request that waits in a queue leaves it. A handler need not look for that, and must not catch
+it. A client that closes only its sending side counts as gone.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from contextlib import suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fuseline.serve.http.connection import HttpConnection
+from fuseline.serve.http.connection_group import ConnectionGroup
+from fuseline.serve.http.http_limits import HttpLimits
+
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_FLUSH_POLL_S = 0.02
+
+_log = logging.getLogger(__name__)
+
+
+class HttpServer:
+    """Answers what comes to a listening socket by an ASGI application. Call every method on one event loop."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: HttpLimits) -> None:
+        """Serve `app` on `listener`, which belongs to this server from now on.
+
+        Other processes may accept from the same socket: a connection is taken one at a time, so that those that come
+        together are spread over the processes.
+        """
+        config = uvicorn.Config(
+            app,
+            http=HttpConnection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        config.load()
+        self._uvicorn = uvicorn.Server(config)
+        self._group = ConnectionGroup(config, self._uvicorn.server_state, limits)
+        self._listener = listener
+        self._accepts = False
+        self._sweeping: asyncio.Task[None] | None = None
+        self._adopting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Accept connections from now on."""
+        self._listener.setblocking(False)
+        await self._tick()
+        self._sweeping = asyncio.create_task(self._sweep())
+        self.accept(accepts=True)
+
+    def accept(self, *, accepts: bool) -> None:
+        """Take new connections, or leave them to others that accept from the same socket."""
+        if accepts == self._accepts:
+            return
+        self._accepts = accepts
+        loop = asyncio.get_running_loop()
+        if accepts:
+            loop.add_reader(self._listener, self._accept)
+        else:
+            loop.remove_reader(self._listener)
+
+    def begin_drain(self) -> None:
+        """Close each connection after its present answer. New ones are still accepted, and answered once."""
+        self._group.draining = True
+        for connection in self._connections():
+            connection.close_after_answer()
+
+    async def drain(self, flush_s: float) -> None:
+        """Deliver the answers to requests that are whole, refuse others, and return then or after `flush_s`."""
+        self.begin_drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(flush_s):
+                while tasks := list(self._group.state.tasks):
+                    await asyncio.wait(tasks)
+                for connection in self._connections():
+                    connection.end()
+                while any(connection.has_unsent for connection in self._connections()):  # noqa: ASYNC110 tells no one
+                    await asyncio.sleep(_FLUSH_POLL_S)
+
+    async def close(self) -> None:
+        """Close the listener and, at once, every connection."""
+        if self._sweeping is None:
+            self._listener.close()
+            return
+        self.accept(accepts=False)
+        self._listener.close()
+        self._sweeping.cancel()
+        for task in self._adopting:
+            task.cancel()
+        connections = self._connections()
+        for connection in connections:
+            connection.transport.abort()
+        if tasks := list(self._group.state.tasks):
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere, and belongs to this server from now on."""
+        connection.setblocking(False)
+        task = asyncio.create_task(self._adopt(connection))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    def _connections(self) -> list[HttpConnection]:
+        return list(self._group.state.connections)  # type: ignore[arg-type]
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process was faster, or the client has gone
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            _log.error("HTTP can't take a connection (%s); it tries again in a moment", error.strerror)
+            self.accept(accepts=False)
+            asyncio.get_running_loop().call_later(self._group.limits.sweep_s, self._accept_again)
+            return
+        self.adopt(connection)
+
+    def _accept_again(self) -> None:
+        if self._sweeping is not None and not self._sweeping.done():
+            self.accept(accepts=True)
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        # The client may be gone already.
+        with suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: HttpConnection(self._group), connection)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._group.limits.sweep_s)
+            await self._tick()
+            for connection in self._connections():
+                connection.sweep()
+
+    async def _tick(self) -> None:
+        self._group.now = asyncio.get_running_loop().time()
+        await self._uvicorn.on_tick(0)  # brings the header field Date up to date
