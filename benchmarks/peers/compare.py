@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEER_SERVERS, Case, OverloadCase
-from fuseline.benchmarks.peers.model import PeerModel, served_model
+from fuseline.benchmarks.peers.model import PeerModel
 from fuseline.benchmarks.peers.overload import OverloadRounds
 from fuseline.benchmarks.peers.processes import started_echo
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch
+from fuseline.benchmarks.peers.served_model import served_model
 
 T = TypeVar("T")
 

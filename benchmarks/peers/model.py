@@ -2,48 +2,34 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
-from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
 from fuseline.benchmarks.harness.machine import usable_cores
-from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
-from fuseline.benchmarks.harness.server_process import started_server
-from fuseline.benchmarks.harness.subject import Subject, open_subject
-from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
 from fuseline.benchmarks.load.load import LoadResult
 from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
 from fuseline.benchmarks.load.protocols import RawBytes, WireProtocol
 from fuseline.benchmarks.peers.cases import (
-    CONCURRENCY,
     CONTENDERS,
-    JPEG_SHAPE,
     PEER_SERVERS,
     QUEUE_TIMEOUT_MS,
-    SAME_ENGINE,
     Case,
     Contender,
     OverloadCase,
 )
-from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from fuseline.benchmarks.peers.processes import Server, busy_neighbour, started_peer
+from fuseline.benchmarks.peers.processes import Server, busy_neighbour
 from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
 from fuseline.benchmarks.peers.rounds import Stretch
-from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
-from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
-from fuseline.serve.images import decode_for
+from fuseline.serve.errors import BackendError, VerificationError
 
 _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""
@@ -226,58 +212,6 @@ class PeerModel:
         return wrong
 
 
-@contextmanager
-def served_model(case: Case, names: Collection[str], echo: Server, folder: Path) -> Iterator[PeerModel]:
-    """Start the model of `case` behind each of the contenders `names`, and bare; end them afterwards.
-
-    Raises:
-        FuselineError: one of them can't be started, or gives other logits than the bare backend.
-    """
-    with ExitStack() as stack:
-        if case.network:
-            int8 = any(CONTENDERS[name].precision == "int8" for name in names)
-            subject, threads = stack.enter_context(open_subject(case.network, int8=int8)), 0
-        else:
-            package_folder = write_tiny_package(folder / str(case.side), side=case.side, classes=case.classes)
-            subject, threads = Subject("tiny", package_folder, None), 1
-        spec = subject.package.manifest.input
-        files = as_jpegs(generated_pictures(JPEG_SHAPE, CONCURRENCY)) if case.jpeg else ()
-        pixels = generated_pictures(spec.row_shape, CONCURRENCY)
-        if files:
-            pixels = np.stack([decode_for(spec, file) for file in files])
-        bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))
-        expected = {"fuseline": bare.logits(pixels)}
-        servers, cpu_limits, left_out = {}, {}, {}
-        for name in names:
-            contender = CONTENDERS[name]
-            if contender.server == "echo":
-                servers[name] = echo
-            if contender.server not in ("fuseline", "cpu-limit"):
-                continue
-            checked = _checked_engine(contender, subject, threads, pixels, expected["fuseline"])
-            try:
-                if contender.server == "cpu-limit":
-                    cpu_limits[name] = partial(measure_cpu_limit, stack.enter_context(checked), pixels, files, spec)
-                    continue
-                if name not in expected:
-                    with checked as engine:
-                        expected[name] = engine.logits(pixels)
-            except BackendUnavailableError as error:
-                left_out[name] = f"{contender.title} is left out: {error}"
-                continue
-            flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
-            process = stack.enter_context(started_server(subject.package_folder, *flags, *contender.flags))
-            servers[name] = Server(process.address, process.pid)
-        graph = _graph(subject)
-        resize = spec.preprocessing.resize_shorter_side if case.jpeg else 0
-        for peer_server in PEER_SERVERS:
-            if alike := [name for name in names if CONTENDERS[name].server == peer_server]:
-                peer = started_peer(peer_server, graph, threads=threads, folder=folder, resize=resize)
-                server = stack.enter_context(peer)
-                servers |= dict.fromkeys(alike, server)
-        yield PeerModel(servers, bare, pixels, expected, left_out, files, cpu_limits)
-
-
 class _CpuWatch:
     """Reads the clock and the CPU time of a server, its descendants included, at both edges of a window."""
 
@@ -323,19 +257,3 @@ def _stretch(
         generator_cpu_share=result.generator_cpu_share,
         offered_per_s=offered_per_s,
     )
-
-
-@contextmanager
-def _checked_engine(
-    contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
-) -> Iterator[EngineProcess]:
-    """The engine of `contender`, its logits held against the logits `same` of the engine that the others run."""
-    with EngineProcess(contender_of(contender.backend, contender.precision), subject, threads) as engine:
-        check_logits(f"bare {engine.name}", contender.precision, engine.logits(pixels), same)
-        yield engine
-
-
-def _graph(subject: Subject) -> Path:
-    """The very file that Fuseline's ONNX Runtime loads."""
-    package = subject.package
-    return package.checked_path(onnx_artifact(package, "fp32", reader="cpu"))

@@ -24,7 +24,6 @@ from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, good
 from fuseline.benchmarks.peers.command import peers_asked_for
 from fuseline.benchmarks.peers.compare import contenders_of, run_peers
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
-from fuseline.benchmarks.peers.model import served_model
 from fuseline.benchmarks.peers.processes import (
     busy_neighbour,
     peer_python,
@@ -34,6 +33,7 @@ from fuseline.benchmarks.peers.processes import (
     why_left_out,
 )
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, as_json, verdicts
+from fuseline.benchmarks.peers.served_model import served_model
 from fuseline.benchmarks.peers.table import as_tables
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.onnxruntime import open_session
