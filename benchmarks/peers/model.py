@@ -15,7 +15,7 @@ from fuseline.benchmarks.harness.machine import usable_cores
 from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
 from fuseline.benchmarks.load.load import LoadResult
 from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
-from fuseline.benchmarks.load.protocols import RawBytes, WireProtocol
+from fuseline.benchmarks.load.protocols import WireProtocol
 from fuseline.benchmarks.peers.cases import (
     CONTENDERS,
     PEER_SERVERS,
@@ -25,8 +25,18 @@ from fuseline.benchmarks.peers.cases import (
     OverloadCase,
 )
 from fuseline.benchmarks.peers.overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from fuseline.benchmarks.peers.processes import Server, busy_neighbour
-from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
+from fuseline.benchmarks.peers.processes import ECHOES, Server, busy_neighbour
+from fuseline.benchmarks.peers.requests import (
+    PICTURES,
+    address_of,
+    images_of,
+    is_http,
+    made_known,
+    method_of,
+    pictures_of,
+    transport_of,
+    wire_of,
+)
 from fuseline.benchmarks.peers.rounds import Stretch
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
 from fuseline.serve.errors import BackendError, VerificationError
@@ -44,9 +54,22 @@ _IDLE_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
+class OwnModel:
+    """The model of a contender whose pictures have a side of their own."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    """(rows, height, width, channels)."""
+    logits: NDArray[np.float32]
+    """(rows, classes), by the bare backend."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerModel:
     """A model, and where it is served. Everything runs throughout and sleeps unless it is measured."""
 
+    name: str
+    """What Fuseline calls it."""
     servers: dict[str, Server]
     """Server of each contender that has one."""
     bare: EngineProcess
@@ -60,6 +83,8 @@ class PeerModel:
     """JPEGs that `pixels` were decoded from; empty where pixels are sent."""
     cpu_limits: Mapping[str, Callable[[float], Stretch]] = field(default_factory=dict)
     """Contender that is a CPU limit to what measures it for so many seconds."""
+    own: Mapping[str, OwnModel] = field(default_factory=dict)
+    """Contender to the model that it has instead."""
 
     def measure_closed(self, name: str, case: Case, seconds: float) -> Stretch:
         """Put the contender `name` under the load of `case` for `seconds`, its answers checked.
@@ -78,7 +103,7 @@ class PeerModel:
             return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._closed_load(name, case, seconds)
-        with neighbour():
+        with neighbour(), made_known(wire, self.servers[name]):
             result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
@@ -87,7 +112,8 @@ class PeerModel:
         """Measure as `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._open_load(name, case, seconds, rate_per_s=rate_per_s, seed=seed)
-        result = run_open_loop(load, watch)
+        with made_known(wire, self.servers[name]):
+            result = run_open_loop(load, watch)
         self._check(name, case, wire, result)
         answered_per_s = result.answered / result.window_s
         return _stretch(result, answered_per_s, images_of(CONTENDERS[name], case), watch, offered_per_s=rate_per_s)
@@ -109,8 +135,9 @@ class PeerModel:
         checked = 0
         for load in case.loads:
             wire, closed_load = self._closed_load(name, case, seconds)
-            capacity = run_closed_loop(closed_load)
-            _, open_load = self._open_load(
+            with made_known(wire, self.servers[name]):
+                capacity = run_closed_loop(closed_load)
+            wire, open_load = self._open_load(
                 name,
                 case,
                 seconds,
@@ -118,7 +145,8 @@ class PeerModel:
                 seed=seed,
                 queue_timeout_ms=QUEUE_TIMEOUT_MS.get(name, 0.0),
             )
-            result = run_open_loop(_within_deadline(open_load, case.deadline_ms / 1e3))
+            with made_known(wire, self.servers[name]):
+                result = run_open_loop(_within_deadline(open_load, case.deadline_ms / 1e3))
             if not becomes_idle(self.servers[name].pid, _IDLE_PATIENCE_S):
                 raise BackendError(f"{CONTENDERS[name].title} was still busy {_IDLE_PATIENCE_S:g} s after its load")
             for each in (capacity, result):
@@ -133,7 +161,7 @@ class PeerModel:
     def _closed_load(self, name: str, case: Case, seconds: float) -> tuple[WireProtocol, ClosedLoad]:
         contender, wire, requests, burn_in = self._requests(name, case)
         return wire, ClosedLoad(
-            address=self.servers[name].address,
+            address=address_of(self.servers[name], wire),
             requests=requests,
             burn_in_requests=burn_in,
             concurrency=case.concurrency,
@@ -148,7 +176,7 @@ class PeerModel:
     ) -> tuple[WireProtocol, OpenLoad]:
         contender, wire, requests, burn_in = self._requests(name, case, queue_timeout_ms)
         return wire, OpenLoad(
-            address=self.servers[name].address,
+            address=address_of(self.servers[name], wire),
             requests=requests,
             burn_in_requests=burn_in,
             rate_per_s=rate_per_s,
@@ -156,7 +184,7 @@ class PeerModel:
             seed=seed,
             method=method_of(contender, wire),
             transport=transport_of(wire),
-            max_under_way=_MAX_CONNECTIONS if isinstance(wire, RawBytes) else None,
+            max_under_way=_MAX_CONNECTIONS if is_http(wire) else None,
         )
 
     def _measure_bare(self, case: Case, seconds: float) -> Stretch:
@@ -180,9 +208,11 @@ class PeerModel:
     ) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
         """Who, in what protocol, what is sent while the clock runs, and what before."""
         contender = CONTENDERS[name]
-        wire = wire_of(contender, case, queue_timeout_ms)
+        own = self.own.get(name)
+        wire = wire_of(contender, case, self.name if own is None else own.name, queue_timeout_ms)
         chosen = [pictures_of(index, contender, case) for index in range(PICTURES)]
-        pictures = [[self.files[number] for number in each] if self.files else self.pixels[each] for each in chosen]
+        pixels = self.pixels if own is None else own.pixels
+        pictures = [[self.files[number] for number in each] if self.files else pixels[each] for each in chosen]
         timed, burn_in = (
             tuple(wire.request(each, with_logits=with_logits) for each in pictures) for with_logits in (False, True)
         )
@@ -199,9 +229,10 @@ class PeerModel:
 
     def _wrong_answers(self, name: str, case: Case, wire: WireProtocol, result: LoadResult) -> list[VerificationError]:
         contender = CONTENDERS[name]
-        if contender.server == "echo":
+        if contender.server in ECHOES:
             return []
-        expected = self.expected.get(name, self.expected["fuseline"])
+        own = self.own.get(name)
+        expected = self.expected.get(name, self.expected["fuseline"]) if own is None else own.logits
         wrong = []
         for index, answer in result.answers:
             rows = expected[pictures_of(index, contender, case)]

@@ -1,6 +1,6 @@
 """The servers of one model, started for whoever a case needs."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,15 @@ from fuseline.benchmarks.peers.cases import (
     Contender,
 )
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
-from fuseline.benchmarks.peers.model import PeerModel
-from fuseline.benchmarks.peers.processes import Server, started_peer
+from fuseline.benchmarks.peers.model import OwnModel, PeerModel
+from fuseline.benchmarks.peers.processes import Server, free_ports, started_peer
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.images import decode_for
 
 
 @contextmanager
-def served_model(case: Case, names: Collection[str], echo: Server, folder: Path) -> Iterator[PeerModel]:
+def served_model(case: Case, names: Collection[str], echoes: Mapping[str, Server], folder: Path) -> Iterator[PeerModel]:
     """Start the model of `case` behind each of the contenders `names`, and bare; end them afterwards.
 
     Raises:
@@ -44,7 +44,7 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
             int8 = any(CONTENDERS[name].precision == "int8" for name in names)
             subject, threads = stack.enter_context(open_subject(case.network, int8=int8)), 0
         else:
-            package_folder = write_tiny_package(folder / str(case.side), side=case.side, classes=case.classes)
+            package_folder = _tiny_package(folder, case.side, case.classes)
             subject, threads = Subject("tiny", package_folder, None), 1
         spec = subject.package.manifest.input
         files = as_jpegs(generated_pictures(JPEG_SHAPE, CONCURRENCY)) if case.jpeg else ()
@@ -53,11 +53,11 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
             pixels = np.stack([decode_for(spec, file) for file in files])
         bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))
         expected = {"fuseline": bare.logits(pixels)}
-        servers, cpu_limits, left_out = {}, {}, {}
+        servers, cpu_limits, left_out, own = {}, {}, {}, {}
         for name in names:
             contender = CONTENDERS[name]
-            if contender.server == "echo":
-                servers[name] = echo
+            if contender.server in echoes:
+                servers[name] = echoes[contender.server]
             if contender.server not in ("fuseline", "cpu-limit"):
                 continue
             checked = _checked_engine(contender, subject, threads, pixels, expected["fuseline"])
@@ -71,9 +71,14 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
             except BackendUnavailableError as error:
                 left_out[name] = f"{contender.title} is left out: {error}"
                 continue
+            served = subject.package_folder
+            if contender.side:
+                served = _tiny_package(folder, contender.side, case.classes)
+                own[name] = _own_model(served)
             flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
-            process = stack.enter_context(started_server(subject.package_folder, *flags, *contender.flags))
-            servers[name] = Server(process.address, process.pid)
+            http = ("--http-port", str(free_ports(1)[0])) if contender.protocol == "rest" else ()
+            process = stack.enter_context(started_server(served, *flags, *http, *contender.flags))
+            servers[name] = Server(process.address, process.pid, process.http_address)
         graph = _graph(subject)
         resize = spec.preprocessing.resize_shorter_side if case.jpeg else 0
         for peer_server in PEER_SERVERS:
@@ -81,7 +86,21 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
                 peer = started_peer(peer_server, graph, threads=threads, folder=folder, resize=resize)
                 server = stack.enter_context(peer)
                 servers |= dict.fromkeys(alike, server)
-        yield PeerModel(servers, bare, pixels, expected, left_out, files, cpu_limits)
+        name = subject.package.manifest.name
+        yield PeerModel(name, servers, bare, pixels, expected, left_out, files, cpu_limits, own)
+
+
+def _tiny_package(folder: Path, side: int, classes: int) -> Path:
+    """The package of the model that costs nothing, written unless it is there."""
+    package_folder = folder / f"{side}-{classes}"
+    return package_folder if package_folder.is_dir() else write_tiny_package(package_folder, side=side, classes=classes)
+
+
+def _own_model(package_folder: Path) -> OwnModel:
+    subject = Subject("tiny", package_folder, None)
+    pixels = generated_pictures(subject.package.manifest.input.row_shape, CONCURRENCY)
+    with EngineProcess(SAME_ENGINE, subject, 1) as engine:
+        return OwnModel(subject.package.manifest.name, pixels, engine.logits(pixels))
 
 
 @contextmanager
