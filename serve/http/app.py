@@ -11,6 +11,9 @@ from starlette.routing import Route
 
 from fuseline.serve.http.http_services import HttpServices
 
+PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz"))
+"""Paths that are answered also while the event loop hangs, by `StandIn`."""
+
 _CLOSE = {"Connection": "close"}
 """A probe gets a connection of its own each time, so that it finds whichever thread or process can answer it."""
 

@@ -13,9 +13,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fuseline.serve.errors import log_once
 from fuseline.serve.http.connection_group import ConnectionGroup
-from fuseline.serve.http.exchange import Exchange
+from fuseline.serve.http.exchange import Exchange, failure
 from fuseline.serve.http.refusal import Refusal, too_large
 
 _SLICE_BYTES = 8192
@@ -359,5 +358,5 @@ def _refusal_of(error: httptools.HttpParserError) -> Refusal:
     if isinstance(cause, httptools.HttpParserError | UnicodeDecodeError):
         return Refusal(400, f"{_UNREADABLE}: its target is malformed")
     if cause is not None:
-        return Refusal(500, f"the server failed on this request; its log has more under error {log_once(cause)}")
+        return failure(cause)
     return Refusal(400, f"{_UNREADABLE}: {error}")

@@ -1,7 +1,7 @@
 """Counts the calls under way in a service, so that a drain refuses new ones and waits for the rest; ends calls."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 from grpc.aio import ServicerContext
@@ -53,6 +53,14 @@ async def answer_or_abort(context: ServicerContext[Any, Any], answer: Callable[[
     """Return `answer()`, or end the call with the status of the error that it raises."""
     try:
         return answer()
+    except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
+        await abort(context, status_from_error(error))
+
+
+async def await_or_abort(context: ServicerContext[Any, Any], answer: Awaitable[_Answer]) -> _Answer:
+    """Return what `answer` comes to, or end the call with the status of the error that it raises."""
+    try:
+        return await answer
     except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
         await abort(context, status_from_error(error))
 

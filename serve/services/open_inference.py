@@ -28,28 +28,28 @@ from fuseline.protos.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from fuseline.serve.errors import UnknownModelError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
-from fuseline.serve.services.calls import abort, answer_or_abort
+from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
-from fuseline.serve.services.statuses import Status, status_from_error
+from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
+from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
-from fuseline.serve.shared_memory.regions import SharedMemoryRegions
+from fuseline.serve.shared_memory.registrar import Registrar
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
-"""Extensions of the protocol that are served."""
+"""Extensions of the protocol that are served, beside those of shared memory."""
 
 
-class OpenInferenceService(GRPCInferenceServiceServicer):
+class OpenInferenceService(SharedMemoryMethods):
     """Answers open_inference.proto's methods for the models of a repository.
 
     Inference is answered as `InferenceCalls` guarantees.
@@ -61,21 +61,22 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         image_rows: ImageRows,
         metrics: Metrics,
         settings: Settings,
-        regions: SharedMemoryRegions,
+        registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
     ) -> None:
-        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are.
+        """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
         `statistics` reads them by model name; None: they are those of `metrics`.
         """
+        super().__init__(registrar)
         self._repository = repository
         self._metrics = metrics
         self._settings = settings
         self._read_statistics = statistics
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
-        self._codec = OpenInferenceCodec(repository, image_rows, regions, settings)
+        self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
         self._calls = InferenceCalls(metrics, settings, clock)
 
     @property
@@ -93,7 +94,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def server_metadata(self) -> ServerMetadataResponse:
         """Return the server's name, version and extensions of the protocol."""
-        return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, *self.memory_extensions)
+        return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=extensions)
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
         """Return a model's tensors. Raises `UnknownModelError`."""
@@ -168,10 +170,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: ModelStatisticsRequest, context: ServicerContext[ModelStatisticsRequest, ModelStatisticsResponse]
     ) -> ModelStatisticsResponse:
         """Answer `statistics`."""
-        try:
-            return await self.statistics(request.name, request.version)
-        except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
-            await abort(context, status_from_error(error))
+        return await await_or_abort(context, self.statistics(request.name, request.version))
 
     async def RepositoryIndex(  # noqa: N802
         self,

@@ -27,6 +27,11 @@ class SharedMemoryRegions:
         self._why_off = why_off
         self._regions: dict[str, Region] = {}
 
+    @property
+    def is_on(self) -> bool:
+        """Whether this server shares memory."""
+        return self._why_off is None
+
     def check_on(self) -> None:
         """Raise `SharedMemoryUnavailableError` if this server shares no memory."""
         if self._why_off is not None:

@@ -35,7 +35,7 @@ def open_system_region(registration: SystemRegistration) -> "SystemRegion":
     if not FOLDER.is_dir():
         raise SharedMemoryUnavailableError(f"system shared memory needs Linux, with {FOLDER}; send tensors in requests")
     path = FOLDER / _object_name(registration)
-    return SystemRegion(registration, _opened(path, registration))
+    return _checked_region(registration, _opened(path, registration))
 
 
 def reopen_system_region(registration: SystemRegistration, file: Path, identity: tuple[int, int]) -> "SystemRegion":
@@ -45,12 +45,10 @@ def reopen_system_region(registration: SystemRegistration, file: Path, identity:
         RequestError: it can't be opened, or `identity`, as `SystemRegion.identity`, is another object's.
     """
     try:
-        region = SystemRegion(registration, os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY))
+        opened = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         raise RequestError(f"its object can't be opened ({error.strerror})") from error
-    if region.identity != identity:
-        raise RequestError("its object is no longer open")
-    return region
+    return _checked_region(registration, opened, identity)
 
 
 class SystemRegion(Region):
@@ -60,21 +58,14 @@ class SystemRegion(Region):
     error, not the SIGBUS of a mapping; and what the client left unwritten takes no memory when it is read.
     """
 
-    def __init__(self, registration: SystemRegistration, file: int) -> None:
-        """Take over the descriptor `file`. Raises `RequestError` unless the object may be used and is large enough."""
+    def __init__(self, registration: SystemRegistration, file: int, identity: tuple[int, int]) -> None:
+        """Take over the descriptor `file` of the object, which has been checked."""
         self.registration: SystemRegistration = registration
         self.file = file
         """Descriptor of the object, closed with the region."""
-        weakref.finalize(self, os.close, file).atexit = False
-        found = os.fstat(file)
-        self.identity = (found.st_dev, found.st_ino)
+        self.identity = identity
         """Device and inode of the object."""
-        _check_usable(found, registration)
-        if registration.offset < 0 or registration.offset + registration.byte_size > found.st_size:
-            raise RequestError(
-                f"{self.title} of {registration.byte_size} bytes at offset {registration.offset} is not within "
-                f"{reprlib.repr(registration.key)}, which has {found.st_size} bytes"
-            )
+        weakref.finalize(self, os.close, file).atexit = False
 
     def read(self, offset: int, out: memoryview) -> None:
         """See `Region.read`."""
@@ -114,6 +105,21 @@ class SystemRegion(Region):
             f"{self.title} has shrunk: its object {reprlib.repr(registration.key)} has {size} bytes now, the region "
             f"ends at {registration.offset + registration.byte_size}; make it as large again, or register it again"
         )
+
+
+def _checked_region(
+    registration: SystemRegistration, file: int, identity: tuple[int, int] | None = None
+) -> SystemRegion:
+    """Return the region of the descriptor `file`, which is closed if the object may not be used, or is another one."""
+    try:
+        found = os.fstat(file)
+        if identity not in {None, (found.st_dev, found.st_ino)}:
+            raise RequestError("its object is no longer open")
+        _check_usable(found, registration)
+    except BaseException:
+        os.close(file)
+        raise
+    return SystemRegion(registration, file, (found.st_dev, found.st_ino))
 
 
 def _object_name(registration: SystemRegistration) -> str:
@@ -161,6 +167,11 @@ def _check_usable(found: os.stat_result, registration: SystemRegistration) -> No
         raise _no_object(key)
     if found.st_uid != os.geteuid() and found.st_mode & _OPEN_TO_ALL != _OPEN_TO_ALL:
         raise _not_open(key)
+    if registration.offset < 0 or registration.offset + registration.byte_size > found.st_size:
+        raise RequestError(
+            f"{registration.byte_size} bytes at offset {registration.offset} are not within the shared memory object "
+            f"{key}, which has {found.st_size} bytes"
+        )
 
 
 def _no_object(key: str) -> RequestError:

@@ -44,6 +44,34 @@ def test_a_wrong_value_is_an_input_error_that_names_flag_value_and_rule(flags: d
         settings_from_flags(**flags)
 
 
+@pytest.mark.parametrize(
+    ("host", "chosen", "shares"),
+    [
+        ("127.0.0.1", "auto", True),
+        ("127.1.2.3", "auto", True),
+        ("::1", "auto", True),
+        ("::ffff:127.0.0.1", "auto", True),
+        ("localhost", "auto", True),
+        ("0.0.0.0", "auto", False),
+        ("::", "auto", False),
+        ("::ffff:10.0.0.1", "auto", False),
+        ("10.0.0.1", "auto", False),
+        ("localhost.example.org", "auto", False),
+        ("127.0.0.1.example.org", "auto", False),
+        ("127.0.0.1", "off", False),
+        ("0.0.0.0", "on", True),
+    ],
+)
+def test_memory_is_shared_where_only_this_machine_can_reach_the_server_unless_told_otherwise(
+    host: str, chosen: str, shares: bool
+) -> None:
+    reason = Settings(host=host, shared_memory=chosen).why_no_shared_memory  # type: ignore[arg-type]
+    assert (reason is None) == shares
+    if reason is not None:
+        assert "--shared-memory" in reason
+        assert (host in reason) == (chosen == "auto")
+
+
 def test_flags_left_out_keep_their_defaults() -> None:
     assert settings_from_flags(port=None, decode_threads=None) == Settings()
 

@@ -236,6 +236,13 @@ def test_every_error_that_is_no_fault_of_the_server_has_its_status() -> None:
         errors.ShuttingDownError,
         errors.BackendLostError,
     }
-    assert set(STATUS_CODE_OF_ERROR) == of_requests | of_the_moment | {errors.BackendError}
+    of_memory = {errors.UnknownRegionError, errors.RegionExistsError, errors.SharedMemoryUnavailableError}
+    assert set(STATUS_CODE_OF_ERROR) == of_requests | of_the_moment | of_memory | {errors.BackendError}
+
+
+def test_what_grpc_itself_or_another_server_answers_is_not_taken_for_an_error_about_memory() -> None:
+    missing_method = error_from_status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    assert type(missing_method) is errors.FuselineError
+    assert type(error_from_status(grpc.StatusCode.NOT_FOUND, "no such model")) is errors.UnknownModelError
     assert status_from_error(KeyError("internal detail")).code is grpc.StatusCode.INTERNAL
     assert "internal detail" not in status_from_error(KeyError("internal detail")).message

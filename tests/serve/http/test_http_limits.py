@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_server import HttpServer
 from tests.serve.http.apps import Held, Long, echo
 from tests.serve.http.http_process import GET, post, serving
 
@@ -201,13 +202,13 @@ async def test_connections_that_send_nothing_are_closed() -> None:
 
 async def test_a_request_is_not_cut_while_it_is_answered() -> None:
     held = Held()
-    async with serving(held, head_s=0.01, body_s=0.01, idle_s=0.01, answer_s=0.01) as http:
-        async with http.connection() as connection:
-            await connection.send(post(b"x"))
-            await held.came.acquire()
-            await asyncio.sleep(0.2)
-            held.go.set()
-            assert (await connection.answer()).status == 200
+    short = {"head_s": 0.01, "body_s": 0.01, "idle_s": 0.01, "answer_s": 0.01}
+    async with serving(held, **short) as http, http.connection() as connection:
+        await connection.send(post(b"x"))
+        await held.came.acquire()
+        await asyncio.sleep(0.2)
+        held.go.set()
+        assert (await connection.answer()).status == 200
 
 
 @pytest.mark.parametrize("request_", [GET, b"GET / HTTP/1.0\r\n\r\n"], ids=["keep-alive", "closing"])
@@ -238,10 +239,10 @@ async def test_answers_that_are_not_read_count_in_the_total() -> None:
                 pass
 
 
-async def until_closed(server: object) -> None:
+async def until_closed(server: HttpServer) -> None:
     """Wait until the server has no connection left, which it tells nobody."""
     async with asyncio.timeout(20):
-        while server._connections():  # type: ignore[attr-defined]
+        while server.connections:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

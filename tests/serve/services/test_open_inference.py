@@ -187,7 +187,14 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
     about = await stub.ServerMetadata(ServerMetadataRequest())
     assert about.name == "fuseline"
     assert re.fullmatch(r"\d+\.\d+\.\d+", about.version)
-    assert {"classification", "model_configuration", "schedule_policy", "statistics"} <= set(about.extensions)
+    assert set(about.extensions) - {"cuda_shared_memory"} == {
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "schedule_policy",
+        "statistics",
+        "system_shared_memory",
+    }
     index = await stub.RepositoryIndex(RepositoryIndexRequest())
     assert [(model.name, model.version, model.state) for model in index.models] == [("colours", "1", "READY")]
 

@@ -129,12 +129,12 @@ def test_a_name_is_some_unicode_text_of_bounded_length(regions: SharedMemoryRegi
     [
         (0, 0, "at least one"),
         (0, -1, "at least one"),
-        (0, len(CONTENT) + 1, "is not within"),
-        (len(CONTENT), 1, "is not within"),
-        (-1, 10, "is not within"),
-        (HUGE, 1, "is not within"),
-        (1, HUGE, "is not within"),
-        (2**63, 2**63, "is not within"),
+        (0, len(CONTENT) + 1, "are not within the shared memory object"),
+        (len(CONTENT), 1, "are not within the shared memory object"),
+        (-1, 10, "are not within the shared memory object"),
+        (HUGE, 1, "are not within the shared memory object"),
+        (1, HUGE, "are not within the shared memory object"),
+        (2**63, 2**63, "are not within the shared memory object"),
     ],
 )
 def test_a_region_that_its_object_does_not_hold_is_refused(
