@@ -61,9 +61,8 @@ class SharedRegion:
             try:
                 stub.SystemSharedMemoryRegister(asked, timeout=_TIMEOUT_S)
             except grpc.RpcError as error:
-                raise BackendError(
-                    f"{address} takes no shared memory: {error.code().name}: {error.details()}"
-                ) from error
+                said = f"{error.code().name}: {error.details()}"
+                raise BackendError(f"{address} takes no shared memory: {said}") from error
             try:
                 yield
             finally:
