@@ -18,8 +18,9 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import channel_options, errors_of_the_tree
 from fuseline.serve.client.client import DEFAULT_ADDRESS
+from fuseline.serve.client.http_stub import is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
-from fuseline.serve.errors import FuselineError
+from fuseline.serve.errors import FuselineError, InputError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
 
@@ -30,7 +31,12 @@ class AsyncClient:
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """Connects with the first call, and belongs to the event loop of that call."""
+        """Connects with the first call, and belongs to the event loop of that call.
+
+        Raises `InputError` for an address of HTTP.
+        """
+        if is_http(address):
+            raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
         self._known_models: dict[str, ModelDescription] = {}
 

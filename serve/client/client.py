@@ -7,7 +7,7 @@ with Client("127.0.0.1:8001") as client:
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -15,6 +15,8 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.http_stream import stream_over_http
+from fuseline.serve.client.http_stub import HttpStub, is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.model_description import ModelDescription, description_from_response
@@ -25,14 +27,20 @@ DEFAULT_ADDRESS = "127.0.0.1:8001"
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
+    The address is that of its gRPC port, `HOST:PORT`, or of its HTTP port, `http://HOST:PORT`, where gRPC can't pass.
     Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
         """Connects with the first call."""
         self.address = address
-        self._channel = grpc.insecure_channel(address, channel_options(address))
-        self._stub = ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+        if is_http(address):
+            self._stub: Any = HttpStub(address)
+            self._close = self._stub.close
+        else:
+            channel = grpc.insecure_channel(address, channel_options(address))
+            self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
+            self._close = channel.close
         self._known_models: dict[str, ModelDescription] = {}
 
     def __enter__(self) -> Self:
@@ -43,7 +51,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls under way end with an error."""
-        self._channel.close()
+        self._close()
 
     def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; empty: the server's only one."""
@@ -93,6 +101,13 @@ class Client:
             FuselineError: the stream as a whole failed. What `images` itself raises comes through too, after the
                 answers to what it gave before.
         """
+        if isinstance(self._stub, HttpStub):
+            yield from stream_over_http(
+                lambda image, left_s: self.classify(image, top_k=top_k, model=model, timeout_s=left_s),
+                images,
+                timeout_s,
+            )
+            return
         refused: deque[StreamAnswer] = deque()
         broken: list[BaseException] = []
 

@@ -13,6 +13,7 @@ from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.precision import CHOICES, listed
+from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def serve(
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.

@@ -1,15 +1,22 @@
-"""The application that answers HTTP: routes, and errors as JSON."""
+"""The application that answers HTTP: the routes of all operations, and those of the server itself."""
 
-import reprlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib.metadata import version
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Router
+from starlette.types import ASGIApp
 
+from fuseline.serve.addresses import join_address
+from fuseline.serve.http import classify_routes, open_inference_routes
+from fuseline.serve.http.http_answers import json_answer
 from fuseline.serve.http.http_services import HttpServices
+from fuseline.serve.http.openapi import openapi_document
+from fuseline.serve.http.operations import Operation, answered_by, not_found, routes_of
+from fuseline.serve.http.schemas import json_content, object_schema
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz"))
 """Paths that are answered also while the event loop hangs, by `StandIn`."""
@@ -18,35 +25,59 @@ _CLOSE = {"Connection": "close"}
 """A probe gets a connection of its own each time, so that it finds whichever thread or process can answer it."""
 
 
-def http_app(services: HttpServices) -> Starlette:
-    """Return the ASGI application that answers for `services`:
+def http_app(services: HttpServices) -> ASGIApp:
+    """Return the ASGI application that answers `OPERATIONS` for `services`.
 
-    `/metrics`  the counters, in Prometheus' text format
-    `/healthz`  200 as long as the process lives
-    `/readyz`   200 while requests are answered, else 503
-
-    Errors are `{"error": message}` with their status.
+    Errors are `{"error": message}` with their status. An unknown path and another method are among them.
     """
+    return Router(routes_of(OPERATIONS, services), redirect_slashes=False, default=not_found)
 
-    async def metrics(_: Request) -> Response:
-        return Response(await services.metrics(), media_type=CONTENT_TYPE_LATEST, headers=_CLOSE)
 
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("alive\n", headers=_CLOSE)
-
-    async def readyz(_: Request) -> Response:
-        ready = services.is_ready()
-        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503, headers=_CLOSE)
-
-    return Starlette(
-        routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)],
-        exception_handlers={HTTPException: _error_answer},
+async def _index(_services: HttpServices, request: Request) -> Response:
+    host, port = request.scope["server"]
+    address = f"http://{join_address(host, port)}"
+    return json_answer(
+        {
+            "name": "fuseline",
+            "version": version("fuseline"),
+            "classify": f"curl --data-binary @cat.jpg '{address}/v1/classify?top_k=3'",
+            "models": "/v1/models",
+            "open_inference_protocol": "/v2",
+            "openapi": "/openapi.json",
+            "metrics": "/metrics",
+            "live": "/healthz",
+            "ready": "/readyz",
+        }
     )
 
 
-async def _error_answer(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = error.detail
-    if error.status_code == 404:
-        message = f"there is no {reprlib.repr(request.url.path)} here; there is /metrics, /healthz and /readyz"
-    return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+async def _openapi(_services: HttpServices, _request: Request) -> Response:
+    return json_answer(openapi_document(OPERATIONS))
+
+
+async def _metrics(services: HttpServices, _request: Request) -> Response:
+    return Response(await services.metrics(), media_type=CONTENT_TYPE_LATEST, headers=_CLOSE)
+
+
+async def _healthz(_services: HttpServices, _request: Request) -> Response:
+    return PlainTextResponse("alive\n", headers=_CLOSE)
+
+
+async def _readyz(services: HttpServices, _request: Request) -> Response:
+    ready = services.is_ready()
+    status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return PlainTextResponse("ready\n" if ready else "not ready\n", status, headers=_CLOSE)
+
+
+_TEXT: Mapping[str, object] = {"text/plain": {"schema": {"type": "string"}}}
+
+OPERATIONS: tuple[Operation, ...] = (
+    *open_inference_routes.OPERATIONS,
+    *classify_routes.OPERATIONS,
+    Operation("GET", ("/",), "What is here.", answered_by(_index), json_content(object_schema({}))),
+    Operation("GET", ("/openapi.json",), "This document.", answered_by(_openapi), json_content(object_schema({}))),
+    Operation("GET", ("/metrics",), "Counters, in Prometheus' text format.", answered_by(_metrics), dict(_TEXT)),
+    Operation("GET", ("/healthz",), "Whether the process lives.", answered_by(_healthz), dict(_TEXT)),
+    Operation("GET", ("/readyz",), "Whether requests are answered.", answered_by(_readyz), dict(_TEXT)),
+)
+"""All that the HTTP port answers."""

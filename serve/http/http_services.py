@@ -3,8 +3,12 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from grpc import StatusCode
+
+from fuseline.serve.errors import BackendLostError
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.open_inference import OpenInferenceService
+from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.settings import Settings
 
 
@@ -22,3 +26,28 @@ class HttpServices:
     is_ready: Callable[[], bool]
     """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
+
+
+def open_inference_of(services: HttpServices) -> OpenInferenceService:
+    """Return the service of the Open Inference Protocol. Raises `BackendLostError` where this process has none."""
+    if services.open_inference is None:
+        raise _not_here()
+    return services.open_inference
+
+
+def classify_of(services: HttpServices) -> ClassifyService:
+    """Return the service that classifies. Raises `BackendLostError` where this process has none."""
+    if services.classify is None:
+        raise _not_here()
+    return services.classify
+
+
+def status_now(services: HttpServices, status: Status) -> Status:
+    """Return the status that is true of `status` now: a model may be missing only because it is not loaded yet."""
+    if status.code is StatusCode.NOT_FOUND and not services.is_ready():
+        return status_from_error(BackendLostError(f"{status.message}; its models are not ready, so send this again"))
+    return status
+
+
+def _not_here() -> BackendLostError:
+    return BackendLostError("the server can't answer this at the moment; send it again")

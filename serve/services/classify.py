@@ -63,9 +63,15 @@ class ClassifyService(ClassifierServicer):
         self, request: GetModelRequest, context: ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe one model, and the limits of this server."""
-        return await answer_or_abort(
-            context, lambda: response_from_model(self._repository.get(request.model), self._settings)
-        )
+        return await answer_or_abort(context, lambda: self.describe(request.model))
+
+    def describe(self, name: str) -> GetModelResponse:
+        """Describe the model called `name`, or the only one, and the server's limits. Raises `UnknownModelError`."""
+        return response_from_model(self._repository.get(name), self._settings)
+
+    def model_names(self) -> list[str]:
+        """Return the names of the served models."""
+        return [model.name for model in self._repository]
 
     def refuse(self) -> None:
         """Refuse new calls from now on, and read no further from streams."""

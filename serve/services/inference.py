@@ -4,6 +4,7 @@ What differs between RPCs is in their `Codec`.
 """
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,8 @@ from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.services.statuses import Status, status_from_error
+
+_log = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
@@ -166,6 +169,10 @@ class Inference(Generic[RequestT, AnswerT]):
 
     def count(self) -> None:
         """Count the request under its answer's status, with the time from its arrival until now."""
+        if _log.isEnabledFor(logging.DEBUG):
+            taken_ms = 1000 * (self._clock() - self._started)
+            name = "no model" if self.model is None else self.model.name
+            _log.debug("%s of %s: %s in %.3f ms", self._method, name, self._code.name, taken_ms)
         self._metrics.count_request(
             self._method,
             "" if self.model is None else self.model.name,

@@ -1,12 +1,14 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from grpc.aio import ServicerContext
 
 from fuseline.protos.open_inference_pb2 import (
+    LogSettingsRequest,
+    LogSettingsResponse,
     ModelConfig,
     ModelConfigRequest,
     ModelConfigResponse,
@@ -27,6 +29,8 @@ from fuseline.protos.open_inference_pb2 import (
     ServerMetadataResponse,
     ServerReadyRequest,
     ServerReadyResponse,
+    TraceSettingRequest,
+    TraceSettingResponse,
 )
 from fuseline.serve.errors import UnknownModelError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
@@ -39,13 +43,20 @@ from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
 from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
+from fuseline.serve.services.open_inference_settings import (
+    LogValue,
+    log_changes,
+    log_settings,
+    log_settings_response,
+    trace_settings,
+)
 from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.registrar import Registrar
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
-EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
+EXTENSIONS = ("classification", "logging", "model_configuration", "model_repository", "schedule_policy", "statistics")
 """Extensions of the protocol that are served, beside those of shared memory."""
 
 
@@ -122,6 +133,24 @@ class OpenInferenceService(SharedMemoryMethods):
             ]
         )
 
+    def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Return the trace settings of a model or, for an empty name, of the server; `settings` are to be changed.
+
+        Raises:
+            UnknownModelError: no such model is served.
+            RequestError: a setting can't be changed so; see `open_inference_settings.trace_settings`.
+        """
+        if model:
+            self._find(model, "")
+        return trace_settings(settings)
+
+    def log_settings(self, settings: Mapping[str, LogValue | None]) -> dict[str, LogValue]:
+        """Return the log's settings once `settings` are changed, all or none; None is a value that was left out.
+
+        Raises `RequestError` if one can't be changed so.
+        """
+        return log_settings(settings)
+
     async def infer(
         self, method: str, request: ModelInferRequest, deadline: float | None = None
     ) -> ModelInferResponse | Status:
@@ -179,6 +208,22 @@ class OpenInferenceService(SharedMemoryMethods):
     ) -> RepositoryIndexResponse:
         """Answer `index`."""
         return self.index(ready=request.ready)
+
+    async def TraceSetting(  # noqa: N802
+        self, request: TraceSettingRequest, context: ServicerContext[TraceSettingRequest, TraceSettingResponse]
+    ) -> TraceSettingResponse:
+        """Answer `trace_settings`."""
+        changes = {name: tuple(setting.value) for name, setting in request.settings.items()}
+        settings = await answer_or_abort(context, lambda: self.trace_settings(request.model_name, changes))
+        value = TraceSettingResponse.SettingValue
+        return TraceSettingResponse(settings={name: value(value=values) for name, values in settings.items()})
+
+    async def LogSettings(  # noqa: N802
+        self, request: LogSettingsRequest, context: ServicerContext[LogSettingsRequest, LogSettingsResponse]
+    ) -> LogSettingsResponse:
+        """Answer `log_settings`."""
+        settings = await answer_or_abort(context, lambda: self.log_settings(log_changes(request)))
+        return log_settings_response(settings)
 
     async def ModelInfer(  # noqa: N802
         self, request: ModelInferRequest, context: ServicerContext[ModelInferRequest, ModelInferResponse]

@@ -1,4 +1,4 @@
-"""The one table between Fuseline's errors and gRPC statuses, read in both directions.
+"""The one table between Fuseline's errors and gRPC statuses, read in both directions, and from those to HTTP's.
 
 A status made here carries the error's class name in the trailing metadata `fuseline-error`, from which a client makes
 an error of the same class. gRPC's own statuses, such as that of a connection that can't be made, have no such metadata,
@@ -8,6 +8,7 @@ which tells them from this server's.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status as RpcStatus
@@ -37,6 +38,20 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
 }
 """Status code of every error that a request can meet. Any other class is a fault of the server: INTERNAL."""
 
+HTTP_STATUS_OF_CODE: dict[StatusCode, HTTPStatus] = {
+    StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
+    StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
+    StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""HTTP's status of each status code, as google/rpc/code.proto has them.
+
+Overload is 429 and not 503, which a proxy would take for a server that is down and send its other requests elsewhere.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -52,6 +67,11 @@ class Status:
     def retry_after_ms(self) -> int:
         """`retry_after_s` rounded up, at least 1; 0 for None."""
         return 0 if self.retry_after_s is None else max(1, math.ceil(1000 * self.retry_after_s))
+
+    @property
+    def http_status(self) -> HTTPStatus:
+        """Status of the answer where the request came over HTTP."""
+        return HTTP_STATUS_OF_CODE[self.code]
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:

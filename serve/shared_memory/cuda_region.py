@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from fuseline.serve.backends.gpu.cuda import IPC_HANDLE_BYTES, Cuda, open_cuda
+from fuseline.serve.backends.gpu.cuda import Cuda, open_cuda
 from fuseline.serve.backends.gpu.nvidia_driver import LIBRARY
 from fuseline.serve.backends.registry import CUDA_BINDINGS, is_importable
 from fuseline.serve.errors import (
@@ -82,15 +82,13 @@ class CudaRegion(Region):
 
 
 def _opened(registration: CudaRegistration, cuda: Cuda) -> CudaRegion:
-    handle, device, size = registration.raw_handle, registration.device_id, registration.byte_size
-    if len(handle) != IPC_HANDLE_BYTES:
-        raise RequestError(f"the raw_handle has {len(handle)} bytes; a cudaIpcMemHandle_t has {IPC_HANDLE_BYTES}")
+    device, size = registration.device_id, registration.byte_size
     count = cuda.device_count()
     if not 0 <= device < count:
         raise RequestError(f"there is no GPU {device} here; CUDA shows the server {count}, numbered from 0")
     with cuda.on_device(device), ExitStack() as opened:
         try:
-            address = opened.enter_context(cuda.ipc_memory(handle))
+            address = opened.enter_context(cuda.ipc_memory(registration.raw_handle))
         except BackendError as error:
             raise RequestError(
                 f"the raw_handle can't be opened on GPU {device} ({error}); the process that allocated the memory must "

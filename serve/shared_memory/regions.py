@@ -1,7 +1,8 @@
 """The regions that are registered, by name."""
 
 import reprlib
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from fuseline.serve.shared_memory.registration import RegionKind, Registration, 
 from fuseline.serve.shared_memory.system_region import open_system_region
 
 MOST_REGIONS = 1024
-"""Largest number of regions: each holds a descriptor, of which a process has a limited number."""
+"""Largest number of regions. Each holds a descriptor, so it is less where a process may have few: connections need some
+too."""
 
 
 class SharedMemoryRegions:
@@ -26,6 +28,8 @@ class SharedMemoryRegions:
         """Begin without regions. `why_off`: the reason why there are none, for clients; None: there may be."""
         self._why_off = why_off
         self._regions: dict[str, Region] = {}
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = MOST_REGIONS if files == resource.RLIM_INFINITY else min(MOST_REGIONS, files // 4)
 
     @property
     def is_on(self) -> bool:
@@ -43,7 +47,7 @@ class SharedMemoryRegions:
         Raises:
             SharedMemoryUnavailableError: this server shares no memory.
             RegionExistsError: the name is taken.
-            RequestError: see `open_system_region`; or there are `MOST_REGIONS` already.
+            RequestError: see `open_system_region`; or there are too many already.
         """
         self.check_room(name)
         self.add(open_system_region(SystemRegistration(name, key, offset, byte_size)))
@@ -56,8 +60,8 @@ class SharedMemoryRegions:
                 f"the shared memory region {reprlib.repr(name)} is registered already; unregister it first, or take "
                 "another name"
             )
-        if len(self._regions) >= MOST_REGIONS:
-            raise RequestError(f"{MOST_REGIONS} shared memory regions are registered, the most; unregister some")
+        if len(self._regions) >= self._most:
+            raise RequestError(f"{self._most} shared memory regions are registered, the most; unregister some")
 
     def add(self, region: Region) -> None:
         """Register an open region.
@@ -65,21 +69,38 @@ class SharedMemoryRegions:
         Raises:
             SharedMemoryUnavailableError: this server shares no memory.
             RegionExistsError: the name is taken.
-            RequestError: there are `MOST_REGIONS` already.
+            RequestError: there are too many already.
         """
         self.check_room(region.registration.name)
         self._regions[region.registration.name] = region
 
-    def unregister(self, name: str, kind: RegionKind = "system") -> None:
+    def unregister(self, name: str, kind: RegionKind = "system") -> bool:
         """Forget the region of that kind and name or, for an empty name, each of that kind.
 
-        A name without such a region is no error, as in Triton. Raises `SharedMemoryUnavailableError` if this server
-        shares no memory.
+        Return whether there was one; that there is none is no error, as in Triton. Raises
+        `SharedMemoryUnavailableError` if this server shares no memory.
         """
         self.check_on()
-        for its_name, region in list(self._regions.items()):
-            if region.registration.kind == kind and name in {"", its_name}:
-                del self._regions[its_name]
+        forgotten = [
+            its_name
+            for its_name, region in self._regions.items()
+            if region.registration.kind == kind and name in {"", its_name}
+        ]
+        for its_name in forgotten:
+            del self._regions[its_name]
+        return bool(forgotten)
+
+    def discard(self, region: Region) -> bool:
+        """Forget `region` itself, not another one of its name; return whether it was registered."""
+        name = region.registration.name
+        if self._regions.get(name) is not region:
+            return False
+        del self._regions[name]
+        return True
+
+    def __iter__(self) -> Iterator[Region]:
+        """Iterate over the regions of both kinds."""
+        return iter(list(self._regions.values()))
 
     def status(self, name: str, kind: RegionKind = "system") -> Sequence[Registration]:
         """Return the registration of that kind and name or, for an empty name, each of that kind.

@@ -11,6 +11,13 @@ RegionKind = Literal["system", "cuda"]
 MOST_NAME_BYTES = 1024
 """Longest name of a region in bytes of UTF-8."""
 
+CUDA_HANDLE_BYTES = 64
+"""Size of a `cudaIpcMemHandle_t`."""
+
+_MOST_KEY_BYTES = 255
+_SEMAPHORE_PREFIX = "sem."
+"""Objects whose names begin so are named semaphores (man 7 sem_overview), not shared memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class SystemRegistration:
@@ -23,6 +30,11 @@ class SystemRegistration:
     offset: int
     """Offset of the region within the object in bytes."""
     byte_size: int
+
+    @property
+    def object_name(self) -> str:
+        """`key` without the `/`."""
+        return self.key.removeprefix("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +53,45 @@ Registration = SystemRegistration | CudaRegistration
 
 
 def check_registration(registration: Registration) -> None:
-    """Raise `RequestError` unless the name and the size can be those of any region."""
-    length = _utf8_length(registration.name)
-    if length is None or not 0 < length <= MOST_NAME_BYTES:
+    """Raise `RequestError` if the registration can be seen to be wrong without its memory.
+
+    One that passes is of bounded size.
+    """
+    name, byte_size = registration.name, registration.byte_size
+    if not 0 < _utf8_length(name) <= MOST_NAME_BYTES:
         raise RequestError(
-            f"a shared memory region can't be named {reprlib.repr(registration.name)}; a name is 1 to "
-            f"{MOST_NAME_BYTES} bytes of UTF-8"
+            f"a shared memory region can't be named {reprlib.repr(name)}; a name is 1 to {MOST_NAME_BYTES} bytes of "
+            "UTF-8"
         )
-    if registration.byte_size < 1:
+    if byte_size < 1:
         raise RequestError(
-            f"the shared memory region {reprlib.repr(registration.name)} was given {registration.byte_size} bytes; "
-            "register at least one"
+            f"the shared memory region {reprlib.repr(name)} was given {byte_size} bytes; register at least one"
+        )
+    if isinstance(registration, SystemRegistration):
+        _check_key(registration)
+    elif len(registration.raw_handle) != CUDA_HANDLE_BYTES:
+        raise RequestError(
+            f"the raw_handle has {len(registration.raw_handle)} bytes; a cudaIpcMemHandle_t has {CUDA_HANDLE_BYTES}"
         )
 
 
-def _utf8_length(text: str) -> int | None:
-    """Return the number of bytes of `text`; None for one that is no Unicode text, as JSON can hold."""
+def _check_key(registration: SystemRegistration) -> None:
+    name = registration.object_name
+    if name in {".", ".."} or "/" in name or "\0" in name or not 0 < _utf8_length(name) <= _MOST_KEY_BYTES:
+        raise RequestError(
+            f"the key {reprlib.repr(registration.key)} names no POSIX shared memory object; a key is the name that "
+            f"shm_open takes: one `/`, which may be left out, and 1 to {_MOST_KEY_BYTES} bytes without another one"
+        )
+    if name.startswith(_SEMAPHORE_PREFIX):
+        raise RequestError(
+            f"the key {reprlib.repr(registration.key)} is that of a named semaphore; choose a name without "
+            f"{_SEMAPHORE_PREFIX!r} before it"
+        )
+
+
+def _utf8_length(text: str) -> int:
+    """Return the number of bytes of `text`; 0 for one that is no Unicode text, as JSON can hold."""
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        return None
+        return 0

@@ -17,9 +17,8 @@ from fuseline.serve.shared_memory.region import Region
 from fuseline.serve.shared_memory.registration import SystemRegistration, check_registration
 
 FOLDER = Path("/dev/shm")  # noqa: S108 where Linux keeps the objects, by name
-_MOST_KEY_BYTES = 255
-_SEMAPHORE_PREFIX = "sem."
-"""Objects of this folder that are named semaphores (man 7 sem_overview), not shared memory."""
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""Flags with which nothing is followed, made a terminal, or waited for: a pipe, or a file that its owner has leased."""
 _OPEN_TO_ALL = stat.S_IROTH | stat.S_IWOTH
 
 
@@ -34,8 +33,7 @@ def open_system_region(registration: SystemRegistration) -> "SystemRegion":
     check_registration(registration)
     if not FOLDER.is_dir():
         raise SharedMemoryUnavailableError(f"system shared memory needs Linux, with {FOLDER}; send tensors in requests")
-    path = FOLDER / _object_name(registration)
-    return _checked_region(registration, _opened(path, registration))
+    return _checked_region(registration, _opened(FOLDER / registration.object_name, registration))
 
 
 def reopen_system_region(registration: SystemRegistration, file: Path, identity: tuple[int, int]) -> "SystemRegion":
@@ -45,7 +43,7 @@ def reopen_system_region(registration: SystemRegistration, file: Path, identity:
         RequestError: it can't be opened, or `identity`, as `SystemRegion.identity`, is another object's.
     """
     try:
-        opened = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        opened = os.open(file, _FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
         raise RequestError(f"its object can't be opened ({error.strerror})") from error
     return _checked_region(registration, opened, identity)
@@ -122,32 +120,10 @@ def _checked_region(
     return SystemRegion(registration, file, (found.st_dev, found.st_ino))
 
 
-def _object_name(registration: SystemRegistration) -> str:
-    """Return the object's name in `FOLDER`. Raises `RequestError` for a key that is none of an object there."""
-    name = registration.key.removeprefix("/")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        length = 0
-    if name in {".", ".."} or "/" in name or "\0" in name or not 0 < length <= _MOST_KEY_BYTES:
-        raise RequestError(
-            f"the key {reprlib.repr(registration.key)} names no POSIX shared memory object; a key is the name that "
-            f"shm_open takes: one `/`, which may be left out, and 1 to {_MOST_KEY_BYTES} bytes without another one"
-        )
-    if name.startswith(_SEMAPHORE_PREFIX):
-        raise RequestError(
-            f"the key {reprlib.repr(registration.key)} is that of a named semaphore; choose a name without "
-            f"{_SEMAPHORE_PREFIX!r} before it"
-        )
-    return name
-
-
 def _opened(path: Path, registration: SystemRegistration) -> int:
-    # Nothing but a regular file may be followed, waited for, or become a terminal.
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     key = reprlib.repr(registration.key)
     try:
-        return os.open(path, flags)
+        return os.open(path, _FLAGS)
     except FileNotFoundError as error:
         raise RequestError(
             f"there is no shared memory object {key} on the server's machine; create it before it is registered (a "

@@ -1,6 +1,5 @@
 """What the worker and backend processes have in common: their config, their control channel, and how they end."""
 
-import logging
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.server_log import LogSettings, server_log, start_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import report_of
@@ -45,6 +45,8 @@ class ProcessConfig(BaseModel):
     """Descriptor of the listening socket of `link_folder`, for the backend."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
+    why_no_shared_memory: str | None = None
+    """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
     @property
     def link_address(self) -> Path:
@@ -62,11 +64,7 @@ def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s %(name)s ({config.title}): %(message)s",
-    )
+    start_log(config.title)
     run_event_loop(_run(work, config))
 
 
@@ -85,10 +83,16 @@ async def follow_supervisor(
     statistics: Statistics,
     on_message: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Answer the supervisor's questions for a report until it says `drain`; other messages go to `on_message`."""
+    """Answer the supervisor's questions for a report, and log as it says, until it says `drain`.
+
+    Other messages go to `on_message`.
+    """
     async for message in channel.messages():
         if message["kind"] == "report":
             send_report(channel, registry, statistics, message["number"])
+        elif message["kind"] == "log":
+            if (log := server_log()) is not None:
+                log.apply(LogSettings.model_validate(message["settings"]))
         elif message["kind"] == "drain":
             return
         else:

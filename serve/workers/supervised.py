@@ -11,6 +11,7 @@ from typing import Any
 
 from fuseline.serve import errors
 from fuseline.serve.errors import BackendError, FuselineError
+from fuseline.serve.server_log import LogSettings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import Report, metrics_text
@@ -41,11 +42,18 @@ class SupervisedProcess:
         """Id of the process."""
         return self._process.pid
 
-    async def run(self, on_ready: Callable[[], None], on_question: Callable[[str, int], None]) -> None:
+    async def run(
+        self,
+        on_ready: Callable[[], None],
+        on_question: Callable[[str, int], None],
+        on_log: Callable[[LogSettings], None],
+        on_regions: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
-        `statistics` or the `metrics` of all processes.
+        `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
+        `on_regions` with each message about shared memory.
         """
         async for message in self._channel.messages():
             match message["kind"]:
@@ -61,6 +69,10 @@ class SupervisedProcess:
                         answered.set()
                 case "statistics" | "metrics" as kind:
                     on_question(kind, message["number"])
+                case "log":
+                    on_log(LogSettings.model_validate(message["settings"]))
+                case "regions":
+                    on_regions(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -84,6 +96,14 @@ class SupervisedProcess:
             self._channel.send(kind, number=number, models=models)
         else:
             self._channel.send(kind, number=number, text=metrics_text(report).decode())
+
+    def send_log_settings(self, settings: LogSettings) -> None:
+        """Let the process log by `settings`."""
+        self._channel.send("log", settings=settings.model_dump())
+
+    def send_regions(self, **contents: Any) -> None:
+        """Send the process a message about shared memory."""
+        self._channel.send("regions", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import BackendError, InputError
+from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
 from fuseline.serve.workers.http_front import HttpFront
+from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -63,6 +65,7 @@ class Supervisor:
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
+        self._regions = RegionAuthority(settings.why_no_shared_memory)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -179,8 +182,12 @@ class Supervisor:
             process = await self._start(title)
             self._processes[title] = process
             try:
-                await process.run(self._note_ready, partial(self._answer, process))
+                if (log := server_log()) is not None:
+                    process.send_log_settings(log.settings)
+                regions = partial(self._regions.take, process)
+                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
             finally:
+                self._regions.leave(process)
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -227,6 +234,7 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
@@ -264,6 +272,13 @@ class Supervisor:
         task = asyncio.create_task(answer())
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
+
+    def _log_by(self, settings: LogSettings) -> None:
+        """Let every process log by `settings`, which a client gave to one of them."""
+        if (log := server_log()) is not None:
+            log.apply(settings)
+        for process in self._processes.values():
+            process.send_log_settings(settings)
 
     def _claimed(self, address: str) -> str:
         """Hold `address`, which is no Unix socket, for the workers; return it with the port chosen for 0."""

@@ -13,10 +13,13 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
+from fuseline.serve.server_log import server_log
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.workers.backend_link import BackendChangedError, BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.reports import ModelCounts, statistics_from
+from fuseline.serve.workers.worker_registrar import WorkerRegistrar
 
 _REPORT_EVERY_S = 1.0
 """Seconds between reports: little of what a worker has counted is lost if it dies."""
@@ -27,15 +30,17 @@ _log = logging.getLogger(__name__)
 class BackendModels:
     """A `ModelSource`: the backend process computes the models, the supervisor sums up what all processes counted."""
 
-    def __init__(self, link: BackendLink, channel: ControlChannel) -> None:
+    def __init__(self, link: BackendLink, channel: ControlChannel, registrar: WorkerRegistrar) -> None:
         self._link = link
         self._channel = channel
+        self._registrar = registrar
         self._question_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def load(self, repository: Repository) -> None:
-        """Wait for the backend process, and add its models to `repository`."""
+        """Wait for the backend process and for the shared memory of the server, and add the models to `repository`."""
         await self._link.open()
+        await self._registrar.join()
         for model in self._link.models:
             repository.add(model)
 
@@ -60,7 +65,8 @@ class BackendModels:
         self._questions[number] = question = asyncio.get_running_loop().create_future()
         try:
             self._channel.send(kind, number=number)
-            return await question
+            answer: dict[str, Any] = await question
+            return answer
         finally:
             self._questions.pop(number, None)
 
@@ -69,16 +75,25 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     metrics = Metrics()
     registry, statistics = metrics.registry, metrics.statistics
     link = BackendLink(config.link_address)
-    models = BackendModels(link, channel)
+    registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
+    models = BackendModels(link, channel, registrar)
     file = config.http_listener_file
     server = Server(
         config.settings,
         models,
         metrics,
         shares_port=True,
+        registrar=registrar,
         http_listener=None if file is None else socket.socket(fileno=file),
     )
+
+    def on_message(message: dict[str, Any]) -> None:
+        (registrar.take if message["kind"] == "regions" else models.take_answer)(message)
+
+    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message))
     await server.start()
+    if (log := server_log()) is not None:
+        log.on_change = lambda settings: channel.send("log", settings=settings.model_dump())
     channel.send("ready")
 
     async def report() -> None:
@@ -88,9 +103,9 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
 
     reporting = asyncio.create_task(report())
     keeping = asyncio.create_task(link.keep_connected(lambda is_there: server.set_health(serving=is_there)))
-    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=models.take_answer))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
+    registrar.stop()
     if keeping.done():
         with suppress(BackendChangedError):
             keeping.result()

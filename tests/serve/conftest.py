@@ -22,6 +22,7 @@ from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
 from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import write_colours_package
+from tests.serve.processes import free_port
 
 Call = TypeVar("Call")
 
@@ -108,14 +109,27 @@ async def _served(package: Path, its_settings: Settings, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="module")
-def live_address(package: Path) -> Iterator[str]:
+def live_address(live_server: Server) -> str:
     """The address of a server that runs in another thread, for synchronous clients."""
+    return f"127.0.0.1:{live_server.port}"
+
+
+@pytest.fixture(scope="module")
+def live_http_address(live_server: Server) -> str:
+    """The address of that server's HTTP port."""
+    return f"http://127.0.0.1:{live_server.http_port}"
+
+
+@pytest.fixture(scope="module")
+def live_server(package: Path) -> Iterator[Server]:
+    """A server that runs in another thread."""
     ready = threading.Event()
     loop = asyncio.new_event_loop()
     server: Server | None = None
 
     async def start() -> Server:
-        server = Server.for_packages([package], settings(max_message_mb=1, max_images_per_request=8))
+        its_settings = settings(max_message_mb=1, max_images_per_request=8, http_port=free_port())
+        server = Server.for_packages([package], its_settings)
         await server.start()
         return server
 
@@ -131,7 +145,7 @@ def live_address(package: Path) -> Iterator[str]:
     try:
         assert ready.wait(30)
         assert server is not None
-        yield f"127.0.0.1:{server.port}"
+        yield server
     finally:
         if server is not None:
             asyncio.run_coroutine_threadsafe(server.drain(), loop).result(30)

@@ -36,6 +36,7 @@ def test_settings_are_frozen() -> None:
         ({"max_images_per_request": 9, "max_queue_rows": 8}, r"max_images_per_request \(9\) is above max_queue_rows"),
         ({"lanes": 0}, "--lanes was given 0: input should be greater than or equal to 1"),
         ({"lanes": 17}, "--lanes was given 17: input should be less than or equal to 16"),
+        ({"shared_memory": "maybe"}, "--shared-memory was given 'maybe': input should be 'auto', 'on' or 'off'"),
         ({"port": -1, "max_batch": 0}, "--port.*; --max-batch"),
     ],
 )

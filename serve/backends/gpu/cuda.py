@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from fuseline.serve.backends.registry import CUDA_BINDINGS
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 
-IPC_HANDLE_BYTES = 64
-"""Size of a `cudaIpcMemHandle_t` (CUDA_IPC_HANDLE_SIZE)."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -129,9 +126,12 @@ class Cuda:
 
     @contextmanager
     def ipc_memory(self, raw_handle: bytes) -> Iterator[int]:
-        """Yield the address, on the current device, of memory that another process shares by a `cudaIpcMemHandle_t`."""
+        """Yield the address, on the current device, of memory that another process shares.
+
+        `raw_handle` is its `cudaIpcMemHandle_t`, of CUDA_IPC_HANDLE_SIZE bytes.
+        """
         handle = self._api.cudaIpcMemHandle_t()
-        ctypes.memmove(handle.getPtr(), raw_handle, IPC_HANDLE_BYTES)
+        ctypes.memmove(handle.getPtr(), raw_handle, len(raw_handle))
         address = int(self._call("cudaIpcOpenMemHandle", handle, self._api.cudaIpcMemLazyEnablePeerAccess))
         try:
             yield address
@@ -141,7 +141,7 @@ class Cuda:
     def bytes_after(self, address: int) -> int:
         """Return the number of bytes from `address` to the end of its allocation on the current device."""
         status, start, size = self._driver.cuMemGetAddressRange(address)
-        if status:
+        if int(status):
             raise BackendError(f"cuMemGetAddressRange failed (CUresult {int(status)})")
         return int(start) + int(size) - address
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from fuseline.serve import errors
 from fuseline.serve.client import Answer, AsyncClient, Client, StreamAnswer
 from fuseline.serve.model_description import ModelDescription
+from fuseline.serve.server import Server
 from fuseline.serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status, status_from_error
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.bad_images import bad_images
@@ -54,13 +55,21 @@ class BlockingAsyncClient:
 AnyClient = Client | BlockingAsyncClient
 
 
-@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["Client", "AsyncClient"])
-def client_class(request: pytest.FixtureRequest) -> type[AnyClient]:
-    return request.param
+ClientClass = Callable[[str], AnyClient]
+
+
+@pytest.fixture(params=["Client", "AsyncClient", "Client over HTTP"])
+def client_class(request: pytest.FixtureRequest, live_server: Server) -> ClientClass:
+    """Each kind of client; that over HTTP calls the HTTP port where it is given that of gRPC."""
+
+    def over_http(address: str) -> Client:
+        return Client(f"http://{address.replace(f':{live_server.port}', f':{live_server.http_port}')}")
+
+    return {"Client": Client, "AsyncClient": BlockingAsyncClient, "Client over HTTP": over_http}[request.param]
 
 
 @pytest.fixture
-def client(live_address: str, client_class: type[AnyClient]) -> Iterator[AnyClient]:
+def client(live_address: str, client_class: ClientClass) -> Iterator[AnyClient]:
     with client_class(live_address) as client:
         yield client
 
@@ -139,12 +148,12 @@ def test_a_message_over_the_limit_is_refused_before_sending_and_the_limit_is_sta
     assert isinstance(item.error, errors.RequestError)
 
 
-def test_no_server_is_an_input_error_that_names_the_address(client_class: type[AnyClient]) -> None:
+def test_no_server_is_an_input_error_that_names_the_address(client_class: ClientClass) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with client_class(address) as client:
-            with pytest.raises(errors.InputError, match=f"no server answers at {address}.*fuseline serve"):
+            with pytest.raises(errors.InputError, match=f"no server answers at (http://)?{address}.*fuseline serve"):
                 client.classify(b"x")
             with pytest.raises(errors.InputError, match=address):
                 list(client.classify_stream([b"x"]))
@@ -184,7 +193,7 @@ def test_an_error_within_a_stream_keeps_its_class(client: AnyClient) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_on_this_machine_is_called_without_the_proxy(
-    live_address: str, client_class: type[AnyClient], monkeypatch: pytest.MonkeyPatch, host: str
+    live_address: str, client_class: ClientClass, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -91,3 +91,20 @@ def test_no_server_is_one_line_and_2(run_fuseline: Run, pictures: Path) -> None:
         code, stdout, stderr = run_fuseline("classify", pictures / "a.png", "--address", address)
     assert (code, stdout) == (2, "")
     assert re.fullmatch(rf"error: no server answers at {address} .*`fuseline serve`.*\n", stderr)
+
+
+@pytest.mark.parametrize("flags", [("--top-k", 2), ("--json",)])
+def test_classify_over_http_prints_what_it_prints_over_grpc(
+    run_fuseline: Run, live_address: str, live_http_address: str, pictures: Path, flags: tuple[object, ...]
+) -> None:
+    damaged = pictures / "damaged.png"
+    damaged.write_bytes(b"\x89PNG")
+    over_grpc, over_http = (
+        run_fuseline("classify", pictures, *flags, "--address", address)
+        for address in (live_address, live_http_address)
+    )
+    assert over_http.exit_code == over_grpc.exit_code == 2
+    timing = re.compile(r'"timing": {.*?}')
+    assert timing.sub("", over_http.stdout) == timing.sub("", over_grpc.stdout)
+    assert over_http.stderr == over_grpc.stderr
+    assert str(damaged) in over_http.stderr

@@ -29,3 +29,14 @@ def test_no_server_is_1_and_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert exit_code("fuseline", "health", "--address", address) == 1
     assert capsys.readouterr().out.startswith(f"no answer from {address}: UNAVAILABLE")
+
+
+def test_a_server_is_asked_over_http_too(live_http_address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("fuseline", "health", "--address", live_http_address) == 0
+    assert capsys.readouterr().out == "SERVING\n"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert exit_code("fuseline", "health", "--address", address) == 1
+    assert address in capsys.readouterr().out
+    assert exit_code("fuseline", "health", "--address", live_http_address, "--service", "any") == 1

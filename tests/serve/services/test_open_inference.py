@@ -189,6 +189,7 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
     assert re.fullmatch(r"\d+\.\d+\.\d+", about.version)
     assert set(about.extensions) - {"cuda_shared_memory"} == {
         "classification",
+        "logging",
         "model_configuration",
         "model_repository",
         "schedule_policy",

@@ -3,6 +3,9 @@
 import os
 import socket
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -200,6 +203,53 @@ def test_an_object_of_another_user_that_is_open_to_all_is_taken(regions: SharedM
     assert read(regions, "mine", 0, 4) == CONTENT[:4]
 
 
+@pytest.mark.parametrize(("mode", "refused"), [(0o600, True), (0o606, False), (0o666, False)])
+def test_a_server_of_another_user_takes_only_what_is_open_to_all(
+    regions: SharedMemoryRegions, path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, refused: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    path.chmod(mode)
+    if not refused:
+        regions.register("mine", path.name, 0, 1)
+        return
+    with pytest.raises(RequestError, match=r"another user's than the server's \(user 12345\)"):
+        regions.register("mine", path.name, 0, 1)
+    assert open_files(path) == 0
+
+
+def test_an_object_that_the_kernel_does_not_let_the_server_open_is_refused_likewise(
+    regions: SharedMemoryRegions, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(RequestError, match="not writable; a server must not lend its rights"):
+        regions.register("mine", path.name, 0, 1)
+
+
+LEASE = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # by which the kernel tells that someone wants the file
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_object_that_its_owner_has_leased_is_refused_at_once(regions: SharedMemoryRegions, path: Path) -> None:
+    """Others wait 45 s for such a file (man 2 fcntl, Leases) unless they say that they won't."""
+    command = [sys.executable, "-c", LEASE, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "leased\n"
+        begun = time.monotonic()
+        with pytest.raises(RequestError, match="can't be opened"):
+            regions.register("mine", path.name, 0, 1)
+        assert time.monotonic() - begun < 10
+        owner.communicate()
+
+
 def test_a_taken_name_is_refused_and_keeps_its_region(regions: SharedMemoryRegions, path: Path) -> None:
     regions.register("mine", path.name, 0, 10)
     with pytest.raises(RegionExistsError, match="'mine' is registered already; unregister it first"):
@@ -211,10 +261,11 @@ def test_a_taken_name_is_refused_and_keeps_its_region(regions: SharedMemoryRegio
     assert open_files(path) == 1
 
 
-def test_the_number_of_regions_is_bounded(
-    regions: SharedMemoryRegions, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(regions_module, "MOST_REGIONS", 3)
+@pytest.mark.parametrize(("most", "files"), [(3, 1024), (3, -1), (1024, 12)])
+def test_the_number_of_regions_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch, most: int, files: int) -> None:
+    monkeypatch.setattr(regions_module, "MOST_REGIONS", most)
+    monkeypatch.setattr(regions_module.resource, "getrlimit", lambda _: (files, files))
+    regions = SharedMemoryRegions()
     for number in range(3):
         regions.register(str(number), path.name, 0, 1)
     with pytest.raises(RequestError, match="3 shared memory regions are registered, the most; unregister some"):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -20,7 +20,13 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
-from fuseline.protos.open_inference_pb2 import ModelStatisticsRequest, ServerReadyRequest
+from fuseline.protos.open_inference_pb2 import (
+    ModelStatisticsRequest,
+    ServerReadyRequest,
+    SystemSharedMemoryRegisterRequest,
+    SystemSharedMemoryStatusRequest,
+    SystemSharedMemoryUnregisterRequest,
+)
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
@@ -39,6 +45,7 @@ from tests.serve.processes import (
     server_process,
 )
 from tests.serve.services.classify_requests import raw_request
+from tests.serve.shared_memory.objects import shared_object
 
 WORKERS = ("--workers", 2)
 
@@ -362,3 +369,50 @@ def test_workers_share_several_addresses(package: Path) -> None:
         for address in addresses.groups():
             with Client(address) as client:
                 assert client.classify(plain("green")).results[0].predictions[0].label == "green"
+
+
+def workers_with(server: ServerProcess, path: Path) -> set[int]:
+    """The workers that have the object open that is, or was, at `path`."""
+    found = set()
+    for pid, kind in children_of(server).items():
+        for link in (Path("/proc") / str(pid) / "fd").glob("*"):
+            with suppress(OSError):
+                if kind == "worker" and os.readlink(link).removesuffix(" (deleted)") == str(path):  # noqa: PTH115
+                    found.add(pid)
+    return found
+
+
+async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
+    servers: tuple[ServerProcess, ServerProcess],
+) -> None:
+    server = servers[1]
+    everything = SystemSharedMemoryStatusRequest()
+    async with AsyncExitStack() as stack:
+        stubs = [GRPCInferenceServiceStub(await stack.enter_async_context(own_channel(server))) for _ in range(12)]
+        path = stack.enter_context(shared_object(size=4096))
+        key = f"/{path.name}"
+        mine = SystemSharedMemoryRegisterRequest(name="mine", key=key, offset=8, byte_size=64)
+        attempts = await asyncio.gather(
+            *(stub.SystemSharedMemoryRegister(mine) for stub in stubs), return_exceptions=True
+        )
+        refused = [attempt for attempt in attempts if isinstance(attempt, grpc.aio.AioRpcError)]
+        assert [error.code() for error in refused] == [grpc.StatusCode.ALREADY_EXISTS] * 11
+        assert len(workers_with(server, path)) == 2
+        for stub in stubs:
+            regions = (await stub.SystemSharedMemoryStatus(everything)).regions
+            assert {name: (its.key, its.offset, its.byte_size) for name, its in regions.items()} == {
+                "mine": (key, 8, 64)
+            }
+
+        path.unlink()
+        killed = min(workers_with(server, path))
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: len(workers_with(server, path) - {killed}) == 2)
+        # The connections that the dead worker had are made anew, to any.
+        for stub in stubs:
+            assert set((await stub.SystemSharedMemoryStatus(everything, wait_for_ready=True)).regions) == {"mine"}
+
+        await stubs[0].SystemSharedMemoryUnregister(SystemSharedMemoryUnregisterRequest(name="mine"))
+        assert not workers_with(server, path)
+        for stub in stubs:
+            assert not (await stub.SystemSharedMemoryStatus(everything)).regions

@@ -1,0 +1,66 @@
+"""Reads the JSON of requests strictly: what two parsers could take for different things is refused."""
+
+import json
+import reprlib
+from typing import Any, NoReturn
+
+from fuseline.serve.errors import RequestError
+
+
+def object_from_json(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that `text` is.
+
+    Raises:
+        RequestError: text that is not UTF-8 or not JSON (RFC 8259), NaN and Infinity among it, another value than an
+            object, a name given twice in one object, or nesting that is too deep to read.
+    """
+    try:
+        value = _DECODER.decode(text.decode())
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the JSON is not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise RequestError(
+            "the JSON is nested too deep to be read; a tensor's data has one level a dimension"
+        ) from error
+    except ValueError as error:
+        raise RequestError(f"the JSON can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"the JSON is {json_type(value)}; expected an object")
+    return value
+
+
+def json_type(value: object) -> str:
+    """Return what JSON calls the type of a parsed `value`, with its article, for messages."""
+    return _TYPE_NAMES[type(value)]
+
+
+def shortened(value: object) -> str:
+    """Return a client's words, shortened: a message is bounded."""
+    return reprlib.repr(value)
+
+
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "an integer",
+    float: "a number with a fraction or exponent",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) != len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shortened(twice)} is given twice in one object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON; send tensors with such elements as binary data")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

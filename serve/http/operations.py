@@ -1,0 +1,98 @@
+"""Operations of the HTTP port: the one table from which requests are routed and /openapi.json is written."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fuseline.serve.http.http_answers import error_answer, refusal
+from fuseline.serve.http.http_services import HttpServices, status_now
+from fuseline.serve.services.statuses import status_from_error
+
+Handler = Callable[[HttpServices, Request], Awaitable[Response]]
+"""Answers a request; an error that it raises is answered by its status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of an operation's query, or a header of its request."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str
+    place: str = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path, or of several that mean the same."""
+
+    method: str
+    paths: tuple[str, ...]
+    """Paths as starlette writes them."""
+    summary: str
+    application: Callable[[HttpServices], ASGIApp]
+    answers: dict[str, Any]
+    """Content of a 200 by media type, as OpenAPI has it; empty: an answer without a body."""
+    takes: dict[str, Any] | None = None
+    """Content of the request's body by media type; None: it has none."""
+    parameters: tuple[Parameter, ...] = ()
+    needs_body: bool = True
+    """Whether the body, where there is one, may not be empty."""
+
+
+def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[Route]:
+    """Return the routes to `operations`, each of which answers from `services`; a path has one route.
+
+    Another method of a path is refused with 405, and the path's own in the header Allow.
+    """
+    by_path: dict[str, dict[str, ASGIApp]] = {}
+    for operation in operations:
+        for path in operation.paths:
+            by_path.setdefault(path, {})[operation.method] = operation.application(services)
+    return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
+
+
+def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:
+    """Return what makes the application that answers by `handler`, and its errors by their statuses."""
+
+    def application_for(services: HttpServices) -> ASGIApp:
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                answer = await handler(services, Request(scope, receive))
+            except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
+                answer = error_answer(status_now(services, status_from_error(error)))
+            await answer(scope, receive, send)
+
+        return application
+
+    return application_for
+
+
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request to a path that is not served."""
+    answer = refusal(
+        HTTPStatus.NOT_FOUND, "this path is not served; /openapi.json lists those that are, / says where to begin"
+    )
+    await answer(scope, receive, send)
+
+
+class _PathApplication:
+    """Hands a request to the application of its method."""
+
+    def __init__(self, methods: dict[str, ASGIApp]) -> None:
+        self._methods = methods | ({"HEAD": methods["GET"]} if "GET" in methods else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._methods.get(scope["method"])
+        if app is not None:
+            await app(scope, receive, send)
+            return
+        allowed = ", ".join(self._methods)
+        answer = refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"this path takes {allowed} only", allow=allowed)
+        await answer(scope, receive, send)
