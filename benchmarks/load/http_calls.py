@@ -6,7 +6,7 @@ answers with a Content-Length. It spends about as little as Python can.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -22,15 +22,21 @@ _MAX_HEAD_BYTES = 65536
 
 @asynccontextmanager
 async def open_http_calls(
-    address: str, path: str, *, streams: int = 0, timeout_s: float | None = None
+    address: str,
+    path: str,
+    *,
+    streams: int = 0,
+    timeout_s: float | None = None,
+    fields: Sequence[tuple[str, str]] = (),
 ) -> AsyncIterator[Call]:
     """Yield what posts one body to `path` and returns the body of the answer; any number at a time.
 
     Args:
         address: HOST:PORT; there are as many connections as requests were ever under way at once.
         path: such as `/model`.
-        streams: 0, as HTTP/1.1 has none; taken so that this is called as `fuseline.benchmarks.load.calls.open_calls`
-        is. timeout_s: after which a request is given up, and its connection closed.
+        streams: 0, as HTTP/1.1 has none; `fuseline.benchmarks.load.calls.open_calls` takes the same arguments.
+        timeout_s: after which a request is given up, and its connection closed.
+        fields: (name, value) of what each request's head has besides.
 
     What is yielded raises `CallError`: `HTTP_` and the status where that isn't 200, `CONNECTION_LOST`,
     `UNREADABLE_ANSWER` or `DEADLINE_EXCEEDED`.
@@ -41,6 +47,7 @@ async def open_http_calls(
     loop = asyncio.get_running_loop()
     idle: list[_Connection] = []
     opened: set[_Connection] = set()
+    besides = "".join(f"{name}: {value}\r\n" for name, value in fields)
 
     async def connection() -> _Connection:
         while idle:
@@ -55,7 +62,7 @@ async def open_http_calls(
 
     async def call(request: bytes) -> bytes:
         used = await connection()
-        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(request)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(request)}\r\n{besides}\r\n"
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await used.ask(head.encode("ascii"), request)

@@ -17,14 +17,19 @@ OVERLOAD_LEAST_LEAD = 0.0
 """How far above each Triton's share Fuseline's has to be at these loads."""
 
 
+PROTOCOLS = ("infer", "shared-memory", "rest")
+"""ModelInfer of the Open Inference Protocol, with the pixels in its message or in system shared memory, and its REST
+with binary tensors."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """Who is measured under a load."""
 
     title: str
     server: str
-    """`fuseline`, `echo`, `bare` (the backend itself, called in a loop), `bare-lanes` (the same with a lane for each
-    core), `cpu-limit` (see `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
+    """`fuseline`, `echo`, `http-echo`, `bare` (the backend itself, called in a loop), `bare-lanes` (the same with a
+    lane for each core), `cpu-limit` (see `fuseline.benchmarks.peers.cpu_limit`), or one of `PEER_SERVERS`."""
     backend: str = SAME_ENGINE
     """Fuseline's backend."""
     precision: str = "fp32"
@@ -32,6 +37,10 @@ class Contender:
     """Whether a request has one image, however many the case says."""
     flags: tuple[str, ...] = ()
     """What `fuseline serve` is told besides."""
+    protocol: str = ""
+    """One of `PROTOCOLS`; empty: the server's own, which is Classify of Fuseline."""
+    side: int = 0
+    """Height and width of its pictures, by a model of its own that costs nothing; 0: those of the case."""
 
 
 PEERS = {"triton": "Triton", "mosec": "Mosec"}
@@ -53,6 +62,13 @@ CONTENDERS = {
     "mosec-single": Contender("Mosec, one image a request", "mosec", one_image=True),
     "triton-policy": Contender("Triton, queue policy", "triton-policy"),
     "triton-policy-100": Contender("Triton, queue policy 100 ms", "triton-policy"),
+    "fuseline-infer": Contender("Fuseline, ModelInfer", "fuseline", protocol="infer"),
+    "fuseline-infer-32": Contender("Fuseline, ModelInfer of 3 KB", "fuseline", protocol="infer", side=32),
+    "fuseline-shared-memory": Contender("Fuseline, shared memory", "fuseline", protocol="shared-memory"),
+    "triton-shared-memory": Contender("Triton, shared memory", "triton", protocol="shared-memory"),
+    "fuseline-rest": Contender("Fuseline, REST", "fuseline", protocol="rest"),
+    "triton-rest": Contender("Triton, REST", "triton", protocol="rest"),
+    "http-echo": Contender("uvicorn echo", "http-echo", protocol="rest"),
 }
 _ONE_LANE = ("fuseline", "fuseline-openvino")
 CONTENDERS |= {
@@ -119,8 +135,10 @@ def _at_least(limit: float, measure: str, against: str, contender: str = "fuseli
     return Bar(contender, measure, against, "times", limit, True)
 
 
-def _at_most(limit: float, measure: str, against: str = "", relation: str = "times") -> Bar:
-    return Bar("fuseline", measure, against, relation if against else "", limit, False)
+def _at_most(
+    limit: float, measure: str, against: str = "", relation: str = "times", contender: str = "fuseline"
+) -> Bar:
+    return Bar(contender, measure, against, relation if against else "", limit, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +168,9 @@ class Case:
     """Whether one process of the same priority takes what it can get of a core all the time."""
 
     @property
-    def model(self) -> tuple[str, int, bool]:
-        """Cases of the same model share their servers."""
-        return self.network, self.side, self.jpeg
+    def model(self) -> tuple[str, int, int, bool]:
+        """Network, side, classes, whether files are sent: cases of the same model share their servers."""
+        return self.network, self.side, self.classes, self.jpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +199,28 @@ CASES = {
         ("fuseline", "echo", "mosec", "mosec-single", "bare"),
         (_at_most(0.05, "CPU an image"), _at_most(1, "CPU an image", "mosec-single")),
         images=16,
+    ),
+    "shared-memory": Case(
+        "ModelInfer, 150 KB by shared memory",
+        224,
+        10,
+        ("fuseline-shared-memory", "fuseline-infer-32", "fuseline-infer", "triton-shared-memory", "triton"),
+        (_at_most(1.15, "CPU", "fuseline-infer-32", contender="fuseline-shared-memory"),),
+    ),
+    "images-shared-memory": Case(
+        "ModelInfer, 16 x 150 KB by shared memory",
+        224,
+        10,
+        ("fuseline-shared-memory", "fuseline-infer", "triton-shared-memory"),
+        (_at_most(1, "CPU an image", "fuseline-infer", contender="fuseline-shared-memory"),),
+        images=16,
+    ),
+    "rest": Case(
+        "REST, binary, 3 KB",
+        32,
+        10,
+        ("fuseline-rest", "http-echo", "triton-rest", "mosec", "fuseline-infer"),
+        (_at_most(1.5, "CPU", "http-echo", contender="fuseline-rest"),),
     ),
     "alone": Case(
         "Classify, 3 KB, one at a time",

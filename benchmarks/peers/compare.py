@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEER_SERVERS, Case, OverloadCase
-from fuseline.benchmarks.peers.model import PeerModel, served_model
+from fuseline.benchmarks.peers.model import PeerModel
 from fuseline.benchmarks.peers.overload import OverloadRounds
-from fuseline.benchmarks.peers.processes import started_echo
+from fuseline.benchmarks.peers.processes import ECHOES, started_echo
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch
+from fuseline.benchmarks.peers.served_model import served_model
 
 T = TypeVar("T")
 
@@ -42,15 +43,16 @@ def run_peers(
     found = [OverloadRounds(name) if isinstance(CASES[name], OverloadCase) else CaseRounds(name) for name in names]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuseline-peers-")))
-        echo = stack.enter_context(started_echo())
+        echoes = {server: stack.enter_context(started_echo(server)) for server in _echoes_of(found, peers)}
         for model in dict.fromkeys(each.case.model for each in found):
             alike = [each for each in found if each.case.model == model]
             contenders = {each.name: contenders_of(each.case, peers) for each in alike}
             everyone = dict.fromkeys(name for names_of_case in contenders.values() for name in names_of_case)
             if not everyone:
                 continue
-            say(f"starting the servers of {model[0] or 'the tiny model'} at {model[1]}{', JPEG' if model[2] else ''}")
-            with served_model(alike[0].case, everyone, echo, folder) as served:
+            network, side, _, jpeg = model
+            say(f"starting the servers of {network or 'the tiny model'} at {side}{', JPEG' if jpeg else ''}")
+            with served_model(alike[0].case, everyone, echoes, folder) as served:
                 for each in alike:
                     each.left_out = {
                         name: served.left_out[name] for name in contenders[each.name] if name in served.left_out
@@ -64,6 +66,12 @@ def run_peers(
                             say(f"{what}: {CONTENDERS[name].title}")
                             step()
     return found
+
+
+def _echoes_of(found: Sequence[CaseRounds | OverloadRounds], peers: Collection[str]) -> list[str]:
+    """Which of `ECHOES` are wanted."""
+    wanted = {CONTENDERS[name].server for each in found for name in contenders_of(each.case, peers)}
+    return [server for server in ECHOES if server in wanted]
 
 
 def contenders_of(case: Case, peers: Collection[str]) -> tuple[str, ...]:

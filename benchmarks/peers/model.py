@@ -2,48 +2,44 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuseline.benchmarks.engines.contenders import contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
-from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.cpu_time import becomes_idle, cpu_seconds
 from fuseline.benchmarks.harness.machine import usable_cores
-from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
-from fuseline.benchmarks.harness.server_process import started_server
-from fuseline.benchmarks.harness.subject import Subject, open_subject
-from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.load.closed_loop import ClosedLoad, run_closed_loop
 from fuseline.benchmarks.load.load import LoadResult
 from fuseline.benchmarks.load.open_loop import OpenLoad, run_open_loop
-from fuseline.benchmarks.load.protocols import RawBytes, WireProtocol
+from fuseline.benchmarks.load.protocols import WireProtocol
 from fuseline.benchmarks.peers.cases import (
-    CONCURRENCY,
     CONTENDERS,
-    JPEG_SHAPE,
     PEER_SERVERS,
     QUEUE_TIMEOUT_MS,
-    SAME_ENGINE,
     Case,
     Contender,
     OverloadCase,
 )
-from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.overload import REFUSALS, OverloadRound, OverloadStretch, overload_stretch
-from fuseline.benchmarks.peers.processes import Server, busy_neighbour, started_peer
-from fuseline.benchmarks.peers.requests import PICTURES, images_of, method_of, pictures_of, transport_of, wire_of
+from fuseline.benchmarks.peers.processes import ECHOES, Server, busy_neighbour
+from fuseline.benchmarks.peers.requests import (
+    PICTURES,
+    address_of,
+    images_of,
+    is_http,
+    made_known,
+    method_of,
+    pictures_of,
+    transport_of,
+    wire_of,
+)
 from fuseline.benchmarks.peers.rounds import Stretch
-from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
-from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
-from fuseline.serve.images import decode_for
+from fuseline.serve.errors import BackendError, VerificationError
 
 _MIN_OPEN_REQUESTS = 300
 """The p99 of fewer is hardly more than their maximum."""
@@ -58,9 +54,22 @@ _IDLE_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
+class OwnModel:
+    """The model of a contender whose pictures have a side of their own."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    """(rows, height, width, channels)."""
+    logits: NDArray[np.float32]
+    """(rows, classes), by the bare backend."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerModel:
     """A model, and where it is served. Everything runs throughout and sleeps unless it is measured."""
 
+    name: str
+    """What Fuseline calls it."""
     servers: dict[str, Server]
     """Server of each contender that has one."""
     bare: EngineProcess
@@ -74,6 +83,8 @@ class PeerModel:
     """JPEGs that `pixels` were decoded from; empty where pixels are sent."""
     cpu_limits: Mapping[str, Callable[[float], Stretch]] = field(default_factory=dict)
     """Contender that is a CPU limit to what measures it for so many seconds."""
+    own: Mapping[str, OwnModel] = field(default_factory=dict)
+    """Contender to the model that it has instead."""
 
     def measure_closed(self, name: str, case: Case, seconds: float) -> Stretch:
         """Put the contender `name` under the load of `case` for `seconds`, its answers checked.
@@ -92,7 +103,7 @@ class PeerModel:
             return self.cpu_limits[name](seconds)
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._closed_load(name, case, seconds)
-        with neighbour():
+        with neighbour(), made_known(wire, self.servers[name]):
             result = run_closed_loop(load, watch)
         self._check(name, case, wire, result)
         return _stretch(result, result.requests_per_s, images_of(CONTENDERS[name], case), watch)
@@ -101,7 +112,8 @@ class PeerModel:
         """Measure as `measure_closed`, with Poisson arrivals; longer than `seconds` where that is too few for a p99."""
         watch = _CpuWatch(self.servers[name].pid)
         wire, load = self._open_load(name, case, seconds, rate_per_s=rate_per_s, seed=seed)
-        result = run_open_loop(load, watch)
+        with made_known(wire, self.servers[name]):
+            result = run_open_loop(load, watch)
         self._check(name, case, wire, result)
         answered_per_s = result.answered / result.window_s
         return _stretch(result, answered_per_s, images_of(CONTENDERS[name], case), watch, offered_per_s=rate_per_s)
@@ -123,8 +135,9 @@ class PeerModel:
         checked = 0
         for load in case.loads:
             wire, closed_load = self._closed_load(name, case, seconds)
-            capacity = run_closed_loop(closed_load)
-            _, open_load = self._open_load(
+            with made_known(wire, self.servers[name]):
+                capacity = run_closed_loop(closed_load)
+            wire, open_load = self._open_load(
                 name,
                 case,
                 seconds,
@@ -132,7 +145,8 @@ class PeerModel:
                 seed=seed,
                 queue_timeout_ms=QUEUE_TIMEOUT_MS.get(name, 0.0),
             )
-            result = run_open_loop(_within_deadline(open_load, case.deadline_ms / 1e3))
+            with made_known(wire, self.servers[name]):
+                result = run_open_loop(_within_deadline(open_load, case.deadline_ms / 1e3))
             if not becomes_idle(self.servers[name].pid, _IDLE_PATIENCE_S):
                 raise BackendError(f"{CONTENDERS[name].title} was still busy {_IDLE_PATIENCE_S:g} s after its load")
             for each in (capacity, result):
@@ -147,7 +161,7 @@ class PeerModel:
     def _closed_load(self, name: str, case: Case, seconds: float) -> tuple[WireProtocol, ClosedLoad]:
         contender, wire, requests, burn_in = self._requests(name, case)
         return wire, ClosedLoad(
-            address=self.servers[name].address,
+            address=address_of(self.servers[name], wire),
             requests=requests,
             burn_in_requests=burn_in,
             concurrency=case.concurrency,
@@ -162,7 +176,7 @@ class PeerModel:
     ) -> tuple[WireProtocol, OpenLoad]:
         contender, wire, requests, burn_in = self._requests(name, case, queue_timeout_ms)
         return wire, OpenLoad(
-            address=self.servers[name].address,
+            address=address_of(self.servers[name], wire),
             requests=requests,
             burn_in_requests=burn_in,
             rate_per_s=rate_per_s,
@@ -170,7 +184,7 @@ class PeerModel:
             seed=seed,
             method=method_of(contender, wire),
             transport=transport_of(wire),
-            max_under_way=_MAX_CONNECTIONS if isinstance(wire, RawBytes) else None,
+            max_under_way=_MAX_CONNECTIONS if is_http(wire) else None,
         )
 
     def _measure_bare(self, case: Case, seconds: float) -> Stretch:
@@ -194,9 +208,11 @@ class PeerModel:
     ) -> tuple[Contender, WireProtocol, tuple[bytes, ...], tuple[bytes, ...]]:
         """Who, in what protocol, what is sent while the clock runs, and what before."""
         contender = CONTENDERS[name]
-        wire = wire_of(contender, case, queue_timeout_ms)
+        own = self.own.get(name)
+        wire = wire_of(contender, case, self.name if own is None else own.name, queue_timeout_ms)
         chosen = [pictures_of(index, contender, case) for index in range(PICTURES)]
-        pictures = [[self.files[number] for number in each] if self.files else self.pixels[each] for each in chosen]
+        pixels = self.pixels if own is None else own.pixels
+        pictures = [[self.files[number] for number in each] if self.files else pixels[each] for each in chosen]
         timed, burn_in = (
             tuple(wire.request(each, with_logits=with_logits) for each in pictures) for with_logits in (False, True)
         )
@@ -213,9 +229,10 @@ class PeerModel:
 
     def _wrong_answers(self, name: str, case: Case, wire: WireProtocol, result: LoadResult) -> list[VerificationError]:
         contender = CONTENDERS[name]
-        if contender.server == "echo":
+        if contender.server in ECHOES:
             return []
-        expected = self.expected.get(name, self.expected["fuseline"])
+        own = self.own.get(name)
+        expected = self.expected.get(name, self.expected["fuseline"]) if own is None else own.logits
         wrong = []
         for index, answer in result.answers:
             rows = expected[pictures_of(index, contender, case)]
@@ -224,58 +241,6 @@ class PeerModel:
             except VerificationError as error:
                 wrong.append(error)
         return wrong
-
-
-@contextmanager
-def served_model(case: Case, names: Collection[str], echo: Server, folder: Path) -> Iterator[PeerModel]:
-    """Start the model of `case` behind each of the contenders `names`, and bare; end them afterwards.
-
-    Raises:
-        FuselineError: one of them can't be started, or gives other logits than the bare backend.
-    """
-    with ExitStack() as stack:
-        if case.network:
-            int8 = any(CONTENDERS[name].precision == "int8" for name in names)
-            subject, threads = stack.enter_context(open_subject(case.network, int8=int8)), 0
-        else:
-            package_folder = write_tiny_package(folder / str(case.side), side=case.side, classes=case.classes)
-            subject, threads = Subject("tiny", package_folder, None), 1
-        spec = subject.package.manifest.input
-        files = as_jpegs(generated_pictures(JPEG_SHAPE, CONCURRENCY)) if case.jpeg else ()
-        pixels = generated_pictures(spec.row_shape, CONCURRENCY)
-        if files:
-            pixels = np.stack([decode_for(spec, file) for file in files])
-        bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))
-        expected = {"fuseline": bare.logits(pixels)}
-        servers, cpu_limits, left_out = {}, {}, {}
-        for name in names:
-            contender = CONTENDERS[name]
-            if contender.server == "echo":
-                servers[name] = echo
-            if contender.server not in ("fuseline", "cpu-limit"):
-                continue
-            checked = _checked_engine(contender, subject, threads, pixels, expected["fuseline"])
-            try:
-                if contender.server == "cpu-limit":
-                    cpu_limits[name] = partial(measure_cpu_limit, stack.enter_context(checked), pixels, files, spec)
-                    continue
-                if name not in expected:
-                    with checked as engine:
-                        expected[name] = engine.logits(pixels)
-            except BackendUnavailableError as error:
-                left_out[name] = f"{contender.title} is left out: {error}"
-                continue
-            flags = ("--backend", contender.backend, "--precision", contender.precision, "--threads", str(threads))
-            process = stack.enter_context(started_server(subject.package_folder, *flags, *contender.flags))
-            servers[name] = Server(process.address, process.pid)
-        graph = _graph(subject)
-        resize = spec.preprocessing.resize_shorter_side if case.jpeg else 0
-        for peer_server in PEER_SERVERS:
-            if alike := [name for name in names if CONTENDERS[name].server == peer_server]:
-                peer = started_peer(peer_server, graph, threads=threads, folder=folder, resize=resize)
-                server = stack.enter_context(peer)
-                servers |= dict.fromkeys(alike, server)
-        yield PeerModel(servers, bare, pixels, expected, left_out, files, cpu_limits)
 
 
 class _CpuWatch:
@@ -323,19 +288,3 @@ def _stretch(
         generator_cpu_share=result.generator_cpu_share,
         offered_per_s=offered_per_s,
     )
-
-
-@contextmanager
-def _checked_engine(
-    contender: Contender, subject: Subject, threads: int, pixels: NDArray[np.uint8], same: NDArray[np.float32]
-) -> Iterator[EngineProcess]:
-    """The engine of `contender`, its logits held against the logits `same` of the engine that the others run."""
-    with EngineProcess(contender_of(contender.backend, contender.precision), subject, threads) as engine:
-        check_logits(f"bare {engine.name}", contender.precision, engine.logits(pixels), same)
-        yield engine
-
-
-def _graph(subject: Subject) -> Path:
-    """The very file that Fuseline's ONNX Runtime loads."""
-    package = subject.package
-    return package.checked_path(onnx_artifact(package, "fp32", reader="cpu"))

@@ -31,6 +31,8 @@ from fuseline.serve.errors import BackendError
 PEER_MODEL = "model"
 """What the peers call the model that they serve."""
 MOSEC_PATH = "/model"
+ECHOES = {"echo": "echo_server", "http-echo": "http_echo_server"}
+"""Each server that answers the same to any bytes to its module."""
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _PROGRAMS = Path(__file__).parent / "servers"
 _MADE_OF = {
@@ -52,6 +54,8 @@ class Server:
 
     address: str
     pid: int
+    http_address: str = ""
+    """Of its HTTP port; empty where it has none or is asked by HTTP only."""
 
 
 def peer_python(peer: str, root: Path = _CHECKOUT) -> Path:
@@ -89,7 +93,7 @@ def started_peer(server: str, graph: Path, *, threads: int, folder: Path, resize
         BackendError: it ended, or wasn't ready in time; the message has what it said.
     """
     peer = PEER_SERVERS[server]
-    port, other_port = _free_ports(2)
+    port, other_port = free_ports(2)
     if peer == "triton":
         settings = {"PYTRITON_HOME": str(folder)}
         queue_timeout_us = round(1e3 * OVERLOAD_DEADLINE_MS) if server == "triton-policy" else 0
@@ -113,18 +117,18 @@ def started_peer(server: str, graph: Path, *, threads: int, folder: Path, resize
                 ended = "it still runs" if process.returncode is None else f"exit code {process.returncode}"
                 raise BackendError(f"{PEERS[peer]} was never ready ({ended}); --peer leaves it out. It said: {said}")
             time.sleep(_POLL_S)
-        yield Server(address, process.pid)
+        yield Server(address, process.pid, f"127.0.0.1:{other_port}" if peer == "triton" else "")
 
 
 @contextmanager
-def started_echo() -> Iterator[Server]:
-    """Start `fuseline.benchmarks.peers.echo_server`, yield when it is ready, and end it.
+def started_echo(server: str = "echo") -> Iterator[Server]:
+    """Start `server`, of `ECHOES`, yield when it listens, and end it.
 
     Raises:
         BackendError: it never came up.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fuseline.benchmarks.peers.echo_server"], stdout=subprocess.PIPE, text=True
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", f"fuseline.benchmarks.peers.{ECHOES[server]}"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -157,6 +161,15 @@ def busy_neighbour(most_seconds: float = 600.0) -> Iterator[int]:
         process.wait()
 
 
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on now; found together, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @contextmanager
 def _session(
     command: Sequence[str], settings: Mapping[str, str], log: IO[bytes]
@@ -181,15 +194,6 @@ def _session(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on now; found together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _triton_is_ready(address: str) -> bool:

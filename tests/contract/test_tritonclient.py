@@ -82,7 +82,6 @@ def test_its_mistakes_raise_its_own_exception_with_status_and_reason(seen: dict[
         "shape": ("INVALID_ARGUMENT", r"shape \[5, 3, 8, 8\], expected \[images, 8, 8, 3\]"),
         "input": ("INVALID_ARGUMENT", "'pixels'.*takes 'image'"),
         "output": ("INVALID_ARGUMENT", "'labels'.*'logits' only"),
-        "classes": ("INVALID_ARGUMENT", "'classification'.*none is supported"),
         "too many": ("INVALID_ARGUMENT", "1000 images, at most 128"),
         "model": ("NOT_FOUND", "'cats'.*served: colours"),
         "version": ("NOT_FOUND", "version '2'.*served: '1'"),

@@ -52,8 +52,8 @@ def _inputs(pixels: np.ndarray, name: str = "image", datatype: str = "UINT8") ->
     return [tensor]
 
 
-def _outputs(name: str = "logits", class_count: int = 0) -> list[triton.InferRequestedOutput]:
-    return [triton.InferRequestedOutput(name, class_count=class_count)]
+def _outputs(name: str = "logits") -> list[triton.InferRequestedOutput]:
+    return [triton.InferRequestedOutput(name)]
 
 
 def _logits(result: triton.InferResult) -> list[list[float]]:
@@ -110,7 +110,6 @@ def _errors(client: triton.InferenceServerClient, pixels: np.ndarray) -> dict[st
         "shape": lambda: client.infer(MODEL, _inputs(pixels.transpose(0, 3, 1, 2).copy())),
         "input": lambda: client.infer(MODEL, _inputs(pixels, "pixels")),
         "output": lambda: client.infer(MODEL, _inputs(pixels), outputs=_outputs("labels")),
-        "classes": lambda: client.infer(MODEL, _inputs(pixels), outputs=_outputs(class_count=2)),
         "too many": lambda: client.infer(MODEL, _inputs(np.repeat(pixels, 200, axis=0))),
         "model": lambda: client.infer("cats", _inputs(pixels)),
         "version": lambda: client.infer(MODEL, _inputs(pixels), model_version="2"),

@@ -198,7 +198,7 @@ def test_a_request_to_triton_says_how_long_it_may_wait() -> None:
     contender = CONTENDERS["triton-policy"]
 
     def sent(*queue_timeout_ms: float) -> ModelInferRequest:
-        wire = wire_of(contender, case, *queue_timeout_ms)
+        wire = wire_of(contender, case, "model", *queue_timeout_ms)
         return ModelInferRequest.FromString(wire.request(pixels, with_logits=False))
 
     assert sent(250.0).parameters["timeout"].int64_param == 250_000
@@ -246,6 +246,7 @@ def modelled(add: Callable[[grpc.Server], None], name: str = "fuseline") -> Iter
     """A model of two classes, of which the second is always right, behind what `add` adds to a server."""
     with little_server(servicer=add) as address:
         yield PeerModel(
+            name="small",
             servers={name: Server(address, os.getpid())},
             bare=SimpleNamespace(),
             pixels=np.zeros((8, 2, 2, 3), np.uint8),
@@ -334,7 +335,7 @@ async def test_tritons_queue_policy_rejects_what_has_waited_too_long(tmp_path: P
     case, pixels = Case("tiny", 32, 10, (), ()), np.zeros((1, 32, 32, 3), np.uint8)
 
     async def ask(server: str, queue_timeout_ms: float) -> str:
-        wire = wire_of(CONTENDERS[server], case, queue_timeout_ms)
+        wire = wire_of(CONTENDERS[server], case, "model", queue_timeout_ms)
         with started_peer(server, graph, threads=1, folder=tmp_path) as started:
             async with open_calls(started.address, wire.method) as call:
                 await call(wire.request(pixels, with_logits=False))

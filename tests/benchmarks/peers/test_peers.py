@@ -24,16 +24,15 @@ from fuseline.benchmarks.peers.cases import CASES, CONTENDERS, PEERS, Case, good
 from fuseline.benchmarks.peers.command import peers_asked_for
 from fuseline.benchmarks.peers.compare import contenders_of, run_peers
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
-from fuseline.benchmarks.peers.model import served_model
 from fuseline.benchmarks.peers.processes import (
     busy_neighbour,
     peer_python,
     peer_versions,
-    started_echo,
     started_peer,
     why_left_out,
 )
 from fuseline.benchmarks.peers.rounds import CaseRounds, Stretch, as_json, verdicts
+from fuseline.benchmarks.peers.served_model import served_model
 from fuseline.benchmarks.peers.table import as_tables
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.onnxruntime import open_session
@@ -383,7 +382,7 @@ def test_an_open_loop_goes_at_a_share_of_what_triton_does_and_wrong_answers_end_
         assert stretch.offered_per_s == pytest.approx(0.2 * found.capacity_per_s[0])
         assert stretch.requests_per_s == pytest.approx(stretch.offered_per_s, rel=0.02)
 
-    with started_echo() as echo, served_model(case, case.contenders, echo, tmp_path) as model:
+    with served_model(case, case.contenders, {}, tmp_path) as model:
         wrong = dataclasses.replace(model, expected={"fuseline": model.expected["fuseline"][::-1]})
         for name in case.contenders:
             with pytest.raises(VerificationError, match=CONTENDERS[name].title):
