@@ -5,7 +5,6 @@ protobuf's own JSON mapping differs in the last: it writes 64-bit integers as st
 
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 
@@ -24,7 +23,7 @@ def scalar_of(message: Any, oneof: str) -> Any:
     return None if name is None else getattr(message, name)
 
 
-def _value_of(field: FieldDescriptor, value: Any) -> Any:
+def _value_of(field: Any, value: Any) -> Any:
     message_type = field.message_type
     if message_type is not None and message_type.GetOptions().map_entry:
         of_entry = message_type.fields_by_name["value"]
@@ -32,7 +31,7 @@ def _value_of(field: FieldDescriptor, value: Any) -> Any:
     return [_plain(field, item) for item in value] if field.is_repeated else _plain(field, value)
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:
+def _plain(field: Any, value: Any) -> Any:
     if field.message_type is not None:
         return members_of(value)
     if field.enum_type is not None:

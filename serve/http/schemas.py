@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 Schema = dict[str, Any]
@@ -34,21 +34,21 @@ def schema_of(message: type[Message]) -> Schema:
     return _of_message(message.DESCRIPTOR)
 
 
-def _of_message(message: Descriptor) -> Schema:
+def _of_message(message: Any) -> Schema:
     return object_schema(
         {field.name: _of_field(field) for field in message.fields},
         required=[field.name for field in message.fields if not field.has_presence],
     )
 
 
-def _of_field(field: FieldDescriptor) -> Schema:
+def _of_field(field: Any) -> Schema:
     of_message = field.message_type
     if of_message is not None and of_message.GetOptions().map_entry:
         return {"type": "object", "additionalProperties": _of_value(of_message.fields_by_name["value"])}
     return array_of(_of_value(field)) if field.is_repeated else _of_value(field)
 
 
-def _of_value(field: FieldDescriptor) -> Schema:
+def _of_value(field: Any) -> Schema:
     if field.message_type is not None:
         return _of_message(field.message_type)
     if field.enum_type is not None:
