@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,11 +23,6 @@ from grpc_reflection.v1alpha import reflection
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.addresses import check_bindable, join_address, listening_for_http, unbindable
-from fuseline.serve.http.app import http_app
-from fuseline.serve.http.http_limits import http_limits
-from fuseline.serve.http.http_server import HttpServer
-from fuseline.serve.http.http_services import HttpServices
-from fuseline.serve.http.stand_in import StandIn
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -37,6 +33,10 @@ from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENC
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
 from fuseline.serve.stop_signals import run_until_signal
+
+if TYPE_CHECKING:
+    from fuseline.serve.http.http_server import HttpServer
+    from fuseline.serve.http.stand_in import StandIn
 
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
@@ -156,6 +156,13 @@ class Server:
             await self._health.set(service, status)
 
     async def _start_http(self, listener: socket.socket) -> None:
+        # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
+        from fuseline.serve.http.app import http_app
+        from fuseline.serve.http.http_limits import http_limits
+        from fuseline.serve.http.http_server import HttpServer
+        from fuseline.serve.http.http_services import HttpServices
+        from fuseline.serve.http.stand_in import StandIn
+
         settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (

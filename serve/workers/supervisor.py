@@ -14,15 +14,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuseline.serve.addresses import claimed_port, unbindable
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
-from fuseline.serve.workers.http_front import HttpFront
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
+
+if TYPE_CHECKING:
+    from fuseline.serve.workers.http_front import HttpFront
 
 _BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
@@ -97,6 +100,8 @@ class Supervisor:
         self._claim = self._claimed_port()
         self.port = self._claim.getsockname()[1]
         if settings.http_port:
+            from fuseline.serve.workers.http_front import HttpFront
+
             self._http = HttpFront(settings, self.totals, lambda: self.ready, self._taking_workers)
             self.http_port = self._http.port
             await self._http.start()
