@@ -22,7 +22,7 @@ def check_bindable(host: str, port: int) -> None:
         probe.listen()
 
 
-def http_listener(host: str, port: int) -> socket.socket:
+def listening_for_http(host: str, port: int) -> socket.socket:
     """Return a socket that listens on `host:port` for HTTP.
 
     Raises:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from prometheus_client import generate_latest
+
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
@@ -28,6 +30,10 @@ class ModelSource(Protocol):
         """Return the statistics of each model by name; zeros for a model without any requests."""
         ...
 
+    async def metrics(self) -> bytes:
+        """Return the metrics of all processes in Prometheus' text format. It may be called on any event loop."""
+        ...
+
 
 class PackageModels:
     """The models of packages, which are computed and counted in this process."""
@@ -47,3 +53,8 @@ class PackageModels:
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
         """See `ModelSource.statistics`."""
         return self._metrics.statistics
+
+    async def metrics(self) -> bytes:
+        """See `ModelSource.metrics`."""
+        # Formatting takes some milliseconds, in which requests go on.
+        return await asyncio.to_thread(generate_latest, self._metrics.registry)

@@ -8,24 +8,21 @@ the models are warm.
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import generate_latest
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.addresses import check_bindable, http_listener, join_address, unbindable
-from fuseline.serve.http.app import http_app
-from fuseline.serve.http.http_limits import http_limits
-from fuseline.serve.http.http_server import HttpServer
-from fuseline.serve.http.http_services import HttpServices
+from fuseline.serve.addresses import check_bindable, join_address, listening_for_http, unbindable
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -36,6 +33,10 @@ from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENC
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
 from fuseline.serve.stop_signals import run_until_signal
+
+if TYPE_CHECKING:
+    from fuseline.serve.http.http_server import HttpServer
+    from fuseline.serve.http.stand_in import StandIn
 
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
@@ -53,11 +54,19 @@ _log = logging.getLogger(__name__)
 class Server:
     """Serves the models of a source. Call `start`, then `drain`, each once, on one event loop."""
 
-    def __init__(self, settings: Settings, source: ModelSource, metrics: Metrics, *, shares_port: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        metrics: Metrics,
+        *,
+        shares_port: bool = False,
+        http_listener: socket.socket | None = None,
+    ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
-        process does.
+        process does. They share `http_listener` too, from which this server accepts once it is ready.
         """
         self.repository = Repository()
         self.port = 0
@@ -67,7 +76,9 @@ class Server:
         self._source = source
         self._metrics = metrics
         self._shares_port = shares_port
+        self._http_listener = http_listener
         self._http: HttpServer | None = None
+        self._stand_in: StandIn | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
@@ -90,13 +101,20 @@ class Server:
         """
         settings = self._settings
         self.port = self._bind()
-        if settings.http_port:
-            await self._start_http()
+        if settings.http_port and not self._shares_port:
+            await self._start_http(listening_for_http(settings.host, settings.http_port))
         await self._source.load(self.repository)
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._http_listener is not None:
+            await self._start_http(self._http_listener)
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests are computed now: the server is ready, and has a backend."""
+        return self.ready and self._open_inference.has_backend
 
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
@@ -120,6 +138,8 @@ class Server:
         finally:
             await self._grpc.stop(None)
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
+            if self._stand_in is not None:
+                await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
 
@@ -135,17 +155,25 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
-    async def _start_http(self) -> None:
-        settings = self._settings
+    async def _start_http(self, listener: socket.socket) -> None:
+        # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
+        from fuseline.serve.http.app import http_app
+        from fuseline.serve.http.http_limits import http_limits
+        from fuseline.serve.http.http_server import HttpServer
+        from fuseline.serve.http.http_services import HttpServices
+        from fuseline.serve.http.stand_in import StandIn
 
-        async def metrics() -> bytes:
-            return await asyncio.to_thread(generate_latest, self._metrics.registry)
-
-        listener = http_listener(settings.host, settings.http_port)
+        settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
         self.http_port = listener.getsockname()[1]
-        services = HttpServices(self._service, self._open_inference, metrics, lambda: self.ready, settings)
-        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
+        its, stand_ins = (
+            http_app(HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings))
+            for classify, open_inference in ((self._service, self._open_inference), (None, None))
+        )
+        self._http = HttpServer(its, listener, limits)
         await self._http.start()
+        if not self._shares_port:
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits)
+            self._stand_in.start()
 
     async def _flush_http(self) -> None:
         if self._http is not None:

@@ -18,6 +18,9 @@ from fuseline.serve.http.openapi import openapi_document
 from fuseline.serve.http.operations import Operation, answered_by, not_found, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
 
+PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz"))
+"""Paths that are answered also while the event loop hangs, by `StandIn`."""
+
 _CLOSE = {"Connection": "close"}
 """A probe gets a connection of its own each time, so that it finds whichever thread or process can answer it."""
 

@@ -1,27 +1,35 @@
 """One request, which is whole, and its answer."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from fuseline.serve.errors import log_once
 from fuseline.serve.http.content_encoding import decompressed
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.refusal import Refusal
 
+_FIELD_NAMES = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+_NO_BODY = frozenset((204, 304))
+
 
 class Exchange(RequestResponseCycle):
-    """Runs the application for one request. An error that the application doesn't answer becomes 500 with an id."""
+    """Runs the application for one request. An error that the application doesn't answer becomes 500 with an id.
+
+    The head of an answer is sent with the first part of its body, in one write.
+    """
 
     encoding: bytes = b""
     """Content encoding of the body; empty: it is sent as it is."""
     limits: HttpLimits
     charged_bytes: int = 0
     """Bytes that count in the total of all connections until the answer is sent."""
-    charge: Any
+    charge: Callable[[int], None]
     """Counts more bytes in that total; raises `Refusal`."""
+    _head: bytes | None = None
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
         """Answer the request by `app`. When the client has gone the task that runs this is cancelled."""
@@ -37,17 +45,7 @@ class Exchange(RequestResponseCycle):
         except Refusal as refusal:
             await self._refuse(refusal)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as 500
-            error_id = log_once(error)
-            if self.response_started:
-                self.transport.abort()
-            else:
-                await self._refuse(
-                    Refusal(
-                        500,
-                        "the server failed on this request; other requests are not affected; its log has more under "
-                        f"error {error_id}",
-                    )
-                )
+            await self._refuse(failure(error))
         finally:
             self.on_response = lambda: None
 
@@ -61,6 +59,79 @@ class Exchange(RequestResponseCycle):
             await self.message_event.wait()
         return {"type": "http.disconnect"}
 
+    async def send(self, message: Any) -> None:
+        """Send a part of the answer, once the client has read most of what came before.
+
+        Raises `RuntimeError` for a message that the ASGI specification forbids at this point.
+        """
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind, expected = message["type"], "http.response.body" if self.response_started else "http.response.start"
+        if kind != expected or self.response_complete:
+            raise RuntimeError(f"{kind} was sent where {expected} was expected, or after the whole answer")
+        if self.response_started:
+            self._send_body(message.get("body", b""), is_last=not message.get("more_body", False))
+        else:
+            self.response_started = True
+            self._head = self._head_of(message["status"], message.get("headers", ()))
+
+    def _head_of(self, status: int, fields: Any) -> bytes:
+        parts = [STATUS_LINE[status]]
+        for name, value in self.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        for name, value in fields:
+            if b"\n" in value or b"\r" in value:
+                raise RuntimeError(f"the header field {name!r} has more than one line")
+            if name in _FIELD_NAMES and self._note(name, value):
+                continue
+            parts += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
+            self.chunked_encoding = True
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _note(self, name: bytes, value: bytes) -> bool:
+        """Heed a field of the head; return whether it is only heeded, and sent by us."""
+        match name:
+            case b"content-length":
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+            case b"transfer-encoding":
+                self.chunked_encoding = True
+            case _ if value.lower() == b"close":
+                self.keep_alive = False
+                return True
+        return False
+
+    def _send_body(self, body: bytes, *, is_last: bool) -> None:
+        parts: tuple[bytes, ...] = (body,)
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+            parts = ()
+        elif self.chunked_encoding:
+            parts = (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
+            if is_last:
+                parts = (*parts, b"0\r\n\r\n")
+        else:
+            self.expected_content_length -= len(body)
+        if self.expected_content_length < 0 or (is_last and self.expected_content_length):
+            raise RuntimeError("the answer's body has not the length that its head says")
+        if self._head is not None:
+            parts = (self._head, *parts)
+            self._head = None
+        self.transport.writelines(parts)
+        if is_last:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
     async def _decompress(self) -> None:
         self.body = await decompressed(self.body, self.encoding, self.limits.max_body_bytes, self._charge_more)
         length = (b"content-length", b"%d" % len(self.body))
@@ -72,5 +143,20 @@ class Exchange(RequestResponseCycle):
         self.charged_bytes += size
 
     async def _refuse(self, refusal: Refusal) -> None:
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": list(refusal.headers)})
-        await self.send({"type": "http.response.body", "body": refusal.body, "more_body": False})
+        """Answer by `refusal`, or, if some of another answer is sent already, cut the connection."""
+        if self.response_started and self._head is None:
+            self.transport.abort()
+            return
+        self.response_started = False
+        self.chunked_encoding = None
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
+        await self.send({"type": "http.response.body", "body": refusal.body})
+
+
+def failure(error: BaseException) -> Refusal:
+    """Return the answer to a request on which the server failed; `error` is in the log under the id in the answer."""
+    return Refusal(
+        500,
+        "the server failed on this request; other requests are not affected; its log has more under error "
+        f"{log_once(error)}",
+    )

@@ -56,12 +56,17 @@ class HttpServer:
         self._sweeping: asyncio.Task[None] | None = None
         self._adopting: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Accept connections from now on."""
+    @property
+    def connections(self) -> list[HttpConnection]:
+        """Return the open connections."""
+        return list(self._group.state.connections)  # type: ignore[arg-type]
+
+    async def start(self, *, accepts: bool = True) -> None:
+        """Serve from now on, and, unless `accepts` is false, accept connections."""
         self._listener.setblocking(False)
         await self._tick()
         self._sweeping = asyncio.create_task(self._sweep())
-        self.accept(accepts=True)
+        self.accept(accepts=accepts)
 
     def accept(self, *, accepts: bool) -> None:
         """Take new connections, or leave them to others that accept from the same socket."""
@@ -77,7 +82,7 @@ class HttpServer:
     def begin_drain(self) -> None:
         """Close each connection after its present answer. New ones are still accepted, and answered once."""
         self._group.draining = True
-        for connection in self._connections():
+        for connection in self.connections:
             connection.close_after_answer()
 
     async def drain(self, flush_s: float) -> None:
@@ -87,9 +92,9 @@ class HttpServer:
             async with asyncio.timeout(flush_s):
                 while tasks := list(self._group.state.tasks):
                     await asyncio.wait(tasks)
-                for connection in self._connections():
+                for connection in self.connections:
                     connection.end()
-                while any(connection.has_unsent for connection in self._connections()):  # noqa: ASYNC110 tells no one
+                while any(connection.has_unsent for connection in self.connections):  # noqa: ASYNC110 tells no one
                     await asyncio.sleep(_FLUSH_POLL_S)
 
     async def close(self) -> None:
@@ -102,7 +107,7 @@ class HttpServer:
         self._sweeping.cancel()
         for task in self._adopting:
             task.cancel()
-        connections = self._connections()
+        connections = self.connections
         for connection in connections:
             connection.transport.abort()
         if tasks := list(self._group.state.tasks):
@@ -116,9 +121,6 @@ class HttpServer:
         task = asyncio.create_task(self._adopt(connection))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
-
-    def _connections(self) -> list[HttpConnection]:
-        return list(self._group.state.connections)  # type: ignore[arg-type]
 
     def _accept(self) -> None:
         try:
@@ -147,7 +149,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(self._group.limits.sweep_s)
             await self._tick()
-            for connection in self._connections():
+            for connection in self.connections:
                 connection.sweep()
 
     async def _tick(self) -> None:

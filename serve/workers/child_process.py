@@ -43,6 +43,8 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    http_listener_file: int | None = None
+    """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
 
     @property
     def link_address(self) -> Path:

@@ -13,7 +13,7 @@ from fuseline.serve import errors
 from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
-from fuseline.serve.workers.reports import Report
+from fuseline.serve.workers.reports import Report, metrics_text
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class SupervisedProcess:
         """Id of the process."""
         return self._process.pid
 
-    async def run(self, on_ready: Callable[[], None], on_question: Callable[[int], None]) -> None:
+    async def run(self, on_ready: Callable[[], None], on_question: Callable[[str, int], None]) -> None:
         """Read the process's messages until it has ended.
 
-        `on_ready` is called when it becomes ready, `on_question` with the number of each question for the statistics of
-        all processes.
+        `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
+        `statistics` or the `metrics` of all processes.
         """
         async for message in self._channel.messages():
             match message["kind"]:
@@ -59,8 +59,8 @@ class SupervisedProcess:
                     self.report = Report.model_validate(message["report"])
                     if (answered := self._questions.pop(message["number"], None)) is not None:
                         answered.set()
-                case "statistics":
-                    on_question(message["number"])
+                case "statistics" | "metrics" as kind:
+                    on_question(kind, message["number"])
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -77,10 +77,13 @@ class SupervisedProcess:
         finally:
             self._questions.pop(number, None)
 
-    def send_statistics(self, number: int, report: Report) -> None:
-        """Answer the process's question `number`."""
-        models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
-        self._channel.send("statistics", number=number, models=models)
+    def answer(self, kind: str, number: int, report: Report) -> None:
+        """Answer the process's question `number`, of `kind`, from the sum of all reports."""
+        if kind == "statistics":
+            models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
+            self._channel.send(kind, number=number, models=models)
+        else:
+            self._channel.send(kind, number=number, text=metrics_text(report).decode())
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

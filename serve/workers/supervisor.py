@@ -1,6 +1,6 @@
 """`fuseline serve --workers N`: starts a backend process and N workers, restarts those that die, drains them in order.
 
-The supervisor itself holds the gRPC port, answers HTTP and computes nothing.
+The supervisor itself holds the ports and computes nothing.
 """
 
 import asyncio
@@ -14,19 +14,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fuseline.serve.addresses import claimed_port, http_listener, unbindable
+from fuseline.serve.addresses import claimed_port, unbindable
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.http.app import http_app
-from fuseline.serve.http.http_limits import http_limits
-from fuseline.serve.http.http_server import HttpServer
-from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
-from fuseline.serve.workers.reports import metrics_text
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
+
+if TYPE_CHECKING:
+    from fuseline.serve.workers.http_front import HttpFront
 
 _BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
@@ -58,7 +57,7 @@ class Supervisor:
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
-        self._http: HttpServer | None = None
+        self._http: HttpFront | None = None
         self._claim: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
@@ -77,9 +76,7 @@ class Supervisor:
     def ready(self) -> bool:
         """Whether requests are answered."""
         backend = self._processes.get(_BACKEND)
-        if self._draining or backend is None or backend.ready is None:
-            return False
-        return any(process.ready is not None for title, process in self._processes.items() if title != _BACKEND)
+        return backend is not None and backend.ready is not None and bool(self._taking_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -103,7 +100,11 @@ class Supervisor:
         self._claim = self._claimed_port()
         self.port = self._claim.getsockname()[1]
         if settings.http_port:
-            await self._start_http()
+            from fuseline.serve.workers.http_front import HttpFront
+
+            self._http = HttpFront(settings, self.totals, lambda: self.ready, self._taking_workers)
+            self.http_port = self._http.port
+            await self._http.start()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
@@ -126,6 +127,7 @@ class Supervisor:
         Return whether everything was answered; what is not within `drain_timeout_s` is given up.
         """
         self._draining = True
+        self._adapt_http()
         titles = list(self._keeping)
         for group in ([title for title in titles if title != _BACKEND], [_BACKEND]):
             running = [self._processes[title] for title in group if title in self._processes]
@@ -141,8 +143,7 @@ class Supervisor:
                 self.kill()
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
-        if self._http is not None:
-            await self._http.close()
+        await self._close_http()
         self.close()
         return self._complete
 
@@ -161,26 +162,15 @@ class Supervisor:
             # One of them may just be starting, so this is repeated.
             self.kill()
             _, waiting = await asyncio.wait(waiting, timeout=_KILL_AGAIN_S)
+        await self._close_http()
 
     def close(self) -> None:
-        """Free the ports and the folder, after the processes have ended."""
+        """Free the port of gRPC and the folder, after the processes have ended."""
         if self._claim is not None:
             self._claim.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
-
-    async def _start_http(self) -> None:
-        settings = self._settings
-
-        async def metrics() -> bytes:
-            return metrics_text(await self.totals.read())
-
-        listener = http_listener(settings.host, settings.http_port)
-        self.http_port = listener.getsockname()[1]
-        services = HttpServices(None, None, metrics, lambda: self.ready, settings)
-        self._http = HttpServer(http_app(services), listener, http_limits(settings.max_message_bytes))
-        await self._http.start()
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
@@ -193,6 +183,7 @@ class Supervisor:
             finally:
                 self.totals.add_ended(process)
                 del self._processes[title]
+                self._adapt_http()
             if self._draining:
                 return
             was_ready = was_ready or process.ready is not None
@@ -221,7 +212,10 @@ class Supervisor:
         if not is_backend:
             threads = -(-settings.decode_threads // settings.workers)
             settings = settings.model_copy(update={"port": self.port, "http_port": 0, "decode_threads": threads})
+        http_file = None if is_backend or self._http is None else self._http.listener_file
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
+        if http_file is not None:
+            files.append(http_file)
 
         def make_config(channel_file: int) -> ProcessConfig:
             return ProcessConfig(
@@ -232,6 +226,7 @@ class Supervisor:
                 channel_file=channel_file,
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
+                http_listener_file=http_file,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
@@ -243,13 +238,28 @@ class Supervisor:
             self._failed.set_exception(error)
 
     def _note_ready(self) -> None:
+        self._adapt_http()
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
             self._all_ready.set()
 
-    def _answer(self, asker: SupervisedProcess, number: int) -> None:
+    def _taking_workers(self) -> list[SupervisedProcess]:
+        """Return the workers that take requests."""
+        if self._draining:
+            return []
+        return [its for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
+
+    def _adapt_http(self) -> None:
+        if self._http is not None:
+            self._http.adapt()
+
+    async def _close_http(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    def _answer(self, asker: SupervisedProcess, kind: str, number: int) -> None:
         async def answer() -> None:
-            asker.send_statistics(number, await self.totals.read())
+            asker.answer(kind, number, await self.totals.read())
 
         task = asyncio.create_task(answer())
         self._asked.add(task)

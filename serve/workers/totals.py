@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
@@ -41,18 +41,27 @@ class Totals:
 
     async def read(self) -> Report:
         """Return the present sum. A process that doesn't answer at once counts with its latest report."""
-        running = [process for process in self._running.values() if process.ready is not None]
-        if running:
-            updates = [asyncio.create_task(process.update_report(next(self._numbers))) for process in running]
-            _, late = await asyncio.wait(updates, timeout=_REPORT_TIMEOUT_S)
-            for task in late:
-                task.cancel()
+        await self._update([process for process in self._running.values() if process.ready is not None])
         return self._latest()
+
+    async def any_answers(self, processes: Sequence[SupervisedProcess]) -> bool:
+        """Return whether one of `processes` at least gives a sign of life at once."""
+        return await self._update(processes, asyncio.FIRST_COMPLETED) > 0
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
         by_code = self._latest().totals("fuseline_requests_total", "code")
         return ", ".join(f"{count:.0f} {code}" for code, count in sorted(by_code.items())) or "none"
+
+    async def _update(self, processes: Sequence[SupervisedProcess], return_when: str = asyncio.ALL_COMPLETED) -> int:
+        """Ask `processes` for their reports, and return how many have answered, or ended, in time."""
+        if not processes:
+            return 0
+        updates = [asyncio.create_task(process.update_report(next(self._numbers))) for process in processes]
+        answered, late = await asyncio.wait(updates, timeout=_REPORT_TIMEOUT_S, return_when=return_when)
+        for task in late:
+            task.cancel()
+        return len(answered)
 
     def _latest(self) -> Report:
         own = report_of(self._registry, {})

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import socket
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,7 +31,7 @@ class BackendModels:
         self._link = link
         self._channel = channel
         self._question_numbers = itertools.count()
-        self._questions: dict[int, asyncio.Future[dict[str, InferenceStatistics]]] = {}
+        self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def load(self, repository: Repository) -> None:
         """Wait for the backend process, and add its models to `repository`."""
@@ -39,20 +40,30 @@ class BackendModels:
             repository.add(model)
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
-        """Return the statistics that the supervisor answers with; `take_statistics` receives its answer."""
+        """Return the statistics that the supervisor answers with."""
+        models = (await self._ask("statistics"))["models"]
+        counts = {name: ModelCounts.model_validate(its) for name, its in models.items()}
+        return defaultdict(InferenceStatistics, statistics_from(counts))
+
+    async def metrics(self) -> bytes:
+        """Return the metrics that the supervisor answers with."""
+        text: str = (await self._ask("metrics"))["text"]
+        return text.encode()
+
+    def take_answer(self, message: dict[str, Any]) -> None:
+        """Receive the supervisor's answer to a question."""
+        if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
+            question.set_result(message)
+
+    async def _ask(self, kind: str) -> dict[str, Any]:
         number = next(self._question_numbers)
-        self._questions[number] = question = asyncio.get_running_loop().create_future()
+        question: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._questions[number] = question
         try:
-            self._channel.send("statistics", number=number)
-            return defaultdict(InferenceStatistics, await question)
+            self._channel.send(kind, number=number)
+            return await question
         finally:
             self._questions.pop(number, None)
-
-    def take_statistics(self, message: dict[str, Any]) -> None:
-        """Receive the supervisor's answer to `statistics`."""
-        if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
-            models = {name: ModelCounts.model_validate(counts) for name, counts in message["models"].items()}
-            question.set_result(statistics_from(models))
 
 
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
@@ -60,7 +71,14 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registry, statistics = metrics.registry, metrics.statistics
     link = BackendLink(config.link_address)
     models = BackendModels(link, channel)
-    server = Server(config.settings, models, metrics, shares_port=True)
+    file = config.http_listener_file
+    server = Server(
+        config.settings,
+        models,
+        metrics,
+        shares_port=True,
+        http_listener=None if file is None else socket.socket(fileno=file),
+    )
     await server.start()
     channel.send("ready")
 
@@ -71,7 +89,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
 
     reporting = asyncio.create_task(report())
     keeping = asyncio.create_task(link.keep_connected(lambda is_there: server.set_health(serving=is_there)))
-    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=models.take_statistics))
+    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message=models.take_answer))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     if keeping.done():
