@@ -11,19 +11,21 @@ from starlette.responses import Response
 
 from fuseline.protos.open_inference_pb2 import (
     CudaSharedMemoryStatusResponse,
+    LogSettingsRequest,
     ModelConfig,
     ModelMetadataResponse,
     ModelStatisticsResponse,
     RepositoryIndexResponse,
     ServerMetadataResponse,
     SystemSharedMemoryStatusResponse,
+    TraceSettingRequest,
 )
 from fuseline.serve.errors import RequestError
 from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices, open_inference_of
 from fuseline.serve.http.infer_endpoint import infer_application
 from fuseline.serve.http.json_text import json_type, object_from_json, shortened
-from fuseline.serve.http.message_json import members_of
+from fuseline.serve.http.message_json import members_of, scalar_of
 from fuseline.serve.http.operations import Operation, Parameter, answered_by
 from fuseline.serve.http.schemas import array_of, binary_content, json_content, object_schema, schema_of
 
@@ -112,31 +114,41 @@ async def _cuda_unregister(services: HttpServices, request: Request) -> Response
 
 
 async def _trace_settings(services: HttpServices, request: Request) -> Response:
-    changes: dict[str, list[str]] = {}
+    asked = TraceSettingRequest()
     for name, value in (await _members(request)).items():
-        # A setting that is null is cleared.
         values = [] if value is None else value if type(value) is list else [value]
-        if not all(type(item) in {str, int} for item in values):
+        if not all(type(item) in {str, int, bool} for item in values):
             raise RequestError(
-                f"the trace setting {shortened(name)} is {shortened(value)}; expected text, a list of it, or null"
+                f"the trace setting {shortened(name)} is {shortened(value)}; expected text, or a list of it"
             )
-        changes[name] = [str(item) for item in values]
-    settings = open_inference_of(services).trace_settings(request.path_params.get("model", ""), changes)
+        asked.settings[name].value.extend(map(str, values))
+    answer = open_inference_of(services).trace_settings(request.path_params.get("model", ""), asked.settings)
     # Triton has one text for each of these but the levels, which are a list.
     return json_answer(
-        {name: values if name == "trace_level" or len(values) != 1 else values[0] for name, values in settings.items()}
+        {
+            name: list(setting.value) if name == "trace_level" or len(setting.value) != 1 else setting.value[0]
+            for name, setting in answer.settings.items()
+        }
     )
 
 
 async def _log_settings(services: HttpServices, request: Request) -> Response:
-    changes: dict[str, bool | int | str] = {}
+    asked = LogSettingsRequest()
     for name, value in (await _members(request)).items():
-        if type(value) not in {bool, int, str}:
-            raise RequestError(
-                f"the log setting {shortened(name)} is {shortened(value)}; expected a boolean, an integer or text"
-            )
-        changes[name] = value
-    return json_answer(open_inference_of(services).log_settings(changes))
+        match value:
+            case bool():
+                asked.settings[name].bool_param = value
+            case int() if value in range(2**32):
+                asked.settings[name].uint32_param = value
+            case str():
+                asked.settings[name].string_param = value
+            case _:
+                raise RequestError(
+                    f"the log setting {shortened(name)} is {shortened(value)}; expected a boolean, text, or an integer "
+                    "of 32 bits from 0"
+                )
+    answer = open_inference_of(services).log_settings(asked.settings)
+    return json_answer({name: scalar_of(value, "parameter_choice") for name, value in answer.settings.items()})
 
 
 def _model(request: Request) -> tuple[str, str]:
