@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import (
+    ModelInferRequest,
     ModelStatisticsRequest,
     ServerReadyRequest,
     SystemSharedMemoryRegisterRequest,
@@ -30,7 +31,7 @@ from fuseline.protos.open_inference_pb2 import (
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
-from tests.fakes.colours import encoded, noise, plain
+from tests.fakes.colours import encoded, expected_logits, noise, plain
 from tests.serve.http2_pings import pinging_connection
 from tests.serve.processes import (
     FAST,
@@ -382,6 +383,16 @@ def workers_with(server: ServerProcess, path: Path) -> set[int]:
     return found
 
 
+def infer_in_memory(region: str, shape: tuple[int, ...]) -> ModelInferRequest:
+    """Ask for the logits of the pixels at the beginning of `region`, in their place."""
+    tensor = ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=shape)
+    output = ModelInferRequest.InferRequestedOutputTensor(name="logits")
+    for parameters, size in ((tensor.parameters, int(np.prod(shape))), (output.parameters, 16)):
+        parameters["shared_memory_region"].string_param = region
+        parameters["shared_memory_byte_size"].int64_param = size
+    return ModelInferRequest(inputs=[tensor], outputs=[output])
+
+
 async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
     servers: tuple[ServerProcess, ServerProcess],
 ) -> None:
@@ -391,7 +402,8 @@ async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
         stubs = [GRPCInferenceServiceStub(await stack.enter_async_context(own_channel(server))) for _ in range(12)]
         path = stack.enter_context(shared_object(size=4096))
         key = f"/{path.name}"
-        mine = SystemSharedMemoryRegisterRequest(name="mine", key=key, offset=8, byte_size=64)
+        mine = SystemSharedMemoryRegisterRequest(name="mine", key=key, offset=8, byte_size=192)
+        memory = stack.enter_context(path.open("r+b", buffering=0))
         attempts = await asyncio.gather(
             *(stub.SystemSharedMemoryRegister(mine) for stub in stubs), return_exceptions=True
         )
@@ -401,16 +413,22 @@ async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
         for stub in stubs:
             regions = (await stub.SystemSharedMemoryStatus(everything)).regions
             assert {name: (its.key, its.offset, its.byte_size) for name, its in regions.items()} == {
-                "mine": (key, 8, 64)
+                "mine": (key, 8, 192)
             }
 
         path.unlink()
         killed = min(workers_with(server, path))
         os.kill(killed, signal.SIGKILL)
         await until(lambda: len(workers_with(server, path) - {killed}) == 2)
-        # The connections that the dead worker had are made anew, to any.
-        for stub in stubs:
+        # The connections that the dead worker had are made anew, to any. Each worker reads and writes the same memory.
+        for seed, stub in enumerate(stubs):
             assert set((await stub.SystemSharedMemoryStatus(everything, wait_for_ready=True)).regions) == {"mine"}
+            pixels = noise(1, seed)
+            memory.seek(8)
+            memory.write(pixels.tobytes())
+            await stub.ModelInfer(infer_in_memory("mine", pixels.shape))
+            memory.seek(8)
+            np.testing.assert_allclose(np.frombuffer(memory.read(16), "<f4"), expected_logits(pixels)[0], atol=1e-5)
 
         await stubs[0].SystemSharedMemoryUnregister(SystemSharedMemoryUnregisterRequest(name="mine"))
         assert not workers_with(server, path)
