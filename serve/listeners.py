@@ -9,7 +9,7 @@ from fuseline.serve.unix_sockets import is_unix, prepare_unix_address, socket_fi
 
 
 class Listeners:
-    """The addresses that a gRPC server listens on. Once it has started, its stop removes the files of Unix sockets."""
+    """The addresses that a gRPC server listens on. If it was started, its stop removes the files of Unix sockets."""
 
     def __init__(self, server: grpc.aio.Server, *, shares_ports: bool) -> None:
         """With `shares_ports`, other processes of this server listen on its TCP ports too."""
@@ -32,10 +32,14 @@ class Listeners:
         return tuple(self._bound)
 
     def abandon(self) -> None:
-        """Remove the files of Unix sockets that are bound for a server that is never to start."""
+        """Remove the files of Unix sockets, for a server that is never to stop."""
         for address in self._bound:
             if is_unix(address) and (path := socket_file(address)) is not None:
                 path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the files alone from now on, as the server has stopped: they may be another's."""
         self._bound.clear()
 
     def _bind_unix(self, address: str) -> str:

@@ -132,7 +132,7 @@ class Server:
         return self.ready and self._open_inference.has_backend
 
     def abandon(self) -> None:
-        """Leave no file behind, in place of `drain`, where `start` has not come to its end."""
+        """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
         self._listeners.abandon()
 
     async def drain(self) -> None:
@@ -156,6 +156,7 @@ class Server:
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             await self._grpc.stop(None)
+            self._listeners.forget()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -207,17 +208,20 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
 
     `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
     """
+    servers: list[Server] = []
 
     async def serve(stop: asyncio.Event) -> int:
-        return await _run(folders, settings, announce, stop)
+        servers.append(Server.for_packages(folders, settings))
+        return await _run(servers[0], settings, announce, stop)
 
-    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s)
+    def abandon() -> None:
+        for server in servers:
+            server.abandon()
+
+    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s, before_exit=abandon)
 
 
-async def _run(
-    folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event
-) -> int:
-    server = Server.for_packages(folders, settings)
+async def _run(server: Server, settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event) -> int:
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -25,11 +25,17 @@ _ENDED = 0
 _log = logging.getLogger(__name__)
 
 
-def run_until_signal(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]], *, drain_timeout_s: float) -> int:
+def run_until_signal(
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, int]],
+    *,
+    drain_timeout_s: float,
+    before_exit: Callable[[], None] = lambda: None,
+) -> int:
     """Run `work` on an event loop and return its exit code; its argument is set at the first SIGTERM or SIGINT.
 
     A second signal ends the process at once, with 128 + its number. If `work` goes on for some seconds longer than
-    `drain_timeout_s` after the first, the process ends with 1. Call it in the main thread. Raises what `work` raises.
+    `drain_timeout_s` after the first, the process ends with 1. Either way `before_exit` is called first, in this
+    thread, while the event loop may hang. Call it in the main thread. Raises what `work` raises.
     """
     reader, writer = socket.socketpair()
     with reader, writer:
@@ -38,7 +44,7 @@ def run_until_signal(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]], 
         # The socket gets the number of each signal, whichever thread it interrupts.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            return _run(work, drain_timeout_s, reader, writer)
+            return _run(work, drain_timeout_s, before_exit, reader, writer)
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
@@ -48,6 +54,7 @@ def run_until_signal(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]], 
 def _run(
     work: Callable[[asyncio.Event], Coroutine[Any, Any, int]],
     drain_timeout_s: float,
+    before_exit: Callable[[], None],
     numbers: socket.socket,
     writer: socket.socket,
 ) -> int:
@@ -82,9 +89,11 @@ def _run(
             second = _next_number(numbers)
         except TimeoutError:
             _log.error("the backend hangs; answers were still owed after %g s and are given up", drain_timeout_s)
+            before_exit()
             os._exit(1)
         if second:
             _log.warning("second signal: exiting at once")
+            before_exit()
             os._exit(128 + second)
     return outcome.result()
 

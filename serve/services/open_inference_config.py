@@ -1,6 +1,7 @@
 """A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
 
 from fuseline.protos.open_inference_pb2 import (
+    TYPE_FP16,
     TYPE_FP32,
     TYPE_UINT8,
     InferBatchStatistics,
@@ -8,18 +9,27 @@ from fuseline.protos.open_inference_pb2 import (
     ModelConfig,
     ModelDynamicBatching,
     ModelInput,
+    ModelInstanceGroup,
     ModelMetadataResponse,
     ModelOutput,
     ModelParameter,
+    ModelQueuePolicy,
     ModelStatistics,
+    ModelTransactionPolicy,
+    ModelVersionPolicy,
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
+from fuseline.serve.model_package import MANIFEST_NAME
 from fuseline.serve.services.open_inference_inputs import DATATYPE_OF_DTYPE
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.settings import Settings
+
+_TYPE_OF_DTYPE = {"uint8": TYPE_UINT8, "float16": TYPE_FP16, "float32": TYPE_FP32}
+
+_LARGEST_UINT32 = 2**32 - 1
 
 
 def metadata_of(model: Model) -> ModelMetadataResponse:
@@ -43,27 +53,41 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
     """Return the configuration of `model`.
 
     `max_batch_size` is the number of images that a client may send at once; the preferred sizes are those of the
-    batches that are formed.
+    batches that are formed. The instances are the model's lanes.
     """
     manifest = model.manifest
     return ModelConfig(
         name=manifest.name,
         platform=_platform(model),
         backend=model.backend.name,
+        version_policy=ModelVersionPolicy(latest=ModelVersionPolicy.Latest(num_versions=1)),
         max_batch_size=settings.max_images_per_request,
         input=[
             ModelInput(
                 name=manifest.input.name,
-                data_type=TYPE_UINT8,
-                format=ModelInput.FORMAT_NHWC,
+                data_type=_TYPE_OF_DTYPE[manifest.input.row_dtype.name],
+                format=f"FORMAT_{manifest.input.layout}",
                 dims=manifest.input.row_shape,
             )
         ],
-        output=[ModelOutput(name=manifest.output_name, data_type=TYPE_FP32, dims=[manifest.classes])],
+        output=[
+            ModelOutput(
+                name=manifest.output_name, data_type=TYPE_FP32, dims=[manifest.classes], label_filename=MANIFEST_NAME
+            )
+        ],
+        instance_group=[_instances(model)],
         dynamic_batching=ModelDynamicBatching(
             preferred_batch_size=model.backend.buckets,
             max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),
+            default_queue_policy=ModelQueuePolicy(
+                timeout_action=ModelQueuePolicy.REJECT,
+                default_timeout_microseconds=max(1, round(1000 * settings.max_queue_ms)),
+                allow_timeout_override=True,
+                # Each request has at least one of the rows that may wait.
+                max_queue_size=min(settings.max_queue_rows, _LARGEST_UINT32),
+            ),
         ),
+        model_transaction_policy=ModelTransactionPolicy(decoupled=False),
         # Softmax is what clients do with logits unless told otherwise.
         parameters={} if manifest.task == "single-label" else {"task": ModelParameter(string_value=manifest.task)},
     )
@@ -98,6 +122,17 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
             )
             for rows, compute in sorted(statistics.compute_by_batch_rows.items())
         ],
+    )
+
+
+def _instances(model: Model) -> ModelInstanceGroup:
+    # Triton names a group that its user has not named so. The GPU has its number among those that this process sees.
+    on_gpu = model.backend.device != "CPU"
+    return ModelInstanceGroup(
+        name=f"{model.name}_0",
+        count=model.lanes.lanes,
+        kind=ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU,
+        gpus=[0] if on_gpu else [],
     )
 
 

@@ -1,6 +1,7 @@
 """Real servers with a tiny real model."""
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,6 +32,13 @@ Call = TypeVar("Call")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colours model."""
     return write_colours_package(tmp_path_factory.mktemp("packages") / "colours")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short, as that of a Unix socket must be."""
+    with tempfile.TemporaryDirectory(prefix="fl-") as path:
+        yield Path(path)
 
 
 def settings(**changes: Any) -> Settings:

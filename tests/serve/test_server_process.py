@@ -113,8 +113,11 @@ ON_LOOP = ("-m", "tests.serve.hanging_server")
 
 
 @pytest.mark.parametrize("command", [IN_THREAD, ON_LOOP], ids=["in the thread", "on the event loop"])
-async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path, command: Sequence[str]) -> None:
-    with server_process(package, *FAST, "--drain-timeout-s", 0.2, command=command) as server:
+async def test_when_the_drain_takes_too_long_it_gives_up_with_1(
+    package: Path, folder: Path, command: Sequence[str]
+) -> None:
+    flags = (*FAST, "--drain-timeout-s", 0.2, "--listen", f"unix:{folder}/its.sock")
+    with server_process(package, *flags, command=command) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
             server.process.send_signal(signal.SIGTERM)
@@ -123,6 +126,7 @@ async def test_when_the_drain_takes_too_long_it_gives_up_with_1(package: Path, c
                 await call
     assert code == 1
     assert "given up" in stderr
+    assert not (folder / "its.sock").exists()
 
 
 async def test_a_health_watch_that_stays_open_is_no_answer_still_owed(package: Path) -> None:
@@ -137,8 +141,8 @@ async def test_a_health_watch_that_stays_open_is_no_answer_still_owed(package: P
 
 
 @pytest.mark.parametrize("command", [IN_THREAD, ON_LOOP], ids=["in the thread", "on the event loop"])
-async def test_a_second_signal_ends_it_at_once(package: Path, command: Sequence[str]) -> None:
-    with server_process(package, *FAST, command=command) as server:
+async def test_a_second_signal_ends_it_at_once(package: Path, folder: Path, command: Sequence[str]) -> None:
+    with server_process(package, *FAST, "--listen", f"unix:{folder}/its.sock", command=command) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
             server.process.send_signal(signal.SIGTERM)
@@ -149,6 +153,7 @@ async def test_a_second_signal_ends_it_at_once(package: Path, command: Sequence[
             with pytest.raises(grpc.aio.AioRpcError):
                 await call
     assert code == 128 + signal.SIGTERM
+    assert not (folder / "its.sock").exists()
 
 
 async def test_health_turns_not_serving_while_it_drains(package: Path) -> None:

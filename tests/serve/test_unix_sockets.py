@@ -3,13 +3,10 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +23,6 @@ from tests.serve.processes import FAST, finished, server_process
 
 SERVE = tuple(str(argument) for argument in FAST[2:])
 """`FAST` without its port, which would be listened on too."""
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short, as that of a socket must be."""
-    path = Path(tempfile.mkdtemp(prefix="fl-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def label_of(address: str) -> str:

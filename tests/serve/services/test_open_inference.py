@@ -15,12 +15,15 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
 from fuseline.protos.open_inference_pb2 import (
+    TYPE_FP16,
     TYPE_FP32,
     TYPE_UINT8,
     ModelConfigRequest,
     ModelInferRequest,
     ModelInput,
+    ModelInstanceGroup,
     ModelMetadataRequest,
+    ModelQueuePolicy,
     ModelReadyRequest,
     ModelStatisticsRequest,
     RepositoryIndexRequest,
@@ -29,8 +32,10 @@ from fuseline.protos.open_inference_pb2 import (
     ServerReadyRequest,
 )
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.backends.base import BackendFacts
+from fuseline.serve.services.open_inference_config import config_of
 from tests.fakes.colours import expected_logits, noise
-from tests.serve.conftest import Served, StartServer
+from tests.serve.conftest import Served, StartServer, settings
 from tests.serve.failures import refusal
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request, logits_of
@@ -212,6 +217,49 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
     assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", TYPE_FP32, [4])]
     assert list(config.dynamic_batching.preferred_batch_size) == [1, 2, 3, 4, 6]
     assert config.dynamic_batching.max_queue_delay_microseconds == 1500
+
+
+async def test_the_config_tells_what_tools_of_triton_ask_of_it(start_server: StartServer) -> None:
+    served = await start_server(lanes=2, max_queue_ms=250.5, max_queue_rows=300)
+    config = (await stub_of(served).ModelConfig(ModelConfigRequest(name="colours"))).config
+    assert config.version_policy.latest.num_versions == 1
+    (group,) = config.instance_group
+    assert (group.name, group.count, group.kind, list(group.gpus)) == ("colours_0", 2, ModelInstanceGroup.KIND_CPU, [])
+    assert config.output[0].label_filename == "manifest.json"
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.timeout_action, policy.default_timeout_microseconds) == (ModelQueuePolicy.REJECT, 250_500)
+    assert (policy.allow_timeout_override, policy.max_queue_size) == (True, 300)
+    assert config.HasField("model_transaction_policy")
+    assert not config.model_transaction_policy.decoupled
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "told"),
+    [
+        ("NHWC", "uint8", (ModelInput.FORMAT_NHWC, TYPE_UINT8)),
+        ("NCHW", "float32", (ModelInput.FORMAT_NCHW, TYPE_FP32)),
+        ("NCHW", "float16", (ModelInput.FORMAT_NCHW, TYPE_FP16)),
+    ],
+)
+async def test_the_config_tells_the_layout_and_the_type_of_the_manifest(
+    start_server: StartServer, layout: str, dtype: str, told: tuple[int, int]
+) -> None:
+    (model,) = (await start_server()).server.repository
+    spec = model.manifest.input.model_copy(update={"layout": layout, "dtype": dtype, "name": "pixels"})
+    model.manifest = model.manifest.model_copy(update={"input": spec, "output_name": "scores"})
+    config = config_of(model, settings())
+    assert (config.input[0].format, config.input[0].data_type) == told
+    assert (config.input[0].name, config.output[0].name) == ("pixels", "scores")
+
+
+@pytest.mark.parametrize(("device", "kind", "gpus"), [("CPU", "KIND_CPU", []), ("NVIDIA H100", "KIND_GPU", [0])])
+async def test_the_config_names_the_device_of_the_instances(
+    start_server: StartServer, device: str, kind: str, gpus: list[int]
+) -> None:
+    (model,) = (await start_server()).server.repository
+    model.backend = BackendFacts.model_validate(model.backend).model_copy(update={"device": device})
+    (group,) = config_of(model, settings()).instance_group
+    assert (ModelInstanceGroup.Kind.Name(group.kind), list(group.gpus)) == (kind, gpus)
 
 
 async def test_statistics_count_requests_rows_batches_and_their_time(start_server: StartServer) -> None:
