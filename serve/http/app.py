@@ -12,17 +12,14 @@ from starlette.types import ASGIApp
 
 from fuseline.serve.addresses import join_address
 from fuseline.serve.http import classify_routes, open_inference_routes
-from fuseline.serve.http.http_answers import json_answer
+from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
 from fuseline.serve.http.operations import Operation, answered_by, not_found, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
 
-PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz"))
+PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
 """Paths that are answered also while the event loop hangs, by `StandIn`."""
-
-_CLOSE = {"Connection": "close"}
-"""A probe gets a connection of its own each time, so that it finds whichever thread or process can answer it."""
 
 
 def http_app(services: HttpServices) -> ASGIApp:
@@ -56,17 +53,17 @@ async def _openapi(_services: HttpServices, _request: Request) -> Response:
 
 
 async def _metrics(services: HttpServices, _request: Request) -> Response:
-    return Response(await services.metrics(), media_type=CONTENT_TYPE_LATEST, headers=_CLOSE)
+    return Response(await services.metrics(), media_type=CONTENT_TYPE_LATEST, headers=CLOSE)
 
 
 async def _healthz(_services: HttpServices, _request: Request) -> Response:
-    return PlainTextResponse("alive\n", headers=_CLOSE)
+    return PlainTextResponse("alive\n", headers=CLOSE)
 
 
 async def _readyz(services: HttpServices, _request: Request) -> Response:
     ready = services.is_ready()
     status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-    return PlainTextResponse("ready\n" if ready else "not ready\n", status, headers=_CLOSE)
+    return PlainTextResponse("ready\n" if ready else "not ready\n", status, headers=CLOSE)
 
 
 _TEXT: Mapping[str, object] = {"text/plain": {"schema": {"type": "string"}}}

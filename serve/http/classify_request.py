@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import UploadFile
@@ -126,7 +127,7 @@ def _flag(name: str, value: str) -> bool:
 
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
-PARAMETERS = {
+PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"type": "string"}, "Name of the model; absent: the only one."),
     "top_k": ({"type": "integer", "minimum": 1, "default": 1}, "Number of classes of each image, most probable first."),
     "timeout_ms": (

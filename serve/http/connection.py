@@ -15,7 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.exchange import Exchange, failure
-from fuseline.serve.http.refusal import Refusal, too_large
+from fuseline.serve.http.refusal import Refusal
+from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
 
 _SLICE_BYTES = 8192
 """Bytes that are parsed at a time. All requests within one slice are parsed at once, and the shortest ones then take
@@ -23,8 +24,6 @@ about 80 times their size in memory; what follows the slice waits unparsed until
 
 _REFUSED_AT_ONCE = 128
 """Connections beyond the limit that are told so; further ones are only closed."""
-
-_NOTED = frozenset((b"content-length", b"content-encoding", b"transfer-encoding", b"expect"))
 
 _UNREADABLE = "this is no valid HTTP/1.1 request"
 
@@ -49,9 +48,7 @@ class HttpConnection(HttpToolsProtocol):
         # Of the request that is being parsed:
         self._begun = False
         self._in_body = False
-        self._noted: dict[bytes, bytes] = {}
-        self._body: bytes | bytearray = b""
-        self._body_left = 0
+        self._body = RequestBody(group)
         self._fed_bytes = 0
 
     # asyncio.Protocol
@@ -96,7 +93,7 @@ class HttpConnection(HttpToolsProtocol):
     def _parse(self, data: memoryview) -> None:
         start = 0
         while start < len(data):
-            start += self._feed(data[start : start + max(_SLICE_BYTES, self._body_left)])
+            start += self._feed(data[start : start + max(_SLICE_BYTES, self._body.left)])
             if self._refused or self._refusal is not None:
                 return
             if self._running is not None:
@@ -159,16 +156,15 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._fed_bytes = 0
         self._begun = True
-        self._noted = {}
-        self._body = b""
+        self._body = RequestBody(self._group)
         self._since = self._group.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             return  # a trailer, which nobody needs
         name = name.lower()
-        if name in _NOTED:
-            self._noted[name] = self._noted[name] + b", " + value if name in self._noted else value
+        if name in FRAMING_FIELDS:
+            self._body.note(name, value)
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -187,37 +183,17 @@ class HttpConnection(HttpToolsProtocol):
         self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         self.scope["raw_path"] = url.path
         self.scope["query_string"] = url.query or b""
-        if self._noted:
-            self._check_noted()
+        self._body.begin()
         self._in_body = True
-
-    def _check_noted(self) -> None:
         self._since = self._group.now
-        coding = self._noted.get(b"transfer-encoding", b"chunked")
-        if coding.lower() != b"chunked":
-            raise Refusal(501, "of transfer encodings only chunked is known")
-        self._body_left = int(self._noted.get(b"content-length", 0))
-        if self._body_left > self._limits.max_body_bytes:
-            raise too_large(self._limits.max_body_bytes)
         # Nothing may come between the parts of an answer under way; its client goes on by itself after a while.
-        if self._noted.get(b"expect", b"").lower() == b"100-continue" and self._running is None:
+        if self._body.awaits_100 and self._running is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._fed_bytes = 0
-        size = len(body)
-        if len(self._body) + size > self._limits.max_body_bytes:
-            raise too_large(self._limits.max_body_bytes)
-        self._group.charge(size)
-        self._unanswered_bytes += size
-        if self._body_left:
-            self._body_left -= size
-        if not self._body:
-            self._body = body
-        else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += body
+        self._body.add(body)
+        self._unanswered_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -236,14 +212,13 @@ class HttpConnection(HttpToolsProtocol):
             keep_alive=self.scope["http_version"] == "1.1" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        exchange.body = self._body  # type: ignore[assignment]
-        exchange.charged_bytes = len(self._body)
+        body = self._body
+        exchange.body = body.content  # type: ignore[assignment]
+        exchange.encoding = body.encoding
+        exchange.charged_bytes = len(body.content)
+        body.content = b""
         exchange.limits = self._limits
         exchange.charge = self._charge
-        if self._noted:
-            encoding = self._noted.get(b"content-encoding", b"").lower()
-            exchange.encoding = b"" if encoding == b"identity" else encoding
-        self._body = b""
         if self._running is None:
             self._answer(exchange)
         else:
@@ -330,6 +305,11 @@ class HttpConnection(HttpToolsProtocol):
                 self._refuse(Refusal(408, f"the request's head was not complete within {limits.head_s:g} s"))
         elif taken_s > (limits.head_s if self.cycle is None else limits.idle_s):
             self.transport.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a request is there, of which the rest has yet to come."""
+        return self._begun
 
     @property
     def has_unsent(self) -> bool:

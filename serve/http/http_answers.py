@@ -15,6 +15,10 @@ RETRY_AFTER_MS_HEADER = "retry-after-ms"
 
 JSON_TYPE = "application/json"
 
+CLOSE = {"Connection": "close"}
+"""Header of answers to probes: each gets a connection of its own, so that it finds whichever thread or process can
+answer it."""
+
 
 def json_answer(
     value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None

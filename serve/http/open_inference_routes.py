@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +19,7 @@ from fuseline.protos.open_inference_pb2 import (
     SystemSharedMemoryStatusResponse,
 )
 from fuseline.serve.errors import RequestError
-from fuseline.serve.http.http_answers import json_answer
+from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices, open_inference_of
 from fuseline.serve.http.infer_endpoint import infer_application
 from fuseline.serve.http.json_text import json_type, object_from_json, shortened
@@ -37,11 +38,11 @@ async def _server_metadata(services: HttpServices, _request: Request) -> Respons
 
 
 async def _live(_services: HttpServices, _request: Request) -> Response:
-    return json_answer({"live": True})
+    return json_answer({"live": True}, headers=CLOSE)
 
 
 async def _ready(services: HttpServices, _request: Request) -> Response:
-    return _readiness({}, is_ready=services.is_ready() and services.open_inference is not None)
+    return _readiness({}, is_ready=services.is_ready(), headers=CLOSE)
 
 
 async def _model_ready(services: HttpServices, request: Request) -> Response:
@@ -147,10 +148,10 @@ def _region(request: Request) -> str:
     return name
 
 
-def _readiness(members: dict[str, Any], *, is_ready: bool) -> Response:
+def _readiness(members: dict[str, Any], *, is_ready: bool, headers: Mapping[str, str] | None = None) -> Response:
     """Tell it by the status, which Triton's clients look at, and in the body, which KServe's do."""
     status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-    return json_answer(members | {"ready": is_ready}, status)
+    return json_answer(members | {"ready": is_ready}, status, headers)
 
 
 def _regions(answer: SystemSharedMemoryStatusResponse | CudaSharedMemoryStatusResponse) -> Response:

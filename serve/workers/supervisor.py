@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import BackendError, InputError
@@ -21,10 +22,12 @@ from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
-from fuseline.serve.workers.http_front import HttpFront
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
+
+if TYPE_CHECKING:
+    from fuseline.serve.workers.http_front import HttpFront
 
 _BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
@@ -105,6 +108,8 @@ class Supervisor:
         settings = self._settings
         self.addresses = tuple(map(self._claimed, settings.grpc_addresses))
         if settings.http_port:
+            from fuseline.serve.workers.http_front import HttpFront
+
             self._http = HttpFront(settings, self.totals, lambda: self.ready, self._taking_workers)
             self.http_port = self._http.port
             await self._http.start()

@@ -62,7 +62,8 @@ class BackendModels:
 
     async def _ask(self, kind: str) -> dict[str, Any]:
         number = next(self._question_numbers)
-        self._questions[number] = question = asyncio.get_running_loop().create_future()
+        question: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._questions[number] = question
         try:
             self._channel.send(kind, number=number)
             answer: dict[str, Any] = await question

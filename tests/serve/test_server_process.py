@@ -1,6 +1,7 @@
 """`fuseline serve` as a process: start, ports, signals, what it imports."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -156,14 +157,30 @@ async def test_a_second_signal_ends_it_at_once(package: Path, folder: Path, comm
     assert not (folder / "its.sock").exists()
 
 
+async def test_health_is_answered_over_http_while_the_event_loop_hangs(package: Path) -> None:
+    with server_process(package, *FAST, "--http-port", free_port(), command=ON_LOOP) as server:
+        address = str(server.http_address)
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call = await hang(channel, server)
+            answers = [await asyncio.to_thread(get, address, path) for path in ("/healthz", "/readyz", "/metrics")]
+            call.cancel()
+    assert [status for status, _ in answers] == [200, 200, 200]
+    assert answers[0][1] == "alive\n"
+    assert 'fuseline_model_info{backend="onnxruntime"' in answers[2][1]
+
+
 async def test_health_turns_not_serving_while_it_drains(package: Path) -> None:
-    with server_process(package, *FAST, command=IN_THREAD) as server:
+    with server_process(package, *FAST, "--http-port", free_port(), command=IN_THREAD) as server:
+        address = str(server.http_address)
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
             health = HealthStub(channel).Watch(HealthCheckRequest(service=""))
             assert (await health.read()).status == HealthCheckResponse.SERVING
+            assert await asyncio.to_thread(get, address, "/readyz") == (200, "ready\n")
             server.process.send_signal(signal.SIGTERM)
             assert (await health.read()).status == HealthCheckResponse.NOT_SERVING
+            assert await asyncio.to_thread(get, address, "/readyz") == (503, "not ready\n")
+            assert await asyncio.to_thread(get, address, "/healthz") == (200, "alive\n")
             call.cancel()
 
 
@@ -185,7 +202,9 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
                 client.classify(plain("red"), top_k=9)
         assert get(server.http_address, "/healthz")[0] == 200
         assert get(server.http_address, "/readyz")[0] == 200
-        assert get(server.http_address, "/nothing")[0] == 404
+        status, body = get(server.http_address, "/nothing")
+        assert status == 404
+        assert "'/nothing'" in json.loads(body)["error"]
         status, metrics = get(server.http_address, "/metrics")
         assert status == 200
         assert 'fuseline_requests_total{code="OK",method="Classify",model="colours"} 1.0' in metrics

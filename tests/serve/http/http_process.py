@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -110,3 +110,10 @@ async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[Http]:
             yield Http(server, its.getsockname())
     finally:
         await server.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until `condition()`: what is waited for lies in the server, which tells no one."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

@@ -416,3 +416,56 @@ async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
         assert not workers_with(server, path)
         for stub in stubs:
             assert not (await stub.SystemSharedMemoryStatus(everything)).regions
+
+
+async def test_http_is_answered_by_workers_and_by_the_supervisor_when_they_all_hang(package: Path) -> None:
+    with server_process(package, *FAST, *WORKERS, "--http-port", free_port()) as server:
+        address = str(server.http_address)
+        workers = [pid for pid, kind in children_of(server).items() if kind == "worker"]
+        for stopped in ([server.process.pid], workers):
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                assert await asyncio.to_thread(get, address, "/readyz") == (200, "ready\n")
+            finally:
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+        assert metric(server, 'fuseline_process_restarts_total{process="worker"}') == 0
+
+
+def test_while_its_workers_start_the_supervisor_answers_http(package: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    shutil.copytree(package, slow)
+    (slow / "model.onnx").unlink()
+    os.mkfifo(slow / "model.onnx")
+    port = free_port()
+    command = (sys.executable, "-m", "serve", slow, *FAST, *WORKERS, "--http-port", port)
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        # Opening returns once the backend reads the model, which then never comes.
+        with (slow / "model.onnx").open("wb"):
+            assert get(f"127.0.0.1:{port}", "/healthz") == (200, "alive\n")
+            assert get(f"127.0.0.1:{port}", "/readyz") == (503, "not ready\n")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+
+
+async def test_while_it_drains_it_is_alive_and_not_ready(package: Path) -> None:
+    with server_process(package, *FAST, *WORKERS, "--http-port", free_port()) as server:
+        address = str(server.http_address)
+        os.kill(one_of(server, "backend"), signal.SIGSTOP)
+        async with AsyncExitStack() as stack:
+            (stub,) = await connections(stack, server, 1)
+            call = stub.Classify(request(0))
+            watch = HealthStub(grpc.aio.insecure_channel(server.address)).Watch(HealthCheckRequest(service=""))
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+            for _ in range(8):
+                assert await asyncio.to_thread(get, address, "/healthz") == (200, "alive\n")
+                assert await asyncio.to_thread(get, address, "/readyz") == (503, "not ready\n")
+            call.cancel()
