@@ -9,8 +9,8 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
@@ -132,7 +132,7 @@ def _open_asked(backend: Backend, asked: int) -> tuple[LaneChoice, tuple[Infer, 
     return LaneChoice(lanes=asked, reason=f"--lanes {asked} was given"), backend.open_lanes(asked) if asked > 1 else ()
 
 
-def _seconds(infer: Infer, pixels: NDArray[np.uint8]) -> float:
+def _seconds(infer: Infer, pixels: NDArray[Any]) -> float:
     """Return the seconds of the fastest of a few calls."""
     return min(seconds for _ in range(_ROUNDS) for seconds, _ in run_once([infer], pixels))
 
@@ -145,7 +145,7 @@ def _affordable_rows(row_seconds: float, lanes: int, seconds: float, max_rows: i
     return 2 ** (rows.bit_length() - 1) if rows else 0
 
 
-def _images_per_s(lanes: Sequence[Infer], infer: Infer, pixels: NDArray[np.uint8], ends: float) -> tuple[float, float]:
+def _images_per_s(lanes: Sequence[Infer], infer: Infer, pixels: NDArray[Any], ends: float) -> tuple[float, float]:
     """Return the images/s of `lanes` and of `infer` alone: the medians of rounds in turn, until about `ends`."""
     run_once(lanes, pixels)
     run_once([infer], pixels)
@@ -158,7 +158,7 @@ def _images_per_s(lanes: Sequence[Infer], infer: Infer, pixels: NDArray[np.uint8
     return statistics.median(with_lanes), statistics.median(with_one)
 
 
-def _rate(infers: Sequence[Infer], pixels: NDArray[np.uint8]) -> float:
+def _rate(infers: Sequence[Infer], pixels: NDArray[Any]) -> float:
     """Return the images/s of `infers` under load for `_STRETCH_SECONDS`, or for one call of each."""
     began = time.monotonic()
 

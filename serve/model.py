@@ -71,9 +71,13 @@ class Model:
         self.name: str = package.manifest.name
         """Name under which requests find the model."""
         self.row_shape = package.manifest.input.row_shape
-        """Shape (height, width, channels) of one image."""
+        """Shape of one image as the batcher takes it: (height, width, channels), or (channels, height, width)."""
+        self.pixel_shape = package.manifest.input.pixel_shape
+        """Shape (height, width, channels) of one image's pixels, whatever the batcher takes."""
         self.row_dtype = package.manifest.input.row_dtype
         """Type of an image's elements."""
+        self.takes_pixels = not package.manifest.input.format.normalised
+        """Whether the batcher takes pixels as they are; else they are normalised to floats first."""
         self.classes = package.manifest.classes
         """Number of classes that the model tells apart."""
         self.backend = backend
@@ -140,6 +144,7 @@ def load_model(
         backend.infer,
         warmed.policy,
         row_shape=spec.row_shape,
+        row_dtype=spec.row_dtype,
         lanes=warmed.lanes,
         seconds_per_bucket=warmed.seconds_per_bucket,
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,

@@ -2,7 +2,7 @@
 
     resnet18/
       manifest.json       this module's `Manifest`, as JSON
-      model.onnx          FP32: `image` uint8 NHWC in, `logits` float32 out
+      model.onnx          FP32: `image` uint8 NHWC in, or normalised NCHW floats; `logits` float32 out
       model.fp16.onnx     the same in strongly typed FP16
       model.int8.onnx     the same with QDQ pairs, for CPUs; model.int8.tensorrt.onnx for TensorRT
       engines/*.plan      TensorRT engines; disposable
@@ -21,11 +21,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuseline.serve.errors import PackageError
+from fuseline.serve.input_format import INPUT_FORMATS, InputDtype, InputFormat, InputLayout, input_format_of
 from fuseline.serve.precision import GraphPrecision, PrecisionName
 
 MANIFEST_NAME = "manifest.json"
-INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
+INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
+OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 
@@ -35,7 +36,8 @@ AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/:-]{0,127}$")]
+TENSOR_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._/:-]{0,127}$"
+TensorName = Annotated[str, Field(pattern=TENSOR_NAME_PATTERN)]
 CropOffset = Literal["rounded", "floored"]
 Task = Literal["single-label", "multi-label"]
 """Meaning of the logits: an image has one of the labels, by softmax over them, or any number, each by its own
@@ -47,7 +49,7 @@ class _Spec(BaseModel):
 
 
 class Preprocessing(_Spec):
-    """What turns a decoded RGB image into the network's uint8 input: torchvision's Resize, then a centre crop."""
+    """What turns a decoded RGB image into the network's pixels, uint8: torchvision's Resize, then a centre crop."""
 
     resize_shorter_side: Annotated[int, Field(ge=1, le=2 * MAX_INPUT_SIDE)]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -57,26 +59,50 @@ class Preprocessing(_Spec):
 
 
 class InputSpec(_Spec):
-    """The network's input: uint8, NHWC, RGB (or one grey channel)."""
+    """The graphs' input: RGB images (or one grey channel) as uint8 NHWC pixels, or as normalised NCHW floats."""
 
     height: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
     width: Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE)]
     channels: Literal[1, 3] = 3
     name: TensorName = INPUT_NAME
     """Name of the graphs' input, by which clients of the Open Inference Protocol send it."""
-    dtype: Literal["uint8"] = "uint8"
-    layout: Literal["NHWC"] = "NHWC"
+    dtype: InputDtype = "uint8"
+    layout: InputLayout = "NHWC"
     preprocessing: Preprocessing
 
     @property
-    def row_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one image."""
+    def format(self) -> InputFormat:
+        """What the graphs take, and what other software calls it."""
+        found = input_format_of(self.dtype, self.layout)
+        assert found is not None, "a spec of another pair is not valid"
+        return found
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image's pixels, whatever the graphs take."""
         return self.height, self.width, self.channels
 
     @property
-    def row_dtype(self) -> np.dtype[np.uint8]:
-        """Type of the elements of one image."""
+    def row_shape(self) -> tuple[int, int, int]:
+        """Shape of one image in the graphs' input: (height, width, channels), or (channels, height, width) in NCHW."""
+        return (self.channels, self.height, self.width) if self.layout == "NCHW" else self.pixel_shape
+
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """Type of the elements of one image in the graphs' input."""
         return np.dtype(self.dtype)
+
+    @property
+    def datatype(self) -> str:
+        """Type of the elements in the Open Inference Protocol: `UINT8`, `FP32` or `FP16`."""
+        return self.format.datatype
+
+    @model_validator(mode="after")
+    def _is_a_format(self) -> Self:
+        if input_format_of(self.dtype, self.layout) is None:
+            known = ", ".join(f"{row.dtype} {row.layout}" for row in INPUT_FORMATS.values())
+            raise ValueError(f"no graph takes {self.dtype} {self.layout}; one of {known} was expected")
+        return self
 
 
 class Normalization(_Spec):
@@ -84,7 +110,7 @@ class Normalization(_Spec):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    folded: Literal[True] = True
+    folded: Annotated[bool, Field(strict=True)] = True
     """Whether the graph normalises, so that callers don't."""
 
     @model_validator(mode="after")
@@ -236,6 +262,13 @@ class Manifest(_Spec):
             raise ValueError("no FP32 ONNX artifact is listed; every package carries one")
         if len(self.normalization.mean) != self.input.channels:
             raise ValueError(f"{len(self.normalization.mean)} means for {self.input.channels} channels")
+        if self.normalization.folded == self.input.format.normalised:
+            raise ValueError(
+                f"the input is {self.input.format.name}, but normalization.folded is {self.normalization.folded}; "
+                "graphs normalise pixels, and callers normalise floats"
+            )
+        if self.input.name == self.output_name:
+            raise ValueError(f"input and output have one name, {self.input.name!r}")
         return self
 
 

@@ -108,6 +108,8 @@ def _add(
             capability=capability,
             max_batch=max_batch,
             allowed_fp32=graph.details.get(KEPT_FP32),
+            input_name=package.manifest.input.name,
+            output_name=package.manifest.output_name,
             on_progress=on_progress,
             timing_cache=timing.read(timing_file),
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fuseline.serve.backends.base import Instance
 from fuseline.serve.backends.padded import infer_in_bucket, infer_in_largest_bucket
 from fuseline.serve.errors import PackageError, VerificationError
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.precision import PRECISIONS
 
@@ -37,14 +38,15 @@ def check_reference(backend: Instance, package: ModelPackage) -> float:
         BackendError: the runtime failed.
     """
     pixels, expected = _read(package)
-    given = infer_in_largest_bucket(backend, pixels)
+    to_rows = row_maker(package.manifest)
+    given = infer_in_largest_bucket(backend, pixels, to_rows=to_rows)
     if given.shape != expected.shape:
         raise PackageError(
             f"{package.folder}: the model answers {len(pixels)} images with logits of shape {given.shape}, the "
             f"reference has {expected.shape}; export it again"
         )
     spread = float(expected.max() - expected.min())
-    first = infer_in_bucket(backend, pixels[:1], backend.buckets[0])
+    first = infer_in_bucket(backend, pixels[:1], backend.buckets[0], to_rows=to_rows)
     difference = float(max(np.abs(given - expected).max(), np.abs(first - expected[:1]).max()))
     row = PRECISIONS[backend.precision]
     allowed = row.max_difference
@@ -68,7 +70,7 @@ def _read(package: ModelPackage) -> tuple[NDArray[np.uint8], NDArray[np.float32]
     except (ValueError, KeyError, OSError) as error:
         raise PackageError(f"{package.folder / file.path} is no reference: {error}; export the model again") from error
     shapes = (pixels.shape[1:], logits.shape[1:], len(pixels))
-    expected = (package.manifest.input.row_shape, (package.manifest.classes,), len(logits))
+    expected = (package.manifest.input.pixel_shape, (package.manifest.classes,), len(logits))
     if shapes != expected or pixels.dtype != np.uint8 or logits.dtype != np.float32 or not len(pixels):
         raise PackageError(
             f"{package.folder / file.path} holds {pixels.dtype} pixels {pixels.shape} and {logits.dtype} logits "

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.serve.backends.base import Infer, Instance
 from fuseline.serve.errors import PackageError
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model_package import ModelPackage
 
 _MEASURE_RUNS = 3
@@ -52,12 +53,14 @@ def warm_up(instances: Sequence[Instance], package: ModelPackage) -> dict[int, f
     return seconds_per_bucket
 
 
-def noise(rows: int, package: ModelPackage) -> NDArray[np.uint8]:
-    """Return `rows` images of noise for `package`."""
-    return np.random.default_rng(0).integers(0, 256, (rows, *package.manifest.input.row_shape), dtype=np.uint8)
+def noise(rows: int, package: ModelPackage) -> NDArray[Any]:
+    """Return `rows` images of noise, as the graphs of `package` take them."""
+    shape = package.manifest.input.pixel_shape
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, *shape), dtype=np.uint8)
+    return row_maker(package.manifest)(pixels)
 
 
-def run_once(infers: Sequence[Infer], pixels: NDArray[np.uint8]) -> list[tuple[float, NDArray[np.float32]]]:
+def run_once(infers: Sequence[Infer], pixels: NDArray[Any]) -> list[tuple[float, NDArray[np.float32]]]:
     """Call all of `infers` with `pixels` at the same time; return the seconds and the logits of each call."""
 
     def timed(infer: Infer) -> tuple[float, NDArray[np.float32]]:

@@ -1,9 +1,9 @@
-"""Defines a backend, a loaded model that turns a batch of pixels into logits, and the request to open one."""
+"""Defines a backend, a loaded model that turns a batch of images into logits, and the request to open one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Infer: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
-"""Computes logits (rows, classes) of pixels (rows, height, width, channels)."""
+Infer: TypeAlias = "Callable[[NDArray[Any]], NDArray[np.float32]]"
+"""Computes logits (rows, classes) of rows of the graph's input (rows, *row_shape), as the package's `InputSpec` says:
+pixels, uint8 (rows, height, width, channels), or normalised floats (rows, channels, height, width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class Instance(Protocol):
         """Batch sizes in rows, ascending, for which it is prepared; `infer` is called with no other."""
         ...
 
-    def infer(self, pixels: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-        """Return logits (rows, classes), float32, for `pixels` (rows, height, width, channels), uint8.
+    def infer(self, pixels: "NDArray[Any]") -> "NDArray[np.float32]":
+        """Return logits (rows, classes), float32, for `pixels` (rows, *row_shape), normalised or not; see `Infer`.
 
         The returned array belongs to the caller. Raises `fuseline.serve.errors.BackendError` when the runtime fails.
         """

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from fuseline.serve.backends.base import Infer
 from fuseline.serve.batching.call_thread import CallThread
-from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
+from fuseline.serve.input_format import INPUT_FORMATS
+
+_DTYPE_OF = {f"tensor({row.onnx_type.lower()})": np.dtype(row.dtype) for row in INPUT_FORMATS.values()}
+"""Type of an input as ONNX Runtime names it, to numpy's."""
 
 
 class BoundBatch:
@@ -35,17 +38,18 @@ class BoundBatch:
         import onnxruntime as ort
 
         self._session = session
-        self._pixels = ort.OrtValue.ortvalue_from_shape_and_type((rows, *row_shape), np.uint8, device, 0)
+        dtype = input_dtype(session)
+        self._pixels = ort.OrtValue.ortvalue_from_shape_and_type((rows, *row_shape), dtype.type, device, 0)
         self._logits = ort.OrtValue.ortvalue_from_shape_and_type((rows, classes), np.float32, device, 0)
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input(INPUT_NAME, self._pixels)
-        self._binding.bind_ortvalue_output(OUTPUT_NAME, self._logits)
+        self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._pixels)
+        self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._logits)
         self._options = ort.RunOptions()
         # Id of the graph that a run captures or replays; -1 would capture none, and 0 is that of runs without an id.
         self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
-    def put(self, pixels: NDArray[np.uint8]) -> None:
-        """Copy `pixels` (rows, height, width, channels), uint8, to the device; return when they are there."""
+    def put(self, pixels: NDArray[Any]) -> None:
+        """Copy `pixels` (rows, *row_shape), of the graph's type, to the device; return when they are there."""
         self._pixels.update_inplace(np.ascontiguousarray(pixels))
 
     def run(self) -> None:
@@ -74,6 +78,7 @@ class BoundSession:
         """Open the lane of `infer`. Raises whatever ONNX Runtime raises."""
         self._buckets = buckets
         self._row_shape = row_shape
+        self._row_dtype = input_dtype(session)
         self._new_batch = partial(BoundBatch, session, row_shape=row_shape, classes=classes, device=device)
         # A graph can't be captured anew under an id, so those of a lane that failed to open are not used again.
         self._graph_ids = itertools.count(1)
@@ -85,7 +90,7 @@ class BoundSession:
             self.close()
             raise
 
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Return the logits (rows, classes) of `pixels`, whose rows are one of the buckets.
 
         Raises whatever ONNX Runtime raises.
@@ -123,13 +128,13 @@ class BoundSession:
         lane: dict[int, BoundBatch] = {}
         for rows in self._buckets:
             batch = self._new_batch(rows=rows, graph_id=next(self._graph_ids))
-            batch.put(np.zeros((rows, *self._row_shape), np.uint8))
+            batch.put(np.zeros((rows, *self._row_shape), self._row_dtype))
             batch.run()
             batch.run()
             lane[rows] = batch
         return lane
 
-    def _compute(self, lane: dict[int, BoundBatch], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _compute(self, lane: dict[int, BoundBatch], pixels: NDArray[Any]) -> NDArray[np.float32]:
         batch = lane[len(pixels)]
         batch.put(pixels)
         self._call(batch.run)
@@ -149,3 +154,8 @@ class BoundSession:
 
         self._thread.submit(settle)
         future.result()
+
+
+def input_dtype(session: Any) -> np.dtype[Any]:
+    """Return the type of the elements that the graph of `session` takes."""
+    return _DTYPE_OF[session.get_inputs()[0].type]

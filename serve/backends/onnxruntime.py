@@ -13,7 +13,7 @@ from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, why_no_
 from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu, usable_cpus
 from fuseline.serve.errors import BackendError, BackendUnavailableError
-from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, ModelPackage
+from fuseline.serve.model_package import ModelPackage
 
 
 def open(package: ModelPackage, request: OpenRequest) -> "OnnxRuntimeBackend":
@@ -72,6 +72,7 @@ class OnnxRuntimeBackend:
         self.device = "GPU (CUDA)" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "CPU"
         self.precision: str = artifact.precision
         self.buckets = buckets
+        self._names = package.manifest.input.name, package.manifest.output_name
         self._path = path
         self._threads = threads
         self._lanes: Any = None
@@ -88,7 +89,7 @@ class OnnxRuntimeBackend:
             except Exception as error:
                 raise BackendError(f"ONNX Runtime {ort.__version__} can't capture {artifact.path}: {error}") from error
 
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
         return self._checked(self._run if self._bound is None else self._bound.infer, pixels)
 
@@ -115,27 +116,29 @@ class OnnxRuntimeBackend:
             self._bound.close()
         self._bound = self._session = self._lanes = None
 
-    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return _logits(self._session, pixels)
+    def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        return _logits(self._session, pixels, *self._names)
 
-    def _run_lane(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return _logits(self._lanes, pixels)
+    def _run_lane(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        return _logits(self._lanes, pixels, *self._names)
 
-    def _checked(self, infer: Infer, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _checked(self, infer: Infer, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Return what `infer` returns; raise `BackendError` when it fails, or the backend was closed."""
         self._check_open()
         try:
             return infer(pixels)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed on {pixels.shape} pixels: {error}") from error
+            raise BackendError(
+                f"ONNX Runtime failed on {pixels.dtype} rows of shape {pixels.shape}: {error}"
+            ) from error
 
     def _check_open(self) -> None:
         if self._session is None:
             raise BackendError("the ONNX Runtime backend was closed")
 
 
-def _logits(session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+def _logits(session: Any, pixels: NDArray[Any], input_name: str, output_name: str) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run([output_name], {input_name: pixels})[0]
     return logits
 
 
@@ -166,7 +169,8 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
 def graph_runner(graph: bytes) -> Infer:
     """See `fuseline.serve.backends.registry.BackendModule`."""
     session = open_session(graph)
-    return partial(_logits, session)
+    names = {"input_name": session.get_inputs()[0].name, "output_name": session.get_outputs()[0].name}
+    return partial(_logits, session, **names)
 
 
 def why_no_cuda(precision: str = "auto") -> str | None:

@@ -74,7 +74,7 @@ class OpenVinoBackend:
         self._threads = threads
         self._lanes: list[Any] = []
 
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
         if self._request is None:
             raise BackendError("the OpenVINO backend was closed")
@@ -98,7 +98,7 @@ class OpenVinoBackend:
         self._lanes = lanes
         return tuple(partial(self._lane, number) for number in range(count))
 
-    def _lane(self, number: int, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _lane(self, number: int, pixels: NDArray[Any]) -> NDArray[np.float32]:
         if not self._lanes:
             raise BackendError("the OpenVINO backend was closed")
         return _logits(self._lanes[number], pixels)
@@ -109,7 +109,7 @@ class OpenVinoBackend:
         self._lanes = []
 
 
-def _logits(request: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _logits(request: Any, pixels: NDArray[Any]) -> NDArray[np.float32]:
     from openvino import Tensor
 
     # An array in a list costs 20 us more: OpenVINO's Python code looks for its input and makes the tensor.
@@ -117,7 +117,7 @@ def _logits(request: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     try:
         logits: NDArray[np.float32] = request.infer(tensor, share_inputs=True, share_outputs=False)[0]
     except RuntimeError as error:
-        raise BackendError(f"OpenVINO failed on {pixels.shape} pixels: {error}") from error
+        raise BackendError(f"OpenVINO failed on {pixels.dtype} rows of shape {pixels.shape}: {error}") from error
     return logits
 
 

@@ -54,6 +54,9 @@ def open(package: ModelPackage, request: OpenRequest) -> TensorRTBackend:
         trt,
         cuda,
         row_shape=package.manifest.input.row_shape,
+        row_dtype=package.manifest.input.row_dtype,
+        input_name=package.manifest.input.name,
+        output_name=package.manifest.output_name,
         classes=package.manifest.classes,
         precision=graph.precision,
         device=f"{gpu.name} ({NAMES[trt.__name__]})",
@@ -139,6 +142,8 @@ def _built_engine(
                 capability=gpu.capability,
                 max_batch=buckets[-1],
                 allowed_fp32=graph.details.get(KEPT_FP32),
+                input_name=package.manifest.input.name,
+                output_name=package.manifest.output_name,
                 on_progress=on_progress,
                 timing_cache=timing_cache,
             )

@@ -8,20 +8,24 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.backends.base import Infer
 from fuseline.serve.backends.engine.library import check, logger_of
 from fuseline.serve.backends.gpu.cuda import Cuda
 from fuseline.serve.errors import BackendError, PackageError
+from fuseline.serve.input_format import INPUT_FORMATS
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
+
+_TYPE_OF = {np.dtype(row.dtype): row.tensorrt_type for row in INPUT_FORMATS.values()}
+"""Type of an input's elements to its name in `tensorrt.DataType`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
     """What one batch under way has to itself; the largest bucket fits, and a smaller one uses the beginning."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     """Pinned memory for the pixels."""
     logits: NDArray[np.float32]
     """Pinned memory for the logits."""
@@ -62,6 +66,9 @@ class TensorRTBackend:
         cuda: Cuda,
         *,
         row_shape: tuple[int, int, int],
+        row_dtype: DTypeLike = np.uint8,
+        input_name: str = INPUT_NAME,
+        output_name: str = OUTPUT_NAME,
         classes: int,
         precision: str,
         device: str,
@@ -70,14 +77,20 @@ class TensorRTBackend:
         """Take over `engine` and open the lane of `infer`. On failure everything is released.
 
         Raises:
-            PackageError: the engine's inputs and outputs are not those of a model of `row_shape` and `classes`.
+            PackageError: the engine's inputs and outputs are not those of a model with these names, rows and classes.
             BackendError: a CUDA or TensorRT call failed.
         """
-        _check_tensors(engine, trt, row_shape, classes)
+        expected = {
+            input_name: (trt.DataType.__members__[_TYPE_OF[np.dtype(row_dtype)]], (-1, *row_shape)),
+            output_name: (trt.DataType.FLOAT, (-1, classes)),
+        }
+        _check_tensors(engine, expected)
         self.precision = precision
         self.device = device
         self.buckets = buckets
         self._row_shape = row_shape
+        self._row_dtype: np.dtype[Any] = np.dtype(row_dtype)
+        self._input_name, self._output_name = input_name, output_name
         self._classes = classes
         self._engine: Any = engine
         self._trt = trt
@@ -91,7 +104,7 @@ class TensorRTBackend:
             self._lanes.append(self._new_lane(stack))
             self._resources = stack.pop_all()
 
-    def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """See `fuseline.serve.backends.base.Backend.infer`."""
         return self._compute(self._lanes[0], pixels)
 
@@ -114,14 +127,15 @@ class TensorRTBackend:
         # The weights, which no context holds any more.
         self._engine = None
 
-    def _compute(self, lane: _Lane, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _compute(self, lane: _Lane, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Do `infer` in `lane`, which has no other batch under way."""
         self._check_open()
         rows = len(pixels)
-        if rows not in lane.graphs or pixels.shape[1:] != self._row_shape or pixels.dtype != np.uint8:
+        if rows not in lane.graphs or pixels.shape[1:] != self._row_shape or pixels.dtype != self._row_dtype:
             raise BackendError(
-                f"the TensorRT backend got {pixels.dtype} pixels of shape {pixels.shape}; it takes uint8 of shape "
-                f"(rows, {', '.join(map(str, self._row_shape))}) with rows one of {', '.join(map(str, self.buckets))}"
+                f"the TensorRT backend got {pixels.dtype} rows of shape {pixels.shape}; it takes {self._row_dtype} "
+                f"of shape (rows, {', '.join(map(str, self._row_shape))}) with rows one of "
+                f"{', '.join(map(str, self.buckets))}"
             )
         cuda, host_pixels, host_logits = self._cuda, lane.pixels[:rows], lane.logits[:rows]
         host_pixels[:] = pixels
@@ -143,13 +157,13 @@ class TensorRTBackend:
     def _new_lane(self, stack: ExitStack) -> _Lane:
         """Allocate a lane, and capture every bucket in it; `stack` releases it."""
         cuda, rows = self._cuda, self.buckets[-1]
-        input_bytes = rows * math.prod(self._row_shape)
+        input_bytes = rows * math.prod(self._row_shape) * self._row_dtype.itemsize
         output_bytes = rows * self._classes * np.dtype(np.float32).itemsize
         copying = stack.enter_context(cuda.stream())
         pixels = stack.enter_context(cuda.pinned_memory(input_bytes))
         logits = stack.enter_context(cuda.pinned_memory(output_bytes))
         lane = _Lane(
-            pixels=pixels.reshape(rows, *self._row_shape),
+            pixels=pixels.view(self._row_dtype).reshape(rows, *self._row_shape),
             logits=logits.view(np.float32).reshape(rows, -1),
             input=stack.enter_context(cuda.device_memory(input_bytes)),
             output=stack.enter_context(cuda.device_memory(output_bytes)),
@@ -168,9 +182,9 @@ class TensorRTBackend:
         cuda, stream, trt = self._cuda, self._computing, self._trt
         context = lane.contexts[rows] = _new_context(self._engine, trt)
         context.set_device_memory(self._scratch, self._engine.device_memory_size_v2)
-        check(context.set_input_shape(INPUT_NAME, (rows, *self._row_shape)), f"take {rows} rows", trt)
-        check(context.set_tensor_address(INPUT_NAME, lane.input), "bind its input", trt)
-        check(context.set_tensor_address(OUTPUT_NAME, lane.output), "bind its output", trt)
+        check(context.set_input_shape(self._input_name, (rows, *self._row_shape)), f"take {rows} rows", trt)
+        check(context.set_tensor_address(self._input_name, lane.input), "bind its input", trt)
+        check(context.set_tensor_address(self._output_name, lane.output), "bind its output", trt)
 
         def enqueue() -> None:
             check(context.execute_async_v3(stream), f"run {rows} rows", trt)
@@ -180,11 +194,7 @@ class TensorRTBackend:
         lane.graphs[rows] = stack.enter_context(cuda.graph(stream, enqueue))
 
 
-def _check_tensors(engine: Any, trt: Any, row_shape: tuple[int, int, int], classes: int) -> None:
-    expected = {
-        INPUT_NAME: (trt.DataType.UINT8, (-1, *row_shape)),
-        OUTPUT_NAME: (trt.DataType.FLOAT, (-1, classes)),
-    }
+def _check_tensors(engine: Any, expected: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {name: (engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name))) for name in names}
     if found != expected:

@@ -1,6 +1,7 @@
 """Computes a batch by one call of the backend: joins the rows into its input, and checks what it returns."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ class BatchComputer:
 
     def __init__(
         self,
-        infer: Callable[[NDArray[np.uint8]], Logits],
+        infer: Callable[[NDArray[Any]], Logits],
         *,
         row_shape: tuple[int, ...],
+        row_dtype: np.dtype[Any],
         max_rows: int,
         clock: Callable[[], float],
     ) -> None:
@@ -24,7 +26,7 @@ class BatchComputer:
         self._infer = infer
         self._row_shape = row_shape
         self._clock = clock
-        self._buffer = np.zeros((max_rows, *row_shape), np.uint8)
+        self._buffer = np.zeros((max_rows, *row_shape), row_dtype)
         # Index from which on the buffer's rows are zeros.
         self._used_rows = 0
         self._classes: int | None = None

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
@@ -81,11 +81,12 @@ class Batcher:
 
     def __init__(
         self,
-        infer: Callable[[NDArray[np.uint8]], Logits],
+        infer: Callable[[NDArray[Any]], Logits],
         policy: BatchPolicy,
         *,
         row_shape: tuple[int, ...],
-        lanes: Sequence[Callable[[NDArray[np.uint8]], Logits]] = (),
+        row_dtype: DTypeLike = np.uint8,
+        lanes: Sequence[Callable[[NDArray[Any]], Logits]] = (),
         seconds_per_bucket: Mapping[int, float] | None = None,
         alone_seconds_per_bucket: Mapping[int, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -96,10 +97,11 @@ class Batcher:
         """Make an idle batcher.
 
         Args:
-            infer: computes (rows, *row_shape) uint8 -> logits (rows, classes) float32. The result belongs to the
-                batcher; the argument is overwritten once the call has returned.
+            infer: computes (rows, *row_shape) of `row_dtype` -> logits (rows, classes) float32. The result belongs to
+                the batcher; the argument is overwritten once the call has returned.
             policy: says how batches are formed, and how many rows may wait.
             row_shape: shape of one row.
+            row_dtype: type of its elements.
             lanes: functions that do what `infer` does, side by side, as many as the policy's `lanes`; none: `infer` is
                 the only lane. Beside them `infer` computes what has at most `alone_rows`, while no lane works.
             seconds_per_bucket: seconds that a lane's batch of each bucket takes while the others work too, measured at
@@ -116,7 +118,7 @@ class Batcher:
         if len(lanes or [infer]) != policy.lanes:
             raise ValueError(f"{len(lanes)} lanes: expected {policy.lanes}, as the policy says")
         self._policy = policy
-        self._row_shape = tuple(row_shape)
+        self._row_shape, self._row_dtype = tuple(row_shape), np.dtype(row_dtype)
         self._buckets = policy.buckets
         self._small_batch_rows = policy.small_batch_rows
         self._spreads = not policy.lanes_share_device
@@ -136,8 +138,9 @@ class Batcher:
         else:
             hand_overs = [executor.submit] * policy.lanes
 
-        def computing(compute: Callable[[NDArray[np.uint8]], Logits], max_rows: int) -> Callable[[Batch], None]:
-            return BatchComputer(compute, row_shape=self._row_shape, max_rows=max_rows, clock=clock).compute
+        def computing(compute: Callable[[NDArray[Any]], Logits], max_rows: int) -> Callable[[Batch], None]:
+            shape, dtype = self._row_shape, self._row_dtype
+            return BatchComputer(compute, row_shape=shape, row_dtype=dtype, max_rows=max_rows, clock=clock).compute
 
         self._lanes = [
             Lane(computing(compute, self._buckets[-1]), self._profile, hand_over)
@@ -217,7 +220,7 @@ class Batcher:
 
         Call it on the event loop.
 
-        The rows, each of the row shape and uint8, must not change until the future is done. Cancelling the future drops
+        The rows, each of the row shape and type, must not change until the future is done. Cancelling the future drops
         the request: rows that are not in a batch yet never run and make room at once.
 
         The future fails with `DeadlineError` when it turns out, before all its rows are in a batch, that `deadline` (on
@@ -235,7 +238,7 @@ class Batcher:
             reservation.release()
         if self._draining:
             raise _shutting_down()
-        check_rows(rows, self._row_shape)
+        check_rows(rows, self._row_shape, self._row_dtype)
         row_count = len(rows)
         now, queue = self._clock(), self._queue
         if now >= queue.earliest_deadline:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
 
-Row = NDArray[np.uint8]
+Row = NDArray[Any]
+"""One image of the backend's input: pixels, or floats that were normalised."""
 Logits = NDArray[np.float32]
-
-_UINT8 = np.dtype(np.uint8)
 
 
 class BatchedRows(NamedTuple):
@@ -119,14 +118,14 @@ class Batch:
     outcome: Logits | FuselineError | None = None
 
 
-def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...]) -> None:
-    """Raise `RequestError` if there are no rows, or one is not uint8 of `row_shape`."""
+def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...], row_dtype: np.dtype[Any]) -> None:
+    """Raise `RequestError` if there are no rows, or one is not of `row_dtype` and `row_shape`."""
     # `rows` may be one array, which has no truth value.
     if len(rows) == 0:
         raise RequestError("the request has no rows; send at least one")
     for row in rows:
-        if not isinstance(row, np.ndarray) or row.dtype != _UINT8 or row.shape != row_shape:
-            raise RequestError(f"a row is {described(row)}, expected uint8 of shape {row_shape}")
+        if not isinstance(row, np.ndarray) or row.dtype != row_dtype or row.shape != row_shape:
+            raise RequestError(f"a row is {described(row)}, expected {row_dtype} of shape {row_shape}")
 
 
 def described(value: object) -> str:

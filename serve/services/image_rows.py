@@ -1,4 +1,7 @@
-"""Turns the images of a classify request into rows for the batcher: checks all, then decodes off the event loop."""
+"""Turns the images of a classify request into rows for the batcher: checks all, then decodes off the event loop.
+
+For a model that takes normalised floats, pixels are normalised off the event loop too, decoded ones and raw ones alike.
+"""
 
 import asyncio
 import time
@@ -7,22 +10,28 @@ from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fuseline.protos.classify_pb2 import Image
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import Row
 from fuseline.serve.errors import ImageError, RequestError
 from fuseline.serve.images import decode_for
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model import Model
+from fuseline.serve.model_package import Manifest
 from fuseline.serve.services.inference import Decode
 from fuseline.serve.settings import Settings
 
 DECODE_RATE = 0.05
 """Weight of the newest image in the average time of decoding one."""
 
+Content = bytes | NDArray[np.uint8]
+"""An encoded image; or the pixels (height, width, channels) of one for a model that takes normalised floats."""
+
 
 class ImageRows:
-    """Turns images into uint8 rows of a model's (height, width, channels).
+    """Turns images into rows of what a model takes: its pixels, or floats that are normalised from them.
 
     Raw pixels are viewed in the bytes that protobuf hands out, not copied again. Encoded images are decoded in the
     pool, several at a time, once the model's batcher has reserved room for their rows. The time of decoding is measured
@@ -52,30 +61,34 @@ class ImageRows:
                 f"the request has {count} images, at most {self._max_images} are taken; send several requests, "
                 "or start the server with a larger --max-images-per-request"
             )
-        shape = model.row_shape
+        shape = model.pixel_shape
         height, width, channels = shape
         size = height * width * channels
         rows: list[Row] = []
-        encoded: dict[int, bytes] = {}
+        encoded: dict[int, Content] = {}
         for position, image in enumerate(images):
             raw = image.raw
             if len(raw) == size:
-                rows.append(np.ndarray(shape, np.uint8, raw))
+                pixels = np.ndarray(shape, np.uint8, raw)
+                if model.takes_pixels:
+                    rows.append(pixels)
+                else:
+                    encoded[position] = pixels
             elif image.WhichOneof("content") == "encoded":
                 encoded[position] = image.encoded
             else:
                 raise _no_image(image, shape, _which(position, count))
         return self.decode(model, rows, encoded) if encoded else rows
 
-    def decode(self, model: Model, rows: list[Row], encoded: Mapping[int, bytes]) -> Decode:
-        """Return the call that decodes images; the keys of `encoded` are their positions among all rows.
+    def decode(self, model: Model, rows: list[Row], encoded: Mapping[int, Content]) -> Decode:
+        """Return the call that makes rows of images; the keys of `encoded` are their positions among all rows.
 
         `rows` has the rows of the others, in order; it becomes the result's.
         """
         return partial(self._decode_reserved, model, rows, encoded)
 
     async def _decode_reserved(
-        self, model: Model, rows: list[Row], encoded: Mapping[int, bytes], deadline: float | None
+        self, model: Model, rows: list[Row], encoded: Mapping[int, Content], deadline: float | None
     ) -> tuple[list[Row], Reservation]:
         """See `Decode` and `decode`."""
         reservation = model.batcher.reserve(
@@ -97,27 +110,35 @@ class ImageRows:
             self._decode_seconds * max((self._decoding + images) / self._threads, rounds), self._decode_seconds * rounds
         )
 
-    async def _decoded(self, model: Model, rows: list[Row], encoded: Mapping[int, bytes]) -> list[Row]:
-        decode = partial(decode_for, model.manifest.input, fast=self._fast_decode)
+    async def _decoded(self, model: Model, rows: list[Row], encoded: Mapping[int, Content]) -> list[Row]:
+        decode = partial(_row, model.manifest, fast=self._fast_decode)
         loop = asyncio.get_running_loop()
         decoding = [loop.run_in_executor(self._pool, _timed, decode, data) for data in encoded.values()]
         # All are awaited even when one fails, so that none is left running unattended.
         outcomes = await asyncio.gather(*decoding, return_exceptions=True)
         count = len(rows) + len(encoded)
-        for position, outcome in zip(encoded, outcomes, strict=True):
+        for (position, content), outcome in zip(encoded.items(), outcomes, strict=True):
             if isinstance(outcome, ImageError):
                 raise ImageError(f"{_which(position, count)}: {outcome}") from outcome
             if isinstance(outcome, BaseException):
                 raise outcome
             row, seconds = outcome
-            self._decode_seconds += (DECODE_RATE if self._decode_seconds else 1.0) * (seconds - self._decode_seconds)
+            if isinstance(content, bytes):
+                rate = DECODE_RATE if self._decode_seconds else 1.0
+                self._decode_seconds += rate * (seconds - self._decode_seconds)
             rows.insert(position, row)
         return rows
 
 
-def _timed(decode: Callable[[bytes], Row], data: bytes) -> tuple[Row, float]:
+def _row(manifest: Manifest, content: Content, *, fast: bool) -> Row:
+    pixels = decode_for(manifest.input, content, fast=fast) if isinstance(content, bytes) else content
+    row: Row = row_maker(manifest)(pixels[np.newaxis])[0]
+    return row
+
+
+def _timed(row_of: Callable[[Content], Row], content: Content) -> tuple[Row, float]:
     started = time.monotonic()
-    row = decode(data)
+    row = row_of(content)
     return row, time.monotonic() - started
 
 

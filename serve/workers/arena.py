@@ -5,10 +5,12 @@ reserved. Each number has one writer and is read without a lock.
 """
 
 import fcntl
+import math
 import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 _ALIGNMENT = 64
 """Alignment of the parts in bytes: a cache line, so that no two parts share one."""
 
+_PIXEL = np.dtype(np.uint8)
 _MOST_NUMBERS = 128
 """Number of float64 numbers that the backend has room for: some 30, one for each of at most 26 buckets, for each bucket
 of batches with all cores, and for each of at most 16 lanes."""
@@ -28,6 +31,7 @@ class ArenaShape:
     row_shape: tuple[int, ...]
     classes: int
     slots: int
+    row_dtype: np.dtype[Any] = _PIXEL
 
     @property
     def logits_offset(self) -> int:
@@ -35,15 +39,15 @@ class ArenaShape:
         return _ALIGNMENT + 8 * _MOST_NUMBERS
 
     @property
-    def pixels_offset(self) -> int:
-        """Offset of the pixels in bytes."""
+    def rows_offset(self) -> int:
+        """Offset of the rows in bytes, on which elements of any type are aligned."""
         logits_bytes = 4 * self.slots * self.classes
         return self.logits_offset + -(-logits_bytes // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def size(self) -> int:
         """Total size in bytes."""
-        return self.pixels_offset + self.slots * int(np.prod(self.row_shape))
+        return self.rows_offset + self.slots * math.prod(self.row_shape) * self.row_dtype.itemsize
 
 
 class Arena:
@@ -57,10 +61,10 @@ class Arena:
         """Map the memory behind the descriptor `file`, which stays the caller's."""
         memory = mmap.mmap(file, shape.size)
         # The arrays keep the mapping alive; it ends with the last of them.
-        self.pixels: NDArray[np.uint8] = np.ndarray(
-            (shape.slots, *shape.row_shape), np.uint8, memory, shape.pixels_offset
+        self.rows: NDArray[Any] = np.ndarray(
+            (shape.slots, *shape.row_shape), shape.row_dtype, memory, shape.rows_offset
         )
-        """Shape (slots, *row_shape)."""
+        """Shape (slots, *row_shape), of the shape's `row_dtype`."""
         self.logits: NDArray[np.float32] = np.ndarray(
             (shape.slots, shape.classes), np.float32, memory, shape.logits_offset
         )

@@ -48,6 +48,7 @@ class ServedModel(BaseModel):
         """Shape that suffices if all rows that wait, run, or are being answered come from one worker."""
         return ArenaShape(
             row_shape=self.manifest.input.row_shape,
+            row_dtype=self.manifest.input.row_dtype,
             classes=self.manifest.classes,
             slots=self.policy.max_queue_rows + (1 + self.policy.lanes) * self.policy.buckets[-1],
         )

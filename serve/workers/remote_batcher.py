@@ -41,9 +41,9 @@ class RemoteBatcher:
         `admission` decides, by the backend's snapshots, on requests whose images are decoded here first.
         """
         self._arena = arena
-        self._row_shape = arena.pixels.shape[1:]
+        self._row_shape, self._row_dtype = arena.rows.shape[1:], arena.rows.dtype
         self._clock = clock
-        self._slots = SlotTable(len(arena.pixels))
+        self._slots = SlotTable(len(arena.rows))
         self._admission = admission
         # Seconds from the backend's answer until it is handed out here, which the backend's predictions leave out.
         self._delivery_seconds = 0.0
@@ -125,7 +125,7 @@ class RemoteBatcher:
             # Whatever becomes of the request, its rows are sent now, or never.
             reservation.release()
         self._check_open()
-        check_rows(rows, self._row_shape)
+        check_rows(rows, self._row_shape, self._row_dtype)
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
             raise passed_deadline(late_s)
         slots = self._slots.take(len(rows))
@@ -133,9 +133,9 @@ class RemoteBatcher:
             raise OverloadedError(
                 f"{self._slots.taken} rows are under way in this process, no room for {len(rows)} more; retry later"
             )
-        pixels = self._arena.pixels
+        shared = self._arena.rows
         for slot, row in zip(slots, rows, strict=True):
-            pixels[slot] = row
+            shared[slot] = row
         number = next(self._numbers)
         request = _RemoteRequest(slots, partial(self._cancel, number))
         request.add_done_callback(self._count_answered)

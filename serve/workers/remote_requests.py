@@ -97,8 +97,8 @@ class _ModelRequests:
 
     def submit(self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer) -> None:
         """Have the rows in `slots` computed; a `deadline` of infinity means that there is none."""
-        pixels = self._arena.pixels
-        rows = [pixels[slot] for slot in slots]
+        shared = self._arena.rows
+        rows = [shared[slot] for slot in slots]
         # The reservation holds no rows here: the worker's own count of reserved rows releases them.
         reservation = Reservation(0, predicted, on_release=self._batcher.release_rows) if predicted.at else None
         try:

@@ -308,6 +308,7 @@ class FakeCudart:
 
 
 DataType = enum.Enum("DataType", ["UINT8", "FLOAT", "HALF"])
+_NUMPY_TYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16"}
 
 
 class FakeTensorRT:
@@ -339,11 +340,16 @@ class FakeEngine:
         max_batch=32,
         scratch_bytes=1024,
         types=DataType,
+        input_type=None,
+        names=("image", "logits"),
     ) -> None:
+        """`input_type` is of `types`, by default its UINT8; `names` are those of input and output."""
         self.cudart = cudart
         self.row_shape = row_shape
         self.classes = classes
         self.types = types
+        self.input_type = types.UINT8 if input_type is None else input_type
+        self.input_name, self.output_name = names
         self.max_batch = max_batch
         self.device_memory_size_v2 = scratch_bytes
         self.num_io_tensors = 2
@@ -354,13 +360,13 @@ class FakeEngine:
         """As its inspector tells of them; by default as of an engine that was built without details."""
 
     def get_tensor_name(self, index):
-        return ("image", "logits")[index]
+        return (self.input_name, self.output_name)[index]
 
     def get_tensor_dtype(self, name):
-        return self.types.UINT8 if name == "image" else self.types.FLOAT
+        return self.input_type if name == self.input_name else self.types.FLOAT
 
     def get_tensor_shape(self, name):
-        return (-1, *self.row_shape) if name == "image" else (-1, self.classes)
+        return (-1, *self.row_shape) if name == self.input_name else (-1, self.classes)
 
     def create_engine_inspector(self):
         return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": self.layers}))
@@ -406,13 +412,15 @@ class FakeContext:
         rows, shape, classes = self.shape[0], self.shape, self.engine.classes
 
         def kernel() -> Error:
-            sizes = {"image": int(np.prod(shape)), "logits": rows * classes * 4}
+            image, scores = self.engine.input_name, self.engine.output_name
+            dtype = np.dtype(_NUMPY_TYPES[self.engine.input_type.name])
+            sizes = {image: int(np.prod(shape)) * dtype.itemsize, scores: rows * classes * 4}
             if not all(cudart.holds("device", self.addresses[name], size) for name, size in sizes.items()):
                 return Error.cudaErrorIllegalAddress
             if self.scratch[1] < self.engine.device_memory_size_v2 or not cudart.holds("device", *self.scratch):
                 return Error.cudaErrorIllegalAddress
-            pixels = _at(self.addresses["image"], sizes["image"]).reshape(rows, -1)
-            logits = _at(self.addresses["logits"], sizes["logits"]).view(np.float32).reshape(rows, classes)
+            pixels = _at(self.addresses[image], sizes[image]).view(dtype).reshape(rows, -1)
+            logits = _at(self.addresses[scores], sizes[scores]).view(np.float32).reshape(rows, classes)
             logits[:] = expected_logits(pixels, classes)
             return Error.cudaSuccess
 

@@ -27,6 +27,7 @@ from fuseline.serve.backends.engine.precision import (
 from fuseline.serve.backends.engine.progress import BuildProgress, progress_monitor
 from fuseline.serve.backends.engine.target import Builder, available_builder
 from fuseline.serve.errors import BackendError, InputError
+from fuseline.serve.input_format import INPUT_FORMATS
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 from fuseline.serve.precision import PrecisionName
 
@@ -76,10 +77,12 @@ def build_engine(
     opt_batch: int | None = None,
     allowed_fp32: Collection[str] | None = (),
     layer_names: Mapping[str, str] | None = None,
+    input_name: str = INPUT_NAME,
+    output_name: str = OUTPUT_NAME,
     on_progress: Callable[[str, float], None] | None = None,
     timing_cache: bytes | None = None,
 ) -> EngineBuild:
-    """Build an engine from a package's graph: `image` uint8 NHWC with dynamic batch in, `logits` float32 out.
+    """Build an engine from a package's graph: one of `INPUT_FORMATS` with dynamic batch in, float32 logits out.
 
     Args:
         onnx: the package's file, whose sha256 the engine is bound to, already in `precision`.
@@ -90,6 +93,8 @@ def build_engine(
         opt_batch: batch that kernels are chosen for; by default `max_batch`, as speed matters when batches fill.
         allowed_fp32: ONNX nodes that may stay FP32 all the same; None: any. See `check_precision`.
         layer_names: names of the graph's layers -> names in the checkpoint, for messages. See `described_node`.
+        input_name: name of the graph's input.
+        output_name: name of the graph's output.
         on_progress: is called with the phase and the share of the build that is done, from 0 to 1, never falling; one
             call at a time, from the builder's threads. What it raises stops the build and is raised here.
         timing_cache: timing cache of an earlier build; only `tensorrt` uses it.
@@ -111,6 +116,7 @@ def build_engine(
         profile=profile,
         allowed_fp32=allowed_fp32,
         layer_names=layer_names,
+        names=(input_name, output_name),
         progress=progress,
         timing_cache=timing_cache,
     )
@@ -185,6 +191,7 @@ def _build(
     profile: tuple[int, int, int],
     allowed_fp32: Collection[str] | None,
     layer_names: Mapping[str, str] | None,
+    names: tuple[str, str],
     progress: BuildProgress,
     timing_cache: bytes | None,
 ) -> EngineBuild:
@@ -194,11 +201,13 @@ def _build(
     bound_to = engine_details(choice, hashlib.sha256(onnx).hexdigest(), profile)
     builder = _new_builder(trt)
     # The network's weights lie in the parser, which must be kept alive.
-    network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx), layer_names)
-    row_shape = _row_shape(network, trt)
+    network, _parser = _parse(trt, builder, graph_for_tensorrt(onnx, names[0]), layer_names)
+    row_shape = _row_shape(network, trt, names)
     check_precision(network, precision, allowed_fp32=allowed_fp32, layer_names=layer_names)
     check_computable(network, choice, layer_names)
-    config = _configure(trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape)
+    config = _configure(
+        trt, builder, choice, precision=precision, profile=profile, row_shape=row_shape, input_name=names[0]
+    )
     cache = _use_timing_cache(trt, config, timing_cache) if choice.library == "tensorrt" else None
     # TensorRT holds no reference to its monitor.
     config.progress_monitor = _monitor = progress_monitor(trt, progress)
@@ -242,27 +251,27 @@ def _parser_error(error: Any, layer_names: Mapping[str, str] | None) -> str:
     return f"{where}{' '.join(error.desc().split())} ({error.code().name})"
 
 
-def _row_shape(network: Any, trt: Any) -> tuple[int, int, int]:
-    """Return height, width and channels of the network's input, after checking the form of its input and output.
+def _row_shape(network: Any, trt: Any, names: tuple[str, str]) -> tuple[int, int, int]:
+    """Return the shape of one row of the network's input, after checking the form of its input and output.
 
     An empty file parses without error.
     """
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
     form = [(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+    taken = {trt.DataType.__members__[row.tensorrt_type] for row in INPUT_FORMATS.values()}
     match form:
         case [
-            (str(image), image_type, (-1, int(height), int(width), int(channels))),
-            (str(logits), logits_type, (-1, _)),
+            (str(input_name), input_type, (-1, int(first), int(second), int(third))),
+            (str(output_name), output_type, (-1, _)),
         ]:
-            named = (image, logits) == (INPUT_NAME, OUTPUT_NAME)
-            typed = (image_type, logits_type) == (trt.DataType.UINT8, trt.DataType.FLOAT)
-            if named and typed and min(height, width, channels) > 0:
-                return height, width, channels
+            typed = input_type in taken and output_type == trt.DataType.FLOAT
+            if (input_name, output_name) == names and typed and min(first, second, third) > 0:
+                return first, second, third
     found = ", ".join(f"{name} {dtype.name} {shape}" for name, dtype, shape in form) or "nothing"
     raise InputError(
-        f"the graph has {found}; an engine is built from {INPUT_NAME} UINT8 (-1, height, width, channels) and "
-        f"{OUTPUT_NAME} FLOAT (-1, classes), as `fuseline export` writes them"
+        f"the graph has {found}; an engine is built from {names[0]} UINT8 (-1, height, width, channels), or FLOAT or "
+        f"HALF (-1, channels, height, width), and {names[1]} FLOAT (-1, classes), as `fuseline export` writes them"
     )
 
 
@@ -274,10 +283,11 @@ def _configure(
     precision: PrecisionName,
     profile: tuple[int, int, int],
     row_shape: tuple[int, int, int],
+    input_name: str,
 ) -> Any:
     config = builder.create_builder_config()
     batches = builder.create_optimization_profile()
-    batches.set_shape(INPUT_NAME, *((rows, *row_shape) for rows in profile))
+    batches.set_shape(input_name, *((rows, *row_shape) for rows in profile))
     if config.add_optimization_profile(batches) < 0:
         raise BackendError(f"{title(trt)} refuses the batch profile {profile}: {recent_errors(trt)}")
     if choice.setting is not None:

@@ -22,19 +22,20 @@ _SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
 }
 
 
-def graph_for_tensorrt(onnx: bytes) -> bytes:
+def graph_for_tensorrt(onnx: bytes, input_name: str = INPUT_NAME) -> bytes:
     """Return `onnx` with its pixels cast to floats before they are transposed, if it transposes them as bytes.
 
     The graph computes the same: CPUs transpose bytes faster than floats, while TensorRT takes uint8 into a Cast and
     nothing else (its API reference, `DataType`). Everything else in the file is kept byte for byte, weights included.
-    Bytes that are no such graph come back as they are; the parser's message says better what is wrong with them.
+    A graph of floats, which TensorRT takes directly, comes back as it is, and so do bytes that are no such graph; the
+    parser's message says better what is wrong with them.
     """
     try:
         model = _model_class().FromString(onnx)
     except DecodeError:
         return onnx
     nodes = list(model.graph.node)
-    readers = [index for index, node in enumerate(nodes) if INPUT_NAME in node.input]
+    readers = [index for index, node in enumerate(nodes) if input_name in node.input]
     if [nodes[index].op_type for index in readers] != ["Transpose"]:
         return onnx
     transpose = nodes[readers[0]]
@@ -43,9 +44,9 @@ def graph_for_tensorrt(onnx: bytes) -> bytes:
     if [nodes[index].op_type for index in casts] != ["Cast"]:
         return onnx
     cast = nodes[casts[0]]
-    floats = f"{INPUT_NAME}.float"
+    floats = f"{input_name}.float"
     transpose.output[0] = cast.output[0]
-    cast.input[0], cast.output[0], transpose.input[0] = INPUT_NAME, floats, floats
+    cast.input[0], cast.output[0], transpose.input[0] = input_name, floats, floats
     # Nodes are in the order of execution.
     nodes.insert(readers[0], nodes.pop(casts[0]))
     _replace(model.graph.node, nodes)

@@ -67,13 +67,16 @@ def admission_of(max_queue_rows: int) -> Admission:
 class JoinedWorkers:
     """Several workers of one batcher."""
 
-    def __init__(self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16) -> None:
+    def __init__(
+        self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16, row_dtype: type[np.generic] = np.uint8
+    ) -> None:
         self.clock = Clock()
         self.executor = ManualExecutor()
         self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
         self.batcher = batcher_of(
             self._infer,
             row_shape=ROW_SHAPE,
+            row_dtype=row_dtype,
             buckets=BUCKETS,
             max_queue_rows=max_queue_rows,
             clock=self.clock,
@@ -86,7 +89,7 @@ class JoinedWorkers:
         self.requests: list[RemoteRequests] = []
         self.connections: list[BackendConnection] = []
         for _ in range(workers):
-            shape = ArenaShape(ROW_SHAPE, CLASSES, slots)
+            shape = ArenaShape(ROW_SHAPE, CLASSES, slots, np.dtype(row_dtype))
             file = create_memory(shape)
             # Two mappings of one memory, as two processes have.
             remote = RemoteBatcher(Arena(file, shape), admission_of(max_queue_rows), clock=self.clock)
@@ -129,6 +132,18 @@ async def test_the_answer_is_the_backends_and_frees_its_slots() -> None:
     assert batched.logits.dtype == np.float32
     assert batched.batch_rows == 2
     assert remote.taken_slots == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+async def test_rows_of_floats_cross_as_they_are_and_pixels_are_refused(dtype: type[np.generic]) -> None:
+    joined = JoinedWorkers(row_dtype=dtype)
+    rows = np.array([[0.1, -2.5, 1e4, 5e-5], [np.nan, 3, -0.25, 7]]).astype(dtype).reshape(2, *ROW_SHAPE)
+    request = joined.remotes[0].submit(list(rows))
+    await joined.run_batch()
+    np.testing.assert_array_equal((await request).logits, rows.reshape(2, -1)[:, :CLASSES].astype(np.float32))
+    with pytest.raises(RequestError, match=f"a row is uint8 .* expected {np.dtype(dtype)}"):
+        joined.remotes[0].submit([row(1)])
+    assert joined.remotes[0].taken_slots == 0
 
 
 async def test_rows_may_change_once_they_are_submitted() -> None:
