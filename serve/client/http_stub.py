@@ -16,7 +16,8 @@ from fuseline.serve.services.statuses import ERROR_METADATA_KEY, HTTP_STATUS_OF_
 
 _PROTOBUF = {"Content-Type": "application/x-protobuf", "Accept": "application/x-protobuf"}
 _MOST_MS = 2**32 - 1
-_CODE_OF_STATUS = {status: code for code, status in HTTP_STATUS_OF_CODE.items()}
+# Of several codes with one status the first that is listed.
+_CODE_OF_STATUS = {status: code for code, status in reversed(HTTP_STATUS_OF_CODE.items())}
 
 MessageT = TypeVar("MessageT", bound=Message)
 

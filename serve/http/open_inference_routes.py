@@ -38,18 +38,18 @@ async def _server_metadata(services: HttpServices, _request: Request) -> Respons
 
 
 async def _live(_services: HttpServices, _request: Request) -> Response:
-    return Response(headers=CLOSE)
+    return json_answer({"live": True}, headers=CLOSE)
 
 
 async def _ready(services: HttpServices, _request: Request) -> Response:
-    return _empty(is_ready=services.is_ready(), headers=CLOSE)
+    return _readiness({}, is_ready=services.is_ready(), headers=CLOSE)
 
 
 async def _model_ready(services: HttpServices, request: Request) -> Response:
     service = open_inference_of(services)
     # Raises where there is no such model.
-    service.metadata(*_model(request))
-    return _empty(is_ready=service.model_ready(*_model(request)))
+    described = service.metadata(*_model(request))
+    return _readiness({"name": described.name}, is_ready=service.model_ready(*_model(request)))
 
 
 async def _metadata(services: HttpServices, request: Request) -> Response:
@@ -148,8 +148,10 @@ def _region(request: Request) -> str:
     return name
 
 
-def _empty(*, is_ready: bool, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(None, HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, headers)
+def _readiness(members: dict[str, Any], *, is_ready: bool, headers: Mapping[str, str] | None = None) -> Response:
+    """Tell it by the status, which Triton's clients look at, and in the body, which KServe's do."""
+    status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return json_answer(members | {"ready": is_ready}, status, headers)
 
 
 def _regions(answer: SystemSharedMemoryStatusResponse | CudaSharedMemoryStatusResponse) -> Response:
@@ -207,8 +209,20 @@ OPERATIONS = (
         answered_by(_server_metadata),
         json_content(schema_of(ServerMetadataResponse)),
     ),
-    Operation("GET", ("/v2/health/live",), "Whether the server lives.", answered_by(_live), _NO_CONTENT),
-    Operation("GET", ("/v2/health/ready",), "Whether requests are taken.", answered_by(_ready), _NO_CONTENT),
+    Operation(
+        "GET",
+        ("/v2/health/live",),
+        "Whether the server lives.",
+        answered_by(_live),
+        json_content(object_schema({"live": {"type": "boolean"}}, required=("live",))),
+    ),
+    Operation(
+        "GET",
+        ("/v2/health/ready",),
+        "Whether requests are taken.",
+        answered_by(_ready),
+        json_content(object_schema({"ready": {"type": "boolean"}}, required=("ready",))),
+    ),
     # Before the paths of models, as a model could be called `stats`.
     Operation(
         "GET",
@@ -224,7 +238,15 @@ OPERATIONS = (
         answered_by(_metadata),
         json_content(schema_of(ModelMetadataResponse)),
     ),
-    Operation("GET", _of_models("/ready"), "Whether a model takes requests.", answered_by(_model_ready), _NO_CONTENT),
+    Operation(
+        "GET",
+        _of_models("/ready"),
+        "Whether a model takes requests.",
+        answered_by(_model_ready),
+        json_content(
+            object_schema({"name": {"type": "string"}, "ready": {"type": "boolean"}}, required=("name", "ready"))
+        ),
+    ),
     Operation(
         "GET",
         _of_models("/config"),

@@ -56,7 +56,15 @@ from fuseline.serve.shared_memory.registrar import Registrar
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
-EXTENSIONS = ("classification", "logging", "model_configuration", "model_repository", "schedule_policy", "statistics")
+EXTENSIONS = (
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 """Extensions of the protocol that are served, beside those of shared memory."""
 
 

@@ -61,7 +61,7 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
     (source,), (sink,) = config["input"], config["output"]
     assert (source["name"], source["data_type"], source["dims"]) == ("image", "TYPE_UINT8", [8, 8, 3])
     assert (sink["name"], sink["data_type"], sink["dims"]) == ("logits", "TYPE_FP32", [4])
-    assert described["index"] == [{"name": "colours", "version": "1", "state": "READY"}]
+    assert described["index"] == [{"name": "colours", "version": "1", "state": "READY", "reason": ""}]
     assert described["trace"]["trace_level"] == ["OFF"]
     assert (described["log"]["log_verbose_level"], described["log set"]["log_verbose_level"]) == (0, 1)
     assert described["log set back"] == described["log"]

@@ -46,17 +46,24 @@ async def test_metadata_config_statistics_and_index_have_tritons_names_and_numbe
     assert "'ready' is an integer" in (await post_json(served, "/v2/repository/index", {"ready": 1})).error
 
 
-async def test_health_is_told_by_the_status_alone(start_http: StartServer) -> None:
+async def test_health_is_told_by_the_status_and_in_the_body(start_http: StartServer) -> None:
     served = await start_http()
-    ready = ("/v2/health/live", "/v2/health/ready", "/v2/models/colours/ready", "/v2/models/colours/versions/1/ready")
-    for path in ready:
+    model = {"name": "colours"}
+    ready = {
+        "/v2/health/live": {"live": True},
+        "/v2/health/ready": {"ready": True},
+        "/v2/models/colours/ready": model | {"ready": True},
+        "/v2/models/colours/versions/1/ready": model | {"ready": True},
+    }
+    for path, told in ready.items():
         answer = await get(served, path)
-        assert (answer.status, answer.body) == (200, b""), path
+        assert (answer.status, answer.json) == (200, told), path
     for path in ("/v2/models/cats/ready", "/v2/models/colours/versions/2/ready"):
         assert (await get(served, path)).status == 404
     served.server.ready = False
     await served.server.set_health(serving=False)
     assert [(await get(served, path)).status for path in ready] == [200, 503, 503, 503]
+    assert (await get(served, "/v2/health/ready")).json == {"ready": False}
 
 
 async def test_what_names_no_model_that_is_loaded_is_answered_503_until_all_are(start_http: StartServer) -> None:
