@@ -61,7 +61,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
             ModelInput(
                 name=manifest.input.name,
                 data_type=_TYPE_OF_DTYPE[manifest.input.row_dtype.name],
-                format=ModelInput.Format.Value(f"FORMAT_{manifest.input.layout}"),
+                format=f"FORMAT_{manifest.input.layout}",
                 dims=manifest.input.row_shape,
             )
         ],

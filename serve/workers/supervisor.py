@@ -1,6 +1,6 @@
 """`fuseline serve --workers N`: starts a backend process and N workers, restarts those that die, drains them in order.
 
-The supervisor itself holds the gRPC ports, answers HTTP and computes nothing.
+The supervisor itself holds the gRPC ports, carries what comes on Unix sockets, answers HTTP and computes nothing.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.http_endpoint import HttpEndpoint
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
+from fuseline.serve.workers.shared_addresses import SharedAddresses
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -52,17 +52,15 @@ class Supervisor:
     def __init__(self, folders: Sequence[Path], settings: Settings, commands: Commands) -> None:
         self.repository: tuple[ServedModel, ...] = ()
         """Served models, known once `start` has returned."""
-        self.addresses: tuple[str, ...] = ()
-        """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
         self._http: HttpEndpoint | None = None
-        self._claims: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
+        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
@@ -76,7 +74,12 @@ class Supervisor:
     @property
     def port(self) -> int:
         """The first TCP port of gRPC; 0: none."""
-        return first_port(self.addresses)
+        return self._shared.port
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses that gRPC listens on, known once `start` has returned."""
+        return self._shared.addresses
 
     @property
     def ready(self) -> bool:
@@ -84,7 +87,7 @@ class Supervisor:
         backend = self._processes.get(_BACKEND)
         if self._draining or backend is None or backend.ready is None:
             return False
-        return any(process.ready is not None for title, process in self._processes.items() if title != _BACKEND)
+        return bool(self._ready_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -105,13 +108,14 @@ class Supervisor:
             if not _is_utf8(folder):
                 raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
         settings = self._settings
-        self.addresses = tuple(map(self._claimed, settings.grpc_addresses))
+        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
+        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._shared.take(settings.grpc_addresses)
         if settings.http_port:
             registry = CollectorRegistry()
             registry.register(self.totals)
             self._http = HttpEndpoint(settings.host, settings.http_port, registry, lambda: self.ready)
             self.http_port = self._http.port
-        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
@@ -123,6 +127,7 @@ class Supervisor:
         all_ready.cancel()
         if self._failed.done():
             self._failed.result()
+        await self._shared.start()
         backend = self._processes[_BACKEND].ready
         assert backend is not None
         self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
@@ -148,6 +153,7 @@ class Supervisor:
                 self.kill()
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
+        await self._shared.finish()
         self.close()
         return self._complete
 
@@ -171,11 +177,14 @@ class Supervisor:
         """Free the ports and the folder, after the processes have ended."""
         if self._http is not None:
             self._http.close()
-        for claim in self._claims:
-            claim.close()
+        self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    def _ready_workers(self) -> list[str]:
+        """Return the titles of the workers that take requests."""
+        return [title for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
@@ -217,7 +226,8 @@ class Supervisor:
         is_backend = title == _BACKEND
         if not is_backend:
             threads = -(-settings.decode_threads // settings.workers)
-            settings = settings.model_copy(update={"listen": self.addresses, "http_port": 0, "decode_threads": threads})
+            listen = self._shared.of_worker(title)
+            settings = settings.model_copy(update={"listen": listen, "http_port": 0, "decode_threads": threads})
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
 
         def make_config(channel_file: int) -> ProcessConfig:
@@ -258,16 +268,6 @@ class Supervisor:
             log.apply(settings)
         for process in self._processes.values():
             process.send_log_settings(settings)
-
-    def _claimed(self, address: str) -> str:
-        """Hold `address`, which is no Unix socket, for the workers; return it with the port chosen for 0."""
-        host, port = split_address(address)
-        try:
-            claim = claimed_port(host, port)
-        except OSError as error:
-            raise unbindable(address, error) from error
-        self._claims.append(claim)
-        return join_address(host, claim.getsockname()[1])
 
 
 def _is_utf8(path: Path) -> bool:
