@@ -363,6 +363,33 @@ def test_a_client_is_answered_by_whichever_worker_it_meets(servers: tuple[Server
             assert client.classify(plain("green")).results[0].predictions[0].label == "green"
 
 
+async def test_workers_share_a_unix_socket_and_drain_loses_nothing(package: Path, folder: Path) -> None:
+    listen = ("--listen", f"unix:{folder}/its.sock")
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 8)
+            await check_drain_under_load(server, stubs, request)
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
+async def test_a_unix_socket_outlives_its_workers(package: Path, folder: Path) -> None:
+    listen = ("--listen", f"unix:{folder}/its.sock")
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        for _ in range(2):
+            before = children_of(server)
+            for pid, kind in before.items():
+                if kind == "worker":
+                    os.kill(pid, signal.SIGKILL)
+            async with own_channel(server) as channel:
+                answer = await ClassifierStub(channel).Classify(request(1), wait_for_ready=True, timeout=30)
+                assert answer.timing.batch_rows == 1
+            await until(lambda: sorted(children_of(server).values()) == ["backend", "worker", "worker"])
+        server.process.send_signal(signal.SIGTERM)
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
 def test_workers_share_several_addresses(package: Path) -> None:
     listen = [part for address in ("127.0.0.1:0", "127.0.0.2:0") for part in ("--listen", address)]
     with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
