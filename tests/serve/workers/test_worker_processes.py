@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -358,6 +359,29 @@ async def test_http_is_answered_by_workers_and_by_the_supervisor_when_they_all_h
                 for pid in stopped:
                     os.kill(pid, signal.SIGCONT)
         assert metric(server, 'fuseline_process_restarts_total{process="worker"}') == 0
+
+
+def http_connections_of(pid: int, port: int) -> int:
+    """How many connections to the server's `port` the process has open."""
+    files = (Path("/proc") / str(pid) / "fd").iterdir()
+    sockets = {re.sub(r"\D", "", link) for link in map(os.readlink, files) if link.startswith("socket:")}
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[1].endswith(f":{port:04X}") and line[3] == "01" and line[9] in sockets for line in lines)
+
+
+async def test_http_connections_that_come_together_are_spread_over_the_workers(
+    servers: tuple[ServerProcess, ServerProcess],
+) -> None:
+    port = int(str(servers[1].http_address).rpartition(":")[2])
+    workers = [pid for pid, kind in children_of(servers[1]).items() if kind == "worker"]
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+    try:
+        await until(lambda: sum(http_connections_of(pid, port) for pid in workers) == 32)
+        assert min(http_connections_of(pid, port) for pid in workers) >= 8
+        assert http_connections_of(servers[1].process.pid, port) == 0
+    finally:
+        for client in clients:
+            client.close()
 
 
 def test_while_its_workers_start_the_supervisor_answers_http(package: Path, tmp_path: Path) -> None:
