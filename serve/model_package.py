@@ -15,14 +15,16 @@ A package is complete when its manifest is; `fuseline.serve.package_destination`
 import errno
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuseline.serve.errors import PackageError
 from fuseline.serve.input_format import INPUT_FORMATS, InputDtype, InputFormat, InputLayout, input_format_of
 from fuseline.serve.precision import GraphPrecision, PrecisionName
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
@@ -88,8 +90,10 @@ class InputSpec(_Spec):
         return (self.channels, self.height, self.width) if self.layout == "NCHW" else self.pixel_shape
 
     @property
-    def row_dtype(self) -> np.dtype[Any]:
+    def row_dtype(self) -> "np.dtype[Any]":
         """Type of the elements of one image in the graphs' input."""
+        import numpy as np
+
         return np.dtype(self.dtype)
 
     @property

@@ -200,7 +200,7 @@ def test_the_backends_lanes_raise_its_errors(tmp_path: Path, monkeypatch: pytest
     row_shape = noise(1).shape[1:]
     backend._bound = BoundSession(backend._session, buckets=BUCKETS, row_shape=row_shape, classes=4, device="cpu")
     lanes = backend.open_lanes(2)
-    with pytest.raises(BackendError, match=r"failed on \(4, 7, 9, 3\) pixels"):
+    with pytest.raises(BackendError, match=r"failed on uint8 rows of shape \(4, 7, 9, 3\)"):
         lanes[1](np.zeros((4, 7, 9, 3), np.uint8))
     np.testing.assert_allclose(lanes[1](noise(4)), expected_logits(noise(4)), atol=1e-5)
 
