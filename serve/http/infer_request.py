@@ -17,8 +17,9 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.http.json_text import json_type, object_from_json, shortened
 from fuseline.serve.http.tensor_json import NUMPY_TYPE_OF_DATATYPE, raw_from_json
 
-MAX_JSON_BYTES = 16 * 2**20
-"""Most JSON of a request. Parsed, it takes up to 25 times as much memory, and nothing else is answered meanwhile."""
+MAX_JSON_BYTES = 8 * 2**20
+"""Most JSON of a request: ten pictures of 224 x 224 UINT8 pixels. Parsed, JSON may take 30 times as much memory, and
+nothing else is answered meanwhile."""
 
 _REPEATED_BYTES = 1024
 """Most JSON that is remembered."""

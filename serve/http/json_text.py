@@ -2,9 +2,22 @@
 
 import json
 import reprlib
+from http import HTTPStatus
 from typing import Any, NoReturn
 
+from starlette.exceptions import HTTPException
+
 from fuseline.serve.errors import RequestError
+
+
+def check_json_size(size: int, max_bytes: int) -> None:
+    """Raise `HTTPException` with the status 413 for JSON of more than `max_bytes`, before it is parsed."""
+    if size > max_bytes:
+        raise HTTPException(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the request has {size} bytes of JSON, at most {max_bytes} bytes of JSON are taken; send the elements of "
+            "tensors as binary data (Inference-Header-Content-Length, binary_data_size)",
+        )
 
 
 def object_from_json(text: bytes) -> dict[str, Any]:
