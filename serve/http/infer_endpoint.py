@@ -13,13 +13,12 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_services import HttpServices, open_inference_of, status_now
 from fuseline.serve.http.infer_request import (
-    MAX_JSON_BYTES,
     BinaryOutputs,
     infer_request_from_body,
     infer_request_from_raw,
 )
 from fuseline.serve.http.infer_response import body_from_infer_response
-from fuseline.serve.http.json_text import check_json_size, shortened
+from fuseline.serve.http.json_text import shortened
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.services.statuses import Status, status_from_error
 
@@ -49,7 +48,6 @@ def infer_application(services: HttpServices) -> ASGIApp:
             # The connection has the whole body by now, and hands it out in one message.
             body = (await receive())["body"]
             header_length, accepted = _headers(scope["headers"])
-            check_json_size(len(body) if header_length is None else min(header_length, len(body)), MAX_JSON_BYTES)
             request, binary = _request(service, scope["path_params"], body, header_length)
             # Of a large body there is a second copy in the request.
             del body

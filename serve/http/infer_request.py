@@ -53,6 +53,7 @@ def infer_request_from_body(
     have are ignored, as Triton does.
 
     Raises:
+        HTTPException: there is more JSON than `MAX_JSON_BYTES`.
         RequestError: what `object_from_json` and `raw_from_json` raise; a member of another type than the protocol's;
             an input without elements, or with several kinds of them; binary data of another size than all inputs'.
     """
@@ -109,7 +110,7 @@ class _Head:
 
 
 def _head(text: bytes, model: str, version: str) -> _Head:
-    members = object_from_json(text)
+    members = object_from_json(text, MAX_JSON_BYTES)
     parameters = dict(_member(members, "parameters", dict, {}))
     request = ModelInferRequest(model_name=model, model_version=version)
     _set_text(request, "id", _member(members, "id", str, ""))

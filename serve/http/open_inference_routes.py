@@ -24,7 +24,7 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices, open_inference_of
 from fuseline.serve.http.infer_endpoint import infer_application
-from fuseline.serve.http.json_text import check_json_size, json_type, object_from_json, shortened
+from fuseline.serve.http.json_text import json_type, object_from_json, shortened
 from fuseline.serve.http.message_json import members_of, scalar_of
 from fuseline.serve.http.operations import Operation, Parameter, answered_by
 from fuseline.serve.http.schemas import array_of, binary_content, json_content, object_schema, schema_of
@@ -174,8 +174,7 @@ def _regions(answer: SystemSharedMemoryStatusResponse | CudaSharedMemoryStatusRe
 async def _members(request: Request) -> dict[str, Any]:
     """Return the object that the request's body is; an empty body is an empty one."""
     body = await request.body()
-    check_json_size(len(body), _MAX_JSON_BYTES)
-    return object_from_json(body) if body else {}
+    return object_from_json(body, _MAX_JSON_BYTES) if body else {}
 
 
 def _text(members: dict[str, Any], name: str) -> str:
