@@ -21,7 +21,7 @@ def object_from_json(text: bytes, max_bytes: int) -> dict[str, Any]:
     if len(text) > max_bytes:
         raise HTTPException(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the request has {len(text)} bytes of JSON, at most {max_bytes} bytes of JSON are taken; send the elements "
+            f"the request has {len(text)} bytes of JSON, at most {max_bytes} bytes of JSON are taken; send elements "
             "of tensors as binary data (Inference-Header-Content-Length, binary_data_size)",
         )
     try:
