@@ -1,5 +1,6 @@
 """The models of one server, by name."""
 
+import reprlib
 from collections.abc import Iterable, Iterator
 
 from fuseline.serve.errors import InputError, UnknownModelError
@@ -36,7 +37,7 @@ class Repository:
         served = ", ".join(sorted(self._models)) or "none"
         if not name:
             raise UnknownModelError(f"the request names no model and this server has several; name one of: {served}")
-        raise UnknownModelError(f"there is no model {name!r} here; served: {served}")
+        raise UnknownModelError(f"there is no model {reprlib.repr(name)} here; served: {served}")
 
     async def close(self) -> None:
         """Let every model finish what it has admitted, then release it."""

@@ -20,9 +20,7 @@ CLOSE = {"Connection": "close"}
 answer it."""
 
 
-def json_answer(
-    value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
-) -> Response:
+def json_answer(value: object, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
     """Return the answer whose body is `value` as JSON."""
     return Response(json_bytes(value), status, headers, JSON_TYPE)
 
@@ -47,7 +45,7 @@ def error_answer(status: Status) -> Response:
     return json_answer({"error": status.message}, status.http_status, headers)
 
 
-def refusal(status: HTTPStatus, message: str, **headers: str) -> Response:
+def refusal(status: int, message: str, **headers: str) -> Response:
     """Return the answer to a request that HTTP itself refuses, before any service."""
     return json_answer({"error": message}, status, headers)
 

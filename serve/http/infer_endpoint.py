@@ -4,8 +4,8 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import Iterable
-from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
@@ -13,7 +13,6 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_services import HttpServices, open_inference_of, status_now
 from fuseline.serve.http.infer_request import (
-    MAX_JSON_BYTES,
     BinaryOutputs,
     infer_request_from_body,
     infer_request_from_raw,
@@ -49,13 +48,13 @@ def infer_application(services: HttpServices) -> ASGIApp:
             # The connection has the whole body by now, and hands it out in one message.
             body = (await receive())["body"]
             header_length, accepted = _headers(scope["headers"])
-            if (len(body) if header_length is None else min(header_length, len(body))) > MAX_JSON_BYTES:
-                await _too_long(scope, receive, send)
-                return
             request, binary = _request(service, scope["path_params"], body, header_length)
             # Of a large body there is a second copy in the request.
             del body
             response = await service.infer(METHOD, request)
+        except HTTPException as error:
+            await refusal(error.status_code, error.detail)(scope, receive, send)
+            return
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
             response = status_from_error(error)
         if isinstance(response, Status):
@@ -117,12 +116,3 @@ async def _compressed(body: bytes, coding: str) -> bytes:
     if len(body) <= _COMPRESSED_IN_PLACE_BYTES:
         return _COMPRESS[coding](body)
     return await asyncio.to_thread(_COMPRESS[coding], body)
-
-
-async def _too_long(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = refusal(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the request has more than {MAX_JSON_BYTES} bytes of JSON, which is all that is taken; send the tensors' "
-        "elements as binary data (Inference-Header-Content-Length, binary_data_size)",
-    )
-    await answer(scope, receive, send)

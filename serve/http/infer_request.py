@@ -17,8 +17,9 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.http.json_text import json_type, object_from_json, shortened
 from fuseline.serve.http.tensor_json import NUMPY_TYPE_OF_DATATYPE, raw_from_json
 
-MAX_JSON_BYTES = 16 * 2**20
-"""Most JSON of a request. Parsed, it takes up to 25 times as much memory, and nothing else is answered meanwhile."""
+MAX_JSON_BYTES = 8 * 2**20
+"""Most JSON of a request: ten pictures of 224 x 224 UINT8 pixels. Parsed, JSON may take 30 times as much memory, and
+nothing else is answered meanwhile."""
 
 _REPEATED_BYTES = 1024
 """Most JSON that is remembered."""
@@ -52,6 +53,7 @@ def infer_request_from_body(
     have are ignored, as Triton does.
 
     Raises:
+        HTTPException: there is more JSON than `MAX_JSON_BYTES`.
         RequestError: what `object_from_json` and `raw_from_json` raise; a member of another type than the protocol's;
             an input without elements, or with several kinds of them; binary data of another size than all inputs'.
     """
@@ -108,7 +110,7 @@ class _Head:
 
 
 def _head(text: bytes, model: str, version: str) -> _Head:
-    members = object_from_json(text)
+    members = object_from_json(text, MAX_JSON_BYTES)
     parameters = dict(_member(members, "parameters", dict, {}))
     request = ModelInferRequest(model_name=model, model_version=version)
     _set_text(request, "id", _member(members, "id", str, ""))

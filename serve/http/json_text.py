@@ -2,18 +2,28 @@
 
 import json
 import reprlib
+from http import HTTPStatus
 from typing import Any, NoReturn
+
+from starlette.exceptions import HTTPException
 
 from fuseline.serve.errors import RequestError
 
 
-def object_from_json(text: bytes) -> dict[str, Any]:
+def object_from_json(text: bytes, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object that `text` is.
 
     Raises:
+        HTTPException: the text has more than `max_bytes`; it is not parsed.
         RequestError: text that is not UTF-8 or not JSON (RFC 8259), NaN and Infinity among it, another value than an
             object, a name given twice in one object, or nesting that is too deep to read.
     """
+    if len(text) > max_bytes:
+        raise HTTPException(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the request has {len(text)} bytes of JSON, at most {max_bytes} bytes of JSON are taken; send elements "
+            "of tensors as binary data (Inference-Header-Content-Length, binary_data_size)",
+        )
     try:
         value = _DECODER.decode(text.decode())
     except UnicodeDecodeError as error:

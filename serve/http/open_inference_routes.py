@@ -31,6 +31,9 @@ from fuseline.serve.services.open_inference_settings import LogValue
 BINARY_EXTENSION = "binary_tensor_data"
 """Triton's extension of the protocol that HTTP alone needs."""
 
+_MAX_JSON_BYTES = 2**20
+"""Most JSON of a request but for inference."""
+
 
 async def _server_metadata(services: HttpServices, _request: Request) -> Response:
     members = members_of(open_inference_of(services).server_metadata())
@@ -161,7 +164,7 @@ def _regions(answer: SystemSharedMemoryStatusResponse | CudaSharedMemoryStatusRe
 async def _members(request: Request) -> dict[str, Any]:
     """Return the object that the request's body is; an empty body is an empty one."""
     body = await request.body()
-    return object_from_json(body) if body else {}
+    return object_from_json(body, _MAX_JSON_BYTES) if body else {}
 
 
 def _text(members: dict[str, Any], name: str) -> str:

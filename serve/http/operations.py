@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -65,6 +66,8 @@ def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 answer = await handler(services, Request(scope, receive))
+            except HTTPException as error:
+                answer = refusal(error.status_code, error.detail)
             except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
                 answer = error_answer(status_now(services, status_from_error(error)))
             await answer(scope, receive, send)

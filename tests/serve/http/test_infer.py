@@ -208,7 +208,7 @@ async def test_json_that_would_take_too_long_to_parse_is_too_large_but_binary_da
     start_http: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await start_http()
-    monkeypatch.setattr("fuseline.serve.http.infer_endpoint.MAX_JSON_BYTES", 512)
+    monkeypatch.setattr("fuseline.serve.http.infer_request.MAX_JSON_BYTES", 512)
     answer = await post_json(served, INFER, {"inputs": [json_tensor(noise(2))]})
     assert answer.status == 413
     assert "512 bytes of JSON" in answer.error

@@ -24,9 +24,13 @@ TYPES: dict[str, Any] = {
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    for name in schema.get("$ref", "").split("/")[1:]:
-        schema = document[name] if "$ref" in schema else schema[name]
-    return schema
+    """What `schema` refers to, or itself."""
+    if "$ref" not in schema:
+        return schema
+    target: Any = document
+    for name in schema["$ref"].removeprefix("#/").split("/"):
+        target = target[name]
+    return target
 
 
 def check(document: dict[str, Any], schema: dict[str, Any], value: object, place: str = "$") -> None:
