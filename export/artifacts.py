@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from fuseline.export.facts.model_facts import ModelFacts
 from fuseline.export.folding.fold import FoldedNetwork
 from fuseline.export.fp16.mixed_precision import MixedFp16Graph, mixed_fp16_from_fp32
+from fuseline.export.graph.graph_input import INPUT_KEY, NORMALIZATION_KEY
 from fuseline.export.graph.onnx_graph import onnx_from_network
 from fuseline.export.graph.precision_share import PrecisionShare, precision_share
 from fuseline.export.graph.runtimes import serialised
+from fuseline.export.graph.tensor_names import with_tensor_names
 from fuseline.export.int8.int8_graph import Int8Graph, calibrate, int8_from_fp32
 from fuseline.export.progress import Progress
 from fuseline.export.sample import Sample
@@ -77,6 +79,7 @@ def write_artifacts(
     sample: Sample,
     eager: NDArray[np.float32],
     layer_names: Mapping[str, str],
+    output_name: str,
     engine_for: str | None,
     progress: Progress,
 ) -> WrittenArtifacts:
@@ -87,6 +90,7 @@ def write_artifacts(
             judged by.
         eager: eager PyTorch's FP32 logits (n, classes) of `sample`.
         layer_names: the network's names of layers to the checkpoint's.
+        output_name: name of every graph's output; `facts.input` has that of the input.
         engine_for: compute capability such as `sm89`, for which the engine is built without a GPU; None: the GPU at
             hand, if any.
 
@@ -98,17 +102,25 @@ def write_artifacts(
     """
     metadata = {
         "labels": facts.labels,
-        "input": facts.input.model_dump(mode="json"),
-        "normalization": facts.normalization.model_dump(mode="json"),
+        INPUT_KEY: facts.input.model_dump(mode="json", exclude={"name"}),
+        NORMALIZATION_KEY: facts.normalization.model_dump(mode="json"),
         "task": facts.task,
     }
+    input_name = facts.input.name
+
+    def graph_file(model: onnx.ModelProto) -> bytes:
+        """Return the file of a graph, whose tensors then have the names that clients know."""
+        return serialised(with_tensor_names(model, input_name, output_name))
+
     precision: PrecisionName = "fp32"
     with progress.step("Writing the ONNX graph") as step:
         fp32 = onnx_from_network(network, facts.input, metadata)
-        artifacts = [_write(folder, FP32_NAME, serialised(fp32), "onnx", precision)]
+        artifacts = [_write(folder, FP32_NAME, graph_file(fp32), "onnx", precision)]
         shares = {FP32_NAME: precision_share(fp32, "fp16")}
         for_engine = fp32
-        step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}")
+        spec = facts.input
+        takes = f"; {spec.name} is {spec.datatype} {spec.layout} in, {output_name} FP32 out"
+        step.done(f"{FP32_NAME}, {_mib(artifacts[-1])}{takes if spec.format.normalised else ''}")
     mixed = None
     if fp16 is not None:
         with progress.step("Writing the FP16 graph") as step:
@@ -123,7 +135,7 @@ def write_artifacts(
             for_engine, precision = mixed.model, "fp16"
             shares[FP16_NAME] = share = mixed.share
             details = {KEPT_FP32: sorted(mixed.fp32_nodes)}
-            artifacts.append(_write(folder, FP16_NAME, serialised(for_engine), "onnx", precision, details))
+            artifacts.append(_write(folder, FP16_NAME, graph_file(for_engine), "onnx", precision, details))
             step.done(
                 f"{FP16_NAME}, {_mib(artifacts[-1])}, {share.own_layers} of {share.layers} layers and "
                 f"{share.of_multiply_adds:.1%} of the multiply-adds in FP16"
@@ -137,12 +149,14 @@ def write_artifacts(
         quantised, int8_warnings = _int8_graphs(fp32, sample, eager, facts.task, layer_names, int8.bar, progress)
         for path, graph in quantised.items():
             int8_details = {KEPT_FP32: sorted(graph.fp32_nodes), READ_BY: _READER_OF_INT8[path]}
-            artifacts.append(_write(folder, path, serialised(graph.model), "onnx", "int8", int8_details))
+            artifacts.append(_write(folder, path, graph_file(graph.model), "onnx", "int8", int8_details))
     with progress.step("Building the TensorRT engine") as step:
         try:
             built = build_engine(
-                serialised(for_engine),
+                graph_file(for_engine),
                 precision=precision,
+                input_name=input_name,
+                output_name=output_name,
                 allowed_fp32=mixed.fp32_nodes if mixed else (),
                 layer_names=layer_names,
                 capability=engine_for,

@@ -17,6 +17,7 @@ from fuseline.export.checkpoint.checkpoint import Checkpoint
 from fuseline.export.checkpoint.wrapper_prefixes import printable
 from fuseline.export.destination import destination_of, model_name
 from fuseline.export.eager import eager_logits, normalised
+from fuseline.export.facts.graph_interface import graph_interface, with_interface
 from fuseline.export.facts.model_facts import ModelFacts, facts_from, no_labels
 from fuseline.export.folding.fold import FoldedNetwork, fold_network
 from fuseline.export.loading.loading import NetworkSource, network_of, read_source
@@ -78,6 +79,12 @@ class ExportOptions:
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     """(height, width) in pixels."""
+    input_format: str = "uint8-nhwc"
+    """What the package's graphs take, a name of `fuseline.serve.input_format.INPUT_FORMATS`."""
+    input_name: str | None = None
+    """Name of the graphs' input; None: the format's customary one."""
+    output_name: str | None = None
+    """Name of the graphs' output; None: the format's customary one."""
     task: Task | None = None
     """Task of the network; None: what the checkpoint says, or single-label."""
     strict: bool = False
@@ -109,6 +116,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
     destination = destination_of(options.source.checkpoint, options.out)
     check_destination(destination, replace=options.force)
     name = model_name(options.name, destination)
+    interface = graph_interface(options.input_format, options.input_name, options.output_name)
     if options.engine is not None:
         available_builder(options.engine)
 
@@ -132,7 +140,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
         )
         step.done(f"{trained.architecture}, {facts.described_classes}, input {facts.described_input}")
     settled = settle(trained, facts, checkpoint, images, options.source.assumed, options.command, progress)
-    facts, doubts = settled.facts, settled.doubts
+    facts, doubts = with_interface(settled.facts, interface), settled.doubts
     with progress.step("Collecting images to verify on") as step:
         sample, generated = _sample(options, images, facts)
         doubts = (*doubts, *generated)
@@ -153,7 +161,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
         progress.warn(warning)
     if options.strict:
         check_none_open(facts.assumptions)
-    with progress.step("Folding BatchNorm and input scaling") as step:
+    with progress.step(f"Folding BatchNorm{'' if facts.input.format.normalised else ' and input scaling'}") as step:
         network = _named_as_in_checkpoint(_fold(trained, facts, sample), trained.layer_names)
         kept = f"; {len(network.kept)} kept as a scale and a shift" if network.kept else ", none left"
         step.done(f"{len(network.folds)} BatchNorms folded{kept}")
@@ -170,6 +178,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 sample=sample,
                 eager=eager,
                 layer_names=trained.layer_names,
+                output_name=interface.output_name,
                 engine_for=options.engine,
                 progress=progress,
             )
@@ -184,6 +193,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 provenance=_provenance(checkpoint, options),
                 task=facts.task,
                 assumptions=facts.assumptions,
+                output_name=interface.output_name,
             )
             package = ModelPackage(folder=folder, manifest=manifest)
             verifications, skipped = _verify(package, sample, eager, settled.truth, options.int8, progress)
@@ -197,7 +207,7 @@ def export_checkpoint(options: ExportOptions, progress: Progress | None = None) 
                 evidence=trained.evidence,
                 folds=network.folds,
                 kept=network.kept,
-                scale_folded=network.pixel_scale is None,
+                scale_folded=network.scale_folded,
                 precision={path: share.as_json for path, share in written.precision.items()},
                 fp16_kept_in_fp32=written.fp16.kept if written.fp16 else (),
                 fp16_ranges=written.fp16.ranges if written.fp16 else (),
@@ -244,6 +254,7 @@ def _fold(trained: TrainedNetwork, facts: ModelFacts, sample: Sample) -> FoldedN
         mean=facts.normalization.mean,
         std=facts.normalization.std,
         probe=normalised(sample.pixels[:_PROBE_ROWS], facts.normalization),
+        takes_pixels=not facts.input.format.normalised,
     )
 
 

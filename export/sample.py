@@ -68,7 +68,7 @@ class ImageFolder:
             ImageError: a file can't be decoded; it is named.
             InputError: a file can't be read.
         """
-        pixels = np.empty((len(indices), *input_spec.row_shape), np.uint8)
+        pixels = np.empty((len(indices), *input_spec.pixel_shape), np.uint8)
         for row, index in enumerate(indices):
             path = self.files[index]
             try:
@@ -141,7 +141,7 @@ def generated_sample(input_spec: InputSpec, count: int, seed: int = 0) -> Sample
     They show arithmetic faults, but not what a network does on its own domain; the report says so.
     """
     generator = np.random.default_rng(seed)
-    height, width, channels = input_spec.row_shape
+    height, width, channels = input_spec.pixel_shape
     pixels = np.empty((count, height, width, channels), np.uint8)
     for row in range(count):
         total = np.zeros((1, channels, height, width), np.float32)

@@ -17,6 +17,7 @@ from fuseline.serve.backends.onnx_artifact import READ_BY
 from fuseline.serve.backends.padded import infer_in_largest_bucket
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.errors import BackendUnavailableError, VerificationError
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model_package import AGREEMENT_ON, Artifact, ModelPackage, Task, Verification
 from fuseline.serve.precision import FP16_RESOLUTION, PRECISIONS, PrecisionName
 
@@ -196,9 +197,9 @@ def _run(
     on_progress: Callable[[float], None],
 ) -> tuple[NDArray[np.float32], str]:
     backend, _ = open_backend(package, backend=name, precision=precision, buckets=(rows_at_a_time(pixels),))
-    row = PRECISIONS[precision]
+    row, to_rows = PRECISIONS[precision], row_maker(package.manifest)
     device = backend.device if row.graph == precision else f"{backend.device}, {row.title}"
     try:
-        return infer_in_largest_bucket(backend, pixels, on_progress), f"{name} ({device})"
+        return infer_in_largest_bucket(backend, pixels, on_progress, to_rows=to_rows), f"{name} ({device})"
     finally:
         backend.close()

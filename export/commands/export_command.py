@@ -23,7 +23,8 @@ from fuseline.export.commands.flags import (
 from fuseline.export.facts.input_size import input_size_from_text
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError
-from fuseline.serve.precision import PRECISIONS
+from fuseline.serve.input_format import INPUT_FORMATS
+from fuseline.serve.precision import PRECISIONS, listed
 
 if TYPE_CHECKING:
     from fuseline.serve.model_package import Task
@@ -87,6 +88,23 @@ def export(
         ),
     ] = None,
     input_size: InputSize = None,
+    input_format: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="FORMAT",
+            help=f"What the graphs take: {listed(INPUT_FORMATS)}. Floats are images that the client has normalised, "
+            "(pixel / 255 - mean) / std, as an ordinary export takes them.",
+        ),
+    ] = "uint8-nhwc",
+    input_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The input tensor's name for clients; default: image, or input for floats."),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The output tensor's name; default: logits, or output with float input."),
+    ] = None,
     assume: Assume = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse while anything that changes answers is assumed and not settled.")
@@ -150,6 +168,9 @@ def export(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         input_size=None if input_size is None else input_size_from_text(input_size),
+        input_format=input_format,
+        input_name=input_name,
+        output_name=output_name,
         task=None if task is None else _task(task),
     )
     result = export_checkpoint(options, ConsoleProgress())

@@ -49,19 +49,26 @@ class KeptBatchNorm:
 
 @dataclass(frozen=True, slots=True)
 class FoldedNetwork:
-    """A network without BatchNorm that takes pixels of 0..255 with `pixel_mean` already subtracted."""
+    """A network without BatchNorm; it takes pixels of 0..255 with `pixel_mean` subtracted, or normalised images."""
 
     module: fx.GraphModule
-    pixel_mean: tuple[float, ...]
-    """255 * mean of each channel."""
+    pixel_mean: tuple[float, ...] | None
+    """255 * mean of each channel; None where the network takes images that are normalised already."""
     pixel_scale: tuple[float, ...] | None
     """Factor of each channel by which centred pixels must still be multiplied; None where the first convolution does
-    it."""
+    it, or nothing is to be done."""
     folds: tuple[Fold, ...]
     kept: tuple[KeptBatchNorm, ...]
 
+    @property
+    def scale_folded(self) -> bool:
+        """Whether the first convolution carries the division of pixels by 255 * std."""
+        return self.pixel_mean is not None and self.pixel_scale is None
 
-def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[float], probe: Tensor) -> FoldedNetwork:
+
+def fold_network(
+    module: nn.Module, *, mean: Sequence[float], std: Sequence[float], probe: Tensor, takes_pixels: bool = True
+) -> FoldedNetwork:
     """Fold those of `module`'s BatchNorms that can be folded, and the input scaling. `module` isn't changed.
 
     Args:
@@ -69,6 +76,8 @@ def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[floa
         mean: mean of each channel, of pixels scaled to 0..1.
         std: standard deviation of each channel, as `mean`.
         probe: normalised float32 NCHW images, on which each fold's error is measured.
+        takes_pixels: whether the folded network is to take pixels; else it goes on to take normalised images, and no
+            input scaling is folded.
 
     Raises:
         ArchitectureError: the network can't be traced, or a BatchNorm, which is named, normalises by its batch.
@@ -93,7 +102,7 @@ def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[floa
         if why is not None:
             _write_as_scale_and_shift(traced, node)
 
-    first = _first_convolution(traced.graph)
+    first = _first_convolution(traced.graph) if takes_pixels else None
     if first is not None:
         scaled = fold_input_scale(_tensor(traced, first, 1), std)
         _set_tensor(traced, str(_argument(first, 1).target), scaled)
@@ -104,8 +113,8 @@ def fold_network(module: nn.Module, *, mean: Sequence[float], std: Sequence[floa
     check_no_batchnorm(folded)
     return FoldedNetwork(
         module=folded,
-        pixel_mean=tuple(PIXEL_MAX * value for value in mean),
-        pixel_scale=None if first is not None else tuple(input_scale(std).tolist()),
+        pixel_mean=tuple(PIXEL_MAX * value for value in mean) if takes_pixels else None,
+        pixel_scale=None if first is not None or not takes_pixels else tuple(input_scale(std).tolist()),
         folds=tuple(folds),
         kept=kept,
     )

@@ -1,6 +1,6 @@
-"""The FP16 graph: strongly typed, with uint8 in and float32 out; chosen nodes stay in FP32."""
+"""The FP16 graph: strongly typed, with the FP32 graph's input and float32 out; chosen nodes stay in FP32."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fuseline.export.fp16.float_nodes import FloatNodes, float_nodes, takes_fp16
+from fuseline.export.graph.graph_input import takes_pixels
 from fuseline.export.graph.onnx_graph import pixel_nodes, with_cast_first
 from fuseline.serve.errors import VerificationError
 from fuseline.serve.model_package import OUTPUT_NAME
@@ -25,15 +26,16 @@ def fp16_from_fp32(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> 
     """Return a copy of `model` (as `onnx_from_network` makes it) that computes in FP16 but for `fp32_nodes`.
 
     It casts its pixels first, for TensorRT. The mean is subtracted in FP32, where it is exact to 2**-16, before the
-    cast to FP16; the logits are cast back. A value that passes between FP16 and FP32 nodes has one Cast, however many
-    nodes read it. `fuseline.export.fp16.mixed_precision` finds out which nodes must stay in FP32.
+    cast to FP16; of normalised floats FP32 ones are cast, and FP16 ones are read as they are. The logits are cast back.
+    A value that passes between FP16 and FP32 nodes has one Cast, however many nodes read it.
+    `fuseline.export.fp16.mixed_precision` finds out which nodes must stay in FP32.
 
     Raises:
         VerificationError: a weight is beyond FP16's largest finite number, 65504, and its node is to be FP16.
     """
     fp16 = with_cast_first(model)
     pixels = pixel_nodes(model)
-    writer = _Writer(fp16, {node.name for node in pixels}, frozenset(fp32_nodes))
+    writer = _Writer(fp16, pixels, frozenset(fp32_nodes))
     first = scaled_first_layer(model)
     if first is not None and first not in writer.fp32:
         writer.scale_pixels(first, pixels[-1].output[0])
@@ -44,8 +46,9 @@ def fp16_from_fp32(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> 
 def scaled_first_layer(model: onnx.ModelProto) -> str | None:
     """Return the convolution whose weights hold 1 / (255 * std), and in FP16 get 2**PIXEL_SCALE_LOG2 too, if any."""
     pixels = pixel_nodes(model)
-    # Where the graph itself scales the pixels, they are in FP16's best range, and no weight carries the scale.
-    if len(pixels) > 3:
+    # Where the graph itself scales the pixels, or its caller, they are in FP16's best range, and no weight carries the
+    # scale.
+    if not takes_pixels(model) or len(pixels) > 3:
         return None
     return next(str(node.name) for node in model.graph.node if node.input[:1] == [pixels[-1].output[0]])
 
@@ -75,20 +78,26 @@ def rounded_to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
 class _Writer:
     """Types the nodes of one graph, in place."""
 
-    def __init__(self, model: onnx.ModelProto, pixel_names: Collection[str], fp32_nodes: frozenset[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, pixels: Sequence[onnx.NodeProto], fp32_nodes: frozenset[str]) -> None:
+        """Begin with `pixels`, the model's `pixel_nodes`, which stay in FP32 as `fp32_nodes` do."""
         self._graph = model.graph
+        pixel_names = {node.name for node in pixels}
         self._nodes = float_nodes(model, pixel_names)
         cannot = {node.name for node in self._nodes.nodes if not node.can_be_fp16}
         self.fp32 = fp32_nodes | cannot
         self._pixel_names = pixel_names
-        self._stored: dict[str, int] = {}
-        """Type of each float activation."""
+        (taken,) = model.graph.input
+        self._stored: dict[str, int] = {taken.name: taken.type.tensor_type.elem_type}
+        """Type of each float activation, and of the graph's input."""
         self._casts: dict[tuple[str, int], str] = {}
+        if self._stored[taken.name] == _FP16:
+            # What is FP16 already needs no cast there and back.
+            self._casts = {(node.output[0], _FP16): taken.name for node in pixels}
         self._fp16_reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
         """Initialiser -> the nodes that read it in FP16, with the number of the input."""
         self._fp32_reads: set[str] = set()
         """Initialisers that are read in FP32."""
-        self._producers: dict[str, str] = {}
+        self._producers: dict[str, str] = {taken.name: taken.name}
         self._written: list[onnx.NodeProto] = []
         self._scaled: tuple[str, str] | None = None
         """The pixels and the weight between which the power of two is moved, if it is."""
@@ -113,6 +122,7 @@ class _Writer:
                 if name in self._nodes.floats:
                     self._stored[name] = kind
             self._written.append(node)
+        self._drop_unread_casts()
         self._cast_logits()
         self._type_initialisers()
         del self._graph.node[:]
@@ -149,6 +159,13 @@ class _Writer:
         )
         self._casts[name, kind] = typed
         return typed
+
+    def _drop_unread_casts(self) -> None:
+        """Drop the Cast of an FP16 input to FP32 if no node reads its result."""
+        read = {name for node in self._written for name in node.input} | {OUTPUT_NAME}
+        self._written = [
+            node for node in self._written if node.name not in self._pixel_names or read.intersection(node.output)
+        ]
 
     def _cast_logits(self) -> None:
         if self._stored[OUTPUT_NAME] == _FP32:

@@ -47,7 +47,10 @@ class Fp16Trial:
 
 
 def stored_in_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph that computes in FP32 and rounds each value that is FP16 in `model` to FP16, with overflow."""
+    """Return a graph that computes in FP32 and rounds each value that is FP16 in `model` to FP16, with overflow.
+
+    An FP16 input stays FP16, and is read in FP32.
+    """
     inferred = shape_inference.infer_shapes(model, strict_mode=True)
     values = (*inferred.graph.value_info, *inferred.graph.output)
     fp16 = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
@@ -58,8 +61,14 @@ def stored_in_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == TensorProto.FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
     nodes: list[onnx.NodeProto] = []
+    read_as: dict[str, str] = {}
+    for taken in model.graph.input:
+        if taken.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            read_as[taken.name] = f"{taken.name}/wide"
+            nodes.append(helper.make_node("Cast", [taken.name], [f"{taken.name}/wide"], to=TensorProto.FLOAT))
     for node in model.graph.node:
         copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy.input[:] = [read_as.get(name, name) for name in copy.input]
         # A Cast to FP16 rounds by itself.
         rounds = node.op_type == "Cast"
         nodes.append(copy)

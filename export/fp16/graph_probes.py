@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fuseline.export.graph.runtimes import run_batches
 from fuseline.serve.model_package import OUTPUT_NAME
 
+_START = ""
+"""The place before all nodes, none of which has this name."""
 Combine = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 
 
@@ -22,8 +24,9 @@ class GraphProbes:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         self._made_by = {output: node.name for node in model.graph.node for output in node.output}
+        self._made_by |= {taken.name: _START for taken in model.graph.input}
         self._behind: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
-        """Name of a node of the graph -> the nodes that were added behind it."""
+        """Name of a node of the graph, or `_START` -> the nodes that were added behind it."""
         self._known: set[str] = set()
         self._measured: dict[str, Combine] = {}
 
@@ -34,7 +37,10 @@ class GraphProbes:
         self._made_by.update(dict.fromkeys(node.output, behind))
 
     def apply(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add an operator behind the node that makes the first of `inputs`, unless `output` exists; return `output`."""
+        """Add an operator behind the node that makes the first of `inputs`, unless `output` exists; return `output`.
+
+        What reads the graph's input comes before all nodes.
+        """
         if output not in self._known:
             self.add(helper.make_node(operator, inputs, [output], name=output, **attributes), self._made_by[inputs[0]])
         return output
@@ -78,7 +84,8 @@ class GraphProbes:
     def _probed(self) -> onnx.ModelProto:
         graph = self._model.graph
         # Added nodes come right behind what they read, so that the runtime can free it.
-        nodes = [added for node in graph.node for added in (node, *self._behind[node.name])]
+        nodes = list(self._behind[_START])
+        nodes += [added for node in graph.node for added in (node, *self._behind[node.name])]
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(nodes)

@@ -1,7 +1,6 @@
-"""A folded network as an ONNX graph: `image` uint8 NHWC in, `logits` float32 out, the batch dynamic."""
+"""A folded network as an ONNX graph: `image` in, as the `InputSpec` says, `logits` float32 out, the batch dynamic."""
 
 import ast
-import json
 from collections.abc import Container, Mapping
 from importlib.metadata import version
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch import fx
 from fuseline.export.folding.exporter_errors import explained, reason_of
 from fuseline.export.folding.fold import FoldedNetwork, attribute
 from fuseline.export.folding.trace import MAX_BATCH_ROWS, quiet_exporter
+from fuseline.export.graph.graph_input import set_metadata, takes_pixels
 from fuseline.serve.errors import ArchitectureError
 from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME, InputSpec
 
@@ -29,16 +29,20 @@ _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: Mapping[str, Any]) -> onnx.ModelProto:
     """Export `network` to a checked ONNX model whose nodes bear the names of the network's layers.
 
+    Its input and output have the customary names, whatever `input_spec` calls them; see
+    `fuseline.export.graph.tensor_names`.
+
     Args:
-        metadata: values for the model's metadata properties, each written as JSON under `fuseline.<key>`.
+        network: takes pixels if `input_spec` is of pixels, else normalised images.
+        metadata: values for the model's metadata properties; see `set_metadata`.
 
     Raises:
         ArchitectureError: the network has an operator that ONNX hasn't, or the exported graph still has a
             BatchNormalization, or doesn't have the promised input and output.
     """
-    module = _pixel_network(network)
+    module = _served_network(network, input_spec)
     # Two rows: torch.export specialises a dimension of size 1.
-    example = torch.zeros((2, *input_spec.row_shape), dtype=torch.uint8)
+    example = torch.zeros((2, *input_spec.row_shape), dtype=getattr(torch, input_spec.dtype))
     with quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -59,31 +63,28 @@ def onnx_from_network(network: FoldedNetwork, input_spec: InputSpec, metadata: M
     model = program.model_proto
     _name_after_layers(model)
     model.producer_name, model.producer_version = "fuseline", version("fuseline")
-    onnx.helper.set_model_props(model, {f"fuseline.{key}": json.dumps(value) for key, value in metadata.items()})
+    set_metadata(model, metadata)
     check_graph(model, input_spec)
     return model
 
 
-def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
-    """Return the served function: logits (n, classes), float32, of images (n, h, w, c), uint8.
+def _served_network(network: FoldedNetwork, input_spec: InputSpec) -> fx.GraphModule:
+    """Return the served function: logits (n, classes), float32, of rows as `input_spec` says.
 
     It is one flat graph without a wrapper, as the exporter keeps the names of layers only then. `network` isn't
     changed.
     """
     graph = fx.Graph()
     image = graph.placeholder(INPUT_NAME)
-    # Transposed while still bytes, a quarter of the memory traffic: 2 to 10 % of ResNet-18's time on a CPU.
-    planes = graph.call_function(_ATEN.permute.default, (image, [0, 3, 1, 2]))
-    # Contiguous, as when the network was traced, so that its views stay valid. It is free, as ONNX has no strides.
-    planes = graph.call_function(_ATEN.contiguous.default, (planes,))
-    pixels = graph.call_function(_ATEN.to.dtype, (planes, torch.float32))
-    pixels = graph.call_function(_ATEN.sub.Tensor, (pixels, graph.get_attr(_PIXEL_MEAN)))
-    constants = {_PIXEL_MEAN: network.pixel_mean}
-    if network.pixel_scale is not None:
-        pixels = graph.call_function(_ATEN.mul.Tensor, (pixels, graph.get_attr(_PIXEL_SCALE)))
-        constants[_PIXEL_SCALE] = network.pixel_scale
+    constants: dict[str, tuple[float, ...]] = {}
+    if network.pixel_mean is not None:
+        images, constants = _normalising_nodes(graph, image, network.pixel_mean, network.pixel_scale)
+    elif input_spec.dtype == "float32":
+        images = image
+    else:
+        images = graph.call_function(_ATEN.to.dtype, (image, torch.float32))
     (body_input,) = network.module.graph.find_nodes(op="placeholder")
-    graph.output(graph.graph_copy(network.module.graph, {body_input: pixels}))
+    graph.output(graph.graph_copy(network.module.graph, {body_input: images}))
     # The tensors of its nodes, not its state_dict, as buffers that are not saved are part of the function too.
     targets = [str(node.target) for node in network.module.graph.find_nodes(op="get_attr")]
     tensors = {target: attribute(network.module, target) for target in targets}
@@ -92,13 +93,35 @@ def _pixel_network(network: FoldedNetwork) -> fx.GraphModule:
     return fx.GraphModule(tensors, graph).eval()
 
 
+def _normalising_nodes(
+    graph: fx.Graph, image: fx.Node, mean: tuple[float, ...], scale: tuple[float, ...] | None
+) -> tuple[fx.Node, dict[str, tuple[float, ...]]]:
+    """Add to `graph` what centres pixels (n, h, w, c), uint8; return float NCHW images, and the constants by name."""
+    # Transposed while still bytes, a quarter of the memory traffic: 2 to 10 % of ResNet-18's time on a CPU.
+    planes = graph.call_function(_ATEN.permute.default, (image, [0, 3, 1, 2]))
+    # Contiguous, as when the network was traced, so that its views stay valid. It is free, as ONNX has no strides.
+    planes = graph.call_function(_ATEN.contiguous.default, (planes,))
+    pixels = graph.call_function(_ATEN.to.dtype, (planes, torch.float32))
+    pixels = graph.call_function(_ATEN.sub.Tensor, (pixels, graph.get_attr(_PIXEL_MEAN)))
+    constants = {_PIXEL_MEAN: mean}
+    if scale is not None:
+        pixels = graph.call_function(_ATEN.mul.Tensor, (pixels, graph.get_attr(_PIXEL_SCALE)))
+        constants[_PIXEL_SCALE] = scale
+    return pixels, constants
+
+
 def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of `model` (as `onnx_from_network` makes it) that casts its pixels before it transposes them.
 
-    It computes the same, for TensorRT, which takes uint8 only into a Cast (its API reference, `DataType`).
+    It computes the same, for TensorRT, which takes uint8 only into a Cast (its API reference, `DataType`). A model of
+    floats is copied as it is.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    # Shapes and types between nodes change here and in FP16; every reader infers them anew.
+    del copy.graph.value_info[:]
+    if not takes_pixels(model):
+        return copy
     transpose, cast, *arithmetic = pixel_nodes(copy)
     network_input = arithmetic[-1].output[0]
     cast.input[0] = INPUT_NAME
@@ -114,15 +137,22 @@ def with_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    # Shapes and types between these nodes changed; every reader infers them anew.
-    del copy.graph.value_info[:]
     return copy
 
 
 def pixel_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the nodes that turn pixels into the network's input: Transpose, Cast, Sub and, if there is one, Mul."""
+    """Return the nodes that turn the graph's input into the network's: Transpose, Cast, Sub and, if there is one, Mul.
+
+    Where the graph takes normalised floats, it is the Cast of FP16 ones to FP32; for FP32 ones there is none.
+    """
     nodes: list[onnx.NodeProto] = []
     value = INPUT_NAME
+    if not takes_pixels(model):
+        if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            return []
+        nodes = [node for node in model.graph.node if value in node.input]
+        assert [node.op_type for node in nodes] == ["Cast"], f"{value} meets {len(nodes)} nodes; one Cast was written"
+        return nodes
     for kind, constant in (("Transpose", None), ("Cast", None), ("Sub", _PIXEL_MEAN), ("Mul", _PIXEL_SCALE)):
         found = [
             node
@@ -151,9 +181,10 @@ def check_graph(model: onnx.ModelProto, input_spec: InputSpec) -> None:
         raise ArchitectureError(f"the ONNX graph must take `{INPUT_NAME}` and give `{OUTPUT_NAME}` and nothing else")
     taken, given = inputs[0].type.tensor_type, outputs[0].type.tensor_type
     sizes = tuple(dim.dim_value for dim in taken.shape.dim[1:])
-    if taken.elem_type != onnx.TensorProto.UINT8 or sizes != input_spec.row_shape:
+    wanted = onnx.TensorProto.DataType.Value(input_spec.format.onnx_type)
+    if taken.elem_type != wanted or sizes != input_spec.row_shape:
         raise ArchitectureError(
-            f"`{INPUT_NAME}` is {sizes} of type {taken.elem_type}, not {input_spec.row_shape} uint8"
+            f"`{INPUT_NAME}` is {sizes} of type {taken.elem_type}, not {input_spec.row_shape} {input_spec.dtype}"
         )
     if given.elem_type != onnx.TensorProto.FLOAT or not taken.shape.dim[0].dim_param:
         raise ArchitectureError(f"`{OUTPUT_NAME}` must be float32 and the batch dynamic")

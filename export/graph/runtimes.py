@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fuseline.export.graph.graph_input import rows_for
 from fuseline.serve.backends.base import OpenRequest
 from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry, why_not_installed
 from fuseline.serve.errors import BackendError, BackendUnavailableError
-from fuseline.serve.model_package import INPUT_NAME, OUTPUT_NAME
 
 # A caller may want all activations of a batch, which are then in memory at once. A CPU runs larger batches no faster.
 _BATCH_PIXELS = 2 * 224 * 224
@@ -22,12 +22,15 @@ _CALIBRATES = "onnxruntime"
 def run_batches(
     model: onnx.ModelProto,
     pixels: NDArray[np.uint8],
-    outputs: Sequence[str] = (OUTPUT_NAME,),
+    outputs: Sequence[str] | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Iterator[list[NDArray[Any]]]:
     """Yield the values `outputs` that ONNX Runtime computes from `model` for `pixels` (n, h, w, c), batch by batch.
 
+    Without `outputs` they are the graph's own, which are the logits. A graph that takes normalised floats gets those.
+
     Raises:
+        PackageError: the graph takes floats, and doesn't say how pixels become those.
         BackendUnavailableError: ONNX Runtime is not installed.
         BackendError: it can't load or run the graph.
     """
@@ -41,10 +44,11 @@ def run_batches(
         session = open_session(serialised(model))
     except Exception as error:
         raise BackendError(f"ONNX Runtime {ort.__version__} can't load the graph to calibrate: {error}") from error
-    done = 0
+    done, input_name = 0, model.graph.input[0].name
     for batch in _batches(pixels):
+        rows = rows_for(model, batch)
         try:
-            values: list[NDArray[Any]] = session.run(list(outputs), {INPUT_NAME: batch})
+            values: list[NDArray[Any]] = session.run(None if outputs is None else list(outputs), {input_name: rows})
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} failed on calibration images: {error}") from error
         yield values
@@ -69,7 +73,7 @@ def int8_logits_by_runtime(model: onnx.ModelProto, pixels: NDArray[np.uint8]) ->
         backend = backend_entry(name, "cpu").load()
         if name not in logits and backend.why_unavailable(None, OpenRequest("cpu", (), "int8")) is None:
             run = backend.graph_runner(serialised(model))
-            logits[name] = np.concatenate([run(batch) for batch in _batches(pixels)])
+            logits[name] = np.concatenate([run(rows_for(model, batch)) for batch in _batches(pixels)])
     return logits
 
 

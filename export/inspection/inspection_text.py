@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fuseline.export.inspection.inspected import Inspection, Layer
+from fuseline.serve.model_package import Manifest
 
 
 def field_text(layer: Layer) -> str:
@@ -12,6 +13,17 @@ def field_text(layer: Layer) -> str:
     height, width = layer.receptive_field_pixels
     size = str(height) if height == width else f"{height}x{width}"
     return f"{size} + all" if layer.sees_whole_input else size
+
+
+def tensors_text(manifest: Manifest) -> str:
+    """Return what a package's graphs take and give, by the names that clients use, and who normalises."""
+    spec, normalization = manifest.input, manifest.normalization
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (normalization.mean, normalization.std))
+    by = "pixels, which the graph normalises by" if normalization.folded else "(pixel / 255 - mean) / std, with"
+    return (
+        f"takes {spec.name}, {spec.datatype} {spec.layout} [images, {', '.join(map(str, spec.row_shape))}]: {by} mean "
+        f"{mean} and std {std}; gives logits as {manifest.output_name}, FP32 [images, {manifest.classes}]"
+    )
 
 
 def window_text(layer: Layer) -> str:

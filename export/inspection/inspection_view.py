@@ -17,6 +17,7 @@ from fuseline.export.inspection.inspection_text import (
     parameters_text,
     short_count,
     stride_text,
+    tensors_text,
     window_text,
 )
 from fuseline.export.inspection.package_inspection import InspectedPackage
@@ -58,8 +59,9 @@ def show_package(found: InspectedPackage, *, as_json: bool, console: Console | N
         _line(
             console,
             f"{manifest.name} {manifest.version}: {manifest.architecture}, {manifest.described_classes}, input "
-            f"{size.height} x {size.width} x {size.channels} {size.dtype}",
+            f"{' x '.join(map(str, size.row_shape))} {size.dtype}",
         )
+        _line(console, tensors_text(manifest))
         for assumption in manifest.assumptions:
             settled = f"{assumption.key}={assumption.value}: {assumption.meaning}; told by {assumption.settled_by}"
             _line(console, assumption.line if assumption.is_open else settled)

@@ -36,24 +36,24 @@ def split_images(
     calibration: NDArray[np.uint8],
     held_out: NDArray[np.uint8],
     held_out_logits: NDArray[np.float32],
-    row_shape: tuple[int, int, int],
+    pixel_shape: tuple[int, int, int],
     fp32_logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> CalibrationImages:
     """Split `calibration` in two, and leave out of `held_out` the images that are in it.
 
     Args:
         held_out_logits: eager PyTorch's FP32 logits (n, classes) of `held_out`.
-        row_shape: (height, width, channels) that the model takes.
+        pixel_shape: (height, width, channels) of the model's images.
         fp32_logits: returns the FP32 graph's logits (n, classes) of images.
 
     Raises:
-        InputError: images have another shape than `row_shape`, or are too few, or don't have as many logits.
+        InputError: images have another shape than `pixel_shape`, or are too few, or don't have as many logits.
     """
     for kind, pixels in (("calibration", calibration), ("held-out", held_out)):
-        if pixels.ndim != 4 or pixels.shape[1:] != row_shape or pixels.dtype != np.uint8:
+        if pixels.ndim != 4 or pixels.shape[1:] != pixel_shape or pixels.dtype != np.uint8:
             raise InputError(
                 f"the {kind} images are {pixels.dtype} {pixels.shape}; the model takes uint8 (n, "
-                f"{', '.join(map(str, row_shape))})"
+                f"{', '.join(map(str, pixel_shape))})"
             )
     if len(held_out_logits) != len(held_out):
         raise InputError(f"{len(held_out)} held-out images came with logits of {len(held_out_logits)}")

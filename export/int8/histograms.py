@@ -54,9 +54,10 @@ def activation_histograms(
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     inferred = shape_inference.infer_shapes(model)
-    values = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
-    del inferred.graph.output[:]
-    inferred.graph.output.extend(values[name] for name in tensors)
+    graph = inferred.graph
+    values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    del graph.output[:]
+    graph.output.extend(values[name] for name in tensors)
     return inferred
 
 

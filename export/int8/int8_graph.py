@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fuseline.export.graph.graph_input import pixel_shape
 from fuseline.export.graph.precision_share import PrecisionShare
 from fuseline.export.graph.runtimes import int8_logits_by_runtime, onnxruntime_logits
 from fuseline.export.int8.calibration_images import CalibrationImages, split_images
@@ -123,7 +124,7 @@ def calibrate(
         VerificationError: an activation is NaN or infinite.
         BackendUnavailableError: ONNX Runtime, whose quantiser this is, is not installed.
     """
-    images = split_images(calibration, held_out, eager_held_out, _row_shape(model), partial(onnxruntime_logits, model))
+    images = split_images(calibration, held_out, eager_held_out, pixel_shape(model), partial(onnxruntime_logits, model))
     histograms = activation_histograms(model, quantised_tensors(model), images.fitting, on_progress)
     return Calibrated(model, histograms, images, task)
 
@@ -190,11 +191,6 @@ _FORMS: Mapping[Form, tuple[Quantiser, Runtimes]] = {
     "cpu": (quantised_for_cpus, int8_logits_by_runtime),
     "tensorrt": (quantised_for_tensorrt, _by_onnxruntime),
 }
-
-
-def _row_shape(model: onnx.ModelProto) -> tuple[int, int, int]:
-    height, width, channels = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
-    return height, width, channels
 
 
 def _try_calibrators(

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import onnx
 
+from fuseline.export.graph.graph_input import spatial_axes
 from fuseline.export.graph.onnx_operations import operations_from_onnx
 from fuseline.export.graph.precision_share import PrecisionShare
 from fuseline.export.int8.operators import LAYERS
-
-_HEIGHT_AND_WIDTH = (-3, -2)
-"""Axes of the graph's input, NHWC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class LayerCost:
 
 def layer_costs(model: onnx.ModelProto) -> dict[str, LayerCost]:
     """Return name -> cost of the layers of `model`, an FP32 graph, in running order."""
-    operations = operations_from_onnx(model, spatial_axes=_HEIGHT_AND_WIDTH).operations
+    operations = operations_from_onnx(model, spatial_axes=spatial_axes(model)).operations
     return {
         operation.name: LayerCost(operation.weight.size, operation.multiply_adds)
         for operation in operations

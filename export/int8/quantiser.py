@@ -152,6 +152,7 @@ def _finish(written: onnx.ModelProto, model: onnx.ModelProto) -> None:
     graph = written.graph
     nodes = _in_running_order(written, [node.name for node in model.graph.node])
     layer_of_tensor = {output: node.name for node in model.graph.node for output in node.output}
+    layer_of_tensor |= {taken.name: taken.name for taken in model.graph.input}
     for node in nodes:
         if node.op_type == "QuantizeLinear":
             node.name = f"{layer_of_tensor[node.input[0]]}/QuantizeLinear"
