@@ -13,6 +13,7 @@ from fuseline.serve.backends import open_backend
 from fuseline.serve.command_line import run_command_line
 from fuseline.serve.errors import InputError
 from fuseline.serve.images import decode_for
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model_package import load_package
 
 _SUFFIXES = (".jpg", ".jpeg")
@@ -28,7 +29,7 @@ def main(
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise InputError(f"there is no JPEG in {folder}; name a folder with some")
-    decode = partial(decode_for, model.manifest.input)
+    decode, to_rows = partial(decode_for, model.manifest.input), row_maker(model.manifest)
     backend, _ = open_backend(model, backend="auto", precision="fp32", buckets=(1,))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     differences, same = [], 0
@@ -40,7 +41,7 @@ def main(
                 decode(data, fast=fast)
                 seconds[fast].append(time.process_time() - started)
         differences.append(np.abs(pixels[True].astype(float) - pixels[False]).mean())
-        classes = [int(backend.infer(pixels[fast][np.newaxis]).argmax()) for fast in seconds]
+        classes = [int(backend.infer(to_rows(pixels[fast][np.newaxis])).argmax()) for fast in seconds]
         same += classes[0] == classes[1]
     backend.close()
     full_ms, fast_ms = (spread_of([1e3 * each for each in seconds[fast]]) for fast in (False, True))

@@ -80,7 +80,7 @@ def compare_engines(
     with ExitStack() as stack:
         engines, skipped = _open(contenders, subject, threads, stack, say)
         baseline = engines[0]
-        pixels = generated_pictures(subject.package.manifest.input.row_shape, max(batches))
+        pixels = generated_pictures(subject.package.manifest.input.pixel_shape, max(batches))
         first_answer_s = {}
         for engine in engines:
             say(f"first answer: {TITLES[engine.name]}")

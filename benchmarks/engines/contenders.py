@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.harness.subject import Subject
 from fuseline.serve.backends.base import Infer
+from fuseline.serve.backends.padded import ToRows
 from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, REGISTRY, title_of
 from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendUnavailableError
@@ -97,6 +98,8 @@ class Engine:
     """Pixels (rows, height, width, channels) to the call that is timed, which returns logits (rows, classes)."""
     open_lanes: Callable[[int], tuple[Infer, ...]] | None = None
     """Opens so many instances of the backend side by side; each is called by one thread. None: it has no lanes."""
+    to_rows: ToRows = lambda pixels: pixels
+    """Turns pixels into the rows that lanes take."""
 
 
 def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
@@ -117,6 +120,7 @@ def open_engine(name: str, subject: Subject, threads: int = 0) -> Engine:
 def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     from fuseline.serve.backends import open_backend
     from fuseline.serve.batching.policy import DEFAULT_BUCKETS
+    from fuseline.serve.input_rows import row_maker
     from fuseline.serve.reference import check_reference
 
     # A backend that has a contender in BF16 too is in FP32 itself, whatever `auto` would be here.
@@ -131,11 +135,19 @@ def _open_backend(name: str, subject: Subject, threads: int) -> Engine:
     )
     check_reference(backend, subject.package)
 
+    to_rows = row_maker(subject.package.manifest)
+
     def prepare(pixels: NDArray[np.uint8]) -> Run:
-        return lambda: backend.infer(pixels)
+        rows = to_rows(pixels)
+        return lambda: backend.infer(rows)
 
     return Engine(
-        name if name in by_name else backend.name, backend.precision, backend.device, prepare, backend.open_lanes
+        name if name in by_name else backend.name,
+        backend.precision,
+        backend.device,
+        prepare,
+        backend.open_lanes,
+        to_rows,
     )
 
 
@@ -224,5 +236,6 @@ def _folded(network: Any, normalization: Any) -> tuple[Any, Any]:
         std=normalization.std,
         probe=torch.zeros((1, network.in_channels, *network.usual_input_size)),
     )
+    assert folded.pixel_mean is not None
     mean = torch.tensor(folded.pixel_mean).reshape(1, -1, 1, 1)
     return folded.module.to(memory_format=torch.channels_last), mean

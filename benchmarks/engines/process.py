@@ -131,8 +131,9 @@ def start_engine(name: str, subject: Subject, threads: int) -> Answerer:
             opened[lanes] = engine.open_lanes(lanes)
             expected = engine.prepare(pixels)()
             for infer in opened[lanes]:
-                check_logits(f"a lane of {name}", engine.precision, infer(pixels), expected)
-        runs = [partial(infer, pixels) for infer in opened[lanes]]
+                check_logits(f"a lane of {name}", engine.precision, infer(engine.to_rows(pixels)), expected)
+        rows = engine.to_rows(pixels)
+        runs = [partial(infer, rows) for infer in opened[lanes]]
         by_lane = timed_calls_side_by_side(runs, seconds, burn_in_s=burn_in_s)
         return tuple(call_s for calls_s in by_lane for call_s in calls_s)
 

@@ -43,7 +43,7 @@ def engine(request: pytest.FixtureRequest, subject: Subject) -> Engine:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_images_per_second(benchmark: Any, subject: Subject, engine: Engine, eager: Engine, batch: int) -> None:
     """Time one call; its logits must be eager PyTorch's."""
-    pixels = generated_pictures(subject.package.manifest.input.row_shape, batch)
+    pixels = generated_pictures(subject.package.manifest.input.pixel_shape, batch)
     expected = eager.prepare(pixels)()
     run = engine.prepare(pixels)
     check_logits(engine.name, engine.precision, run(), expected)

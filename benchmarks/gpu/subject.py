@@ -97,7 +97,7 @@ def _assemble(
     size = None if input_side is None else (input_side, input_side)
     trained = network_of(read, source, size)
     facts = facts_from(read, trained, input_size=size)
-    pixels = generated_pictures(facts.input.row_shape, rows)
+    pixels = generated_pictures(facts.input.pixel_shape, rows)
     expected = eager_logits(trained.module, pixels, facts.normalization, lambda _: None)
     folded = fold_network(
         trained.module,

@@ -150,7 +150,7 @@ def run_headline(
 
         with EngineProcess("auto", subject, threads) as automatic:
             default = automatic.name, automatic.precision
-        pixels = generated_pictures(subject.package.manifest.input.row_shape, BATCH)
+        pixels = generated_pictures(subject.package.manifest.input.pixel_shape, BATCH)
         say(f"loading {TITLES['eager']}")
         eager = stack.enter_context(EngineProcess("eager", subject, threads))
         expected = eager.logits(pixels)

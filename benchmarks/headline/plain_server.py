@@ -24,18 +24,20 @@ from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Infer
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
 from fuseline.serve.event_loop import run_event_loop
+from fuseline.serve.input_rows import row_maker
 from fuseline.serve.memory import keep_freed_memory
-from fuseline.serve.model_package import load_package
+from fuseline.serve.model_package import Manifest, load_package
 
 _MAX_LANES = 4
 
-_Waiting = deque[tuple[NDArray[np.uint8], "asyncio.Future[NDArray[np.float32]]"]]
+_Waiting = deque[tuple[NDArray[Any], "asyncio.Future[NDArray[np.float32]]"]]
 
 
 class _PlainService(ClassifierServicer):
-    def __init__(self, lanes: tuple[Infer, ...], row_shape: tuple[int, ...], max_rows: int) -> None:
+    def __init__(self, lanes: tuple[Infer, ...], manifest: Manifest, max_rows: int) -> None:
         self._idle = list(lanes)
-        self._row_shape = row_shape
+        self._pixel_shape = manifest.input.pixel_shape
+        self._to_rows = row_maker(manifest)
         self._max_rows = max_rows
         self._threads = ThreadPoolExecutor(len(lanes))
         self._waiting: _Waiting = deque()
@@ -43,7 +45,8 @@ class _PlainService(ClassifierServicer):
     async def Classify(self, request: ClassifyRequest, _: Any) -> ClassifyResponse:  # noqa: N802
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[NDArray[np.float32]] = loop.create_future()
-        self._waiting.append((np.frombuffer(request.images[0].raw, np.uint8).reshape(self._row_shape), answer))
+        pixels = np.frombuffer(request.images[0].raw, np.uint8).reshape(1, *self._pixel_shape)
+        self._waiting.append((self._to_rows(pixels)[0], answer))
         loop.call_soon(self._start)
         logits = await answer
         response = ClassifyResponse()
@@ -93,9 +96,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     lanes = backend.open_lanes(count) if count > 1 else (backend.infer,)
     for rows in buckets:
         for lane in lanes:
-            lane(np.zeros((rows, *spec.row_shape), np.uint8))
+            lane(np.zeros((rows, *spec.row_shape), spec.row_dtype))
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    service = _PlainService(lanes, spec.row_shape, buckets[-1])
+    service = _PlainService(lanes, package.manifest, buckets[-1])
     add_ClassifierServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     keep_freed_memory()
     await serve_until_sigterm(server, f"{arguments.host}:{arguments.port}")

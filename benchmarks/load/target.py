@@ -145,23 +145,25 @@ def expect_logits_of(subject: Subject, target: Target) -> Target:
     """
     from fuseline.serve.backends import open_backend, why_not_installed
     from fuseline.serve.backends.registry import CPU_BACKENDS
+    from fuseline.serve.input_rows import row_maker
     from fuseline.serve.reference import check_reference
 
     manifest = subject.package.manifest
     row_shape = (target.model.height, target.model.width, target.model.channels)
     # Only Fuseline's own protocol tells labels.
     labels = tuple(target.model.labels) or manifest.labels
-    if manifest.input.row_shape != row_shape or tuple(manifest.labels) != labels:
+    if manifest.input.pixel_shape != row_shape or tuple(manifest.labels) != labels:
         raise VerificationError(
             f"{target.address} serves {target.model.name}, which takes {row_shape} pixels and has "
-            f"{len(labels)} labels; the package {manifest.name} takes {manifest.input.row_shape} and has "
+            f"{len(labels)} labels; the package {manifest.name} takes {manifest.input.pixel_shape} and has "
             f"{manifest.classes}, or others: name the package that is served"
         )
     name = next((name for name in CPU_BACKENDS if why_not_installed(name) is None), CPU_BACKENDS[-1])
     backend, _ = open_backend(subject.package, backend=name, precision="fp32", buckets=(1,))
     try:
         check_reference(backend, subject.package)
-        expected = np.concatenate([backend.infer(pixels[None]) for pixels in target.pixels])
+        to_rows = row_maker(manifest)
+        expected = np.concatenate([backend.infer(to_rows(pixels[None])) for pixels in target.pixels])
     finally:
         backend.close()
     check_logits(f"the server at {target.address}", target.precision, target.expected, expected)

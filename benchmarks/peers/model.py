@@ -242,7 +242,7 @@ def served_model(case: Case, names: Collection[str], echo: Server, folder: Path)
             subject, threads = Subject("tiny", package_folder, None), 1
         spec = subject.package.manifest.input
         files = as_jpegs(generated_pictures(JPEG_SHAPE, CONCURRENCY)) if case.jpeg else ()
-        pixels = generated_pictures(spec.row_shape, CONCURRENCY)
+        pixels = generated_pictures(spec.pixel_shape, CONCURRENCY)
         if files:
             pixels = np.stack([decode_for(spec, file) for file in files])
         bare = stack.enter_context(EngineProcess(SAME_ENGINE, subject, threads))

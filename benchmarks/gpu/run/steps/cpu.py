@@ -132,7 +132,7 @@ def start_instance(backend: str, package_folder: str, cores: list[int]) -> Answe
     package = load_package(Path(package_folder))
     opened = open_fp32_on_cpu(backend, package, buckets=(1, _BATCH), threads=len(cores))
     check_reference(opened, package)
-    pixels = generated_pictures(package.manifest.input.row_shape, _BATCH)
+    pixels = generated_pictures(package.manifest.input.pixel_shape, _BATCH)
 
     def answer(question: str, details: tuple[Any, ...]) -> Any:
         assert question == "measure"

@@ -62,7 +62,7 @@ def run(job: Job, emit: Emit) -> None:
     emit(exported)
     emit(_engine_built(folder, job, title))
     package = load_package(folder)
-    pixels = generated_pictures(package.manifest.input.row_shape, _PICTURES, seed=1)
+    pixels = generated_pictures(package.manifest.input.pixel_shape, _PICTURES, seed=1)
     sample = _Sample(pixels, _eager_logits(checkpoint, package, pixels))
     for name, opener in _openers(job.plan.device).items():
         row = _held_against(f"{title} on {name}", opener, package, sample)

@@ -93,7 +93,7 @@ def lanes_flags(lanes: int | None) -> tuple[str, ...]:
 def _bare(job: Job, emit: Emit, bare: EngineProcess, subject: Subject, when: str) -> float:
     """Images a second of the backend alone, at the largest batch that a server forms."""
     batch = DEFAULT_MAX_BATCH
-    pixels = generated_pictures(subject.package.manifest.input.row_shape, batch)
+    pixels = generated_pictures(subject.package.manifest.input.pixel_shape, batch)
     stretch = bare.measure(pixels, job.plan.seconds)
     emit(
         Row(
