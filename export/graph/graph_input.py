@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from fuseline.export.graph.operations import Pair
 from fuseline.serve.errors import PackageError
+from fuseline.serve.input_format import InputLayout
 from fuseline.serve.input_rows import rows_from_pixels
 from fuseline.serve.model_package import InputSpec, Normalization
 
 INPUT_KEY, NORMALIZATION_KEY = "input", "normalization"
 """Keys of a graph's metadata for the `InputSpec`, without the name, which the graph itself has, and for the
 `Normalization`, both as in a manifest."""
-_NHWC, _NCHW = (-3, -2), (-2, -1)
+SPATIAL_AXES: dict[InputLayout, Pair] = {"NHWC": (-3, -2), "NCHW": (-2, -1)}
+"""Axes of height and width, counted from the last, in each layout."""
 _PREFIX = "fuseline."
 
 
@@ -36,7 +38,7 @@ def takes_pixels(model: onnx.ModelProto) -> bool:
 
 def spatial_axes(model: onnx.ModelProto) -> Pair:
     """Return the axes of height and width in the input of `model`, counted from the last."""
-    return _NHWC if takes_pixels(model) else _NCHW
+    return SPATIAL_AXES["NHWC" if takes_pixels(model) else "NCHW"]
 
 
 def pixel_shape(model: onnx.ModelProto) -> tuple[int, int, int]:

@@ -85,7 +85,7 @@ def _inspect_graph(package: ModelPackage, artifact: Artifact) -> Inspection:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from fuseline.export.graph.graph_input import spatial_axes
+    from fuseline.export.graph.graph_input import SPATIAL_AXES
     from fuseline.export.graph.onnx_operations import float_elements, operations_from_onnx
 
     manifest = package.manifest
@@ -93,7 +93,7 @@ def _inspect_graph(package: ModelPackage, artifact: Artifact) -> Inspection:
         model = onnx.load_model_from_string(package.read(artifact))
     except DecodeError as error:
         raise PackageError(f"{artifact.path} is no ONNX graph: {error}; export the model again") from error
-    graph = operations_from_onnx(model, spatial_axes=spatial_axes(model))
+    graph = operations_from_onnx(model, spatial_axes=SPATIAL_AXES[manifest.input.layout])
     report, notes = _report(package.folder)
     if report.scale_folded and manifest.normalization.folded:
         graph = _without_pixel_scale(graph, manifest.normalization.std)
