@@ -189,7 +189,7 @@ class Server:
             http_app(HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings))
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits)
+        self._http = HttpServer(its, listener, limits, shares=self._shares_port)
         await self._http.start()
         if not self._shares_port:
             self._stand_in = StandIn(self._http, listener, stand_ins, limits)

@@ -12,7 +12,6 @@ from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
-from fuseline.serve.unix_sockets import is_unix
 
 
 class Settings(BaseModel):
@@ -64,16 +63,6 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_images_per_request ({self.max_images_per_request}) is above max_queue_rows "
                 f"({self.max_queue_rows}), so such a request could never be admitted"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _workers_can_share(self) -> Self:
-        unshared = next(filter(is_unix, self.grpc_addresses), None)
-        if self.workers > 1 and unshared is not None:
-            raise ValueError(
-                f"{self.workers} workers can't share {unshared}: a Unix socket belongs to one process. Leave --workers "
-                "out, or listen on HOST:PORT"
             )
         return self
 

@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from fuseline.serve.errors import InputError
 
@@ -60,6 +60,25 @@ def prepare_unix_address(address: str) -> None:
             raise _cannot_listen(address, _reason(path, error)) from error
     if path is not None:
         path.unlink()
+
+
+def listening_unix_socket(address: str, backlog: int) -> socket.socket:
+    """Return a socket that listens on `address`, whose file belongs to the caller. Raises as `prepare_unix_address`."""
+    prepare_unix_address(address)
+    path = socket_file(address)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(b"\0" + _name(address) if path is None else os.fsencode(path))
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(address, _reason(path, error)) from error
+    return listener
+
+
+def unix_address(path: Path) -> str:
+    """Return the address of the socket `path`."""
+    return f"unix:{quote(os.fsencode(path))}"
 
 
 def _name(address: str) -> bytes:

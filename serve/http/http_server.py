@@ -24,6 +24,7 @@ from fuseline.serve.http.http_limits import HttpLimits
 
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _FLUSH_POLL_S = 0.02
+_STEP_BACK_S = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +32,11 @@ _log = logging.getLogger(__name__)
 class HttpServer:
     """Answers what comes to a listening socket by an ASGI application. Call every method on one event loop."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: HttpLimits) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: HttpLimits, *, shares: bool = False) -> None:
         """Serve `app` on `listener`, which belongs to this server from now on.
 
-        Other processes may accept from the same socket: a connection is taken one at a time, so that those that come
-        together are spread over the processes.
+        With `shares`, other processes accept from the same socket, and each leaves the next connection to the others
+        for a moment: a process that is just awake would take all of a burst, and clients keep connections for long.
         """
         config = uvicorn.Config(
             app,
@@ -52,6 +53,7 @@ class HttpServer:
         self._uvicorn = uvicorn.Server(config)
         self._group = ConnectionGroup(config, self._uvicorn.server_state, limits)
         self._listener = listener
+        self._shares = shares
         self._accepts = False
         self._sweeping: asyncio.Task[None] | None = None
         self._adopting: set[asyncio.Task[None]] = set()
@@ -73,11 +75,10 @@ class HttpServer:
         if accepts == self._accepts:
             return
         self._accepts = accepts
-        loop = asyncio.get_running_loop()
         if accepts:
-            loop.add_reader(self._listener, self._accept)
+            self._listen()
         else:
-            loop.remove_reader(self._listener)
+            asyncio.get_running_loop().remove_reader(self._listener)
 
     def begin_drain(self) -> None:
         """Close each connection after its present answer. New ones are still accepted, and answered once."""
@@ -131,14 +132,20 @@ class HttpServer:
             if error.errno not in _NO_ROOM:
                 raise
             _log.error("HTTP can't take a connection (%s); it tries again in a moment", error.strerror)
-            self.accept(accepts=False)
-            asyncio.get_running_loop().call_later(self._group.limits.sweep_s, self._accept_again)
+            self._step_back(self._group.limits.sweep_s)
             return
         self.adopt(connection)
+        if self._shares:
+            self._step_back(_STEP_BACK_S)
 
-    def _accept_again(self) -> None:
-        if self._sweeping is not None and not self._sweeping.done():
-            self.accept(accepts=True)
+    def _step_back(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        loop.call_later(seconds, self._listen)
+
+    def _listen(self) -> None:
+        if self._accepts:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def _adopt(self, connection: socket.socket) -> None:
         # The client may be gone already.

@@ -1,9 +1,7 @@
 """A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
 
 from fuseline.protos.open_inference_pb2 import (
-    TYPE_FP16,
     TYPE_FP32,
-    TYPE_UINT8,
     InferBatchStatistics,
     InferStatistics,
     ModelConfig,
@@ -23,11 +21,8 @@ from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
-from fuseline.serve.services.open_inference_inputs import DATATYPE_OF_DTYPE
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.settings import Settings
-
-_TYPE_OF_DTYPE = {"uint8": TYPE_UINT8, "float16": TYPE_FP16, "float32": TYPE_FP32}
 
 _LARGEST_UINT32 = 2**32 - 1
 
@@ -41,9 +36,7 @@ def metadata_of(model: Model) -> ModelMetadataResponse:
         versions=[manifest.version],
         platform=_platform(model),
         inputs=[
-            tensor(
-                name=manifest.input.name, datatype=DATATYPE_OF_DTYPE[model.row_dtype.name], shape=(-1, *model.row_shape)
-            )
+            tensor(name=manifest.input.name, datatype=manifest.input.format.datatype, shape=(-1, *model.row_shape))
         ],
         outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
     )
@@ -65,7 +58,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
         input=[
             ModelInput(
                 name=manifest.input.name,
-                data_type=_TYPE_OF_DTYPE[manifest.input.row_dtype.name],
+                data_type=f"TYPE_{manifest.input.format.datatype}",
                 format=f"FORMAT_{manifest.input.layout}",
                 dims=manifest.input.row_shape,
             )

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
 from fuseline.serve.errors import RequestError
+from fuseline.serve.input_rows import check_finite
 from fuseline.serve.model import Model
 from fuseline.serve.services.open_inference_parameters import RegionSlice, region_slice
-
-DATATYPE_OF_DTYPE = {"uint8": "UINT8", "float32": "FP32", "float16": "FP16"}
-"""Name of each type of elements in the protocol, by numpy's."""
 
 _CONTENTS_OF = {"UINT8": "uint_contents", "FP32": "fp32_contents"}
 """Field of the typed list of each datatype; FP16 has none."""
@@ -58,17 +56,15 @@ class OpenInferenceInputs:
         tensor = _only_input(request, model)
         if tensor.datatype == "BYTES":
             return self._pictures(request, tensor)
-        dtype = model.row_dtype
-        if tensor.datatype != DATATYPE_OF_DTYPE[dtype.name]:
+        expected = model.manifest.input.format.datatype
+        if tensor.datatype != expected:
             raise RequestError(
-                f"the input {tensor.name!r} is {_short(tensor.datatype)}, expected "
-                f"{DATATYPE_OF_DTYPE[dtype.name]!r}, or 'BYTES' for JPEG, PNG or WebP files"
+                f"the input {tensor.name!r} is {_short(tensor.datatype)}, expected {expected!r}, or 'BYTES' for JPEG, "
+                "PNG or WebP files"
             )
-        shape = self._checked_shape(tensor, model)
-        size = math.prod(shape) * dtype.itemsize
-        rows = np.ndarray(shape, dtype, self._elements(request, tensor, size))
-        if dtype.kind == "f" and not np.isfinite(rows).all():
-            raise RequestError(f"the input {tensor.name!r} has elements that are not finite; send finite numbers only")
+        shape, dtype = self._checked_shape(tensor, model), model.row_dtype
+        rows = np.ndarray(shape, dtype, self._elements(request, tensor, math.prod(shape) * dtype.itemsize))
+        check_finite(rows)
         return rows
 
     def _checked_shape(self, tensor: ModelInferRequest.InferInputTensor, model: Model) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """`fuseline serve --workers N`: starts a backend process and N workers, restarts those that die, drains them in order.
 
-The supervisor itself holds the ports and computes nothing.
+The supervisor itself holds the ports, carries what comes on Unix sockets, and computes nothing.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.handshake import Announcement, ServedModel
 from fuseline.serve.workers.region_authority import RegionAuthority
+from fuseline.serve.workers.shared_addresses import SharedAddresses
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -54,17 +54,15 @@ class Supervisor:
     def __init__(self, folders: Sequence[Path], settings: Settings, commands: Commands) -> None:
         self.repository: tuple[ServedModel, ...] = ()
         """Served models, known once `start` has returned."""
-        self.addresses: tuple[str, ...] = ()
-        """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self._folders = tuple(folders)
         self._settings = settings
         self._commands = commands
         self._http: HttpFront | None = None
-        self._claims: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
+        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
@@ -79,7 +77,12 @@ class Supervisor:
     @property
     def port(self) -> int:
         """The first TCP port of gRPC; 0: none."""
-        return first_port(self.addresses)
+        return self._shared.port
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses that gRPC listens on, known once `start` has returned."""
+        return self._shared.addresses
 
     @property
     def ready(self) -> bool:
@@ -106,14 +109,15 @@ class Supervisor:
             if not _is_utf8(folder):
                 raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
         settings = self._settings
-        self.addresses = tuple(map(self._claimed, settings.grpc_addresses))
+        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
+        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._shared.take(settings.grpc_addresses)
         if settings.http_port:
             from fuseline.serve.workers.http_front import HttpFront
 
             self._http = HttpFront(settings, self.totals, lambda: self.ready, self._taking_workers)
             self.http_port = self._http.port
             await self._http.start()
-        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._listener.bind(str(self._link_folder / "backend"))
         self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
@@ -125,6 +129,7 @@ class Supervisor:
         all_ready.cancel()
         if self._failed.done():
             self._failed.result()
+        await self._shared.start()
         backend = self._processes[_BACKEND].ready
         assert backend is not None
         self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
@@ -152,6 +157,7 @@ class Supervisor:
                 await asyncio.wait(late)
             self._complete &= not late and all(process.drained or process.ready is None for process in running)
         await self._close_http()
+        await self._shared.finish()
         self.close()
         return self._complete
 
@@ -173,12 +179,15 @@ class Supervisor:
         await self._close_http()
 
     def close(self) -> None:
-        """Free the ports of gRPC and the folder, after the processes have ended."""
-        for claim in self._claims:
-            claim.close()
+        """Free the addresses of gRPC and the folder, after the processes have ended."""
+        self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    def _ready_workers(self) -> list[str]:
+        """Return the titles of the workers that answer, those that drain included."""
+        return [title for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
@@ -223,7 +232,8 @@ class Supervisor:
         is_backend = title == _BACKEND
         if not is_backend:
             threads = -(-settings.decode_threads // settings.workers)
-            settings = settings.model_copy(update={"listen": self.addresses, "decode_threads": threads})
+            listen = self._shared.of_worker(title)
+            settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
         http_file = None if is_backend or self._http is None else self._http.listener_file
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
         if http_file is not None:
@@ -258,9 +268,7 @@ class Supervisor:
 
     def _taking_workers(self) -> list[SupervisedProcess]:
         """Return the workers that take requests."""
-        if self._draining:
-            return []
-        return [its for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
+        return [] if self._draining else [self._processes[title] for title in self._ready_workers()]
 
     def _adapt_http(self) -> None:
         if self._http is not None:
@@ -284,16 +292,6 @@ class Supervisor:
             log.apply(settings)
         for process in self._processes.values():
             process.send_log_settings(settings)
-
-    def _claimed(self, address: str) -> str:
-        """Hold `address`, which is no Unix socket, for the workers; return it with the port chosen for 0."""
-        host, port = split_address(address)
-        try:
-            claim = claimed_port(host, port)
-        except OSError as error:
-            raise unbindable(address, error) from error
-        self._claims.append(claim)
-        return join_address(host, claim.getsockname()[1])
 
 
 def _is_utf8(path: Path) -> bool:

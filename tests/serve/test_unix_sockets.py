@@ -19,7 +19,7 @@ from fuseline.serve.unix_sockets import prepare_unix_address
 from tests.commands import Run
 from tests.fakes.colours import encoded, plain
 from tests.serve.conftest import StartServer, settings
-from tests.serve.processes import FAST, finished, server_process
+from tests.serve.processes import FAST, server_process
 
 SERVE = tuple(str(argument) for argument in FAST[2:])
 """`FAST` without its port, which would be listened on too."""
@@ -181,13 +181,6 @@ def test_an_address_of_no_known_form_is_refused(listen: str, message: str) -> No
 @pytest.mark.parametrize("listen", ["[::1]:0", "[fe80::1%eth0]:1", "a-b.example_1:65535", "unix:" + "é" * 53])
 def test_other_addresses_are_taken(listen: str) -> None:
     assert settings_from_flags(listen=[listen]).grpc_addresses == (listen,)
-
-
-def test_workers_cannot_share_a_unix_socket_and_say_so(package: Path, folder: Path) -> None:
-    code, _, stderr = finished(package, *SERVE, "--workers", 2, "--listen", f"unix:{folder}/its.sock")
-    assert code == 2
-    assert re.fullmatch(r"error: 2 workers can't share unix:\S+: .*listen on HOST:PORT\n", stderr)
-    assert os.listdir(folder) == []  # noqa: PTH208
 
 
 async def test_a_server_that_fails_to_start_leaves_no_file(folder: Path) -> None:

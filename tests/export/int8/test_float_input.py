@@ -5,10 +5,12 @@ import onnx
 import pytest
 
 from fuseline.export.eager import eager_logits
-from fuseline.export.graph.runtimes import run_batches
+from fuseline.export.graph.runtimes import run_batches, serialised
 from fuseline.export.int8.histograms import activation_histograms
 from fuseline.export.int8.int8_graph import Form, calibrate, int8_from_fp32
 from fuseline.export.int8.operators import quantised_tensors
+from fuseline.serve.backends.engine.builder import build_engine
+from fuseline.serve.backends.registry import why_not_installed
 from tests.export.float_graphs import FLOATS, MEAN, NORMALIZATION, STD, graph_taking
 from tests.export.int8.networks import Subject, subject
 from tests.export.resnets import tiny_network
@@ -38,6 +40,9 @@ def test_both_forms_are_int8_throughout_and_quantise_the_floats_first(
         kinds = [node.op_type for node in found.model.graph.node][: 2 if takes == "fp16-nchw" else 1]
         assert kinds == [*(["Cast"] if takes == "fp16-nchw" else []), "QuantizeLinear"]
         assert len({node.name for node in found.model.graph.node}) == len(found.model.graph.node)
+    if why_not_installed("tensorrt") is None:
+        built = build_engine(serialised(found.model), precision="int8", capability="sm89", max_batch=2)
+        assert built.achieved.layers == {"int8": 21}
 
 
 @pytest.mark.parametrize("takes", FLOATS)

@@ -1,15 +1,19 @@
 """What clients can take of a server is bounded: bytes, connections, time. The next request is served."""
 
 import asyncio
+import errno
+import socket
 import tracemalloc
 import zlib
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
-from fuseline.serve.http.http_limits import http_limits
+from fuseline.serve.http.http_limits import HttpLimits, http_limits
+from fuseline.serve.http.http_server import HttpServer
 from tests.serve.http.apps import Held, Long, echo
-from tests.serve.http.http_process import GET, post, serving, until
+from tests.serve.http.http_process import GET, Http, post, serving, until
 
 CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -157,6 +161,36 @@ async def test_connections_beyond_the_limit_are_told_so_and_the_others_served() 
         async with asyncio.timeout(10):
             while (await http.ask(GET)).status != 200:
                 pass
+
+
+class FullListener(socket.socket):
+    """A listening socket for which the process has no file left, until `has_room`."""
+
+    has_room = False
+    asked = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.asked += 1
+        if not self.has_room:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_when_no_file_is_left_connections_wait_and_the_event_loop_does_not_spin() -> None:
+    listener = FullListener()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    server = HttpServer(echo, listener, HttpLimits(sweep_s=0.02))
+    await server.start()
+    try:
+        async with Http(server, listener.getsockname()).connection() as connection:
+            await connection.send(GET)
+            await asyncio.sleep(0.1)
+            assert 1 <= listener.asked <= 6
+            listener.has_room = True
+            assert (await connection.answer()).status == 200
+    finally:
+        await server.close()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ import pytest
 
 from fuseline.protos.open_inference_pb2 import (
     CudaSharedMemoryStatusResponse,
-    LogSettingsResponse,
     SystemSharedMemoryStatusResponse,
-    TraceSettingResponse,
 )
 from fuseline.serve.errors import RequestError
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -127,16 +125,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     for kind in ("system", "cuda"):
         for verb in ("register", "unregister"):
             awaited(f"{kind}_shared_memory_{verb}")
-    settings = TraceSettingResponse.SettingValue
-    trace = TraceSettingResponse(settings={"trace_level": settings(value=["OFF"]), "trace_rate": settings(value=["1"])})
-    answering("trace_settings", trace)
-    log = LogSettingsResponse.SettingValue
-    logging = {
-        "log_info": log(bool_param=True),
-        "log_verbose_level": log(uint32_param=0),
-        "log_file": log(string_param=""),
-    }
-    answering("log_settings", LogSettingsResponse(settings=logging))
+    answering("trace_settings", {"trace_level": ["OFF"], "trace_rate": ["1"]})
+    answering("log_settings", {"log_info": True, "log_verbose_level": 0, "log_file": ""})
     return calls
 
 
@@ -195,27 +185,18 @@ async def test_trace_and_log_settings_are_read_and_changed(
     assert (await get(served, "/v2/trace/setting")).json == {"trace_level": ["OFF"], "trace_rate": "1"}
     changes = {"trace_level": ["TIMESTAMPS", "TENSORS"], "trace_rate": 2, "trace_file": None}
     assert (await post_json(served, "/v2/models/colours/trace/setting", changes)).status == 200
-    (_, no_model, nothing), (_, model, changed) = asked
-    assert (no_model, dict(nothing), model) == ("", {}, "colours")
-    assert {name: list(setting.value) for name, setting in changed.items()} == {
-        "trace_level": ["TIMESTAMPS", "TENSORS"],
-        "trace_rate": ["2"],
-        "trace_file": [],
-    }
+    changed = {"trace_level": ["TIMESTAMPS", "TENSORS"], "trace_rate": ["2"], "trace_file": []}
+    assert asked == [("trace_settings", "", {}), ("trace_settings", "colours", changed)]
     asked.clear()
     logging = {"log_info": True, "log_verbose_level": 0, "log_file": ""}
     assert (await get(served, "/v2/logging")).json == logging
     assert (await post_json(served, "/v2/logging", logging)).json == logging
-    assert {name: value.WhichOneof("parameter_choice") for name, value in asked[1][1].items()} == {
-        "log_info": "bool_param",
-        "log_verbose_level": "uint32_param",
-        "log_file": "string_param",
-    }
+    assert asked == [("log_settings", {}), ("log_settings", logging)]
     for path, body, reason in (
         ("/v2/trace/setting", {"trace_rate": {}}, "'trace_rate' is {}; expected text"),
         ("/v2/trace/setting", {"trace_level": [None]}, "expected text"),
         ("/v2/logging", {"log_info": None}, "'log_info' is None"),
-        ("/v2/logging", {"log_verbose_level": -1}, "integer of 32 bits"),
+        ("/v2/logging", {"log_verbose_level": 1.0}, "'log_verbose_level' is 1.0; expected a boolean"),
     ):
         answer = await post_json(served, path, body)
         assert answer.status == 400

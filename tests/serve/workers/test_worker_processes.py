@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import (
+    ModelInferRequest,
     ModelStatisticsRequest,
     ServerReadyRequest,
     SystemSharedMemoryRegisterRequest,
@@ -30,7 +32,7 @@ from fuseline.protos.open_inference_pb2 import (
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client import Client
 from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
-from tests.fakes.colours import encoded, noise, plain
+from tests.fakes.colours import encoded, expected_logits, noise, plain
 from tests.serve.http2_pings import pinging_connection
 from tests.serve.processes import (
     FAST,
@@ -361,6 +363,30 @@ def test_a_client_is_answered_by_whichever_worker_it_meets(servers: tuple[Server
             assert client.classify(plain("green")).results[0].predictions[0].label == "green"
 
 
+async def test_workers_share_a_unix_socket_and_drain_loses_nothing(package: Path, folder: Path) -> None:
+    listen = ("--listen", f"unix:{folder}/its.sock")
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        async with AsyncExitStack() as stack:
+            stubs = await connections(stack, server, 8)
+            await check_drain_under_load(server, stubs, request)
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
+async def test_a_unix_socket_outlives_its_workers(package: Path, folder: Path) -> None:
+    listen = ("--listen", f"unix:{folder}/its.sock")
+    with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
+        for pid, kind in children_of(server).items():
+            if kind == "worker":
+                os.kill(pid, signal.SIGKILL)
+        async with own_channel(server) as channel:
+            answer = await ClassifierStub(channel).Classify(request(1), wait_for_ready=True, timeout=30)
+            assert answer.timing.batch_rows == 1
+        server.process.send_signal(signal.SIGTERM)
+        code, stderr = await asyncio.to_thread(server.end)
+    assert code == 0, stderr
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
 def test_workers_share_several_addresses(package: Path) -> None:
     listen = [part for address in ("127.0.0.1:0", "127.0.0.2:0") for part in ("--listen", address)]
     with server_process(package, *FAST[2:], *WORKERS, *listen) as server:
@@ -382,6 +408,16 @@ def workers_with(server: ServerProcess, path: Path) -> set[int]:
     return found
 
 
+def infer_in_memory(region: str, shape: tuple[int, ...]) -> ModelInferRequest:
+    """Ask for the logits of the pixels at the beginning of `region`, in their place."""
+    tensor = ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=shape)
+    output = ModelInferRequest.InferRequestedOutputTensor(name="logits")
+    for parameters, size in ((tensor.parameters, int(np.prod(shape))), (output.parameters, 16)):
+        parameters["shared_memory_region"].string_param = region
+        parameters["shared_memory_byte_size"].int64_param = size
+    return ModelInferRequest(inputs=[tensor], outputs=[output])
+
+
 async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
     servers: tuple[ServerProcess, ServerProcess],
 ) -> None:
@@ -391,7 +427,8 @@ async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
         stubs = [GRPCInferenceServiceStub(await stack.enter_async_context(own_channel(server))) for _ in range(12)]
         path = stack.enter_context(shared_object(size=4096))
         key = f"/{path.name}"
-        mine = SystemSharedMemoryRegisterRequest(name="mine", key=key, offset=8, byte_size=64)
+        mine = SystemSharedMemoryRegisterRequest(name="mine", key=key, offset=8, byte_size=192)
+        memory = stack.enter_context(path.open("r+b", buffering=0))
         attempts = await asyncio.gather(
             *(stub.SystemSharedMemoryRegister(mine) for stub in stubs), return_exceptions=True
         )
@@ -401,16 +438,22 @@ async def test_shared_memory_belongs_to_the_server_not_to_a_worker(
         for stub in stubs:
             regions = (await stub.SystemSharedMemoryStatus(everything)).regions
             assert {name: (its.key, its.offset, its.byte_size) for name, its in regions.items()} == {
-                "mine": (key, 8, 64)
+                "mine": (key, 8, 192)
             }
 
         path.unlink()
         killed = min(workers_with(server, path))
         os.kill(killed, signal.SIGKILL)
         await until(lambda: len(workers_with(server, path) - {killed}) == 2)
-        # The connections that the dead worker had are made anew, to any.
-        for stub in stubs:
+        # The connections that the dead worker had are made anew, to any. Each worker reads and writes the same memory.
+        for seed, stub in enumerate(stubs):
             assert set((await stub.SystemSharedMemoryStatus(everything, wait_for_ready=True)).regions) == {"mine"}
+            pixels = noise(1, seed)
+            memory.seek(8)
+            memory.write(pixels.tobytes())
+            await stub.ModelInfer(infer_in_memory("mine", pixels.shape))
+            memory.seek(8)
+            np.testing.assert_allclose(np.frombuffer(memory.read(16), "<f4"), expected_logits(pixels)[0], atol=1e-5)
 
         await stubs[0].SystemSharedMemoryUnregister(SystemSharedMemoryUnregisterRequest(name="mine"))
         assert not workers_with(server, path)
@@ -431,6 +474,29 @@ async def test_http_is_answered_by_workers_and_by_the_supervisor_when_they_all_h
                 for pid in stopped:
                     os.kill(pid, signal.SIGCONT)
         assert metric(server, 'fuseline_process_restarts_total{process="worker"}') == 0
+
+
+def http_connections_of(pid: int, port: int) -> int:
+    """How many connections to the server's `port` the process has open."""
+    files = (Path("/proc") / str(pid) / "fd").iterdir()
+    sockets = {re.sub(r"\D", "", link) for link in map(os.readlink, files) if link.startswith("socket:")}
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[1].endswith(f":{port:04X}") and line[3] == "01" and line[9] in sockets for line in lines)
+
+
+async def test_http_connections_that_come_together_are_spread_over_the_workers(
+    servers: tuple[ServerProcess, ServerProcess],
+) -> None:
+    port = int(str(servers[1].http_address).rpartition(":")[2])
+    workers = [pid for pid, kind in children_of(servers[1]).items() if kind == "worker"]
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+    try:
+        await until(lambda: sum(http_connections_of(pid, port) for pid in workers) == 32)
+        assert min(http_connections_of(pid, port) for pid in workers) >= 8
+        assert http_connections_of(servers[1].process.pid, port) == 0
+    finally:
+        for client in clients:
+            client.close()
 
 
 def test_while_its_workers_start_the_supervisor_answers_http(package: Path, tmp_path: Path) -> None:
