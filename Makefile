@@ -20,6 +20,9 @@ PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12) p
 # What checks the Dockerfile and compose.yaml.
 CONTAINER_TOOLS := build/container-tools
 CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
+# NVIDIA's perf_analyzer, which the container test runs with the C library of a newer Debian where it has to.
+PERF_ANALYZER := build/perf-analyzer
+PERF_ANALYZER_STAMP := $(PERF_ANALYZER)/.installed
 # By the path that they are registered under and imported by, which no other's file has.
 PROTOS := $(addprefix fuseline/,$(wildcard protos/*.proto))
 PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
@@ -72,6 +75,10 @@ $(CONTAINER_TOOLS_STAMP): deploy/requirements-check.lock | $(STAMP)
 	@$(BIN)/uv pip sync --quiet --python $(CONTAINER_TOOLS)/bin/python --require-hashes $<
 	@touch $@
 
+$(PERF_ANALYZER_STAMP): requirements-perf-analyzer.lock | $(STAMP)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --python-platform $(shell uname -m)-manylinux_2_38 --no-deps --target $(@D) --require-hashes --requirements $<
+	@touch $@
+
 demo: setup ## Train on real digits, export, serve, classify, and print one table
 	$(BIN)/python examples/demo.py
 
@@ -82,8 +89,8 @@ test-all: setup ## Run the tests and the slow ones, and rehearse the run on a GP
 	$(PYTEST) -m "not gpu"
 	$(MAKE) gpu-rehearsal
 
-container-test: setup $(CONTAINER_TOOLS_STAMP) ## Build both images, run them and hold them to docs/container.md (about 6 minutes; as root on Debian it installs podman)
-	$(BIN)/python -m pytest tests/container/checks.py --timeout 1800 -s
+container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build both images, run them and hold them to docs/container.md; run perf_analyzer (about 7 minutes; as root on Debian it installs podman)
+	$(BIN)/python -m pytest tests/container/checks.py tests/container/perf_analyzer_checks.py --timeout 1800 -s
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -13,7 +13,7 @@ from fuseline.serve.http.tensor_json import json_from_raw
 def body_from_infer_response(response: ModelInferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
     """Return the body, and the length of the JSON in it; None: all of it is JSON.
 
-    Outputs in `binary` follow the JSON, in the order of the outputs in it. One in shared memory has no elements here.
+    Outputs in `binary` follow the JSON, in the order of the outputs in it. One in shared memory has neither elements nor parameters here.
     """
     text = _model_members(response.model_name, response.model_version)
     if response.id:
@@ -30,6 +30,8 @@ def body_from_infer_response(response: ModelInferResponse, binary: BinaryOutputs
         parameters = _parameters(output.parameters) if output.parameters else {}
         data = ""
         if "shared_memory_region" in parameters:
+            # Triton's C++ client takes any parameters here for those of a binary tensor, and fails without its size.
+            parameters = {}
             if has_place_for_each:
                 next(raw_contents)
         else:

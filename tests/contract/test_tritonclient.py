@@ -68,10 +68,22 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
         "name": "colours",
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
+        "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": 128,
         "input": [{"name": "image", "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": ["8", "8", "3"]}],
-        "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["4"]}],
-        "dynamic_batching": {"preferred_batch_size": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]},
+        "output": [
+            {"name": "logits", "data_type": "TYPE_FP32", "dims": ["4"], "label_filename": "manifest.json"},
+        ],
+        "instance_group": [{"name": "colours_0", "count": 1, "kind": "KIND_CPU"}],
+        "dynamic_batching": {
+            "preferred_batch_size": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
+            "default_queue_policy": {
+                "default_timeout_microseconds": "2000000",
+                "allow_timeout_override": True,
+                "max_queue_size": 1024,
+            },
+        },
+        "model_transaction_policy": {},
     }
     assert seen["index"] == [{"name": "colours", "version": "1", "state": "READY"}]
 

@@ -49,8 +49,8 @@ def _main(graph: str, grpc_port: int, http_port: int, threads: int, queue_us: in
         allow_metrics=False,
     )
     policy = QueuePolicy(TimeoutAction.REJECT, default_timeout_microseconds=queue_us, allow_timeout_override=True)
-    # The token guards the endpoints that load and unload models, which nobody needs here. By default it would guard those
-    # of shared memory too.
+    # The token guards the endpoints that load and unload models, which nobody needs here. By default it would guard
+    # those of shared memory too.
     security = TritonSecurityConfig(access_token=secrets.token_hex(), restricted_endpoints=["model-repository"])
     with Triton(config=config, security_config=security) as triton:
         triton.bind(
