@@ -50,7 +50,7 @@ class Exchange(RequestResponseCycle):
             self.on_response = lambda: None
 
     async def receive(self) -> Any:
-        """Return the whole body in one message; after that, once the client has gone or has its answer, its leaving."""
+        """Return the whole body, a `Body`, in one message; when called again, wait for the exchange's end."""
         if self.more_body:
             self.more_body = False
             body, self.body = self.body, bytearray()
@@ -133,8 +133,9 @@ class Exchange(RequestResponseCycle):
             self.on_response()
 
     async def _decompress(self) -> None:
-        self.body = await decompressed(self.body, self.encoding, self.limits.max_body_bytes, self._charge_more)
-        length = (b"content-length", b"%d" % len(self.body))
+        body = await decompressed(self.body, self.encoding, self.limits.max_body_bytes, self._charge_more)
+        self.body = body  # type: ignore[assignment]
+        length = (b"content-length", b"%d" % len(body))
         dropped = (b"content-encoding", b"content-length", b"transfer-encoding")
         self.scope["headers"] = [*(pair for pair in self.scope["headers"] if pair[0] not in dropped), length]
 
