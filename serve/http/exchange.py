@@ -1,6 +1,7 @@
 """One request, which is whole, and its answer."""
 
 import asyncio
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -50,10 +51,15 @@ class Exchange(RequestResponseCycle):
             self.on_response = lambda: None
 
     async def receive(self) -> Any:
-        """Return the whole body, a `Body`, in one message; when called again, wait for the exchange's end."""
+        """Return the whole body, `bytes` or a `bytearray`, in one message; when called again, wait for the end."""
         if self.more_body:
             self.more_body = False
-            body, self.body = self.body, bytearray()
+            body: Any = self.body
+            self.body = bytearray()
+            if isinstance(body, mmap.mmap):
+                # Parsers want methods that pages don't have.
+                with body:
+                    body = body[:]
             return {"type": "http.request", "body": body, "more_body": False}
         if not (self.disconnected or self.response_complete):
             await self.message_event.wait()

@@ -7,8 +7,7 @@ from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.refusal import Refusal, too_large
 
 Body = bytes | bytearray | mmap.mmap
-"""A whole body. All of these have a length, a buffer, slices that are `bytes`, and `find`; what needs more copies it by
-`bytes(body)`."""
+"""A whole body."""
 
 FRAMING_FIELDS = frozenset((b"content-length", b"content-encoding", b"transfer-encoding", b"expect"))
 """Header fields that a `RequestBody` is told."""
