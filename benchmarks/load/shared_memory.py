@@ -4,6 +4,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class SharedRegion:
 
     def __init__(self) -> None:
         self._file = tempfile.NamedTemporaryFile(prefix="fuseline-bench-", dir=_FOLDER, buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._offsets: dict[bytes, int] = {}
         self._size = 0
 

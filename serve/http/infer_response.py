@@ -13,7 +13,8 @@ from fuseline.serve.http.tensor_json import json_from_raw
 def body_from_infer_response(response: ModelInferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
     """Return the body, and the length of the JSON in it; None: all of it is JSON.
 
-    Outputs in `binary` follow the JSON, in the order of the outputs in it. One in shared memory has neither elements nor parameters here.
+    Outputs in `binary` follow the JSON, in the order of the outputs in it. One in shared memory has no elements and no
+    parameters here.
     """
     text = _model_members(response.model_name, response.model_version)
     if response.id:

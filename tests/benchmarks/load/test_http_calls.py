@@ -260,3 +260,20 @@ def test_raw_logits_are_read_and_checked() -> None:
     for broken in (b"", logits.tobytes()[:-1]):
         with pytest.raises(VerificationError, match="3 classes"):
             wire.check("Mosec", "fp32", broken, logits)
+
+
+async def test_fields_of_ones_own_are_in_each_requests_head() -> None:
+    heads: list[bytes] = []
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        while True:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            await reader.readexactly(3)
+            writer.write(answer_of(b"yes"))
+
+    fields = (("Inference-Header-Content-Length", "2"), ("Content-Type", "application/octet-stream"))
+    async with http_server(handle) as address, open_http_calls(address, "/infer", fields=fields) as call:
+        assert [await call(b"one"), await call(b"two")] == [b"yes", b"yes"]
+    assert len(heads) == 2
+    for head in heads:
+        assert b"\r\nInference-Header-Content-Length: 2\r\nContent-Type: application/octet-stream\r\n\r\n" in head

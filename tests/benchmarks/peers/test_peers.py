@@ -71,6 +71,23 @@ def test_many_images_a_request_are_held_against_a_figure_and_against_mosecs_sing
     assert [passed for _, passed in measured(cheaper)] == [True, False]
 
 
+def test_shared_memory_is_held_against_small_messages_and_rest_against_an_echo() -> None:
+    small, large = [stretch(cpu_ms=0.4)], [stretch(cpu_ms=0.46)]
+    assert measured(rounds_of("shared-memory", fuseline_shared_memory=large, fuseline_infer_32=small)) == [
+        ((pytest.approx(1.15),), True)
+    ]
+    dearer = rounds_of("shared-memory", fuseline_shared_memory=[stretch(cpu_ms=0.5)], fuseline_infer_32=small)
+    assert [passed for _, passed in measured(dearer)] == [False]
+    many = rounds_of(
+        "images-shared-memory",
+        fuseline_shared_memory=[stretch(160, images=16, cpu_ms=1.1)],
+        fuseline_infer=[stretch(160, images=16, cpu_ms=1.0)],
+    )
+    assert [passed for _, passed in measured(many)] == [False]
+    rest = rounds_of("rest", fuseline_rest=[stretch(cpu_ms=0.03)], http_echo=[stretch(cpu_ms=0.02)])
+    assert measured(rest) == [((pytest.approx(1.5),), True)]
+
+
 def test_one_alone_is_held_against_the_bare_call_by_the_difference() -> None:
     bare = [stretch(cpu_ms=None, ms=0.5), stretch(cpu_ms=None, ms=0.75)]
     assert measured(rounds_of("alone", fuseline=[stretch(ms=1.75)] * 2, bare=bare)) == [((1.25, 1.0), True)]
@@ -327,6 +344,16 @@ def test_a_short_run_measures_fuseline_the_echo_and_the_bare_backend() -> None:
             assert each.stretches[name][0].requests_per_s > 0
             assert (each.stretches[name][0].server_cpu_ms_per_request or 0) > 0
         assert each.stretches["bare"][0].images_per_s > 0
+
+
+@pytest.mark.slow
+def test_a_short_run_asks_by_shared_memory_and_by_rest() -> None:
+    peers = [peer for peer in PEERS if why_left_out(peer) is None]
+    for each in run_peers(["shared-memory", "images-shared-memory", "rest"], peers=peers, rounds=1, seconds=0.5):
+        assert set(each.stretches) == set(contenders_of(each.case, peers))
+        for name in each.stretches:
+            assert (each.stretches[name][0].server_cpu_ms_per_request or 0) > 0
+        assert all(verdict.passed is not None for verdict in verdicts([each]))
 
 
 @pytest.mark.slow
