@@ -167,6 +167,9 @@ def _add_output(request: ModelInferRequest, output: Json, outputs: BinaryOutputs
     parameters = dict(_member(output, "parameters", dict, {}))
     if "binary_data" in parameters:
         outputs.by_name[name] = _popped(parameters, "binary_data", bool, False)
+    if parameters.get("classification") == 0:
+        # As if it were absent, in Triton over HTTP alone.
+        del parameters["classification"]
     added = request.outputs.add()
     _set_text(added, "name", name)
     _set_parameters(added.parameters, parameters)
