@@ -38,7 +38,7 @@ class Settings(BaseModel):
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     """Longest time that an idle backend waits for a fuller batch; 0: it doesn't wait."""
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
-    """Largest gRPC message in MiB."""
+    """Largest request in MiB: a gRPC message, or a body over HTTP, also after its decompression."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 128
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=usable_cpus)
     fast_decode: bool = False

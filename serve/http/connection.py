@@ -18,9 +18,12 @@ from fuseline.serve.http.exchange import Exchange, failure
 from fuseline.serve.http.refusal import Refusal
 from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
 
-_SLICE_BYTES = 8192
+_SLICE_BYTES = 1024
 """Bytes that are parsed at a time. All requests within one slice are parsed at once, and the shortest ones then take
 about 80 times their size in memory; what follows the slice waits unparsed until they are answered."""
+
+_UNSLICED_BYTES = 16_384
+"""Length up to which what comes is searched for further requests, and parsed at once where it has none."""
 
 _REFUSED_AT_ONCE = 128
 """Connections beyond the limit that are told so; further ones are only closed."""
@@ -83,7 +86,7 @@ class HttpConnection(HttpToolsProtocol):
             return
         if self._running is not None or self._unparsed:
             self._set_aside(data)
-        elif len(data) <= _SLICE_BYTES:
+        elif len(data) <= _UNSLICED_BYTES and data.find(b" HTTP/", _SLICE_BYTES) < 0:
             self._feed(data)
         else:
             self._parse(memoryview(data))
@@ -212,11 +215,10 @@ class HttpConnection(HttpToolsProtocol):
             keep_alive=self.scope["http_version"] == "1.1" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        body = self._body
-        exchange.body = body.content  # type: ignore[assignment]
-        exchange.encoding = body.encoding
-        exchange.charged_bytes = len(body.content)
-        body.content = b""
+        body = self._body.take()
+        exchange.body = body  # type: ignore[assignment]
+        exchange.encoding = self._body.encoding
+        exchange.charged_bytes = len(body)
         exchange.limits = self._limits
         exchange.charge = self._charge
         if self._running is None:

@@ -5,28 +5,28 @@ import reprlib
 import zlib
 from collections.abc import Callable
 
-from fuseline.serve.http.refusal import Refusal, too_large
+from fuseline.serve.http.body_buffer import BodyBuffer
+from fuseline.serve.http.refusal import Refusal
+from fuseline.serve.http.request_body import Body
 
 _INPUT_BYTES = 64 * 2**10
-_OUTPUT_BYTES = 2**20
-"""Sizes of the steps. Between two of them, about a millisecond each, the event loop turns."""
+_OUTPUT_BYTES = 2**18
+"""Sizes of the steps. Between two of them, some tenths of a millisecond each, the event loop turns."""
 
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 
 
-async def decompressed(
-    body: bytes | bytearray, encoding: bytes, max_bytes: int, charge: Callable[[int], None]
-) -> bytearray:
+async def decompressed(body: Body, encoding: bytes, max_bytes: int, charge: Callable[[int], None]) -> Body:
     """Return `body` without its content encoding `gzip` or `deflate`, at most `max_bytes`.
 
     `charge` is called with the number of bytes before each part of the result is kept.
 
     Raises:
         Refusal: another encoding (415), a body that is not whole or not of its encoding (400), a result that is too
-            large (413), or what `charge` raises. Until then, no more than `max_bytes` and a MiB were allocated.
+            large (413), or what `charge` raises. Until then, no more than `max_bytes` and a step were allocated.
     """
     inflate = zlib.decompressobj(_window_bits(body, encoding))
-    result, start = bytearray(), 0
+    result, start = BodyBuffer(max_bytes), 0
     try:
         while not inflate.eof:
             part: bytes | memoryview = inflate.unconsumed_tail
@@ -36,20 +36,18 @@ async def decompressed(
                 part = memoryview(body)[start : start + _INPUT_BYTES]
                 start += _INPUT_BYTES
             step = inflate.decompress(part, _OUTPUT_BYTES)
-            if len(result) + len(step) > max_bytes:
-                raise too_large(max_bytes)
             charge(len(step))
-            result += step
+            result.append(step)
             if not inflate.eof and (len(step) == _OUTPUT_BYTES or start % _OUTPUT_BYTES == 0):
                 await asyncio.sleep(0)
     except zlib.error as error:
         raise Refusal(400, f"the body is not of its Content-Encoding {encoding.decode()} ({error})") from error
     if inflate.unused_data or start < len(body):
         raise Refusal(400, f"bytes follow the end of the body's {encoding.decode()} data; send one such stream")
-    return result
+    return result.content()
 
 
-def _window_bits(body: bytes | bytearray, encoding: bytes) -> int:
+def _window_bits(body: Body, encoding: bytes) -> int:
     match encoding:
         case b"gzip" | b"x-gzip":
             return _GZIP_BITS

@@ -1,6 +1,7 @@
 """One request, which is whole, and its answer."""
 
 import asyncio
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -50,10 +51,15 @@ class Exchange(RequestResponseCycle):
             self.on_response = lambda: None
 
     async def receive(self) -> Any:
-        """Return the whole body in one message; after that, once the client has gone or has its answer, its leaving."""
+        """Return the whole body, `bytes` or a `bytearray`, in one message; when called again, wait for the end."""
         if self.more_body:
             self.more_body = False
-            body, self.body = self.body, bytearray()
+            body: Any = self.body
+            self.body = bytearray()
+            if isinstance(body, mmap.mmap):
+                # Parsers want methods that pages don't have.
+                with body:
+                    body = body[:]
             return {"type": "http.request", "body": body, "more_body": False}
         if not (self.disconnected or self.response_complete):
             await self.message_event.wait()
@@ -133,8 +139,9 @@ class Exchange(RequestResponseCycle):
             self.on_response()
 
     async def _decompress(self) -> None:
-        self.body = await decompressed(self.body, self.encoding, self.limits.max_body_bytes, self._charge_more)
-        length = (b"content-length", b"%d" % len(self.body))
+        body = await decompressed(self.body, self.encoding, self.limits.max_body_bytes, self._charge_more)
+        self.body = body  # type: ignore[assignment]
+        length = (b"content-length", b"%d" % len(body))
         dropped = (b"content-encoding", b"content-length", b"transfer-encoding")
         self.scope["headers"] = [*(pair for pair in self.scope["headers"] if pair[0] not in dropped), length]
 

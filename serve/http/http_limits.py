@@ -17,7 +17,7 @@ class HttpLimits:
     """Most bytes of all connections together: bodies until they are answered, and answers until they are sent."""
     max_head_bytes: int = 32 * 2**10
     """Largest head of a request, request line and all header fields together, and largest trailer or extension of a
-    chunked body. It is kept to within 8 KiB."""
+    chunked body. It is kept to within 16 KiB."""
     max_connections: int = _MOST_CONNECTIONS
     head_s: float = 10.0
     """Longest time for a whole head, from its first byte, or, on a new connection, from the connection's begin."""

@@ -1,8 +1,8 @@
 """HTTP over one listening socket, on the running event loop, beside gRPC.
 
 uvicorn's server watches a flag ten times a second, captures signals and closes connections without a bound, so what
-serves here is its protocol, with its state and header fields, below an acceptor of our own. Unused, that costs one turn
-of the event loop a second.
+serves here is its protocol, with its state and header fields, below an acceptor of our own. Without connections nothing
+runs; with any, one look a second at all of them takes the place of timers.
 
 A handler whose client goes away is cancelled, as that of a cancelled gRPC call is: `asyncio.CancelledError` is raised
 where it awaits, so that a request that waits in a queue leaves it. A handler need not look for that, and must not catch
@@ -25,6 +25,7 @@ from fuseline.serve.http.http_limits import HttpLimits
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _FLUSH_POLL_S = 0.02
 _STEP_BACK_S = 0.001
+_CANCEL_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class HttpServer:
         self._shares = shares
         self._accepts = False
         self._sweeping: asyncio.Task[None] | None = None
+        self._used = asyncio.Event()
+        """Set when connections begin to be open: without any, nothing is swept."""
         self._adopting: set[asyncio.Task[None]] = set()
 
     @property
@@ -66,7 +69,6 @@ class HttpServer:
     async def start(self, *, accepts: bool = True) -> None:
         """Serve from now on, and, unless `accepts` is false, accept connections."""
         self._listener.setblocking(False)
-        await self._tick()
         self._sweeping = asyncio.create_task(self._sweep())
         self.accept(accepts=accepts)
 
@@ -108,13 +110,12 @@ class HttpServer:
         self._sweeping.cancel()
         for task in self._adopting:
             task.cancel()
-        connections = self.connections
-        for connection in connections:
+        for connection in self.connections:
             connection.transport.abort()
         if tasks := list(self._group.state.tasks):
-            await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that was accepted elsewhere, and belongs to this server from now on."""
@@ -148,16 +149,22 @@ class HttpServer:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def _adopt(self, connection: socket.socket) -> None:
+        if not self._group.state.connections:
+            await self._tick()
+            self._used.set()
         # The client may be gone already.
         with suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(lambda: HttpConnection(self._group), connection)
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(self._group.limits.sweep_s)
-            await self._tick()
-            for connection in self.connections:
-                connection.sweep()
+            await self._used.wait()
+            self._used.clear()
+            while self._adopting or self._group.state.connections:
+                await asyncio.sleep(self._group.limits.sweep_s)
+                await self._tick()
+                for connection in self.connections:
+                    connection.sweep()
 
     async def _tick(self) -> None:
         self._group.now = asyncio.get_running_loop().time()

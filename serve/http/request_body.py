@@ -1,7 +1,13 @@
 """The body of a request, as it comes."""
 
+import mmap
+
+from fuseline.serve.http.body_buffer import BodyBuffer
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.refusal import Refusal, too_large
+
+Body = bytes | bytearray | mmap.mmap
+"""A whole body."""
 
 FRAMING_FIELDS = frozenset((b"content-length", b"content-encoding", b"transfer-encoding", b"expect"))
 """Header fields that a `RequestBody` is told."""
@@ -10,13 +16,13 @@ FRAMING_FIELDS = frozenset((b"content-length", b"content-encoding", b"transfer-e
 class RequestBody:
     """Collects the body of one request within the limits of its group."""
 
-    __slots__ = ("_fields", "_group", "content", "left")
+    __slots__ = ("_buffer", "_fields", "_group", "_whole", "left")
 
     def __init__(self, group: ConnectionGroup) -> None:
         self._group = group
         self._fields: dict[bytes, bytes] = {}
-        self.content: bytes | bytearray = b""
-        """What has come. It counts in the group's total, and is the connection's to release."""
+        self._whole = b""
+        self._buffer: BodyBuffer | None = None
         self.left = 0
         """Bytes that have yet to come; 0 also for a chunked body, which doesn't tell."""
 
@@ -46,17 +52,26 @@ class RequestBody:
             raise too_large(self._group.limits.max_body_bytes)
 
     def add(self, part: bytes) -> None:
-        """Take the next part. Raises `Refusal` for a body that is too large, or where too much is under way."""
+        """Take the next part, which counts in the group's total from now on, and is the connection's to release.
+
+        Raises `Refusal` for a body that is too large, or where too much is under way.
+        """
         size = len(part)
-        if len(self.content) + size > self._group.limits.max_body_bytes:
-            raise too_large(self._group.limits.max_body_bytes)
         self._group.charge(size)
-        if self.left:
-            self.left -= size
-        if not self.content:
-            self.content = part
-            return
-        # One array, as the parts of a chunked body may be a byte each.
-        if isinstance(self.content, bytes):
-            self.content = bytearray(self.content)
-        self.content += part
+        try:
+            if self.left == size and self._buffer is None:
+                self._whole = part
+            else:
+                if self._buffer is None:
+                    self._buffer = BodyBuffer(self._group.limits.max_body_bytes)
+                self._buffer.append(part, max(0, self.left - size))
+        except BaseException:
+            self._group.release(size)
+            raise
+        self.left = max(0, self.left - size)
+
+    def take(self) -> Body:
+        """Return all that has come, and keep nothing."""
+        content: Body = self._whole if self._buffer is None else self._buffer.content()
+        self._whole, self._buffer = b"", None
+        return content

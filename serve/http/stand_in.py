@@ -1,8 +1,9 @@
 """Health over HTTP while the event loop is busy or hangs.
 
 A backend that is called on the event loop may block it, for long or for ever. A probe's connection then waits in the
-listening socket, where a thread finds it: a few times a second the thread looks whether someone waits, and asks the
-event loop for a sign of life. When none comes it accepts itself, from the same socket, until one does.
+listening socket. A thread, which sleeps until someone connects, looks a moment later whether the connection still
+waits, and asks the event loop for a sign of life. When none comes it accepts itself, from the same socket, until one
+does. It wakes at most a few times a second.
 
 The thread answers probes alone. Any other connection, of which it has only looked at the first bytes, it hands to the
 event loop, where it is served once the loop turns again: nothing is refused because the loop was busy for a moment.
@@ -27,6 +28,7 @@ _LOOK_S = 0.25
 _PATIENCE_S = 0.25
 """Time in seconds in which a loop that turns gives its sign of life. A probe waits at most for both, and a step."""
 _STEP_S = 0.02
+_WARN_AFTER_S = 2.0
 _FLUSH_S = 0.5
 _MOST_HANDED_OVER = 128
 """Connections that may wait for the event loop to turn; further ones are answered as the application does it that has
@@ -47,6 +49,7 @@ class StandIn:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
+        self._wake, self._woken = socket.socketpair()
         self._handed_over: deque[socket.socket] = deque()
         self._thread = threading.Thread(target=self._watch, name="fuseline-http-stand-in", daemon=True)
 
@@ -57,14 +60,17 @@ class StandIn:
     async def close(self) -> None:
         """End the watch; the listening socket is free when this returns."""
         self._closed.set()
+        self._wake.close()
         await asyncio.to_thread(self._thread.join)
         self._take_over()
 
     def _watch(self) -> None:
-        with self._listener:
-            waiting = select.poll()
+        with self._listener, self._woken:
+            waiting, waiting_or_closed = select.poll(), select.poll()
             waiting.register(self._listener, select.POLLIN)
-            while not self._closed.wait(_LOOK_S):
+            waiting_or_closed.register(self._listener, select.POLLIN)
+            waiting_or_closed.register(self._woken, select.POLLIN)
+            while waiting_or_closed.poll() and not self._closed.wait(_LOOK_S):
                 if not waiting.poll(0):
                     continue
                 turned = threading.Event()
@@ -75,7 +81,7 @@ class StandIn:
                     asyncio.run(self._answer(turned))
 
     async def _answer(self, turned: threading.Event) -> None:
-        since = time.monotonic()
+        since, warned = time.monotonic() - _PATIENCE_S, False
         server = HttpServer(self._app, self._listener.dup(), self._limits)
         await server.start(accepts=False)
         connections: dict[socket.socket, float] = {}
@@ -87,13 +93,17 @@ class StandIn:
                 for connection, accepted in list(connections.items()):
                     if self._sorted(connection, server, is_late=time.monotonic() - accepted > self._limits.head_s):
                         del connections[connection]
+                if not warned and time.monotonic() - since > _WARN_AFTER_S:
+                    warned = True
+                    _log.warning("the event loop has been busy for %g s; a thread answers probes", _WARN_AFTER_S)
                 await asyncio.sleep(_STEP_S)
             for connection in connections:
                 self._hand_over(connection)
             await server.drain(_FLUSH_S)
         finally:
             await server.close()
-        _log.warning("the event loop did not turn for %.1f s; a thread answered probes", time.monotonic() - since)
+        if warned:
+            _log.warning("the event loop turns again, after %.1f s", time.monotonic() - since)
 
     def _sorted(self, connection: socket.socket, server: HttpServer, *, is_late: bool) -> bool:
         """Give `connection` to whom it is for; return False if it has not told yet."""

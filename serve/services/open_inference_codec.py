@@ -6,7 +6,7 @@ import numpy as np
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from fuseline.serve.batching.batcher import BatchedRows, Row
-from fuseline.serve.errors import BackendError, UnknownModelError
+from fuseline.serve.errors import BackendError, RequestError, UnknownModelError
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.image_rows import ImageRows
@@ -66,9 +66,19 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
         preprocess_s: float,
         outputs: RequestedOutput,
     ) -> ModelInferResponse:
-        """Return the answer, whose parameters tell where the time went. Raises `BackendError` on non-finite logits."""
+        """Return the answer, whose parameters tell where the time went.
+
+        Raises:
+            RequestError: floats that the client sent are so large that their logits are not finite.
+            BackendError: the logits of pixels are not finite.
+        """
         logits = batched.logits
         if not np.isfinite(logits).all():
+            if not model.takes_pixels and request.inputs[0].datatype != "BYTES":
+                raise RequestError(
+                    f"the logits of this input are not finite: its numbers are too large for {model.name} in "
+                    f"{model.backend.precision}; send normalised pixels, (pixel / 255 - mean) / std"
+                )
             raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
         response = ModelInferResponse(model_name=model.name, model_version=model.manifest.version, id=request.id)
         parameters = response.parameters

@@ -8,6 +8,7 @@ connection, none is lost with a process, and the supervisor can step in and out.
 
 import asyncio
 import select
+import socket
 from collections.abc import Callable, Sequence
 
 from fuseline.serve.addresses import listening_for_http
@@ -72,14 +73,26 @@ class HttpFront:
 
     async def _watch(self) -> None:
         """See to it that probes are answered also while the event loops of all workers hang."""
-        waiting = select.poll()
-        waiting.register(self._listener, select.POLLIN)
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            if self._hangs or waiting.poll(0):
-                workers = self._taking()
-                self._hangs = bool(workers) and not await self._totals.any_answers(workers)
-                self.adapt()
+        with self._listener.dup() as listener:
+            waiting = select.poll()
+            waiting.register(listener, select.POLLIN)
+            while True:
+                if not self._hangs:
+                    await _readable(listener)
+                await asyncio.sleep(_LOOK_S)
+                if self._hangs or waiting.poll(0):
+                    workers = self._taking()
+                    self._hangs = bool(workers) and not await self._totals.any_answers(workers)
+                    self.adapt()
 
     async def _metrics(self) -> bytes:
         return metrics_text(await self._totals.read())
+
+
+async def _readable(file: socket.socket) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(file, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(file)

@@ -237,9 +237,10 @@ async def test_a_taken_port_is_refused_although_a_server_of_ours_has_it(
 def test_a_taken_http_port_and_a_host_that_is_not_here_are_refused(package: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, _, stderr = finished(package, "--port", 0, "--http-port", port)
-    assert code == 2
-    assert re.fullmatch(rf"error: .*127.0.0.1:{port} \(Address already in use\).*--http-port.*\n", stderr)
+        for more in ((), ("--workers", 2)):
+            code, _, stderr = finished(package, "--port", 0, "--http-port", port, *more)
+            assert code == 2
+            assert re.fullmatch(rf"error: .*127.0.0.1:{port} \(Address already in use\).*--http-port.*\n", stderr)
     code, _, stderr = finished(package, "--host", "203.0.113.1", "--http-port", 0)
     assert code == 2
     assert re.fullmatch(r"error: .*203.0.113.1:8001 \(Cannot assign requested address\).*--host.*\n", stderr)

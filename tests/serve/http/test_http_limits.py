@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+import uvicorn
 
 from fuseline.serve.http.http_limits import HttpLimits, http_limits
 from fuseline.serve.http.http_server import HttpServer
@@ -272,6 +273,26 @@ async def test_answers_that_are_not_read_count_in_the_total() -> None:
         async with asyncio.timeout(10):
             while (await http.ask(post(b"x"))).status != 200:
                 pass
+
+
+async def test_a_server_without_connections_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, on_tick = 0, uvicorn.Server.on_tick
+
+    async def counted(self: uvicorn.Server, counter: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return await on_tick(self, counter)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
+    async with serving(echo, sweep_s=0.005) as http:
+        async with http.connection() as connection:
+            assert "date" in (await connection.ask(GET)).headers
+            await until(lambda: looks > 3)
+        await until(lambda: not http.server.connections)
+        await asyncio.sleep(0.03)
+        before = looks
+        await asyncio.sleep(0.1)
+        assert looks == before
 
 
 def test_the_limits_follow_from_the_largest_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,20 @@ async def test_numbers_that_are_not_finite_are_the_clients_error(
     assert "[1, 2, 3, 4]" in details
 
 
+async def test_numbers_too_large_for_the_network_are_the_clients_error(tmp_path: Path) -> None:
+    package = write_colours_package(tmp_path / "fp32-nchw", takes="fp32-nchw")
+    server = Server.for_packages([package], settings())
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            rows = np.full((1, 3, 8, 8), np.finfo(np.float32).max)
+            code, details = await refusal(GRPCInferenceServiceStub(channel).ModelInfer(float_request(package, rows)))
+    finally:
+        await server.drain()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "too large" in details
+
+
 async def test_pixels_are_refused_with_what_is_expected(package: Path, stub: GRPCInferenceServiceStub) -> None:
     request = float_request(package, rows_for(package, noise(1)))
     request.inputs[0].datatype = "UINT8"
