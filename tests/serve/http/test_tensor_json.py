@@ -136,7 +136,7 @@ def test_no_body_raises_anything_but_a_request_error(value: object, length: int 
 
 
 @pytest.mark.parametrize("has_empty_place", [False, True])
-def test_an_output_in_shared_memory_has_no_elements_in_the_answer(has_empty_place: bool) -> None:
+def test_an_output_in_shared_memory_has_neither_elements_nor_parameters_in_the_answer(has_empty_place: bool) -> None:
     response = ModelInferResponse(model_name="m", model_version="1", raw_output_contents=[b"\1"])
     for name in ("shared", "b"):
         response.outputs.add(name=name, datatype="UINT8", shape=[1])
@@ -146,7 +146,7 @@ def test_an_output_in_shared_memory_has_no_elements_in_the_answer(has_empty_plac
     body, length = body_from_infer_response(response, BinaryOutputs())
     assert length is None
     shared, other = json.loads(body)["outputs"]
-    assert shared == {"name": "shared", "datatype": "UINT8", "shape": [1], "parameters": {"shared_memory_region": "r"}}
+    assert shared == {"name": "shared", "datatype": "UINT8", "shape": [1]}
     assert other["data"] == [1]
     body, length = body_from_infer_response(response, BinaryOutputs(by_default=True))
     assert body[length:] == b"\1"
