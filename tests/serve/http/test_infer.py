@@ -294,3 +294,19 @@ async def test_requests_are_counted_as_those_of_grpc_are(start_http: StartServer
     }
     (statistics,) = (await get(served, "/v2/models/colours/stats")).json["model_stats"]
     assert (statistics["inference_count"], statistics["inference_stats"]["success"]["count"]) == (2, 1)
+
+
+async def test_a_drain_answers_what_was_admitted_over_http_and_refuses_the_rest(start_http: StartServer) -> None:
+    served = await start_http()
+    running = await served.busy_with(asyncio.create_task(infer_binary(served, noise(1))))
+    queued = asyncio.create_task(infer_binary(served, noise(2)))
+    await served.until(lambda: served.queued_rows == 2)
+    draining = asyncio.create_task(served.server.drain())
+    await served.until(lambda: not served.server.ready)
+    late = await infer_binary(served, noise(1))
+    assert (late.status, "shutting down" in late.error) == (503, True)
+    assert (await get(served, "/readyz")).status == 503
+    served.backend.release()
+    assert [len(logits_of(await call)) for call in (running, queued)] == [1, 2]
+    await draining
+    assert served.server.answers() == "2 OK, 1 UNAVAILABLE"
