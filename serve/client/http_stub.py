@@ -135,8 +135,9 @@ class HttpStub:
         connection.sock.settimeout(_left(deadline))
         connection.request(method, self._path + path, body or None, headers)
         connection.sock.settimeout(_left(deadline))
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
+        # An answer that fails half-way is closed too: it holds the socket, whatever becomes of the connection.
+        with connection.getresponse() as response:
+            return response.status, response.headers, response.read()
 
     def _connection(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection | None = getattr(self._of_thread, "connection", None)

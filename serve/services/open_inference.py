@@ -60,7 +60,6 @@ EXTENSIONS = (
     "classification",
     "logging",
     "model_configuration",
-    "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",

@@ -4,6 +4,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS, _SETTINGS, _PING, _GOAWAY = 1, 4, 6, 7
@@ -23,9 +24,10 @@ class ConnectionEndedError(Exception):
 class PingingConnection:
     """A connection that pings, with an open call or without any."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, stream: BinaryIO) -> None:
+        """`stream` reads from `connection`."""
         self._connection = connection
-        self._stream = connection.makefile("rb")
+        self._stream = stream
         connection.sendall(_PREFACE + _frame(_SETTINGS))
 
     def open_call(self, path: str) -> None:
@@ -64,8 +66,9 @@ class PingingConnection:
 def pinging_connection(address: str) -> Iterator[PingingConnection]:
     """Connect to `address`, which is host:port."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        yield PingingConnection(connection)
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    with connection, connection.makefile("rb") as stream:
+        yield PingingConnection(connection, stream)
 
 
 def _frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:

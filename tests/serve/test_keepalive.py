@@ -41,6 +41,7 @@ def test_a_flood_of_pings_ends_its_connection_and_no_other(live_address: str) ->
         calm.ping()
 
 
+@pytest.mark.slow
 async def test_idle_streams_outlive_the_pings_of_their_client(live_address: str) -> None:
     options = [
         ("grpc.keepalive_time_ms", 1000),

@@ -62,7 +62,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         ({"input": {"height": 8, "width": 8, "channels": 2, "preprocessing": {"resize_shorter_side": 8}}}, "channels"),
         (
             {"input": {"height": 8, "width": 8, "dtype": "float32", "preprocessing": {"resize_shorter_side": 8}}},
-            "dtype",
+            "no graph takes float32 NHWC",
         ),
         ({"normalization": {"mean": [0.5], "std": [0.25]}}, "1 means for 3 channels"),
         ({"normalization": {"mean": [0.5] * 3, "std": [0.25, 0.25, 0]}}, "std must be above 0"),

@@ -196,7 +196,7 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
         "classification",
         "logging",
         "model_configuration",
-        "model_repository",
+        "parameters",
         "schedule_policy",
         "statistics",
         "system_shared_memory",
