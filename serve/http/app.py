@@ -7,7 +7,6 @@ from importlib.metadata import version
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from fuseline.serve.addresses import join_address
@@ -15,7 +14,7 @@ from fuseline.serve.http import classify_routes, open_inference_routes
 from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
-from fuseline.serve.http.operations import Operation, answered_by, not_found, routes_of
+from fuseline.serve.http.operations import Operation, answered_by, not_found, routed, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
@@ -27,7 +26,7 @@ def http_app(services: HttpServices) -> ASGIApp:
 
     Errors are `{"error": message}` with their status. An unknown path and another method are among them.
     """
-    return Router(routes_of(OPERATIONS, services), redirect_slashes=False, default=not_found)
+    return routed(routes_of(OPERATIONS, services), not_found)
 
 
 async def _index(_services: HttpServices, request: Request) -> Response:

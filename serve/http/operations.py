@@ -1,19 +1,23 @@
 """Operations of the HTTP port: the one table from which requests are routed and /openapi.json is written."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_services import HttpServices, status_now
 from fuseline.serve.services.statuses import status_from_error
+
+_REMEMBERED_PATHS = 256
+_REMEMBERED_LENGTH = 256
 
 Handler = Callable[[HttpServices, Request], Awaitable[Response]]
 """Answers a request; an error that it raises is answered by its status."""
@@ -57,6 +61,32 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
         for path in operation.paths:
             by_path.setdefault(path, {})[operation.method] = operation.application(services)
     return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
+
+
+def routed(routes: Sequence[Route], default: ASGIApp) -> ASGIApp:
+    """Return the application that hands each request to the application of its path's route, or to `default`.
+
+    A path's route is what starlette says, and is remembered: finding it takes as long as the rest of HTTP's work on an
+    infer request, and clients repeat few paths.
+    """
+
+    def find(path: str) -> tuple[ASGIApp, dict[str, Any]]:
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": ""}
+        for route in routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return route.app, found["path_params"]
+        return default, {}
+
+    find_again = lru_cache(maxsize=_REMEMBERED_PATHS)(find)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        app, parameters = (find_again if len(path) <= _REMEMBERED_LENGTH else find)(path)
+        scope["path_params"] = dict(parameters)
+        await app(scope, receive, send)
+
+    return application
 
 
 def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:

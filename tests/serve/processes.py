@@ -1,6 +1,7 @@
 """`fuseline serve` as a process of its own."""
 
 import asyncio
+import random
 import re
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 ROOT = Path(__file__).parents[2]
 FAST = ("--port", 0, "--http-port", 0, "--backend", "onnxruntime", "--threads", 1)
 """Flags of a server that starts fast on a free port, without HTTP."""
+_UNASSIGNED_PORTS = range(20_000, 32_000)
+"""Below those that Linux gives out by itself, from 32,768 on."""
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
@@ -90,11 +93,12 @@ def finished(*arguments: object) -> tuple[int, str, str]:
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on which nothing listens, and which the kernel gives to no connection and no other test meanwhile."""
+    for port in random.SystemRandom().sample(_UNASSIGNED_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("100 ports are all taken")
 
 
 def get(address: str, path: str) -> tuple[int, str]:

@@ -278,6 +278,7 @@ def test_a_contender_is_offered_multiples_of_its_own_capacity() -> None:
     assert 0.5 < found.goodput_of_capacity(3.0) < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_requests")
 def test_a_server_whose_queue_only_grows_keeps_nothing() -> None:
     # Those that nobody waits for any more are computed all the same.
@@ -287,6 +288,7 @@ def test_a_server_whose_queue_only_grows_keeps_nothing() -> None:
     assert found.stretches[1].refused["DEADLINE_EXCEEDED"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_requests")
 def test_other_errors_than_refusals_and_wrong_answers_end_the_run() -> None:
     broken = too_much(room=2, status=grpc.StatusCode.INTERNAL)
@@ -298,6 +300,7 @@ def test_other_errors_than_refusals_and_wrong_answers_end_the_run() -> None:
             model.measure_overload("fuseline", CASE, 0.4, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_requests")
 def test_a_peers_wrong_answers_are_counted_while_they_are_few() -> None:
     def add(wrong: Container[int]) -> Callable[[grpc.Server], None]:
