@@ -118,11 +118,16 @@ def settings_from_flags(**flags: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        raise InputError("; ".join(_rule_broken(e["loc"], e["msg"], e["input"]) for e in error.errors())) from error
+        broken = error.errors()
+        # pydantic counts only the sound elements of a sequence, and complains of their number too.
+        of_elements = {e["loc"][0] for e in broken if len(e["loc"]) > 1}
+        broken = [e for e in broken if e["type"] != "too_short" or e["loc"][0] not in of_elements]
+        raise InputError("; ".join(_rule_broken(e["loc"], e["msg"], e["input"]) for e in broken)) from error
 
 
 def _rule_broken(location: tuple[int | str, ...], rule: str, value: object) -> str:
+    rule = rule.removeprefix("Value error, ")
     if not location:
-        return rule.removeprefix("Value error, ")
+        return rule
     flag = str(location[0]).replace("_", "-")
     return f"--{flag} was given {value!r}: {rule[:1].lower()}{rule[1:]}"

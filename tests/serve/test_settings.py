@@ -105,3 +105,8 @@ def test_built_engines_go_to_the_users_cache_folder_unless_told_otherwise(
         monkeypatch.setenv(name, value)
     assert Settings().engine_cache_folder == Path(folder)
     assert settings_from_flags(engine_cache=Path("mine")).engine_cache_folder == Path("mine")
+
+
+def test_a_wrong_address_to_listen_on_is_one_complaint() -> None:
+    with pytest.raises(InputError, match=r"^--listen was given 'nonsense': expected HOST:PORT[^;]*$"):
+        settings_from_flags(listen=["nonsense"])
