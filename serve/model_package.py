@@ -376,5 +376,14 @@ def file_facts(folder: Path, path: str) -> dict[str, Any]:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `folder`; it is the last file that a writer writes."""
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write `manifest` into `folder`; it is the last file that a writer writes.
+
+    Names of tensors that packages had before they could be chosen are left out, so that earlier servers read those too.
+    """
+    unsaid: dict[str, Any] = {}
+    if manifest.input.name == INPUT_NAME:
+        unsaid["input"] = {"name"}
+    if manifest.output_name == OUTPUT_NAME:
+        unsaid["output_name"] = True
+    text = manifest.model_dump_json(indent=2, exclude=unsaid)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

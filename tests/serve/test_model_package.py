@@ -12,6 +12,7 @@ from fuseline.serve.model_package import (
     save_manifest,
 )
 from fuseline.serve.package_destination import check_destination, new_package_folder
+from tests.fakes.colours import write_colours_package
 from tests.refusals import refusal_of
 
 
@@ -210,3 +211,14 @@ def test_a_path_that_cannot_be_looked_at_is_a_clear_error(tmp_path: Path) -> Non
         load_package(tmp_path / ("x" * 300))
     with pytest.raises(PackageError, match="File name too long"):
         check_destination(tmp_path / ("x" * 300), replace=False)
+
+
+def test_names_that_every_package_once_had_are_not_written_for_the_sake_of_earlier_servers(tmp_path: Path) -> None:
+    written = json.loads((write_colours_package(tmp_path / "usual") / "manifest.json").read_text())
+    assert "name" not in written["input"]
+    assert "output_name" not in written
+    chosen = write_colours_package(tmp_path / "chosen", input_name="pixels", output_name="scores")
+    written = json.loads((chosen / "manifest.json").read_text())
+    assert (written["input"]["name"], written["output_name"]) == ("pixels", "scores")
+    manifest = load_package(chosen).manifest
+    assert (manifest.input.name, manifest.output_name) == ("pixels", "scores")
