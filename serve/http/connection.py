@@ -221,6 +221,7 @@ class HttpConnection(HttpToolsProtocol):
         exchange.charged_bytes = len(body)
         exchange.limits = self._limits
         exchange.charge = self._charge
+        exchange.is_followed = self._is_followed
         if self._running is None:
             self._answer(exchange)
         else:
@@ -254,6 +255,9 @@ class HttpConnection(HttpToolsProtocol):
         elif self._unparsed:
             # In a turn of its own, so that other connections have theirs.
             self.loop.call_soon(self._resume)
+
+    def _is_followed(self) -> bool:
+        return bool(self.pipeline or self._unparsed)
 
     def _charge(self, size: int) -> None:
         self._group.charge(size)

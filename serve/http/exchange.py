@@ -30,6 +30,8 @@ class Exchange(RequestResponseCycle):
     """Bytes that count in the total of all connections until the answer is sent."""
     charge: Callable[[int], None]
     """Counts more bytes in that total; raises `Refusal`."""
+    is_followed: Callable[[], bool]
+    """Whether more has come on the connection behind this request, which closing it would lose."""
     _head: bytes | None = None
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
@@ -110,7 +112,7 @@ class Exchange(RequestResponseCycle):
             case b"transfer-encoding":
                 self.chunked_encoding = True
             case _ if value.lower() == b"close":
-                self.keep_alive = False
+                self.keep_alive &= self.is_followed()
                 return True
         return False
 

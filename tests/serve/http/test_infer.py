@@ -310,3 +310,15 @@ async def test_a_drain_answers_what_was_admitted_over_http_and_refuses_the_rest(
     assert [len(logits_of(await call)) for call in (running, queued)] == [1, 2]
     await draining
     assert served.server.answers() == "2 OK, 1 UNAVAILABLE"
+
+
+async def test_what_is_pipelined_behind_a_probe_is_answered_though_a_probes_answer_closes(
+    start_http: StartServer,
+) -> None:
+    served = await start_http()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+    writer.write(b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in (b"/healthz", b"/v2", b"/readyz")))
+    answers = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.index(b"alive") < answers.index(b"extensions") < answers.index(b"ready\n")
