@@ -263,6 +263,7 @@ def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuseline.benchmarks.peers.model._MIN_OPEN_REQUESTS", 20)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_requests")
 def test_a_contender_is_offered_multiples_of_its_own_capacity() -> None:
     with modelled(too_much(room=4)) as model:
