@@ -8,7 +8,6 @@ Elements come as raw bytes, in the typed list of their datatype, or in shared me
 
 import math
 import reprlib
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.input_rows import check_finite
 from fuseline.serve.model import Model
 from fuseline.serve.services.open_inference_parameters import RegionSlice, region_slice
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
 _CONTENTS_OF = {"UINT8": "uint_contents", "FP32": "fp32_contents"}
 """Field of the typed list of each datatype; FP16 has none."""
@@ -26,18 +26,10 @@ _LENGTH_BYTES = 4
 """Bytes before each element of BYTES in raw contents that tell its length, little-endian."""
 
 
-class Regions(Protocol):
-    """Registered regions of shared memory, for reading."""
-
-    def read(self, name: str, offset: int, byte_size: int, out: NDArray[np.uint8]) -> None:
-        """Copy a region's bytes into `out`. Raises `FuselineError`."""
-        ...
-
-
 class OpenInferenceInputs:
     """Reads the input tensor of requests, all of which is checked before anything is computed."""
 
-    def __init__(self, regions: Regions, *, max_images: int, max_bytes: int) -> None:
+    def __init__(self, regions: SharedMemoryRegions, *, max_images: int, max_bytes: int) -> None:
         """Take at most `max_images` images of a request, and `max_bytes` of encoded pictures in shared memory."""
         self._regions = regions
         self._max_images = max_images

@@ -8,7 +8,7 @@ Either goes into shared memory where the request says so.
 
 import reprlib
 from struct import pack
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +18,11 @@ from fuseline.serve.errors import RequestError
 from fuseline.serve.model import Model
 from fuseline.serve.services.open_inference_parameters import integer_parameter, region_slice
 from fuseline.serve.services.top_k import indices_of_largest
+from fuseline.serve.shared_memory.region import RegionPart
+from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
 OUTPUT_DATATYPE = "FP32"
 _LOGIT_BYTES = 4
-
-
-class RegionPart(Protocol):
-    """A part of a registered region that an answer will be written to; it lasts though the region is unregistered."""
-
-    def write(self, data: bytes) -> None:
-        """Write `data`, which fits. Raises `FuselineError` if the memory behind the region has shrunk."""
-        ...
-
-
-class WritableRegions(Protocol):
-    """Registered regions of shared memory, for writing."""
-
-    def writable(self, name: str, offset: int, byte_size: int) -> RegionPart:
-        """Return a part of a region. Raises `FuselineError`."""
-        ...
 
 
 class RequestedOutput(NamedTuple):
@@ -55,7 +41,7 @@ WHOLE = RequestedOutput()
 
 
 def requested_output(
-    request: ModelInferRequest, model: Model, regions: WritableRegions, images: int
+    request: ModelInferRequest, model: Model, regions: SharedMemoryRegions, images: int
 ) -> RequestedOutput:
     """Return how `request` wants the logits of its `images`.
 
