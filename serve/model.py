@@ -76,6 +76,8 @@ class Model:
         """Shape (height, width, channels) of one image's pixels, whatever the batcher takes."""
         self.row_dtype = package.manifest.input.row_dtype
         """Type of an image's elements."""
+        self.datatype = package.manifest.input.datatype
+        """That type's name in the Open Inference Protocol."""
         self.takes_pixels = not package.manifest.input.format.normalised
         """Whether the batcher takes pixels as they are; else they are normalised to floats first."""
         self.classes = package.manifest.classes

@@ -48,11 +48,10 @@ class OpenInferenceInputs:
         tensor = _only_input(request, model)
         if tensor.datatype == "BYTES":
             return self._pictures(request, tensor)
-        expected = model.manifest.input.format.datatype
-        if tensor.datatype != expected:
+        if tensor.datatype != model.datatype:
             raise RequestError(
-                f"the input {tensor.name!r} is {_short(tensor.datatype)}, expected {expected!r}, or 'BYTES' for JPEG, "
-                "PNG or WebP files"
+                f"the input {tensor.name!r} is {_short(tensor.datatype)}, expected {model.datatype!r}, or 'BYTES' for "
+                "JPEG, PNG or WebP files"
             )
         shape, dtype = self._checked_shape(tensor, model), model.row_dtype
         rows = np.ndarray(shape, dtype, self._elements(request, tensor, math.prod(shape) * dtype.itemsize))
