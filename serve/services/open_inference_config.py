@@ -35,7 +35,7 @@ def metadata_of(model: Model) -> ModelMetadataResponse:
         name=manifest.name,
         versions=[manifest.version],
         platform=_platform(model),
-        inputs=[tensor(name=manifest.input.name, datatype=model.datatype, shape=(-1, *model.row_shape))],
+        inputs=[tensor(name=manifest.input.name, datatype=manifest.input.datatype, shape=(-1, *model.row_shape))],
         outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
     )
 
@@ -56,7 +56,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
         input=[
             ModelInput(
                 name=manifest.input.name,
-                data_type=f"TYPE_{model.datatype}",
+                data_type=f"TYPE_{manifest.input.datatype}",
                 format=f"FORMAT_{manifest.input.layout}",
                 dims=manifest.input.row_shape,
             )
