@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fuseline.serve.errors import RequestError
 from fuseline.serve.http.json_text import json_type, shortened
+from fuseline.serve.services.bytes_elements import elements_from_raw, raw_from_elements
 
 NUMPY_TYPE_OF_DATATYPE: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -66,7 +67,7 @@ def json_from_raw(datatype: str, raw: bytes) -> str:
     A floating-point number is the shortest one that its own type tells from its neighbours.
     """
     if datatype == "BYTES":
-        return json.dumps([element.decode() for element in _bytes_from_raw(raw)], separators=(",", ":"))
+        return json.dumps([element.decode() for element in elements_from_raw(raw)], separators=(",", ":"))
     elements = np.frombuffer(raw, NUMPY_TYPE_OF_DATATYPE[datatype])
     if elements.dtype.kind == "f" and elements.dtype.itemsize < 8:
         # As Python's floats they would have the digits of FP64, most of them noise.
@@ -136,14 +137,4 @@ def _bytes_elements(name: str, elements: list[Any]) -> bytes:
         raise RequestError(
             f"the data of the input {shortened(name)} has a string that UTF-8 can't hold; send bytes as binary data"
         ) from error
-    return b"".join(part for element in encoded for part in (len(element).to_bytes(4, "little"), element))
-
-
-def _bytes_from_raw(raw: bytes) -> list[bytes]:
-    elements: list[bytes] = []
-    start = 0
-    while start < len(raw):
-        begin = start + 4
-        start = begin + int.from_bytes(raw[start:begin], "little")
-        elements.append(raw[begin:start])
-    return elements
+    return raw_from_elements(encoded)

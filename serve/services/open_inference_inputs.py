@@ -16,14 +16,12 @@ from fuseline.protos.open_inference_pb2 import ModelInferRequest
 from fuseline.serve.errors import RequestError
 from fuseline.serve.input_rows import check_finite
 from fuseline.serve.model import Model
+from fuseline.serve.services.bytes_elements import LENGTH_BYTES, elements_from_raw
 from fuseline.serve.services.open_inference_parameters import RegionSlice, region_slice
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
 _CONTENTS_OF = {"UINT8": "uint_contents", "FP32": "fp32_contents"}
 """Field of the typed list of each datatype; FP16 has none."""
-
-_LENGTH_BYTES = 4
-"""Bytes before each element of BYTES in raw contents that tell its length, little-endian."""
 
 
 class OpenInferenceInputs:
@@ -180,22 +178,18 @@ def _typed_contents(request: ModelInferRequest, tensor: ModelInferRequest.InferI
 
 
 def _split(tensor: ModelInferRequest.InferInputTensor, data: bytes, count: int) -> list[bytes]:
-    """Return the elements of BYTES in `data`, each behind its length. Raises `RequestError` if the lengths lie."""
+    """Return the elements of BYTES in `data`, at most `count`. Raises `RequestError` for more, or lengths that lie."""
     elements: list[bytes] = []
-    start = 0
-    while start < len(data):
-        end = start + _LENGTH_BYTES
-        length = int.from_bytes(data[start:end], "little")
-        if end + length > len(data):
-            raise RequestError(
-                f"element {len(elements) + 1} of the input {tensor.name!r} should have {length} bytes, of which "
-                f"{max(0, len(data) - end)} are there; send before each element its length in {_LENGTH_BYTES} bytes, "
-                "little-endian"
-            )
-        if len(elements) == count:
-            raise RequestError(f"the input {tensor.name!r} has more than the {count} elements of its shape")
-        elements.append(data[end : end + length])
-        start = end + length
+    try:
+        for element in elements_from_raw(data):
+            if len(elements) == count:
+                raise RequestError(f"the input {tensor.name!r} has more than the {count} elements of its shape")
+            elements.append(element)
+    except ValueError as error:
+        raise RequestError(
+            f"element {len(elements) + 1} of the input {tensor.name!r} {error}; send before each element its length in "
+            f"{LENGTH_BYTES} bytes, little-endian"
+        ) from error
     return elements
 
 

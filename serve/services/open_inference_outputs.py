@@ -7,7 +7,6 @@ Either goes into shared memory where the request says so.
 """
 
 import reprlib
-from struct import pack
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from fuseline.serve.errors import RequestError
 from fuseline.serve.model import Model
+from fuseline.serve.services.bytes_elements import raw_from_elements
 from fuseline.serve.services.open_inference_parameters import integer_parameter, region_slice
 from fuseline.serve.services.top_k import indices_of_largest
 from fuseline.serve.shared_memory.region import RegionPart
@@ -103,11 +103,10 @@ def add_output(
 
 
 def _classes(logits: NDArray[np.float32], count: int, labels: tuple[str, ...]) -> bytes:
-    """Return BYTES elements, each behind its length, of `logit:index:label`, as Triton writes them."""
-    parts: list[bytes] = []
-    indices = indices_of_largest(logits, count)
-    for row, best in zip(logits, indices.tolist(), strict=True):
-        for index in best:
-            text = f"{row[index]:f}:{index}:{labels[index]}".encode()
-            parts += (pack("<I", len(text)), text)
-    return b"".join(parts)
+    """Return the raw contents of BYTES elements `logit:index:label`, as Triton writes them."""
+    indices = indices_of_largest(logits, count).tolist()
+    return raw_from_elements(
+        f"{row[index]:f}:{index}:{labels[index]}".encode()
+        for row, best in zip(logits, indices, strict=True)
+        for index in best
+    )
