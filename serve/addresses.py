@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from fuseline.serve.errors import InputError
 from fuseline.serve.unix_sockets import check_unix_address, is_unix
 
+_HTTP_BACKLOG = 1024
+"""Connections that may wait until they are accepted, as far as the system allows."""
+
 
 def is_local(address: str) -> bool:
     """Return whether only processes of this machine can reach `address`, which has one of gRPC's forms or is a host.
@@ -30,10 +33,6 @@ def is_local(address: str) -> bool:
         return False
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return (mapped or ip).is_loopback
-
-
-_HTTP_BACKLOG = 1024
-"""Connections that may wait until they are accepted, as far as the system allows."""
 
 
 def join_address(host: str, port: int) -> str:
