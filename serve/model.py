@@ -11,6 +11,7 @@ from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
+from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.memory import release_freed_memory
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
@@ -34,12 +35,19 @@ class RowBatcher(Protocol):
         ...
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        reservation: Reservation | None = None,
+        caller: Caller = ANYONE,
     ) -> asyncio.Future[BatchedRows]:
         """See `Batcher.submit`."""
         ...
 
-    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
+    def reserve(
+        self, row_count: int, *, deadline: float | None = None, ready: Ready, caller: Caller = ANYONE
+    ) -> Reservation:
         """See `Batcher.reserve`."""
         ...
 
@@ -70,6 +78,8 @@ class Model:
         """Manifest of the package."""
         self.name: str = package.manifest.name
         """Name under which requests find the model."""
+        self.version: str = package.manifest.version
+        """Version under which requests find the model."""
         self.row_shape = package.manifest.input.row_shape
         """Shape of one image as the batcher takes it: (height, width, channels), or (channels, height, width)."""
         self.pixel_shape = package.manifest.input.pixel_shape

@@ -27,8 +27,24 @@ class Repository:
             )
         self._models[model.name] = model
 
-    def get(self, name: str) -> Model:
-        """Return the model called `name`, or, for an empty name, the only one. Raises `UnknownModelError`."""
+    def find(self, name: str, version: str = "") -> Model:
+        """Return the model of that name and version; if empty, they stand for the only model and the served version.
+
+        Raises `UnknownModelError`.
+        """
+        model = self._named(name)
+        if version not in {"", model.version}:
+            raise UnknownModelError(
+                f"there is no version {reprlib.repr(version)} of {model.name} here; served: {model.version!r}"
+            )
+        return model
+
+    async def close(self) -> None:
+        """Let every model finish what it has admitted, then release it."""
+        for model in self:
+            await model.close()
+
+    def _named(self, name: str) -> Model:
         model = self._models.get(name)
         if model is not None:
             return model
@@ -38,8 +54,3 @@ class Repository:
         if not name:
             raise UnknownModelError(f"the request names no model and this server has several; name one of: {served}")
         raise UnknownModelError(f"there is no model {reprlib.repr(name)} here; served: {served}")
-
-    async def close(self) -> None:
-        """Let every model finish what it has admitted, then release it."""
-        for model in self:
-            await model.close()

@@ -26,7 +26,16 @@ from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.batching.request_queue import RequestQueue
-from fuseline.serve.batching.requests import Batch, BatchedRows, Logits, Request, Row, check_rows
+from fuseline.serve.batching.requests import (
+    ANYONE,
+    Batch,
+    BatchedRows,
+    Caller,
+    Logits,
+    Request,
+    Row,
+    check_rows,
+)
 from fuseline.serve.errors import DeadlineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 
@@ -187,7 +196,14 @@ class Batcher:
         """Reason why callers that can wait should hold back; see `Admission.backpressure`."""
         return self._admission.backpressure(self.load(self._clock()))
 
-    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
+    def reserve(
+        self,
+        row_count: int,
+        *,
+        deadline: float | None = None,
+        ready: Ready,
+        caller: Caller = ANYONE,  # noqa: ARG002
+    ) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
         Until the reservation is given to `submit`, or released, its rows count as queued for later requests.
@@ -214,7 +230,12 @@ class Batcher:
         return [*ahead, self._learned_at(), *self._free_at(self._clock()), *self._admission.state()]
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        reservation: Reservation | None = None,
+        caller: Caller = ANYONE,
     ) -> asyncio.Future[BatchedRows]:
         """Admit a request or refuse it at once; one with a `reservation` is admitted already.
 
@@ -262,6 +283,7 @@ class Batcher:
             admitted=now,
             prediction=predicted,
             on_cancel=self.discard,
+            caller=caller,
         )
         queue.add(request)
         if self._idle:

@@ -34,6 +34,19 @@ class BatchedRows(NamedTuple):
     """Index in `shared_logits` of the first row of `logits`."""
 
 
+class Caller(NamedTuple):
+    """Who sends a request, as far as the queue heeds it."""
+
+    client: str = ""
+    """Name of the client, all of whose requests take turns as one: an identity, else an address."""
+    priority: int = 1
+    """Level of the request: 1 goes first."""
+
+
+ANYONE = Caller()
+"""Stands for a caller of whom nothing is known."""
+
+
 class Request(asyncio.Future[BatchedRows]):
     """An admitted request: the very future that its caller awaits."""
 
@@ -41,6 +54,7 @@ class Request(asyncio.Future[BatchedRows]):
         "admitted",
         "answered",
         "batch_rows",
+        "caller",
         "compute_seconds",
         "deadline",
         "logits",
@@ -59,6 +73,7 @@ class Request(asyncio.Future[BatchedRows]):
         admitted: float,
         prediction: PredictedAnswer,
         on_cancel: Callable[["Request"], None],
+        caller: Caller = ANYONE,
     ) -> None:
         """`deadline` and `admitted` are on the batcher's clock; `on_cancel` takes a cancelled request from its queue.
 
@@ -71,6 +86,7 @@ class Request(asyncio.Future[BatchedRows]):
         self.admitted = admitted
         self.prediction = prediction
         self.on_cancel = on_cancel
+        self.caller = caller
         self.taken = 0
         self.answered = 0
         self.logits: Logits | None = None

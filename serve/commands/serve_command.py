@@ -151,7 +151,7 @@ def serve(
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
             typer.echo(
-                f"{model.name} (version {model.manifest.version}): {kind}{backend.name} on {backend.device}, "
+                f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )

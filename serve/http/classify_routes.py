@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelResponse, Prediction, Timing
 from fuseline.serve.errors import ImageError, RequestError
+from fuseline.serve.http.call_of_scope import call_of_scope
 from fuseline.serve.http.classify_request import PARAMETERS, NamedImages, classify_request_of
 from fuseline.serve.http.http_answers import JSON_TYPE, compact_json, error_answer, json_answer
 from fuseline.serve.http.http_services import HttpServices, classify_of, status_now
@@ -31,12 +32,12 @@ async def _classify(services: HttpServices, request: Request) -> Response:
     content_type = request.headers.get("content-type", "")
     if content_type == PROTOBUF_TYPE:
         message = _message(await request.body(), request.path_params.get("model"))
-        answer = await service.classify(METHOD, message)
+        answer = await service.classify(METHOD, message, call_of_scope(request.scope))
         if isinstance(answer, Status):
             return error_answer(status_now(services, answer))
         return Response(answer.SerializeToString(), media_type=PROTOBUF_TYPE)
     named = await classify_request_of(request, max_images=services.settings.max_images_per_request)
-    answer = await service.classify(METHOD, named.request)
+    answer = await service.classify(METHOD, named.request, call_of_scope(request.scope))
     if isinstance(answer, ClassifyResponse):
         return Response(_json(answer, named), media_type=JSON_TYPE)
     if answer.error_name == ImageError.__name__ and content_type == "application/x-www-form-urlencoded":

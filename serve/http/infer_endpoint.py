@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
 from fuseline.serve.errors import RequestError
+from fuseline.serve.http.call_of_scope import call_of_scope
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_services import HttpServices, open_inference_of, status_now
 from fuseline.serve.http.infer_request import (
@@ -51,7 +52,7 @@ def infer_application(services: HttpServices) -> ASGIApp:
             request, binary = _request(service, scope["path_params"], body, header_length)
             # Of a large body there is a second copy in the request.
             del body
-            response = await service.infer(METHOD, request)
+            response = await service.infer(METHOD, request, call_of_scope(scope))
         except HTTPException as error:
             await refusal(error.status_code, error.detail)(scope, receive, send)
             return

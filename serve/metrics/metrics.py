@@ -107,7 +107,7 @@ class Metrics:
     def watch(self, model: Model) -> None:
         """Show `model` and its queue from now on."""
         backend = model.backend
-        self._info.labels(model.name, model.manifest.version, backend.name, backend.device, backend.precision).set(1)
+        self._info.labels(model.name, model.version, backend.name, backend.device, backend.precision).set(1)
         self._lanes.labels(model.name).set(model.lanes.lanes)
         for lanes, images_per_s in model.lanes.images_per_s.items():
             self._warm_up_rate.labels(model.name, str(lanes)).set(images_per_s)

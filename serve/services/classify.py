@@ -9,6 +9,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetM
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
+from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
 from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
@@ -44,10 +45,10 @@ class ClassifyService(ClassifierServicer):
         return await self._calls.answer("Classify", self._codec, request, context)
 
     async def classify(
-        self, method: str, request: ClassifyRequest, deadline: float | None = None
+        self, method: str, request: ClassifyRequest, call: CallContext = NO_CONTEXT
     ) -> ClassifyResponse | Status:
         """Return the answer to `request`, counted under `method`, or the status of the error."""
-        return await self._calls.run(method, self._codec, request, deadline)
+        return await self._calls.run(method, self._codec, request, call)
 
     async def ClassifyStream(  # noqa: N802
         self,
@@ -67,7 +68,7 @@ class ClassifyService(ClassifierServicer):
 
     def describe(self, name: str) -> GetModelResponse:
         """Describe the model called `name`, or the only one, and the server's limits. Raises `UnknownModelError`."""
-        return response_from_model(self._repository.get(name), self._settings)
+        return response_from_model(self._repository.find(name), self._settings)
 
     def model_names(self) -> list[str]:
         """Return the names of the served models."""

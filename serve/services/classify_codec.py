@@ -25,7 +25,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
 
     def find(self, request: ClassifyRequest) -> Model:
         """Return the model that the request names, or the only one."""
-        return self._repository.get(request.model)
+        return self._repository.find(request.model)
 
     def rows(self, request: ClassifyRequest, model: Model) -> list[Row] | Decode:
         """Check `top_k` and the images, and return the rows or what decodes them. Raises `RequestError`."""
@@ -47,7 +47,7 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         if not ranked.is_finite(first_row, rows):
             raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
         manifest = model.manifest
-        response = ClassifyResponse(model=manifest.name, model_version=manifest.version, id=request.id)
+        response = ClassifyResponse(model=manifest.name, model_version=model.version, id=request.id)
         timing = response.timing
         timing.preprocess_ms = preprocess_s * 1000
         timing.queue_ms = batched.queue_ms

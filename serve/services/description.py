@@ -13,7 +13,7 @@ def response_from_model(model: Model, settings: Settings) -> GetModelResponse:
     spec = manifest.input
     return GetModelResponse(
         name=manifest.name,
-        version=manifest.version,
+        version=model.version,
         architecture=manifest.architecture,
         labels=manifest.labels,
         height=spec.height,

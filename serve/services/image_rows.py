@@ -20,6 +20,7 @@ from fuseline.serve.images import decode_for
 from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
+from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.inference import Decode
 from fuseline.serve.settings import Settings
 
@@ -88,11 +89,14 @@ class ImageRows:
         return partial(self._decode_reserved, model, rows, encoded)
 
     async def _decode_reserved(
-        self, model: Model, rows: list[Row], encoded: Mapping[int, Content], deadline: float | None
+        self, model: Model, rows: list[Row], encoded: Mapping[int, Content], call: CallContext
     ) -> tuple[list[Row], Reservation]:
         """See `Decode` and `decode`."""
         reservation = model.batcher.reserve(
-            len(rows) + len(encoded), deadline=deadline, ready=self._ready(len(encoded))
+            len(rows) + len(encoded),
+            deadline=call.deadline,
+            ready=self._ready(len(encoded)),
+            caller=call.caller,
         )
         self._decoding += len(encoded)
         try:

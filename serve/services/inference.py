@@ -17,6 +17,7 @@ from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.statuses import Status, status_from_error
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,9 @@ _log = logging.getLogger(__name__)
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
-Decode = Callable[[float | None], Coroutine[Any, Any, tuple[list[Row], Reservation]]]
-"""Reserves room in the model's batcher for a request with encoded images, then decodes them; the argument is the
-request's deadline.
+Decode = Callable[[CallContext], Coroutine[Any, Any, tuple[list[Row], Reservation]]]
+"""Reserves room in the model's batcher for a request with encoded images, then decodes them; the argument has the
+request's deadline and caller.
 
 Returns the row of each image, in order, and the reservation, which is for `RowBatcher.submit`.
 
@@ -77,10 +78,10 @@ class Inference(Generic[RequestT, AnswerT]):
 
     __slots__ = (
         "_batched",
+        "_call",
         "_clock",
         "_code",
         "_codec",
-        "_deadline",
         "_method",
         "_metrics",
         "_outputs",
@@ -97,13 +98,13 @@ class Inference(Generic[RequestT, AnswerT]):
         method: str,
         codec: Codec[RequestT, AnswerT],
         request: RequestT,
-        deadline: float | None,
+        call: CallContext,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         """Begin with a `request` that has just come.
 
-        It is counted under `method`; `deadline` is that of its call, on `clock`.
+        It is counted under `method`; `call` is what is known of its call, whose deadline is on `clock`.
         """
         self._method = method
         self._codec = codec
@@ -123,8 +124,8 @@ class Inference(Generic[RequestT, AnswerT]):
         self.has_timeout = timeout_s is not None
         if timeout_s is not None:
             own = self._started + timeout_s
-            deadline = own if deadline is None else min(own, deadline)
-        self._deadline = deadline
+            call = call._replace(deadline=own if call.deadline is None else min(own, call.deadline))
+        self._call = call
 
     def __enter__(self) -> None:
         pass
@@ -145,15 +146,17 @@ class Inference(Generic[RequestT, AnswerT]):
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
         if isinstance(rows, list):
-            return model.batcher.submit(rows, deadline=self._deadline)
+            return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
         return self._decoded(model, rows)
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
-        rows, reservation = await decode(self._deadline)
+        rows, reservation = await decode(self._call)
         self._preprocess_s = time.monotonic() - begun
         self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(rows, deadline=self._deadline, reservation=reservation)
+        return await model.batcher.submit(
+            rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
+        )
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer from the batcher's. Raises what `Codec.answer` raises."""

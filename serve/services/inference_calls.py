@@ -8,6 +8,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.calls import Calls, abort
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
 from fuseline.serve.services.statuses import Status, status_from_error
@@ -50,18 +51,18 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer = await self.run(method, codec, request, self._deadline(context))
+        answer = await self.run(method, codec, request, context_of_rpc(context, self._clock))
         if isinstance(answer, Status):
             await abort(context, answer)
         return answer
 
     async def run(
-        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, deadline: float | None
+        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, call: CallContext
     ) -> AnswerT | Status:
-        """Return the answer to a request whose call has this `deadline`, on the clock, or the status of the error."""
+        """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, deadline, self._metrics, self._clock)
+                inference = Inference(method, codec, request, call, self._metrics, self._clock)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -93,9 +94,9 @@ class InferenceCalls:
         """
         try:
             with self._calls:
-                deadline = self._deadline(context)
+                call = context_of_rpc(context, self._clock)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, deadline, self._metrics, self._clock),
+                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock),
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -112,10 +113,6 @@ class InferenceCalls:
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)
-
-    def _deadline(self, context: ServicerContext[Any, Any]) -> float | None:
-        remaining_s = context.time_remaining()
-        return None if remaining_s is None else self._clock() + remaining_s
 
     def _refusal(self, method: str, error: ShuttingDownError) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)

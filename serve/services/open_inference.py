@@ -37,10 +37,11 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
+from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
-from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, find_version, stream_message
+from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, stream_message
 from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
 from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
 from fuseline.serve.services.open_inference_settings import (
@@ -134,7 +135,7 @@ class OpenInferenceService(SharedMemoryMethods):
         state = "READY" if self.ready else "UNAVAILABLE"
         return RepositoryIndexResponse(
             models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.manifest.version, state=state)
+                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
                 for model in self._repository
                 if self.ready or not ready
             ]
@@ -159,10 +160,10 @@ class OpenInferenceService(SharedMemoryMethods):
         return log_settings(settings)
 
     async def infer(
-        self, method: str, request: ModelInferRequest, deadline: float | None = None
+        self, method: str, request: ModelInferRequest, call: CallContext = NO_CONTEXT
     ) -> ModelInferResponse | Status:
         """Return the answer to `request`, counted under `method`, or the status of the error."""
-        return await self._calls.run(method, self._codec, request, deadline)
+        return await self._calls.run(method, self._codec, request, call)
 
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
@@ -257,4 +258,4 @@ class OpenInferenceService(SharedMemoryMethods):
         await self._calls.idle()
 
     def _find(self, name: str, version: str) -> Model:
-        return find_version(self._repository, name, version)
+        return self._repository.find(name, version)

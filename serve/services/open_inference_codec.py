@@ -1,12 +1,10 @@
 """Validates the Open Inference Protocol's inference requests, and encodes their answers."""
 
-import reprlib
-
 import numpy as np
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from fuseline.serve.batching.batcher import BatchedRows, Row
-from fuseline.serve.errors import BackendError, RequestError, UnknownModelError
+from fuseline.serve.errors import BackendError, RequestError
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.image_rows import ImageRows
@@ -42,8 +40,8 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
         return timeout_s(request)
 
     def find(self, request: ModelInferRequest) -> Model:
-        """Return the model that the request names, by `find_version`."""
-        return find_version(self._repository, request.model_name, request.model_version)
+        """Return the model that the request names, by `Repository.find`."""
+        return self._repository.find(request.model_name, request.model_version)
 
     def rows(self, request: ModelInferRequest, model: Model) -> list[Row] | Decode:
         """Check the parameters and the input, and return the rows or what decodes them. Raises `RequestError`."""
@@ -80,7 +78,7 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
                     f"{model.backend.precision}; send normalised pixels, (pixel / 255 - mean) / std"
                 )
             raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
-        response = ModelInferResponse(model_name=model.name, model_version=model.manifest.version, id=request.id)
+        response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         parameters = response.parameters
         parameters["preprocess_ms"].double_param = preprocess_s * 1000
         parameters["queue_ms"].double_param = batched.queue_ms
@@ -88,19 +86,6 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
         parameters["batch_rows"].int64_param = batched.batch_rows
         add_output(response, model, logits, outputs)
         return response
-
-
-def find_version(repository: Repository, name: str, version: str) -> Model:
-    """Return the model of that name and version; if empty, they stand for the only model and the served version.
-
-    Raises `UnknownModelError`.
-    """
-    model = repository.get(name)
-    if version not in {"", model.manifest.version}:
-        raise UnknownModelError(
-            f"there is no version {reprlib.repr(version)} of {model.name} here; served: {model.manifest.version!r}"
-        )
-    return model
 
 
 def stream_message(request: ModelInferRequest, answer: ModelInferResponse | Status) -> ModelStreamInferResponse:

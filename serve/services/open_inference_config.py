@@ -33,7 +33,7 @@ def metadata_of(model: Model) -> ModelMetadataResponse:
     tensor = ModelMetadataResponse.TensorMetadata
     return ModelMetadataResponse(
         name=manifest.name,
-        versions=[manifest.version],
+        versions=[model.version],
         platform=_platform(model),
         inputs=[tensor(name=manifest.input.name, datatype=manifest.input.datatype, shape=(-1, *model.row_shape))],
         outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
@@ -92,7 +92,7 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
     """
     return ModelStatistics(
         name=model.name,
-        version=model.manifest.version,
+        version=model.version,
         last_inference=statistics.last_inference_ms,
         inference_count=statistics.rows,
         execution_count=statistics.batches,

@@ -44,6 +44,11 @@ class ServedModel(BaseModel):
         return self.manifest.name
 
     @property
+    def version(self) -> str:
+        """Version under which requests find the model."""
+        return self.manifest.version
+
+    @property
     def arena_shape(self) -> ArenaShape:
         """Shape that suffices if all rows that wait, run, or are being answered come from one worker."""
         return ArenaShape(

@@ -13,7 +13,7 @@ from fuseline.serve import errors
 from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.lanes import seconds_until_free
-from fuseline.serve.batching.requests import BatchedRows, Row, check_rows
+from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -92,7 +92,14 @@ class RemoteBatcher:
             if not request.done():
                 request.set_exception(_lost())
 
-    def reserve(self, row_count: int, *, deadline: float | None = None, ready: Ready) -> Reservation:
+    def reserve(
+        self,
+        row_count: int,
+        *,
+        deadline: float | None = None,
+        ready: Ready,
+        caller: Caller = ANYONE,  # noqa: ARG002
+    ) -> Reservation:
         """Admit a request, as `Batcher.reserve` does, by the backend's latest snapshot.
 
         Raises what `submit` does.
@@ -107,7 +114,12 @@ class RemoteBatcher:
         self._arena.reserved_rows -= row_count
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, reservation: Reservation | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        reservation: Reservation | None = None,
+        caller: Caller = ANYONE,  # noqa: ARG002
     ) -> asyncio.Future[BatchedRows]:
         """Send a request on its way, or refuse it at once. A `reservation` means it is admitted already.
 

@@ -22,5 +22,17 @@ class ServicerContext:
         await asyncio.sleep(0)
         await self.may_write.wait()
 
+    def peer(self) -> str:
+        """Return a peer's name, as gRPC writes it."""
+        return "ipv4:127.0.0.1:50000"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return no metadata."""
+        return ()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """Return that of a connection without TLS."""
+        return {}
+
     async def abort(self, code: grpc.StatusCode, details: str, *_: object) -> None:
         raise grpc.aio.AbortError(code, details)

@@ -109,14 +109,14 @@ async def test_a_loaded_model_answers_tells_its_batches_and_closes_once_empty(pa
 async def test_repository_finds_by_name_and_refuses_a_second_of_the_same_name(package: Path, tmp_path: Path) -> None:
     repository = Repository()
     with pytest.raises(UnknownModelError, match="served: none"):
-        repository.get("colours")
+        repository.find("colours")
     first, other = load(package), load(write_colours_package(tmp_path / "other", name="other"))
     repository.add(first)
-    assert repository.get("") is repository.get("colours") is first
+    assert repository.find("") is repository.find("colours") is first
     repository.add(other)
-    assert repository.get("other") is other
+    assert repository.find("other") is other
     with pytest.raises(UnknownModelError, match="name one of: colours, other"):
-        repository.get("")
+        repository.find("")
     twin = load(package)
     with pytest.raises(InputError, match="two packages are named 'colours'"):
         repository.add(twin)

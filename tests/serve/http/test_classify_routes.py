@@ -9,6 +9,7 @@ import pytest
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse, Image
 from fuseline.serve.errors import DeadlineError
+from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.statuses import Status, status_from_error
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
@@ -179,7 +180,7 @@ async def test_a_timeout_reaches_the_service_and_its_error_comes_back(
     served = await start_http()
     timeouts_ms: list[int] = []
 
-    async def too_late(_: ClassifyService, _method: str, request: ClassifyRequest) -> Status:
+    async def too_late(_: ClassifyService, _method: str, request: ClassifyRequest, _call: CallContext) -> Status:
         timeouts_ms.append(request.timeout_ms)
         return status_from_error(DeadlineError("too late"))
 
