@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
 
@@ -57,6 +58,7 @@ class Request(asyncio.Future[BatchedRows]):
         "caller",
         "compute_seconds",
         "deadline",
+        "flow",
         "logits",
         "on_cancel",
         "prediction",
@@ -87,6 +89,7 @@ class Request(asyncio.Future[BatchedRows]):
         self.prediction = prediction
         self.on_cancel = on_cancel
         self.caller = caller
+        self.flow: Flow | None = None
         self.taken = 0
         self.answered = 0
         self.logits: Logits | None = None
@@ -130,6 +133,8 @@ class Batch:
     """Each request with rows in the batch, in their order, with the index of its first row here and their number."""
     bucket: int
     started: float
+    admitted: float
+    """Time at which the oldest of its requests was admitted."""
     compute_seconds: float = 0.0
     outcome: Logits | FuselineError | None = None
 
