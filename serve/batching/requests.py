@@ -35,13 +35,17 @@ class BatchedRows(NamedTuple):
     """Index in `shared_logits` of the first row of `logits`."""
 
 
+INTERACTIVE, BULK = 1, 2
+"""Levels of priority. While both wait, interactive rows go first, and one row in ten is a bulk one."""
+
+
 class Caller(NamedTuple):
     """Who sends a request, as far as the queue heeds it."""
 
     client: str = ""
     """Name of the client, all of whose requests take turns as one: an identity, else an address."""
-    priority: int = 1
-    """Level of the request: 1 goes first."""
+    priority: int = INTERACTIVE
+    """Level of the request."""
 
 
 ANYONE = Caller()
