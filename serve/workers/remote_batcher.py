@@ -119,7 +119,7 @@ class RemoteBatcher:
         *,
         deadline: float | None = None,
         reservation: Reservation | None = None,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> asyncio.Future[BatchedRows]:
         """Send a request on its way, or refuse it at once. A `reservation` means it is admitted already.
 
@@ -156,7 +156,7 @@ class RemoteBatcher:
         until = self._earlier(deadline)
         predicted = UNPREDICTED if reservation is None else reservation.predicted
         assert self._send is not None
-        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted))
+        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted, caller))
         return request
 
     def _load(self) -> Load:

@@ -8,6 +8,7 @@ from functools import partial
 from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.batching.predictions import PredictedAnswer
+from fuseline.serve.batching.requests import Caller
 from fuseline.serve.errors import BackendError, FuselineError, log_once
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.remote_batcher import error_text
@@ -15,6 +16,7 @@ from fuseline.serve.workers.wire_format import (
     DRAIN,
     SUBMIT,
     answer_record,
+    caller_from,
     error_record,
     reader_of_worker_records,
     released_record,
@@ -43,13 +45,14 @@ class RemoteRequests:
     def receive(self, data: bytes) -> None:
         """Read the records in `data`, which the worker has sent."""
         touched = set()
-        for (kind, model_number, number, _, deadline, *predicted), tail in self._reader.feed(data):
+        for (kind, model_number, number, _, deadline, *predicted, priority, client), tail in self._reader.feed(data):
             model = self._models[model_number]
             if model not in touched:
                 touched.add(model)
                 model.read_reserved()
             if kind == SUBMIT:
-                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted))
+                caller = caller_from(client, priority)
+                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted), caller)
             elif kind == DRAIN:
                 self.drained.add(model_number)
             else:
@@ -95,7 +98,9 @@ class _ModelRequests:
         self._lost = False
         self.publish_snapshot()
 
-    def submit(self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer) -> None:
+    def submit(
+        self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer, caller: Caller
+    ) -> None:
         """Have the rows in `slots` computed; a `deadline` of infinity means that there is none."""
         shared = self._arena.rows
         rows = [shared[slot] for slot in slots]
@@ -103,7 +108,7 @@ class _ModelRequests:
         reservation = Reservation(0, predicted, on_release=self._batcher.release_rows) if predicted.at else None
         try:
             request = self._batcher.submit(
-                rows, deadline=None if deadline == math.inf else deadline, reservation=reservation
+                rows, deadline=None if deadline == math.inf else deadline, reservation=reservation, caller=caller
             )
         except FuselineError as error:
             self._write(error_record(self._model, number, error_text(error, None)))

@@ -7,16 +7,22 @@ never twice. Both ends are processes of one installation on one machine, and use
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from struct import Struct, pack
 from typing import Any, NamedTuple
+
+from fuseline.serve.batching.requests import ANYONE, Caller
 
 SUBMIT, CANCEL, DRAIN = 1, 2, 3
 ANSWER, ERROR, RELEASED = 4, 5, 6
 
 UNPREDICTED = (0.0, 0.0, False)
 
-_TO_BACKEND = Struct("=BIQIddd?")
+_TO_BACKEND = Struct("=BIQIddd?BQ")
 _TO_WORKER = Struct("=BIQIdd")
+_LARGEST_BYTE = 255
+_REMEMBERED_CLIENTS = 8192
 
 
 class ToBackend(NamedTuple):
@@ -37,6 +43,10 @@ class ToBackend(NamedTuple):
     """Seconds from that admission to `predicted_at`."""
     is_probe: bool
     """See `fuseline.serve.batching.predictions.PredictedAnswer`."""
+    priority: int
+    """See `fuseline.serve.batching.requests.Caller`; lower ones than 255 are sent as 255."""
+    client: int
+    """Hash of the client's name, the same in every worker; 0: the empty name."""
 
 
 class ToWorker(NamedTuple):
@@ -52,21 +62,30 @@ class ToWorker(NamedTuple):
 
 
 def submit_record(
-    model: int, number: int, slots: Sequence[int], deadline: float, predicted: tuple[float, float, bool] = UNPREDICTED
+    model: int,
+    number: int,
+    slots: Sequence[int],
+    deadline: float,
+    predicted: tuple[float, float, bool] = UNPREDICTED,
+    caller: Caller = ANYONE,
 ) -> bytes:
     """Return the record of a request whose rows lie in `slots`, in order; `predicted` if the worker admitted it."""
     rows = len(slots)
-    return _TO_BACKEND.pack(SUBMIT, model, number, rows, deadline, *predicted) + pack(f"={rows}I", *slots)
+    client, priority = caller
+    head = _TO_BACKEND.pack(
+        SUBMIT, model, number, rows, deadline, *predicted, min(priority, _LARGEST_BYTE), _hash_of(client)
+    )
+    return head + pack(f"={rows}I", *slots)
 
 
 def cancel_record(model: int, number: int) -> bytes:
     """Return the record that says that nobody waits for this request any more."""
-    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *UNPREDICTED)
+    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *UNPREDICTED, 0, 0)
 
 
 def drain_record(model: int) -> bytes:
     """Return the record that says that no more requests for the model will come from this worker."""
-    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *UNPREDICTED)
+    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *UNPREDICTED, 0, 0)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
@@ -119,3 +138,15 @@ def reader_of_backend_records() -> RecordReader:
 def slots_from_tail(tail: bytes) -> list[int]:
     """Return the slots that the tail of a SUBMIT lists."""
     return memoryview(tail).cast("I").tolist()
+
+
+@lru_cache(_REMEMBERED_CLIENTS)
+def caller_from(client: int, priority: int) -> Caller:
+    """Return the caller of a SUBMIT. Its client's name is another than in the worker, and as different from others'."""
+    return Caller(f"{client:016x}" if client else "", priority)
+
+
+@lru_cache(_REMEMBERED_CLIENTS)
+def _hash_of(client: str) -> int:
+    # Python's own hash of a string is another one in each process.
+    return int.from_bytes(blake2b(client.encode(errors="surrogatepass"), digest_size=8).digest()) if client else 0

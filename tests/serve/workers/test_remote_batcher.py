@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from fuseline.serve.batching.admission import Admission, Ready
 from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -144,6 +145,29 @@ async def test_rows_of_floats_cross_as_they_are_and_pixels_are_refused(dtype: ty
     with pytest.raises(RequestError, match=f"a row is uint8 .* expected {np.dtype(dtype)}"):
         joined.remotes[0].submit([row(1)])
     assert joined.remotes[0].taken_slots == 0
+
+
+async def test_the_backend_learns_who_sends_a_request_and_that_two_workers_have_the_same_client() -> None:
+    joined = JoinedWorkers(workers=2)
+    callers: list[Caller] = []
+    submit = joined.batcher.submit
+
+    def noting(rows: Sequence[Row], *, caller: Caller = ANYONE, **more: Any) -> asyncio.Future[BatchedRows]:
+        callers.append(caller)
+        return submit(rows, caller=caller, **more)
+
+    joined.batcher.submit = noting  # type: ignore[method-assign]
+    senders = [Caller("10.0.0.7", 2), Caller("10.0.0.7", 2), Caller("10.0.0.8", 1)]
+    requests = [
+        joined.remotes[worker].submit([row(1)], caller=caller)
+        for worker, caller in zip((0, 1, 1), senders, strict=True)
+    ]
+    await joined.run_batch()
+    await asyncio.gather(*requests)
+    first, second, third = callers
+    assert first == second
+    assert first.client != third.client
+    assert [caller.priority for caller in callers] == [2, 2, 1]
 
 
 async def test_rows_may_change_once_they_are_submitted() -> None:
