@@ -30,6 +30,9 @@ BUDGET_RECOVERY = 0.02
 BUDGET_SECONDS = 2.0
 """Seconds without a caller who has a deadline after which callers are taken to have any time."""
 
+MOST_STRAY_ROWS = 0.1
+"""Rows a second of one kind of requests below which they are none: a rate decays but is never 0."""
+
 MIXED_SECONDS = 1.0
 """Seconds without a small request that went before rows of a larger one, after which batches may be large again."""
 
@@ -122,7 +125,7 @@ class Admission:
         """Whether small requests and larger ones come side by side, or did a moment ago."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
-        self._rate, self._passing_rate = RowRate(), RowRate()
+        self._rate, self._passable_rate = RowRate(), RowRate()
         self.margins = Margins()
         self.delivery_seconds = 0.0
         """Seconds from the end of a batch until its answers are handed out."""
@@ -144,8 +147,7 @@ class Admission:
         standing = load.standing or Standing(load.waiting_rows, load.waiting_rows)
         last = standing.last
         starts, answered = self.predict(standing.first, rows, load.lane_seconds, ready.seconds, last)
-        if standing.is_passable:
-            answered = self._passed(answered, 0.9 if standing.priority != INTERACTIVE else 0.5)
+        answered += self._passing_seconds(standing, answered)
         most_rows = room_for(standing, load.waiting_rows, rows, self._max_queue_rows)
         if load.waiting_rows + rows > most_rows:
             raise self._too_many(load.waiting_rows, rows, most_rows, answered)
@@ -197,13 +199,18 @@ class Admission:
             return "time"
         return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
 
-    def _passed(self, seconds: float, most_share: float) -> float:
-        """Return what an answer in `seconds` takes if as many rows as of late start before it that come later.
+    def _passing_seconds(self, standing: Standing, seconds: float) -> float:
+        """Return how much later an answer predicted in `seconds` comes for those who come meanwhile and pass.
 
-        They take at most `most_share` of the time.
+        Requests of the other kind are taken to come as they did of late.
         """
+        passable_per_s = self._passable_rate.per_s
+        per_s = self._rate.per_s - passable_per_s if standing.is_passable else passable_per_s
+        if per_s < MOST_STRAY_ROWS or not standing.later:
+            return 0.0
         row_seconds = self._profile.batch_seconds(self.batch_rows) / self.batch_rows / self._lanes
-        return seconds / (1 - min(self._passing_rate.per_s * row_seconds, most_share))
+        load = min(per_s * row_seconds, 0.9)
+        return row_seconds * min(float(standing.later), per_s * seconds / (1 - load))
 
     def _too_many(self, waiting_rows: int, rows: int, most: int, answered: float) -> OverloadedError:
         if rows > (most_ever := self._max_queue_rows):
@@ -287,12 +294,12 @@ class Admission:
         now: float,
         idle_lanes: int = 1,
         passed_at: float = -math.inf,
-        passing_rows: int = 0,
+        passable_rows: int = 0,
     ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
-        `admitted_rows` is the number of rows that were queued since the start; `passed_at` and `passing_rows` are the
-        queue's.
+        `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
+        passable ones; `passed_at` is the queue's.
         """
         self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
@@ -304,7 +311,7 @@ class Admission:
         self.batch_rows = self._chosen_rows()
         self.free_rows = self._free_rows()
         self._rate.learn(admitted_rows, now)
-        self._passing_rate.learn(passing_rows, now)
+        self._passable_rate.learn(passable_rows, now)
 
     def _chosen_rows(self) -> int:
         """Return the bucket that brings the most answers in time.
@@ -350,7 +357,7 @@ class Admission:
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
         flags = float(self.saturated) + 2.0 * self.mixed
-        rates = (self._rate.per_s, self._passing_rate.per_s)
+        rates = (self._rate.per_s, self._passable_rate.per_s)
         alone = [] if self._alone is None else self._alone.table
         numbers = (flags, float(self.batch_rows), *rates, self.delivery_seconds)
         return [*numbers, *self.margins.learned, *self._profile.table, *alone]
@@ -361,7 +368,7 @@ class Admission:
             return
         self.saturated, self.mixed = state[0] % 2 == 1, state[0] >= 2
         self.batch_rows = int(state[1])
-        self._rate.per_s, self._passing_rate.per_s, self.delivery_seconds = state[2:5]
+        self._rate.per_s, self._passable_rate.per_s, self.delivery_seconds = state[2:5]
         start = 5 + HORIZONS
         self.margins.learned = list(state[5:start])
         end = start + len(self._buckets)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from fuseline.serve.batching.flows import (
+    BULK_COST,
     Flow,
     FlowKey,
     add_rows,
@@ -23,6 +24,10 @@ from fuseline.serve.batching.standing import Senders, Standing
 from fuseline.serve.errors import DeadlineError
 
 
+_MOST_PASSED = {INTERACTIVE: 1, BULK: BULK_COST}
+"""How many rows of other kinds, which never run out of them, start for each row of a flow."""
+
+
 class RequestQueue:
     """Requests of which at least one row is in no batch yet; iterating goes in the order in which they start.
 
@@ -38,10 +43,10 @@ class RequestQueue:
         "_senders",
         "_small_rows",
         "_tree",
+        "admitted_passable_rows",
         "admitted_rows",
         "earliest_deadline",
         "passed_at",
-        "passing_rows",
         "rows",
     )
 
@@ -63,9 +68,9 @@ class RequestQueue:
         self.passed_at = -math.inf
         """Time at which a request last came that passes others: a small, interactive one while larger or bulk ones
         wait."""
-        self.passing_rows = 0
-        """Number of rows that such requests ever had."""
-        # Number of waiting rows of the others.
+        self.admitted_passable_rows = 0
+        """Number of rows that the others ever had."""
+        # Number of theirs that wait, while there is a tree.
         self._passable_rows = 0
         self._senders = Senders()
 
@@ -104,12 +109,20 @@ class RequestQueue:
             waiting = self._flow.waiting
             if key == self._key or not waiting:
                 ahead = waiting + unknown_rows
-                return Standing(ahead, ahead, waiting, clients, key.priority, passable)
+                later = (waiting + row_count) * _MOST_PASSED[key.priority]
+                return Standing(ahead, ahead, later, waiting, clients, key.priority, passable)
             root = self._tree = self._branch()
         own, of_client = waiting_of(root, key)
-        first, last = rows_until(root, key, own), rows_until(root, key, own + row_count) - row_count
+        first, until = rows_until(root, key, own), rows_until(root, key, own + row_count)
+        most = (own + row_count) * (1 + _MOST_PASSED[key.priority])
         return Standing(
-            round(first) + unknown_rows, round(last) + unknown_rows, of_client, clients, key.priority, passable
+            round(first) + unknown_rows,
+            round(until) - row_count + unknown_rows,
+            max(0, most - round(until)),
+            of_client,
+            clients,
+            key.priority,
+            passable,
         )
 
     def add(self, request: Request) -> None:
@@ -122,16 +135,17 @@ class RequestQueue:
         flow = self._flow_of(key)
         flow.requests[request] = None
         request.flow = flow
+        if passable := _is_passable(key):
+            self.admitted_passable_rows += row_count
         if self._tree is None:
             flow.rows += row_count
             flow.waiting += row_count
             return
         add_rows(flow, row_count)
-        if _is_passable(key):
+        if passable:
             self._passable_rows += row_count
         elif self._passable_rows:
             self.passed_at = request.admitted
-            self.passing_rows += row_count
 
     def _key_of(self, row_count: int, caller: Caller) -> FlowKey:
         priority = INTERACTIVE if caller.priority <= INTERACTIVE else BULK

@@ -28,13 +28,16 @@ class Standing(NamedTuple):
     """Number of rows that start before the first of its own."""
     last: int
     """Number of others' rows that start before the last of its own."""
+    later: int = 0
+    """Largest number of rows that may come later and start before the last of its own."""
     client_rows: int = 0
     """Number of its client's rows that wait or are reserved."""
     clients: int = 1
     """Number of clients that sent a moment ago, its own among them."""
     priority: int = INTERACTIVE
     is_passable: bool = False
-    """Whether small, interactive requests that come later start before its last row."""
+    """Whether it is larger or bulk, so that small, interactive ones that come later pass it; else the former come
+    between, up to their share."""
 
 
 def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -> int:

@@ -15,6 +15,7 @@ from fuseline.serve.services.priority import priority_from_text, priority_parame
 from tests.fakes.colours import noise, plain
 from tests.serve.conftest import Served, StartServer
 from tests.serve.failures import failure
+from tests.serve.processes import free_port
 from tests.serve.services.open_inference_requests import infer_request
 
 IMAGE = Image(raw=plain("red").tobytes())
@@ -92,7 +93,7 @@ async def test_the_configuration_tells_the_levels(start_server: StartServer) -> 
 
 
 async def test_http_has_it_as_a_header_and_as_a_parameter_of_the_query(start_server: StartServer) -> None:
-    served = await start_server(max_batch=1, http_port=0)
+    served = await start_server(max_batch=1, http_port=free_port())
     port = served.server.http_port
     body = infer_request(noise(1))
     tensor = {"name": "image", "datatype": "UINT8", "shape": list(body.inputs[0].shape)}
