@@ -118,12 +118,19 @@ class BatchCounts(Protocol):
 
 
 def load_model(
-    folder: Path, settings: Settings, counts: BatchCounts, *, cpu: CpuBatching = DEFAULT_CPU_BATCHING
+    folder: Path,
+    settings: Settings,
+    counts: BatchCounts,
+    *,
+    name: str = "",
+    version: str = "",
+    cpu: CpuBatching = DEFAULT_CPU_BATCHING,
 ) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
-    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `cpu` says what
-    makes batches good if the backend computes on the CPU.
+    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `name` and
+    `version` are those under which requests find the model; empty: the manifest's. `cpu` says what makes batches good
+    if the backend computes on the CPU.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
@@ -131,7 +138,12 @@ def load_model(
         VerificationError: its answers on the package's reference images are not PyTorch's.
     """
     package = load_package(folder)
-    name, spec = package.manifest.name, package.manifest.input
+    name, version = name or package.manifest.name, version or package.manifest.version
+    # Whatever tells of the model from now on, here or in other processes, tells what requests call it.
+    package = package.model_copy(
+        update={"manifest": package.manifest.model_copy(update={"name": name, "version": version})}
+    )
+    spec = package.manifest.input
     row_pixels = spec.height * spec.width
     backend, reason = open_backend(
         package,

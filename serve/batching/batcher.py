@@ -219,6 +219,9 @@ class Batcher:
     def release_rows(self, row_count: int) -> None:
         """Release `row_count` reserved rows; a negative number reserves more."""
         self._reserved_rows -= row_count
+        if self._draining and not self._reserved_rows:
+            # Not before `submit`, which releases a reservation first, has queued its rows.
+            asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
@@ -252,12 +255,12 @@ class Batcher:
             RequestError: no rows, or a row of another shape or dtype.
             OverloadedError: there is no room for so many rows, or too many are ahead of them to meet the deadline.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
-            ShuttingDownError: `drain` was called.
+            ShuttingDownError: `drain` was called, and there is no `reservation`.
         """
         if reservation is not None:
             # Whatever becomes of the request, its rows are queued now, or never.
             reservation.release()
-        if self._draining:
+        elif self._draining:
             raise _shutting_down()
         check_rows(rows, self._row_shape, self._row_dtype)
         row_count = len(rows)
@@ -296,7 +299,10 @@ class Batcher:
         return request
 
     async def drain(self) -> None:
-        """Admit nothing new, run everything queued, and return once idle; then the batcher's thread has ended."""
+        """Admit nothing new, run all that is admitted, and return once idle; then the batcher's threads have ended.
+
+        Reservations count as admitted: each is waited for until it is submitted or released.
+        """
         self._draining = True
         if self._idle:
             self._start_batches()
@@ -495,7 +501,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not self._queue.rows and not self._running():
+        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 
