@@ -118,9 +118,9 @@ class _ModelCounts:
         self._metrics = metrics
         self._workers = workers
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """See `fuseline.serve.model.BatchCounts`."""
-        self._metrics.count_batch(model, stats)
+        self._metrics.count_batch(model, stats, version)
         for worker in self._workers:
             worker.requests.batch_finished(self._number)
 
