@@ -108,8 +108,8 @@ class Model:
 class BatchCounts(Protocol):
     """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or one that passes them on to it."""
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
-        """Count one batch of the model called `model`."""
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
+        """Count one batch of that `version` of the model called `model`."""
         ...
 
     def count_misses(self, model: str, misses: Misses) -> None:
@@ -172,7 +172,7 @@ def load_model(
         lanes=warmed.lanes,
         seconds_per_bucket=warmed.seconds_per_bucket,
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
-        on_batch=lambda stats: counts.count_batch(name, stats),
+        on_batch=lambda stats: counts.count_batch(name, stats, version),
         on_misses=lambda misses: counts.count_misses(name, misses),
     )
     facts = BackendFacts.model_validate(backend).model_copy(update={"buckets": warmed.policy.buckets})

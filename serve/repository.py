@@ -1,13 +1,11 @@
 """The models of one server, by name and version."""
 
-import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from fuseline.serve.errors import InputError, UnknownModelError
 from fuseline.serve.model import Model
-
-_DIGITS = re.compile(r"([0-9]+)")
+from fuseline.serve.version_order import version_order
 
 
 class Repository:
@@ -93,12 +91,3 @@ class Repository:
         if not name:
             raise UnknownModelError(f"the request names no model and this server has several; name one of: {served}")
         raise UnknownModelError(f"there is no model {reprlib.repr(name)} here; served: {served}")
-
-
-def version_order(version: str) -> tuple[tuple[str, int], ...]:
-    """Return what versions are ordered by: the numbers in them compare as numbers, so 10 is above 9, and 1.10 above
-    1.9.
-    """
-    text_and_numbers = _DIGITS.split(version)
-    numbers = [int(number) for number in text_and_numbers[1::2]]
-    return tuple(zip(text_and_numbers[::2], [*numbers, -1], strict=True))

@@ -167,9 +167,9 @@ class _ModelCounts:
         self._counts = counts
         self._on_finished = on_finished
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """See `fuseline.serve.model.BatchCounts`."""
-        self._counts.count_batch(model, stats)
+        self._counts.count_batch(model, stats, version)
         self._on_finished(self._number)
 
     def count_misses(self, model: str, misses: Misses) -> None:

@@ -20,7 +20,8 @@ from fuseline.serve.errors import (
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_package import load_package
-from fuseline.serve.repository import Repository, version_order
+from fuseline.serve.repository import Repository
+from fuseline.serve.version_order import version_order
 from tests.fakes.backends import SteeredBackend
 from tests.fakes.batch_counts import RecordedBatches
 from tests.fakes.colours import expected_logits, noise, write_colours_package
