@@ -78,8 +78,10 @@ class Batcher:
     """Batches rows of many requests for one backend. Everything but `infer` happens on one event loop.
 
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
-    - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
-      split and its results joined, in row order.
+    - Requests of one client, of one priority and of about one size start in the order of admission. Beyond that rows
+      are shared out as `fuseline.serve.batching.flows` says: who has little waiting goes before who has much, and
+      nobody gets less than a share. Rows are counted, not requests: one that doesn't fit into the batch is split and
+      its results joined, in row order.
     - Batches run on as many lanes as the policy says, side by side, and may end in any order. Each lane is called by
       one thread at a time, a thread of its own or the event loop's, with as many rows as one of the policy's buckets:
       those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
@@ -166,9 +168,9 @@ class Batcher:
         # Predictions for requests that left the queue as they would have been late, and when their answers would have
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
-        self._queue = RequestQueue()
+        self._queue = RequestQueue(self._small_batch_rows)
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
-        # Rows of admitted requests whose images are being decoded.
+        # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
@@ -202,7 +204,7 @@ class Batcher:
         *,
         deadline: float | None = None,
         ready: Ready,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
@@ -211,13 +213,12 @@ class Batcher:
         if self._draining:
             raise _shutting_down()
         now = self._clock()
-        predicted = self._admission.check(self.load(now), row_count, deadline, now, ready)
-        reservation = Reservation(row_count, predicted, on_release=self.release_rows)
-        self._reserved_rows += row_count
-        return reservation
+        predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
+        flow = self._queue.reserve(row_count, caller)
+        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
 
     def release_rows(self, row_count: int) -> None:
-        """Release `row_count` reserved rows; a negative number reserves more."""
+        """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
         if self._draining and not self._reserved_rows:
             # Not before `submit`, which releases a reservation first, has queued its rows.
@@ -229,8 +230,9 @@ class Batcher:
         The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
         is free, as `Lane.free_at` says; and `Admission.state`.
         """
-        ahead = (self._queue.rows, self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(self._clock()), *self._admission.state()]
+        queued, now = self._queue.rows, self._clock()
+        ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
+        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -270,12 +272,12 @@ class Batcher:
         if reservation is None:
             if (
                 deadline is None
-                and queue.rows + self._reserved_rows + row_count <= self._admission.free_rows
+                and queue.waiting_rows + self._reserved_rows + row_count <= self._admission.free_rows
                 and not self._admission.needs_prediction()
             ):
                 predicted = UNPREDICTED
             else:
-                predicted = self._admission.check(self.load(now), row_count, deadline, now)
+                predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now)
         else:
             predicted = reservation.predicted
             if deadline is not None and deadline <= now:
@@ -313,13 +315,14 @@ class Batcher:
             for thread in self._threads:
                 thread.join()
 
-    def load(self, now: float) -> Load:
-        """Return what is ahead of a request that comes now."""
-        waiting = self._queue.rows + self._reserved_rows
+    def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
+        """Return what is ahead of a request of so many rows that comes now."""
+        waiting = self._queue.waiting_rows + self._reserved_rows
+        ahead = self._queue.ahead(row_count, caller, self._reserved_rows)
         if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, self._admission.idle_lanes, idle)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now))
+            return Load(waiting, 0, self._admission.idle_lanes, idle, ahead)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now), ahead=ahead)
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
@@ -376,7 +379,8 @@ class Batcher:
             if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
-            self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now, len(self._idle))
+            queue = self._queue
+            self._admission.begin_batch(queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at)
             lane, rows = self._next_lane()
             if not rows:
                 return
@@ -433,7 +437,7 @@ class Batcher:
     def _seconds_to_wait(self, now: float) -> float:
         if self._draining or self._queue.rows >= self._buckets[-1]:
             return 0.0
-        fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
+        fuller_until = self._queue.oldest_admitted + self._max_delay_seconds
         needed = self._admission.predict(0, self._queue.rows, self._admission.idle_lanes).answered
         return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margins.of(needed)) - now
 
@@ -483,7 +487,7 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds
+            queue_ms, compute_ms = 1000 * (batch.started - batch.admitted), 1000 * batch.compute_seconds
             failed = not isinstance(outcome, np.ndarray)
             self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
 
