@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
@@ -20,6 +21,8 @@ from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, fo
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.handshake import Announcement, ServedModel, announce, served_model
 from fuseline.serve.workers.remote_requests import RemoteRequests
+
+_FLUSH_S = 0.1
 
 LoadModel = Callable[[Path, Settings, BatchCounts], Model]
 
@@ -51,11 +54,13 @@ class BackendProcess:
         listener = socket.socket(fileno=self._config.listener_file)
         listener.setblocking(False)
         accepting = asyncio.create_task(self._accept(listener))
+        living = asyncio.create_task(self._live())
         self._channel.send("ready", announcement=Announcement(models=self._served).model_dump(mode="json"))
         await follow_supervisor(
             self._channel, self._metrics.registry, self._metrics.statistics, on_message=lambda _: None
         )
         accepting.cancel()
+        living.cancel()
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await self._repository.close()
@@ -64,6 +69,26 @@ class BackendProcess:
             await exit_at_once(self._channel)
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
+        if any(model.has_hung for model in self._repository):
+            # The runtime may be called no more, not even to end.
+            await exit_at_once(self._channel, 0)
+
+    async def _live(self) -> None:
+        """End this process once no lane of a model computes any more; the supervisor starts it again."""
+
+        async def nobody_asks(_serving: bool) -> None:
+            """Health is the workers' matter."""
+
+        liveness = Liveness(self._batchers.values, 0, nobody_asks)
+        watching = asyncio.create_task(liveness.run())
+        try:
+            await liveness.lost_for(0)
+        finally:
+            watching.cancel()
+        _log.error("a backend hangs, and no lane is left that computes: this process ends, to be started again")
+        # What was failed has to reach the workers.
+        await asyncio.sleep(_FLUSH_S)
+        await exit_at_once(self._channel)
 
     async def _add_model(self, folder: Path) -> None:
         number = next(self._model_numbers)
