@@ -70,7 +70,9 @@ class AsyncClient:
     ) -> Answer:
         """Classify one image or several in one request; see `Client.classify`."""
         with errors_of_the_tree(self.address, timeout_s):
-            draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority)
+            draft = await _drafted(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
@@ -96,7 +98,9 @@ class AsyncClient:
                 async for image in _asynchronous(images):
                     try:
                         with errors_of_the_tree(self.address, timeout_s):
-                            draft = await _drafted([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                            draft = await _drafted(
+                                [image], top_k=top_k, model=model, id=str(position), priority=priority
+                            )
                             request = await self._checked(draft)
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))

@@ -87,7 +87,9 @@ class Client:
                 message over the server's limit among it.
         """
         with errors_of_the_tree(self.address, timeout_s):
-            draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority)
+            draft = draft_request(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
@@ -126,7 +128,9 @@ class Client:
                 for position, image in enumerate(images):
                     try:
                         with errors_of_the_tree(self.address, timeout_s):
-                            request = self._checked(draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority))
+                            request = self._checked(
+                                draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                            )
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
                     else:

@@ -81,6 +81,35 @@ class BackendModels:
             self._questions.pop(number, None)
 
 
+class _Health:
+    """Sets the health of a worker's server: it serves while it is connected to a backend that gives signs of life."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connected = True
+        self._answers = True
+        self._setting: set[asyncio.Task[None]] = set()
+
+    async def set_connected(self, connected: bool) -> None:
+        """Note that the backend process was lost, or is back."""
+        self._connected = connected
+        # A process that has just come back answers; the supervisor says so a moment later.
+        self._answers = self._answers or connected
+        await self._set()
+
+    def backend_answers(self, *, answers: bool) -> None:
+        """Note what the supervisor says of the backend process."""
+        self._answers = answers
+        task = asyncio.create_task(self._set())
+        self._setting.add(task)
+        task.add_done_callback(self._setting.discard)
+
+    async def _set(self) -> None:
+        # While it starts, the server sets its health itself.
+        if self._server.ready:
+            await self._server.set_health(serving=self._connected and self._answers)
+
+
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     metrics = Metrics()
     registry, statistics = metrics.registry, metrics.statistics
@@ -96,7 +125,13 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         http_listener=None if file is None else socket.socket(fileno=file),
     )
 
+    health = _Health(server)
+
     def on_message(message: dict[str, Any]) -> None:
+        if message["kind"] == "backend":
+            server.liveness.backend_hangs = not message["live"]
+            health.backend_answers(answers=message["answers"])
+            return
         (registrar.take if message["kind"] == "regions" else models.take_answer)(message)
 
     following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message))
@@ -111,7 +146,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
-    keeping = asyncio.create_task(models.keep_loaded(lambda is_there: server.set_health(serving=is_there)))
+    keeping = asyncio.create_task(models.keep_loaded(health.set_connected))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     registrar.stop()
