@@ -51,6 +51,17 @@ def serve(
         ),
     ] = None,
     http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "tls_cert", "Certificate of gRPC's and HTTP's ports in PEM; with --tls-key. It may be replaced while used."
+        ),
+    ] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "Private key of --tls-cert, in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("tls_client_ca", "Certificates in PEM; a client must show one that they signed (mutual TLS)."),
+    ] = None,
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
         str,
@@ -119,6 +130,9 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         backend=backend,
         precision=precision,
         max_batch=max_batch,

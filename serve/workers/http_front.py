@@ -9,6 +9,7 @@ connection, none is lost with a process, and the supervisor can step in and out.
 import asyncio
 import select
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 from fuseline.serve.addresses import listening_for_http
@@ -34,8 +35,9 @@ class HttpFront:
         totals: Totals,
         is_ready: Callable[[], bool],
         taking: Callable[[], Sequence[SupervisedProcess]],
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """Bind the port. `taking` returns the workers that take connections now.
+        """Bind the port. `taking` returns the workers that take connections now, `tls` is that of `HttpServer`.
 
         Raises:
             InputError: the port can't be bound.
@@ -46,7 +48,7 @@ class HttpFront:
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
         app = http_app(HttpServices(None, None, self._metrics, is_ready, settings))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes))
+        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
     @property
