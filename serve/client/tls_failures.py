@@ -23,6 +23,7 @@ _GIVE_CERTIFICATE = (
     "the server wants a certificate of its clients; give cert and key (--tls-cert, --tls-key) of one that it trusts"
 )
 
+_GIVE_ANOTHER = "give one that is valid and signed by what the server has as --tls-client-ca"
 _GIVE_TLS = "the server speaks TLS there; give tls=True (--tls), or ca (--tls-ca) where its certificate is your own"
 
 
@@ -39,10 +40,7 @@ def tls_failure(error: BaseException, tls: ClientTls | None) -> str | None:
     if reason in _WANTS_CERTIFICATE and not has_certificate:
         return _GIVE_CERTIFICATE
     if "ALERT" in reason and has_certificate:
-        return (
-            f"the server refuses the client's certificate ({reason}); give one that is valid and signed by what the "
-            "server has as --tls-client-ca"
-        )
+        return f"the server refuses the client's certificate ({reason}); {_GIVE_ANOTHER}"
     return f"TLS failed ({reason or type(error).__name__})"
 
 
@@ -84,7 +82,11 @@ def _refusal(encrypted: ssl.SSLSocket, tls: ClientTls) -> str | None:
             ended = not encrypted.recv(1)
         except ConnectionError:
             ended = True
-    return _GIVE_CERTIFICATE if ended and tls.certificate_pem is None else None
+    if not ended:
+        return None
+    if tls.certificate_pem is None:
+        return _GIVE_CERTIFICATE
+    return f"the server refuses the client's certificate, as far as one can see; {_GIVE_ANOTHER}"
 
 
 def _distrust(error: ssl.SSLCertVerificationError) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import ipaddress
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 PREFIX = "certificate:"
@@ -11,7 +11,7 @@ PREFIX = "certificate:"
 
 _KINDS = ("URI", "DNS", "email", "IP Address")
 """Kinds of alternative names, the one that names a workload (SPIFFE) first. Python's words for them."""
-_GRPC_KEYS = {"URI": "x509_uri", "DNS": "x509_dns", "email": "x509_email", "IP Address": "x509_ip"}
+_GRPC_KEYS = {"URI": "peer_uri", "DNS": "peer_dns", "email": "peer_email", "IP Address": "peer_ip"}
 
 
 def client_of_peer_certificate(described: Mapping[str, Any], der: bytes) -> str:
@@ -22,7 +22,7 @@ def client_of_peer_certificate(described: Mapping[str, Any], der: bytes) -> str:
     """
     names = dict(reversed(described.get("subjectAltName", ())))
     common = [value for pairs in described.get("subject", ()) for key, value in pairs if key == "commonName"]
-    return _chosen(names, common, der)
+    return _chosen(names, common, lambda: der)
 
 
 def client_of_auth_context(context: Mapping[str, Iterable[bytes]]) -> str | None:
@@ -36,16 +36,14 @@ def client_of_auth_context(context: Mapping[str, Iterable[bytes]]) -> str | None
         if (values := list(context.get(key, ())))
     }
     common = [name.decode("utf-8", "replace") for name in context.get("x509_common_name", ())]
-    if not names and not common:
-        return _chosen(names, common, ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
-    return _chosen(names, common, b"")
+    return _chosen(names, common, lambda: ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
 
 
-def _chosen(names: Mapping[str, str], common: list[str], der: bytes) -> str:
+def _chosen(names: Mapping[str, str], common: list[str], der: Callable[[], bytes]) -> str:
     for kind in _KINDS:
         if name := names.get(kind):
             return PREFIX + (_canonical(name) if kind == "IP Address" else name)
-    return PREFIX + (common[0] if common and common[0] else f"sha256:{hashlib.sha256(der).hexdigest()}")
+    return PREFIX + (common[0] if common and common[0] else f"sha256:{hashlib.sha256(der()).hexdigest()}")
 
 
 def _canonical(ip: str) -> str:
