@@ -28,6 +28,7 @@ from fuseline.serve.listeners import Listeners
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
@@ -38,6 +39,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tls.certificates import Certificates
+from fuseline.serve.tls.grpc_credentials import server_credentials
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -66,12 +69,14 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
+        With `certificates`, which this server keeps up to date, TCP ports speak TLS.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
@@ -101,7 +106,13 @@ class Server:
         self._open_inference.is_live = lambda: self.liveness.is_live
         self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
-        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+        self._certificates = certificates
+        self._watching: asyncio.Task[None] | None = None
+        self._listeners = Listeners(
+            self._grpc,
+            shares_ports=shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     @property
     def port(self) -> int:
@@ -110,9 +121,16 @@ class Server:
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
-        """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics()
-        return cls(settings, PackageModels(folders, settings, metrics), metrics)
+        """Return a server that loads the packages in `folders` into this process.
+
+        Raises:
+            InputError: the files of TLS are broken.
+        """
+        metrics, files = Metrics(), settings.certificate_files
+        certificates = None if files is None else Certificates(files)
+        if certificates is not None:
+            show_certificates(certificates, metrics.registry)
+        return cls(settings, PackageModels(folders, settings, metrics), metrics, certificates=certificates)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -136,6 +154,8 @@ class Server:
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._certificates is not None:
+            self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
 
@@ -172,6 +192,8 @@ class Server:
                 self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
+            if self._watching is not None:
+                self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -216,10 +238,12 @@ class Server:
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port)
+        certificates = self._certificates
+        tls = None if certificates is None else lambda: certificates.current.context
+        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.process_watch import ProcessWatch
@@ -60,6 +62,8 @@ class Supervisor:
         self._settings = settings
         self._commands = commands
         self._http: HttpFront | None = None
+        self._certificates: Certificates | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
@@ -118,6 +122,7 @@ class Supervisor:
             if not _is_utf8(folder):
                 raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
         settings = self._settings
+        tls = self._watch_certificates()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._shared = SharedAddresses(self._link_folder, self._ready_workers)
         self._shared.take(settings.grpc_addresses)
@@ -125,7 +130,7 @@ class Supervisor:
             from fuseline.serve.workers.http_front import HttpFront
 
             self._http = HttpFront(
-                settings, self.totals, lambda: self.ready, self._taking_workers, lambda: self._watch.is_live
+                settings, self.totals, lambda: self.ready, self._taking_workers, lambda: self._watch.is_live, tls
             )
             self.http_port = self._http.port
             await self._http.start()
@@ -194,6 +199,8 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the addresses of gRPC and the folder, after the processes have ended."""
+        if self._watching is not None:
+            self._watching.cancel()
         self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
@@ -250,10 +257,12 @@ class Supervisor:
             threads = -(-settings.decode_threads // settings.workers)
             listen = self._shared.of_worker(title)
             settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
+        copy = [] if is_backend or self._certificates is None else copied_in_memory(self._certificates.current)
         http_file = None if is_backend or self._http is None else self._http.listener_file
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
         if http_file is not None:
             files.append(http_file)
+        files += copy
 
         def make_config(channel_file: int) -> ProcessConfig:
             return ProcessConfig(
@@ -265,11 +274,25 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                certificate_copy=tuple(copy),
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
-        return await start_process(title, command, make_config, files)
+        try:
+            return await start_process(title, command, make_config, files)
+        finally:
+            for file in copy:
+                os.close(file)
+
+    def _watch_certificates(self) -> Callable[[], ssl.SSLContext] | None:
+        """Read the files of TLS and watch them; return what `HttpServer` takes, None without TLS."""
+        if (files := self._settings.certificate_files) is None:
+            return None
+        self._certificates = certificates = Certificates(files)
+        self.totals.show_certificates(certificates)
+        self._watching = asyncio.create_task(certificates.watch())
+        return lambda: certificates.current.context
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""

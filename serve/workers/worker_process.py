@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,10 +11,12 @@ from typing import Any, NoReturn
 
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
 from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
+from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -116,6 +119,9 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
     file = config.http_listener_file
+    certificates = _certificates(config)
+    if certificates is not None:
+        show_certificates(certificates, registry, counts=False)
     server = Server(
         config.settings,
         models,
@@ -123,6 +129,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         shares_port=True,
         registrar=registrar,
         http_listener=None if file is None else socket.socket(fileno=file),
+        certificates=certificates,
     )
 
     health = _Health(server)
@@ -162,6 +169,15 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     channel.send("drained", complete=complete)
     if not complete:
         await exit_at_once(channel)
+
+
+def _certificates(config: ProcessConfig) -> Certificates | None:
+    if (files := config.settings.certificate_files) is None:
+        return None
+    certificates = Certificates(files, copy=files_of_descriptors(config.certificate_copy), is_quiet=True)
+    for descriptor in config.certificate_copy:
+        os.close(descriptor)
+    return certificates
 
 
 def main() -> None:
