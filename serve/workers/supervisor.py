@@ -63,7 +63,7 @@ class Supervisor:
         self._commands = commands
         self._http: HttpFront | None = None
         self._certificates: Certificates | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching_files: asyncio.Task[None] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
@@ -199,8 +199,8 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the addresses of gRPC and the folder, after the processes have ended."""
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._watching_files is not None:
+            self._watching_files.cancel()
         self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
@@ -291,7 +291,7 @@ class Supervisor:
             return None
         self._certificates = certificates = Certificates(files)
         self.totals.show_certificates(certificates)
-        self._watching = asyncio.create_task(certificates.watch())
+        self._watching_files = asyncio.create_task(certificates.watch())
         return lambda: certificates.current.context
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
