@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 class BackendModels:
     """A `ModelSource`: the backend process computes the models, the supervisor sums up what all processes counted."""
 
+    is_loading = False
+
     def __init__(self, link: BackendLink, channel: ControlChannel, registrar: WorkerRegistrar) -> None:
         self._link = link
         self._channel = channel
@@ -54,6 +56,9 @@ class BackendModels:
         """Return the metrics that the supervisor answers with."""
         text: str = (await self._ask("metrics"))["text"]
         return text.encode()
+
+    async def close(self) -> None:
+        """Do nothing: the backend process loads the models."""
 
     def take_answer(self, message: dict[str, Any]) -> None:
         """Receive the supervisor's answer to a question."""
