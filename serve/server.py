@@ -27,6 +27,8 @@ from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.model_control.control import ModelControl
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
@@ -61,9 +63,11 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `control` loads and unloads models by request; None: they stay as they are.
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
@@ -87,7 +91,13 @@ class Server:
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            control=control or FixedModels(self.repository),
         )
         self._grpc = self._grpc_server()
         self._listeners = Listeners(self._grpc, shares_ports=shares_port)
@@ -101,7 +111,8 @@ class Server:
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
         """Return a server that loads the packages in `folders` into this process."""
         metrics = Metrics()
-        return cls(settings, PackageModels(folders, settings, metrics), metrics)
+        source = PackageModels(folders, settings, metrics)
+        return cls(settings, source, metrics, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -131,6 +142,11 @@ class Server:
         """Whether requests are computed now: the server is ready, and has a backend."""
         return self.ready and self._open_inference.has_backend
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, which nothing can interrupt."""
+        return self._source.is_loading
+
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
         self._listeners.abandon()
@@ -138,7 +154,7 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are admitted already.
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
@@ -150,7 +166,7 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
-                await self.repository.close()
+                await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
@@ -246,4 +262,7 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
+    if server.is_loading:
+        # A normal exit would wait for the thread that loads a model, whose work nobody wants any more.
+        os._exit(0)
     return 0

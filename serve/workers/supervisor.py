@@ -21,6 +21,7 @@ from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
+from fuseline.serve.workers.control_relay import ControlRelay
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
@@ -67,6 +68,7 @@ class Supervisor:
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
         self._regions = RegionAuthority(settings.why_no_shared_memory)
+        self._control = ControlRelay(self._ready_backend)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -87,8 +89,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        backend = self._processes.get(_BACKEND)
-        return backend is not None and backend.ready is not None and bool(self._taking_workers())
+        return self._ready_backend() is not None and bool(self._taking_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -105,9 +106,12 @@ class Supervisor:
         """
         if not hasattr(os, "memfd_create"):
             raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
-        for folder in self._folders:
+        for folder in (*self._folders, *self._settings.model_repository):
             if not _is_utf8(folder):
-                raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
+                raise InputError(
+                    f"{folder}: with --workers the path of a package or repository must be UTF-8; rename it, or leave "
+                    "it out"
+                )
         settings = self._settings
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._shared = SharedAddresses(self._link_folder, self._ready_workers)
@@ -185,6 +189,10 @@ class Supervisor:
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
 
+    def _ready_backend(self) -> SupervisedProcess | None:
+        backend = self._processes.get(_BACKEND)
+        return None if backend is None or backend.ready is None else backend
+
     def _ready_workers(self) -> list[str]:
         """Return the titles of the workers that answer, those that drain included."""
         return [title for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
@@ -198,10 +206,17 @@ class Supervisor:
             try:
                 if (log := server_log()) is not None:
                     process.send_log_settings(log.settings)
-                regions = partial(self._regions.take, process)
-                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
+                await process.run(
+                    self._note_ready,
+                    partial(self._answer, process),
+                    self._log_by,
+                    partial(self._regions.take, process),
+                    partial(self._control.take, process),
+                )
             finally:
                 self._regions.leave(process)
+                if title == _BACKEND:
+                    self._control.lose()
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -249,6 +264,7 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
@@ -262,6 +278,8 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         self._adapt_http()
+        if (backend := self._ready_backend()) is not None and backend.ready is not None:
+            self._control.begin(backend.ready["wanted"])
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
             self._all_ready.set()
