@@ -55,7 +55,13 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 
 
 def draft_request(
-    images: Sequence[ImageLike], *, top_k: int, model: str, return_logits: bool = False, id: str = "", priority: str = ""
+    images: Sequence[ImageLike],
+    *,
+    top_k: int,
+    model: str,
+    return_logits: bool = False,
+    id: str = "",
+    priority: str = "",
 ) -> DraftRequest:
     """Return the request to classify `images`, whose files are read here.
 

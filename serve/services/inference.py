@@ -15,6 +15,7 @@ from grpc import StatusCode
 
 from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Row
+from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.services.call_context import CallContext
@@ -160,7 +161,14 @@ class Inference(Generic[RequestT, AnswerT]):
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
-        rows, reservation = await decode(self._call)
+        try:
+            rows, reservation = await decode(self._call)
+        except ShuttingDownError:
+            # Between the turn of the event loop in which a stream found the model and this one it may have been
+            # retired. Its successor then takes the request, if it has one.
+            if self._codec.find(self.request) is model:
+                raise
+            return await self.submit()
         self._preprocess_s = time.monotonic() - begun
         self._metrics.count_preprocess(model.name, self._preprocess_s)
         return await model.batcher.submit(
@@ -191,6 +199,7 @@ class Inference(Generic[RequestT, AnswerT]):
             self._code.name,
             self._clock() - self._started,
             self._batched,
+            "" if self.model is None else self.model.version,
         )
 
     def abandon(self) -> None:

@@ -1,9 +1,17 @@
 """The records that a worker and the backend process write to each other: a head of fixed size and, in some, a tail.
 
-A worker sends SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing. The backend
-sends ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. With ANSWER the request's slots are
-the worker's again; after ERROR or CANCEL they are with RELEASED, which comes once nothing reads them any more, and
-never twice. Both ends are processes of one installation on one machine, and use its byte order.
+A worker sends SUBMIT (tail: the slots, uint32 each), CANCEL, and DRAIN, after which it submits nothing for the model.
+The backend sends ANSWER, whose logits lie in the request's slots; ERROR (tail: JSON); RELEASED. With ANSWER the
+request's slots are the worker's again; after ERROR or CANCEL they are with RELEASED, which comes once nothing reads
+them any more, and never twice.
+
+Models come and go by the same connection, in order with their requests. CATALOGUE (tail: JSON, see
+`fuseline.serve.workers.catalogue`) says what is served from now on. The worker answers with a MEMORY for each model
+that is new to it, then with TAKEN: from there on its new requests are for models of that catalogue. For each model that
+went it sends DRAIN once no request needs it any more. The backend answers DRAIN with FORGOTTEN once it neither reads
+nor writes the model's memory, and names the model no more.
+
+Both ends are processes of one installation on one machine, and use its byte order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +22,11 @@ from typing import Any, NamedTuple
 
 from fuseline.serve.batching.requests import ANYONE, Caller
 
-SUBMIT, CANCEL, DRAIN = 1, 2, 3
-ANSWER, ERROR, RELEASED = 4, 5, 6
+SUBMIT, CANCEL, DRAIN, MEMORY, TAKEN = 1, 2, 3, 4, 5
+ANSWER, ERROR, RELEASED, CATALOGUE, FORGOTTEN = 6, 7, 8, 9, 10
 
 UNPREDICTED = (0.0, 0.0, False)
+_WITH_TEXT = (ERROR, CATALOGUE)
 
 _TO_BACKEND = Struct("=BIQIddd?BQ")
 _TO_WORKER = Struct("=BIQIdd")
@@ -30,9 +39,10 @@ class ToBackend(NamedTuple):
 
     kind: int
     model: int
-    """Number of the model: see `fuseline.serve.workers.handshake.Announcement`."""
+    """Number of the model: see `fuseline.serve.workers.catalogue.Catalogue`."""
     number: int
-    """Number of the request, unique for this model and connection."""
+    """Number of the request, unique for this model and connection; offset in bytes of a MEMORY in what the worker
+    shares; generation of the catalogue of a TAKEN."""
     rows: int
     """Number of slots in the tail."""
     deadline: float
@@ -55,8 +65,9 @@ class ToWorker(NamedTuple):
     kind: int
     model: int
     number: int
+    """Number of the request; generation of a CATALOGUE."""
     size: int
-    """Number of rows of the largest batch in an ANSWER; number of bytes of the tail in an ERROR."""
+    """Number of rows of the largest batch in an ANSWER; number of bytes of the tail in an ERROR or CATALOGUE."""
     queue_ms: float
     compute_ms: float
 
@@ -80,12 +91,26 @@ def submit_record(
 
 def cancel_record(model: int, number: int) -> bytes:
     """Return the record that says that nobody waits for this request any more."""
-    return _TO_BACKEND.pack(CANCEL, model, number, 0, 0.0, *UNPREDICTED, 0, 0)
+    return _without_rows(CANCEL, model, number)
 
 
 def drain_record(model: int) -> bytes:
     """Return the record that says that no more requests for the model will come from this worker."""
-    return _TO_BACKEND.pack(DRAIN, model, 0, 0, 0.0, *UNPREDICTED, 0, 0)
+    return _without_rows(DRAIN, model, 0)
+
+
+def memory_record(model: int, offset: int) -> bytes:
+    """Return the record that says where, in what this worker shares, the rows of a new model will lie."""
+    return _without_rows(MEMORY, model, offset)
+
+
+def taken_record(generation: int) -> bytes:
+    """Return the record that says that new requests of this worker are for the models of this catalogue."""
+    return _without_rows(TAKEN, 0, generation)
+
+
+def _without_rows(kind: int, model: int, number: int) -> bytes:
+    return _TO_BACKEND.pack(kind, model, number, 0, 0.0, *UNPREDICTED, 0, 0)
 
 
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
@@ -101,6 +126,16 @@ def error_record(model: int, number: int, text: bytes) -> bytes:
 def released_record(model: int, number: int) -> bytes:
     """Return the record that says that the slots of a failed or cancelled request are not read any more."""
     return _TO_WORKER.pack(RELEASED, model, number, 0, 0.0, 0.0)
+
+
+def catalogue_record(generation: int, text: bytes) -> bytes:
+    """Return the record that says what is served from now on; `text` is its tail."""
+    return _TO_WORKER.pack(CATALOGUE, 0, generation, len(text), 0.0, 0.0) + text
+
+
+def forgotten_record(model: int) -> bytes:
+    """Return the record that says that the backend uses this worker's memory for a model no more."""
+    return _TO_WORKER.pack(FORGOTTEN, model, 0, 0, 0.0, 0.0)
 
 
 class RecordReader:
@@ -132,7 +167,7 @@ def reader_of_worker_records() -> RecordReader:
 
 def reader_of_backend_records() -> RecordReader:
     """Return the reader for a worker; heads are the fields of `ToWorker`."""
-    return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] == ERROR else 0)
+    return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] in _WITH_TEXT else 0)
 
 
 def slots_from_tail(tail: bytes) -> list[int]:

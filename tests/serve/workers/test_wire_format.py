@@ -8,19 +8,26 @@ from fuseline.serve.workers.wire_format import (
     ANSWER,
     CANCEL,
     ERROR,
+    FORGOTTEN,
+    MEMORY,
     RELEASED,
     SUBMIT,
+    TAKEN,
     ToBackend,
     ToWorker,
     answer_record,
     caller_from,
     cancel_record,
+    catalogue_record,
     error_record,
+    forgotten_record,
+    memory_record,
     reader_of_backend_records,
     reader_of_worker_records,
     released_record,
     slots_from_tail,
     submit_record,
+    taken_record,
 )
 
 
@@ -30,30 +37,37 @@ def test_a_workers_records_are_read_wherever_the_pieces_end(pieces: list[int]) -
         submit_record(1, 2**40, [7, 0, 2**31], 12.5, (11.5, 2.5, True), Caller("10.0.0.7", 3))
         + cancel_record(0, 5)
         + submit_record(0, 6, [1], math.inf)
+        + memory_record(2, 2**45)
+        + taken_record(2**33)
     )
     reader, read, start = reader_of_worker_records(), [], 0
     while start < len(stream):
         for piece in pieces:
             read += [(ToBackend(*head), tail) for head, tail in reader.feed(stream[start : start + piece])]
             start += piece
-    (submit, slots), (cancel, nothing), (endless, one) = read
+    (submit, slots), (cancel, nothing), (endless, one), (memory, _), (taken, _) = read
     assert submit[:-1] == (SUBMIT, 1, 2**40, 3, 12.5, 11.5, 2.5, True, 3)
     assert slots_from_tail(slots) == [7, 0, 2**31]
     assert (cancel.kind, cancel.model, cancel.number, nothing) == (CANCEL, 0, 5, b"")
     assert endless.deadline == math.inf
     assert slots_from_tail(one) == [1]
+    assert memory[:3] == (MEMORY, 2, 2**45)
+    assert (taken.kind, taken.number) == (TAKEN, 2**33)
 
 
 @given(st.integers(1, 100))
 def test_the_backends_records_are_read_wherever_the_pieces_end(piece: int) -> None:
     stream = answer_record(0, 1, batch_rows=9, queue_ms=0.5, compute_ms=2.0)
     stream += error_record(3, 2, "größer".encode()) + released_record(3, 2)
+    stream += catalogue_record(2**33, b"{}" * 40) + forgotten_record(3)
     reader, read = reader_of_backend_records(), []
     for start in range(0, len(stream), piece):
         read += [(ToWorker(*head), tail) for head, tail in reader.feed(stream[start : start + piece])]
     assert read[0] == ((ANSWER, 0, 1, 9, 0.5, 2.0), b"")
     assert (read[1][0][:3], read[1][1].decode()) == ((ERROR, 3, 2), "größer")
     assert read[2][0][:3] == (RELEASED, 3, 2)
+    assert (read[3][0].number, read[3][1]) == (2**33, b"{}" * 40)
+    assert read[4][0][:2] == (FORGOTTEN, 3)
 
 
 def read_caller(caller: Caller) -> Caller:
