@@ -269,12 +269,12 @@ class Batcher:
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
-        is free, as `Lane.free_at` says; and `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; the queue's
+        `kinds`; when each lane is free, as `Lane.free_at` says; and `Admission.state`.
         """
         queued, now = self._queue.rows, self._clock()
         ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
+        return [*ahead, self._learned_at(), *self._queue.kinds, *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
