@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.batching.row_rate import RowRate
 from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
@@ -132,6 +131,8 @@ class Admission:
         """Seconds from the end of a batch until its answers are handed out."""
         self.batch_rows = policy.buckets[-1]
         """Largest number of rows that a batch should have at present."""
+        self.most_rows = policy.buckets[-1]
+        """Largest number of rows that a batch may have: a latency target may set it lower than the largest bucket."""
         self._unpredicted = 0
         self.free_rows = self._free_rows()
         """Number of rows that wait no longer than `max_queue_ms`, whatever runs."""
@@ -213,9 +214,7 @@ class Admission:
             return min(float(most), per_s * seconds / (1 - min(per_s * row_seconds, 0.9)))
 
         all_per_s, passable_per_s = self._rate.per_s, self._passable_rate.per_s
-        kinds = passing(
-            standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s
-        )
+        kinds = passing(standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s)
         clients = passing(standing.later_of_clients, all_per_s - standing.client_rows_per_s)
         return row_seconds * max(kinds, clients)
 
@@ -328,16 +327,17 @@ class Admission:
         `PATIENT_SHARE` of the time that they have, beyond one batch, is as long as a lane's turn takes to come; without
         deadlines they all do.
         """
-        best, best_score = self._buckets[-1], 0.0
+        best, best_score = self.most_rows, 0.0
         if self._budget == math.inf:
             return best
-        for bucket in self._buckets:
+        for bucket in self._buckets[: self._buckets.index(best) + 1]:
             score = self._score(bucket)
             # Of buckets about as good the larger one is taken: each batch has a cost of its own.
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = bucket, max(score, best_score)
         # The present size is kept while it is about as good: predictions hold as long as it doesn't change.
-        return best if self._score(self.batch_rows) < ABOUT_AS_GOOD * best_score else self.batch_rows
+        kept = min(self.batch_rows, self.most_rows)
+        return best if self._score(kept) < ABOUT_AS_GOOD * best_score else kept
 
     def _score(self, bucket: int) -> float:
         if (seconds := self._profile.batch_seconds(bucket)) <= 0:
