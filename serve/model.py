@@ -131,8 +131,8 @@ class Model:
 class BatchCounts(Protocol):
     """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or one that passes them on to it."""
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
-        """Count one batch of the model called `model`."""
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
+        """Count one batch of that `version` of the model called `model`."""
         ...
 
     def count_misses(self, model: str, misses: Misses) -> None:
@@ -141,12 +141,19 @@ class BatchCounts(Protocol):
 
 
 def load_model(
-    folder: Path, settings: Settings, counts: BatchCounts, *, cpu: CpuBatching = DEFAULT_CPU_BATCHING
+    folder: Path,
+    settings: Settings,
+    counts: BatchCounts,
+    *,
+    name: str = "",
+    version: str = "",
+    cpu: CpuBatching = DEFAULT_CPU_BATCHING,
 ) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
-    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `cpu` says what
-    makes batches good if the backend computes on the CPU.
+    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `name` and
+    `version` are those under which requests find the model; empty: the manifest's. `cpu` says what makes batches good
+    if the backend computes on the CPU.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
@@ -154,7 +161,12 @@ def load_model(
         VerificationError: its answers on the package's reference images are not PyTorch's.
     """
     package = load_package(folder)
-    name, spec = package.manifest.name, package.manifest.input
+    name, version = name or package.manifest.name, version or package.manifest.version
+    # Whatever tells of the model from now on, here or in other processes, tells what requests call it.
+    package = package.model_copy(
+        update={"manifest": package.manifest.model_copy(update={"name": name, "version": version})}
+    )
+    spec = package.manifest.input
     open_it = partial(
         open_backend,
         package,
@@ -189,7 +201,7 @@ def load_model(
         lanes=warmed.lanes,
         seconds_per_bucket=warmed.seconds_per_bucket,
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
-        on_batch=lambda stats: counts.count_batch(name, stats),
+        on_batch=lambda stats: counts.count_batch(name, stats, version),
         on_misses=lambda misses: counts.count_misses(name, misses),
         watch=Watch(timeout_s, open_spare) if timeout_s else None,
     )

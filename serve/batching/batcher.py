@@ -79,8 +79,10 @@ class Batcher:
     """Batches rows of many requests for one backend. Everything but `infer` happens on one event loop.
 
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
-    - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
-      split and its results joined, in row order.
+    - Requests of one client, of one priority and of about one size start in the order of admission. Beyond that rows
+      are shared out as `fuseline.serve.batching.flows` says: who has little waiting goes before who has much, and
+      nobody gets less than a share. Rows are counted, not requests: one that doesn't fit into the batch is split and
+      its results joined, in row order.
     - Batches run on as many lanes as the policy says, side by side, and may end in any order. Each lane is called by
       one thread at a time, a thread of its own or the event loop's, with as many rows as one of the policy's buckets:
       those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
@@ -158,9 +160,9 @@ class Batcher:
         # Predictions for requests that left the queue as they would have been late, and when their answers would have
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
-        self._queue = RequestQueue()
+        self._queue = RequestQueue(self._small_batch_rows)
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
-        # Rows of admitted requests whose images are being decoded.
+        # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
@@ -234,7 +236,7 @@ class Batcher:
         *,
         deadline: float | None = None,
         ready: Ready,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
@@ -245,14 +247,16 @@ class Batcher:
         if self.is_lost:
             raise _backend_lost()
         now = self._clock()
-        predicted = self._admission.check(self.load(now), row_count, deadline, now, ready)
-        reservation = Reservation(row_count, predicted, on_release=self.release_rows)
-        self._reserved_rows += row_count
-        return reservation
+        predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
+        flow = self._queue.reserve(row_count, caller)
+        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
 
     def release_rows(self, row_count: int) -> None:
-        """Release `row_count` reserved rows; a negative number reserves more."""
+        """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
+        if self._draining and not self._reserved_rows:
+            # Not before `submit`, which releases a reservation first, has queued its rows.
+            asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
@@ -260,8 +264,9 @@ class Batcher:
         The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
         is free, as `Lane.free_at` says; and `Admission.state`.
         """
-        ahead = (self._queue.rows, self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(self._clock()), *self._admission.state()]
+        queued, now = self._queue.rows, self._clock()
+        ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
+        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -286,13 +291,13 @@ class Batcher:
             RequestError: no rows, or a row of another shape or dtype.
             OverloadedError: there is no room for so many rows, or too many are ahead of them to meet the deadline.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
-            ShuttingDownError: `drain` was called.
+            ShuttingDownError: `drain` was called, and there is no `reservation`.
             BackendLostError: every lane hangs.
         """
         if reservation is not None:
             # Whatever becomes of the request, its rows are queued now, or never.
             reservation.release()
-        if self._draining:
+        elif self._draining:
             raise _shutting_down()
         if self.is_lost:
             raise _backend_lost()
@@ -304,12 +309,12 @@ class Batcher:
         if reservation is None:
             if (
                 deadline is None
-                and queue.rows + self._reserved_rows + row_count <= self._admission.free_rows
+                and queue.waiting_rows + self._reserved_rows + row_count <= self._admission.free_rows
                 and not self._admission.needs_prediction()
             ):
                 predicted = UNPREDICTED
             else:
-                predicted = self._admission.check(self.load(now), row_count, deadline, now)
+                predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now)
         else:
             predicted = reservation.predicted
             if deadline is not None and deadline <= now:
@@ -333,7 +338,10 @@ class Batcher:
         return request
 
     async def drain(self) -> None:
-        """Admit nothing new, run everything queued, and return once idle; then the batcher's thread has ended."""
+        """Admit nothing new, run all that is admitted, and return once idle; then the batcher's threads have ended.
+
+        Reservations count as admitted: each is waited for until it is submitted or released.
+        """
         self._draining = True
         if self._idle:
             self._start_batches()
@@ -344,13 +352,14 @@ class Batcher:
             if not lane.lost:
                 thread.join()
 
-    def load(self, now: float) -> Load:
-        """Return what is ahead of a request that comes now."""
-        waiting = self._queue.rows + self._reserved_rows
+    def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
+        """Return what is ahead of a request of so many rows that comes now."""
+        waiting = self._queue.waiting_rows + self._reserved_rows
+        ahead = self._queue.ahead(row_count, caller, self._reserved_rows)
         if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, self._admission.idle_lanes, idle)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now))
+            return Load(waiting, 0, self._admission.idle_lanes, idle, ahead)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now), ahead=ahead)
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
@@ -407,7 +416,8 @@ class Batcher:
             if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
-            self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now, len(self._idle))
+            queue = self._queue
+            self._admission.begin_batch(queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at)
             lane, rows = self._next_lane()
             if not rows:
                 return
@@ -467,7 +477,7 @@ class Batcher:
     def _seconds_to_wait(self, now: float) -> float:
         if self._draining or self._queue.rows >= self._buckets[-1]:
             return 0.0
-        fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
+        fuller_until = self._queue.oldest_admitted + self._max_delay_seconds
         needed = self._admission.predict(0, self._queue.rows, self._admission.idle_lanes).answered
         return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margins.of(needed)) - now
 
@@ -525,7 +535,7 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds
+            queue_ms, compute_ms = 1000 * (batch.started - batch.admitted), 1000 * batch.compute_seconds
             failed = not isinstance(outcome, np.ndarray)
             self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
 
@@ -568,7 +578,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not self._queue.rows and not self._running():
+        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 

@@ -12,6 +12,7 @@ from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -147,6 +148,7 @@ def serve(
         engine_cache=engine_cache,
     )
     start_log()
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.services.priority import priority_text
 
 
 class CallContext(NamedTuple):
@@ -15,6 +16,8 @@ class CallContext(NamedTuple):
     """When the call's answer is of no use any more, on the batchers' clock; None: it always is."""
     caller: Caller = ANYONE
     """Who makes the call, as far as queues heed it."""
+    priority: str = ""
+    """What metadata or headers say of the priority, as they have it; empty: nothing."""
 
 
 NO_CONTEXT = CallContext()
@@ -24,7 +27,11 @@ NO_CONTEXT = CallContext()
 def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
     """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
     remaining_s = context.time_remaining()
-    return CallContext(None if remaining_s is None else clock() + remaining_s, Caller(host_of_peer(context.peer())))
+    return CallContext(
+        None if remaining_s is None else clock() + remaining_s,
+        Caller(host_of_peer(context.peer())),
+        priority_text(context.invocation_metadata() or ()),
+    )
 
 
 def host_of_peer(peer: str) -> str:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
-from fuseline.serve.workers.handshake import Announcement, ServedModel
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses
@@ -144,7 +144,7 @@ class Supervisor:
         await self._shared.start()
         backend = self._processes[_BACKEND].ready
         assert backend is not None
-        self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
+        self.repository = tuple(map(ServedModel.model_validate, backend["models"]))
 
     async def drain(self) -> bool:
         """Let the workers refuse new requests and answer what they have, then end the backend.
