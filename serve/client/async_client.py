@@ -38,7 +38,7 @@ class AsyncClient:
         if is_http(address):
             raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
-        self._known_models: dict[str, ModelDescription] = {}
+        self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,12 +50,12 @@ class AsyncClient:
         """Close the connection; calls under way raise `asyncio.CancelledError`."""
         await self._channel.close()
 
-    async def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
+    async def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
         with errors_of_the_tree(self.address, timeout_s):
-            described = await self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+            described = await self._stub.GetModel(GetModelRequest(model=name, version=version), timeout=timeout_s)
         description = description_from_response(described)
-        self._known_models[name] = description
+        self._known_models[name, version] = description
         return description
 
     async def classify(
@@ -64,14 +64,17 @@ class AsyncClient:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
     ) -> Answer:
         """Classify one image or several in one request; see `Client.classify`."""
         with errors_of_the_tree(self.address, timeout_s):
-            draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+            draft = await _drafted(
+                listed(images), top_k=top_k, model=model, version=version, return_logits=return_logits
+            )
             response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
-        return answer_from_response(response)
+        return answer_from_response(response, version)
 
     async def classify_stream(
         self,
@@ -79,6 +82,7 @@ class AsyncClient:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         timeout_s: float | None = None,
     ) -> AsyncIterator[StreamAnswer]:
         """Classify images as the iterable gives them; yield answers as they come; see `Client.classify_stream`.
@@ -94,7 +98,7 @@ class AsyncClient:
                 async for image in _asynchronous(images):
                     try:
                         with errors_of_the_tree(self.address, timeout_s):
-                            draft = await _drafted([image], top_k=top_k, model=model, id=str(position))
+                            draft = await _drafted([image], top_k=top_k, model=model, version=version, id=str(position))
                             request = await self._checked(draft)
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
@@ -110,7 +114,7 @@ class AsyncClient:
                 async for response in call:
                     while refused:
                         yield refused.popleft()
-                    yield stream_answer_from_response(response)
+                    yield stream_answer_from_response(response, version)
             finally:
                 call.cancel()
         for answer in refused:
@@ -129,8 +133,8 @@ class AsyncClient:
     async def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""
         if draft.needs_check:
-            name = draft.message.model
-            draft.check(self._known_models.get(name) or await self.model(name), self.address)
+            asked = draft.message.model, draft.message.model_version
+            draft.check(self._known_models.get(asked) or await self.model(*asked), self.address)
         return draft.message
 
 

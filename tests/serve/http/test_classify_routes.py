@@ -120,7 +120,7 @@ async def test_a_large_file_of_a_form_needs_no_file_system(
 async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> None:
     served = await start_http(max_images_per_request=4)
     image = encoded(plain("red"))
-    known = "known: model, top_k, timeout_ms, return_logits, id"
+    known = "known: model, version, top_k, timeout_ms, return_logits, id"
     for body, query, headers, reason in (
         (b"", "", CURLS_TYPE, "body is empty.*--data-binary @cat.jpg"),
         (b"GIF89a", "", {}, "image"),
