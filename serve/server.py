@@ -29,6 +29,7 @@ from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
@@ -83,11 +84,22 @@ class Server:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            routes=self._routes,
+            shadows=self._shadows,
         )
         self._grpc = self._grpc_server()
         self._listeners = Listeners(self._grpc, shares_ports=shares_port)
@@ -107,7 +119,8 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -116,6 +129,9 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            self._routes.check()
+            if self._shadows is not None:
+                self._shadows.check(self._routes)
         except BaseException:
             self.abandon()
             raise
@@ -150,6 +166,8 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
+                if self._shadows is not None:
+                    await self._shadows.stop()
                 await self.repository.close()
                 await self._service.idle()
                 await self._open_inference.idle()

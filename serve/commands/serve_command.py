@@ -99,6 +99,22 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -133,6 +149,8 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
@@ -155,6 +173,8 @@ def serve(
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        for route in (*settings.aliases, *settings.shadows):
+            typer.echo(str(route))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         sys.stdout.flush()
@@ -184,7 +204,12 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.

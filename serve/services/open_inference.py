@@ -37,12 +37,14 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Routes
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, stream_message
-from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
+from fuseline.serve.services.open_inference_config import alias_index, config_of, metadata_of, statistics_of
 from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
 from fuseline.serve.services.open_inference_settings import (
     LogValue,
@@ -83,10 +85,14 @@ class OpenInferenceService(SharedMemoryMethods):
         registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
+        *,
+        routes: Routes | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
-        `statistics` reads them by model name; None: they are those of `metrics`.
+        `statistics` reads them by model name; None: they are those of `metrics`. `routes` are to models of
+        `repository`; None: there are no aliases. `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
@@ -95,8 +101,9 @@ class OpenInferenceService(SharedMemoryMethods):
         self._read_statistics = statistics
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
-        self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._routes = Routes(repository) if routes is None else routes
+        self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
+        self._calls = InferenceCalls(metrics, settings, clock, shadows)
 
     @property
     def ready(self) -> bool:
@@ -117,29 +124,46 @@ class OpenInferenceService(SharedMemoryMethods):
         return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=extensions)
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
-        """Return a model's tensors. Raises `UnknownModelError`."""
-        return metadata_of(self._find(name, version))
+        """Return a model's tensors; of an alias those of its targets. Raises `UnknownModelError`."""
+        described = metadata_of(self._find(name, version))
+        if name in self._routes.aliases:
+            described.name = name
+            versions = dict.fromkeys(model.version for model in self._routes.served(name, version))
+            described.versions[:] = versions
+        return described
 
     def config(self, name: str, version: str) -> ModelConfig:
-        """Return a model's configuration. Raises `UnknownModelError`."""
-        return config_of(self._find(name, version), self._settings)
+        """Return a model's configuration; of an alias that of its first target. Raises `UnknownModelError`."""
+        config = config_of(self._find(name, version), self._settings)
+        if name in self._routes.aliases:
+            config.name = name
+        return config
 
     async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
-        """Return the statistics of a model, or, for an empty name, of each. Raises `UnknownModelError`."""
-        models = [self._find(name, version)] if name else self._repository
+        """Return the statistics of a model, or, for an empty name, of each; of an alias those of its targets.
+
+        The latter count what was answered under any name, and have the alias's name, by which clients look for them.
+
+        Raises `UnknownModelError`.
+        """
+        models = self._routes.served(name, version) if name else self._repository
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
+        all_statistics = [statistics_of(model, counted[model.name]) for model in models]
+        if name in self._routes.aliases:
+            for statistics in all_statistics:
+                statistics.name = name
+        return ModelStatisticsResponse(model_stats=all_statistics)
 
     def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return the names of the served models; with `ready`, only of those that take requests now."""
+        """Return the names of the served models, then the aliases; with `ready`, only what takes requests now."""
         state = "READY" if self.ready else "UNAVAILABLE"
-        return RepositoryIndexResponse(
-            models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
-                for model in self._repository
-                if self.ready or not ready
-            ]
-        )
+        models = [
+            RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
+            for model in self._repository
+            if self.ready or not ready
+        ]
+        aliases = alias_index(self._routes.entries(), is_ready=self.ready)
+        return RepositoryIndexResponse(models=[*models, *(row for row in aliases if row.state == "READY" or not ready)])
 
     def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return the trace settings of a model or, for an empty name, of the server; `settings` are to be changed.
@@ -258,4 +282,4 @@ class OpenInferenceService(SharedMemoryMethods):
         await self._calls.idle()
 
     def _find(self, name: str, version: str) -> Model:
-        return self._repository.find(name, version)
+        return self._routes.first(name, version)

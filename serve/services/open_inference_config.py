@@ -1,4 +1,6 @@
-"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
+"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics, aliases."""
+
+from collections.abc import Iterable
 
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
@@ -15,12 +17,14 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStatistics,
     ModelTransactionPolicy,
     ModelVersionPolicy,
+    RepositoryIndexResponse,
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
+from fuseline.serve.routing.routes import AliasEntry
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.settings import Settings
 
@@ -114,6 +118,22 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
             for rows, compute in sorted(statistics.compute_by_batch_rows.items())
         ],
     )
+
+
+def alias_index(entries: Iterable[AliasEntry], *, is_ready: bool) -> list[RepositoryIndexResponse.ModelIndex]:
+    """Return a row for each target of each alias; `is_ready` says whether the server takes requests."""
+    rows = []
+    for alias, target, weight, model in entries:
+        share = "" if weight == 1 else f", {weight:.4g} of the requests"
+        rows.append(
+            RepositoryIndexResponse.ModelIndex(
+                name=alias,
+                version=target.version if model is None else model.version,
+                state="READY" if is_ready and model is not None else "UNAVAILABLE",
+                reason=f"alias of {target}{share}{'' if model is not None else '; it takes no requests now'}",
+            )
+        )
+    return rows
 
 
 def _instances(model: Model) -> ModelInstanceGroup:

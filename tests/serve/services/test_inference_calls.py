@@ -32,6 +32,9 @@ class Letters(Codec[str, str]):
     def timeout_s(self, request: str) -> float | None:
         return None
 
+    def model_name(self, request: str) -> str:
+        return "letters"
+
     def find(self, request: str) -> SimpleNamespace:
         return SimpleNamespace(name="letters", batcher=self)
 
