@@ -1,6 +1,6 @@
 """Real models for routes to lead to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def load(packages: Path) -> Iterator[Callable[[str], Model]]:
+def load(packages: Path) -> Callable[[str], Model]:
     """Load one of `packages`, once for all tests of a module."""
     loaded: dict[str, Model] = {}
 
@@ -37,4 +37,4 @@ def load(packages: Path) -> Iterator[Callable[[str], Model]]:
             loaded[name] = load_model(packages / name, settings(max_batch=4), RecordedBatches())
         return loaded[name]
 
-    yield load_once
+    return load_once
