@@ -62,13 +62,14 @@ def draft_request(
     version: str = "",
     return_logits: bool = False,
     id: str = "",
+    priority: str = "",
 ) -> DraftRequest:
     """Return the request to classify `images`, whose files are read here.
 
     Raises:
         ImageError: a file can't be read.
         RequestError: `top_k` can't be sent.
-        UnicodeEncodeError: `model` or `version` can't be sent.
+        UnicodeEncodeError: `model`, `version` or `priority` can't be sent.
     """
     message = ClassifyRequest(
         model=model,
@@ -76,6 +77,7 @@ def draft_request(
         id=id,
         images=[_message_of(image) for image in images],
         return_logits=return_logits,
+        priority=priority,
     )
     try:
         message.top_k = top_k

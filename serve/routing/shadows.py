@@ -17,7 +17,7 @@ import numpy as np
 
 from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Row
-from fuseline.serve.batching.requests import Caller
+from fuseline.serve.batching.requests import BULK, Caller
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -35,8 +35,8 @@ from fuseline.serve.route_flags import Shadow
 from fuseline.serve.routing.comparison import Comparer, takes_same_rows, why_incomparable
 from fuseline.serve.routing.routes import Routes
 
-SHADOW_CALLER = Caller("shadow", priority=2**31 - 1)
-"""Caller of what shadows compute: any other goes first in the queue of a model that answers requests too."""
+SHADOW_CALLER = Caller("shadow", priority=BULK)
+"""Caller of what shadows compute: others go first in the queue of a model that answers requests too."""
 
 PATIENCE_S = 2.0
 """Seconds that a sampled request waits for its models to be free; it is dropped then."""

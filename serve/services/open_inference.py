@@ -33,7 +33,7 @@ from fuseline.protos.open_inference_pb2 import (
     TraceSettingResponse,
 )
 from fuseline.serve.errors import UnknownModelError
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
@@ -101,6 +101,8 @@ class OpenInferenceService(SharedMemoryMethods):
         self._read_statistics = statistics
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
+        self.is_live: Callable[[], bool] = lambda: True
+        """Returns whether progress is made, or else the server is to be started again."""
         self._routes = Routes(repository) if routes is None else routes
         self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
         self._calls = InferenceCalls(metrics, settings, clock, shadows)
@@ -148,7 +150,7 @@ class OpenInferenceService(SharedMemoryMethods):
         """
         models = self._routes.served(name, version) if name else self._repository
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        all_statistics = [statistics_of(model, counted[model.name]) for model in models]
+        all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
         if name in self._routes.aliases:
             for statistics in all_statistics:
                 statistics.name = name
@@ -192,8 +194,8 @@ class OpenInferenceService(SharedMemoryMethods):
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
-        """Answer that the server is live."""
-        return ServerLiveResponse(live=True)
+        """Answer `is_live`."""
+        return ServerLiveResponse(live=self.is_live())
 
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
