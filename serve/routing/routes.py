@@ -88,30 +88,41 @@ class Routes:
 
         Raises `UnknownModelError`.
         """
-        return self.served(name, version)[0]
+        route = self._aliases.get(name)
+        return self._find_model(name, version) if route is None else route.served(version)[0]
 
     def served(self, name: str, version: str = "") -> list[Model]:
         """Return the models that requests of that name and version may be given to, at least one.
 
+        For an empty `version` these are all versions of a model, and the targets of an alias.
+
         Raises `UnknownModelError`.
         """
         route = self._aliases.get(name)
-        return [self._find_model(name, version)] if route is None else route.served(version)
+        if route is not None:
+            return route.served(version)
+        found = self._find_model(name, version)
+        return [found] if version else [model for model in self if model.name == found.name]
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions that requests to `name` may ask for; none where it is not served."""
+        route = self._aliases.get(name)
+        return list(self._repository.versions(name)) if route is None else route.versions()
 
     def entries(self) -> list[AliasEntry]:
         """Return every target of every alias."""
         return [entry for route in self._aliases.values() for entry in route.entries()]
 
-    def check(self) -> None:
+    def check(self, *, models_come: bool = False) -> None:
         """Raise `InputError` if an alias has a model's name, or a target that is not served or differs from the first.
 
-        This is for servers whose models are all there.
+        Where `models_come` while the server runs, a target that is not served yet is no error.
         """
         names = {model.name for model in self}
         for name, route in self._aliases.items():
             if name in names:
                 raise InputError(f"--alias {name}: a model of that name is served already; give the alias another name")
-            route.check()
+            route.check(models_come=models_come)
 
     def _find_model(self, name: str, version: str) -> Model:
         try:
@@ -170,6 +181,13 @@ class _AliasRoute:
             raise self._unknown(version)
         return chosen
 
+    def versions(self) -> list[str]:
+        versions: dict[str, None] = {}
+        for target in self._alias.targets:
+            served = self._repository.versions(target.model)
+            versions |= dict.fromkeys(version for version in served if target.version in {"", version})
+        return list(versions)
+
     def entries(self) -> list[AliasEntry]:
         alias, models = self._alias, self._models("")
         places = self._choice_of(models).places
@@ -178,20 +196,22 @@ class _AliasRoute:
             for place, (target, weight) in enumerate(zip(alias.targets, alias.weights, strict=True))
         ]
 
-    def check(self) -> None:
+    def check(self, *, models_come: bool) -> None:
+        first: Model | None = None
         for target in self._alias.targets:
+            flag = f"--alias {self._alias.name}={target}"
             try:
-                self._repository.find(target.model, target.version)
+                model = self._repository.find(target.model, target.version)
             except UnknownModelError as error:
-                raise InputError(f"--alias {self._alias.name}={target}: {error}") from None
-        first, *others = self.entries()
-        assert first.model is not None
-        for entry in others:
-            model = self._repository.find(entry.target.model, entry.target.version)
-            if entry.model is None:
+                if not models_come:
+                    raise InputError(f"{flag}: {error}") from None
+                _log.warning("%s: %s; requests are given to it once it is served", flag, error)
+                continue
+            first = first or model
+            if (difference := _difference(first.manifest, model.manifest)) is not None:
                 raise InputError(
-                    f"--alias {self._alias.name}: {_difference(first.model.manifest, model.manifest)}; clients "
-                    "read the description of one of them, so all must take and answer the same; export them alike"
+                    f"{flag}: {difference}; clients read the description of one of an alias's models, so all must take "
+                    "and answer the same; export them alike"
                 )
 
     def _models(self, version: str) -> list[Model | None]:

@@ -112,22 +112,25 @@ class Shadows:
         # What compares an answering model with its shadow, as long as both are there; None: they can't be compared.
         self._comparers: WeakKeyDictionary[Model, WeakKeyDictionary[Model, Comparer | None]] = WeakKeyDictionary()
 
-    def check(self, routes: Routes) -> None:
+    def check(self, routes: Routes, *, models_come: bool = False) -> None:
         """Raise `InputError` if a shadow, or what it shadows, is not served, or their answers can't be compared.
 
-        This is for servers whose models are all there.
+        Where `models_come` while the server runs, one that is not served yet is no error.
         """
         for shadow in self._shadows.values():
             flag = f"--shadow {shadow.name}={shadow.target}@{shadow.share:.4g}"
             try:
-                answering = routes.served(shadow.name)
+                answering = self._answering(routes, shadow.name)
                 model = self._repository.find(*shadow.target)
             except UnknownModelError as error:
-                raise InputError(f"{flag}: {error}") from None
+                if not models_come:
+                    raise InputError(f"{flag}: {error}") from None
+                _log.warning("%s: %s; requests are compared once it is served", flag, error)
+                continue
             for its in answering:
                 if (why := why_incomparable(its.manifest, model.manifest)) is not None:
                     raise InputError(f"{flag}: the answers can't be compared: {why}")
-            if all(its is model for its in answering):
+            if all(its is model for its in answering) and not models_come:
                 raise InputError(
                     f"{flag}: {model.name}:{model.version} answers these requests itself; name another model or version"
                 )
@@ -137,6 +140,11 @@ class Shadows:
                     "it, other requests are not compared unless they have its size",
                     flag,
                 )
+
+    @staticmethod
+    def _answering(routes: Routes, name: str) -> list[Model]:
+        """Return the models that requests to `name` without a version are given to. Raises `UnknownModelError`."""
+        return routes.served(name) if name in routes.aliases else [routes.first(name)]
 
     def sample(self, name: str, answering: Model) -> Sample | None:
         """Return the sample if this request to `name` is one that its shadow computes too; None: it is not.

@@ -1,7 +1,8 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it."""
 
+import reprlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from grpc.aio import ServicerContext
@@ -23,6 +24,10 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStreamInferResponse,
     RepositoryIndexRequest,
     RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
     ServerLiveRequest,
     ServerLiveResponse,
     ServerMetadataRequest,
@@ -32,10 +37,12 @@ from fuseline.protos.open_inference_pb2 import (
     TraceSettingRequest,
     TraceSettingResponse,
 )
-from fuseline.serve.errors import UnknownModelError
+from fuseline.serve.errors import RequestError, UnknownModelError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.model_control.control import ModelControl, ModelState
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.routes import Routes
 from fuseline.serve.routing.shadows import Shadows
@@ -63,6 +70,7 @@ EXTENSIONS = (
     "classification",
     "logging",
     "model_configuration",
+    "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",
@@ -85,20 +93,23 @@ class OpenInferenceService(SharedMemoryMethods):
         registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
+        control: ModelControl | None = None,
         *,
         routes: Routes | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
-        `statistics` reads them by model name; None: they are those of `metrics`. `routes` are to models of
-        `repository`; None: there are no aliases. `shadows` sample the requests.
+        `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
+        models; None: they stay as they are. `routes` are to models of `repository`; None: there are no aliases.
+        `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
         self._metrics = metrics
         self._settings = settings
         self._read_statistics = statistics
+        self._control = control or FixedModels(repository)
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
         self.is_live: Callable[[], bool] = lambda: True
@@ -127,11 +138,10 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
         """Return a model's tensors; of an alias those of its targets. Raises `UnknownModelError`."""
-        described = metadata_of(self._find(name, version))
+        model = self._find(name, version)
+        described = metadata_of(model, self._routes.versions(name or model.name))
         if name in self._routes.aliases:
             described.name = name
-            versions = dict.fromkeys(model.version for model in self._routes.served(name, version))
-            described.versions[:] = versions
         return described
 
     def config(self, name: str, version: str) -> ModelConfig:
@@ -142,13 +152,14 @@ class OpenInferenceService(SharedMemoryMethods):
         return config
 
     async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
-        """Return the statistics of a model, or, for an empty name, of each; of an alias those of its targets.
+        """Return the statistics of a version; for an empty one of all, for an empty name of all models.
 
-        The latter count what was answered under any name, and have the alias's name, by which clients look for them.
+        Those of an alias are its targets', which count what was answered under any name. They have the alias's name, by
+        which clients look for them.
 
         Raises `UnknownModelError`.
         """
-        models = self._routes.served(name, version) if name else self._repository
+        models = self._routes.served(name, version) if name else list(self._repository)
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
         all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
         if name in self._routes.aliases:
@@ -156,16 +167,33 @@ class OpenInferenceService(SharedMemoryMethods):
                 statistics.name = name
         return ModelStatisticsResponse(model_stats=all_statistics)
 
-    def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return the names of the served models, then the aliases; with `ready`, only what takes requests now."""
-        state = "READY" if self.ready else "UNAVAILABLE"
+    async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
+        """Return every version that is known and its state, then the aliases; with `ready`, only what takes requests now."""
+        lines = await self._control.index(ready=ready)
+        if not self.ready:
+            down = {ModelState.READY: ModelState.UNAVAILABLE}
+            lines = [] if ready else [line._replace(state=down.get(line.state, line.state)) for line in lines]
         models = [
-            RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
-            for model in self._repository
-            if self.ready or not ready
+            RepositoryIndexResponse.ModelIndex(
+                name=line.name, version=line.version, state=line.state.value, reason=line.reason
+            )
+            for line in lines
         ]
         aliases = alias_index(self._routes.entries(), is_ready=self.ready)
         return RepositoryIndexResponse(models=[*models, *(row for row in aliases if row.state == "READY" or not ready)])
+
+    async def load(self, repository: str, name: str, parameters: Collection[str]) -> None:
+        """Load a model, or what its folder has now; `parameters` are the names of those of the request.
+
+        Raises what `ModelControl.load` does.
+        """
+        _check_repository(repository)
+        await self._control.load(name, dict.fromkeys(parameters, ""))
+
+    async def unload(self, repository: str, name: str, *, unload_dependents: bool = False) -> None:
+        """Unload a model. Raises what `ModelControl.unload` does."""
+        _check_repository(repository)
+        await self._control.unload(name, unload_dependents=unload_dependents)
 
     def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return the trace settings of a model or, for an empty name, of the server; `settings` are to be changed.
@@ -238,10 +266,31 @@ class OpenInferenceService(SharedMemoryMethods):
     async def RepositoryIndex(  # noqa: N802
         self,
         request: RepositoryIndexRequest,
-        _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
+        context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
         """Answer `index`."""
-        return self.index(ready=request.ready)
+        return await await_or_abort(context, self.index(ready=request.ready))
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self,
+        request: RepositoryModelLoadRequest,
+        context: ServicerContext[RepositoryModelLoadRequest, RepositoryModelLoadResponse],
+    ) -> RepositoryModelLoadResponse:
+        """Answer `load`."""
+        await await_or_abort(context, self.load(request.repository_name, request.model_name, request.parameters.keys()))
+        return RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self,
+        request: RepositoryModelUnloadRequest,
+        context: ServicerContext[RepositoryModelUnloadRequest, RepositoryModelUnloadResponse],
+    ) -> RepositoryModelUnloadResponse:
+        """Answer `unload`."""
+        dependents = request.parameters["unload_dependents"].bool_param if request.parameters else False
+        await await_or_abort(
+            context, self.unload(request.repository_name, request.model_name, unload_dependents=dependents)
+        )
+        return RepositoryModelUnloadResponse()
 
     async def TraceSetting(  # noqa: N802
         self, request: TraceSettingRequest, context: ServicerContext[TraceSettingRequest, TraceSettingResponse]
@@ -285,3 +334,10 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def _find(self, name: str, version: str) -> Model:
         return self._routes.first(name, version)
+
+
+def _check_repository(repository: str) -> None:
+    if repository:
+        raise RequestError(
+            f"there is no choice between repositories here, but {reprlib.repr(repository)} was named; leave it empty"
+        )

@@ -186,7 +186,7 @@ async def test_an_alias_keeps_no_model_in_memory_that_is_served_no_more(packages
         ("prod=stable@0.5,missing@0.5", "--alias prod=missing: there is no model"),
         (
             "prod=stable@0.5,turned@0.5",
-            "--alias prod: turned:1 and stable:3 differ in the label of class 0, 'dark' and 'red'; clients read",
+            "--alias prod=turned: turned:1 and stable:3 differ in the label of class 0, 'dark' and 'red'; clients read",
         ),
         (
             "prod=stable@0.5,floats@0.5",
