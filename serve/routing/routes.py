@@ -228,8 +228,10 @@ class _AliasRoute:
         return models
 
     def _is_known(self, models: list[Model | None]) -> bool:
+        # A reference to a model that has gone leads to None, which doesn't stand for a target that was not served.
         return self._known is not None and all(
-            model is (None if known is None else known()) for model, known in zip(models, self._known, strict=True)
+            known is None if model is None else known is not None and known() is model
+            for model, known in zip(models, self._known, strict=True)
         )
 
     def _learn(self, models: list[Model | None]) -> None:

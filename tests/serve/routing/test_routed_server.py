@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -305,6 +306,72 @@ async def test_a_shadow_compares_and_changes_no_answer(routed: Routed) -> None:
     assert await routed.metric("fuseline_shadow_logit_difference_sum", **labels) == pytest.approx(1.0, abs=1e-3)
     # Neither statistics nor requests of the shadow count what it computed.
     assert await routed.metric("fuseline_requests_total", method="Classify", model="canary", code="OK") == 0
+
+
+async def test_targets_that_come_and_go_are_heeded_from_one_request_to_the_next(
+    packages: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(packages / "stable", models / "paint" / "3")
+    shutil.copytree(packages / "turned", models / "best" / "1")
+    its_settings = settings(
+        alias=("prod=paint:3@0.5,paint:4@0.5", "best=paint"),
+        shadow=("paint:4@1",),
+        model_repository=(models,),
+        model_control_mode="explicit",
+        load_model=("paint",),
+        version_policy=("all",),
+    )
+    server = Server.for_packages([], its_settings)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        routed = Routed(server, channel)
+
+        async def answered(name: str, version: str = "") -> set[str]:
+            """The versions that answer 40 requests."""
+            asked = [routed.classifier.Classify(classify_request(name, version)) for _ in range(40)]
+            return {response.model_version for response in await asyncio.gather(*asked)}
+
+        async def load(name: str) -> None:
+            await routed.inference.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name=name))
+
+        async def compared() -> float:
+            labels = {"shadowed": "paint", "model": "paint", "version": "4"}
+            value = server._metrics.registry.get_sample_value(
+                "fuseline_shadow_requests_total", labels | {"outcome": "agrees"}
+            )
+            return value or 0.0
+
+        assert "--alias prod=paint:4: there is no version '4' of paint here" in caplog.text
+        assert await answered("prod") == {"3"}
+        assert await answered("best") == {"3"}
+        shutil.copytree(packages / "canary", models / "paint" / "4")
+        await load("paint")
+        assert await answered("prod") == {"3", "4"}
+        assert await answered("best") == {"4"}
+        metadata = await routed.inference.ModelMetadata(oip.ModelMetadataRequest(name="prod"))
+        assert list(metadata.versions) == ["3", "4"]
+        # The shadow answers these itself now.
+        assert await answered("paint") == {"4"}
+        assert await compared() == 0
+        assert await answered("paint", "3") == {"3"}
+        async with asyncio.timeout(30):
+            while await compared() < 1:  # noqa: ASYNC110 what is waited for lies in the server, which tells no one
+                await asyncio.sleep(0)
+        shutil.rmtree(models / "paint" / "3")
+        await load("paint")
+        assert await answered("prod") == {"4"}
+        assert "alias prod: paint:3 is not served; its requests go to paint:4" in caplog.text
+        code, reason = await code_of(routed.classifier.Classify(classify_request("prod", "3")))
+        assert (code, "not served now" in reason) == (grpc.StatusCode.NOT_FOUND, True)
+        code, reason = await code_of(load("best"))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "--alias best leads to other models" in reason
+        await routed.inference.RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="paint"))
+        for name in ("prod", "best"):
+            code, _ = await code_of(routed.classifier.Classify(classify_request(name)))
+            assert code is grpc.StatusCode.NOT_FOUND
+    await server.drain()
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ async def test_an_alias_keeps_no_model_in_memory_that_is_served_no_more(packages
     del model
     gc.collect()
     assert gone() is None
+    with pytest.raises(UnknownModelError, match="the alias prod leads to stable, canary, which is not served now"):
+        routed.find("prod")
 
 
 @pytest.mark.parametrize(
