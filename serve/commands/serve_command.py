@@ -11,6 +11,7 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
@@ -52,7 +53,20 @@ def serve(
             "beside it only if it is given too.",
         ),
     ] = None,
-    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    http_port: Annotated[
+        int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
+    ] = _default("http_port"),
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "tls_cert", "Certificate of gRPC's and HTTP's ports in PEM; with --tls-key. It may be replaced while used."
+        ),
+    ] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "Private key of --tls-cert, in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("tls_client_ca", "Certificates in PEM; a client must show one that they signed (mutual TLS)."),
+    ] = None,
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
         str,
@@ -101,6 +115,13 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    backend_timeout_s: Annotated[
+        float,
+        _option(
+            "backend_timeout_s",
+            "After how long a call of the backend counts as one that hangs, unless such batches take long; 0: never.",
+        ),
+    ] = _default("backend_timeout_s"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -155,6 +176,9 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         backend=backend,
         precision=precision,
         max_batch=max_batch,
@@ -169,6 +193,7 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
         model_repository=model_repository or None,
@@ -230,6 +255,11 @@ def classify(
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.
@@ -239,7 +269,20 @@ def classify(
     """
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
+    raise typer.Exit(
+        classify_files(
+            images,
+            address=address,
+            model=model,
+            top_k=top_k,
+            as_json=as_json,
+            tls=tls,
+            ca=tls_ca,
+            cert=tls_cert,
+            key=tls_key,
+            server_name=tls_server_name,
+        )
+    )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status, status_from_error
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
         """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""
+
+    @abstractmethod
+    def priority(self, request: RequestT) -> int:
+        """Return the level that a sound `request` asks for; 0: it leaves that to the call. Raises `RequestError`."""
 
     @abstractmethod
     def find(self, request: RequestT) -> Model:
@@ -146,6 +151,10 @@ class Inference(Generic[RequestT, AnswerT]):
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
+        if level := self._codec.priority(self.request) or (
+            priority_from_text(self._call.priority) if self._call.priority else 0
+        ):
+            self._call = self._call._replace(caller=self._call.caller._replace(priority=level))
         if isinstance(rows, list):
             return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
         return self._decoded(model, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fuseline.serve.errors import FuselineError
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.model_control.control import IndexEntry
@@ -19,6 +20,8 @@ from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, fo
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.error_text import text_from_error
 from fuseline.serve.workers.worker_doors import WorkerDoors
+
+_FLUSH_S = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +65,10 @@ class BackendProcess:
         if settings.model_control_mode == "explicit":
             wanted = list(dict.fromkeys(its.name for its in served if its.folder not in self._config.folders))
         self._channel.send("ready", models=[its.model_dump(mode="json") for its in served], wanted=wanted)
+        living = asyncio.create_task(self._live())
         await follow_supervisor(self._channel, self._metrics.registry, self._metrics.statistics, self._take)
         accepting.cancel()
+        living.cancel()
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await self._control.close()
@@ -73,9 +78,27 @@ class BackendProcess:
             await exit_at_once(self._channel)
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
-        if self._control.is_loading:
-            # Nothing can interrupt it, and a normal exit would wait for it.
-            await exit_at_once(self._channel)
+        if self._control.is_loading or any(model.has_hung for model in self._repository):
+            # Nothing can interrupt a load, and a normal exit would wait for it; the runtime of a hung call may be
+            # called no more, not even to end.
+            await exit_at_once(self._channel, 0)
+
+    async def _live(self) -> None:
+        """End this process once no lane of a model computes any more; the supervisor starts it again."""
+
+        async def nobody_asks(_serving: bool) -> None:
+            """Health is the workers' matter."""
+
+        liveness = Liveness(lambda: (model.batcher for model in self._repository), 0, nobody_asks)
+        watching = asyncio.create_task(liveness.run())
+        try:
+            await liveness.lost_for(0)
+        finally:
+            watching.cancel()
+        _log.error("a backend hangs, and no lane is left that computes: this process ends, to be started again")
+        # What was failed has to reach the workers.
+        await asyncio.sleep(_FLUSH_S)
+        await exit_at_once(self._channel)
 
     def _load(self, folder: Path, name: str, version: str) -> Model:
         load = partial(self._load_model, folder, self._config.settings, name=name, version=version)

@@ -62,6 +62,21 @@ class RemoteBatcher:
         return 0 if self._send is None else int(self._arena.admission_snapshot[0])
 
     @property
+    def is_stalled(self) -> bool:
+        """False: whether the backend computes is the supervisor's to say, for all models at once."""
+        return False
+
+    @property
+    def is_lost(self) -> bool:
+        """False, as `is_stalled` is."""
+        return False
+
+    @property
+    def hung_calls(self) -> int:
+        """0: this process calls no backend."""
+        return 0
+
+    @property
     def taken_slots(self) -> int:
         """Number of rows of this worker that wait, run, or have an answer that has yet to be read."""
         return self._slots.taken

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -11,11 +12,13 @@ from typing import Any, NoReturn
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
 from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
+from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -106,6 +109,35 @@ class BackendModels:
             self._questions.pop(number, None)
 
 
+class _Health:
+    """Sets the health of a worker's server: it serves while it is connected to a backend that gives signs of life."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connected = True
+        self._answers = True
+        self._setting: set[asyncio.Task[None]] = set()
+
+    async def set_connected(self, connected: bool) -> None:
+        """Note that the backend process was lost, or is back."""
+        self._connected = connected
+        # A process that has just come back answers; the supervisor says so a moment later.
+        self._answers = self._answers or connected
+        await self._set()
+
+    def backend_answers(self, *, answers: bool) -> None:
+        """Note what the supervisor says of the backend process."""
+        self._answers = answers
+        task = asyncio.create_task(self._set())
+        self._setting.add(task)
+        task.add_done_callback(self._setting.discard)
+
+    async def _set(self) -> None:
+        # While it starts, the server sets its health itself.
+        if self._server.ready:
+            await self._server.set_health(serving=self._connected and self._answers)
+
+
 def _stopping() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down; ask again once it is back")
 
@@ -122,6 +154,9 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
     file = config.http_listener_file
+    certificates = _certificates(config)
+    if certificates is not None:
+        show_certificates(certificates, registry, counts=False)
     server = Server(
         config.settings,
         models,
@@ -129,10 +164,17 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         shares_port=True,
         registrar=registrar,
         http_listener=None if file is None else socket.socket(fileno=file),
+        certificates=certificates,
         control=RemoteModelControl(models.ask, models.served),
     )
 
+    health = _Health(server)
+
     def on_message(message: dict[str, Any]) -> None:
+        if message["kind"] == "backend":
+            server.liveness.backend_hangs = not message["live"]
+            health.backend_answers(answers=message["answers"])
+            return
         (registrar.take if message["kind"] == "regions" else models.take_answer)(message)
 
     following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message))
@@ -148,7 +190,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
-    keeping = asyncio.create_task(models.keep_loaded(lambda is_there: server.set_health(serving=is_there)))
+    keeping = asyncio.create_task(models.keep_loaded(health.set_connected))
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     registrar.stop()
@@ -165,6 +207,15 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     channel.send("drained", complete=complete)
     if not complete:
         await exit_at_once(channel)
+
+
+def _certificates(config: ProcessConfig) -> Certificates | None:
+    if (files := config.settings.certificate_files) is None:
+        return None
+    certificates = Certificates(files, copy=files_of_descriptors(config.certificate_copy), is_quiet=True)
+    for descriptor in config.certificate_copy:
+        os.close(descriptor)
+    return certificates
 
 
 def main() -> None:
