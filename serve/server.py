@@ -25,6 +25,7 @@ from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServ
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_LOST_GRACE_S = 10.0
+"""Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
+and a call that hangs may yet return."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +99,12 @@ class Server:
         self._open_inference = OpenInferenceService(
             self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
         )
+        self.liveness = Liveness(
+            lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
+        )
+        """Tells whether the event loop turns and the backend computes."""
+        self._open_inference.is_live = lambda: self.liveness.is_live
+        self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
         self._certificates = certificates
         self._watching: asyncio.Task[None] | None = None
@@ -130,11 +141,13 @@ class Server:
         """
         settings = self._settings
         self.addresses = self._listeners.bind(settings.grpc_addresses)
+        self._living = asyncio.create_task(self.liveness.run())
         try:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
         except BaseException:
+            self._living.cancel()
             self.abandon()
             raise
         keep_freed_memory()
@@ -148,8 +161,8 @@ class Server:
 
     @property
     def serves(self) -> bool:
-        """Whether requests are computed now: the server is ready, and has a backend."""
-        return self.ready and self._open_inference.has_backend
+        """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
+        return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
@@ -175,6 +188,8 @@ class Server:
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
+            if self._living is not None:
+                self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
             if self._watching is not None:
@@ -197,6 +212,9 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
+    async def _note_stall(self, serving: bool) -> None:
+        await self.set_health(serving=serving and self.ready)
+
     async def _start_http(self, listener: socket.socket) -> None:
         # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
         from fuseline.serve.http.app import http_app
@@ -208,7 +226,16 @@ class Server:
         settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
-            http_app(HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings))
+            http_app(
+                HttpServices(
+                    classify,
+                    open_inference,
+                    self._source.metrics,
+                    lambda: self.serves,
+                    settings,
+                    is_live=lambda: self.liveness.is_live,
+                )
+            )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
         certificates = self._certificates
@@ -249,7 +276,13 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
         for server in servers:
             server.abandon()
 
-    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s, before_exit=abandon)
+    return run_until_signal(
+        serve,
+        drain_timeout_s=settings.drain_timeout_s,
+        before_exit=abandon,
+        hangs=lambda: any(server.liveness.loop_hangs for server in servers),
+        grace_s=_LOST_GRACE_S,
+    )
 
 
 async def _run(server: Server, settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event) -> int:
@@ -262,7 +295,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         os._exit(0)
     starting.result()
     announce(server)
-    await stopping
+    lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
+    await asyncio.wait((stopping, lost), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        _log.error("a backend hangs, and no lane is left that computes: this server ends, to be started again")
     try:
         await server.drain()
     except TimeoutError:
@@ -270,4 +306,9 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
+    if any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end.
+        logging.shutdown()
+        os._exit(int(lost.done()))
+    lost.cancel()
     return 0

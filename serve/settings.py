@@ -58,6 +58,9 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
+    measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None

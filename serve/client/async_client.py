@@ -77,10 +77,13 @@ class AsyncClient:
         model: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
+        priority: str = "",
     ) -> Answer:
         """Classify one image or several in one request; see `Client.classify`."""
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
-            draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+            draft = await _drafted(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
@@ -91,6 +94,7 @@ class AsyncClient:
         top_k: int = 1,
         model: str = "",
         timeout_s: float | None = None,
+        priority: str = "",
     ) -> AsyncIterator[StreamAnswer]:
         """Classify images as the iterable gives them; yield answers as they come; see `Client.classify_stream`.
 
@@ -105,7 +109,9 @@ class AsyncClient:
                 async for image in _asynchronous(images):
                     try:
                         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
-                            draft = await _drafted([image], top_k=top_k, model=model, id=str(position))
+                            draft = await _drafted(
+                                [image], top_k=top_k, model=model, id=str(position), priority=priority
+                            )
                             request = await self._checked(draft)
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))

@@ -91,6 +91,7 @@ class Client:
         model: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
+        priority: str = "",
     ) -> Answer:
         """Classify one image or several in one request; the results have their order.
 
@@ -101,18 +102,27 @@ class Client:
             model: may be empty when the server has only one.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
+            priority: "interactive", or "bulk" for what may wait behind others' requests; empty: interactive.
 
         Raises:
             RequestError, ImageError: something is wrong with the request or an image, a file that can't be read and a
                 message over the server's limit among it.
         """
         with errors_of_the_tree(self.address, timeout_s, self._tls):
-            draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+            draft = draft_request(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
     def classify_stream(
-        self, images: Iterable[ImageLike], *, top_k: int = 1, model: str = "", timeout_s: float | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        timeout_s: float | None = None,
+        priority: str = "",
     ) -> Iterator[StreamAnswer]:
         """Classify images as the iterable gives them, each a request of its own; yield answers as they come.
 
@@ -125,7 +135,9 @@ class Client:
         """
         if isinstance(self._stub, HttpStub):
             yield from stream_over_http(
-                lambda image, left_s: self.classify(image, top_k=top_k, model=model, timeout_s=left_s),
+                lambda image, left_s: self.classify(
+                    image, top_k=top_k, model=model, timeout_s=left_s, priority=priority
+                ),
                 images,
                 timeout_s,
             )
@@ -138,7 +150,9 @@ class Client:
                 for position, image in enumerate(images):
                     try:
                         with errors_of_the_tree(self.address, timeout_s, self._tls):
-                            request = self._checked(draft_request([image], top_k=top_k, model=model, id=str(position)))
+                            request = self._checked(
+                                draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                            )
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
                     else:

@@ -51,7 +51,9 @@ def serve(
             "beside it only if it is given too.",
         ),
     ] = None,
-    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    http_port: Annotated[
+        int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
+    ] = _default("http_port"),
     tls_cert: Annotated[
         Path | None,
         _option(
@@ -111,6 +113,13 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    backend_timeout_s: Annotated[
+        float,
+        _option(
+            "backend_timeout_s",
+            "After how long a call of the backend counts as one that hangs, unless such batches take long; 0: never.",
+        ),
+    ] = _default("backend_timeout_s"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -148,6 +157,7 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )

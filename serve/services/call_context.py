@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.services.priority import priority_text
 from fuseline.serve.tls.client_name import client_of_auth_context
 
 
@@ -16,6 +17,8 @@ class CallContext(NamedTuple):
     """When the call's answer is of no use any more, on the batchers' clock; None: it always is."""
     caller: Caller = ANYONE
     """Who makes the call, as far as queues heed it."""
+    priority: str = ""
+    """What metadata or headers say of the priority, as they have it; empty: nothing."""
 
 
 NO_CONTEXT = CallContext()
@@ -32,7 +35,9 @@ def context_of_rpc(
     remaining_s = context.time_remaining()
     client = client_of_auth_context(context.auth_context()) if has_certificates else None
     return CallContext(
-        None if remaining_s is None else clock() + remaining_s, Caller(client or host_of_peer(context.peer()))
+        None if remaining_s is None else clock() + remaining_s,
+        Caller(client or host_of_peer(context.peer())),
+        priority_text(context.invocation_metadata() or ()),
     )
 
 

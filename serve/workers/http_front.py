@@ -35,9 +35,12 @@ class HttpFront:
         totals: Totals,
         is_ready: Callable[[], bool],
         taking: Callable[[], Sequence[SupervisedProcess]],
+        is_live: Callable[[], bool] = lambda: True,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """Bind the port. `taking` returns the workers that take connections now, `tls` is that of `HttpServer`.
+        """Bind the port. `taking` returns the workers that take connections now, `is_live` whether no process hangs.
+
+        `tls` is that of `HttpServer`.
 
         Raises:
             InputError: the port can't be bound.
@@ -47,7 +50,7 @@ class HttpFront:
         self._hangs = False
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings))
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, is_live=is_live))
         self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
