@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.batching.row_rate import RowRate
 from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
@@ -212,9 +211,7 @@ class Admission:
             return min(float(most), per_s * seconds / (1 - min(per_s * row_seconds, 0.9)))
 
         all_per_s, passable_per_s = self._rate.per_s, self._passable_rate.per_s
-        kinds = passing(
-            standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s
-        )
+        kinds = passing(standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s)
         clients = passing(standing.later_of_clients, all_per_s - standing.client_rows_per_s)
         return row_seconds * max(kinds, clients)
 

@@ -23,7 +23,6 @@ from fuseline.serve.batching.requests import ANYONE, BULK, INTERACTIVE, Batch, C
 from fuseline.serve.batching.standing import Senders, Standing
 from fuseline.serve.errors import DeadlineError
 
-
 _MOST_PASSED = {INTERACTIVE: 1, BULK: BULK_COST}
 """How many rows of other kinds, which never run out of them, start for each row of a flow."""
 
