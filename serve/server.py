@@ -28,8 +28,12 @@ from fuseline.serve.listeners import Listeners
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.model_control.control import ModelControl
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
@@ -38,6 +42,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tls.certificates import Certificates
+from fuseline.serve.tls.grpc_credentials import server_credentials
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -66,12 +72,16 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        certificates: Certificates | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `control` loads and unloads models by request; None: they stay as they are.
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
+        With `certificates`, which this server keeps up to date, TCP ports speak TLS.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
@@ -88,11 +98,23 @@ class Server:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            control=control or FixedModels(self.repository),
+            routes=self._routes,
+            shadows=self._shadows,
         )
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
@@ -101,7 +123,13 @@ class Server:
         self._open_inference.is_live = lambda: self.liveness.is_live
         self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
-        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+        self._certificates = certificates
+        self._watching: asyncio.Task[None] | None = None
+        self._listeners = Listeners(
+            self._grpc,
+            shares_ports=shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     @property
     def port(self) -> int:
@@ -110,15 +138,24 @@ class Server:
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
-        """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics()
-        return cls(settings, PackageModels(folders, settings, metrics), metrics)
+        """Return a server that loads the packages in `folders` into this process.
+
+        Raises:
+            InputError: the files of TLS are broken.
+        """
+        metrics, files = Metrics(), settings.certificate_files
+        certificates = None if files is None else Certificates(files)
+        if certificates is not None:
+            show_certificates(certificates, metrics.registry)
+        source = PackageModels(folders, settings, metrics)
+        return cls(settings, source, metrics, certificates=certificates, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -128,6 +165,10 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
             self._living.cancel()
             self.abandon()
@@ -136,6 +177,8 @@ class Server:
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._certificates is not None:
+            self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
 
@@ -144,6 +187,11 @@ class Server:
         """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
         return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, which nothing can interrupt."""
+        return self._source.is_loading
+
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
         self._listeners.abandon()
@@ -151,7 +199,7 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are admitted already.
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
@@ -163,7 +211,9 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
-                await self.repository.close()
+                if self._shadows is not None:
+                    await self._shadows.stop()
+                await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
@@ -172,6 +222,8 @@ class Server:
                 self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
+            if self._watching is not None:
+                self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -216,10 +268,12 @@ class Server:
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port)
+        certificates = self._certificates
+        tls = None if certificates is None else lambda: certificates.current.context
+        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -282,8 +336,9 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
-    if any(model.has_hung for model in server.repository):
-        # The runtime may be called no more, not even to end.
+    if server.is_loading or any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
+        # model, whose work nobody wants any more.
         logging.shutdown()
         os._exit(int(lost.done()))
     lost.cancel()

@@ -7,6 +7,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.services.priority import priority_text
+from fuseline.serve.tls.client_name import client_of_auth_context
 
 
 class CallContext(NamedTuple):
@@ -24,12 +25,18 @@ NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
 
-def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
-    """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
+def context_of_rpc(
+    context: ServicerContext[Any, Any], clock: Callable[[], float], *, has_certificates: bool = False
+) -> CallContext:
+    """Return what is known of a call that came over gRPC. `clock` is the batchers' own.
+
+    With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
+    """
     remaining_s = context.time_remaining()
+    client = client_of_auth_context(context.auth_context()) if has_certificates else None
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
-        Caller(host_of_peer(context.peer())),
+        Caller(client or host_of_peer(context.peer())),
         priority_text(context.invocation_metadata() or ()),
     )
 

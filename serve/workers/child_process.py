@@ -43,8 +43,14 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    wanted: tuple[str, ...] | None = None
+    """Names of the models that were loaded by request before the backend process was started again; None: it is started
+    for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
+    certificate_copy: tuple[int, ...] = ()
+    """Descriptors of the certificate, its key and, where there is one, the clients' CA, as the supervisor read them
+    last, for a worker that starts while the files are broken."""
     why_no_shared_memory: str | None = None
     """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 

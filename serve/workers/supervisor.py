@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
+from fuseline.serve.workers.control_relay import ControlRelay
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses
@@ -60,6 +63,8 @@ class Supervisor:
         self._settings = settings
         self._commands = commands
         self._http: HttpFront | None = None
+        self._certificates: Certificates | None = None
+        self._watching_files: asyncio.Task[None] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
@@ -75,6 +80,7 @@ class Supervisor:
             self._tell_of_backend,
         )
         self._watching: asyncio.Task[None] | None = None
+        self._control = ControlRelay(self._ready_backend)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -95,9 +101,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        backend = self._processes.get(_BACKEND)
-        computes = backend is not None and backend.ready is not None and self._watch.answers
-        return computes and bool(self._taking_workers())
+        return self._ready_backend() is not None and self._watch.answers and bool(self._taking_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -114,10 +118,14 @@ class Supervisor:
         """
         if not hasattr(os, "memfd_create"):
             raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
-        for folder in self._folders:
+        for folder in (*self._folders, *self._settings.model_repository):
             if not _is_utf8(folder):
-                raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
+                raise InputError(
+                    f"{folder}: with --workers the path of a package or repository must be UTF-8; rename it, or leave "
+                    "it out"
+                )
         settings = self._settings
+        tls = self._watch_certificates()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._shared = SharedAddresses(self._link_folder, self._ready_workers)
         self._shared.take(settings.grpc_addresses)
@@ -125,7 +133,7 @@ class Supervisor:
             from fuseline.serve.workers.http_front import HttpFront
 
             self._http = HttpFront(
-                settings, self.totals, lambda: self.ready, self._taking_workers, lambda: self._watch.is_live
+                settings, self.totals, lambda: self.ready, self._taking_workers, lambda: self._watch.is_live, tls
             )
             self.http_port = self._http.port
             await self._http.start()
@@ -194,10 +202,16 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the addresses of gRPC and the folder, after the processes have ended."""
+        if self._watching_files is not None:
+            self._watching_files.cancel()
         self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    def _ready_backend(self) -> SupervisedProcess | None:
+        backend = self._processes.get(_BACKEND)
+        return None if backend is None or backend.ready is None else backend
 
     def _ready_workers(self) -> list[str]:
         """Return the titles of the workers that answer, those that drain included."""
@@ -214,10 +228,17 @@ class Supervisor:
                     process.send_log_settings(log.settings)
                 if title != _BACKEND:
                     process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
-                regions = partial(self._regions.take, process)
-                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
+                await process.run(
+                    self._note_ready,
+                    partial(self._answer, process),
+                    self._log_by,
+                    partial(self._regions.take, process),
+                    partial(self._control.take, process),
+                )
             finally:
                 self._regions.leave(process)
+                if title == _BACKEND:
+                    self._control.lose()
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -250,10 +271,12 @@ class Supervisor:
             threads = -(-settings.decode_threads // settings.workers)
             listen = self._shared.of_worker(title)
             settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
+        copy = [] if is_backend or self._certificates is None else copied_in_memory(self._certificates.current)
         http_file = None if is_backend or self._http is None else self._http.listener_file
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
         if http_file is not None:
             files.append(http_file)
+        files += copy
 
         def make_config(channel_file: int) -> ProcessConfig:
             return ProcessConfig(
@@ -265,11 +288,26 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                certificate_copy=tuple(copy),
+                wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
-        return await start_process(title, command, make_config, files)
+        try:
+            return await start_process(title, command, make_config, files)
+        finally:
+            for file in copy:
+                os.close(file)
+
+    def _watch_certificates(self) -> Callable[[], ssl.SSLContext] | None:
+        """Read the files of TLS and watch them; return what `HttpServer` takes, None without TLS."""
+        if (files := self._settings.certificate_files) is None:
+            return None
+        self._certificates = certificates = Certificates(files)
+        self.totals.show_certificates(certificates)
+        self._watching_files = asyncio.create_task(certificates.watch())
+        return lambda: certificates.current.context
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""
@@ -278,6 +316,8 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         self._adapt_http()
+        if (backend := self._ready_backend()) is not None and backend.ready is not None:
+            self._control.begin(backend.ready["wanted"])
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
             self._all_ready.set()
