@@ -53,6 +53,10 @@ _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
 
+_QUIET_S = 0.1
+"""Seconds without a call after which none is taken to be on its way to a server that drains."""
+_MOST_QUIETS = 20
+
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
 and a call that hangs may yet return."""
@@ -203,7 +207,7 @@ class Server:
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready = False
+        self.ready, counted = False, self._metrics.requests_by_code()
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -216,6 +220,8 @@ class Server:
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
+            if self._metrics.requests_by_code() != counted:
+                await self._refuse_stragglers()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             if self._living is not None:
@@ -229,6 +235,17 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+
+    async def _refuse_stragglers(self) -> None:
+        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
+
+        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
+        """
+        for _ in range(_MOST_QUIETS):
+            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
+            await asyncio.sleep(_QUIET_S)
+            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
+                return
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""

@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -236,20 +237,20 @@ def serve(
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
+        lines = []
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
-            typer.echo(
+            lines.append(
                 f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
-        for route in (*settings.aliases, *settings.shadows):
-            typer.echo(str(route))
+        lines += map(str, (*settings.aliases, *settings.shadows))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
-        sys.stdout.flush()
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
+        _say(lines)
 
     if engine_cache is not None:
         from fuseline.serve.backends.engine.cache import check_engine_cache
@@ -263,6 +264,17 @@ def serve(
     from fuseline.serve.server import run_server
 
     raise typer.Exit(run_server(folders, settings, announce))
+
+
+def _say(lines: list[str]) -> None:
+    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
+    try:
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
+        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
 
 
 def classify(
