@@ -34,7 +34,21 @@ class Repository:
                 f"two packages are named {model.name!r} and have version {model.version!r}; export one of them again "
                 "with another --name, or serve them apart"
             )
-        self._serve([*self, model])
+        self.serve([*self, model])
+
+    def serve(self, models: Iterable[Model]) -> None:
+        """Serve `models`, and no other, from now on."""
+        by_name: dict[str, list[Model]] = {}
+        for model in models:
+            by_name.setdefault(model.name, []).append(model)
+        self._models = {
+            name: {
+                model.version: model
+                for model in sorted(versions, key=lambda each: version_order(each.version), reverse=True)
+            }
+            for name, versions in by_name.items()
+        }
+        self._highest = {name: next(iter(versions.values())) for name, versions in self._models.items()}
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the served versions of `name`, the highest first; none where it is not served."""
@@ -58,7 +72,7 @@ class Repository:
 
     async def publish(self, served: Sequence[Model]) -> None:
         """See `fuseline.serve.model_control.doors.Doors.publish`."""
-        self._serve(served)
+        self.serve(served)
 
     async def retire(self, model: Model) -> None:
         """See `fuseline.serve.model_control.doors.Doors.retire`: a request finds its model and enters its batcher, or
@@ -69,19 +83,6 @@ class Repository:
         """Let every model finish what it has admitted, then release it."""
         for model in self:
             await model.close()
-
-    def _serve(self, models: Iterable[Model]) -> None:
-        by_name: dict[str, list[Model]] = {}
-        for model in models:
-            by_name.setdefault(model.name, []).append(model)
-        self._models = {
-            name: {
-                model.version: model
-                for model in sorted(versions, key=lambda each: version_order(each.version), reverse=True)
-            }
-            for name, versions in by_name.items()
-        }
-        self._highest = {name: next(iter(versions.values())) for name, versions in self._models.items()}
 
     def _named(self, name: str) -> Model:
         if not name and len(self._highest) == 1:

@@ -25,12 +25,15 @@ from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServ
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
@@ -39,6 +42,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tls.certificates import Certificates
+from fuseline.serve.tls.grpc_credentials import server_credentials
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -47,6 +52,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_LOST_GRACE_S = 10.0
+"""Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
+and a call that hangs may yet return."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +72,7 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        certificates: Certificates | None = None,
         control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
@@ -71,6 +81,7 @@ class Server:
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
+        With `certificates`, which this server keeps up to date, TCP ports speak TLS.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
@@ -87,7 +98,11 @@ class Server:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
@@ -98,9 +113,23 @@ class Server:
             registrar,
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
+            routes=self._routes,
+            shadows=self._shadows,
         )
+        self.liveness = Liveness(
+            lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
+        )
+        """Tells whether the event loop turns and the backend computes."""
+        self._open_inference.is_live = lambda: self.liveness.is_live
+        self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
-        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+        self._certificates = certificates
+        self._watching: asyncio.Task[None] | None = None
+        self._listeners = Listeners(
+            self._grpc,
+            shares_ports=shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     @property
     def port(self) -> int:
@@ -109,38 +138,54 @@ class Server:
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
-        """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics()
+        """Return a server that loads the packages in `folders` into this process.
+
+        Raises:
+            InputError: the files of TLS are broken.
+        """
+        metrics, files = Metrics(), settings.certificate_files
+        certificates = None if files is None else Certificates(files)
+        if certificates is not None:
+            show_certificates(certificates, metrics.registry)
         source = PackageModels(folders, settings, metrics)
-        return cls(settings, source, metrics, control=source.control)
+        return cls(settings, source, metrics, certificates=certificates, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
         self.addresses = self._listeners.bind(settings.grpc_addresses)
+        self._living = asyncio.create_task(self.liveness.run())
         try:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
+            self._living.cancel()
             self.abandon()
             raise
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._certificates is not None:
+            self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
 
     @property
     def serves(self) -> bool:
-        """Whether requests are computed now: the server is ready, and has a backend."""
-        return self.ready and self._open_inference.has_backend
+        """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
+        return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
     @property
     def is_loading(self) -> bool:
@@ -166,13 +211,19 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
+                if self._shadows is not None:
+                    await self._shadows.stop()
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
+            if self._living is not None:
+                self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
+            if self._watching is not None:
+                self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -191,6 +242,9 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
+    async def _note_stall(self, serving: bool) -> None:
+        await self.set_health(serving=serving and self.ready)
+
     async def _start_http(self, listener: socket.socket) -> None:
         # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
         from fuseline.serve.http.app import http_app
@@ -202,13 +256,24 @@ class Server:
         settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
-            http_app(HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings))
+            http_app(
+                HttpServices(
+                    classify,
+                    open_inference,
+                    self._source.metrics,
+                    lambda: self.serves,
+                    settings,
+                    is_live=lambda: self.liveness.is_live,
+                )
+            )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port)
+        certificates = self._certificates
+        tls = None if certificates is None else lambda: certificates.current.context
+        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -241,7 +306,13 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
         for server in servers:
             server.abandon()
 
-    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s, before_exit=abandon)
+    return run_until_signal(
+        serve,
+        drain_timeout_s=settings.drain_timeout_s,
+        before_exit=abandon,
+        hangs=lambda: any(server.liveness.loop_hangs for server in servers),
+        grace_s=_LOST_GRACE_S,
+    )
 
 
 async def _run(server: Server, settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event) -> int:
@@ -254,7 +325,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         os._exit(0)
     starting.result()
     announce(server)
-    await stopping
+    lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
+    await asyncio.wait((stopping, lost), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        _log.error("a backend hangs, and no lane is left that computes: this server ends, to be started again")
     try:
         await server.drain()
     except TimeoutError:
@@ -262,7 +336,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
-    if server.is_loading:
-        # A normal exit would wait for the thread that loads a model, whose work nobody wants any more.
-        os._exit(0)
+    if server.is_loading or any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
+        # model, whose work nobody wants any more.
+        logging.shutdown()
+        os._exit(int(lost.done()))
+    lost.cancel()
     return 0

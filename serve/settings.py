@@ -13,6 +13,17 @@ from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.route_flags import (
+    Alias,
+    Shadow,
+    alias_from_flag,
+    check_aliases,
+    check_shadows,
+    checked_alias,
+    checked_shadow,
+    shadow_from_flag,
+)
+from fuseline.serve.tls.certificate import CertificateFiles
 from fuseline.serve.version_policy import policy_from_text
 
 PER_MODEL = (
@@ -67,6 +78,12 @@ class Settings(BaseModel):
     """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
+    tls_cert: Path | None = None
+    """File with the server's certificate, and the intermediate ones after it, in PEM; None: TCP ports are plain."""
+    tls_key: Path | None = None
+    """File with the private key of `tls_cert`, in PEM."""
+    tls_client_ca: Path | None = None
+    """File with certificates of which a client must show one that they signed; None: clients show none."""
     backend: Literal["auto", BackendName] = "auto"
     precision: PrecisionChoice = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
@@ -92,6 +109,13 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    alias: tuple[Annotated[str, AfterValidator(checked_alias)], ...] | None = None
+    """Names that lead to models, each as `fuseline.serve.route_flags` says."""
+    shadow: tuple[Annotated[str, AfterValidator(checked_shadow)], ...] | None = None
+    """Models that compute a share of requests a second time, each as `fuseline.serve.route_flags` says."""
+    backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
+    measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None
@@ -130,6 +154,38 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _routes_end_at_models(self) -> Self:
+        check_aliases(self.aliases)
+        check_shadows(self.shadows, self.aliases)
+        return self
+
+    @property
+    def aliases(self) -> list[Alias]:
+        """What `alias` says."""
+        return [alias_from_flag(text) for text in self.alias or ()]
+
+    @property
+    def shadows(self) -> list[Shadow]:
+        """What `shadow` says."""
+        return [shadow_from_flag(text) for text in self.shadow or ()]
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("cert", "key") if self.tls_key is None else ("key", "cert")
+            raise ValueError(f"--tls-{given} was given without --tls-{missing}; TLS needs both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca was given without --tls-cert and --tls-key; it needs both")
+        return self
+
+    @property
+    def certificate_files(self) -> CertificateFiles | None:
+        """Files of TLS; None: TCP ports are plain."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def grpc_addresses(self) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -52,7 +54,20 @@ def serve(
             "beside it only if it is given too.",
         ),
     ] = None,
-    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    http_port: Annotated[
+        int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
+    ] = _default("http_port"),
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "tls_cert", "Certificate of gRPC's and HTTP's ports in PEM; with --tls-key. It may be replaced while used."
+        ),
+    ] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "Private key of --tls-cert, in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("tls_client_ca", "Certificates in PEM; a client must show one that they signed (mutual TLS)."),
+    ] = None,
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
         str,
@@ -101,6 +116,29 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
+    backend_timeout_s: Annotated[
+        float,
+        _option(
+            "backend_timeout_s",
+            "After how long a call of the backend counts as one that hangs, unless such batches take long; 0: never.",
+        ),
+    ] = _default("backend_timeout_s"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -155,6 +193,9 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         backend=backend,
         precision=precision,
         max_batch=max_batch,
@@ -169,6 +210,9 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
+        backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
         model_repository=model_repository or None,
@@ -182,6 +226,7 @@ def serve(
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
     start_log()
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.
@@ -200,6 +245,8 @@ def serve(
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        for route in (*settings.aliases, *settings.shadows):
+            typer.echo(str(route))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         sys.stdout.flush()
@@ -229,7 +276,17 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.
@@ -239,7 +296,20 @@ def classify(
     """
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
+    raise typer.Exit(
+        classify_files(
+            images,
+            address=address,
+            model=model,
+            top_k=top_k,
+            as_json=as_json,
+            tls=tls,
+            ca=tls_ca,
+            cert=tls_cert,
+            key=tls_key,
+            server_name=tls_server_name,
+        )
+    )
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ class HttpServices:
     is_ready: Callable[[], bool]
     """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
+    is_live: Callable[[], bool] = lambda: True
+    """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
 
 
 def open_inference_of(services: HttpServices) -> OpenInferenceService:

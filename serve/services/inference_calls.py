@@ -8,6 +8,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.calls import Calls, abort
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
@@ -24,11 +25,14 @@ class InferenceCalls:
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
-    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float]) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are."""
+    def __init__(
+        self, metrics: Metrics, settings: Settings, clock: Callable[[], float], shadows: Shadows | None = None
+    ) -> None:
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are. `shadows` sample the requests."""
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
+        self._shadows = shadows
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
 
@@ -51,7 +55,7 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer = await self.run(method, codec, request, context_of_rpc(context, self._clock))
+        answer = await self.run(method, codec, request, self._context(context))
         if isinstance(answer, Status):
             await abort(context, answer)
         return answer
@@ -62,7 +66,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock)
+                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._shadows)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -94,9 +98,9 @@ class InferenceCalls:
         """
         try:
             with self._calls:
-                call = context_of_rpc(context, self._clock)
+                call = self._context(context)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock),
+                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock, self._shadows),
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -113,6 +117,9 @@ class InferenceCalls:
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)
+
+    def _context(self, context: ServicerContext[Any, Any]) -> CallContext:
+        return context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
 
     def _refusal(self, method: str, error: ShuttingDownError) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)
