@@ -51,6 +51,8 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    token_hashes: Path | None = None
+    """File with the hashes of the tokens by which calls are let in; None: every call is."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None
@@ -89,6 +91,14 @@ class Settings(BaseModel):
                 "--shared-memory on, or let it listen on loopback addresses and Unix sockets only"
             )
         return None
+
+    @property
+    def unguarded_addresses(self) -> tuple[str, ...]:
+        """Addresses that other machines may reach, on which nobody needs to say who they are; empty: there are none."""
+        if self.token_hashes is not None:
+            return ()
+        http = (join_address(self.host, self.http_port),) if self.http_port else ()
+        return tuple(address for address in (*self.grpc_addresses, *http) if not is_local(address))
 
     @property
     def engine_cache_folder(self) -> Path:

@@ -99,6 +99,13 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    token_hashes: Annotated[
+        Path | None,
+        _option(
+            "token_hashes",
+            "File of token hashes that `fuseline token new` writes; only calls with one of these tokens are answered.",
+        ),
+    ] = None,
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -133,12 +140,20 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        token_hashes=token_hashes,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
     start_log()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
+    if unguarded := settings.unguarded_addresses:
+        warning = (
+            f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
+            "are; start it with --token-hashes FILE, or listen on loopback (--host 127.0.0.1)"
+        )
+        _log.warning(warning)
+        typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
@@ -185,6 +200,19 @@ def classify(
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_FILE",
+            help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
+        ),
+    ] = None,
+    token_in_clear: Annotated[
+        bool,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.
@@ -194,7 +222,17 @@ def classify(
     """
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
+    raise typer.Exit(
+        classify_files(
+            images,
+            address=address,
+            model=model,
+            top_k=top_k,
+            as_json=as_json,
+            token_file=token_file,
+            token_in_clear=token_in_clear,
+        )
+    )
 
 
 def main() -> None:

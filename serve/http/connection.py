@@ -7,7 +7,7 @@ handler gets the body in one message, and a client that goes away while its requ
 
 import asyncio
 import urllib.parse
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.exchange import Exchange, failure
+from fuseline.serve.http.http_gate import identify
 from fuseline.serve.http.refusal import Refusal
 from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
 
@@ -186,6 +187,8 @@ class HttpConnection(HttpToolsProtocol):
         self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         self.scope["raw_path"] = url.path
         self.scope["query_string"] = url.query or b""
+        if self._group.gate is not None:
+            identify(self._group.gate, cast("dict[str, Any]", self.scope), self.headers)
         self._body.begin()
         self._in_body = True
         self._since = self._group.now

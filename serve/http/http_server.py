@@ -18,6 +18,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.http.connection import HttpConnection
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.http_limits import HttpLimits
@@ -33,9 +34,18 @@ _log = logging.getLogger(__name__)
 class HttpServer:
     """Answers what comes to a listening socket by an ASGI application. Call every method on one event loop."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: HttpLimits, *, shares: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        limits: HttpLimits,
+        *,
+        gate: Gate | None = None,
+        shares: bool = False,
+    ) -> None:
         """Serve `app` on `listener`, which belongs to this server from now on.
 
+        With a `gate`, requests without a token that it knows are refused by their head, but for `OPEN_PATHS`.
         With `shares`, other processes accept from the same socket, and each leaves the next connection to the others
         for a moment: a process that is just awake would take all of a burst, and clients keep connections for long.
         """
@@ -52,7 +62,7 @@ class HttpServer:
         )
         config.load()
         self._uvicorn = uvicorn.Server(config)
-        self._group = ConnectionGroup(config, self._uvicorn.server_state, limits)
+        self._group = ConnectionGroup(config, self._uvicorn.server_state, limits, gate)
         self._listener = listener
         self._shares = shares
         self._accepts = False

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.http.app import PROBES
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.http_server import HttpServer
@@ -41,12 +42,18 @@ _log = logging.getLogger(__name__)
 class StandIn:
     """Answers probes in the place of a server whose event loop doesn't turn."""
 
-    def __init__(self, server: HttpServer, listener: socket.socket, app: ASGIApp, limits: HttpLimits) -> None:
-        """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services."""
+    def __init__(
+        self, server: HttpServer, listener: socket.socket, app: ASGIApp, limits: HttpLimits, gate: Gate | None = None
+    ) -> None:
+        """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services.
+
+        `gate` is that of `server`.
+        """
         self._server = server
         self._listener = listener.dup()
         self._app = app
         self._limits = limits
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
         self._wake, self._woken = socket.socketpair()
@@ -82,7 +89,7 @@ class StandIn:
 
     async def _answer(self, turned: threading.Event) -> None:
         since, warned = time.monotonic() - _PATIENCE_S, False
-        server = HttpServer(self._app, self._listener.dup(), self._limits)
+        server = HttpServer(self._app, self._listener.dup(), self._limits, gate=self._gate)
         await server.start(accepts=False)
         connections: dict[socket.socket, float] = {}
         try:

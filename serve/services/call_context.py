@@ -1,10 +1,12 @@
 """What is known of a call beside its message: who makes it, until when, and how."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 
+from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
 
 
@@ -17,6 +19,9 @@ class CallContext(NamedTuple):
     """Who makes the call, as far as queues heed it."""
 
 
+IDENTITY: ContextVar[Identity | None] = ContextVar("fuseline_identity", default=None)
+"""Who makes the gRPC call whose task this is, as its token says; None: it has none, or none is asked for."""
+
 NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
@@ -24,7 +29,9 @@ NO_CONTEXT = CallContext()
 def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
     """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
     remaining_s = context.time_remaining()
-    return CallContext(None if remaining_s is None else clock() + remaining_s, Caller(host_of_peer(context.peer())))
+    identity = IDENTITY.get()
+    client = host_of_peer(context.peer()) if identity is None else identity.client
+    return CallContext(None if remaining_s is None else clock() + remaining_s, Caller(client))
 
 
 def host_of_peer(peer: str) -> str:

@@ -11,6 +11,7 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import listening_for_http
 from fuseline.serve.http.app import http_app
 from fuseline.serve.http.http_limits import http_limits
@@ -38,15 +39,16 @@ class HttpFront:
         """Bind the port. `taking` returns the workers that take connections now.
 
         Raises:
-            InputError: the port can't be bound.
+            InputError: the port can't be bound, or the file of token hashes can't be taken.
         """
         self._totals = totals
         self._taking = taking
         self._hangs = False
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes))
+        gate = None if settings.token_hashes is None else Gate(settings.token_hashes)
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate))
+        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), gate=gate)
         self._watching: asyncio.Task[None] | None = None
 
     @property

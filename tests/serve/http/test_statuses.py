@@ -16,6 +16,8 @@ def test_every_status_of_an_error_has_one_of_http() -> None:
         "UnknownRegionError": 404,
         "RegionExistsError": 409,
         "SharedMemoryUnavailableError": 400,
+        "UnauthenticatedError": 401,
+        "ForbiddenError": 403,
         "OverloadedError": 429,
         "DeadlineError": 504,
         "ShuttingDownError": 503,
