@@ -17,9 +17,11 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import channel_options, errors_of_the_tree
-from fuseline.serve.client.client import DEFAULT_ADDRESS
+from fuseline.serve.client.client import DEFAULT_ADDRESS, DEFAULT_RETRIES
+from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_stub import is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.retries import RetryPolicy, await_with_retries
 from fuseline.serve.errors import FuselineError, InputError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
@@ -30,14 +32,23 @@ class AsyncClient:
     Methods take what those of `Client` take and raise what they raise. Image files are read in a thread.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        token_in_clear: bool = False,
+        retries: int = DEFAULT_RETRIES,
+    ) -> None:
         """Connects with the first call, and belongs to the event loop of that call.
 
-        Raises `InputError` for an address of HTTP.
+        Arguments are those of `Client`. Raises `InputError` for an address of HTTP, and as `Client`.
         """
         if is_http(address):
             raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
+        self._retries = RetryPolicy(retries)
+        self._metadata = metadata_with(token_for(address, token, is_encrypted=False, in_clear=token_in_clear))
         self._known_models: dict[str, ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
@@ -53,7 +64,8 @@ class AsyncClient:
     async def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
         with errors_of_the_tree(self.address, timeout_s):
-            described = await self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+            request = GetModelRequest(model=name)
+        described = await self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
         self._known_models[name] = description
         return description
@@ -70,7 +82,8 @@ class AsyncClient:
         """Classify one image or several in one request; see `Client.classify`."""
         with errors_of_the_tree(self.address, timeout_s):
             draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits)
-            response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
+            request = await self._checked(draft)
+        response = await self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response)
 
     async def classify_stream(
@@ -105,7 +118,7 @@ class AsyncClient:
                 broken.append(error)
 
         with errors_of_the_tree(self.address, timeout_s):
-            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s, metadata=self._metadata)
             try:
                 async for response in call:
                     while refused:
@@ -125,6 +138,15 @@ class AsyncClient:
     @cached_property
     def _stub(self) -> ClassifierStub:
         return ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def _called(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer of the stub's `method`, tried again as `retries` allows."""
+
+        async def call(left_s: float | None) -> Any:
+            with errors_of_the_tree(self.address, timeout_s):
+                return await method(request, timeout=left_s, metadata=self._metadata)
+
+        return await await_with_retries(call, timeout_s, self._retries)
 
     async def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""

@@ -44,7 +44,9 @@ def _error_from_rpc(error: grpc.RpcError, address: str, timeout_s: float | None)
     metadata = call.trailing_metadata() or ()
     name = next((str(value) for key, value in metadata if key == ERROR_METADATA_KEY), None)
     if name is None and code is grpc.StatusCode.UNAVAILABLE:
-        return InputError(f"no server answers at {address} ({details}); is `fuseline serve` running there?")
+        missing = InputError(f"no server answers at {address} ({details}); is `fuseline serve` running there?")
+        missing.may_pass = True
+        return missing
     if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"no answer from {address} within {timeout_s:g} s; allow more time")
     if name is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -15,13 +15,16 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_stream import stream_over_http
 from fuseline.serve.client.http_stub import HttpStub, is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.retries import RetryPolicy, call_with_retries
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_RETRIES = 2
 
 
 class Client:
@@ -31,16 +34,41 @@ class Client:
     Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """Connects with the first call."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        token_in_clear: bool = False,
+        retries: int = DEFAULT_RETRIES,
+    ) -> None:
+        """Connects with the first call.
+
+        Args:
+            address: where the server is.
+            token: sent with each call; None: that of the environment variable FUSELINE_TOKEN, if there is one.
+            token_in_clear: allow a token to leave this machine over a connection that is not encrypted.
+            retries: how often a call is made again, within its `timeout_s`, that is UNAVAILABLE or RESOURCE_EXHAUSTED;
+                see `fuseline.serve.client.retries`. Streams over gRPC are never.
+
+        Raises:
+            InputError: no HTTP address, or a token that would leave this machine in clear.
+        """
         self.address = address
+        self._retries = RetryPolicy(retries)
+        is_encrypted = address.lower().startswith("https://")
+        token = token_for(address, token, is_encrypted=is_encrypted, in_clear=token_in_clear)
+        # What each call of a stub takes besides its message and its time.
+        self._extra: dict[str, Any] = {}
         if is_http(address):
-            self._stub: Any = HttpStub(address)
+            self._stub: Any = HttpStub(address, token)
             self._close = self._stub.close
         else:
             channel = grpc.insecure_channel(address, channel_options(address))
             self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
             self._close = channel.close
+            if token is not None:
+                self._extra["metadata"] = metadata_with(token)
         self._known_models: dict[str, ModelDescription] = {}
 
     def __enter__(self) -> Self:
@@ -56,7 +84,8 @@ class Client:
     def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; empty: the server's only one."""
         with errors_of_the_tree(self.address, timeout_s):
-            described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+            request = GetModelRequest(model=name)
+        described = self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
         self._known_models[name] = description
         return description
@@ -86,7 +115,8 @@ class Client:
         """
         with errors_of_the_tree(self.address, timeout_s):
             draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits)
-            response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
+            request = self._checked(draft)
+        response = self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response)
 
     def classify_stream(
@@ -125,7 +155,7 @@ class Client:
                 broken.append(error)
 
         with errors_of_the_tree(self.address, timeout_s):
-            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s, **self._extra)
             try:
                 for response in call:
                     while refused:
@@ -136,6 +166,15 @@ class Client:
         yield from refused
         if broken:
             raise broken[0]
+
+    def _called(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer of the stub's `method`, tried again as `retries` allows."""
+
+        def call(left_s: float | None) -> Any:
+            with errors_of_the_tree(self.address, timeout_s):
+                return method(request, timeout=left_s, **self._extra)
+
+        return call_with_retries(call, timeout_s, self._retries)
 
     def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""

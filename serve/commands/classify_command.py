@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fuseline.serve.client import Client, Prediction, StreamAnswer
+from fuseline.serve.client.client_token import token_in_file
 from fuseline.serve.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -23,7 +24,16 @@ _MAX_LABEL_WIDTH = 32
 _BAR_WIDTH = 30
 
 
-def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
+def classify_files(
+    paths: Sequence[Path],
+    *,
+    address: str,
+    model: str,
+    top_k: int | None,
+    as_json: bool,
+    token_file: Path | None = None,
+    token_in_clear: bool = False,
+) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
 
     For a multi-label model a table has `yes` beside labels of probability 0.5 or more. Open assumptions of the model's
@@ -37,7 +47,8 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     files = image_files(paths)
     console = Console(highlight=False)
     exit_code = 0
-    with Client(address) as client:
+    token = None if token_file is None else token_in_file(token_file)
+    with Client(address, token=token, token_in_clear=token_in_clear) as client:
         served = client.model(model)
         if top_k is None:
             # In a multi-label model more labels may hold than are shown otherwise.
