@@ -30,6 +30,7 @@ from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.grpc_gate import GuardedHandlers
 from fuseline.serve.services.image_rows import ImageRows
@@ -86,11 +87,12 @@ class Server:
         self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        limits = CallLimits(settings)
+        self._service = ClassifyService(self.repository, image_rows, metrics, settings, limits=limits)
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics, limits=limits
         )
         self._grpc = self._grpc_server()
         self._listeners = Listeners(self._grpc, shares_ports=shares_port)
@@ -186,7 +188,7 @@ class Server:
         from fuseline.serve.http.http_services import HttpServices
         from fuseline.serve.http.stand_in import StandIn
 
-        settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
+        settings, limits = self._settings, http_limits(self._settings)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
             http_app(

@@ -77,6 +77,50 @@ def serve(
     max_images_per_request: Annotated[int, _option("max_images_per_request", "Images of one request.")] = _default(
         "max_images_per_request"
     ),
+    max_image_pixels: Annotated[
+        int, _option("max_image_pixels", "Pixels of one picture; larger ones are refused by their header.")
+    ] = _default("max_image_pixels"),
+    decode_timeout_s: Annotated[
+        float, _option("decode_timeout_s", "How long one picture may take to decode.")
+    ] = _default("decode_timeout_s"),
+    max_requests_per_client: Annotated[
+        int, _option("max_requests_per_client", "Requests of one client under way in a process; more are refused.")
+    ] = _default("max_requests_per_client"),
+    max_streams: Annotated[int, _option("max_streams", "Streams open in a process; more are refused.")] = _default(
+        "max_streams"
+    ),
+    max_calls_per_connection: Annotated[
+        int, _option("max_calls_per_connection", "Calls open on one gRPC connection; more wait on the client's side.")
+    ] = _default("max_calls_per_connection"),
+    max_connections: Annotated[
+        int | None,
+        _option(
+            "max_connections",
+            "Connections of a process, gRPC's on each address and HTTP's; default: half of its file descriptors, over "
+            "HTTP at most 1024.",
+        ),
+    ] = _default("max_connections"),
+    max_header_kb: Annotated[
+        int, _option("max_header_kb", "Largest metadata of a call or head of an HTTP request, in KiB.")
+    ] = _default("max_header_kb"),
+    keepalive_s: Annotated[
+        float,
+        _option("keepalive_s", "Silence of a gRPC client after which it is asked whether it lives; 0: it is not."),
+    ] = _default("keepalive_s"),
+    keepalive_timeout_s: Annotated[
+        float, _option("keepalive_timeout_s", "How long it may take to answer that.")
+    ] = _default("keepalive_timeout_s"),
+    max_connection_age_s: Annotated[
+        float,
+        _option(
+            "max_connection_age_s",
+            "Age at which a connection takes no new request, so that its client connects anew; 0: any age.",
+        ),
+    ] = _default("max_connection_age_s"),
+    max_connection_age_grace_s: Annotated[
+        float,
+        _option("max_connection_age_grace_s", "How long calls of such a connection may last; streams are cut then."),
+    ] = _default("max_connection_age_grace_s"),
     decode_threads: Annotated[
         int | None, _option("decode_threads", "Threads that decode images; default: one for each CPU.")
     ] = None,
@@ -134,6 +178,17 @@ def serve(
         max_delay_ms=max_delay_ms,
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,
+        max_image_pixels=max_image_pixels,
+        decode_timeout_s=decode_timeout_s,
+        max_requests_per_client=max_requests_per_client,
+        max_streams=max_streams,
+        max_calls_per_connection=max_calls_per_connection,
+        max_connections=max_connections,
+        max_header_kb=max_header_kb,
+        keepalive_s=keepalive_s,
+        keepalive_timeout_s=keepalive_timeout_s,
+        max_connection_age_s=max_connection_age_s,
+        max_connection_age_grace_s=max_connection_age_grace_s,
         decode_threads=decode_threads,
         fast_decode=fast_decode,
         threads=threads,

@@ -39,7 +39,7 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(group.config, group.state, {})
         self._group = group
         self._limits = group.limits
-        self._since = group.now
+        self._since = self._born = group.now
         self._unsent_since: float | None = None
         self._running: asyncio.Task[None] | None = None
         """Task of the request whose turn it is; None: none is whole."""
@@ -225,6 +225,7 @@ class HttpConnection(HttpToolsProtocol):
         exchange.limits = self._limits
         exchange.charge = self._charge
         exchange.is_followed = self._is_followed
+        exchange.is_old = self.is_old
         if self._running is None:
             self._answer(exchange)
         else:
@@ -258,6 +259,10 @@ class HttpConnection(HttpToolsProtocol):
         elif self._unparsed:
             # In a turn of its own, so that other connections have theirs.
             self.loop.call_soon(self._resume)
+
+    def is_old(self) -> bool:
+        """Return whether the connection is to end, so that its client connects anew, maybe to another server."""
+        return 0 < self._limits.age_s <= self._group.now - self._born
 
     def _is_followed(self) -> bool:
         return bool(self.pipeline or self._unparsed)

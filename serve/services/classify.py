@@ -10,6 +10,7 @@ from fuseline.protos.classify_pb2_grpc import ClassifierServicer
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
@@ -31,12 +32,16 @@ class ClassifyService(ClassifierServicer):
         metrics: Metrics,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        limits: CallLimits | None = None,
     ) -> None:
-        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are."""
+        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are.
+
+        `limits` is as for `InferenceCalls`.
+        """
         self._repository = repository
         self._settings = settings
         self._codec = ClassifyCodec(repository, image_rows)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._calls = InferenceCalls(metrics, settings, clock, limits)
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]

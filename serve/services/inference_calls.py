@@ -6,9 +6,10 @@ from typing import Any
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from fuseline.serve.errors import ShuttingDownError
+from fuseline.serve.errors import OverloadedError, ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import Calls, abort
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
 from fuseline.serve.services.statuses import Status, status_from_error
@@ -24,11 +25,17 @@ class InferenceCalls:
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
-    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float]) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are."""
+    def __init__(
+        self, metrics: Metrics, settings: Settings, clock: Callable[[], float], limits: CallLimits | None = None
+    ) -> None:
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are.
+
+        `limits` counts the calls of other services too; None: those of this one alone.
+        """
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
+        self._limits = CallLimits(settings) if limits is None else limits
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
 
@@ -62,7 +69,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock)
+                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._limits)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -93,10 +100,10 @@ class InferenceCalls:
         `message` returns what is written as the answer to a request.
         """
         try:
-            with self._calls:
+            with self._calls, self._limits:
                 call = context_of_rpc(context, self._clock)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock),
+                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock, self._limits),
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -110,6 +117,9 @@ class InferenceCalls:
                 raise self._calls.refusal
         except ShuttingDownError as error:
             status = self._refusal(method, error)
+        except OverloadedError as error:
+            status = status_from_error(error)
+            self._metrics.count_request(method, "", status.code.name, 0.0)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)

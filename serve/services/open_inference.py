@@ -38,6 +38,7 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
@@ -83,10 +84,11 @@ class OpenInferenceService(SharedMemoryMethods):
         registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
-        `statistics` reads them by model name; None: they are those of `metrics`.
+        `statistics` reads them by model name; None: they are those of `metrics`. `limits` is as for `InferenceCalls`.
         """
         super().__init__(registrar)
         self._repository = repository
@@ -96,7 +98,7 @@ class OpenInferenceService(SharedMemoryMethods):
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
         self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._calls = InferenceCalls(metrics, settings, clock, limits)
 
     @property
     def ready(self) -> bool:

@@ -48,7 +48,7 @@ class HttpFront:
         self.port: int = self._listener.getsockname()[1]
         gate = None if settings.token_hashes is None else Gate(settings.token_hashes)
         app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), gate=gate)
+        self._server = HttpServer(app, self._listener, http_limits(settings), gate=gate)
         self._watching: asyncio.Task[None] | None = None
 
     @property
