@@ -14,6 +14,7 @@
     ├── UnauthenticatedError       a call without a token that the server knows            (exit code 2)
     ├── ForbiddenError             a call that the caller's token doesn't allow            (exit code 2)
     ├── SharedMemoryUnavailableError   the server shares no memory, or none of that kind      (exit code 2)
+    ├── ModelControlError          a model that can't be loaded or unloaded while the server runs
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
     ├── BackendError               the runtime failed on a valid batch
     ├── OverloadedError            the queue is too long, by rows or by time
@@ -103,6 +104,12 @@ class ForbiddenError(FuselineError):
     """A call that needs another role than the caller's token has."""
 
     exit_code = 2
+
+
+class ModelControlError(FuselineError):
+    """A model can't be loaded or unloaded: the server's mode forbids it, or a package was refused. What was served
+    before is served still.
+    """
 
 
 class VerificationError(FuselineError):

@@ -27,7 +27,7 @@ class ModelSource(Protocol):
         ...
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
-        """Return the statistics of each model by name; zeros for a model without any requests."""
+        """Return the statistics of each version by `statistics_key`; zeros for one without any requests."""
         ...
 
     async def metrics(self) -> bytes:

@@ -26,8 +26,10 @@ from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.call_limits import CallLimits
@@ -40,6 +42,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tls.certificates import Certificates
+from fuseline.serve.tls.grpc_credentials import server_credentials
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_LOST_GRACE_S = 10.0
+"""Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
+and a call that hangs may yet return."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,12 +72,14 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
+        With `certificates`, which this server keeps up to date, TCP ports speak TLS.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
@@ -94,8 +104,20 @@ class Server:
         self._open_inference = OpenInferenceService(
             self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics, limits=limits
         )
+        self.liveness = Liveness(
+            lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
+        )
+        """Tells whether the event loop turns and the backend computes."""
+        self._open_inference.is_live = lambda: self.liveness.is_live
+        self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
-        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+        self._certificates = certificates
+        self._watching: asyncio.Task[None] | None = None
+        self._listeners = Listeners(
+            self._grpc,
+            shares_ports=shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     @property
     def port(self) -> int:
@@ -104,9 +126,16 @@ class Server:
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
-        """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics()
-        return cls(settings, PackageModels(folders, settings, metrics), metrics)
+        """Return a server that loads the packages in `folders` into this process.
+
+        Raises:
+            InputError: the files of TLS are broken.
+        """
+        metrics, files = Metrics(), settings.certificate_files
+        certificates = None if files is None else Certificates(files)
+        if certificates is not None:
+            show_certificates(certificates, metrics.registry)
+        return cls(settings, PackageModels(folders, settings, metrics), metrics, certificates=certificates)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -117,24 +146,28 @@ class Server:
         """
         settings = self._settings
         self.addresses = self._listeners.bind(settings.grpc_addresses)
+        self._living = asyncio.create_task(self.liveness.run())
         try:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
         except BaseException:
+            self._living.cancel()
             self.abandon()
             raise
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._certificates is not None:
+            self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
 
     @property
     def serves(self) -> bool:
-        """Whether requests are computed now: the server is ready, and has a backend."""
-        return self.ready and self._open_inference.has_backend
+        """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
+        return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
@@ -160,8 +193,12 @@ class Server:
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
+            if self._living is not None:
+                self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
+            if self._watching is not None:
+                self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -180,6 +217,9 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
+    async def _note_stall(self, serving: bool) -> None:
+        await self.set_health(serving=serving and self.ready)
+
     async def _start_http(self, listener: socket.socket) -> None:
         # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
         from fuseline.serve.http.app import http_app
@@ -192,14 +232,24 @@ class Server:
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
             http_app(
-                HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings, self._gate)
+                HttpServices(
+                    classify,
+                    open_inference,
+                    self._source.metrics,
+                    lambda: self.serves,
+                    settings,
+                    self._gate,
+                    is_live=lambda: self.liveness.is_live,
+                )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port)
+        certificates = self._certificates
+        tls = None if certificates is None else lambda: certificates.current.context
+        self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -240,7 +290,13 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
         for server in servers:
             server.abandon()
 
-    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s, before_exit=abandon)
+    return run_until_signal(
+        serve,
+        drain_timeout_s=settings.drain_timeout_s,
+        before_exit=abandon,
+        hangs=lambda: any(server.liveness.loop_hangs for server in servers),
+        grace_s=_LOST_GRACE_S,
+    )
 
 
 async def _run(server: Server, settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event) -> int:
@@ -253,7 +309,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         os._exit(0)
     starting.result()
     announce(server)
-    await stopping
+    lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
+    await asyncio.wait((stopping, lost), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        _log.error("a backend hangs, and no lane is left that computes: this server ends, to be started again")
     try:
         await server.drain()
     except TimeoutError:
@@ -261,4 +320,9 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
+    if any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end.
+        logging.shutdown()
+        os._exit(int(lost.done()))
+    lost.cancel()
     return 0

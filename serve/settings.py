@@ -14,6 +14,7 @@ from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.tls.certificate import CertificateFiles
 
 
 class Settings(BaseModel):
@@ -28,6 +29,12 @@ class Settings(BaseModel):
     """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
+    tls_cert: Path | None = None
+    """File with the server's certificate, and the intermediate ones after it, in PEM; None: TCP ports are plain."""
+    tls_key: Path | None = None
+    """File with the private key of `tls_cert`, in PEM."""
+    tls_client_ca: Path | None = None
+    """File with certificates of which a client must show one that they signed; None: clients show none."""
     backend: Literal["auto", BackendName] = "auto"
     precision: PrecisionChoice = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
@@ -79,6 +86,9 @@ class Settings(BaseModel):
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
     token_hashes: Path | None = None
     """File with the hashes of the tokens by which calls are let in; None: every call is."""
+    backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
+    measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     engine_cache: Path | None = None
@@ -93,6 +103,22 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("cert", "key") if self.tls_key is None else ("key", "cert")
+            raise ValueError(f"--tls-{given} was given without --tls-{missing}; TLS needs both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca was given without --tls-cert and --tls-key; it needs both")
+        return self
+
+    @property
+    def certificate_files(self) -> CertificateFiles | None:
+        """Files of TLS; None: TCP ports are plain."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def grpc_addresses(self) -> tuple[str, ...]:
@@ -129,7 +155,7 @@ class Settings(BaseModel):
     @property
     def unguarded_addresses(self) -> tuple[str, ...]:
         """Addresses that other machines may reach, on which nobody needs to say who they are; empty: there are none."""
-        if self.token_hashes is not None:
+        if self.token_hashes is not None or self.tls_client_ca is not None:
             return ()
         http = (join_address(self.host, self.http_port),) if self.http_port else ()
         return tuple(address for address in (*self.grpc_addresses, *http) if not is_local(address))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.request_queue import RowsAhead
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
 PATIENT_SHARE = 0.5
@@ -26,6 +27,9 @@ BUDGET_RECOVERY = 0.02
 
 BUDGET_SECONDS = 2.0
 """Seconds without a caller who has a deadline after which callers are taken to have any time."""
+
+MIXED_SECONDS = 1.0
+"""Seconds without a small request that went before rows of a larger one, after which batches may be large again."""
 
 RATE_SECONDS = 0.5
 """Age at which a count of rows weighs a third in the rate at which rows come."""
@@ -90,6 +94,8 @@ class Load(NamedTuple):
     may_probe: bool = False
     """Whether nothing runs or waits, and nothing has for a while: predictions are old then, so a request may be
     admitted to test them."""
+    ahead: RowsAhead | None = None
+    """How many of the waiting rows start before the request's; None: all do."""
 
 
 class Admission:
@@ -113,6 +119,8 @@ class Admission:
         self._unsaturated_rows = policy.small_batch_rows
         self.saturated = False
         """Whether more rows come than the backend computes, or did a moment ago."""
+        self.mixed = False
+        """Whether small requests and larger ones come side by side, or did a moment ago."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
         self._rows_per_s = 0.0
@@ -136,13 +144,14 @@ class Admission:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
         """
-        starts, answered = self.predict(load.waiting_rows, rows, load.lane_seconds, ready.seconds)
+        first, last = load.ahead or (load.waiting_rows, load.waiting_rows)
+        starts, answered = self.predict(first, rows, load.lane_seconds, ready.seconds, last)
         if load.waiting_rows + rows > self._max_queue_rows:
             raise self._too_many(load.waiting_rows, rows, answered)
         if deadline is None:
             if starts - ready.alone_seconds > self._max_queue_seconds:
                 raise OverloadedError(
-                    f"{load.waiting_rows + load.running_rows} rows are ahead, which by recent batches takes "
+                    f"{last + load.running_rows} rows are ahead, which by recent batches takes "
                     f"{1000 * starts:.0f} ms, and a request without a deadline waits "
                     f"{1000 * self._max_queue_seconds:.0f} ms at most; retry later",
                     starts - self._max_queue_seconds,
@@ -162,7 +171,7 @@ class Admission:
             self._note_caller(left, now)
             raise OverloadedError(
                 f"the deadline is in {1000 * left:.1f} ms, but going by recent batches the answer takes "
-                f"{1000 * surely:.1f} ms with {load.waiting_rows + load.running_rows} rows ahead; allow more time or "
+                f"{1000 * surely:.1f} ms with {last + load.running_rows} rows ahead; allow more time or "
                 "retry later",
                 surely - left,
             )
@@ -212,21 +221,28 @@ class Admission:
         """Return the largest number of rows of the next batch that is formed from a queue of `queued_rows`.
 
         Until the largest bucket can be filled batches are small, if that costs nothing: see `BatchPolicy`,
-        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold.
+        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold; while small
+        requests go before rows of larger ones they stay small, so that the former wait for a small batch.
         """
-        if self.saturated or queued_rows >= self._buckets[-1]:
+        if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
             return self.batch_rows
         return min(self.batch_rows, self._unsaturated_rows)
 
     def predict(
-        self, rows_ahead: int, rows: int, lane_seconds: Sequence[float], ready_seconds: float = 0.0
+        self,
+        rows_ahead: int,
+        rows: int,
+        lane_seconds: Sequence[float],
+        ready_seconds: float = 0.0,
+        rows_before_last: int | None = None,
     ) -> Prediction:
         """Predict when `rows` behind `rows_ahead` in the queue start and are answered.
 
+        `rows_before_last` are others that start before the last of them; None: `rows_ahead`.
         The lanes are free in `lane_seconds`, ascending, and the rows are there in `ready_seconds`. If the latter takes
         longest, batches have begun by then, and the first of them ends in a part of its time on average.
         """
-        total, lanes = rows_ahead + rows, len(lane_seconds)
+        total, lanes = (rows_ahead if rows_before_last is None else rows_before_last) + rows, len(lane_seconds)
         busy = lane_seconds[-1] > 0
         if self._alone is not None and not busy and total <= self._alone_rows:
             return Prediction(ready_seconds, ready_seconds + self._alone.batch_seconds(total) + self.delivery_seconds)
@@ -255,11 +271,20 @@ class Admission:
             seconds += part * (self._profile.batch_seconds(whole + 1) - seconds)
         return seconds
 
-    def begin_batch(self, queued_rows: int, admitted_rows: int, now: float, idle_lanes: int = 1) -> None:
+    def begin_batch(
+        self,
+        queued_rows: int,
+        admitted_rows: int,
+        now: float,
+        idle_lanes: int = 1,
+        passed_at: float = -math.inf,
+    ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
-        `admitted_rows` is the number of rows that were queued since the start.
+        `admitted_rows` is the number of rows that were queued since the start, and `passed_at` is
+        `RequestQueue.passed_at`.
         """
+        self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
             self.saturated = True
         elif 2 * queued_rows < self._buckets[-1]:
@@ -318,7 +343,12 @@ class Admission:
 
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
-        numbers = (float(self.saturated), float(self.batch_rows), self._rows_per_s, self.delivery_seconds)
+        numbers = (
+            float(self.saturated) + 2 * self.mixed,
+            float(self.batch_rows),
+            self._rows_per_s,
+            self.delivery_seconds,
+        )
         alone = [] if self._alone is None else self._alone.table
         return [*numbers, *self.margins.learned, *self._profile.table, *alone]
 
@@ -326,7 +356,7 @@ class Admission:
         """Take over what `state` returned in another process; zeros, as before its first state, are ignored."""
         if not state[1]:
             return
-        self.saturated = bool(state[0])
+        self.saturated, self.mixed = state[0] % 2 == 1, state[0] >= 2
         self.batch_rows = int(state[1])
         self._rows_per_s, self.delivery_seconds = state[2:4]
         self.margins.learned = list(state[4 : 4 + HORIZONS])

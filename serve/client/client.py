@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import grpc
-
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
-from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.calls import channel_to, errors_of_the_tree
+from fuseline.serve.client.client_tls import FilePath, client_tls
 from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_stream import stream_over_http
 from fuseline.serve.client.http_stub import HttpStub, is_http
@@ -30,7 +29,8 @@ DEFAULT_RETRIES = 2
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
-    The address is that of its gRPC port, `HOST:PORT`, or of its HTTP port, `http://HOST:PORT`, where gRPC can't pass.
+    The address is that of its gRPC port, `HOST:PORT`, or of its HTTP port, `http://HOST:PORT` or `https://HOST:PORT`,
+    where gRPC can't pass.
     Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
@@ -41,6 +41,11 @@ class Client:
         token: str | None = None,
         token_in_clear: bool = False,
         retries: int = DEFAULT_RETRIES,
+        tls: bool = False,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        server_name: str | None = None,
     ) -> None:
         """Connects with the first call.
 
@@ -50,21 +55,26 @@ class Client:
             token_in_clear: allow a token to leave this machine over a connection that is not encrypted.
             retries: how often a call is made again, within its `timeout_s`, that is UNAVAILABLE or RESOURCE_EXHAUSTED;
                 see `fuseline.serve.client.retries`. Streams over gRPC are never.
+            tls: use TLS. Each of the following does that too, and so does https://.
+            ca: file with the certificates to trust, in PEM; None: those that this machine trusts.
+            cert: file with this client's own certificate, in PEM, for a server that wants one; with `key`.
+            key: file with the private key of `cert`, in PEM.
+            server_name: name that the server's certificate must have; None: the host of the address.
 
         Raises:
-            InputError: no HTTP address, or a token that would leave this machine in clear.
+            InputError: the address can't be used, or a file; or the token would leave this machine in clear.
         """
         self.address = address
         self._retries = RetryPolicy(retries)
-        is_encrypted = address.lower().startswith("https://")
-        token = token_for(address, token, is_encrypted=is_encrypted, in_clear=token_in_clear)
+        self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
+        token = token_for(address, token, is_encrypted=self._tls is not None, in_clear=token_in_clear)
         # What each call of a stub takes besides its message and its time.
         self._extra: dict[str, Any] = {}
         if is_http(address):
-            self._stub: Any = HttpStub(address, token)
+            self._stub: Any = HttpStub(address, self._tls, token)
             self._close = self._stub.close
         else:
-            channel = grpc.insecure_channel(address, channel_options(address))
+            channel = channel_to(address, self._tls)
             self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
             self._close = channel.close
             if token is not None:
@@ -83,7 +93,7 @@ class Client:
 
     def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; empty: the server's only one."""
-        with errors_of_the_tree(self.address, timeout_s):
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
             request = GetModelRequest(model=name)
         described = self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
@@ -98,6 +108,7 @@ class Client:
         model: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
+        priority: str = "",
     ) -> Answer:
         """Classify one image or several in one request; the results have their order.
 
@@ -108,19 +119,28 @@ class Client:
             model: may be empty when the server has only one.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
+            priority: "interactive", or "bulk" for what may wait behind others' requests; empty: interactive.
 
         Raises:
             RequestError, ImageError: something is wrong with the request or an image, a file that can't be read and a
                 message over the server's limit among it.
         """
-        with errors_of_the_tree(self.address, timeout_s):
-            draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
+            draft = draft_request(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             request = self._checked(draft)
         response = self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response)
 
     def classify_stream(
-        self, images: Iterable[ImageLike], *, top_k: int = 1, model: str = "", timeout_s: float | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        timeout_s: float | None = None,
+        priority: str = "",
     ) -> Iterator[StreamAnswer]:
         """Classify images as the iterable gives them, each a request of its own; yield answers as they come.
 
@@ -133,7 +153,9 @@ class Client:
         """
         if isinstance(self._stub, HttpStub):
             yield from stream_over_http(
-                lambda image, left_s: self.classify(image, top_k=top_k, model=model, timeout_s=left_s),
+                lambda image, left_s: self.classify(
+                    image, top_k=top_k, model=model, timeout_s=left_s, priority=priority
+                ),
                 images,
                 timeout_s,
             )
@@ -145,8 +167,10 @@ class Client:
             try:
                 for position, image in enumerate(images):
                     try:
-                        with errors_of_the_tree(self.address, timeout_s):
-                            request = self._checked(draft_request([image], top_k=top_k, model=model, id=str(position)))
+                        with errors_of_the_tree(self.address, timeout_s, self._tls):
+                            request = self._checked(
+                                draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                            )
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
                     else:
@@ -154,7 +178,7 @@ class Client:
             except BaseException as error:  # noqa: BLE001 gRPC would only log it, in its own thread
                 broken.append(error)
 
-        with errors_of_the_tree(self.address, timeout_s):
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
             call = self._stub.ClassifyStream(requests(), timeout=timeout_s, **self._extra)
             try:
                 for response in call:
@@ -171,7 +195,7 @@ class Client:
         """Return the answer of the stub's `method`, tried again as `retries` allows."""
 
         def call(left_s: float | None) -> Any:
-            with errors_of_the_tree(self.address, timeout_s):
+            with errors_of_the_tree(self.address, timeout_s, self._tls):
                 return method(request, timeout=left_s, **self._extra)
 
         return call_with_retries(call, timeout_s, self._retries)

@@ -11,6 +11,7 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
@@ -50,7 +51,20 @@ def serve(
             "beside it only if it is given too.",
         ),
     ] = None,
-    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    http_port: Annotated[
+        int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
+    ] = _default("http_port"),
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "tls_cert", "Certificate of gRPC's and HTTP's ports in PEM; with --tls-key. It may be replaced while used."
+        ),
+    ] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "Private key of --tls-cert, in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("tls_client_ca", "Certificates in PEM; a client must show one that they signed (mutual TLS)."),
+    ] = None,
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
         str,
@@ -150,6 +164,13 @@ def serve(
             "File of token hashes that `fuseline token new` writes; only calls with one of these tokens are answered.",
         ),
     ] = None,
+    backend_timeout_s: Annotated[
+        float,
+        _option(
+            "backend_timeout_s",
+            "After how long a call of the backend counts as one that hangs, unless such batches take long; 0: never.",
+        ),
+    ] = _default("backend_timeout_s"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -170,6 +191,9 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         backend=backend,
         precision=precision,
         max_batch=max_batch,
@@ -196,6 +220,7 @@ def serve(
         workers=workers,
         shared_memory=shared_memory,
         token_hashes=token_hashes,
+        backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
@@ -205,7 +230,7 @@ def serve(
     if unguarded := settings.unguarded_addresses:
         warning = (
             f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
-            "are; start it with --token-hashes FILE, or listen on loopback (--host 127.0.0.1)"
+            "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
         )
         _log.warning(warning)
         typer.echo(f"WARNING: {warning}")
@@ -268,6 +293,11 @@ def classify(
             envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
         ),
     ] = False,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.
@@ -275,6 +305,7 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
+    from fuseline.serve.client.client_token import token_in_file
     from fuseline.serve.commands.classify_command import classify_files
 
     raise typer.Exit(
@@ -284,8 +315,13 @@ def classify(
             model=model,
             top_k=top_k,
             as_json=as_json,
-            token_file=token_file,
+            token=None if token_file is None else token_in_file(token_file),
             token_in_clear=token_in_clear,
+            tls=tls,
+            ca=tls_ca,
+            cert=tls_cert,
+            key=tls_key,
+            server_name=tls_server_name,
         )
     )
 

@@ -29,6 +29,8 @@ class HttpServices:
     settings: Settings
     gate: Gate | None = None
     """Knows the tokens; None: none is asked for."""
+    is_live: Callable[[], bool] = lambda: True
+    """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
 
 
 def open_inference_of(services: HttpServices) -> OpenInferenceService:

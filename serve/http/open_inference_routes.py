@@ -40,8 +40,9 @@ async def _server_metadata(services: HttpServices, _request: Request) -> Respons
     return json_answer(members | {"extensions": [*members["extensions"], BINARY_EXTENSION]})
 
 
-async def _live(_services: HttpServices, _request: Request) -> Response:
-    return json_answer({"live": True}, headers=CLOSE)
+async def _live(services: HttpServices, _request: Request) -> Response:
+    live = services.is_live()
+    return json_answer({"live": live}, HTTPStatus.OK if live else HTTPStatus.SERVICE_UNAVAILABLE, CLOSE)
 
 
 async def _ready(services: HttpServices, _request: Request) -> Response:

@@ -20,8 +20,13 @@ class DurationSum:
         self.ns += round(ms * 1e6)
 
 
+def statistics_key(model: str, version: str = "") -> str:
+    """Return the key of a version's statistics among all: no name and no version has a slash."""
+    return f"{model}/{version}" if version else model
+
+
 class InferenceStatistics:
-    """The statistics of one model."""
+    """The statistics of one version of a model."""
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         """Begin with zeros. `wall_clock` tells seconds since 1970."""

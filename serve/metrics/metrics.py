@@ -1,14 +1,16 @@
 """Metrics of a server, for Prometheus and for the statistics of the Open Inference Protocol."""
 
 from collections import defaultdict
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.model import Model
+from fuseline.serve.version_order import version_order
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
@@ -106,26 +108,63 @@ class Metrics:
             registry=self.registry,
         )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
-        """Statistics of each served model, by name."""
+        """Statistics of each served version, by `statistics_key`."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
         self._by_request: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._by_model: dict[str, _BatchChildren] = {}
+        self._watched: list[Model] = []
+        self._shown: dict[Gauge, set[tuple[str, ...]]] = {}
 
     def watch(self, model: Model) -> None:
         """Show `model` and its queue from now on."""
-        backend = model.backend
-        self._info.labels(model.name, model.version, backend.name, backend.device, backend.precision).set(1)
-        self._lanes.labels(model.name).set(model.lanes.lanes)
-        for lanes, images_per_s in model.lanes.images_per_s.items():
-            self._warm_up_rate.labels(model.name, str(lanes)).set(images_per_s)
-        if backend.half_share is not None:
-            self._half_share.labels(model.name).set(backend.half_share)
-        self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
+        self._watched.append(model)
+        self._show()
+
+    def unwatch(self, model: Model) -> None:
+        """Show `model` no more; its statistics go, unless another model has its name and version."""
+        self._watched.remove(model)
+        self._show()
+        if all((other.name, other.version) != (model.name, model.version) for other in self._watched):
+            self.statistics.pop(statistics_key(model.name, model.version), None)
+
+    def _show(self) -> None:
+        """Bring the gauges up to date with the models that are watched."""
+        values: dict[Gauge, dict[tuple[str, ...], float | None]] = {
+            gauge: {} for gauge in (self._info, self._lanes, self._warm_up_rate, self._half_share, self._queued_rows)
+        }
+        # Where only the name is told, the highest version is shown, and the rows of all that wait.
+        for model in sorted(self._watched, key=lambda each: version_order(each.version)):
+            name, backend = model.name, model.backend
+            values[self._info][name, model.version, backend.name, backend.device, backend.precision] = 1
+            values[self._lanes][name,] = model.lanes.lanes
+            for lanes, images_per_s in model.lanes.images_per_s.items():
+                values[self._warm_up_rate][name, str(lanes)] = images_per_s
+            if backend.half_share is not None:
+                values[self._half_share][name,] = backend.half_share
+            values[self._queued_rows][name,] = None
+        for gauge, by_labels in values.items():
+            for labels, value in by_labels.items():
+                if value is None:
+                    gauge.labels(*labels).set_function(partial(self._queued, labels[0]))
+                else:
+                    gauge.labels(*labels).set(value)
+            for gone in self._shown.get(gauge, set()) - by_labels.keys():
+                gauge.remove(*gone)
+            self._shown[gauge] = set(by_labels)
+
+    def _queued(self, name: str) -> int:
+        return sum(model.batcher.queued_rows for model in self._watched if model.name == name)
 
     def count_request(
-        self, method: str, model: str, code: str, seconds: float, batched: BatchedRows | None = None
+        self,
+        method: str,
+        model: str,
+        code: str,
+        seconds: float,
+        batched: BatchedRows | None = None,
+        version: str = "",
     ) -> None:
-        """Count one answered request. `model` is empty where none was found.
+        """Count one answered request. `model` is empty where none was found; `version` is that of the model.
 
         `batched` is the batcher's answer; without it a request of code OK is not in the model's `statistics`.
         """
@@ -140,9 +179,9 @@ class Metrics:
         if not model:
             return
         if code != "OK":
-            self.statistics[model].count_failure(seconds)
+            self.statistics[statistics_key(model, version)].count_failure(seconds)
         elif batched is not None:
-            self.statistics[model].count_answer(seconds, batched)
+            self.statistics[statistics_key(model, version)].count_answer(seconds, batched)
 
     def count_access(self, event: str) -> None:
         """Count an event of the gate before all calls; see `fuseline.serve.access.gate.Gate`."""
@@ -159,7 +198,7 @@ class Metrics:
         """Count the decoding of one request's images."""
         self._preprocess_seconds.labels(model).observe(seconds)
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """Count one batch."""
         if (children := self._by_model.get(model)) is None:
             children = self._by_model[model] = _BatchChildren(
@@ -174,7 +213,7 @@ class Metrics:
         children.padding_rows.add(stats.bucket - stats.rows)
         if stats.failed:
             self._failed_batches.labels(model).add()
-        self.statistics[model].count_batch(stats)
+        self.statistics[statistics_key(model, version)].count_batch(stats)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """Count by how much the predictions for the requests of one batch missed."""

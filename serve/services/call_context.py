@@ -8,6 +8,8 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.services.priority import priority_text
+from fuseline.serve.tls.client_name import client_of_auth_context
 
 
 class CallContext(NamedTuple):
@@ -17,6 +19,8 @@ class CallContext(NamedTuple):
     """When the call's answer is of no use any more, on the batchers' clock; None: it always is."""
     caller: Caller = ANYONE
     """Who makes the call, as far as queues heed it."""
+    priority: str = ""
+    """What metadata or headers say of the priority, as they have it; empty: nothing."""
 
 
 IDENTITY: ContextVar[Identity | None] = ContextVar("fuseline_identity", default=None)
@@ -26,12 +30,23 @@ NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
 
-def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
-    """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
+def context_of_rpc(
+    context: ServicerContext[Any, Any], clock: Callable[[], float], *, has_certificates: bool = False
+) -> CallContext:
+    """Return what is known of a call that came over gRPC. `clock` is the batchers' own.
+
+    With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
+    """
     remaining_s = context.time_remaining()
-    identity = IDENTITY.get()
-    client = host_of_peer(context.peer()) if identity is None else identity.client
-    return CallContext(None if remaining_s is None else clock() + remaining_s, Caller(client))
+    if (identity := IDENTITY.get()) is not None:
+        client: str | None = identity.client
+    else:
+        client = client_of_auth_context(context.auth_context()) if has_certificates else None
+    return CallContext(
+        None if remaining_s is None else clock() + remaining_s,
+        Caller(client or host_of_peer(context.peer())),
+        priority_text(context.invocation_metadata() or ()),
+    )
 
 
 def host_of_peer(peer: str) -> str:

@@ -58,7 +58,7 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer = await self.run(method, codec, request, context_of_rpc(context, self._clock))
+        answer = await self.run(method, codec, request, self._context(context))
         if isinstance(answer, Status):
             await abort(context, answer)
         return answer
@@ -101,7 +101,7 @@ class InferenceCalls:
         """
         try:
             with self._calls, self._limits:
-                call = context_of_rpc(context, self._clock)
+                call = self._context(context)
                 stream = Stream(
                     lambda request: Inference(method, codec, request, call, self._metrics, self._clock, self._limits),
                     message,
@@ -123,6 +123,9 @@ class InferenceCalls:
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)
+
+    def _context(self, context: ServicerContext[Any, Any]) -> CallContext:
+        return context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
 
     def _refusal(self, method: str, error: ShuttingDownError) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)

@@ -33,7 +33,7 @@ from fuseline.protos.open_inference_pb2 import (
     TraceSettingResponse,
 )
 from fuseline.serve.errors import UnknownModelError
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
@@ -97,6 +97,8 @@ class OpenInferenceService(SharedMemoryMethods):
         self._read_statistics = statistics
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
+        self.is_live: Callable[[], bool] = lambda: True
+        """Returns whether progress is made, or else the server is to be started again."""
         self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
         self._calls = InferenceCalls(metrics, settings, clock, limits)
 
@@ -130,7 +132,9 @@ class OpenInferenceService(SharedMemoryMethods):
         """Return the statistics of a model, or, for an empty name, of each. Raises `UnknownModelError`."""
         models = [self._find(name, version)] if name else self._repository
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
+        return ModelStatisticsResponse(
+            model_stats=[statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        )
 
     def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
         """Return the names of the served models; with `ready`, only of those that take requests now."""
@@ -170,8 +174,8 @@ class OpenInferenceService(SharedMemoryMethods):
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
-        """Answer that the server is live."""
-        return ServerLiveResponse(live=True)
+        """Answer `is_live`."""
+        return ServerLiveResponse(live=self.is_live())
 
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]

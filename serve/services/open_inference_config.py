@@ -18,10 +18,12 @@ from fuseline.protos.open_inference_pb2 import (
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
+from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
+from fuseline.serve.services.priority import PRIORITY_LEVELS
 from fuseline.serve.settings import Settings
 
 _LARGEST_UINT32 = 2**32 - 1
@@ -68,6 +70,8 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
         ],
         instance_group=[_instances(model)],
         dynamic_batching=ModelDynamicBatching(
+            priority_levels=PRIORITY_LEVELS,
+            default_priority_level=INTERACTIVE,
             preferred_batch_size=model.backend.buckets,
             max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),
             default_queue_policy=ModelQueuePolicy(

@@ -32,6 +32,8 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     errors.SharedMemoryUnavailableError: StatusCode.FAILED_PRECONDITION,
     errors.UnauthenticatedError: StatusCode.UNAUTHENTICATED,
     errors.ForbiddenError: StatusCode.PERMISSION_DENIED,
+    # Whoever runs the server can change its mode, or the package.
+    errors.ModelControlError: StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: StatusCode.DEADLINE_EXCEEDED,
     errors.ShuttingDownError: StatusCode.UNAVAILABLE,

@@ -9,6 +9,7 @@ connection, none is lost with a process, and the supervisor can step in and out.
 import asyncio
 import select
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 from fuseline.serve.access.gate import Gate
@@ -35,8 +36,12 @@ class HttpFront:
         totals: Totals,
         is_ready: Callable[[], bool],
         taking: Callable[[], Sequence[SupervisedProcess]],
+        is_live: Callable[[], bool] = lambda: True,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """Bind the port. `taking` returns the workers that take connections now.
+        """Bind the port. `taking` returns the workers that take connections now, `is_live` whether no process hangs.
+
+        `tls` is that of `HttpServer`.
 
         Raises:
             InputError: the port can't be bound, or the file of token hashes can't be taken.
@@ -47,8 +52,8 @@ class HttpFront:
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
         gate = None if settings.token_hashes is None else Gate(settings.token_hashes)
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate))
-        self._server = HttpServer(app, self._listener, http_limits(settings), gate=gate)
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate, is_live))
+        self._server = HttpServer(app, self._listener, http_limits(settings), gate=gate, tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
     @property

@@ -8,8 +8,9 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.metrics.tls_metrics import EXPIRY
 
-_EARLIEST = ("_created", "process_start_time_seconds")
+_EARLIEST = ("_created", "process_start_time_seconds", EXPIRY)
 """Endings of the names of samples whose smallest value counts, not their sum."""
 
 

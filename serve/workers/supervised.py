@@ -31,6 +31,8 @@ class SupervisedProcess:
         """Reason why the process could not start, if it sent one."""
         self.drained = False
         """Whether the process has reported that it answered everything before its end."""
+        self.heard = self.started
+        """Time of the event loop at which the process last sent anything."""
         self.report = Report()
         """Latest report."""
         self._process = process
@@ -55,7 +57,9 @@ class SupervisedProcess:
         `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
         `on_regions` with each message about shared memory.
         """
+        loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
+            self.heard = loop.time()
             match message["kind"]:
                 case "ready":
                     self.ready = message
@@ -104,6 +108,14 @@ class SupervisedProcess:
     def send_regions(self, **contents: Any) -> None:
         """Send the process a message about shared memory."""
         self._channel.send("regions", **contents)
+
+    def ping(self) -> None:
+        """Ask the process for a sign of life."""
+        self._channel.send("ping")
+
+    def send_backend(self, *, answers: bool, live: bool) -> None:
+        """Tell a worker whether the backend process gives signs of life, and whether it may yet give one."""
+        self._channel.send("backend", answers=answers, live=live)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

@@ -165,9 +165,9 @@ async def test_no_request_fails_when_connections_age_out_under_load(
     peers: set[str] = set()
     context_of_rpc = inference_calls.context_of_rpc
 
-    def noted(context: Any, clock: Any) -> Any:
+    def noted(context: Any, clock: Any, **known: Any) -> Any:
         peers.add(context.peer())
-        return context_of_rpc(context, clock)
+        return context_of_rpc(context, clock, **known)
 
     monkeypatch.setattr(inference_calls, "context_of_rpc", noted)
     ports: set[int] = set()
