@@ -30,6 +30,8 @@ from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.model_control.control import ModelControl
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.call_limits import CallLimits
@@ -73,9 +75,11 @@ class Server:
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
         certificates: Certificates | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `control` loads and unloads models by request; None: they stay as they are.
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
@@ -102,7 +106,14 @@ class Server:
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics, limits=limits
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            control=control or FixedModels(self.repository),
+            limits=limits,
         )
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
@@ -135,7 +146,8 @@ class Server:
         certificates = None if files is None else Certificates(files)
         if certificates is not None:
             show_certificates(certificates, metrics.registry)
-        return cls(settings, PackageModels(folders, settings, metrics), metrics, certificates=certificates)
+        source = PackageModels(folders, settings, metrics)
+        return cls(settings, source, metrics, certificates=certificates, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -169,6 +181,11 @@ class Server:
         """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
         return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, which nothing can interrupt."""
+        return self._source.is_loading
+
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
         self._listeners.abandon()
@@ -176,7 +193,7 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are admitted already.
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
@@ -188,7 +205,7 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
-                await self.repository.close()
+                await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
@@ -320,8 +337,9 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
-    if any(model.has_hung for model in server.repository):
-        # The runtime may be called no more, not even to end.
+    if server.is_loading or any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
+        # model, whose work nobody wants any more.
         logging.shutdown()
         os._exit(int(lost.done()))
     lost.cancel()

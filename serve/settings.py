@@ -1,6 +1,7 @@
 """The settings of `fuseline serve`: one frozen, validated object."""
 
 import os
+import reprlib
 import resource
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,46 @@ from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
 from fuseline.serve.tls.certificate import CertificateFiles
+from fuseline.serve.version_policy import policy_from_text
+
+PER_MODEL = (
+    "backend",
+    "precision",
+    "max_batch",
+    "max_queue_rows",
+    "max_queue_ms",
+    "max_delay_ms",
+    "threads",
+    "lanes",
+)
+"""Settings that may differ from model to model."""
+
+EVERY_MODEL = "*"
+
+
+def model_setting_from_text(text: str) -> tuple[str, str, str]:
+    """Return model, setting and value of `MODEL.SETTING=VALUE`; a model's name may have dots.
+
+    Raises:
+        ValueError: `text` has another form, or the setting is none of `PER_MODEL`.
+    """
+    name, is_there, value = text.partition("=")
+    model, _, setting = name.rpartition(".")
+    if not is_there or not model:
+        raise ValueError("expected MODEL.SETTING=VALUE, such as resnet18.max_batch=64")
+    if setting not in PER_MODEL:
+        raise ValueError(f"{reprlib.repr(setting)} is no setting of a model; there are {', '.join(PER_MODEL)}")
+    return model, setting, value
+
+
+def _checked_policy(text: str) -> str:
+    policy_from_text(text)
+    return text
+
+
+def _checked_model_setting(text: str) -> str:
+    model_setting_from_text(text)
+    return text
 
 
 class Settings(BaseModel):
@@ -94,6 +135,30 @@ class Settings(BaseModel):
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""
+    model_repository: tuple[Path, ...] = ()
+    """Folders of models, each a package or a folder of versions: see `fuseline.serve.model_control.model_folders`."""
+    model_control_mode: Literal["none", "poll", "explicit"] = "none"
+    """How the models of `model_repository` change while the server runs: not at all, when their folders do, or by
+    request."""
+    repository_poll_secs: Annotated[float, Field(gt=0, le=86_400)] = 15.0
+    """Seconds between two looks at the repository in the mode poll."""
+    load_model: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Models that the mode explicit starts with; `*`: all."""
+    version_policy: tuple[Annotated[str, AfterValidator(_checked_policy)], ...] = ()
+    """Versions of the repository's models that are served, each `[MODEL=]POLICY`: see
+    `fuseline.serve.version_policy`."""
+    set: tuple[Annotated[str, AfterValidator(_checked_model_setting)], ...] = ()
+    """Settings of single models, each `MODEL.SETTING=VALUE`."""
+
+    @model_validator(mode="after")
+    def _controls_a_repository(self) -> Self:
+        if self.model_control_mode != "none" and not self.model_repository:
+            raise ValueError(f"--model-control-mode {self.model_control_mode} needs a --model-repository")
+        if self.load_model and self.model_control_mode != "explicit":
+            raise ValueError("--load-model is for --model-control-mode explicit; other modes load every model")
+        if EVERY_MODEL in self.load_model and len(self.load_model) > 1:
+            raise ValueError(f"--load-model {EVERY_MODEL} names every model, so no other may be given")
+        return self
 
     @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:

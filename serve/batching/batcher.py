@@ -355,11 +355,11 @@ class Batcher:
     def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
         """Return what is ahead of a request of so many rows that comes now."""
         waiting = self._queue.waiting_rows + self._reserved_rows
-        ahead = self._queue.ahead(row_count, caller, self._reserved_rows)
+        standing = self._queue.standing(row_count, caller, now, self._reserved_rows)
         if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, self._admission.idle_lanes, idle, ahead)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now), ahead=ahead)
+            return Load(waiting, 0, self._admission.idle_lanes, idle, standing)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now), standing=standing)
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
@@ -417,7 +417,9 @@ class Batcher:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
             queue = self._queue
-            self._admission.begin_batch(queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at)
+            self._admission.begin_batch(
+                queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at, queue.admitted_passable_rows
+            )
             lane, rows = self._next_lane()
             if not rows:
                 return

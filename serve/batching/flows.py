@@ -217,3 +217,14 @@ def rows_until(root: Flow, key: FlowKey, own_rows: float) -> float:
     level_rows = client_rows + min(level.waiting - own, client_rows * (level.busy - (own > 0)))
     rival = root.flows[3 - key.priority]
     return level_rows + min(rival.waiting, level_rows * level.cost / rival.cost)
+
+
+def waiting_of(root: Flow, key: FlowKey) -> tuple[int, int]:
+    """Return how many rows wait or are reserved in the flow `key`, and of its client at either priority."""
+    own = of_client = 0
+    for priority, level in root.flows.items():
+        if (client := level.flows.get(key.client)) is not None:
+            of_client += client.waiting
+            if priority == key.priority and (flow := client.flows.get(key.size)) is not None:
+                own = flow.waiting
+    return own, of_client

@@ -12,7 +12,9 @@ from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.model_settings import check_model_settings
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -37,9 +39,9 @@ def _default(field: str) -> Any:
 def serve(
     context: typer.Context,
     packages: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote, or folders of them."),
-    ],
+    ] = None,
     *,
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
@@ -178,6 +180,40 @@ def serve(
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
     ] = None,
+    model_repository: Annotated[
+        list[Path] | None,
+        _option(
+            "model_repository",
+            "Folder of models, each a package or a folder of versions such as resnet18/3; may be given several times.",
+        ),
+    ] = None,
+    model_control_mode: Annotated[
+        str,
+        _option(
+            "model_control_mode",
+            "How the repository's models change while the server runs: none, poll (when their folders do), explicit "
+            "(by request).",
+        ),
+    ] = _default("model_control_mode"),
+    repository_poll_secs: Annotated[
+        float, _option("repository_poll_secs", "Seconds between two looks at the repository in the mode poll.")
+    ] = _default("repository_poll_secs"),
+    load_model: Annotated[
+        list[str] | None,
+        _option("load_model", "Model that the mode explicit starts with, or * for all; may be given several times."),
+    ] = None,
+    version_policy: Annotated[
+        list[str] | None,
+        _option(
+            "version_policy",
+            "Versions of the repository's models that are served: [MODEL=]latest:COUNT, all or specific:VERSION,…; "
+            "may be given several times; default: latest:1.",
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        _option("set", "Setting of one model, MODEL.SETTING=VALUE, such as resnet18.max_batch=64; may be repeated."),
+    ] = None,
 ) -> None:
     """Serve model packages over gRPC until SIGTERM or Ctrl-C; then answer what was admitted and exit.
 
@@ -223,7 +259,16 @@ def serve(
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
+        model_repository=model_repository or None,
+        model_control_mode=model_control_mode,
+        repository_poll_secs=repository_poll_secs,
+        load_model=load_model or None,
+        version_policy=version_policy or None,
+        set=set or None,
     )
+    if not packages and not model_repository:
+        raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
+    check_model_settings(settings)
     start_log()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
@@ -258,7 +303,7 @@ def serve(
         from fuseline.serve.backends.engine.cache import check_engine_cache
 
         check_engine_cache(engine_cache)
-    folders = package_folders(packages)
+    folders = package_folders(packages or [])
     if settings.workers > 1:
         from fuseline.serve.workers.supervisor import run_supervisor
 

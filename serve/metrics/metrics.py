@@ -15,6 +15,7 @@ from fuseline.serve.version_order import version_order
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _MISS_SECONDS = (*(-seconds for seconds in reversed(_LATE_SECONDS)), 0, *_LATE_SECONDS)
+_LOAD_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ROWS = tuple(2**exponent for exponent in range(11))
 
 
@@ -105,6 +106,19 @@ class Metrics:
             "fuseline_model_half_share",
             "Share of the convolutions and matrix products that the runtime computes in BF16, where it was asked to.",
             ["model"],
+            registry=self.registry,
+        )
+        self._loads = Counter(
+            "fuseline_model_loads",
+            "Packages that were loaded or refused, and models that were unloaded; the error that refused one.",
+            ["model", "outcome", "error"],
+            registry=self.registry,
+        )
+        self._load_seconds = Histogram(
+            "fuseline_model_load_seconds",
+            "Loading of a package, until it is ready or refused; unloading of a model, until it has answered all.",
+            ["model", "outcome"],
+            bounds=_LOAD_SECONDS,
             registry=self.registry,
         )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
@@ -214,6 +228,14 @@ class Metrics:
         if stats.failed:
             self._failed_batches.labels(model).add()
         self.statistics[statistics_key(model, version)].count_batch(stats)
+
+    def count_load(self, model: str, outcome: str, error: str, seconds: float) -> None:
+        """Count a package that was `loaded` or `refused`, or a model that was `unloaded`.
+
+        `error` is the class of the error by which it was refused.
+        """
+        self._loads.labels(model, outcome, error).add()
+        self._load_seconds.labels(model, outcome).observe(seconds)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """Count by how much the predictions for the requests of one batch missed."""

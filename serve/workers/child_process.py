@@ -43,6 +43,9 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    wanted: tuple[str, ...] | None = None
+    """Names of the models that were loaded by request before the backend process was started again; None: it is started
+    for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
     certificate_copy: tuple[int, ...] = ()

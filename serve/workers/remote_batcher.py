@@ -2,27 +2,20 @@
 
 import asyncio
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from fuseline.serve import errors
 from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.lanes import seconds_until_free
 from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
-from fuseline.serve.errors import (
-    BackendError,
-    BackendLostError,
-    FuselineError,
-    OverloadedError,
-    ShuttingDownError,
-)
+from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
+from fuseline.serve.workers.error_text import error_from_text
 from fuseline.serve.workers.slots import SlotTable
 from fuseline.serve.workers.wire_format import UNPREDICTED, ToWorker, cancel_record, drain_record, submit_record
 
@@ -305,23 +298,6 @@ class _RemoteRequest(asyncio.Future[BatchedRows]):
             return False
         self.on_cancel()
         return True
-
-
-def error_text(error: FuselineError, error_id: str | None) -> bytes:
-    """Return `error` encoded as the tail of a record. `error_id` is the id under which it was logged, if it was."""
-    retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
-    return json.dumps([type(error).__name__, str(error), error_id, retry_after_s]).encode()
-
-
-def error_from_text(text: bytes) -> FuselineError:
-    """Return the error that `error_text` encoded, with its class, its message and the id under which it was logged."""
-    class_name, message, error_id, retry_after_s = json.loads(text)
-    error_class = getattr(errors, class_name, BackendError)
-    error: FuselineError = error_class(message)
-    if isinstance(error, OverloadedError):
-        error.retry_after_s = retry_after_s
-    error.error_id = error_id
-    return error
 
 
 def _lost() -> BackendLostError:

@@ -50,12 +50,13 @@ class SupervisedProcess:
         on_question: Callable[[str, int], None],
         on_log: Callable[[LogSettings], None],
         on_regions: Callable[[dict[str, Any]], None],
+        on_control: Callable[[dict[str, Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
         `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
-        `on_regions` with each message about shared memory.
+        `on_regions` with each message about shared memory, `on_control` with each about models that come and go.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -77,6 +78,8 @@ class SupervisedProcess:
                     on_log(LogSettings.model_validate(message["settings"]))
                 case "regions":
                     on_regions(message)
+                case "control":
+                    on_control(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -116,6 +119,10 @@ class SupervisedProcess:
     def send_backend(self, *, answers: bool, live: bool) -> None:
         """Tell a worker whether the backend process gives signs of life, and whether it may yet give one."""
         self._channel.send("backend", answers=answers, live=live)
+
+    def send_control(self, **contents: Any) -> None:
+        """Send the process a message about models that come and go."""
+        self._channel.send("control", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

@@ -25,8 +25,9 @@ from fuseline.serve.errors import (
 )
 from fuseline.serve.workers.arena import Arena, ArenaShape
 from fuseline.serve.workers.backend_link import BackendConnection
+from fuseline.serve.workers.error_text import error_from_text, text_from_error
 from fuseline.serve.workers.record_buffer import RecordBuffer
-from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
+from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.remote_requests import RemoteRequests
 from fuseline.serve.workers.wire_format import memory_record
 from fuseline.serve.workers.worker_memory import WorkerMemory
@@ -580,6 +581,6 @@ async def test_when_a_worker_goes_its_promises_go_too() -> None:
 
 
 async def test_a_refusal_keeps_its_delay_on_the_way_to_the_worker() -> None:
-    error = error_from_text(error_text(OverloadedError("too many", 0.25), None))
+    error = error_from_text(text_from_error(OverloadedError("too many", 0.25)))
     assert isinstance(error, OverloadedError)
     assert error.retry_after_s == 0.25
