@@ -101,6 +101,7 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
             "POST /v2/models/{model}/infer",
             "POST /v2/models/{model}/versions/{version}/infer",
             "POST /v2/repository/index",
+            "POST /v2/repository/{repository}/index",
         ),
         Role.INFER,
     ),
@@ -128,8 +129,9 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
     ),
     **dict.fromkeys(
         (
-            "POST /v2/repository/models/{model}/load",
-            "POST /v2/repository/models/{model}/unload",
+            f"POST /v2/repository/{path}models/{{model}}/{verb}"
+            for path in ("", "{repository}/")
+            for verb in ("load", "unload")
         ),
         Role.ADMIN,
     ),

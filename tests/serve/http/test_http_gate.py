@@ -31,7 +31,7 @@ async def answer_to(served: Served, operation: str, token: str | None) -> Answer
     method, _, path = operation.partition(" ")
     path = re.sub(r"\{model\}", "colours", path)
     path = re.sub(r"\{version\}", "1", path)
-    path = re.sub(r"\{region:path\}", "nobody", path)
+    path = re.sub(r"\{(region:path|repository)\}", "nobody", path)
     return await call(served, method, path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
 
 

@@ -18,6 +18,7 @@ def test_every_status_of_an_error_has_one_of_http() -> None:
         "SharedMemoryUnavailableError": 400,
         "UnauthenticatedError": 401,
         "ForbiddenError": 403,
+        "ModelControlError": 400,
         "OverloadedError": 429,
         "DeadlineError": 504,
         "ShuttingDownError": 503,
