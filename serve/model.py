@@ -30,6 +30,11 @@ class RowBatcher(Protocol):
         ...
 
     @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
+        ...
+
+    @property
     def backpressure(self) -> Literal["rows", "time"] | None:
         """See `Batcher.backpressure`."""
         ...

@@ -27,6 +27,7 @@ from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
@@ -37,6 +38,7 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -89,6 +91,8 @@ class Server:
         self._open_inference = OpenInferenceService(
             self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
         )
+        if settings.triton_metrics:
+            metrics.registry.register(TritonMetrics(metrics))
         self._grpc = self._grpc_server()
         self._listeners = Listeners(self._grpc, shares_ports=shares_port)
 
@@ -100,7 +104,7 @@ class Server:
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
         """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics()
+        metrics = Metrics(open_tracer())
         return cls(settings, PackageModels(folders, settings, metrics), metrics)
 
     async def start(self) -> None:
@@ -119,6 +123,7 @@ class Server:
         except BaseException:
             self.abandon()
             raise
+        self._metrics.versions |= {model.name: model.version for model in self.repository}
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
@@ -162,6 +167,8 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+            if self._metrics.tracer is not None:
+                await asyncio.to_thread(self._metrics.tracer.close)
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -186,7 +193,16 @@ class Server:
         settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
-            http_app(HttpServices(classify, open_inference, self._source.metrics, lambda: self.serves, settings))
+            http_app(
+                HttpServices(
+                    classify,
+                    open_inference,
+                    self._source.metrics,
+                    lambda: self.serves,
+                    settings,
+                    self._metrics.tracer,
+                )
+            )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
         self._http = HttpServer(its, listener, limits, shares=self._shares_port)

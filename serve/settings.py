@@ -12,6 +12,7 @@ from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.server_log import LogFormat
 
 
 class Settings(BaseModel):
@@ -53,6 +54,10 @@ class Settings(BaseModel):
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
+    log_format: LogFormat = "text"
+    """Form of the log's lines: for people, or a JSON object each."""
+    triton_metrics: bool = False
+    """Whether /metrics has Triton's metrics too, under its names."""
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""

@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
+from fuseline.serve.batching.batch_stats import BatchStats, Misses, stats_of
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread
+from fuseline.serve.batching.departure import reason_of
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
@@ -49,29 +51,6 @@ DELIVERY_TURNS = 3
 
 SHORTEST_WAIT_SECONDS = 0.0001
 """Precision of timers: no shorter wait is worth setting one."""
-
-
-class BatchStats(NamedTuple):
-    """Statistics of one batch."""
-
-    rows: int
-    """Number of rows before padding."""
-    bucket: int
-    """Number of rows after padding."""
-    queue_ms: float
-    """Time that the oldest request had waited."""
-    compute_ms: float
-    failed: bool
-    """Whether the backend raised, or returned something of another shape."""
-
-
-class Misses(NamedTuple):
-    """How far predictions missed since the batch before."""
-
-    late_seconds: Sequence[float]
-    """Seconds from the predicted time of each answer to when it was handed out; below 0: it came earlier."""
-    dropped: int
-    """Number of requests that left the queue because they could not be answered in time any more."""
 
 
 class Batcher:
@@ -180,6 +159,11 @@ class Batcher:
     def queued_rows(self) -> int:
         """Number of rows that wait for a batch."""
         return self._queue.rows
+
+    @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
+        return len(self._queue)
 
     @property
     def policy(self) -> BatchPolicy:
@@ -374,6 +358,7 @@ class Batcher:
             lane, rows = self._next_lane()
             if not rows:
                 return
+            waiting = self._queue.rows
             bucket, late = self._bucket_choice.next_bucket(now, rows, lane.profile)
             for request, finish in late:
                 self._drop(request, finish, now)
@@ -384,6 +369,17 @@ class Batcher:
                 self._wake = loop.call_soon(self._turn)
                 return
             lane.running = batch = self._queue.take_batch(bucket, now)
+            waited = now - batch.shares[0][0].admitted + SHORTEST_WAIT_SECONDS
+            batch.reason = reason_of(
+                len(batch.rows),
+                waiting,
+                most_rows=self._admission.next_batch_rows(waiting),
+                share_rows=rows,
+                heeds_deadline=self._bucket_choice.heeded_deadline,
+                draining=self._draining,
+                delay_s_left=self._max_delay_seconds - waited if self._max_delay_seconds else None,
+                follows=between_answers,
+            )
             if lane is self._alone:
                 self._idle.clear()
             else:
@@ -477,9 +473,7 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            queue_ms, compute_ms = 1000 * (batch.started - batch.shares[0][0].admitted), 1000 * batch.compute_seconds
-            failed = not isinstance(outcome, np.ndarray)
-            self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
+            self._on_batch(stats_of(batch, -1 if lane is self._alone else self._lanes.index(lane)))
 
     def _note_delivery(self, batch: Batch, finished: float) -> None:
         """Learn, once the answers of a batch are handed out, how far the predictions of its requests missed."""

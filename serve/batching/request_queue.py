@@ -22,6 +22,10 @@ class RequestQueue:
         self.earliest_deadline = math.inf
         """Earliest deadline of all requests. It may lie too early after some have left, never too late."""
 
+    def __len__(self) -> int:
+        """Return the number of requests, which any thread may ask for."""
+        return len(self._requests)
+
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 

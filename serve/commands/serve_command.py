@@ -102,6 +102,12 @@ def serve(
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
+    log_format: Annotated[str, _option("log_format", "Lines of the log: text, or json, an object each.")] = _default(
+        "log_format"
+    ),
+    triton_metrics: Annotated[
+        bool, _option("triton_metrics", "Show Triton's metrics (nv_inference_…) too, for its dashboards.")
+    ] = _default("triton_metrics"),
     engine_cache: Annotated[
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
@@ -134,9 +140,11 @@ def serve(
         workers=workers,
         shared_memory=shared_memory,
         drain_timeout_s=drain_timeout_s,
+        log_format=log_format,
+        triton_metrics=triton_metrics,
         engine_cache=engine_cache,
     )
-    start_log()
+    start_log(form=settings.log_format)
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.

@@ -4,9 +4,20 @@ from starlette.types import Scope
 
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.request_ids import each_has_an_object, made_id
+
+REQUEST_ID = "fuseline.request_id"
+"""Key of an ASGI scope under which the request's id is, where it has one. It is sent in the head of the answer."""
+
+TRACE = "fuseline.trace"
+"""Key of an ASGI scope under which the request's `HttpTrace` is, where it is traced."""
 
 
 def call_of_scope(scope: Scope) -> CallContext:
     """Return what is known of the call that an ASGI `scope` describes."""
     client = scope.get("client")
-    return CallContext(caller=Caller(client[0] if client else ""))
+    if REQUEST_ID not in scope and each_has_an_object():
+        scope[REQUEST_ID] = made_id()
+    return CallContext(
+        caller=Caller(client[0] if client else ""), request_id=scope.get(REQUEST_ID, ""), trace=scope.get(TRACE)
+    )

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.services.request_ids import request_id_of
+from fuseline.serve.tracing.tracing import RequestTrace
 
 
 class CallContext(NamedTuple):
@@ -15,7 +17,24 @@ class CallContext(NamedTuple):
     """When the call's answer is of no use any more, on the batchers' clock; None: it always is."""
     caller: Caller = ANYONE
     """Who makes the call, as far as queues heed it."""
+    request_id: str = ""
+    """Id of the request in logs, traces and the answer; empty: it came without one, and nothing needs one."""
+    trace: RequestTrace | None = None
+    """What notes where the request's time goes; None: it is not traced."""
 
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """Labels by which a metric names the request; None where it can't be found again."""
+        if self.trace is None and not self.request_id:
+            return None
+        labels = {} if self.trace is None else {"trace_id": self.trace.trace_id}
+        # OpenMetrics allows 128 characters in all.
+        if self.request_id and sum(map(len, (*labels, *labels.values(), _ID_LABEL, self.request_id))) <= 128:
+            labels[_ID_LABEL] = self.request_id
+        return labels
+
+
+_ID_LABEL = "request_id"
 
 NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
@@ -24,7 +43,11 @@ NO_CONTEXT = CallContext()
 def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
     """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
     remaining_s = context.time_remaining()
-    return CallContext(None if remaining_s is None else clock() + remaining_s, Caller(host_of_peer(context.peer())))
+    return CallContext(
+        None if remaining_s is None else clock() + remaining_s,
+        Caller(host_of_peer(context.peer())),
+        request_id_of(context.invocation_metadata()),
+    )
 
 
 def host_of_peer(peer: str) -> str:

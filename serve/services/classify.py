@@ -36,7 +36,7 @@ class ClassifyService(ClassifierServicer):
         self._repository = repository
         self._settings = settings
         self._codec = ClassifyCodec(repository, image_rows)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._calls = InferenceCalls(metrics, settings, clock, service=SERVICE_NAME)
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]

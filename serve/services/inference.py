@@ -146,17 +146,24 @@ class Inference(Generic[RequestT, AnswerT]):
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
         if isinstance(rows, list):
-            return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            pending = model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            if self._call.trace is not None:
+                self._call.trace.submitted(pending)
+            return pending
         return self._decoded(model, rows)
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
         rows, reservation = await decode(self._call)
         self._preprocess_s = time.monotonic() - begun
-        self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(
+        self._metrics.count_preprocess(model.name, self._preprocess_s, self._call.exemplar)
+        pending = model.batcher.submit(
             rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
         )
+        if self._call.trace is not None:
+            self._call.trace.decoded(self._preprocess_s)
+            self._call.trace.submitted(pending)
+        return await pending
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer from the batcher's. Raises what `Codec.answer` raises."""
@@ -167,22 +174,28 @@ class Inference(Generic[RequestT, AnswerT]):
 
     def fail(self, error: BaseException) -> None:
         """Make the answer from `error`."""
-        self.answer = status = status_from_error(error)
+        self.answer = status = status_from_error(error, self._call.request_id)
         self._code = status.code
 
     def count(self) -> None:
         """Count the request under its answer's status, with the time from its arrival until now."""
+        name = "" if self.model is None else self.model.name
+        call, code, seconds = self._call, self._code.name, self._clock() - self._started
         if _log.isEnabledFor(logging.DEBUG):
-            taken_ms = 1000 * (self._clock() - self._started)
-            name = "no model" if self.model is None else self.model.name
-            _log.debug("%s of %s: %s in %.3f ms", self._method, name, self._code.name, taken_ms)
-        self._metrics.count_request(
-            self._method,
-            "" if self.model is None else self.model.name,
-            self._code.name,
-            self._clock() - self._started,
-            self._batched,
-        )
+            _log.debug(
+                "%s of %s: %s in %.3f ms",
+                self._method,
+                name or "no model",
+                code,
+                1000 * seconds,
+                extra={
+                    "request_id": call.request_id,
+                    "fields": {"method": self._method, "model": name, "code": code, "ms": round(1000 * seconds, 3)},
+                },
+            )
+        self._metrics.count_request(self._method, name, code, seconds, self._batched, call.exemplar)
+        if call.trace is not None:
+            call.trace.end(self._code, name, self._batched)
 
     def abandon(self) -> None:
         """Count the request as CANCELLED: nobody takes its answer."""

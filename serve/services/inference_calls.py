@@ -9,8 +9,9 @@ from grpc.aio import ServicerContext
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
-from fuseline.serve.services.calls import Calls, abort
+from fuseline.serve.services.calls import Calls, abort, return_request_id
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
+from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.services.stream import MessageT, Stream
 from fuseline.serve.services.stream_pace import StreamPace
@@ -24,8 +25,12 @@ class InferenceCalls:
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
-    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float]) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are."""
+    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float], *, service: str = "") -> None:
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are.
+
+        `service` is the name of the gRPC service, for traces, which are made where `metrics` has a tracer.
+        """
+        self._service = service
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
@@ -51,9 +56,11 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer = await self.run(method, codec, request, context_of_rpc(context, self._clock))
+        call = self._traced(method, self._call_of(context), context)
+        answer = await self.run(method, codec, request, call)
         if isinstance(answer, Status):
-            await abort(context, answer)
+            await abort(context, answer, call.request_id)
+        return_request_id(context, call.request_id)
         return answer
 
     async def run(
@@ -71,7 +78,7 @@ class InferenceCalls:
                 assert inference.answer is not None
                 return inference.answer
         except ShuttingDownError as error:
-            return self._refusal(method, error)
+            return self._refusal(method, error, call)
 
     async def stream(
         self,
@@ -92,11 +99,15 @@ class InferenceCalls:
 
         `message` returns what is written as the answer to a request.
         """
+        call = self._call_of(context)
+
+        def begin(request: RequestT) -> Inference[RequestT, AnswerT]:
+            return Inference(method, codec, request, self._traced(method, call, context), self._metrics, self._clock)
+
         try:
             with self._calls:
-                call = context_of_rpc(context, self._clock)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock),
+                    begin,
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -104,16 +115,37 @@ class InferenceCalls:
                 self._streams.add(stream)
                 try:
                     if await stream.run(requests, context.write):
+                        return_request_id(context, call.request_id)
                         return
                 finally:
                     self._streams.discard(stream)
                 raise self._calls.refusal
         except ShuttingDownError as error:
-            status = self._refusal(method, error)
+            status = self._refusal(method, error, call)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
-            status = status_from_error(error)
-        await abort(context, status)
+            status = status_from_error(error, call.request_id)
+        await abort(context, status, call.request_id)
 
-    def _refusal(self, method: str, error: ShuttingDownError) -> Status:
+    def _call_of(self, context: ServicerContext[Any, Any]) -> CallContext:
+        """Return what is known of a call; one whose requests may be traced has an id."""
+        call = context_of_rpc(context, self._clock)
+        if self._metrics.tracer is None or call.request_id:
+            return call
+        return call._replace(request_id=made_id())
+
+    def _traced(self, method: str, call: CallContext, context: ServicerContext[Any, Any]) -> CallContext:
+        """Return `call` as that of one request whose trace begins now, where requests are traced."""
+        if (tracer := self._metrics.tracer) is None:
+            return call
+        metadata = context.invocation_metadata() or ()
+        return call._replace(
+            trace=tracer.begin_rpc(
+                self._service, method, metadata, client=call.caller.client, request_id=call.request_id
+            )
+        )
+
+    def _refusal(self, method: str, error: ShuttingDownError, call: CallContext) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)
-        return status_from_error(error)
+        if call.trace is not None:
+            call.trace.end(StatusCode.UNAVAILABLE, "", None)
+        return status_from_error(error, call.request_id)

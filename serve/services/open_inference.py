@@ -96,7 +96,7 @@ class OpenInferenceService(SharedMemoryMethods):
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
         self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._calls = InferenceCalls(metrics, settings, clock, service=SERVICE_NAME)
 
     @property
     def ready(self) -> bool:
@@ -166,28 +166,30 @@ class OpenInferenceService(SharedMemoryMethods):
         return await self._calls.run(method, self._codec, request, call)
 
     async def ServerLive(  # noqa: N802
-        self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
+        self, _request: ServerLiveRequest, context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
         """Answer that the server is live."""
-        return ServerLiveResponse(live=True)
+        return await answer_or_abort(context, lambda: ServerLiveResponse(live=True))
 
     async def ServerReady(  # noqa: N802
-        self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
+        self, _request: ServerReadyRequest, context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
         """Answer `ready`."""
-        return ServerReadyResponse(ready=self.ready)
+        return await answer_or_abort(context, lambda: ServerReadyResponse(ready=self.ready))
 
     async def ServerMetadata(  # noqa: N802
-        self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
+        self, _request: ServerMetadataRequest, context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
         """Answer `server_metadata`."""
-        return self.server_metadata()
+        return await answer_or_abort(context, self.server_metadata)
 
     async def ModelReady(  # noqa: N802
-        self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
+        self, request: ModelReadyRequest, context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
         """Answer `model_ready`."""
-        return ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        return await answer_or_abort(
+            context, lambda: ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        )
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
@@ -212,10 +214,10 @@ class OpenInferenceService(SharedMemoryMethods):
     async def RepositoryIndex(  # noqa: N802
         self,
         request: RepositoryIndexRequest,
-        _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
+        context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
         """Answer `index`."""
-        return self.index(ready=request.ready)
+        return await answer_or_abort(context, lambda: self.index(ready=request.ready))
 
     async def TraceSetting(  # noqa: N802
         self, request: TraceSettingRequest, context: ServicerContext[TraceSettingRequest, TraceSettingResponse]

@@ -12,9 +12,11 @@ from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
+from fuseline.serve.tracing.tracing import open_tracer
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -33,7 +35,9 @@ class BackendProcess:
         self._config = config
         self._channel = channel
         self._load = load
-        self._metrics = Metrics()
+        self._metrics = Metrics(open_tracer(config.title))
+        if config.settings.triton_metrics:
+            self._metrics.registry.register(TritonMetrics(self._metrics))
         self._repository = Repository()
         self._model_numbers = itertools.count()
         # The keys of both are model numbers.
@@ -62,6 +66,8 @@ class BackendProcess:
         except TimeoutError:
             self._channel.send("drained", complete=False)
             await exit_at_once(self._channel)
+        if self._metrics.tracer is not None:
+            await asyncio.to_thread(self._metrics.tracer.close)
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
 
