@@ -111,7 +111,13 @@ def test_workers_trace_requests_by_the_times_that_the_backend_tells_and_the_back
 
 def test_without_the_extra_the_log_says_what_is_missing_and_the_server_serves(package: Path) -> None:
     # A module that is None can't be imported, nor found.
-    hide = "import sys; sys.modules['opentelemetry'] = None; sys.argv[0] = 'fuseline'; import fuseline.command as c; c.main()"
+    hide = (
+        "import sys\n"
+        "sys.modules['opentelemetry'] = None\n"
+        "sys.argv[0] = 'fuseline'\n"
+        "import fuseline.command\n"
+        "fuseline.command.main()\n"
+    )
     env = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     with server_process("serve", package, *FAST, command=("-c", hide), env=env) as server:
         with Client(server.address) as client:

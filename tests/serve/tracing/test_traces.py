@@ -2,6 +2,7 @@
 
 import asyncio
 from http.client import HTTPConnection
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -18,6 +19,7 @@ import fuseline.serve.server
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.batching.requests import BatchedRows
+from fuseline.serve.tracing import request_spans
 from fuseline.serve.tracing.otel_tracer import OtelTracer
 from tests.fakes.colours import encoded, noise, plain
 from tests.serve.conftest import StartServer
@@ -181,7 +183,11 @@ async def test_each_request_of_a_stream_has_a_span_below_the_stream_s_caller(
     assert len({(span.attributes or {})["fuseline.request_id"] for span in spans}) == 1
 
 
-async def test_without_knowledge_of_the_batches_compute_is_as_long_as_the_backend_says() -> None:
+async def test_without_knowledge_of_the_batches_compute_is_as_long_as_the_backend_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter((10**18, 10**18 + 10**9))
+    monkeypatch.setattr(request_spans, "time", SimpleNamespace(time_ns=lambda: next(clock)))
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -190,7 +196,6 @@ async def test_without_knowledge_of_the_batches_compute_is_as_long_as_the_backen
     pending: asyncio.Future[BatchedRows] = asyncio.get_running_loop().create_future()
     trace.submitted(pending)
     logits = np.zeros((2, 3), np.float32)
-    await asyncio.sleep(0.003)
     trace.end(grpc.StatusCode.OK, "m", BatchedRows(logits, 1.0, 1.5, 8, logits, 0))
     queue, compute, server = exporter.get_finished_spans()
     assert (queue.name, compute.name, server.name) == ("queue", "compute", "S/M")
