@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
@@ -148,7 +150,7 @@ def serve(
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.
-    guard = MemoryGuard(memory_limit_bytes())
+    guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
     guard.start()
     from fuseline.serve.package_folders import package_folders
 
@@ -179,6 +181,12 @@ def serve(
     from fuseline.serve.server import run_server
 
     raise typer.Exit(run_server(folders, settings, announce))
+
+
+def _end_for_shortage(message: str) -> None:
+    """End the process as `MemoryGuard` does, with the reason in a log of JSON."""
+    _log.error("%s", message)
+    os._exit(InputError.exit_code)
 
 
 def classify(
