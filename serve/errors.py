@@ -12,6 +12,7 @@
     │   └── RegionExistsError          a name that a shared memory region has already
     ├── BackendUnavailableError    the asked-for runtime is not installed or has no device (exit code 2)
     ├── SharedMemoryUnavailableError   the server shares no memory, or none of that kind      (exit code 2)
+    ├── ModelControlError          a model that can't be loaded or unloaded while the server runs
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
     ├── BackendError               the runtime failed on a valid batch
     ├── OverloadedError            the queue is too long, by rows or by time
@@ -85,6 +86,12 @@ class SharedMemoryUnavailableError(FuselineError):
     """The server doesn't share memory with its clients, or not of this kind, until it is set up otherwise."""
 
     exit_code = 2
+
+
+class ModelControlError(FuselineError):
+    """A model can't be loaded or unloaded: the server's mode forbids it, or a package was refused. What was served
+    before is served still.
+    """
 
 
 class VerificationError(FuselineError):

@@ -1,6 +1,6 @@
 """Binds a gRPC server to its addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -11,10 +11,20 @@ from fuseline.serve.unix_sockets import is_unix, prepare_unix_address, socket_fi
 class Listeners:
     """The addresses that a gRPC server listens on. If it was started, its stop removes the files of Unix sockets."""
 
-    def __init__(self, server: grpc.aio.Server, *, shares_ports: bool) -> None:
-        """With `shares_ports`, other processes of this server listen on its TCP ports too."""
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        shares_ports: bool,
+        credentials: Callable[[], grpc.ServerCredentials] | None = None,
+    ) -> None:
+        """With `shares_ports`, other processes of this server listen on its TCP ports too.
+
+        `credentials` returns those of one TCP port; None: they are plain, as Unix sockets always are.
+        """
         self._server = server
         self._shares_ports = shares_ports
+        self._credentials = credentials
         self._bound: list[str] = []
 
     def bind(self, addresses: Sequence[str]) -> tuple[str, ...]:
@@ -55,6 +65,8 @@ class Listeners:
         try:
             if not self._shares_ports:
                 check_bindable(host, port)
-            return join_address(host, self._server.add_insecure_port(address))
+            if self._credentials is None:
+                return join_address(host, self._server.add_insecure_port(address))
+            return join_address(host, self._server.add_secure_port(address, self._credentials()))
         except (OSError, RuntimeError) as error:
             raise unbindable(address, error) from error

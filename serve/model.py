@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,12 +11,15 @@ from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
+from fuseline.serve.batching.lane_recovery import Watch
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.memory import release_freed_memory
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
+from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.settings import Settings
+from fuseline.serve.spare_lanes import SpareLanes
 from fuseline.serve.warm_lanes import warm_lanes
 
 _log = logging.getLogger(__name__)
@@ -32,6 +36,21 @@ class RowBatcher(Protocol):
     @property
     def queued_requests(self) -> int:
         """Number of requests with rows that wait for a batch."""
+        ...
+
+    @property
+    def is_stalled(self) -> bool:
+        """See `Batcher.is_stalled`."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """See `Batcher.is_lost`."""
+        ...
+
+    @property
+    def hung_calls(self) -> int:
+        """See `Batcher.hung_calls`."""
         ...
 
     @property
@@ -103,18 +122,24 @@ class Model:
         self.lanes = lanes
         self._close_backend = close_backend
 
+    @property
+    def has_hung(self) -> bool:
+        """Whether a call of the backend was given up in this process and has not returned."""
+        return self.batcher.hung_calls > 0
+
     async def close(self) -> None:
         """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
         await self.batcher.drain()
         if self._close_backend is not None:
-            self._close_backend()
+            # Freeing a network's memory takes longer than other models' requests may wait.
+            await asyncio.to_thread(self._close_backend)
 
 
 class BatchCounts(Protocol):
     """What counts batches: `fuseline.serve.metrics.metrics.Metrics`, or one that passes them on to it."""
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
-        """Count one batch of the model called `model`."""
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
+        """Count one batch of that `version` of the model called `model`."""
         ...
 
     def count_misses(self, model: str, misses: Misses) -> None:
@@ -123,30 +148,43 @@ class BatchCounts(Protocol):
 
 
 def load_model(
-    folder: Path, settings: Settings, counts: BatchCounts, *, cpu: CpuBatching = DEFAULT_CPU_BATCHING
+    folder: Path,
+    settings: Settings,
+    counts: BatchCounts,
+    *,
+    name: str = "",
+    version: str = "",
+    cpu: CpuBatching = DEFAULT_CPU_BATCHING,
 ) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
-    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `cpu` says what
-    makes batches good if the backend computes on the CPU.
+    The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `name` and
+    `version` are those under which requests find the model; empty: the manifest's. `cpu` says what makes batches good
+    if the backend computes on the CPU.
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
+        InputError: a setting of the model in its manifest breaks a rule.
         BackendUnavailableError: the asked-for backend can't run here.
         VerificationError: its answers on the package's reference images are not PyTorch's.
     """
     package = load_package(folder)
-    name, spec = package.manifest.name, package.manifest.input
-    row_pixels = spec.height * spec.width
-    backend, reason = open_backend(
+    name, version = name or package.manifest.name, version or package.manifest.version
+    # Whatever tells of the model from now on, here or in other processes, tells what requests call it.
+    package = package.model_copy(
+        update={"manifest": package.manifest.model_copy(update={"name": name, "version": version})}
+    )
+    settings, spec = settings_of_model(settings, package.manifest), package.manifest.input
+    open_it = partial(
+        open_backend,
         package,
         buckets=buckets_up_to(settings.max_batch or DEFAULT_MAX_BATCH),
-        cpu_buckets=cpu.buckets(row_pixels, settings.max_batch),
-        backend=settings.backend,
+        cpu_buckets=cpu.buckets(spec.height * spec.width, settings.max_batch),
         precision=settings.precision,
         threads=settings.threads,
         engine_cache=settings.engine_cache_folder,
     )
+    backend, reason = open_it(backend=settings.backend)
     # Opening lanes loads the network again, whose memory need not come on top of what the first load left.
     release_freed_memory()
     try:
@@ -157,6 +195,12 @@ def load_model(
     for assumption in package.manifest.open_assumptions:
         _log.warning("%s: %s", name, assumption.line)
     release_freed_memory()
+    spares = SpareLanes(
+        lambda: open_it(backend=backend.name)[0], package, lanes=len(warmed.lanes), buckets=warmed.policy.buckets
+    )
+    # A device on which a call hangs has others hang too.
+    open_spare = spares.open if backend.device == "CPU" else None
+    timeout_s = settings.backend_timeout_s
     batcher = Batcher(
         backend.infer,
         warmed.policy,
@@ -165,8 +209,16 @@ def load_model(
         lanes=warmed.lanes,
         seconds_per_bucket=warmed.seconds_per_bucket,
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
-        on_batch=lambda stats: counts.count_batch(name, stats),
+        on_batch=lambda stats: counts.count_batch(name, stats, version),
         on_misses=lambda misses: counts.count_misses(name, misses),
+        watch=Watch(timeout_s, open_spare) if timeout_s else None,
     )
+
+    def close() -> None:
+        spares.close()
+        # A backend in which a call hangs may hang as well when it is closed.
+        if not batcher.hung_calls:
+            backend.close()
+
     facts = BackendFacts.model_validate(backend).model_copy(update={"buckets": warmed.policy.buckets})
-    return Model(package, facts, reason, batcher, warmed.choice, backend.close)
+    return Model(package, facts, reason, batcher, warmed.choice, close)

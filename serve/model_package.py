@@ -241,6 +241,8 @@ class Manifest(_Spec):
     task: Task = "single-label"
     output_name: TensorName = OUTPUT_NAME
     """Name of the graphs' output: logits, float32 (rows, classes)."""
+    serving: dict[str, str | int | float | bool | None] = {}
+    """Settings that the model is served with, in the place of the server's: see `fuseline.serve.model_settings`."""
 
     @property
     def classes(self) -> int:
@@ -378,12 +380,15 @@ def file_facts(folder: Path, path: str) -> dict[str, Any]:
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; it is the last file that a writer writes.
 
-    Names of tensors that packages had before they could be chosen are left out, so that earlier servers read those too.
+    Names of tensors that packages had before they could be chosen are left out, and so are settings that nobody chose,
+    so that earlier servers read those too.
     """
     unsaid: dict[str, Any] = {}
     if manifest.input.name == INPUT_NAME:
         unsaid["input"] = {"name"}
     if manifest.output_name == OUTPUT_NAME:
         unsaid["output_name"] = True
+    if not manifest.serving:
+        unsaid["serving"] = True
     text = manifest.model_dump_json(indent=2, exclude=unsaid)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

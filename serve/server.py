@@ -25,9 +25,13 @@ from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServ
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
+from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.metrics.triton_metrics import TritonMetrics
+from fuseline.serve.model_control.control import ModelControl
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
@@ -38,6 +42,8 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
+from fuseline.serve.tls.certificates import Certificates
+from fuseline.serve.tls.grpc_credentials import server_credentials
 from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
@@ -47,6 +53,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_LOST_GRACE_S = 10.0
+"""Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
+and a call that hangs may yet return."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +73,16 @@ class Server:
         shares_port: bool = False,
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
+        certificates: Certificates | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `control` loads and unloads models by request; None: they stay as they are.
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
+        With `certificates`, which this server keeps up to date, TCP ports speak TLS.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
@@ -89,12 +103,30 @@ class Server:
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            control=control or FixedModels(self.repository),
         )
         if settings.triton_metrics:
             metrics.registry.register(TritonMetrics(metrics))
+        self.liveness = Liveness(
+            lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
+        )
+        """Tells whether the event loop turns and the backend computes."""
+        self._open_inference.is_live = lambda: self.liveness.is_live
+        self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
-        self._listeners = Listeners(self._grpc, shares_ports=shares_port)
+        self._certificates = certificates
+        self._watching: asyncio.Task[None] | None = None
+        self._listeners = Listeners(
+            self._grpc,
+            shares_ports=shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     @property
     def port(self) -> int:
@@ -103,9 +135,17 @@ class Server:
 
     @classmethod
     def for_packages(cls, folders: Sequence[Path], settings: Settings) -> "Server":
-        """Return a server that loads the packages in `folders` into this process."""
-        metrics = Metrics(open_tracer())
-        return cls(settings, PackageModels(folders, settings, metrics), metrics)
+        """Return a server that loads the packages in `folders` into this process.
+
+        Raises:
+            InputError: the files of TLS are broken.
+        """
+        metrics, files = Metrics(open_tracer()), settings.certificate_files
+        certificates = None if files is None else Certificates(files)
+        if certificates is not None:
+            show_certificates(certificates, metrics.registry)
+        source = PackageModels(folders, settings, metrics)
+        return cls(settings, source, metrics, certificates=certificates, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
@@ -116,25 +156,33 @@ class Server:
         """
         settings = self._settings
         self.addresses = self._listeners.bind(settings.grpc_addresses)
+        self._living = asyncio.create_task(self.liveness.run())
         try:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
         except BaseException:
+            self._living.cancel()
             self.abandon()
             raise
-        self._metrics.versions |= {model.name: model.version for model in self.repository}
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
+        if self._certificates is not None:
+            self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
 
     @property
     def serves(self) -> bool:
-        """Whether requests are computed now: the server is ready, and has a backend."""
-        return self.ready and self._open_inference.has_backend
+        """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
+        return self.ready and self._open_inference.has_backend and self.liveness.is_live
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, which nothing can interrupt."""
+        return self._source.is_loading
 
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
@@ -143,7 +191,7 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are admitted already.
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
@@ -155,13 +203,17 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
-                await self.repository.close()
+                await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
+            if self._living is not None:
+                self._living.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
+            if self._watching is not None:
+                self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
@@ -182,6 +234,9 @@ class Server:
         for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
             await self._health.set(service, status)
 
+    async def _note_stall(self, serving: bool) -> None:
+        await self.set_health(serving=serving and self.ready)
+
     async def _start_http(self, listener: socket.socket) -> None:
         # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
         from fuseline.serve.http.app import http_app
@@ -200,15 +255,18 @@ class Server:
                     self._source.metrics,
                     lambda: self.serves,
                     settings,
-                    self._metrics.tracer,
+                    is_live=lambda: self.liveness.is_live,
+                    tracer=self._metrics.tracer,
                 )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port)
+        certificates = self._certificates
+        tls = None if certificates is None else lambda: certificates.current.context
+        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -241,7 +299,13 @@ def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[
         for server in servers:
             server.abandon()
 
-    return run_until_signal(serve, drain_timeout_s=settings.drain_timeout_s, before_exit=abandon)
+    return run_until_signal(
+        serve,
+        drain_timeout_s=settings.drain_timeout_s,
+        before_exit=abandon,
+        hangs=lambda: any(server.liveness.loop_hangs for server in servers),
+        grace_s=_LOST_GRACE_S,
+    )
 
 
 async def _run(server: Server, settings: Settings, announce: Callable[[Server], None], stop: asyncio.Event) -> int:
@@ -254,7 +318,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         os._exit(0)
     starting.result()
     announce(server)
-    await stopping
+    lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
+    await asyncio.wait((stopping, lost), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        _log.error("a backend hangs, and no lane is left that computes: this server ends, to be started again")
     try:
         await server.drain()
     except TimeoutError:
@@ -262,4 +329,10 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
+    if server.is_loading or any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
+        # model, whose work nobody wants any more.
+        logging.shutdown()
+        os._exit(int(lost.done()))
+    lost.cancel()
     return 0

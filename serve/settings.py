@@ -1,6 +1,7 @@
 """The settings of `fuseline serve`: one frozen, validated object."""
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,47 @@ from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
 from fuseline.serve.server_log import LogFormat
+from fuseline.serve.tls.certificate import CertificateFiles
+from fuseline.serve.version_policy import policy_from_text
+
+PER_MODEL = (
+    "backend",
+    "precision",
+    "max_batch",
+    "max_queue_rows",
+    "max_queue_ms",
+    "max_delay_ms",
+    "threads",
+    "lanes",
+)
+"""Settings that may differ from model to model."""
+
+EVERY_MODEL = "*"
+
+
+def model_setting_from_text(text: str) -> tuple[str, str, str]:
+    """Return model, setting and value of `MODEL.SETTING=VALUE`; a model's name may have dots.
+
+    Raises:
+        ValueError: `text` has another form, or the setting is none of `PER_MODEL`.
+    """
+    name, is_there, value = text.partition("=")
+    model, _, setting = name.rpartition(".")
+    if not is_there or not model:
+        raise ValueError("expected MODEL.SETTING=VALUE, such as resnet18.max_batch=64")
+    if setting not in PER_MODEL:
+        raise ValueError(f"{reprlib.repr(setting)} is no setting of a model; there are {', '.join(PER_MODEL)}")
+    return model, setting, value
+
+
+def _checked_policy(text: str) -> str:
+    policy_from_text(text)
+    return text
+
+
+def _checked_model_setting(text: str) -> str:
+    model_setting_from_text(text)
+    return text
 
 
 class Settings(BaseModel):
@@ -27,6 +69,12 @@ class Settings(BaseModel):
     """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
+    tls_cert: Path | None = None
+    """File with the server's certificate, and the intermediate ones after it, in PEM; None: TCP ports are plain."""
+    tls_key: Path | None = None
+    """File with the private key of `tls_cert`, in PEM."""
+    tls_client_ca: Path | None = None
+    """File with certificates of which a client must show one that they signed; None: clients show none."""
     backend: Literal["auto", BackendName] = "auto"
     precision: PrecisionChoice = "auto"
     max_batch: Annotated[int | None, Field(ge=1, le=4096)] = None
@@ -52,6 +100,9 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
+    measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
     log_format: LogFormat = "text"
@@ -61,6 +112,30 @@ class Settings(BaseModel):
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""
+    model_repository: tuple[Path, ...] = ()
+    """Folders of models, each a package or a folder of versions: see `fuseline.serve.model_control.model_folders`."""
+    model_control_mode: Literal["none", "poll", "explicit"] = "none"
+    """How the models of `model_repository` change while the server runs: not at all, when their folders do, or by
+    request."""
+    repository_poll_secs: Annotated[float, Field(gt=0, le=86_400)] = 15.0
+    """Seconds between two looks at the repository in the mode poll."""
+    load_model: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Models that the mode explicit starts with; `*`: all."""
+    version_policy: tuple[Annotated[str, AfterValidator(_checked_policy)], ...] = ()
+    """Versions of the repository's models that are served, each `[MODEL=]POLICY`: see
+    `fuseline.serve.version_policy`."""
+    set: tuple[Annotated[str, AfterValidator(_checked_model_setting)], ...] = ()
+    """Settings of single models, each `MODEL.SETTING=VALUE`."""
+
+    @model_validator(mode="after")
+    def _controls_a_repository(self) -> Self:
+        if self.model_control_mode != "none" and not self.model_repository:
+            raise ValueError(f"--model-control-mode {self.model_control_mode} needs a --model-repository")
+        if self.load_model and self.model_control_mode != "explicit":
+            raise ValueError("--load-model is for --model-control-mode explicit; other modes load every model")
+        if EVERY_MODEL in self.load_model and len(self.load_model) > 1:
+            raise ValueError(f"--load-model {EVERY_MODEL} names every model, so no other may be given")
+        return self
 
     @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:
@@ -70,6 +145,22 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("cert", "key") if self.tls_key is None else ("key", "cert")
+            raise ValueError(f"--tls-{given} was given without --tls-{missing}; TLS needs both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca was given without --tls-cert and --tls-key; it needs both")
+        return self
+
+    @property
+    def certificate_files(self) -> CertificateFiles | None:
+        """Files of TLS; None: TCP ports are plain."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def grpc_addresses(self) -> tuple[str, ...]:

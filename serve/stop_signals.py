@@ -6,6 +6,7 @@ hangs blocks it for ever: then a signal handler of the loop would never run, and
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from fuseline.serve.event_loop import run_event_loop
 
 _GRACE_S = 3.0
 """Seconds beyond the drain's own, for the delivery of the last answers and the event loop's end."""
+_LOOK_S = 1.0
+"""Seconds between two looks at whether the event loop hangs."""
 _ENDED = 0
 """Sent instead of a signal's number when the event loop has ended; no signal has it."""
 
@@ -30,12 +33,16 @@ def run_until_signal(
     *,
     drain_timeout_s: float,
     before_exit: Callable[[], None] = lambda: None,
+    hangs: Callable[[], bool] = lambda: False,
+    grace_s: float = math.inf,
 ) -> int:
     """Run `work` on an event loop and return its exit code; its argument is set at the first SIGTERM or SIGINT.
 
     A second signal ends the process at once, with 128 + its number. If `work` goes on for some seconds longer than
     `drain_timeout_s` after the first, the process ends with 1. Either way `before_exit` is called first, in this
     thread, while the event loop may hang. Call it in the main thread. Raises what `work` raises.
+
+    Once the event loop hangs for ever, by `hangs`, which has been true for `grace_s`, the process ends with 1.
     """
     reader, writer = socket.socketpair()
     with reader, writer:
@@ -44,7 +51,7 @@ def run_until_signal(
         # The socket gets the number of each signal, whichever thread it interrupts.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            return _run(work, drain_timeout_s, before_exit, reader, writer)
+            return _run(work, drain_timeout_s, before_exit, _Hang(hangs, grace_s, before_exit), reader, writer)
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
@@ -55,6 +62,7 @@ def _run(
     work: Callable[[asyncio.Event], Coroutine[Any, Any, int]],
     drain_timeout_s: float,
     before_exit: Callable[[], None],
+    hang: "_Hang",
     numbers: socket.socket,
     writer: socket.socket,
 ) -> int:
@@ -78,7 +86,7 @@ def _run(
 
     # The thread is a daemon, as it may hang when the process has to end.
     threading.Thread(target=run, name="fuseline-loop", daemon=True).start()
-    if first := _next_number(numbers):
+    if first := hang.number_unless(numbers):
         _log.info("%s: draining for at most %g s", signal.Signals(first).name, drain_timeout_s)
         # The event loop may be ending by itself at this moment.
         with suppress(CancelledError, RuntimeError):
@@ -96,6 +104,29 @@ def _run(
             before_exit()
             os._exit(128 + second)
     return outcome.result()
+
+
+class _Hang:
+    """Ends the process when its event loop has hung for so long that it will for ever."""
+
+    def __init__(self, hangs: Callable[[], bool], grace_s: float, before_exit: Callable[[], None]) -> None:
+        self._hangs = hangs
+        self._most_looks = grace_s / _LOOK_S
+        self._before_exit = before_exit
+
+    def number_unless(self, numbers: socket.socket) -> int:
+        """Return the next number. A process that was stopped for long is looked at as often as one that was not."""
+        looks = 0
+        numbers.settimeout(_LOOK_S)
+        while True:
+            try:
+                return _next_number(numbers)
+            except TimeoutError:
+                looks = looks + 1 if self._hangs() else 0
+            if looks > self._most_looks:
+                _log.error("the event loop hangs in a call of the backend: this server ends, to be started again")
+                self._before_exit()
+                os._exit(1)
 
 
 def _next_number(numbers: socket.socket) -> int:

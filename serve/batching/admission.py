@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.row_rate import RowRate
+from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
 PATIENT_SHARE = 0.5
@@ -27,8 +29,11 @@ BUDGET_RECOVERY = 0.02
 BUDGET_SECONDS = 2.0
 """Seconds without a caller who has a deadline after which callers are taken to have any time."""
 
-RATE_SECONDS = 0.5
-"""Age at which a count of rows weighs a third in the rate at which rows come."""
+MOST_STRAY_ROWS = 0.1
+"""Rows a second of one kind of requests below which they are none: a rate decays but is never 0."""
+
+MIXED_SECONDS = 1.0
+"""Seconds without a small request that went before rows of a larger one, after which batches may be large again."""
 
 DELIVERY_RATE = 0.1
 """Weight of the newest batch in the time that handing answers out takes."""
@@ -90,6 +95,8 @@ class Load(NamedTuple):
     may_probe: bool = False
     """Whether nothing runs or waits, and nothing has for a while: predictions are old then, so a request may be
     admitted to test them."""
+    standing: Standing | None = None
+    """How the request stands towards those that wait; None: all of their rows start before its own."""
 
 
 class Admission:
@@ -113,11 +120,11 @@ class Admission:
         self._unsaturated_rows = policy.small_batch_rows
         self.saturated = False
         """Whether more rows come than the backend computes, or did a moment ago."""
+        self.mixed = False
+        """Whether small requests and larger ones come side by side, or did a moment ago."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
-        self._rows_per_s = 0.0
-        self._counted_from: float | None = None
-        self._counted_rows = 0
+        self._rate, self._passable_rate = RowRate(), RowRate()
         self.margins = Margins()
         self.delivery_seconds = 0.0
         """Seconds from the end of a batch until its answers are handed out."""
@@ -136,13 +143,17 @@ class Admission:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
         """
-        starts, answered = self.predict(load.waiting_rows, rows, load.lane_seconds, ready.seconds)
-        if load.waiting_rows + rows > self._max_queue_rows:
-            raise self._too_many(load.waiting_rows, rows, answered)
+        standing = load.standing or Standing(load.waiting_rows, load.waiting_rows)
+        last = standing.last
+        starts, answered = self.predict(standing.first, rows, load.lane_seconds, ready.seconds, last)
+        answered += self._passing_seconds(standing, answered)
+        most_rows = room_for(standing, load.waiting_rows, rows, self._max_queue_rows)
+        if load.waiting_rows + rows > most_rows:
+            raise self._too_many(load.waiting_rows, rows, most_rows, answered)
         if deadline is None:
             if starts - ready.alone_seconds > self._max_queue_seconds:
                 raise OverloadedError(
-                    f"{load.waiting_rows + load.running_rows} rows are ahead, which by recent batches takes "
+                    f"{last + load.running_rows} rows are ahead, which by recent batches takes "
                     f"{1000 * starts:.0f} ms, and a request without a deadline waits "
                     f"{1000 * self._max_queue_seconds:.0f} ms at most; retry later",
                     starts - self._max_queue_seconds,
@@ -162,7 +173,7 @@ class Admission:
             self._note_caller(left, now)
             raise OverloadedError(
                 f"the deadline is in {1000 * left:.1f} ms, but going by recent batches the answer takes "
-                f"{1000 * surely:.1f} ms with {load.waiting_rows + load.running_rows} rows ahead; allow more time or "
+                f"{1000 * surely:.1f} ms with {last + load.running_rows} rows ahead; allow more time or "
                 "retry later",
                 surely - left,
             )
@@ -187,15 +198,28 @@ class Admission:
             return "time"
         return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
 
-    def _too_many(self, waiting_rows: int, rows: int, answered: float) -> OverloadedError:
-        most = self._max_queue_rows
-        if rows > most:
+    def _passing_seconds(self, standing: Standing, seconds: float) -> float:
+        """Return how much later an answer predicted in `seconds` comes for those who come meanwhile and pass.
+
+        Requests of the other kind are taken to come as they did of late.
+        """
+        passable_per_s = self._passable_rate.per_s
+        per_s = self._rate.per_s - passable_per_s if standing.is_passable else passable_per_s
+        if per_s < MOST_STRAY_ROWS or not standing.later:
+            return 0.0
+        row_seconds = self._profile.batch_seconds(self.batch_rows) / self.batch_rows / self._lanes
+        load = min(per_s * row_seconds, 0.9)
+        return row_seconds * min(float(standing.later), per_s * seconds / (1 - load))
+
+    def _too_many(self, waiting_rows: int, rows: int, most: int, answered: float) -> OverloadedError:
+        if rows > (most_ever := self._max_queue_rows):
             return OverloadedError(
-                f"a request of {rows} rows can never be queued, the queue's limit is {most} rows; send it in parts"
+                f"a request of {rows} rows can never be queued, the queue's limit is {most_ever} rows; send it in parts"
             )
         total = waiting_rows + rows
+        kept = "" if most == most_ever else f", beside {most_ever - most} kept free for others,"
         return OverloadedError(
-            f"{waiting_rows} rows of at most {most} are queued, no room for {rows} more; retry later",
+            f"{waiting_rows} rows of at most {most}{kept} are queued, no room for {rows} more; retry later",
             # Before the first batch was measured nothing is predicted, and 0 stands for that.
             answered * (total - most) / total or None,
         )
@@ -212,21 +236,28 @@ class Admission:
         """Return the largest number of rows of the next batch that is formed from a queue of `queued_rows`.
 
         Until the largest bucket can be filled batches are small, if that costs nothing: see `BatchPolicy`,
-        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold.
+        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold; while small
+        requests go before rows of larger ones they stay small, so that the former wait for a small batch.
         """
-        if self.saturated or queued_rows >= self._buckets[-1]:
+        if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
             return self.batch_rows
         return min(self.batch_rows, self._unsaturated_rows)
 
     def predict(
-        self, rows_ahead: int, rows: int, lane_seconds: Sequence[float], ready_seconds: float = 0.0
+        self,
+        rows_ahead: int,
+        rows: int,
+        lane_seconds: Sequence[float],
+        ready_seconds: float = 0.0,
+        rows_before_last: int | None = None,
     ) -> Prediction:
         """Predict when `rows` behind `rows_ahead` in the queue start and are answered.
 
+        `rows_before_last` are others that start before the last of them; None: `rows_ahead`.
         The lanes are free in `lane_seconds`, ascending, and the rows are there in `ready_seconds`. If the latter takes
         longest, batches have begun by then, and the first of them ends in a part of its time on average.
         """
-        total, lanes = rows_ahead + rows, len(lane_seconds)
+        total, lanes = (rows_ahead if rows_before_last is None else rows_before_last) + rows, len(lane_seconds)
         busy = lane_seconds[-1] > 0
         if self._alone is not None and not busy and total <= self._alone_rows:
             return Prediction(ready_seconds, ready_seconds + self._alone.batch_seconds(total) + self.delivery_seconds)
@@ -241,7 +272,7 @@ class Admission:
         last: float = total - batches * size
         if wait and last < size:
             # Rows that come meanwhile share the last batch.
-            last = min(size, last + self._rows_per_s * wait)
+            last = min(size, last + self._rate.per_s * wait)
         seconds = self._seconds_of(last)
         if ready_seconds > wait:
             starts = wait = ready_seconds + (full_seconds / (lanes + 1) if rows_ahead or busy else 0.0)
@@ -255,11 +286,21 @@ class Admission:
             seconds += part * (self._profile.batch_seconds(whole + 1) - seconds)
         return seconds
 
-    def begin_batch(self, queued_rows: int, admitted_rows: int, now: float, idle_lanes: int = 1) -> None:
+    def begin_batch(
+        self,
+        queued_rows: int,
+        admitted_rows: int,
+        now: float,
+        idle_lanes: int = 1,
+        passed_at: float = -math.inf,
+        passable_rows: int = 0,
+    ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
-        `admitted_rows` is the number of rows that were queued since the start.
+        `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
+        passable ones; `passed_at` is the queue's.
         """
+        self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
             self.saturated = True
         elif 2 * queued_rows < self._buckets[-1]:
@@ -268,12 +309,8 @@ class Admission:
             self._budget = math.inf
         self.batch_rows = self._chosen_rows()
         self.free_rows = self._free_rows()
-        if self._counted_from is None:
-            self._counted_from = now
-        elif (elapsed := now - self._counted_from) > 0:
-            weight = 1 - math.exp(-elapsed / RATE_SECONDS)
-            self._rows_per_s += weight * ((admitted_rows - self._counted_rows) / elapsed - self._rows_per_s)
-            self._counted_from, self._counted_rows = now, admitted_rows
+        self._rate.learn(admitted_rows, now)
+        self._passable_rate.learn(passable_rows, now)
 
     def _chosen_rows(self) -> int:
         """Return the bucket that brings the most answers in time.
@@ -318,20 +355,23 @@ class Admission:
 
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
-        numbers = (float(self.saturated), float(self.batch_rows), self._rows_per_s, self.delivery_seconds)
+        flags = float(self.saturated) + 2.0 * self.mixed
+        rates = (self._rate.per_s, self._passable_rate.per_s)
         alone = [] if self._alone is None else self._alone.table
+        numbers = (flags, float(self.batch_rows), *rates, self.delivery_seconds)
         return [*numbers, *self.margins.learned, *self._profile.table, *alone]
 
     def take_state(self, state: Sequence[float]) -> None:
         """Take over what `state` returned in another process; zeros, as before its first state, are ignored."""
         if not state[1]:
             return
-        self.saturated = bool(state[0])
+        self.saturated, self.mixed = state[0] % 2 == 1, state[0] >= 2
         self.batch_rows = int(state[1])
-        self._rows_per_s, self.delivery_seconds = state[2:4]
-        self.margins.learned = list(state[4 : 4 + HORIZONS])
-        end = 4 + HORIZONS + len(self._buckets)
-        self._profile.table = list(state[4 + HORIZONS : end])
+        self._rate.per_s, self._passable_rate.per_s, self.delivery_seconds = state[2:5]
+        start = 5 + HORIZONS
+        self.margins.learned = list(state[5:start])
+        end = start + len(self._buckets)
+        self._profile.table = list(state[start:end])
         if self._alone is not None:
             self._alone.table = list(state[end : end + len(self._alone.table)])
 

@@ -46,7 +46,7 @@ def stats_of(batch: Batch, lane: int) -> BatchStats:
     return BatchStats(
         len(batch.rows),
         batch.bucket,
-        1000 * (batch.started - batch.shares[0][0].admitted),
+        1000 * (batch.started - batch.admitted),
         1000 * batch.compute_seconds,
         not isinstance(batch.outcome, np.ndarray),
         batch.reason,

@@ -21,8 +21,9 @@ from fuseline.serve.batching.admission import Admission, Load, Ready, Reservatio
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.batch_stats import BatchStats, Misses, stats_of
 from fuseline.serve.batching.bucket_choice import BucketChoice
-from fuseline.serve.batching.call_thread import CallThread
+from fuseline.serve.batching.call_thread import CallThread, call_aside
 from fuseline.serve.batching.departure import reason_of
+from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
@@ -38,7 +39,7 @@ from fuseline.serve.batching.requests import (
     Row,
     check_rows,
 )
-from fuseline.serve.errors import DeadlineError, ShuttingDownError
+from fuseline.serve.errors import BackendLostError, DeadlineError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
@@ -57,12 +58,15 @@ class Batcher:
     """Batches rows of many requests for one backend. Everything but `infer` happens on one event loop.
 
     - Every future that `submit` returned is settled exactly once, also when the backend raises or misbehaves.
-    - Requests start in the order of admission. Rows are counted, not requests: one that doesn't fit into the batch is
-      split and its results joined, in row order.
+    - Requests of one client, of one priority and of about one size start in the order of admission. Beyond that rows
+      are shared out as `fuseline.serve.batching.flows` says: who has little waiting goes before who has much, and
+      nobody gets less than a share. Rows are counted, not requests: one that doesn't fit into the batch is split and
+      its results joined, in row order.
     - Batches run on as many lanes as the policy says, side by side, and may end in any order. Each lane is called by
       one thread at a time, a thread of its own or the event loop's, with as many rows as one of the policy's buckets:
       those of the requests and, to fill the bucket, rows of zeros whose logits nobody gets.
-    - A batch that fails, fails its own requests only; the next one runs. One that hangs holds up its own lane only.
+    - A batch that fails, fails its own requests only; the next one runs. One that hangs holds up its own lane only,
+      and fails, where a `watch` is given, once that says so: `LaneRecovery` has what becomes of its lane.
     - Cancelled requests leave the queue before a batch forms, and so do requests that can't be answered in time any
       more.
     """
@@ -81,6 +85,7 @@ class Batcher:
         on_batch: Callable[[BatchStats], None] | None = None,
         on_misses: Callable[[Misses], None] | None = None,
         executor: Executor | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Make an idle batcher.
 
@@ -100,6 +105,7 @@ class Batcher:
             on_misses: is called on the event loop once the answers of a batch are handed out.
             executor: makes the lanes' calls, as many at a time as there are lanes, and is left running by `drain`;
                 None: a thread for each lane.
+            watch: says when a call counts as one that never ends; None: never.
         """
         if not row_shape:
             raise ValueError("row_shape (): expected at least one dimension")
@@ -116,44 +122,72 @@ class Batcher:
         self._on_batch = on_batch
         self._on_misses = on_misses
         self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
+        self._executor = executor
+        # Those of the lanes, in their order; none where an executor makes their calls.
         self._threads: list[CallThread] = []
-        hand_overs: list[Callable[[Callable[[], None]], object]]
-        if executor is None:
-            self._threads = [CallThread(f"fuseline-lane-{number}") for number in range(policy.lanes)]
-            # The threads end also when the batcher is dropped without `drain`.
-            self._end_threads = weakref.finalize(self, _end, self._threads)
-            hand_overs = [thread.submit for thread in self._threads]
-        else:
-            hand_overs = [executor.submit] * policy.lanes
-
-        def computing(compute: Callable[[NDArray[Any]], Logits], max_rows: int) -> Callable[[Batch], None]:
-            shape, dtype = self._row_shape, self._row_dtype
-            return BatchComputer(compute, row_shape=shape, row_dtype=dtype, max_rows=max_rows, clock=clock).compute
-
-        self._lanes = [
-            Lane(computing(compute, self._buckets[-1]), self._profile, hand_over)
-            for compute, hand_over in zip(lanes or [infer], hand_overs, strict=True)
-        ]
+        # The threads end also when the batcher is dropped without `drain`.
+        self._end_threads = weakref.finalize(self, _end, self._threads)
+        self._lanes = [self._lane(compute, number) for number, compute in enumerate(lanes or [infer])]
         self._idle = list(reversed(self._lanes))
         # Computes with all cores while no lane works, in the thread of the first of them.
         self._alone: Lane | None = None
         alone_profile: BatchProfile | None = None
         if lanes and (buckets := policy.alone_buckets):
             alone_profile = BatchProfile(buckets, alone_seconds_per_bucket or {}, clock())
-            self._alone = Lane(computing(infer, buckets[-1]), alone_profile, hand_overs[0])
+            self._alone = Lane(self._computing(infer, buckets[-1]), alone_profile, self._lanes[0].hand_over)
         self._admission = Admission(self._profile, policy, alone_profile)
         # Predictions for requests that left the queue as they would have been late, and when their answers would have
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
-        self._queue = RequestQueue()
+        self._queue = RequestQueue(self._small_batch_rows)
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
-        # Rows of admitted requests whose images are being decoded.
+        # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
         self._draining = False
         self._drained = asyncio.Event()
+        self._recovery: LaneRecovery | None = None
+        self.is_lost = False
+        """Whether every lane hangs and none will be replaced: nothing is admitted, unless a call returns after all."""
+        if watch is not None:
+            self._recovery = LaneRecovery(
+                watch,
+                lanes=lambda: [*self._lanes, *([] if self._alone is None else [self._alone])],
+                clock=clock,
+                run_aside=partial(call_aside, "fuseline-spare") if executor is None else executor.submit,
+                settle=self._finish,
+                join=self._join,
+                give_up=self._give_up,
+            )
+
+    def _computing(self, compute: Infer, max_rows: int) -> Callable[[Batch], None]:
+        shape, dtype = self._row_shape, self._row_dtype
+        return BatchComputer(compute, row_shape=shape, row_dtype=dtype, max_rows=max_rows, clock=self._clock).compute
+
+    def _lane(self, compute: Infer, number: int) -> Lane:
+        return Lane(self._computing(compute, self._buckets[-1]), self._profile, self._new_hand_over(number))
+
+    def _new_hand_over(self, number: int) -> Callable[[Callable[[], None]], object]:
+        """Return what has calls of lane `number` made: by a new thread, unless there is an executor."""
+        if self._executor is not None:
+            return self._executor.submit
+        thread = CallThread(f"fuseline-lane-{number}")
+        # The thread before ends once its call returns, if it ever does.
+        _end(self._threads[number : number + 1])
+        self._threads[number : number + 1] = [thread]
+        return thread.submit
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether no lane computes at present, as all of them hang; one may be about to be replaced."""
+        return all(lane.lost for lane in self._lanes)
+
+    @property
+    def hung_calls(self) -> int:
+        """Number of calls of the backend that were given up and have not returned; what they hold is lost."""
+        return 0 if self._recovery is None else self._recovery.hung_calls
 
     @property
     def queued_rows(self) -> int:
@@ -163,7 +197,7 @@ class Batcher:
     @property
     def queued_requests(self) -> int:
         """Number of requests with rows that wait for a batch."""
-        return len(self._queue)
+        return self._queue.requests
 
     @property
     def policy(self) -> BatchPolicy:
@@ -186,7 +220,7 @@ class Batcher:
         *,
         deadline: float | None = None,
         ready: Ready,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> Reservation:
         """Admit a request whose rows will be there when `ready` says, or refuse it at once, as `submit` does.
 
@@ -194,15 +228,19 @@ class Batcher:
         """
         if self._draining:
             raise _shutting_down()
+        if self.is_lost:
+            raise _backend_lost()
         now = self._clock()
-        predicted = self._admission.check(self.load(now), row_count, deadline, now, ready)
-        reservation = Reservation(row_count, predicted, on_release=self.release_rows)
-        self._reserved_rows += row_count
-        return reservation
+        predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
+        flow = self._queue.reserve(row_count, caller)
+        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
 
     def release_rows(self, row_count: int) -> None:
-        """Release `row_count` reserved rows; a negative number reserves more."""
+        """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
+        if self._draining and not self._reserved_rows:
+            # Not before `submit`, which releases a reservation first, has queued its rows.
+            asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
@@ -210,8 +248,9 @@ class Batcher:
         The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
         is free, as `Lane.free_at` says; and `Admission.state`.
         """
-        ahead = (self._queue.rows, self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(self._clock()), *self._admission.state()]
+        queued, now = self._queue.rows, self._clock()
+        ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
+        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -236,13 +275,16 @@ class Batcher:
             RequestError: no rows, or a row of another shape or dtype.
             OverloadedError: there is no room for so many rows, or too many are ahead of them to meet the deadline.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
-            ShuttingDownError: `drain` was called.
+            ShuttingDownError: `drain` was called, and there is no `reservation`.
+            BackendLostError: every lane hangs.
         """
         if reservation is not None:
             # Whatever becomes of the request, its rows are queued now, or never.
             reservation.release()
-        if self._draining:
+        elif self._draining:
             raise _shutting_down()
+        if self.is_lost:
+            raise _backend_lost()
         check_rows(rows, self._row_shape, self._row_dtype)
         row_count = len(rows)
         now, queue = self._clock(), self._queue
@@ -251,12 +293,12 @@ class Batcher:
         if reservation is None:
             if (
                 deadline is None
-                and queue.rows + self._reserved_rows + row_count <= self._admission.free_rows
+                and queue.waiting_rows + self._reserved_rows + row_count <= self._admission.free_rows
                 and not self._admission.needs_prediction()
             ):
                 predicted = UNPREDICTED
             else:
-                predicted = self._admission.check(self.load(now), row_count, deadline, now)
+                predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now)
         else:
             predicted = reservation.predicted
             if deadline is not None and deadline <= now:
@@ -280,24 +322,28 @@ class Batcher:
         return request
 
     async def drain(self) -> None:
-        """Admit nothing new, run everything queued, and return once idle; then the batcher's thread has ended."""
+        """Admit nothing new, run all that is admitted, and return once idle; then the batcher's threads have ended.
+
+        Reservations count as admitted: each is waited for until it is submitted or released.
+        """
         self._draining = True
         if self._idle:
             self._start_batches()
         self._set_drained_if_idle()
         await self._drained.wait()
-        if self._threads:
-            self._end_threads()
-            for thread in self._threads:
+        self._end_threads()
+        for thread, lane in zip(self._threads, self._lanes, strict=False):
+            if not lane.lost:
                 thread.join()
 
-    def load(self, now: float) -> Load:
-        """Return what is ahead of a request that comes now."""
-        waiting = self._queue.rows + self._reserved_rows
+    def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
+        """Return what is ahead of a request of so many rows that comes now."""
+        waiting = self._queue.waiting_rows + self._reserved_rows
+        standing = self._queue.standing(row_count, caller, now, self._reserved_rows)
         if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, self._admission.idle_lanes, idle)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now))
+            return Load(waiting, 0, self._admission.idle_lanes, idle, standing)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now), standing=standing)
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
@@ -354,7 +400,10 @@ class Batcher:
             if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
-            self._admission.begin_batch(self._queue.rows, self._queue.admitted_rows, now, len(self._idle))
+            queue = self._queue
+            self._admission.begin_batch(
+                queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at, queue.admitted_passable_rows
+            )
             lane, rows = self._next_lane()
             if not rows:
                 return
@@ -369,7 +418,7 @@ class Batcher:
                 self._wake = loop.call_soon(self._turn)
                 return
             lane.running = batch = self._queue.take_batch(bucket, now)
-            waited = now - batch.shares[0][0].admitted + SHORTEST_WAIT_SECONDS
+            waited = now - batch.admitted + SHORTEST_WAIT_SECONDS
             batch.reason = reason_of(
                 len(batch.rows),
                 waiting,
@@ -386,9 +435,12 @@ class Batcher:
                 self._idle.pop()
             self._seen_rows = self._quiet_turns = 0
             if inline:
+                # Whoever watches sees nothing of it: the event loop itself hangs if this does.
                 lane.compute(batch)
                 self._finish(lane)
                 return
+            if self._recovery is not None:
+                self._recovery.began()
             try:
                 lane.hand_over(partial(self._run, lane, loop))
             except RuntimeError as error:
@@ -423,7 +475,7 @@ class Batcher:
     def _seconds_to_wait(self, now: float) -> float:
         if self._draining or self._queue.rows >= self._buckets[-1]:
             return 0.0
-        fuller_until = next(iter(self._queue)).admitted + self._max_delay_seconds
+        fuller_until = self._queue.oldest_admitted + self._max_delay_seconds
         needed = self._admission.predict(0, self._queue.rows, self._admission.idle_lanes).answered
         return min(fuller_until, self._queue.earliest_deadline - needed - self._admission.margins.of(needed)) - now
 
@@ -448,10 +500,18 @@ class Batcher:
     def _finish(self, lane: Lane) -> None:
         """Settle, on the event loop, the requests that the lane's batch completes."""
         batch, lane.running = lane.running, None
-        assert batch is not None
+        if batch is None:
+            # It was given up, and its requests have failed.
+            assert self._recovery is not None
+            self._recovery.came_back(lane)
+            return
         if lane is self._alone:
+            if lane.lost:
+                # The first lane's thread hangs, not the lane; nothing computes alone any more.
+                self._alone = None
+                self._lanes[0].hand_over = self._new_hand_over(0)
             self._idle = list(reversed(self._lanes))
-        else:
+        elif not lane.lost:
             self._idle.append(lane)
         outcome, start = batch.outcome, 0
         now = self._clock()
@@ -475,6 +535,31 @@ class Batcher:
         if self._on_batch is not None:
             self._on_batch(stats_of(batch, -1 if lane is self._alone else self._lanes.index(lane)))
 
+    def _join(self, lost: Lane, compute: Infer | None) -> None:
+        """Let a lane that was lost work again in a new thread, by `compute` if that is given."""
+        if self._drained.is_set():
+            return
+        number = self._lanes.index(lost)
+        if compute is None:
+            lane = Lane(lost.compute, lost.profile, self._new_hand_over(number))
+        else:
+            lane = self._lane(compute, number)
+        self._lanes[number] = lane
+        if self._alone is not None and number == 0:
+            self._alone.hand_over = lane.hand_over
+        self.is_lost = False
+        self._idle.append(lane)
+        self._turn(between_answers=True)
+
+    def _give_up(self) -> None:
+        """Fail what waits, and admit nothing: no lane is left."""
+        self.is_lost = True
+        for request in list(self._queue):
+            self._queue.remove(request)
+            if not request.done():
+                request.set_exception(_backend_lost())
+        self._set_drained_if_idle()
+
     def _note_delivery(self, batch: Batch, finished: float) -> None:
         """Learn, once the answers of a batch are handed out, how far the predictions of its requests missed."""
         now = self._clock()
@@ -489,7 +574,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not self._queue.rows and not self._running():
+        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 
@@ -500,3 +585,9 @@ def _end(threads: Sequence[CallThread]) -> None:
 
 def _shutting_down() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+
+
+def _backend_lost() -> BackendLostError:
+    return BackendLostError(
+        "the backend hangs and can't be replaced, so this server is about to be started again; send the request again"
+    )

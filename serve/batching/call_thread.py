@@ -30,6 +30,11 @@ class CallThread:
         self._thread.join()
 
 
+def call_aside(name: str, call: Callable[[], object]) -> None:
+    """Make `call` in a thread of its own, which doesn't keep the process from exiting."""
+    Thread(target=call, name=name, daemon=True).start()
+
+
 def _make_calls(calls: SimpleQueue[Callable[[], object] | None]) -> None:
     while (call := calls.get()) is not None:
         call()

@@ -14,7 +14,7 @@ LOST_AFTER = 4.0
 class Lane:
     """One instance of the backend, and the batch that it computes at present."""
 
-    __slots__ = ("compute", "hand_over", "profile", "running")
+    __slots__ = ("compute", "hand_over", "lost", "profile", "running")
 
     def __init__(
         self,
@@ -30,6 +30,8 @@ class Lane:
         self.profile = profile
         self.hand_over = hand_over
         self.running: Batch | None = None
+        self.lost = False
+        """Whether its last call never ended, so that it gets no batch: see `lane_recovery`."""
 
     def free_at(self, now: float) -> float:
         """Return when the running batch should end, by its bucket's measured time, on the batcher's clock.
@@ -37,7 +39,7 @@ class Lane:
         0 stands for a lane that is free, infinity for one whose batch takes so long that it may never end.
         """
         if (batch := self.running) is None:
-            return 0.0
+            return math.inf if self.lost else 0.0
         seconds = self.profile.batch_seconds(batch.bucket)
         return math.inf if now - batch.started > LOST_AFTER * seconds > 0 else batch.started + seconds
 

@@ -50,6 +50,10 @@ class BatchProfile:
             self._speed *= math.exp(max(SPEED_RATE, forgotten) * step * (1 - BUCKET_RATE))
         self.table = self._filled()
 
+    def is_measured(self, bucket: int) -> bool:
+        """Return whether a batch of this very bucket was ever measured."""
+        return bucket in self._relative
+
     def batch_seconds(self, rows: int) -> float:
         """Return the seconds of a batch of `rows` in its bucket; `rows` is at most the largest bucket."""
         return self.table[bisect_left(self._buckets, rows)]

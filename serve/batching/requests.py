@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.serve.batching.departure import BatchReason
+from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
 
@@ -35,13 +36,17 @@ class BatchedRows(NamedTuple):
     """Index in `shared_logits` of the first row of `logits`."""
 
 
+INTERACTIVE, BULK = 1, 2
+"""Levels of priority. While both wait, interactive rows go first, and one row in ten is a bulk one."""
+
+
 class Caller(NamedTuple):
     """Who sends a request, as far as the queue heeds it."""
 
     client: str = ""
     """Name of the client, all of whose requests take turns as one: an identity, else an address."""
-    priority: int = 1
-    """Level of the request: 1 goes first."""
+    priority: int = INTERACTIVE
+    """Level of the request."""
 
 
 ANYONE = Caller()
@@ -58,6 +63,7 @@ class Request(asyncio.Future[BatchedRows]):
         "caller",
         "compute_seconds",
         "deadline",
+        "flow",
         "logits",
         "on_cancel",
         "prediction",
@@ -88,6 +94,7 @@ class Request(asyncio.Future[BatchedRows]):
         self.prediction = prediction
         self.on_cancel = on_cancel
         self.caller = caller
+        self.flow: Flow | None = None
         self.taken = 0
         self.answered = 0
         self.logits: Logits | None = None
@@ -131,6 +138,8 @@ class Batch:
     """Each request with rows in the batch, in their order, with the index of its first row here and their number."""
     bucket: int
     started: float
+    admitted: float
+    """Time at which the oldest of its requests was admitted."""
     compute_seconds: float = 0.0
     outcome: Logits | FuselineError | None = None
     reason: BatchReason = "idle"

@@ -16,8 +16,9 @@ import grpc
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
-from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.calls import async_channel_to, async_errors_of_the_tree
 from fuseline.serve.client.client import DEFAULT_ADDRESS
+from fuseline.serve.client.client_tls import FilePath, client_tls
 from fuseline.serve.client.http_stub import is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
 from fuseline.serve.errors import FuselineError, InputError
@@ -30,14 +31,24 @@ class AsyncClient:
     Methods take what those of `Client` take and raise what they raise. Image files are read in a thread.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: bool = False,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        server_name: str | None = None,
+    ) -> None:
         """Connects with the first call, and belongs to the event loop of that call.
 
-        Raises `InputError` for an address of HTTP.
+        Arguments are those of `Client`. Raises `InputError` for an address of HTTP, or for a file that can't be used.
         """
         if is_http(address):
             raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
+        self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
         self._known_models: dict[str, ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
@@ -52,7 +63,7 @@ class AsyncClient:
 
     async def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
-        with errors_of_the_tree(self.address, timeout_s):
+        async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
             described = await self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
         description = description_from_response(described)
         self._known_models[name] = description
@@ -66,10 +77,13 @@ class AsyncClient:
         model: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
+        priority: str = "",
     ) -> Answer:
         """Classify one image or several in one request; see `Client.classify`."""
-        with errors_of_the_tree(self.address, timeout_s):
-            draft = await _drafted(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+        async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
+            draft = await _drafted(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
@@ -80,6 +94,7 @@ class AsyncClient:
         top_k: int = 1,
         model: str = "",
         timeout_s: float | None = None,
+        priority: str = "",
     ) -> AsyncIterator[StreamAnswer]:
         """Classify images as the iterable gives them; yield answers as they come; see `Client.classify_stream`.
 
@@ -93,8 +108,10 @@ class AsyncClient:
             try:
                 async for image in _asynchronous(images):
                     try:
-                        with errors_of_the_tree(self.address, timeout_s):
-                            draft = await _drafted([image], top_k=top_k, model=model, id=str(position))
+                        async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
+                            draft = await _drafted(
+                                [image], top_k=top_k, model=model, id=str(position), priority=priority
+                            )
                             request = await self._checked(draft)
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
@@ -104,7 +121,7 @@ class AsyncClient:
             except Exception as error:  # noqa: BLE001 gRPC would only log it, in its own task
                 broken.append(error)
 
-        with errors_of_the_tree(self.address, timeout_s):
+        async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
             call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
             try:
                 async for response in call:
@@ -120,7 +137,7 @@ class AsyncClient:
 
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self.address, channel_options(self.address))
+        return async_channel_to(self.address, self._tls)
 
     @cached_property
     def _stub(self) -> ClassifierStub:

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import grpc
-
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
-from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.calls import channel_to, errors_of_the_tree
+from fuseline.serve.client.client_tls import FilePath, client_tls
 from fuseline.serve.client.http_stream import stream_over_http
 from fuseline.serve.client.http_stub import HttpStub, is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
@@ -27,18 +26,41 @@ DEFAULT_ADDRESS = "127.0.0.1:8001"
 class Client:
     """A connection to a Fuseline server; threads may share it.
 
-    The address is that of its gRPC port, `HOST:PORT`, or of its HTTP port, `http://HOST:PORT`, where gRPC can't pass.
+    The address is that of its gRPC port, `HOST:PORT`, or of its HTTP port, `http://HOST:PORT` or `https://HOST:PORT`,
+    where gRPC can't pass.
     Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """Connects with the first call."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: bool = False,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        """Connects with the first call.
+
+        Args:
+            address: where the server is.
+            tls: use TLS. Each of the following does that too, and so does https://.
+            ca: file with the certificates to trust, in PEM; None: those that this machine trusts.
+            cert: file with this client's own certificate, in PEM, for a server that wants one; with `key`.
+            key: file with the private key of `cert`, in PEM.
+            server_name: name that the server's certificate must have; None: the host of the address.
+
+        Raises:
+            InputError: the address can't be used, or a file.
+        """
         self.address = address
+        self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
         if is_http(address):
-            self._stub: Any = HttpStub(address)
+            self._stub: Any = HttpStub(address, self._tls)
             self._close = self._stub.close
         else:
-            channel = grpc.insecure_channel(address, channel_options(address))
+            channel = channel_to(address, self._tls)
             self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
             self._close = channel.close
         self._known_models: dict[str, ModelDescription] = {}
@@ -55,7 +77,7 @@ class Client:
 
     def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; empty: the server's only one."""
-        with errors_of_the_tree(self.address, timeout_s):
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
             described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
         description = description_from_response(described)
         self._known_models[name] = description
@@ -69,6 +91,7 @@ class Client:
         model: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
+        priority: str = "",
     ) -> Answer:
         """Classify one image or several in one request; the results have their order.
 
@@ -79,18 +102,27 @@ class Client:
             model: may be empty when the server has only one.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
+            priority: "interactive", or "bulk" for what may wait behind others' requests; empty: interactive.
 
         Raises:
             RequestError, ImageError: something is wrong with the request or an image, a file that can't be read and a
                 message over the server's limit among it.
         """
-        with errors_of_the_tree(self.address, timeout_s):
-            draft = draft_request(listed(images), top_k=top_k, model=model, return_logits=return_logits)
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
+            draft = draft_request(
+                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+            )
             response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
         return answer_from_response(response)
 
     def classify_stream(
-        self, images: Iterable[ImageLike], *, top_k: int = 1, model: str = "", timeout_s: float | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 1,
+        model: str = "",
+        timeout_s: float | None = None,
+        priority: str = "",
     ) -> Iterator[StreamAnswer]:
         """Classify images as the iterable gives them, each a request of its own; yield answers as they come.
 
@@ -103,7 +135,9 @@ class Client:
         """
         if isinstance(self._stub, HttpStub):
             yield from stream_over_http(
-                lambda image, left_s: self.classify(image, top_k=top_k, model=model, timeout_s=left_s),
+                lambda image, left_s: self.classify(
+                    image, top_k=top_k, model=model, timeout_s=left_s, priority=priority
+                ),
                 images,
                 timeout_s,
             )
@@ -115,8 +149,10 @@ class Client:
             try:
                 for position, image in enumerate(images):
                     try:
-                        with errors_of_the_tree(self.address, timeout_s):
-                            request = self._checked(draft_request([image], top_k=top_k, model=model, id=str(position)))
+                        with errors_of_the_tree(self.address, timeout_s, self._tls):
+                            request = self._checked(
+                                draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                            )
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
                     else:
@@ -124,7 +160,7 @@ class Client:
             except BaseException as error:  # noqa: BLE001 gRPC would only log it, in its own thread
                 broken.append(error)
 
-        with errors_of_the_tree(self.address, timeout_s):
+        with errors_of_the_tree(self.address, timeout_s, self._tls):
             call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
             try:
                 for response in call:

@@ -11,6 +11,8 @@ from urllib.parse import quote, urlsplit
 from google.protobuf.message import DecodeError, Message
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse
+from fuseline.serve.client.client_tls import ClientTls, client_tls
+from fuseline.serve.client.tls_failures import tls_failure
 from fuseline.serve.errors import DeadlineError, FuselineError, InputError, RequestError, UnknownModelError
 from fuseline.serve.services.statuses import ERROR_METADATA_KEY, HTTP_STATUS_OF_CODE, error_from_status
 
@@ -34,8 +36,11 @@ class HttpStub:
     `InputError` where no server answers, and `DeadlineError` where there is no answer within `timeout`, in seconds.
     """
 
-    def __init__(self, address: str) -> None:
-        """Connect with the first call. Raises `InputError` for an address that is no http://HOST[:PORT][/PATH]."""
+    def __init__(self, address: str, tls: ClientTls | None = None) -> None:
+        """Connect with the first call; to https:// by `tls`, or, without it, trusting whom this machine trusts.
+
+        Raises `InputError` for an address that is no http://HOST[:PORT][/PATH] or https:// likewise.
+        """
         try:
             url = urlsplit(address)
             self._host, self._port = url.hostname, url.port
@@ -45,7 +50,7 @@ class HttpStub:
             raise InputError(f"{address!r} is no address of HTTP; give http://HOST:PORT")
         self._address = address
         self._path = url.path.rstrip("/")
-        self._connection_class = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        self._tls = tls or client_tls(address)
         self._of_thread = threading.local()
         self._connections: set[http.client.HTTPConnection] = set()
 
@@ -113,6 +118,8 @@ class HttpStub:
             raise self._too_late(timeout_s) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if (failure := tls_failure(error, self._tls)) is not None:
+                raise InputError(f"no connection to {self._address}: {failure}") from error
             # Another server's words may be many, and no text.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(
@@ -143,7 +150,12 @@ class HttpStub:
         connection: http.client.HTTPConnection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
             assert self._host is not None
-            connection = self._of_thread.connection = self._connection_class(self._host, self._port)
+            connection = (
+                http.client.HTTPConnection(self._host, self._port)
+                if self._tls is None
+                else _TlsConnection(self._host, self._port, self._tls)
+            )
+            self._of_thread.connection = connection
             self._connections.add(connection)
         return connection
 
@@ -161,6 +173,19 @@ class HttpStub:
         if code is None:
             return RequestError(f"{self._address} refused the request with the status {status}: {message}")
         return error_from_status(code, message or "", name, retry_after_s)
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    """A connection whose server has a name of its own."""
+
+    def __init__(self, host: str, port: int | None, tls: ClientTls) -> None:
+        super().__init__(host, port, context=tls.context)
+        self._tls = tls
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        # It closes the socket that it was given if the handshake fails.
+        self.sock = self._tls.context.wrap_socket(self.sock, server_hostname=self._tls.server_name or self.host)
 
 
 def _left(deadline: float | None) -> float | None:

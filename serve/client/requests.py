@@ -55,17 +55,27 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 
 
 def draft_request(
-    images: Sequence[ImageLike], *, top_k: int, model: str, return_logits: bool = False, id: str = ""
+    images: Sequence[ImageLike],
+    *,
+    top_k: int,
+    model: str,
+    return_logits: bool = False,
+    id: str = "",
+    priority: str = "",
 ) -> DraftRequest:
     """Return the request to classify `images`, whose files are read here.
 
     Raises:
         ImageError: a file can't be read.
         RequestError: `top_k` can't be sent.
-        UnicodeEncodeError: `model` can't be sent.
+        UnicodeEncodeError: `model` or `priority` can't be sent.
     """
     message = ClassifyRequest(
-        model=model, id=id, images=[_message_of(image) for image in images], return_logits=return_logits
+        model=model,
+        id=id,
+        images=[_message_of(image) for image in images],
+        return_logits=return_logits,
+        priority=priority,
     )
     try:
         message.top_k = top_k

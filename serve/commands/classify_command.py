@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console
@@ -23,8 +24,12 @@ _MAX_LABEL_WIDTH = 32
 _BAR_WIDTH = 30
 
 
-def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool) -> int:
+def classify_files(
+    paths: Sequence[Path], *, address: str, model: str, top_k: int | None, as_json: bool, **connection: Any
+) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
+
+    `connection` are further arguments of `Client`.
 
     For a multi-label model a table has `yes` beside labels of probability 0.5 or more. Open assumptions of the model's
     export are written to stderr first; in JSON they are among each image's values, for programs.
@@ -37,7 +42,7 @@ def classify_files(paths: Sequence[Path], *, address: str, model: str, top_k: in
     files = image_files(paths)
     console = Console(highlight=False)
     exit_code = 0
-    with Client(address) as client:
+    with Client(address, **connection) as client:
         served = client.model(model)
         if top_k is None:
             # In a multi-label model more labels may hold than are shown otherwise.

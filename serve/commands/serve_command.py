@@ -12,8 +12,10 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
+from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.model_settings import check_model_settings
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -38,9 +40,9 @@ def _default(field: str) -> Any:
 def serve(
     context: typer.Context,
     packages: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote, or folders of them."),
-    ],
+    ] = None,
     *,
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
@@ -52,7 +54,20 @@ def serve(
             "beside it only if it is given too.",
         ),
     ] = None,
-    http_port: Annotated[int, _option("http_port", "/metrics, /healthz, /readyz; 0: no HTTP.")] = _default("http_port"),
+    http_port: Annotated[
+        int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
+    ] = _default("http_port"),
+    tls_cert: Annotated[
+        Path | None,
+        _option(
+            "tls_cert", "Certificate of gRPC's and HTTP's ports in PEM; with --tls-key. It may be replaced while used."
+        ),
+    ] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "Private key of --tls-cert, in PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        _option("tls_client_ca", "Certificates in PEM; a client must show one that they signed (mutual TLS)."),
+    ] = None,
     backend: Annotated[str, _option("backend", f"{listed(('auto', *BACKENDS))}.")] = _default("backend"),
     precision: Annotated[
         str,
@@ -101,6 +116,13 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    backend_timeout_s: Annotated[
+        float,
+        _option(
+            "backend_timeout_s",
+            "After how long a call of the backend counts as one that hangs, unless such batches take long; 0: never.",
+        ),
+    ] = _default("backend_timeout_s"),
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
@@ -113,6 +135,40 @@ def serve(
     engine_cache: Annotated[
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
+    ] = None,
+    model_repository: Annotated[
+        list[Path] | None,
+        _option(
+            "model_repository",
+            "Folder of models, each a package or a folder of versions such as resnet18/3; may be given several times.",
+        ),
+    ] = None,
+    model_control_mode: Annotated[
+        str,
+        _option(
+            "model_control_mode",
+            "How the repository's models change while the server runs: none, poll (when their folders do), explicit "
+            "(by request).",
+        ),
+    ] = _default("model_control_mode"),
+    repository_poll_secs: Annotated[
+        float, _option("repository_poll_secs", "Seconds between two looks at the repository in the mode poll.")
+    ] = _default("repository_poll_secs"),
+    load_model: Annotated[
+        list[str] | None,
+        _option("load_model", "Model that the mode explicit starts with, or * for all; may be given several times."),
+    ] = None,
+    version_policy: Annotated[
+        list[str] | None,
+        _option(
+            "version_policy",
+            "Versions of the repository's models that are served: [MODEL=]latest:COUNT, all or specific:VERSION,…; "
+            "may be given several times; default: latest:1.",
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        _option("set", "Setting of one model, MODEL.SETTING=VALUE, such as resnet18.max_batch=64; may be repeated."),
     ] = None,
 ) -> None:
     """Serve model packages over gRPC until SIGTERM or Ctrl-C; then answer what was admitted and exit.
@@ -127,6 +183,9 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         backend=backend,
         precision=precision,
         max_batch=max_batch,
@@ -141,11 +200,21 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         log_format=log_format,
         triton_metrics=triton_metrics,
         engine_cache=engine_cache,
+        model_repository=model_repository or None,
+        model_control_mode=model_control_mode,
+        repository_poll_secs=repository_poll_secs,
+        load_model=load_model or None,
+        version_policy=version_policy or None,
+        set=set or None,
     )
+    if not packages and not model_repository:
+        raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
+    check_model_settings(settings)
     start_log(form=settings.log_format)
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
@@ -173,7 +242,7 @@ def serve(
         from fuseline.serve.backends.engine.cache import check_engine_cache
 
         check_engine_cache(engine_cache)
-    folders = package_folders(packages)
+    folders = package_folders(packages or [])
     if settings.workers > 1:
         from fuseline.serve.workers.supervisor import run_supervisor
 
@@ -201,6 +270,11 @@ def classify(
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each image.")] = False,
 ) -> None:
     """Classify images on a running server.
@@ -210,7 +284,20 @@ def classify(
     """
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json))
+    raise typer.Exit(
+        classify_files(
+            images,
+            address=address,
+            model=model,
+            top_k=top_k,
+            as_json=as_json,
+            tls=tls,
+            ca=tls_ca,
+            cert=tls_cert,
+            key=tls_key,
+            server_name=tls_server_name,
+        )
+    )
 
 
 def main() -> None:

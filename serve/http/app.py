@@ -17,7 +17,7 @@ from fuseline.serve.http.operations import Operation, answered_by, not_found, ro
 from fuseline.serve.http.schemas import json_content, object_schema
 from fuseline.serve.metrics.exposition import content_type, prefers_open_metrics
 
-PROBES = frozenset((b"/metrics", b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
+PROBES = frozenset((b"/metrics", b"/healthz", b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
 """Paths that are answered also while the event loop hangs, by `StandIn`."""
 
 
@@ -41,7 +41,7 @@ async def _index(_services: HttpServices, request: Request) -> Response:
             "open_inference_protocol": "/v2",
             "openapi": "/openapi.json",
             "metrics": "/metrics",
-            "live": "/healthz",
+            "live": "/livez",
             "ready": "/readyz",
         }
     )
@@ -59,6 +59,12 @@ async def _metrics(services: HttpServices, request: Request) -> Response:
 
 async def _healthz(_services: HttpServices, _request: Request) -> Response:
     return PlainTextResponse("alive\n", headers=CLOSE)
+
+
+async def _livez(services: HttpServices, _request: Request) -> Response:
+    live = services.is_live()
+    status = HTTPStatus.OK if live else HTTPStatus.SERVICE_UNAVAILABLE
+    return PlainTextResponse("live\n" if live else "the backend hangs\n", status, headers=CLOSE)
 
 
 async def _readyz(services: HttpServices, _request: Request) -> Response:
@@ -82,6 +88,7 @@ OPERATIONS: tuple[Operation, ...] = (
         dict(_TEXT) | {"application/openmetrics-text": {"schema": {"type": "string"}}},
     ),
     Operation("GET", ("/healthz",), "Whether the process lives.", answered_by(_healthz), dict(_TEXT)),
+    Operation("GET", ("/livez",), "Whether the backend makes progress.", answered_by(_livez), dict(_TEXT)),
     Operation("GET", ("/readyz",), "Whether requests are answered.", answered_by(_readyz), dict(_TEXT)),
 )
 """All that the HTTP port answers."""

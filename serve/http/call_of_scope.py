@@ -4,6 +4,7 @@ from starlette.types import Scope
 
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.priority import priority_text
 from fuseline.serve.services.request_ids import each_has_an_object, made_id
 
 REQUEST_ID = "fuseline.request_id"
@@ -18,6 +19,10 @@ def call_of_scope(scope: Scope) -> CallContext:
     client = scope.get("client")
     if REQUEST_ID not in scope and each_has_an_object():
         scope[REQUEST_ID] = made_id()
+    headers = ((name.decode("latin-1"), value) for name, value in scope["headers"])
     return CallContext(
-        caller=Caller(client[0] if client else ""), request_id=scope.get(REQUEST_ID, ""), trace=scope.get(TRACE)
+        caller=Caller(client[0] if client else ""),
+        priority=priority_text(headers),
+        request_id=scope.get(REQUEST_ID, ""),
+        trace=scope.get(TRACE),
     )

@@ -134,6 +134,10 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "integer", "minimum": 0},
         "Milliseconds after which the answer is of no use; a request that can't be answered by then is refused.",
     ),
+    "priority": (
+        {"type": "string", "enum": ["interactive", "bulk", "1", "2"], "default": "interactive"},
+        "Interactive requests go before bulk ones.",
+    ),
     "return_logits": ({"type": "boolean", "default": False}, "Whether to return the logits of every class."),
     "id": ({"type": "string"}, "Echoed in the answer."),
 }

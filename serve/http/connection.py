@@ -95,6 +95,10 @@ class HttpConnection(HttpToolsProtocol):
         else:
             self._parse(memoryview(data))
 
+    def name_client(self, name: str) -> None:
+        """Let the requests of this connection come from `name`, whom TLS has made out, instead of from a host."""
+        self.client = (name, self.client[1] if self.client else 0)
+
     # Reading
 
     def _parse(self, data: memoryview) -> None:
@@ -284,12 +288,15 @@ class HttpConnection(HttpToolsProtocol):
             self._refusal = refusal
 
     def _end_with(self, refusal: Refusal) -> None:
-        self._refused = True
-        self._since = self._group.now
         self.transport.write(refusal.answer(self.server_state.default_headers))
         self.transport.write_eof()
-        # What still comes is thrown away for a while: closing now would have the kernel reset the connection, and the
-        # client would lose the answer.
+        # Closing now would have the kernel reset the connection, and the client would lose the answer.
+        self.linger()
+
+    def linger(self) -> None:
+        """Throw away what still comes for a while, then cut the connection; nothing is parsed or answered any more."""
+        self._refused = True
+        self._since = self._group.now
         self.flow.resume_reading()
 
     def sweep(self) -> None:

@@ -13,6 +13,8 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
+from collections.abc import Callable
 from contextlib import suppress
 
 import uvicorn
@@ -21,6 +23,8 @@ from starlette.types import ASGIApp
 from fuseline.serve.http.connection import HttpConnection
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.http_limits import HttpLimits
+from fuseline.serve.http.tls_connection import TlsConnection
+from fuseline.serve.tls.session import TlsSession
 
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _FLUSH_POLL_S = 0.02
@@ -33,8 +37,18 @@ _log = logging.getLogger(__name__)
 class HttpServer:
     """Answers what comes to a listening socket by an ASGI application. Call every method on one event loop."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: HttpLimits, *, shares: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        limits: HttpLimits,
+        *,
+        shares: bool = False,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         """Serve `app` on `listener`, which belongs to this server from now on.
+
+        `tls` returns the context of a connection that begins now; None: HTTP is plain.
 
         With `shares`, other processes accept from the same socket, and each leaves the next connection to the others
         for a moment: a process that is just awake would take all of a burst, and clients keep connections for long.
@@ -55,6 +69,7 @@ class HttpServer:
         self._group = ConnectionGroup(config, self._uvicorn.server_state, limits)
         self._listener = listener
         self._shares = shares
+        self._tls = tls
         self._accepts = False
         self._sweeping: asyncio.Task[None] | None = None
         self._used = asyncio.Event()
@@ -117,10 +132,13 @@ class HttpServer:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CANCEL_S)
 
-    def adopt(self, connection: socket.socket) -> None:
-        """Serve a connection that was accepted elsewhere, and belongs to this server from now on."""
+    def adopt(self, connection: socket.socket, session: TlsSession | None = None, received: bytes = b"") -> None:
+        """Serve a connection that was accepted elsewhere, and belongs to this server from now on.
+
+        Over TLS a `session` may have begun there, and has given `received`, plain bytes that nobody has answered.
+        """
         connection.setblocking(False)
-        task = asyncio.create_task(self._adopt(connection))
+        task = asyncio.create_task(self._adopt(connection, session, received))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
@@ -148,13 +166,19 @@ class HttpServer:
         if self._accepts:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    async def _adopt(self, connection: socket.socket) -> None:
+    async def _adopt(self, connection: socket.socket, session: TlsSession | None, received: bytes) -> None:
+        def protocol() -> asyncio.Protocol:
+            http = HttpConnection(self._group)
+            if self._tls is None:
+                return http
+            return TlsConnection(http, session or TlsSession(self._tls()), received)
+
         if not self._group.state.connections:
             await self._tick()
             self._used.set()
         # The client may be gone already.
         with suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: HttpConnection(self._group), connection)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
     async def _sweep(self) -> None:
         while True:

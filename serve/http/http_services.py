@@ -28,6 +28,8 @@ class HttpServices:
     is_ready: Callable[[], bool]
     """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
+    is_live: Callable[[], bool] = lambda: True
+    """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
     tracer: Tracer | None = None
     """What traces requests of inference; None: nothing does."""
 

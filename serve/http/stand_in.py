@@ -7,15 +7,18 @@ does. It wakes at most a few times a second.
 
 The thread answers probes alone. Any other connection, of which it has only looked at the first bytes, it hands to the
 event loop, where it is served once the loop turns again: nothing is refused because the loop was busy for a moment.
+Over TLS it makes the handshake for that, and hands over the session too.
 """
 
 import asyncio
 import logging
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.types import ASGIApp
@@ -23,6 +26,7 @@ from starlette.types import ASGIApp
 from fuseline.serve.http.app import PROBES
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.http.newcomer import Newcomer
 
 _LOOK_S = 0.25
 _PATIENCE_S = 0.25
@@ -33,7 +37,6 @@ _FLUSH_S = 0.5
 _MOST_HANDED_OVER = 128
 """Connections that may wait for the event loop to turn; further ones are answered as the application does it that has
 no services: 503."""
-_PEEKED_BYTES = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -41,16 +44,27 @@ _log = logging.getLogger(__name__)
 class StandIn:
     """Answers probes in the place of a server whose event loop doesn't turn."""
 
-    def __init__(self, server: HttpServer, listener: socket.socket, app: ASGIApp, limits: HttpLimits) -> None:
-        """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services."""
+    def __init__(
+        self,
+        server: HttpServer,
+        listener: socket.socket,
+        app: ASGIApp,
+        limits: HttpLimits,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
+        """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services.
+
+        `tls` is that of `server`.
+        """
         self._server = server
         self._listener = listener.dup()
         self._app = app
         self._limits = limits
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
         self._wake, self._woken = socket.socketpair()
-        self._handed_over: deque[socket.socket] = deque()
+        self._handed_over: deque[Newcomer] = deque()
         self._thread = threading.Thread(target=self._watch, name="fuseline-http-stand-in", daemon=True)
 
     def start(self) -> None:
@@ -82,14 +96,15 @@ class StandIn:
 
     async def _answer(self, turned: threading.Event) -> None:
         since, warned = time.monotonic() - _PATIENCE_S, False
-        server = HttpServer(self._app, self._listener.dup(), self._limits)
+        server = HttpServer(self._app, self._listener.dup(), self._limits, tls=self._tls)
         await server.start(accepts=False)
-        connections: dict[socket.socket, float] = {}
+        connections: dict[Newcomer, float] = {}
         try:
             while not (turned.is_set() or self._closed.is_set()):
                 with suppress(OSError):  # no more of them, or no room for more
                     while True:
-                        connections[self._listener.accept()[0]] = time.monotonic()
+                        newcomer = Newcomer(self._listener.accept()[0], None if self._tls is None else self._tls())
+                        connections[newcomer] = time.monotonic()
                 for connection, accepted in list(connections.items()):
                     if self._sorted(connection, server, is_late=time.monotonic() - accepted > self._limits.head_s):
                         del connections[connection]
@@ -105,25 +120,24 @@ class StandIn:
         if warned:
             _log.warning("the event loop turns again, after %.1f s", time.monotonic() - since)
 
-    def _sorted(self, connection: socket.socket, server: HttpServer, *, is_late: bool) -> bool:
+    def _sorted(self, connection: Newcomer, server: HttpServer, *, is_late: bool) -> bool:
         """Give `connection` to whom it is for; return False if it has not told yet."""
         try:
-            first = connection.recv(_PEEKED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
+            first = connection.first_bytes()
+        except OSError:
+            connection.close()
+            return True
+        if first is None:
             if is_late:
                 connection.close()
             return is_late
-        except OSError:
-            first = b""
-        if not first:
-            connection.close()
-        elif _is_probe(first) or len(self._handed_over) >= _MOST_HANDED_OVER:
-            server.adopt(connection)
+        if _is_probe(first) or len(self._handed_over) >= _MOST_HANDED_OVER:
+            connection.serve_by(server)
         else:
             self._hand_over(connection)
         return True
 
-    def _hand_over(self, connection: socket.socket) -> None:
+    def _hand_over(self, connection: Newcomer) -> None:
         self._handed_over.append(connection)
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._take_over)
@@ -134,7 +148,7 @@ class StandIn:
             if self._closed.is_set():
                 connection.close()
             else:
-                self._server.adopt(connection)
+                connection.serve_by(self._server)
 
 
 def _is_probe(first: bytes) -> bool:

@@ -1,7 +1,8 @@
 """Metrics of a server, for Prometheus and for the statistics of the Open Inference Protocol."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
@@ -9,9 +10,10 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
 from fuseline.serve.batching.departure import BATCH_REASONS, BatchReason
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.model import Model
 from fuseline.serve.tracing.tracing import Tracer
+from fuseline.serve.version_order import version_order
 
 _MS = (0.25, 0.5, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000, 10_000)
 """Bounds of the buckets of durations in ms: two or three for each doubling where most answers lie, so that a quantile
@@ -20,6 +22,7 @@ read off them is right within a quarter."""
 _SECONDS = tuple(ms / 1000 for ms in _MS)
 _LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _MISS_SECONDS = (*(-seconds for seconds in reversed(_LATE_SECONDS)), 0, *_LATE_SECONDS)
+_LOAD_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ROWS = tuple(2**exponent for exponent in range(11))
 
 
@@ -113,27 +116,66 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self._loads = Counter(
+            "fuseline_model_loads",
+            "Packages that were loaded or refused, and models that were unloaded; the error that refused one.",
+            ["model", "outcome", "error"],
+            registry=self.registry,
+        )
+        self._load_seconds = Histogram(
+            "fuseline_model_load_seconds",
+            "Loading of a package, until it is ready or refused; unloading of a model, until it has answered all.",
+            ["model", "outcome"],
+            bounds=_LOAD_SECONDS,
+            registry=self.registry,
+        )
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
-        """Statistics of each served model, by name."""
-        self.versions: dict[str, str] = {}
-        """Version of each served model, by name."""
-        self._queued_requests: dict[str, Callable[[], int]] = {}
+        """Statistics of each served version, by `statistics_key`."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
         self._by_request: dict[tuple[str, str, str], tuple[CounterChild, HistogramChild]] = {}
         self._by_model: dict[str, _BatchChildren] = {}
+        self._watched: list[Model] = []
+        self._shown: dict[Gauge, set[tuple[str, ...]]] = {}
 
     def watch(self, model: Model) -> None:
         """Show `model` and its queue from now on."""
-        backend = model.backend
-        self._info.labels(model.name, model.version, backend.name, backend.device, backend.precision).set(1)
-        self._lanes.labels(model.name).set(model.lanes.lanes)
-        for lanes, images_per_s in model.lanes.images_per_s.items():
-            self._warm_up_rate.labels(model.name, str(lanes)).set(images_per_s)
-        if backend.half_share is not None:
-            self._half_share.labels(model.name).set(backend.half_share)
-        self._queued_rows.labels(model.name).set_function(lambda: model.batcher.queued_rows)
-        self.versions[model.name] = model.version
-        self._queued_requests[model.name] = lambda: model.batcher.queued_requests
+        self._watched.append(model)
+        self._show()
+
+    def unwatch(self, model: Model) -> None:
+        """Show `model` no more; its statistics go, unless another model has its name and version."""
+        self._watched.remove(model)
+        self._show()
+        if all((other.name, other.version) != (model.name, model.version) for other in self._watched):
+            self.statistics.pop(statistics_key(model.name, model.version), None)
+
+    def _show(self) -> None:
+        """Bring the gauges up to date with the models that are watched."""
+        values: dict[Gauge, dict[tuple[str, ...], float | None]] = {
+            gauge: {} for gauge in (self._info, self._lanes, self._warm_up_rate, self._half_share, self._queued_rows)
+        }
+        # Where only the name is told, the highest version is shown, and the rows of all that wait.
+        for model in sorted(self._watched, key=lambda each: version_order(each.version)):
+            name, backend = model.name, model.backend
+            values[self._info][name, model.version, backend.name, backend.device, backend.precision] = 1
+            values[self._lanes][name,] = model.lanes.lanes
+            for lanes, images_per_s in model.lanes.images_per_s.items():
+                values[self._warm_up_rate][name, str(lanes)] = images_per_s
+            if backend.half_share is not None:
+                values[self._half_share][name,] = backend.half_share
+            values[self._queued_rows][name,] = None
+        for gauge, by_labels in values.items():
+            for labels, value in by_labels.items():
+                if value is None:
+                    gauge.labels(*labels).set_function(partial(self._queued, labels[0]))
+                else:
+                    gauge.labels(*labels).set(value)
+            for gone in self._shown.get(gauge, set()) - by_labels.keys():
+                gauge.remove(*gone)
+            self._shown[gauge] = set(by_labels)
+
+    def _queued(self, name: str) -> int:
+        return sum(model.batcher.queued_rows for model in self._watched if model.name == name)
 
     def count_request(
         self,
@@ -142,9 +184,10 @@ class Metrics:
         code: str,
         seconds: float,
         batched: BatchedRows | None = None,
+        version: str = "",
         exemplar: Mapping[str, str] | None = None,
     ) -> None:
-        """Count one answered request. `model` is empty where none was found.
+        """Count one answered request. `model` is empty where none was found; `version` is that of the model.
 
         `batched` is the batcher's answer; without it a request of code OK is not in the model's `statistics`.
         `exemplar` has the labels that name the request, if it can be found elsewhere.
@@ -160,17 +203,18 @@ class Metrics:
         if not model:
             return
         if code != "OK":
-            self.statistics[model].count_failure(seconds)
+            self.statistics[statistics_key(model, version)].count_failure(seconds, code)
         elif batched is not None:
-            self.statistics[model].count_answer(seconds, batched)
+            self.statistics[statistics_key(model, version)].count_answer(seconds, batched)
 
     def queued_requests(self) -> dict[str, int]:
-        """Return the number of requests that wait now for each model that is watched. Any thread may ask."""
-        return {name: count() for name, count in self._queued_requests.copy().items()}
+        """Return the number of requests that wait now for each version that is watched, by `statistics_key`.
 
-    def requests_by_labels(self) -> dict[tuple[str, str, str], int]:
-        """Return the number of requests that were counted under each method, model and gRPC status."""
-        return {(method, model, code): count for (method, model, code), count in self._requests.counts().items()}
+        Any thread may ask.
+        """
+        return {
+            statistics_key(model.name, model.version): model.batcher.queued_requests for model in tuple(self._watched)
+        }
 
     def requests_by_code(self) -> dict[str, int]:
         """Return the number of requests that were counted under each gRPC status."""
@@ -183,7 +227,7 @@ class Metrics:
         """Count the decoding of one request's images; `exemplar` is as in `count_request`."""
         self._preprocess_seconds.labels(model).observe(seconds, exemplar)
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """Count one batch."""
         if (children := self._by_model.get(model)) is None:
             children = self._by_model[model] = _BatchChildren(
@@ -202,7 +246,15 @@ class Metrics:
             self._failed_batches.labels(model).add()
         if self.tracer is not None:
             self.tracer.count_batch(model, stats)
-        self.statistics[model].count_batch(stats)
+        self.statistics[statistics_key(model, version)].count_batch(stats)
+
+    def count_load(self, model: str, outcome: str, error: str, seconds: float) -> None:
+        """Count a package that was `loaded` or `refused`, or a model that was `unloaded`.
+
+        `error` is the class of the error by which it was refused.
+        """
+        self._loads.labels(model, outcome, error).add()
+        self._load_seconds.labels(model, outcome).observe(seconds)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """Count by how much the predictions for the requests of one batch missed."""

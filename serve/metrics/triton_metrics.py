@@ -9,6 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 
 _REASON_OF_CODE = {
@@ -27,7 +28,7 @@ UNSUFFIXED = "unknown"
 
 
 class TritonMetrics(Collector):
-    """Shows what `metrics` has counted by Triton's names: the models that it knows, each with its version."""
+    """Shows what `metrics` has counted by Triton's names, for each version of a model."""
 
     def __init__(self, metrics: Metrics) -> None:
         """Show `metrics`; its registry is to be given this collector."""
@@ -35,52 +36,50 @@ class TritonMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield Triton's metrics for the registry."""
-        metrics = self._metrics
-        succeeded: dict[str, int] = {}
-        failed: dict[tuple[str, str], int] = {}
-        for (_, model, code), count in metrics.requests_by_labels().items():
-            if code == "OK":
-                succeeded[model] = succeeded.get(model, 0) + count
-            else:
-                key = model, _REASON_OF_CODE.get(code, "OTHER")
-                failed[key] = failed.get(key, 0) + count
-        labels = {name: {"model": name, "version": version} for name, version in metrics.versions.copy().items()}
-        counted = {name: metrics.statistics[name] for name in labels}
+        pending = self._metrics.queued_requests()
+        counted = {key: InferenceStatistics() for key in pending} | self._metrics.statistics.copy()
+        labels = {}
+        for key in counted:
+            name, _, version = key.partition("/")
+            labels[key] = {"model": name, "version": version}
         yield _counter(
             "nv_inference_request_success",
             "Number of successful inference requests, all batch sizes",
-            {name: succeeded.get(name, 0) for name in labels},
+            {key: its.success.count for key, its in counted.items()},
             labels,
         )
         failures = Metric(
             "nv_inference_request_failure", "Number of failed inference requests, all batch sizes", UNSUFFIXED
         )
-        for name, its in labels.items():
-            for reason in _REASONS:
-                failures.add_sample(failures.name, its | {"reason": reason}, failed.get((name, reason), 0))
+        for key, its in counted.items():
+            by_reason = dict.fromkeys(_REASONS, 0)
+            for code, count in its.failed_by_code.copy().items():
+                by_reason[_REASON_OF_CODE.get(code, "OTHER")] += count
+            for reason, count in by_reason.items():
+                failures.add_sample(failures.name, labels[key] | {"reason": reason}, count)
         yield failures
         yield _counter(
             "nv_inference_count",
             "Number of inferences performed (does not include cached requests)",
-            {name: its.rows for name, its in counted.items()},
+            {key: its.rows for key, its in counted.items()},
             labels,
         )
         yield _counter(
             "nv_inference_exec_count",
             "Number of model executions performed (does not include cached requests)",
-            {name: its.batches for name, its in counted.items()},
+            {key: its.batches for key, its in counted.items()},
             labels,
         )
         for step, documentation, ns in (
             (
                 "request",
                 "Cumulative inference request duration in microseconds (includes cached requests)",
-                {name: its.success.ns for name, its in counted.items()},
+                {key: its.success.ns for key, its in counted.items()},
             ),
             (
                 "queue",
                 "Cumulative inference queuing duration in microseconds (includes cached requests)",
-                {name: its.queue.ns for name, its in counted.items()},
+                {key: its.queue.ns for key, its in counted.items()},
             ),
             (
                 "compute_input",
@@ -90,7 +89,7 @@ class TritonMetrics(Collector):
             (
                 "compute_infer",
                 "Cumulative compute inference duration in microseconds (does not include cached requests)",
-                {name: its.compute.ns for name, its in counted.items()},
+                {key: its.compute.ns for key, its in counted.items()},
             ),
             (
                 "compute_output",
@@ -101,21 +100,21 @@ class TritonMetrics(Collector):
             yield _counter(
                 f"nv_inference_{step}_duration_us",
                 documentation,
-                {name: its // 1000 for name, its in ns.items()},
+                {key: its // 1000 for key, its in ns.items()},
                 labels,
             )
-        pending = GaugeMetricFamily(
+        waiting = GaugeMetricFamily(
             "nv_inference_pending_request_count",
             "Instantaneous number of pending requests awaiting execution per-model.",
             labels=("model", "version"),
         )
-        for name, count in metrics.queued_requests().items():
-            pending.add_metric((name, metrics.versions[name]), count)
-        yield pending
+        for key, count in pending.items():
+            waiting.add_metric(tuple(labels[key].values()), count)
+        yield waiting
 
 
 def _counter(name: str, documentation: str, counts: Mapping[str, int], labels: Mapping[str, dict[str, str]]) -> Metric:
     metric = Metric(name, documentation, UNSUFFIXED)
-    for model, its in labels.items():
-        metric.add_sample(name, its, counts[model])
+    for key, its in labels.items():
+        metric.add_sample(name, its, counts[key])
     return metric

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.services.priority import priority_text
 from fuseline.serve.services.request_ids import request_id_of
+from fuseline.serve.tls.client_name import client_of_auth_context
 from fuseline.serve.tracing.tracing import RequestTrace
 
 
@@ -17,6 +19,8 @@ class CallContext(NamedTuple):
     """When the call's answer is of no use any more, on the batchers' clock; None: it always is."""
     caller: Caller = ANYONE
     """Who makes the call, as far as queues heed it."""
+    priority: str = ""
+    """What metadata or headers say of the priority, as they have it; empty: nothing."""
     request_id: str = ""
     """Id of the request in logs, traces and the answer; empty: it came without one, and nothing needs one."""
     trace: RequestTrace | None = None
@@ -40,13 +44,21 @@ NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
 
-def context_of_rpc(context: ServicerContext[Any, Any], clock: Callable[[], float]) -> CallContext:
-    """Return what is known of a call that came over gRPC. `clock` is the batchers' own."""
+def context_of_rpc(
+    context: ServicerContext[Any, Any], clock: Callable[[], float], *, has_certificates: bool = False
+) -> CallContext:
+    """Return what is known of a call that came over gRPC. `clock` is the batchers' own.
+
+    With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
+    """
     remaining_s = context.time_remaining()
+    client = client_of_auth_context(context.auth_context()) if has_certificates else None
+    metadata = context.invocation_metadata() or ()
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
-        Caller(host_of_peer(context.peer())),
-        request_id_of(context.invocation_metadata()),
+        Caller(client or host_of_peer(context.peer())),
+        priority_text(metadata),
+        request_id_of(metadata),
     )
 
 

@@ -7,6 +7,7 @@ from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference import Codec, Decode
+from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status
 from fuseline.serve.services.top_k import RankedBatch
 
@@ -22,6 +23,10 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
     def timeout_s(self, request: ClassifyRequest) -> float | None:
         """Return the request's `timeout_ms` in seconds; None where it is absent or 0."""
         return request.timeout_ms / 1000 or None
+
+    def priority(self, request: ClassifyRequest) -> int:
+        """Return the level that the request's `priority` names; 0 where it is absent. Raises `RequestError`."""
+        return priority_from_text(request.priority) if request.priority else 0
 
     def find(self, request: ClassifyRequest) -> Model:
         """Return the model that the request names, or the only one."""

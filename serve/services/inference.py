@@ -15,9 +15,11 @@ from grpc import StatusCode
 
 from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Row
+from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status, status_from_error
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
         """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""
+
+    @abstractmethod
+    def priority(self, request: RequestT) -> int:
+        """Return the level that a sound `request` asks for; 0: it leaves that to the call. Raises `RequestError`."""
 
     @abstractmethod
     def find(self, request: RequestT) -> Model:
@@ -145,6 +151,10 @@ class Inference(Generic[RequestT, AnswerT]):
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
+        if level := self._codec.priority(self.request) or (
+            priority_from_text(self._call.priority) if self._call.priority else 0
+        ):
+            self._call = self._call._replace(caller=self._call.caller._replace(priority=level))
         if isinstance(rows, list):
             pending = model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
             if self._call.trace is not None:
@@ -154,7 +164,14 @@ class Inference(Generic[RequestT, AnswerT]):
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
-        rows, reservation = await decode(self._call)
+        try:
+            rows, reservation = await decode(self._call)
+        except ShuttingDownError:
+            # Between the turn of the event loop in which a stream found the model and this one it may have been
+            # retired. Its successor then takes the request, if it has one.
+            if self._codec.find(self.request) is model:
+                raise
+            return await self.submit()
         self._preprocess_s = time.monotonic() - begun
         self._metrics.count_preprocess(model.name, self._preprocess_s, self._call.exemplar)
         pending = model.batcher.submit(
@@ -193,7 +210,8 @@ class Inference(Generic[RequestT, AnswerT]):
                     "fields": {"method": self._method, "model": name, "code": code, "ms": round(1000 * seconds, 3)},
                 },
             )
-        self._metrics.count_request(self._method, name, code, seconds, self._batched, call.exemplar)
+        version = "" if self.model is None else self.model.version
+        self._metrics.count_request(self._method, name, code, seconds, self._batched, version, call.exemplar)
         if call.trace is not None:
             call.trace.end(self._code, name, self._batched)
 

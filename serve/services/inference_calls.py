@@ -128,7 +128,7 @@ class InferenceCalls:
 
     def _call_of(self, context: ServicerContext[Any, Any]) -> CallContext:
         """Return what is known of a call; one whose requests may be traced has an id."""
-        call = context_of_rpc(context, self._clock)
+        call = context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
         if self._metrics.tracer is None or call.request_id:
             return call
         return call._replace(request_id=made_id())

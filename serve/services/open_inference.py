@@ -1,7 +1,8 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it."""
 
+import reprlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from grpc.aio import ServicerContext
@@ -23,6 +24,10 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStreamInferResponse,
     RepositoryIndexRequest,
     RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
     ServerLiveRequest,
     ServerLiveResponse,
     ServerMetadataRequest,
@@ -32,10 +37,12 @@ from fuseline.protos.open_inference_pb2 import (
     TraceSettingRequest,
     TraceSettingResponse,
 )
-from fuseline.serve.errors import UnknownModelError
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.errors import RequestError, UnknownModelError
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.model_control.control import ModelControl, ModelState
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
@@ -61,6 +68,7 @@ EXTENSIONS = (
     "classification",
     "logging",
     "model_configuration",
+    "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",
@@ -83,18 +91,23 @@ class OpenInferenceService(SharedMemoryMethods):
         registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
-        `statistics` reads them by model name; None: they are those of `metrics`.
+        `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
+        models; None: they stay as they are.
         """
         super().__init__(registrar)
         self._repository = repository
         self._metrics = metrics
         self._settings = settings
         self._read_statistics = statistics
+        self._control = control or FixedModels(repository)
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
+        self.is_live: Callable[[], bool] = lambda: True
+        """Returns whether progress is made, or else the server is to be started again."""
         self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
         self._calls = InferenceCalls(metrics, settings, clock, service=SERVICE_NAME)
 
@@ -118,28 +131,54 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
         """Return a model's tensors. Raises `UnknownModelError`."""
-        return metadata_of(self._find(name, version))
+        model = self._find(name, version)
+        return metadata_of(model, self._repository.versions(model.name))
 
     def config(self, name: str, version: str) -> ModelConfig:
         """Return a model's configuration. Raises `UnknownModelError`."""
         return config_of(self._find(name, version), self._settings)
 
     async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
-        """Return the statistics of a model, or, for an empty name, of each. Raises `UnknownModelError`."""
-        models = [self._find(name, version)] if name else self._repository
-        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        return ModelStatisticsResponse(model_stats=[statistics_of(model, counted[model.name]) for model in models])
+        """Return the statistics of a version; for an empty one of all, for an empty name of all models.
 
-    def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return the names of the served models; with `ready`, only of those that take requests now."""
-        state = "READY" if self.ready else "UNAVAILABLE"
+        Raises `UnknownModelError`.
+        """
+        models = list(self._repository)
+        if name:
+            found = self._find(name, version)
+            models = [found] if version else [model for model in models if model.name == found.name]
+        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
+        return ModelStatisticsResponse(
+            model_stats=[statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        )
+
+    async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
+        """Return every version that is known and its state; with `ready`, only those that take requests now."""
+        lines = await self._control.index(ready=ready)
+        if not self.ready:
+            down = {ModelState.READY: ModelState.UNAVAILABLE}
+            lines = [] if ready else [line._replace(state=down.get(line.state, line.state)) for line in lines]
         return RepositoryIndexResponse(
             models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
-                for model in self._repository
-                if self.ready or not ready
+                RepositoryIndexResponse.ModelIndex(
+                    name=line.name, version=line.version, state=line.state.value, reason=line.reason
+                )
+                for line in lines
             ]
         )
+
+    async def load(self, repository: str, name: str, parameters: Collection[str]) -> None:
+        """Load a model, or what its folder has now; `parameters` are the names of those of the request.
+
+        Raises what `ModelControl.load` does.
+        """
+        _check_repository(repository)
+        await self._control.load(name, dict.fromkeys(parameters, ""))
+
+    async def unload(self, repository: str, name: str, *, unload_dependents: bool = False) -> None:
+        """Unload a model. Raises what `ModelControl.unload` does."""
+        _check_repository(repository)
+        await self._control.unload(name, unload_dependents=unload_dependents)
 
     def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return the trace settings of a model or, for an empty name, of the server; `settings` are to be changed.
@@ -168,8 +207,8 @@ class OpenInferenceService(SharedMemoryMethods):
     async def ServerLive(  # noqa: N802
         self, _request: ServerLiveRequest, context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
-        """Answer that the server is live."""
-        return await answer_or_abort(context, lambda: ServerLiveResponse(live=True))
+        """Answer `is_live`."""
+        return await answer_or_abort(context, lambda: ServerLiveResponse(live=self.is_live()))
 
     async def ServerReady(  # noqa: N802
         self, _request: ServerReadyRequest, context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
@@ -217,7 +256,28 @@ class OpenInferenceService(SharedMemoryMethods):
         context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
         """Answer `index`."""
-        return await answer_or_abort(context, lambda: self.index(ready=request.ready))
+        return await await_or_abort(context, self.index(ready=request.ready))
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self,
+        request: RepositoryModelLoadRequest,
+        context: ServicerContext[RepositoryModelLoadRequest, RepositoryModelLoadResponse],
+    ) -> RepositoryModelLoadResponse:
+        """Answer `load`."""
+        await await_or_abort(context, self.load(request.repository_name, request.model_name, request.parameters.keys()))
+        return RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self,
+        request: RepositoryModelUnloadRequest,
+        context: ServicerContext[RepositoryModelUnloadRequest, RepositoryModelUnloadResponse],
+    ) -> RepositoryModelUnloadResponse:
+        """Answer `unload`."""
+        dependents = request.parameters["unload_dependents"].bool_param if request.parameters else False
+        await await_or_abort(
+            context, self.unload(request.repository_name, request.model_name, unload_dependents=dependents)
+        )
+        return RepositoryModelUnloadResponse()
 
     async def TraceSetting(  # noqa: N802
         self, request: TraceSettingRequest, context: ServicerContext[TraceSettingRequest, TraceSettingResponse]
@@ -261,3 +321,10 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def _find(self, name: str, version: str) -> Model:
         return self._repository.find(name, version)
+
+
+def _check_repository(repository: str) -> None:
+    if repository:
+        raise RequestError(
+            f"there is no choice between repositories here, but {reprlib.repr(repository)} was named; leave it empty"
+        )

@@ -12,6 +12,7 @@ from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.open_inference_inputs import OpenInferenceInputs
 from fuseline.serve.services.open_inference_outputs import WHOLE, RequestedOutput, add_output, requested_output
 from fuseline.serve.services.open_inference_parameters import check_request_parameters, timeout_s
+from fuseline.serve.services.priority import priority_parameter
 from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
@@ -22,7 +23,7 @@ _FINAL = "triton_final_response"
 class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
     """From rows or pictures to logits or classes.
 
-    Of a request's parameters `timeout` has an effect; `priority` has none, as with a Triton model of one level.
+    Of a request's parameters `timeout` and `priority` have an effect.
     """
 
     def __init__(
@@ -38,6 +39,10 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
     def timeout_s(self, request: ModelInferRequest) -> float | None:
         """Return the parameter `timeout`, microseconds as Triton has it, in seconds; None where it is absent or 0."""
         return timeout_s(request)
+
+    def priority(self, request: ModelInferRequest) -> int:
+        """Return the level of the parameter `priority`; 0 where it is absent."""
+        return priority_parameter(request) if request.parameters else 0
 
     def find(self, request: ModelInferRequest) -> Model:
         """Return the model that the request names, by `Repository.find`."""

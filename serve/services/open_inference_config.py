@@ -1,5 +1,7 @@
 """A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
 
+from collections.abc import Sequence
+
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
     InferBatchStatistics,
@@ -18,22 +20,25 @@ from fuseline.protos.open_inference_pb2 import (
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
+from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
+from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
+from fuseline.serve.services.priority import PRIORITY_LEVELS
 from fuseline.serve.settings import Settings
 
 _LARGEST_UINT32 = 2**32 - 1
 
 
-def metadata_of(model: Model) -> ModelMetadataResponse:
-    """Return the tensors of `model`; in their shapes -1 stands for the number of images."""
+def metadata_of(model: Model, versions: Sequence[str]) -> ModelMetadataResponse:
+    """Return the tensors of `model`, and the served `versions`; in shapes -1 stands for the number of images."""
     manifest = model.manifest
     tensor = ModelMetadataResponse.TensorMetadata
     return ModelMetadataResponse(
         name=manifest.name,
-        versions=[model.version],
+        versions=versions,
         platform=_platform(model),
         inputs=[tensor(name=manifest.input.name, datatype=manifest.input.datatype, shape=(-1, *model.row_shape))],
         outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
@@ -47,6 +52,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
     batches that are formed. The instances are the model's lanes.
     """
     manifest = model.manifest
+    settings = settings_of_model(settings, manifest)
     return ModelConfig(
         name=manifest.name,
         platform=_platform(model),
@@ -68,6 +74,8 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
         ],
         instance_group=[_instances(model)],
         dynamic_batching=ModelDynamicBatching(
+            priority_levels=PRIORITY_LEVELS,
+            default_priority_level=INTERACTIVE,
             preferred_batch_size=model.backend.buckets,
             max_queue_delay_microseconds=round(1000 * settings.max_delay_ms),
             default_queue_policy=ModelQueuePolicy(

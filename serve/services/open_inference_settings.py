@@ -43,8 +43,8 @@ def trace_settings(changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]
         if values and tuple(values) != present:
             raise RequestError(
                 f"{name} can't be set to {reprlib.repr(list(values))}: Fuseline traces no requests this way, so "
-                "trace_level stays OFF. /metrics and the statistics extension tell the time that requests take, and OTEL_* in the "
-                "server's environment asks for OpenTelemetry's traces"
+                "trace_level stays OFF. /metrics and the statistics extension tell the time that requests take, and "
+                "OTEL_* in the server's environment asks for OpenTelemetry's traces"
             )
     return {name: list(values) for name, values in _TRACE_SETTINGS.items()}
 

@@ -30,6 +30,8 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     # Whoever runs the server can change it, the client can't, and shouldn't try again. UNIMPLEMENTED would say that of
     # a method; it is also what gRPC itself answers, and could not be read back as this error.
     errors.SharedMemoryUnavailableError: StatusCode.FAILED_PRECONDITION,
+    # Whoever runs the server can change its mode, or the package.
+    errors.ModelControlError: StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: StatusCode.DEADLINE_EXCEEDED,
     errors.ShuttingDownError: StatusCode.UNAVAILABLE,

@@ -4,10 +4,8 @@ Before them lie numbers that one side publishes to the other: the backend's load
 reserved. Each number has one writer and is read without a lock.
 """
 
-import fcntl
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +49,14 @@ class ArenaShape:
 
 
 class Arena:
-    """Memory without a name (man 2 memfd_create), mapped by both sides.
+    """A range of a `fuseline.serve.workers.worker_memory.WorkerMemory`, mapped by both sides."""
 
-    It is freed when no process has it mapped or open any more, however they ended. Its pages take up memory once they
-    have been written to. The size of /dev/shm is no limit for it.
-    """
+    def __init__(self, file: int, shape: ArenaShape, offset: int = 0) -> None:
+        """Map the memory from `offset` on behind the descriptor `file`, which stays the caller's.
 
-    def __init__(self, file: int, shape: ArenaShape) -> None:
-        """Map the memory behind the descriptor `file`, which stays the caller's."""
-        memory = mmap.mmap(file, shape.size)
+        Raises `ValueError` if the memory ends before that of `shape` does.
+        """
+        memory = mmap.mmap(file, shape.size, offset=offset)
         # The arrays keep the mapping alive; it ends with the last of them.
         self.rows: NDArray[Any] = np.ndarray(
             (shape.slots, *shape.row_shape), shape.row_dtype, memory, shape.rows_offset
@@ -90,12 +87,3 @@ class Arena:
     @admission_snapshot.setter
     def admission_snapshot(self, numbers: Sequence[float]) -> None:
         self._snapshot[: len(numbers)] = numbers
-
-
-def create_memory(shape: ArenaShape) -> int:
-    """Return a descriptor of new, zeroed memory for an arena of `shape`. Its size is final."""
-    file = os.memfd_create("fuseline-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(file, shape.size)
-    # Shrinking the memory would end both sides with SIGBUS.
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return file

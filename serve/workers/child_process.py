@@ -43,8 +43,14 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    wanted: tuple[str, ...] | None = None
+    """Names of the models that were loaded by request before the backend process was started again; None: it is started
+    for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
+    certificate_copy: tuple[int, ...] = ()
+    """Descriptors of the certificate, its key and, where there is one, the clients' CA, as the supervisor read them
+    last, for a worker that starts while the files are broken."""
     why_no_shared_memory: str | None = None
     """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
@@ -83,13 +89,15 @@ async def follow_supervisor(
     statistics: Statistics,
     on_message: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Answer the supervisor's questions for a report, and log as it says, until it says `drain`.
+    """Answer the supervisor's pings and its questions for a report, and log as it says, until it says `drain`.
 
     Other messages go to `on_message`.
     """
     async for message in channel.messages():
         if message["kind"] == "report":
             send_report(channel, registry, statistics, message["number"])
+        elif message["kind"] == "ping":
+            channel.send("pong")
         elif message["kind"] == "log":
             if (log := server_log()) is not None:
                 log.apply(LogSettings.model_validate(message["settings"]))
@@ -106,10 +114,10 @@ def send_report(
     channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
 
 
-async def exit_at_once(channel: ControlChannel) -> None:
+async def exit_at_once(channel: ControlChannel, code: int = 1) -> None:
     """End this process although something in it may hang, for which a normal exit would wait."""
     await channel.finish()
-    os._exit(1)
+    os._exit(code)
 
 
 def _end_with_supervisor(config: ProcessConfig) -> None:

@@ -9,6 +9,7 @@ connection, none is lost with a process, and the supervisor can step in and out.
 import asyncio
 import select
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 from fuseline.serve.addresses import listening_for_http
@@ -34,8 +35,12 @@ class HttpFront:
         totals: Totals,
         is_ready: Callable[[], bool],
         taking: Callable[[], Sequence[SupervisedProcess]],
+        is_live: Callable[[], bool] = lambda: True,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """Bind the port. `taking` returns the workers that take connections now.
+        """Bind the port. `taking` returns the workers that take connections now, `is_live` whether no process hangs.
+
+        `tls` is that of `HttpServer`.
 
         Raises:
             InputError: the port can't be bound.
@@ -45,8 +50,8 @@ class HttpFront:
         self._hangs = False
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes))
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, is_live=is_live))
+        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
     @property

@@ -2,29 +2,26 @@
 
 import asyncio
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from fuseline.serve import errors
 from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.lanes import seconds_until_free
 from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
-from fuseline.serve.errors import (
-    BackendError,
-    BackendLostError,
-    FuselineError,
-    OverloadedError,
-    ShuttingDownError,
-)
+from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
+from fuseline.serve.workers.error_text import error_from_text
 from fuseline.serve.workers.slots import SlotTable
 from fuseline.serve.workers.wire_format import UNPREDICTED, ToWorker, cancel_record, drain_record, submit_record
+
+RETIRE_TURNS = 16
+"""Number of turns of the event loop within which a request that has found its model has also come to its batcher. A
+stream's takes one."""
 
 
 class RemoteBatcher:
@@ -53,13 +50,31 @@ class RemoteBatcher:
         self._numbers = itertools.count()
         self._pending: dict[int, _RemoteRequest] = {}
         self._unanswered = 0
+        # Rows that are admitted, and whose images are being decoded.
+        self._reserved_rows = 0
         self._draining = False
+        self._said_drained = False
         self._drained = asyncio.Event()
 
     @property
     def queued_rows(self) -> int:
         """Number of rows of all workers that wait for a batch, by the backend's latest snapshot."""
-        return int(self._arena.admission_snapshot[0])
+        return 0 if self._send is None else int(self._arena.admission_snapshot[0])
+
+    @property
+    def is_stalled(self) -> bool:
+        """False: whether the backend computes is the supervisor's to say, for all models at once."""
+        return False
+
+    @property
+    def is_lost(self) -> bool:
+        """False, as `is_stalled` is."""
+        return False
+
+    @property
+    def hung_calls(self) -> int:
+        """0: this process calls no backend."""
+        return 0
 
     @property
     def queued_requests(self) -> int:
@@ -74,6 +89,8 @@ class RemoteBatcher:
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
         """Reason why callers that can wait should hold back; see `Admission.backpressure`."""
+        if self._send is None:
+            return None
         load = self._load()
         # Rows that the latest snapshot doesn't count yet lie in this worker's slots.
         sent = max(load.waiting_rows, self._slots.taken - load.running_rows)
@@ -86,9 +103,17 @@ class RemoteBatcher:
         """
         self._model = model
         self._send = send
+        self._arena.reserved_rows = self._reserved_rows
+        self._said_drained = False
+        self._end_drain()
 
     def disconnect(self) -> None:
-        """Fail every request under way, and admit none: the backend has gone and reads no slot any more."""
+        """Fail every request under way, and admit none: the backend reads no slot any more.
+
+        From here on, until the next `connect`, the memory may be used for something else.
+        """
+        if self._send is None:
+            return
         self._send = None
         self._arena.admission_snapshot = [0.0, 0.0, 0.0]
         pending, self._pending = self._pending, {}
@@ -109,14 +134,22 @@ class RemoteBatcher:
 
         Raises what `submit` does.
         """
-        self._check_open()
+        self._check_admits()
         load, now = self._load(), self._clock()
         predicted = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
-        self._arena.reserved_rows += row_count
+        self._reserve_rows(row_count)
         return Reservation(row_count, predicted, on_release=self._release_rows)
 
+    def _reserve_rows(self, row_count: int) -> None:
+        self._reserved_rows += row_count
+        if self._send is not None:
+            self._arena.reserved_rows = self._reserved_rows
+
     def _release_rows(self, row_count: int) -> None:
-        self._arena.reserved_rows -= row_count
+        self._reserve_rows(-row_count)
+        if self._draining and not self._reserved_rows:
+            # Not before `submit`, which releases a reservation first, has sent its rows.
+            asyncio.get_running_loop().call_soon(self._end_drain)
 
     def submit(
         self,
@@ -124,7 +157,7 @@ class RemoteBatcher:
         *,
         deadline: float | None = None,
         reservation: Reservation | None = None,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> asyncio.Future[BatchedRows]:
         """Send a request on its way, or refuse it at once. A `reservation` means it is admitted already.
 
@@ -135,13 +168,15 @@ class RemoteBatcher:
             RequestError: no rows, or a row of another shape or dtype.
             OverloadedError: there is no room for so many rows.
             DeadlineError: the deadline has passed.
-            ShuttingDownError: `drain` was called.
+            ShuttingDownError: `drain` was called, and there is no `reservation`.
             BackendLostError: the backend process has ended and is not yet back.
         """
-        if reservation is not None:
+        if reservation is None:
+            self._check_admits()
+        else:
             # Whatever becomes of the request, its rows are sent now, or never.
             reservation.release()
-        self._check_open()
+            self._check_connected()
         check_rows(rows, self._row_shape, self._row_dtype)
         if deadline is not None and (late_s := self._clock() - deadline) >= 0:
             raise passed_deadline(late_s)
@@ -161,7 +196,8 @@ class RemoteBatcher:
         until = self._earlier(deadline)
         predicted = UNPREDICTED if reservation is None else reservation.predicted
         assert self._send is not None
-        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted))
+        assert not self._said_drained
+        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted, caller))
         return request
 
     def _load(self) -> Load:
@@ -175,9 +211,12 @@ class RemoteBatcher:
         idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
         return Load(waiting, int(running), seconds_until_free(free_at, now), idle)
 
-    def _check_open(self) -> None:
+    def _check_admits(self) -> None:
         if self._draining:
             raise ShuttingDownError("the server is shutting down and admits nothing new; send the request elsewhere")
+        self._check_connected()
+
+    def _check_connected(self) -> None:
         if self._send is None:
             raise _lost()
 
@@ -186,12 +225,29 @@ class RemoteBatcher:
         return None if deadline is None else deadline - self._delivery_seconds
 
     async def drain(self) -> None:
-        """Admit nothing new, and return once every request has its answer."""
-        if not self._draining and self._send is not None:
-            self._send(drain_record(self._model))
+        """Admit nothing new, and return once every request has its answer.
+
+        Reservations count as admitted: each is waited for until it is submitted or released.
+        """
         self._draining = True
-        if self._unanswered:
-            await self._drained.wait()
+        self._end_drain()
+        await self._drained.wait()
+
+    async def retire(self) -> None:
+        """Drain, after requests for which this batcher's model was found before have come: no more will be found."""
+        for _ in range(RETIRE_TURNS):
+            await asyncio.sleep(0)
+        await self.drain()
+
+    def _end_drain(self) -> None:
+        """Tell the backend that nothing more comes, once that is so; and whoever drains, once all is answered."""
+        if not self._draining or self._reserved_rows:
+            return
+        if not self._said_drained and self._send is not None:
+            self._said_drained = True
+            self._send(drain_record(self._model))
+        if not self._unanswered:
+            self._drained.set()
 
     def answered(self, heads: Sequence[ToWorker]) -> None:
         """Settle requests whose logits are in their slots, and free these."""
@@ -228,8 +284,7 @@ class RemoteBatcher:
 
     def _count_answered(self, _: object) -> None:
         self._unanswered -= 1
-        if self._draining and not self._unanswered:
-            self._drained.set()
+        self._end_drain()
 
 
 class _RemoteRequest(asyncio.Future[BatchedRows]):
@@ -248,23 +303,6 @@ class _RemoteRequest(asyncio.Future[BatchedRows]):
             return False
         self.on_cancel()
         return True
-
-
-def error_text(error: FuselineError, error_id: str | None) -> bytes:
-    """Return `error` encoded as the tail of a record. `error_id` is the id under which it was logged, if it was."""
-    retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
-    return json.dumps([type(error).__name__, str(error), error_id, retry_after_s]).encode()
-
-
-def error_from_text(text: bytes) -> FuselineError:
-    """Return the error that `error_text` encoded, with its class, its message and the id under which it was logged."""
-    class_name, message, error_id, retry_after_s = json.loads(text)
-    error_class = getattr(errors, class_name, BackendError)
-    error: FuselineError = error_class(message)
-    if isinstance(error, OverloadedError):
-        error.retry_after_s = retry_after_s
-    error.error_id = error_id
-    return error
 
 
 def _lost() -> BackendLostError:

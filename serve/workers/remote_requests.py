@@ -8,18 +8,30 @@ from functools import partial
 from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.batching.predictions import PredictedAnswer
-from fuseline.serve.errors import BackendError, FuselineError, log_once
+from fuseline.serve.batching.requests import Caller
+from fuseline.serve.errors import BackendLostError, FuselineError
 from fuseline.serve.workers.arena import Arena
-from fuseline.serve.workers.remote_batcher import error_text
+from fuseline.serve.workers.catalogue import ServedModel, catalogue_for
+from fuseline.serve.workers.error_text import text_from_error
 from fuseline.serve.workers.wire_format import (
+    CANCEL,
     DRAIN,
+    MEMORY,
     SUBMIT,
+    TAKEN,
     answer_record,
+    caller_from,
+    catalogue_record,
     error_record,
+    forgotten_record,
     reader_of_worker_records,
     released_record,
     slots_from_tail,
 )
+
+Open = Callable[[int, int], "tuple[Batcher, Arena] | None"]
+"""Returns the batcher of a model, by its number, and the worker's memory for it, by its offset; None: the model went
+before the worker was ready for it."""
 
 
 class RemoteRequests:
@@ -28,30 +40,47 @@ class RemoteRequests:
     Every request of the worker gets one ANSWER, or one RELEASED, which an ERROR precedes unless it was cancelled.
     """
 
-    def __init__(self, models: Mapping[int, tuple[Batcher, Arena]], send: Callable[[bytes], None]) -> None:
-        """Serve `models`, by number and with the memory of each. `send` takes records to the worker, in order."""
-        self._models = {
-            number: _ModelRequests(number, batcher, arena, self._write) for number, (batcher, arena) in models.items()
-        }
+    def __init__(self, open_model: Open, send: Callable[[bytes], None], on_news: Callable[[], None]) -> None:
+        """Begin without models. `send` takes records to the worker, in order.
+
+        `on_news` is called when `taken` or `may_request` says something new.
+        """
+        self._open_model = open_model
+        self._models: dict[int, _ModelRequests] = {}
         self._send = send
+        self._on_news = on_news
         self._reader = reader_of_worker_records()
         self._out: list[bytes] = []
         self._lost = False
-        self.drained: set[int] = set()
-        """Numbers of the models for which the worker has no more requests."""
+        # Numbers of the models that the worker was told of, and for which it may have requests.
+        self._told: set[int] = set()
+        self.taken = -1
+        """Generation of the latest catalogue whose models the worker sends its new requests to; -1: none."""
+
+    def tell(self, generation: int, models: Mapping[int, ServedModel]) -> None:
+        """Tell the worker what is served from now on, by number."""
+        catalogue = catalogue_for(models, frozenset(self._told))
+        self._told.update(models)
+        self._write(catalogue_record(generation, catalogue.model_dump_json().encode()))
+
+    def may_request(self, model_number: int) -> bool:
+        """Return whether the worker knows a model, and has not said that it has no more requests for it."""
+        return model_number in self._told
 
     def receive(self, data: bytes) -> None:
         """Read the records in `data`, which the worker has sent."""
         touched = set()
-        for (kind, model_number, number, _, deadline, *predicted), tail in self._reader.feed(data):
-            model = self._models[model_number]
+        for (kind, number_of_model, number, _, deadline, *predicted, priority, client), tail in self._reader.feed(data):
+            model = self._models.get(number_of_model)
+            if model is None or kind > CANCEL:
+                self._receive_other(kind, number_of_model, number)
+                continue
             if model not in touched:
                 touched.add(model)
                 model.read_reserved()
             if kind == SUBMIT:
-                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted))
-            elif kind == DRAIN:
-                self.drained.add(model_number)
+                caller = caller_from(client, priority)
+                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted), caller)
             else:
                 model.cancel(number)
         for model in touched:
@@ -65,7 +94,33 @@ class RemoteRequests:
 
     def batch_finished(self, model_number: int) -> None:
         """Release the slots that only the batch of this model that has just finished read."""
-        self._models[model_number].batch_finished()
+        if (model := self._models.get(model_number)) is not None:
+            model.batch_finished()
+
+    def _receive_other(self, kind: int, model_number: int, number: int) -> None:
+        """Receive a record that is about no request, or about one for a model that has gone."""
+        if kind == TAKEN:
+            self.taken = number
+            self._on_news()
+        elif kind == MEMORY:
+            if (opened := self._open_model(model_number, number)) is not None:
+                forget = partial(self._forget, model_number)
+                self._models[model_number] = _ModelRequests(model_number, *opened, self._write, forget)
+        elif kind == DRAIN:
+            self._told.discard(model_number)
+            if (model := self._models.get(model_number)) is None:
+                self._forget(model_number)
+            else:
+                model.drain()
+            self._on_news()
+        elif kind == SUBMIT:
+            self._write(error_record(model_number, number, text_from_error(_gone()).encode()))
+            self._write(released_record(model_number, number))
+
+    def _forget(self, model: int) -> None:
+        """Use the worker's memory for a model no more."""
+        self._models.pop(model, None)
+        self._write(forgotten_record(model))
 
     def _write(self, record: bytes) -> None:
         if not self._out:
@@ -81,12 +136,24 @@ class RemoteRequests:
 class _ModelRequests:
     """The requests of one worker for one model."""
 
-    def __init__(self, model: int, batcher: Batcher, arena: Arena, write: Callable[[bytes], None]) -> None:
-        """Pass requests to `batcher`. `model` is its number; `write` takes records to the worker."""
+    def __init__(
+        self,
+        model: int,
+        batcher: Batcher,
+        arena: Arena,
+        write: Callable[[bytes], None],
+        on_forgotten: Callable[[], None],
+    ) -> None:
+        """Pass requests to `batcher`. `model` is its number; `write` takes records to the worker.
+
+        `on_forgotten` is called once, after `drain`, when nothing uses the arena any more.
+        """
         self._model = model
         self._batcher = batcher
         self._arena = arena
         self._write = write
+        self._on_forgotten = on_forgotten
+        self._drained = False
         self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
         # Requests that ended while a batch had rows of theirs, by number.
         self._unreleased: dict[int, asyncio.Future[BatchedRows]] = {}
@@ -95,7 +162,9 @@ class _ModelRequests:
         self._lost = False
         self.publish_snapshot()
 
-    def submit(self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer) -> None:
+    def submit(
+        self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer, caller: Caller
+    ) -> None:
         """Have the rows in `slots` computed; a `deadline` of infinity means that there is none."""
         shared = self._arena.rows
         rows = [shared[slot] for slot in slots]
@@ -103,10 +172,10 @@ class _ModelRequests:
         reservation = Reservation(0, predicted, on_release=self._batcher.release_rows) if predicted.at else None
         try:
             request = self._batcher.submit(
-                rows, deadline=None if deadline == math.inf else deadline, reservation=reservation
+                rows, deadline=None if deadline == math.inf else deadline, reservation=reservation, caller=caller
             )
         except FuselineError as error:
-            self._write(error_record(self._model, number, error_text(error, None)))
+            self._write(error_record(self._model, number, text_from_error(error).encode()))
             self._write(released_record(self._model, number))
             return
         self._pending[number] = request
@@ -116,6 +185,16 @@ class _ModelRequests:
         """Drop a request, unless it was answered a moment ago."""
         if (request := self._pending.get(number)) is not None:
             request.cancel()
+
+    def drain(self) -> None:
+        """Expect no more requests, and forget the worker's memory once all are settled."""
+        self._drained = True
+        self._forget_if_idle()
+
+    def _forget_if_idle(self) -> None:
+        if self._drained and not self._lost and not self._pending and not self._unreleased:
+            self._drained = False
+            self._on_forgotten()
 
     def disconnect(self) -> None:
         """Drop every request and reservation: the worker has gone."""
@@ -132,6 +211,7 @@ class _ModelRequests:
                 self._write(released_record(self._model, number))
         self.read_reserved()
         self.publish_snapshot()
+        self._forget_if_idle()
 
     def read_reserved(self) -> None:
         """Let the batcher count the rows that the worker has reserved by now."""
@@ -147,24 +227,33 @@ class _ModelRequests:
         del self._pending[number]
         if self._lost:
             return
-        if not request.cancelled():
-            if (error := request.exception()) is None:
-                batched = request.result()
-                self._arena.logits[slots] = batched.logits
-                self._write(
-                    answer_record(
-                        self._model,
-                        number,
-                        batch_rows=batched.batch_rows,
-                        queue_ms=batched.queue_ms,
-                        compute_ms=batched.compute_ms,
-                    )
+        if request.cancelled():
+            self._release(number, request)
+        elif (error := request.exception()) is not None:
+            self._write(error_record(self._model, number, text_from_error(error).encode()))
+            self._release(number, request)
+        else:
+            batched = request.result()
+            self._arena.logits[slots] = batched.logits
+            self._write(
+                answer_record(
+                    self._model,
+                    number,
+                    batch_rows=batched.batch_rows,
+                    queue_ms=batched.queue_ms,
+                    compute_ms=batched.compute_ms,
                 )
-                return
-            known = error if isinstance(error, FuselineError) else BackendError(str(error))
-            error_id = log_once(error) if isinstance(known, BackendError) else None
-            self._write(error_record(self._model, number, error_text(known, error_id)))
+            )
+        if self._drained:
+            self._forget_if_idle()
+
+    def _release(self, number: int, request: asyncio.Future[BatchedRows]) -> None:
+        """Let the worker have back the slots of a request that ended early, once no batch reads them."""
         if self._batcher.computes(request):
             self._unreleased[number] = request
         else:
             self._write(released_record(self._model, number))
+
+
+def _gone() -> BackendLostError:
+    return BackendLostError("the model was unloaded while this worker did not respond; send the request again")

@@ -10,9 +10,10 @@ from pydantic import BaseModel
 
 from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.metrics.tls_metrics import EXPIRY
 from fuseline.serve.metrics.triton_metrics import UNSUFFIXED
 
-_EARLIEST = ("_created", "process_start_time_seconds")
+_EARLIEST = ("_created", "process_start_time_seconds", EXPIRY)
 """Endings of the names of samples whose smallest value counts, not their sum."""
 
 

@@ -31,6 +31,8 @@ class SupervisedProcess:
         """Reason why the process could not start, if it sent one."""
         self.drained = False
         """Whether the process has reported that it answered everything before its end."""
+        self.heard = self.started
+        """Time of the event loop at which the process last sent anything."""
         self.report = Report()
         """Latest report."""
         self._process = process
@@ -48,15 +50,18 @@ class SupervisedProcess:
         on_question: Callable[[str, int], None],
         on_log: Callable[[LogSettings], None],
         on_regions: Callable[[dict[str, Any]], None],
+        on_control: Callable[[dict[str, Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
         `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
-        for all processes,
-        `on_regions` with each message about shared memory.
+        for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
+        come and go.
         """
+        loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
+            self.heard = loop.time()
             match message["kind"]:
                 case "ready":
                     self.ready = message
@@ -74,6 +79,8 @@ class SupervisedProcess:
                     on_log(LogSettings.model_validate(message["settings"]))
                 case "regions":
                     on_regions(message)
+                case "control":
+                    on_control(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -107,6 +114,18 @@ class SupervisedProcess:
     def send_regions(self, **contents: Any) -> None:
         """Send the process a message about shared memory."""
         self._channel.send("regions", **contents)
+
+    def ping(self) -> None:
+        """Ask the process for a sign of life."""
+        self._channel.send("ping")
+
+    def send_backend(self, *, answers: bool, live: bool) -> None:
+        """Tell a worker whether the backend process gives signs of life, and whether it may yet give one."""
+        self._channel.send("backend", answers=answers, live=live)
+
+    def send_control(self, **contents: Any) -> None:
+        """Send the process a message about models that come and go."""
+        self._channel.send("control", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

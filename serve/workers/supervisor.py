@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.tls.certificates import Certificates, copied_in_memory
+from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
-from fuseline.serve.workers.handshake import Announcement, ServedModel
+from fuseline.serve.workers.control_relay import ControlRelay
+from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
@@ -59,6 +63,8 @@ class Supervisor:
         self._settings = settings
         self._commands = commands
         self._http: HttpFront | None = None
+        self._certificates: Certificates | None = None
+        self._watching_files: asyncio.Task[None] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._lifeline, self._lifeline_end = os.pipe()
         self._link_folder = Path()
@@ -67,6 +73,14 @@ class Supervisor:
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
         self._regions = RegionAuthority(settings.why_no_shared_memory)
+        self._watch = ProcessWatch(
+            lambda: tuple(self._processes.values()),
+            lambda: self._processes.get(_BACKEND),
+            settings.backend_timeout_s,
+            self._tell_of_backend,
+        )
+        self._watching: asyncio.Task[None] | None = None
+        self._control = ControlRelay(self._ready_backend)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -87,8 +101,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        backend = self._processes.get(_BACKEND)
-        return backend is not None and backend.ready is not None and bool(self._taking_workers())
+        return self._ready_backend() is not None and self._watch.answers and bool(self._taking_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -105,17 +118,23 @@ class Supervisor:
         """
         if not hasattr(os, "memfd_create"):
             raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
-        for folder in self._folders:
+        for folder in (*self._folders, *self._settings.model_repository):
             if not _is_utf8(folder):
-                raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
+                raise InputError(
+                    f"{folder}: with --workers the path of a package or repository must be UTF-8; rename it, or leave "
+                    "it out"
+                )
         settings = self._settings
+        tls = self._watch_certificates()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
         self._shared = SharedAddresses(self._link_folder, self._ready_workers)
         self._shared.take(settings.grpc_addresses)
         if settings.http_port:
             from fuseline.serve.workers.http_front import HttpFront
 
-            self._http = HttpFront(settings, self.totals, lambda: self.ready, self._taking_workers)
+            self._http = HttpFront(
+                settings, self.totals, lambda: self.ready, self._taking_workers, lambda: self._watch.is_live, tls
+            )
             self.http_port = self._http.port
             await self._http.start()
         self._listener.bind(str(self._link_folder / "backend"))
@@ -124,6 +143,7 @@ class Supervisor:
         for title in titles:
             self._keeping[title] = keeping = asyncio.create_task(self._keep_running(title))
             keeping.add_done_callback(self._note_defect)
+        self._watching = asyncio.create_task(self._watch.run())
         all_ready = asyncio.create_task(self._all_ready.wait())
         await asyncio.wait((all_ready, self._failed), return_when=asyncio.FIRST_COMPLETED)
         all_ready.cancel()
@@ -132,7 +152,7 @@ class Supervisor:
         await self._shared.start()
         backend = self._processes[_BACKEND].ready
         assert backend is not None
-        self.repository = tuple(Announcement.model_validate(backend["announcement"]).models.values())
+        self.repository = tuple(map(ServedModel.model_validate, backend["models"]))
 
     async def drain(self) -> bool:
         """Let the workers refuse new requests and answer what they have, then end the backend.
@@ -140,6 +160,7 @@ class Supervisor:
         Return whether everything was answered; what is not within `drain_timeout_s` is given up.
         """
         self._draining = True
+        self._stop_watching()
         self._adapt_http()
         titles = list(self._keeping)
         for group in ([title for title in titles if title != _BACKEND], [_BACKEND]):
@@ -169,6 +190,7 @@ class Supervisor:
     async def end(self) -> None:
         """End every process at once, and wait until they have ended: a loop that closes earlier complains of each."""
         self._draining = True
+        self._stop_watching()
         loop = asyncio.get_running_loop()
         until = loop.time() + _EXIT_TIMEOUT_S
         waiting = {task for task in self._keeping.values() if not task.done()}
@@ -180,10 +202,16 @@ class Supervisor:
 
     def close(self) -> None:
         """Free the addresses of gRPC and the folder, after the processes have ended."""
+        if self._watching_files is not None:
+            self._watching_files.cancel()
         self._shared.close()
         self._listener.close()
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
+
+    def _ready_backend(self) -> SupervisedProcess | None:
+        backend = self._processes.get(_BACKEND)
+        return None if backend is None or backend.ready is None else backend
 
     def _ready_workers(self) -> list[str]:
         """Return the titles of the workers that answer, those that drain included."""
@@ -198,10 +226,19 @@ class Supervisor:
             try:
                 if (log := server_log()) is not None:
                     process.send_log_settings(log.settings)
-                regions = partial(self._regions.take, process)
-                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
+                if title != _BACKEND:
+                    process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
+                await process.run(
+                    self._note_ready,
+                    partial(self._answer, process),
+                    self._log_by,
+                    partial(self._regions.take, process),
+                    partial(self._control.take, process),
+                )
             finally:
                 self._regions.leave(process)
+                if title == _BACKEND:
+                    self._control.lose()
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -234,10 +271,12 @@ class Supervisor:
             threads = -(-settings.decode_threads // settings.workers)
             listen = self._shared.of_worker(title)
             settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
+        copy = [] if is_backend or self._certificates is None else copied_in_memory(self._certificates.current)
         http_file = None if is_backend or self._http is None else self._http.listener_file
         files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
         if http_file is not None:
             files.append(http_file)
+        files += copy
 
         def make_config(channel_file: int) -> ProcessConfig:
             return ProcessConfig(
@@ -249,11 +288,26 @@ class Supervisor:
                 lifeline_file=self._lifeline,
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
+                certificate_copy=tuple(copy),
+                wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
         command = self._commands.backend if is_backend else self._commands.worker
-        return await start_process(title, command, make_config, files)
+        try:
+            return await start_process(title, command, make_config, files)
+        finally:
+            for file in copy:
+                os.close(file)
+
+    def _watch_certificates(self) -> Callable[[], ssl.SSLContext] | None:
+        """Read the files of TLS and watch them; return what `HttpServer` takes, None without TLS."""
+        if (files := self._settings.certificate_files) is None:
+            return None
+        self._certificates = certificates = Certificates(files)
+        self.totals.show_certificates(certificates)
+        self._watching_files = asyncio.create_task(certificates.watch())
+        return lambda: certificates.current.context
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""
@@ -262,6 +316,8 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         self._adapt_http()
+        if (backend := self._ready_backend()) is not None and backend.ready is not None:
+            self._control.begin(backend.ready["wanted"])
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
             self._all_ready.set()
@@ -269,6 +325,18 @@ class Supervisor:
     def _taking_workers(self) -> list[SupervisedProcess]:
         """Return the workers that take requests."""
         return [] if self._draining else [self._processes[title] for title in self._ready_workers()]
+
+    def _tell_of_backend(self) -> None:
+        """Let the workers know whether the backend gives signs of life."""
+        for title, process in self._processes.items():
+            if title != _BACKEND:
+                process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
+
+    def _stop_watching(self) -> None:
+        """Watch the processes no more: in a drain their time is bounded otherwise."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
 
     def _adapt_http(self) -> None:
         if self._http is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
+from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.workers.reports import Report, report_of, summed
 from fuseline.serve.workers.supervised import SupervisedProcess
 
@@ -30,6 +32,12 @@ class Totals:
             self._restarts.labels(kind)
         self._ended = Report()
         self._numbers = itertools.count()
+
+    def show_certificates(self, certificates: Certificates) -> None:
+        """Show what becomes of the files of TLS; each worker shows its own certificate's expiry, of which the earliest
+        counts.
+        """
+        show_certificates(certificates, self._registry)
 
     def count_restart(self, kind: str) -> None:
         """Count one more restart of a process of `kind`, `backend` or `worker`."""

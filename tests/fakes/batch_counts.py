@@ -11,7 +11,7 @@ class RecordedBatches:
         """(model, batch) in the order of the batches."""
         self.misses: list[tuple[str, Misses]] = []
 
-    def count_batch(self, model: str, stats: BatchStats) -> None:
+    def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         self.stats.append((model, stats))
 
     def count_misses(self, model: str, misses: Misses) -> None:

@@ -21,6 +21,7 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_package import load_package
 from fuseline.serve.repository import Repository
+from fuseline.serve.version_order import version_order
 from tests.fakes.backends import SteeredBackend
 from tests.fakes.batch_counts import RecordedBatches
 from tests.fakes.colours import expected_logits, noise, write_colours_package
@@ -122,6 +123,29 @@ async def test_repository_finds_by_name_and_refuses_a_second_of_the_same_name(pa
         repository.add(twin)
     await twin.close()
     await repository.close()
+
+
+async def test_the_default_version_is_the_highest_served_and_numbers_compare_as_numbers(package: Path) -> None:
+    models = {
+        version: load_model(package, settings(max_batch=1), Metrics(), name="colours", version=version)
+        for version in ("9", "10", "2")
+    }
+    repository = Repository(models.values())
+    assert repository.versions("colours") == ("10", "9", "2")
+    assert repository.find("colours") is repository.find("") is repository.find("colours", "10") is models["10"]
+    assert repository.find("colours", "9") is models["9"]
+    with pytest.raises(UnknownModelError, match="no version '3' of colours here; served: '10', '9', '2'"):
+        repository.find("colours", "3")
+    await repository.publish([models["9"], models["2"]])
+    assert repository.find("colours") is models["9"]
+    await repository.publish(list(models.values()))
+    await repository.close()
+
+
+def test_versions_are_ordered_by_the_numbers_in_them() -> None:
+    shuffled = ["v10", "1.10", "10", "", "10b2", "2", "1", "v1.2", "10b1", "v1", "1.9"]
+    ascending = ["", "1", "1.9", "1.10", "2", "10", "10b1", "10b2", "v1", "v1.2", "v10"]
+    assert sorted(shuffled, key=version_order) == ascending
 
 
 @pytest.mark.parametrize("in_one_bucket", [1, 4])

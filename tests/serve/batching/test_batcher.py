@@ -98,7 +98,7 @@ async def test_large_request_is_split_and_joined_in_row_order(backend):
     after = batcher.submit([row(50)])
     backend.release_all()
     _, _, answer, _ = await settled(first, small, large, after)
-    assert backend.batches == [[99], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 50]]
+    assert backend.batches == [[99], [1, 2, 3, 50], [4, 5, 6, 7], [8, 9, 10, 11]]
     np.testing.assert_array_equal(answer.logits, logits_of(*range(2, 12)))
     np.testing.assert_array_equal(after.result().logits, logits_of(50))
     assert answer.batch_rows == 4
@@ -221,8 +221,9 @@ async def test_cancelled_in_the_middle_of_a_batch_harms_nobody_else(backend):
 
 async def test_split_request_cancelled_halfway_does_not_run_its_rest(backend):
     batcher = make(backend)
-    large, after = batcher.submit(rows(*range(1, 12))), batcher.submit([row(50)])
+    large = batcher.submit(rows(*range(1, 12)))
     await backend.entered()
+    after = batcher.submit([row(50)])
     assert (batcher.running_rows, batcher.queued_rows) == (4, 8)
     large.cancel()
     assert batcher.queued_rows == 1
@@ -289,8 +290,9 @@ async def test_failed_batch_drops_the_rest_of_its_split_request(backend):
 
     backend.misbehave = misbehave
     batcher = make(backend)
-    large, after = batcher.submit(rows(*range(1, 12))), batcher.submit([row(50)])
+    large = batcher.submit(rows(*range(1, 12)))
     await backend.entered()
+    after = batcher.submit([row(50)])
     backend.release_all()
     errors = await settled(large, after)
     assert type(errors[0]) is BackendError

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from fuseline.serve.batching.admission import Ready
 from fuseline.serve.batching.batcher import BatchedRows
+from fuseline.serve.batching.flows import size_class
 from fuseline.serve.batching.request_queue import RequestQueue
+from fuseline.serve.batching.requests import Caller
+from fuseline.serve.batching.standing import KEPT_FREE
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 from tests.fakes.clock import Clock
 from tests.fakes.executor import ManualExecutor
@@ -32,6 +35,7 @@ class Sent:
     numbers: list[int]
     future: asyncio.Future
     deadline: float | None
+    flow: tuple[str, int, int]
     cancelled: bool = False
     batch_failed: bool = False
 
@@ -51,8 +55,8 @@ def logits_of(numbers):
 class WatchedQueue(RequestQueue):
     """Remembers the rows of each batch in the order in which batches begin."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, small_rows):
+        super().__init__(small_rows)
         self.started = []
 
     def take_batch(self, bucket, now):
@@ -72,6 +76,7 @@ class Schedule:
         settings, lanes = self.next(), self.next()
         self.lanes = LANES[lanes & 3]
         self.max_queue_ms = MAX_QUEUE_MS[settings >> 6 & 1]
+        self.many_callers = bool(lanes & 0x40)
         self.fault = None
         self.executor = ManualExecutor()
         self.sent = []
@@ -170,15 +175,17 @@ class Schedule:
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
         deadline = None if patience is None else self.clock.now + patience
-        room = self.max_queue_rows - self.batcher.queued_rows - self.reserved
+        caller = self.caller()
+        kept_free = self.max_queue_rows // KEPT_FREE if self.many_callers else 0
+        room = self.max_queue_rows - kept_free - self.batcher.queued_rows - self.reserved
         rows = [pixels_of(number) for number in numbers]
         try:
-            reservation = self.reserve(count, deadline) if self.next() & 1 else None
+            reservation = self.reserve(count, deadline, caller) if self.next() & 1 else None
             if reservation is not None and self.next() & 1:
                 # It waits for its images, and is sent or released by a later action.
-                self.reservations.append((reservation, count))
+                self.reservations.append((reservation, count, caller))
                 return
-            future = self.batcher.submit(rows, deadline=deadline, reservation=reservation)
+            future = self.batcher.submit(rows, deadline=deadline, reservation=reservation, caller=caller)
         except OverloadedError as refused:
             # By rows, or because the deadline or the longest wait would be passed.
             assert count > room or deadline is not None or self.max_queue_ms < float("inf")
@@ -189,18 +196,26 @@ class Schedule:
         except ShuttingDownError:
             assert self.drains
         else:
-            self.sent.append(Sent(numbers, future, deadline))
+            self.sent.append(Sent(numbers, future, deadline, self.flow(count, caller)))
 
-    def reserve(self, count, deadline):
+    def reserve(self, count, deadline, caller):
         ready = 0.01 * (self.next() & 7)
-        return self.batcher.reserve(count, deadline=deadline, ready=Ready(ready, ready / 2))
+        return self.batcher.reserve(count, deadline=deadline, ready=Ready(ready, ready / 2), caller=caller)
+
+    def caller(self):
+        """One of two clients and two priorities, in half of the schedules always the same."""
+        value = self.next() if self.many_callers else 0
+        return Caller("ab"[value & 1], 1 + (value >> 1 & 1))
+
+    def flow(self, count, caller):
+        return (*caller, size_class(count, self.batcher.policy.small_batch_rows))
 
     @property
     def reserved(self):
-        return sum(count for _, count in self.reservations)
+        return sum(count for _, count, _ in self.reservations)
 
     def use_reservation(self):
-        reservation, count = self.reservations.pop(0)
+        reservation, count, caller = self.reservations.pop(0)
         if self.next() & 1:
             reservation.release()
             reservation.release()
@@ -208,12 +223,14 @@ class Schedule:
         first = 1 + sum(len(sent.numbers) for sent in self.sent)
         numbers = list(range(first, first + count))
         try:
-            future = self.batcher.submit([pixels_of(number) for number in numbers], reservation=reservation)
+            future = self.batcher.submit(
+                [pixels_of(number) for number in numbers], reservation=reservation, caller=caller
+            )
         except ShuttingDownError:
             assert self.drains
             reservation.release()
         else:
-            self.sent.append(Sent(numbers, future, None))
+            self.sent.append(Sent(numbers, future, None, self.flow(count, caller)))
 
     def compute(self):
         """Let one of the lanes' calls be made, whichever; the others hang meanwhile."""
@@ -230,10 +247,15 @@ class Schedule:
 
     def check_end(self):
         assert not self.loop_errors
-        # Batches begin in the order of admission, and no row is in two.
-        begun = [number for numbers in self.started for number in numbers]
-        assert begun == sorted(set(begun))
+        # No row is in two batches, and those of a flow begin in the order of admission.
+        begun = {number: place for place, number in enumerate(n for numbers in self.started for n in numbers)}
+        assert len(begun) == sum(map(len, self.started))
+        for flow in {sent.flow for sent in self.sent}:
+            numbers = [number for sent in self.sent if sent.flow == flow for number in sent.numbers]
+            places = [begun[number] for number in numbers if number in begun]
+            assert places == sorted(places)
         assert (self.batcher.queued_rows, self.batcher.running_rows) == (0, 0)
+        assert self.batcher.load(self.clock()).waiting_rows == 0
         assert all(drain.done() and drain.exception() is None for drain in self.drains)
         for sent in self.sent:
             assert sent.future.done()

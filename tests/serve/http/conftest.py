@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
 from fuseline.serve.event_loop import loop_factory
+from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer
+from tests.serve.http import http_process
+from tests.serve.http.http_process import Tls
 from tests.serve.processes import free_port
 
 
@@ -24,3 +28,10 @@ def start_http(start_server: StartServer) -> StartServer:
         return await start_server(http_port=free_port(), **changes)
 
     return start
+
+
+@pytest.fixture(params=["plain", pytest.param("tls", marks=pytest.mark.slow)])
+def plain_or_tls(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `serving` serve plainly, and once more over TLS: what holds for HTTP holds there too."""
+    if request.param == "tls":
+        monkeypatch.setattr(http_process, "default_tls", [Tls(Authority(tmp_path / "tls"))])

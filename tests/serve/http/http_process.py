@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp
 
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.tls.certificate import CertificateFiles
+from tests.serve.certificates import Authority, Pair
 
 
 @dataclass
@@ -75,15 +78,22 @@ class Http:
 
     server: HttpServer
     address: tuple[str, int]
+    tls: "Tls | None" = None
 
     @asynccontextmanager
-    async def connection(self, receive_buffer: int | None = None) -> AsyncIterator[Connection]:
+    async def connection(
+        self, receive_buffer: int | None = None, context: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Connection]:
+        """A connection of a client, over TLS that serves so, by `context` or one that trusts the server."""
         client = socket.socket()
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, self.address)
-        reader, writer = await asyncio.open_connection(sock=client, limit=2**16)
+        if self.tls is not None:
+            context = context or self.tls.client()
+        name = None if context is None else "localhost"
+        reader, writer = await asyncio.open_connection(sock=client, limit=2**16, ssl=context, server_hostname=name)
         try:
             yield Connection(reader, writer)
         finally:
@@ -95,19 +105,45 @@ class Http:
             return await connection.ask(data)
 
 
+class Tls:
+    """What a server over TLS shows, which a test may change, and contexts of clients."""
+
+    def __init__(self, authority: Authority, *, wants_certificates: bool = False) -> None:
+        self.authority = authority
+        self._wants_certificates = wants_certificates
+        self.show(authority.issue())
+
+    def show(self, pair: Pair) -> None:
+        """Show `pair` from now on."""
+        client_ca = self.authority.ca if self._wants_certificates else None
+        self.context = CertificateFiles(pair.cert, pair.key, client_ca).read().context
+
+    def client(self, pair: Pair | None = None) -> ssl.SSLContext:
+        """A client that trusts the authority, with a certificate of its own where it is given one."""
+        context = ssl.create_default_context(cafile=self.authority.ca)
+        if pair is not None:
+            context.load_cert_chain(pair.cert, pair.key)
+        return context
+
+
+default_tls: list[Tls | None] = [None]
+"""What `serving` serves over where it is not told."""
+
+
 def listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=256)
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, **limits: Any) -> AsyncIterator[Http]:
+async def serving(app: ASGIApp, tls: Tls | None = None, **limits: Any) -> AsyncIterator[Http]:
     """Serve `app` with limits that are short in time."""
-    its = listener()
-    server = HttpServer(app, its, HttpLimits(**({"sweep_s": 0.02} | limits)))
+    its, tls = listener(), tls or default_tls[0]
+    context = None if tls is None else lambda: tls.context
+    server = HttpServer(app, its, HttpLimits(**({"sweep_s": 0.02} | limits)), tls=context)
     await server.start()
     try:
         async with asyncio.timeout(30):
-            yield Http(server, its.getsockname())
+            yield Http(server, its.getsockname(), tls)
     finally:
         await server.close()
 

@@ -2,8 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from tests.serve.http.apps import Held, Long, echo
 from tests.serve.http.http_process import GET, post, serving, until
+
+pytestmark = pytest.mark.usefixtures("plain_or_tls")
 
 
 async def test_answers_under_way_are_delivered_and_then_their_connections_closed() -> None:

@@ -12,6 +12,8 @@ from tests.serve.http.apps import Held, Long, echo, failing
 from tests.serve.http.apps import answer as send_answer
 from tests.serve.http.http_process import GET, post, serving
 
+pytestmark = pytest.mark.usefixtures("plain_or_tls")
+
 
 async def test_a_body_is_received_whole_however_it_is_cut() -> None:
     body = bytes(range(256)) * 400

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fuseline.serve.batching.admission import Admission, Ready
-from fuseline.serve.batching.batcher import BatchStats
+from fuseline.serve.batching.batcher import Batcher, BatchStats
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
+from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -23,10 +23,14 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
-from fuseline.serve.workers.arena import Arena, ArenaShape, create_memory
+from fuseline.serve.workers.arena import Arena, ArenaShape
 from fuseline.serve.workers.backend_link import BackendConnection
-from fuseline.serve.workers.remote_batcher import RemoteBatcher, error_from_text, error_text
+from fuseline.serve.workers.error_text import error_from_text, text_from_error
+from fuseline.serve.workers.record_buffer import RecordBuffer
+from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.remote_requests import RemoteRequests
+from fuseline.serve.workers.wire_format import memory_record
+from fuseline.serve.workers.worker_memory import WorkerMemory
 from tests.fakes.clock import Clock
 from tests.fakes.executor import ManualExecutor
 from tests.serve.batching.batchers import batcher_of
@@ -56,6 +60,38 @@ async def settle() -> None:
 class Transport:
     def __init__(self, deliver: Callable[[bytes], None]) -> None:
         self.write = deliver
+
+
+class Ends:
+    """A worker's end of some batchers, by model number, in place of a `BackendLink`."""
+
+    def __init__(self, batchers: dict[int, RemoteBatcher]) -> None:
+        self.batchers = batchers
+        self.batcher = batchers.__getitem__
+        self.forgotten: list[int] = []
+
+    def forget(self, number: int) -> None:
+        self.forgotten.append(number)
+
+    def lose(self) -> None:
+        for batcher in self.batchers.values():
+            batcher.disconnect()
+
+
+def connected(
+    batchers: dict[int, RemoteBatcher],
+    open_model: Callable[[int, int], tuple[Batcher, Arena] | None],
+    deliver: Callable[[BackendConnection, bytes], None] = BackendConnection.data_received,
+) -> tuple[Ends, BackendConnection, RemoteRequests]:
+    """Join a worker with batchers of these numbers, and the backend's end of it, which knows the models already."""
+    ends = Ends(batchers)
+    connection = BackendConnection(ends)  # type: ignore[arg-type]
+    requests = RemoteRequests(open_model, partial(deliver, connection), lambda: None)
+    connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
+    for number, batcher in batchers.items():
+        requests.receive(memory_record(number, 0))
+        batcher.connect(number, RecordBuffer(requests.receive).write)
+    return ends, connection, requests
 
 
 def admission_of(max_queue_rows: int) -> Admission:
@@ -88,18 +124,22 @@ class JoinedWorkers:
         """What the backend has sent and no worker has read, while it is a list."""
         self.requests: list[RemoteRequests] = []
         self.connections: list[BackendConnection] = []
+        self.ends: list[Ends] = []
         for _ in range(workers):
             shape = ArenaShape(ROW_SHAPE, CLASSES, slots, np.dtype(row_dtype))
-            file = create_memory(shape)
+            memory = WorkerMemory()
             # Two mappings of one memory, as two processes have.
-            remote = RemoteBatcher(Arena(file, shape), admission_of(max_queue_rows), clock=self.clock)
+            offset, arena = memory.take(shape)
+            other = self.batcher, Arena(memory.file, shape, offset)
+            memory.close()
+            remote = RemoteBatcher(arena, admission_of(max_queue_rows), clock=self.clock)
+            ends, connection, requests = connected(
+                {MODEL: remote}, lambda _number, _offset, other=other: other, self._deliver
+            )
             self.remotes.append(remote)
-            connection = BackendConnection({MODEL: remote}, asyncio.Event())
-            requests = RemoteRequests({MODEL: (self.batcher, Arena(file, shape))}, partial(self._deliver, connection))
-            os.close(file)
-            connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
             self.requests.append(requests)
             self.connections.append(connection)
+            self.ends.append(ends)
 
     def _infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.infer(pixels)
@@ -146,6 +186,29 @@ async def test_rows_of_floats_cross_as_they_are_and_pixels_are_refused(dtype: ty
     assert joined.remotes[0].taken_slots == 0
 
 
+async def test_the_backend_learns_who_sends_a_request_and_that_two_workers_have_the_same_client() -> None:
+    joined = JoinedWorkers(workers=2)
+    callers: list[Caller] = []
+    submit = joined.batcher.submit
+
+    def noting(rows: Sequence[Row], *, caller: Caller = ANYONE, **more: Any) -> asyncio.Future[BatchedRows]:
+        callers.append(caller)
+        return submit(rows, caller=caller, **more)
+
+    joined.batcher.submit = noting  # type: ignore[method-assign]
+    senders = [Caller("10.0.0.7", 2), Caller("10.0.0.7", 2), Caller("10.0.0.8", 1)]
+    requests = [
+        joined.remotes[worker].submit([row(1)], caller=caller)
+        for worker, caller in zip((0, 1, 1), senders, strict=True)
+    ]
+    await joined.run_batch()
+    await asyncio.gather(*requests)
+    first, second, third = callers
+    assert first == second
+    assert first.client != third.client
+    assert [caller.priority for caller in callers] == [2, 2, 1]
+
+
 async def test_rows_may_change_once_they_are_submitted() -> None:
     joined = JoinedWorkers()
     pixels = row(10).copy()
@@ -171,11 +234,11 @@ async def test_requests_of_several_workers_share_a_batch_and_those_of_one_its_lo
 
 
 async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> None:
-    executor, shape = ManualExecutor(), ArenaShape(ROW_SHAPE, CLASSES, 16)
+    executor, shape, memory = ManualExecutor(), ArenaShape(ROW_SHAPE, CLASSES, 16), WorkerMemory()
     remotes, served = {}, {}
     for number in (2, 5):
-        file = create_memory(shape)
-        remotes[number] = RemoteBatcher(Arena(file, shape), admission_of(8))
+        offset, arena = memory.take(shape)
+        remotes[number] = RemoteBatcher(arena, admission_of(8))
         batcher = batcher_of(
             lambda pixels, number=number: number * logits_of(pixels),
             row_shape=ROW_SHAPE,
@@ -183,11 +246,9 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
             max_queue_rows=8,
             executor=executor,
         )
-        served[number] = batcher, Arena(file, shape)
-        os.close(file)
-    connection = BackendConnection(remotes, asyncio.Event())
-    requests = RemoteRequests(served, connection.data_received)
-    connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
+        served[number] = batcher, Arena(memory.file, shape, offset)
+    memory.close()
+    ends, _, _ = connected(remotes, lambda number, _: served[number])
     answers = [remotes[number].submit([row(1)]) for number in (5, 2)]
     await settle()
     while executor.calls:
@@ -196,7 +257,80 @@ async def test_models_on_one_connection_are_told_apart_by_their_numbers() -> Non
     draining = asyncio.create_task(remotes[5].drain())
     await settle()
     assert draining.done()
-    assert requests.drained == {5}
+    assert ends.forgotten == [5]
+
+
+async def test_a_drained_model_is_forgotten_once_the_backend_reads_no_row_of_it() -> None:
+    """Whoever waits is answered, and the slots of one that was cancelled while it ran are released before."""
+    joined = JoinedWorkers(workers=2)
+    remote, (ends, other) = joined.remotes[0], joined.ends
+    kept, dropped = remote.submit([row(1)]), remote.submit([row(2)])
+    await settle()
+    draining = asyncio.create_task(remote.drain())
+    dropped.cancel()
+    await settle()
+    assert ends.forgotten == []
+    await joined.run_batch()
+    await draining
+    assert (await kept).logits.tolist() == [[1, 2, 3]]
+    assert remote.taken_slots == 0
+    assert ends.forgotten == [MODEL]
+    assert other.forgotten == []
+    again = joined.remotes[1].submit([row(3)])
+    await joined.run_batch()
+    assert (await again).logits.tolist() == [[3, 4, 5]]
+    assert ends.forgotten == [MODEL]
+
+
+async def test_a_drain_waits_for_a_request_whose_images_are_being_decoded() -> None:
+    joined = JoinedWorkers()
+    remote, ends = joined.remotes[0], joined.ends[0]
+    submitted, released = remote.reserve(1, ready=ready()), remote.reserve(2, ready=ready())
+    draining = asyncio.create_task(remote.drain())
+    await settle()
+    with pytest.raises(ShuttingDownError):
+        remote.reserve(1, ready=ready())
+    request = remote.submit([row(1)], reservation=submitted)
+    await joined.run_batch()
+    assert (await request).logits.tolist() == [[1, 2, 3]]
+    assert not draining.done()
+    assert ends.forgotten == []
+    released.release()
+    await draining
+    await settle()
+    assert ends.forgotten == [MODEL]
+
+
+async def test_a_batcher_that_retires_takes_what_has_found_its_model_before() -> None:
+    """A stream finds the model of a request in one turn of the event loop, and reserves room in the next."""
+    joined = JoinedWorkers()
+    remote = joined.remotes[0]
+    retiring = asyncio.create_task(remote.retire())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    request = remote.submit([row(1)], reservation=remote.reserve(1, ready=ready()))
+    await joined.run_batch()
+    assert (await request).logits.tolist() == [[1, 2, 3]]
+    await retiring
+    with pytest.raises(ShuttingDownError):
+        remote.reserve(1, ready=ready())
+
+
+async def test_what_comes_for_a_model_that_has_gone_is_unavailable_and_keeps_no_slot() -> None:
+    """From a worker that was stopped for so long that it was waited for no more."""
+    shape, memory = ArenaShape(ROW_SHAPE, CLASSES, 16), WorkerMemory()
+    remote = RemoteBatcher(memory.take(shape)[1], admission_of(8))
+    memory.close()
+    ends, _, _ = connected({MODEL: remote}, lambda _number, _offset: None)
+    request, cancelled = remote.submit([row(1)]), remote.submit([row(1)])
+    cancelled.cancel()
+    with pytest.raises(BackendLostError, match="unloaded while this worker did not respond; send the request again"):
+        await request
+    await settle()
+    assert remote.taken_slots == 0
+    await remote.drain()
+    await settle()
+    assert ends.forgotten == [MODEL]
 
 
 async def test_the_queues_bound_is_one_for_all_workers_and_a_refusal_keeps_no_slot() -> None:
@@ -447,6 +581,6 @@ async def test_when_a_worker_goes_its_promises_go_too() -> None:
 
 
 async def test_a_refusal_keeps_its_delay_on_the_way_to_the_worker() -> None:
-    error = error_from_text(error_text(OverloadedError("too many", 0.25), None))
+    error = error_from_text(text_from_error(OverloadedError("too many", 0.25)))
     assert isinstance(error, OverloadedError)
     assert error.retry_after_s == 0.25

@@ -1,0 +1,72 @@
+"""How a request that comes stands towards those that wait, and which rows of the queue are kept free for others.
+
+Everything here is plain numbers. A client is told to come back before it has filled the queue, rather than being thrown
+out of it for the next one: nothing that was admitted is lost. The limit moves with the number of clients, as in Choudhury
+and Hahne, Dynamic queue length thresholds for shared-memory packet switches (IEEE/ACM Transactions on Networking, 1998).
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from fuseline.serve.batching.requests import INTERACTIVE
+
+SENDER_SECONDS = 2.0
+"""Seconds after its last request for which a client counts as one that sends."""
+
+MOST_SENDERS = 10_000
+"""Largest number of clients that are remembered."""
+
+KEPT_FREE = 8
+"""One part in so many of the queue is kept free for clients that have less than their share, and for interactive
+requests."""
+
+
+class Standing(NamedTuple):
+    """How a request stands that comes now."""
+
+    first: int
+    """Number of rows that start before the first of its own."""
+    last: int
+    """Number of others' rows that start before the last of its own."""
+    later: int = 0
+    """Largest number of rows that may come later and start before the last of its own."""
+    client_rows: int = 0
+    """Number of its client's rows that wait or are reserved."""
+    clients: int = 1
+    """Number of clients that sent a moment ago, its own among them."""
+    priority: int = INTERACTIVE
+    is_passable: bool = False
+    """Whether it is larger or bulk, so that small, interactive ones that come later pass it; else the former come
+    between, up to their share."""
+
+
+def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -> int:
+    """Return up to how many rows the queue may be filled by a request of `rows`, of at most `most_rows`.
+
+    That is less than `most_rows` for a bulk request, and for one by which its client gets more than its share of the
+    queue while others send. A client that has nothing waiting may always fill it.
+    """
+    share = most_rows // standing.clients
+    is_above = standing.clients > 1 and standing.client_rows and standing.client_rows + rows > share
+    if is_above or (standing.priority != INTERACTIVE and waiting_rows):
+        return most_rows - most_rows // KEPT_FREE
+    return most_rows
+
+
+class Senders:
+    """The clients that sent requests a moment ago."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def note(self, client: str, now: float) -> int:
+        """Note a request, and return how many clients have sent any in the last `SENDER_SECONDS`."""
+        seen = self._seen
+        seen[client] = now
+        if len(seen) > 1:
+            seen.move_to_end(client)
+            while seen[oldest := next(iter(seen))] < now - SENDER_SECONDS or len(seen) > MOST_SENDERS:
+                del seen[oldest]
+        return len(seen)
