@@ -29,6 +29,20 @@ class LogSettings(BaseModel):
     """Form of the time: that of Python's logging, in local time, or ISO 8601 in UTC. JSON has RFC 3339 anyway."""
 
 
+class Needed:
+    """What the log needs of each request. It is looked at for each, so it is two words and no question to the log."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self) -> None:
+        self.ids = False
+        """Whether each request has an object of JSON, by whose id its others are found."""
+
+
+needed = Needed()
+"""What the log of this process needs."""
+
+
 class ServerLog(logging.StreamHandler[TextIO]):
     """Writes the log of this process. There is at most one, and it stays until the process ends."""
 
@@ -57,6 +71,7 @@ class ServerLog(logging.StreamHandler[TextIO]):
             self.setFormatter(JsonLines(self._origin))
         else:
             self.setFormatter(TextLines(self._origin, is_utc=settings.log_format == "ISO8601"))
+        needed.ids = self.form == "json" and settings.log_verbose_level > 0
         logging.getLogger("fuseline").setLevel(logging.DEBUG if settings.log_verbose_level else logging.NOTSET)
 
     def filter(self, record: logging.LogRecord) -> bool:

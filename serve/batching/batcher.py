@@ -418,16 +418,15 @@ class Batcher:
                 self._wake = loop.call_soon(self._turn)
                 return
             lane.running = batch = self._queue.take_batch(bucket, now)
-            waited = now - batch.admitted + SHORTEST_WAIT_SECONDS
             batch.reason = reason_of(
                 len(batch.rows),
                 waiting,
-                most_rows=self._admission.next_batch_rows(waiting),
-                share_rows=rows,
+                self._admission.next_batch_rows(waiting),
+                rows,
                 heeds_deadline=self._bucket_choice.heeded_deadline,
                 draining=self._draining,
-                delay_s_left=self._max_delay_seconds - waited if self._max_delay_seconds else None,
                 follows=between_answers,
+                delay_s_left=self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
             )
             if lane is self._alone:
                 self._idle.clear()
@@ -449,6 +448,10 @@ class Batcher:
         if not self._queue.rows:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
+
+    def _delay_left(self, admitted: float, now: float) -> float:
+        """Return the seconds for which a request of that admission could have waited for a fuller batch."""
+        return admitted + self._max_delay_seconds - now - SHORTEST_WAIT_SECONDS
 
     def _next_lane(self) -> tuple[Lane, int]:
         """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""

@@ -13,13 +13,13 @@ BATCH_REASONS: tuple[BatchReason, ...] = ("full", "deadline", "delay", "drain", 
 def reason_of(
     rows: int,
     waiting_rows: int,
-    *,
     most_rows: int,
     share_rows: int,
+    *,
     heeds_deadline: bool,
     draining: bool,
-    delay_s_left: float | None,
     follows: bool,
+    delay_s_left: float | None = None,
 ) -> BatchReason:
     """Return why a batch of `rows`, before padding, leaves while `waiting_rows` wait, its own included.
 
@@ -30,8 +30,8 @@ def reason_of(
         share_rows: the most that this one may have: its lane's share of what waits, at most `most_rows`.
         heeds_deadline: whether it is smaller, or requests left the queue, for the sake of deadlines.
         draining: whether the batcher ends.
-        delay_s_left: seconds for which it could have waited for a fuller batch; None: batches don't wait.
         follows: whether its lane has just finished another batch.
+        delay_s_left: seconds for which it could have waited for a fuller batch; None: batches don't wait.
     """
     if heeds_deadline:
         return "deadline"

@@ -3,9 +3,10 @@
 from starlette.types import Scope
 
 from fuseline.serve.batching.requests import Caller
+from fuseline.serve.server_log import needed
 from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.priority import priority_text
-from fuseline.serve.services.request_ids import each_has_an_object, made_id
+from fuseline.serve.services.request_ids import made_id
 
 REQUEST_ID = "fuseline.request_id"
 """Key of an ASGI scope under which the request's id is, where it has one. It is sent in the head of the answer."""
@@ -17,7 +18,7 @@ TRACE = "fuseline.trace"
 def call_of_scope(scope: Scope) -> CallContext:
     """Return what is known of the call that an ASGI `scope` describes."""
     client = scope.get("client")
-    if REQUEST_ID not in scope and each_has_an_object():
+    if needed.ids and REQUEST_ID not in scope:
         scope[REQUEST_ID] = made_id()
     headers = ((name.decode("latin-1"), value) for name, value in scope["headers"])
     return CallContext(

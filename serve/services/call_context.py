@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from grpc.aio import ServicerContext
 
 from fuseline.serve.batching.requests import ANYONE, Caller
-from fuseline.serve.services.priority import priority_text
-from fuseline.serve.services.request_ids import request_id_of
+from fuseline.serve.server_log import needed
+from fuseline.serve.services.priority import HEADERS, priority_text
+from fuseline.serve.services.request_ids import REQUEST_ID_KEY, made_id, request_id_of
 from fuseline.serve.tls.client_name import client_of_auth_context
 from fuseline.serve.tracing.tracing import RequestTrace
 
@@ -40,6 +41,9 @@ class CallContext(NamedTuple):
 
 _ID_LABEL = "request_id"
 
+_KEYS = frozenset((REQUEST_ID_KEY, *HEADERS))
+"""Keys of metadata that tell something of a call."""
+
 NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
@@ -54,11 +58,17 @@ def context_of_rpc(
     remaining_s = context.time_remaining()
     client = client_of_auth_context(context.auth_context()) if has_certificates else None
     metadata = context.invocation_metadata() or ()
+    priority = request_id = ""
+    for key, _ in metadata:
+        # Most calls have none of these, and each look at all of them takes its time.
+        if key in _KEYS:
+            priority, request_id = priority_text(metadata), request_id_of(metadata)
+            break
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
         Caller(client or host_of_peer(context.peer())),
-        priority_text(metadata),
-        request_id_of(metadata),
+        priority,
+        request_id or (made_id() if needed.ids else ""),
     )
 
 

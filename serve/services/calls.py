@@ -52,7 +52,7 @@ class Calls:
 
 async def answer_or_abort(context: ServicerContext[Any, Any], answer: Callable[[], _Answer]) -> _Answer:
     """Return `answer()`, or end the call with the status of the error that it raises; its id goes with either."""
-    request_id = request_id_of(context.invocation_metadata())
+    request_id = request_id_of(context.invocation_metadata() or ())
     try:
         answered = answer()
     except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
@@ -66,7 +66,7 @@ async def await_or_abort(context: ServicerContext[Any, Any], answer: Awaitable[_
 
     The call's id goes with either.
     """
-    request_id = request_id_of(context.invocation_metadata())
+    request_id = request_id_of(context.invocation_metadata() or ())
     try:
         answered = await answer
     except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL

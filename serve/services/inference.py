@@ -211,7 +211,9 @@ class Inference(Generic[RequestT, AnswerT]):
                 },
             )
         version = "" if self.model is None else self.model.version
-        self._metrics.count_request(self._method, name, code, seconds, self._batched, version, call.exemplar)
+        self._metrics.count_request(
+            self._method, name, code, seconds, self._batched, version, call.exemplar if call.request_id else None
+        )
         if call.trace is not None:
             call.trace.end(self._code, name, self._batched)
 

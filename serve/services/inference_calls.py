@@ -16,6 +16,7 @@ from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.services.stream import MessageT, Stream
 from fuseline.serve.services.stream_pace import StreamPace
 from fuseline.serve.settings import Settings
+from fuseline.serve.tracing.tracing import Tracer
 
 
 class InferenceCalls:
@@ -32,6 +33,8 @@ class InferenceCalls:
         """
         self._service = service
         self._metrics = metrics
+        self._tracer = metrics.tracer
+        self._has_certificates = settings.tls_client_ca is not None
         self._settings = settings
         self._clock = clock
         self._calls = Calls()
@@ -56,11 +59,14 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        call = self._traced(method, self._call_of(context), context)
+        call = self._call_of(context)
+        if self._tracer is not None:
+            call = self._traced(method, call, context, self._tracer)
         answer = await self.run(method, codec, request, call)
         if isinstance(answer, Status):
             await abort(context, answer, call.request_id)
-        return_request_id(context, call.request_id)
+        if call.request_id:
+            return_request_id(context, call.request_id)
         return answer
 
     async def run(
@@ -102,7 +108,8 @@ class InferenceCalls:
         call = self._call_of(context)
 
         def begin(request: RequestT) -> Inference[RequestT, AnswerT]:
-            return Inference(method, codec, request, self._traced(method, call, context), self._metrics, self._clock)
+            traced = call if self._tracer is None else self._traced(method, call, context, self._tracer)
+            return Inference(method, codec, request, traced, self._metrics, self._clock)
 
         try:
             with self._calls:
@@ -128,21 +135,16 @@ class InferenceCalls:
 
     def _call_of(self, context: ServicerContext[Any, Any]) -> CallContext:
         """Return what is known of a call; one whose requests may be traced has an id."""
-        call = context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
-        if self._metrics.tracer is None or call.request_id:
-            return call
-        return call._replace(request_id=made_id())
+        call = context_of_rpc(context, self._clock, has_certificates=self._has_certificates)
+        return call if self._tracer is None or call.request_id else call._replace(request_id=made_id())
 
-    def _traced(self, method: str, call: CallContext, context: ServicerContext[Any, Any]) -> CallContext:
-        """Return `call` as that of one request whose trace begins now, where requests are traced."""
-        if (tracer := self._metrics.tracer) is None:
-            return call
-        metadata = context.invocation_metadata() or ()
-        return call._replace(
-            trace=tracer.begin_rpc(
-                self._service, method, metadata, client=call.caller.client, request_id=call.request_id
-            )
-        )
+    def _traced(
+        self, method: str, call: CallContext, context: ServicerContext[Any, Any], tracer: Tracer
+    ) -> CallContext:
+        """Return `call` as that of one request, whose trace begins now."""
+        metadata, client = context.invocation_metadata() or (), call.caller.client
+        trace = tracer.begin_rpc(self._service, method, metadata, client=client, request_id=call.request_id)
+        return call._replace(trace=trace)
 
     def _refusal(self, method: str, error: ShuttingDownError, call: CallContext) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)

@@ -1,11 +1,8 @@
 """Ids of requests: the client's own where they are sound, made ones where something needs them."""
 
-import logging
 import re
 import secrets
 from collections.abc import Iterable
-
-from fuseline.serve.server_log import server_log
 
 REQUEST_ID_KEY = "x-request-id"
 """Key of gRPC metadata, and name of HTTP's header field, in requests and in answers."""
@@ -15,8 +12,6 @@ MOST_CHARACTERS = 128
 
 _SOUND = re.compile(rf"[!-~]{{1,{MOST_CHARACTERS}}}", re.ASCII)
 """Visible ASCII, which logs, header fields and metadata hold as it is."""
-
-_log = logging.getLogger(__name__)
 
 
 def kept_or_made(text: str | bytes) -> str:
@@ -31,14 +26,9 @@ def made_id() -> str:
     return secrets.token_hex(16)
 
 
-def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """Return the id of a call with this metadata; empty if it came without one and nothing needs it."""
-    for key, value in metadata or ():
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the id of a call with this metadata; empty if it came without one."""
+    for key, value in metadata:
         if key == REQUEST_ID_KEY:
             return kept_or_made(value)
-    return made_id() if each_has_an_object() else ""
-
-
-def each_has_an_object() -> bool:
-    """Return whether each request has an object of JSON in the log, by whose id its others are found."""
-    return _log.isEnabledFor(logging.DEBUG) and (log := server_log()) is not None and log.form == "json"
+    return ""
