@@ -34,6 +34,7 @@ from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
@@ -99,7 +100,11 @@ class Server:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
@@ -110,6 +115,8 @@ class Server:
             registrar,
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
+            routes=self._routes,
+            shadows=self._shadows,
         )
         if settings.triton_metrics:
             metrics.registry.register(TritonMetrics(metrics))
@@ -151,7 +158,8 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -161,6 +169,10 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
             self._living.cancel()
             self.abandon()
@@ -203,6 +215,8 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
+                if self._shadows is not None:
+                    await self._shadows.stop()
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()

@@ -143,6 +143,8 @@ class Batcher:
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
+        # Most rows that the batch may have that was looked at last.
+        self._most_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
@@ -421,12 +423,12 @@ class Batcher:
             batch.reason = reason_of(
                 len(batch.rows),
                 waiting,
-                self._admission.next_batch_rows(waiting),
+                self._most_rows,
                 rows,
-                heeds_deadline=self._bucket_choice.heeded_deadline,
-                draining=self._draining,
-                follows=between_answers,
-                delay_s_left=self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
+                self._bucket_choice.heeded_deadline,
+                self._draining,
+                between_answers,
+                self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
             )
             if lane is self._alone:
                 self._idle.clear()
@@ -457,8 +459,9 @@ class Batcher:
         """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""
         queued, idle = self._queue.rows, len(self._idle)
         if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
+            self._most_rows = self._policy.buckets[-1]
             return self._alone, queued
-        rows = self._admission.next_batch_rows(queued)
+        rows = self._most_rows = self._admission.next_batch_rows(queued)
         if len(self._lanes) > 1:
             running = [len(batch.rows) for batch in self._running()]
             rows = min(rows, rows_to_start(self._policy, queued, idle, running))

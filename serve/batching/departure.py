@@ -15,7 +15,6 @@ def reason_of(
     waiting_rows: int,
     most_rows: int,
     share_rows: int,
-    *,
     heeds_deadline: bool,
     draining: bool,
     follows: bool,
@@ -35,7 +34,7 @@ def reason_of(
     """
     if heeds_deadline:
         return "deadline"
-    if rows >= most_rows or rows < min(waiting_rows, share_rows):
+    if rows >= most_rows or (rows < waiting_rows and rows < share_rows):
         # The second is a batch that fills a smaller bucket, where padding a larger one would cost more.
         return "full"
     if draining:

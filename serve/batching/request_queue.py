@@ -106,21 +106,35 @@ class RequestQueue:
         before.
         """
         key, root = self._key_of(row_count, caller), self._tree
-        clients, passable = self._senders.note(key.client, now), _is_passable(key)
+        senders, passable = self._senders, _is_passable(key)
+        clients = senders.note(key.client, now)
         if root is None:
             waiting = self._flow.waiting
             if key == self._key or not waiting:
                 ahead = waiting + unknown_rows
-                later = (waiting + row_count) * _MOST_PASSED[key.priority]
-                return Standing(ahead, ahead, later, waiting, clients, key.priority, passable)
+                later = waiting + row_count
+                return Standing(
+                    ahead,
+                    ahead,
+                    later * _MOST_PASSED[key.priority],
+                    later * (clients - 1),
+                    senders.rows_per_s(key.client, now),
+                    waiting,
+                    clients,
+                    key.priority,
+                    passable,
+                )
             root = self._tree = self._branch()
         own, of_client = waiting_of(root, key)
         first, until = rows_until(root, key, own), rows_until(root, key, own + row_count)
-        most = (own + row_count) * (1 + _MOST_PASSED[key.priority])
+        others = until.of_priority - until.of_client
+        kinds = until.total - others - own - row_count
         return Standing(
-            round(first) + unknown_rows,
-            round(until) - row_count + unknown_rows,
-            max(0, most - round(until)),
+            round(first.total) + unknown_rows,
+            round(until.total) - row_count + unknown_rows,
+            max(0, (own + row_count) * _MOST_PASSED[key.priority] - round(kinds)),
+            max(0, round(until.of_client) * (clients - 1) - round(others)),
+            senders.rows_per_s(key.client, now),
             of_client,
             clients,
             key.priority,
@@ -145,6 +159,7 @@ class RequestQueue:
             flow.waiting += row_count
             return
         add_rows(flow, row_count)
+        self._senders.count(key.client, row_count, request.admitted)
         if passable:
             self._passable_rows += row_count
         elif self._passable_rows:

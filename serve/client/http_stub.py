@@ -68,7 +68,10 @@ class HttpStub:
                 served = ", ".join(sorted(names)) or "none"
                 raise UnknownModelError(f"{self._address} serves several models or none; name one of: {served}")
             (name,) = names
-        return self._message("GET", f"/v1/models/{quote(name, safe='')}", b"", timeout, GetModelResponse)
+        path = f"/v1/models/{quote(name, safe='')}"
+        if request.version:
+            path += f"/versions/{quote(request.version, safe='')}"
+        return self._message("GET", path, b"", timeout, GetModelResponse)
 
     def Classify(self, request: ClassifyRequest, timeout: float | None) -> ClassifyResponse:  # noqa: N802
         """Classify the images of one request, which the server refuses at once if it can't answer in time."""

@@ -16,6 +16,7 @@ from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, Tl
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -116,6 +117,22 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
     backend_timeout_s: Annotated[
         float,
         _option(
@@ -200,6 +217,8 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         log_format=log_format,
@@ -216,6 +235,7 @@ def serve(
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
     start_log(form=settings.log_format)
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.
@@ -234,6 +254,8 @@ def serve(
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        for route in (*settings.aliases, *settings.shadows):
+            typer.echo(str(route))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         sys.stdout.flush()
@@ -269,7 +291,12 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,

@@ -8,6 +8,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.calls import Calls, abort, return_request_id
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
@@ -26,8 +27,16 @@ class InferenceCalls:
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
-    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float], *, service: str = "") -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are.
+    def __init__(
+        self,
+        metrics: Metrics,
+        settings: Settings,
+        clock: Callable[[], float],
+        shadows: Shadows | None = None,
+        *,
+        service: str = "",
+    ) -> None:
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are. `shadows` sample the requests.
 
         `service` is the name of the gRPC service, for traces, which are made where `metrics` has a tracer.
         """
@@ -37,6 +46,7 @@ class InferenceCalls:
         self._has_certificates = settings.tls_client_ca is not None
         self._settings = settings
         self._clock = clock
+        self._shadows = shadows
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
 
@@ -75,7 +85,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock)
+                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._shadows)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -109,7 +119,7 @@ class InferenceCalls:
 
         def begin(request: RequestT) -> Inference[RequestT, AnswerT]:
             traced = call if self._tracer is None else self._traced(method, call, context, self._tracer)
-            return Inference(method, codec, request, traced, self._metrics, self._clock)
+            return Inference(method, codec, request, traced, self._metrics, self._clock, self._shadows)
 
         try:
             with self._calls:
