@@ -88,6 +88,7 @@ def test_batches_become_smaller_until_the_target_is_met_and_stay_there():
     assert decisions[-1].rung.most_rows == 16
 
 
+@pytest.mark.slow
 def test_it_does_not_swing():
     """Changes are rare after a while: each step that failed is tried again after ever longer."""
     for target_ms in (20, 60, 100, 150):
@@ -95,6 +96,12 @@ def test_it_does_not_swing():
             decisions, _, _ = steered(callers, target_ms, bulk_rows=bulk_rows, seconds=200.0)
             late = decisions[len(decisions) // 2 :]
             assert sum(decision.direction != "stay" for decision in late) <= 0.1 * len(late), (target_ms, callers)
+
+
+def test_a_rung_that_is_fine_for_a_while_only_is_tried_ever_less_often():
+    """The target lies within the noise of what two batches of 32 take."""
+    decisions, _, _ = steered(4, 150, bulk_rows=256, seconds=60.0)
+    assert sum(decision.direction == "up" for decision in decisions) <= 4
 
 
 def test_an_impossible_target_is_told_once_and_costs_little():
