@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.backends.base import Backend
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.client import AsyncClient, Client
-from fuseline.serve.errors import InputError, UnknownModelError
+from fuseline.serve.errors import InputError, RequestError, UnknownModelError
 from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
 from tests.fakes.backends import SteeredBackend, opening
@@ -262,6 +263,20 @@ async def test_clients_ask_for_versions_and_aliases(routed: Routed) -> None:
         streamed = [its async for its in client.classify_stream([plain("red")], model="prod", version="4")]
         assert streamed[0].answer is not None
         assert streamed[0].answer.model_version == "4"
+
+
+async def test_clients_describe_a_model_anew_whose_version_takes_other_pixels_than_the_last(routed: Routed) -> None:
+    def with_client() -> None:
+        with Client(routed.address) as client:
+            client._known_models["stable", ""] = replace(client.model("stable"), height=9)
+            assert client.classify(plain("red"), model="stable").model_version == "3"
+            with pytest.raises(RequestError, match=r"stable takes uint8 \(8, 8, 3\)"):
+                client.classify(plain("red", 9), model="stable")
+
+    await asyncio.to_thread(with_client)
+    async with AsyncClient(routed.address) as client:
+        client._known_models["stable", ""] = replace(await client.model("stable"), height=9)
+        assert (await client.classify(plain("red"), model="stable")).model_version == "3"
 
 
 async def test_the_command_classifies_by_a_version_and_says_which_model_answered(

@@ -380,3 +380,17 @@ def test_a_shadow_that_does_not_fit_the_models_is_refused_at_the_start(load: Loa
     check("prod=canary:4@0.05")
     with pytest.raises(InputError, match=reason):
         check(shadow)
+
+
+async def test_a_shadow_that_came_and_cannot_be_compared_is_asked_nothing_and_logged_once(
+    stable: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(stable)
+    scene.shadow.manifest = scene.shadow.manifest.model_copy(update={"labels": ("cat", "lion", "tiger", "lynx")})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            scene.ask()
+    assert scene.count("unfit") == 3
+    assert scene.shadow.submitted == []
+    assert len(caplog.records) == 1
+    assert "have no label in common" in caplog.text
