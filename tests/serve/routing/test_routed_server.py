@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -28,13 +26,14 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.backends.base import Backend
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.client import AsyncClient, Client
+from fuseline.serve.commands.classify_command import classify_files
 from fuseline.serve.errors import InputError, RequestError, UnknownModelError
 from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
 from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import encoded, expected_logits, noise, plain
 from tests.serve.conftest import settings
-from tests.serve.processes import FAST, ROOT, finished, free_port, get, own_channel, server_process
+from tests.serve.processes import FAST, finished, free_port, get, own_channel, server_process
 
 SPLIT = "prod=stable:3@0.5,canary:4@0.5"
 GREENER = np.array([0, 0.5, 0, 0])
@@ -280,22 +279,18 @@ async def test_clients_describe_a_model_anew_whose_version_takes_other_pixels_th
 
 
 async def test_the_command_classifies_by_a_version_and_says_which_model_answered(
-    routed: Routed, tmp_path: Path
+    routed: Routed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
 
-    def classify(model: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fuseline", "classify", tmp_path, "--json", "--address", routed.address]
-        return subprocess.run(
-            [*command, "--model", model], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
+    def classify(model: str) -> int:
+        return classify_files([tmp_path], address=routed.address, model=model, top_k=None, as_json=True)
 
-    done = await asyncio.to_thread(classify, "prod:4")
-    answer = json.loads(done.stdout)
+    assert await asyncio.to_thread(classify, "prod:4") == 0
+    answer = json.loads(capsys.readouterr().out)
     assert (answer["model"], answer["model_version"], answer["served_model"]) == ("prod", "4", "canary")
-    done = await asyncio.to_thread(classify, "stable:5")
-    assert done.returncode == 2
-    assert "there is no version '5' of stable here" in done.stderr
+    with pytest.raises(UnknownModelError, match="there is no version '5' of stable here"):
+        await asyncio.to_thread(classify, "stable:5")
 
 
 async def test_a_shadow_compares_and_changes_no_answer(routed: Routed) -> None:
