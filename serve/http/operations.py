@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.http.call_of_scope import REQUEST_ID
 from fuseline.serve.http.http_answers import error_answer, refusal
+from fuseline.serve.http.http_gate import guarded
 from fuseline.serve.http.http_services import HttpServices, status_now
 from fuseline.serve.http.traced import traced
 from fuseline.serve.services.statuses import status_from_error
@@ -66,6 +67,8 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
             app = operation.application(services)
             if operation.infers and services.tracer is not None:
                 app = traced(app, services.tracer, path)
+            if services.gate is not None:
+                app = guarded(app, f"{operation.method} {path}", services.gate)
             by_path.setdefault(path, {})[operation.method] = app
     return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
 

@@ -1,10 +1,12 @@
 """What is known of a call beside its message: who makes it, until when, and how."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 
+from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.server_log import needed
 from fuseline.serve.services.priority import HEADERS, priority_text
@@ -44,6 +46,9 @@ _ID_LABEL = "request_id"
 _KEYS = frozenset((REQUEST_ID_KEY, *HEADERS))
 """Keys of metadata that tell something of a call."""
 
+IDENTITY: ContextVar[Identity | None] = ContextVar("fuseline_identity", default=None)
+"""Who makes the gRPC call whose task this is, as its token says; None: it has none, or none is asked for."""
+
 NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
@@ -56,7 +61,10 @@ def context_of_rpc(
     With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
     """
     remaining_s = context.time_remaining()
-    client = client_of_auth_context(context.auth_context()) if has_certificates else None
+    if (identity := IDENTITY.get()) is not None:
+        client: str | None = identity.client
+    else:
+        client = client_of_auth_context(context.auth_context()) if has_certificates else None
     metadata = context.invocation_metadata() or ()
     priority = request_id = ""
     for key, _ in metadata:

@@ -6,10 +6,11 @@ from typing import Any
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from fuseline.serve.errors import ShuttingDownError
+from fuseline.serve.errors import OverloadedError, ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import Calls, abort, return_request_id
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
 from fuseline.serve.services.request_ids import made_id
@@ -32,12 +33,14 @@ class InferenceCalls:
         metrics: Metrics,
         settings: Settings,
         clock: Callable[[], float],
-        shadows: Shadows | None = None,
         *,
+        limits: CallLimits | None = None,
+        shadows: Shadows | None = None,
         service: str = "",
     ) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are. `shadows` sample the requests.
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are.
 
+        `limits` counts the calls of other services too; None: those of this one alone. `shadows` sample the requests.
         `service` is the name of the gRPC service, for traces, which are made where `metrics` has a tracer.
         """
         self._service = service
@@ -46,6 +49,7 @@ class InferenceCalls:
         self._has_certificates = settings.tls_client_ca is not None
         self._settings = settings
         self._clock = clock
+        self._limits = CallLimits(settings) if limits is None else limits
         self._shadows = shadows
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
@@ -85,7 +89,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._shadows)
+                inference = self._inference(method, codec, request, call)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -119,10 +123,10 @@ class InferenceCalls:
 
         def begin(request: RequestT) -> Inference[RequestT, AnswerT]:
             traced = call if self._tracer is None else self._traced(method, call, context, self._tracer)
-            return Inference(method, codec, request, traced, self._metrics, self._clock, self._shadows)
+            return self._inference(method, codec, request, traced)
 
         try:
-            with self._calls:
+            with self._calls, self._limits:
                 stream = Stream(
                     begin,
                     message,
@@ -139,6 +143,9 @@ class InferenceCalls:
                 raise self._calls.refusal
         except ShuttingDownError as error:
             status = self._refusal(method, error, call)
+        except OverloadedError as error:
+            status = status_from_error(error, call.request_id)
+            self._metrics.count_request(method, "", status.code.name, 0.0)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error, call.request_id)
         await abort(context, status, call.request_id)
@@ -147,6 +154,11 @@ class InferenceCalls:
         """Return what is known of a call; one whose requests may be traced has an id."""
         call = context_of_rpc(context, self._clock, has_certificates=self._has_certificates)
         return call if self._tracer is None or call.request_id else call._replace(request_id=made_id())
+
+    def _inference(
+        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, call: CallContext
+    ) -> Inference[RequestT, AnswerT]:
+        return Inference(method, codec, request, call, self._metrics, self._clock, self._limits, self._shadows)
 
     def _traced(
         self, method: str, call: CallContext, context: ServicerContext[Any, Any], tracer: Tracer
