@@ -132,6 +132,7 @@ def tracer_from_environment(
     """Return a tracer for the exporters of these names; None, with a line in the log, if none of them is there.
 
     Sampler, limits, queue and endpoints are those of the variables that OpenTelemetry's specification names.
+    `knows_requests` is as in `OtelTracer`.
     """
     opened = [exporter for name in exporters if (exporter := _exporter(name, environment)) is not None]
     if not opened:
