@@ -11,6 +11,7 @@ from fuseline.serve.access.roles import OPEN, ROLE_OF_RPC
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.services.call_context import IDENTITY
 from fuseline.serve.services.calls import abort
+from fuseline.serve.services.request_ids import request_id_of
 from fuseline.serve.services.statuses import status_from_error
 
 if TYPE_CHECKING:
@@ -78,6 +79,6 @@ def _refusing(error: FuselineError) -> Handler:
     """Return the handler that ends a call, whatever its kind, without reading from it."""
 
     async def refuse(_requests: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> None:
-        await abort(context, status_from_error(error))
+        await abort(context, status_from_error(error), request_id_of(context.invocation_metadata() or ()))
 
     return grpc.stream_stream_rpc_method_handler(refuse)
