@@ -34,3 +34,19 @@ TlsServerName = Annotated[
         help="Name that the server's certificate must have; default: the host of the address.",
     ),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="FUSELINE_TOKEN_FILE",
+        help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
+    ),
+]
+TokenInClear = Annotated[
+    bool,
+    typer.Option(
+        "--token-in-clear",
+        envvar="FUSELINE_TOKEN_IN_CLEAR",
+        help="Send the token to another machine even over a plain connection.",
+    ),
+]

@@ -11,7 +11,15 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
-from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+from fuseline.serve.commands.client_flags import (
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TlsServerName,
+    TokenFile,
+    TokenInClear,
+)
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
@@ -277,7 +285,7 @@ def serve(
             f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
             "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
         )
-        _log.warning(warning)
+        _log.warning("%s", warning)
         typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
@@ -325,19 +333,8 @@ def classify(
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
     model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="FUSELINE_TOKEN_FILE",
-            help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
-        ),
-    ] = None,
-    token_in_clear: Annotated[
-        bool,
-        typer.Option(
-            envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
-        ),
-    ] = False,
+    token_file: TokenFile = None,
+    token_in_clear: TokenInClear = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
