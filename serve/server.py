@@ -30,10 +30,12 @@ from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.grpc_gate import GuardedHandlers
@@ -46,6 +48,7 @@ from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tls.grpc_credentials import server_credentials
+from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -54,6 +57,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_QUIET_S = 0.1
+"""Seconds without a call after which none is taken to be on its way to a server that drains."""
+_MOST_QUIETS = 20
 
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
@@ -102,7 +109,17 @@ class Server:
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
         limits = CallLimits(settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings, limits=limits)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
@@ -114,7 +131,11 @@ class Server:
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
             limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
         )
+        if settings.triton_metrics:
+            metrics.registry.register(TritonMetrics(metrics))
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
         )
@@ -142,7 +163,7 @@ class Server:
         Raises:
             InputError: the files of TLS are broken.
         """
-        metrics, files = Metrics(), settings.certificate_files
+        metrics, files = Metrics(open_tracer()), settings.certificate_files
         certificates = None if files is None else Certificates(files)
         if certificates is not None:
             show_certificates(certificates, metrics.registry)
@@ -153,7 +174,8 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -163,6 +185,10 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
             self._living.cancel()
             self.abandon()
@@ -197,7 +223,7 @@ class Server:
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready = False
+        self.ready, counted = False, self._metrics.requests_by_code()
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -205,9 +231,13 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
+                if self._shadows is not None:
+                    await self._shadows.stop()
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
+            if self._metrics.requests_by_code() != counted:
+                await self._refuse_stragglers()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             if self._living is not None:
@@ -221,6 +251,19 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+            if self._metrics.tracer is not None:
+                await asyncio.to_thread(self._metrics.tracer.close)
+
+    async def _refuse_stragglers(self) -> None:
+        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
+
+        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
+        """
+        for _ in range(_MOST_QUIETS):
+            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
+            await asyncio.sleep(_QUIET_S)
+            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
+                return
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -257,6 +300,7 @@ class Server:
                     settings,
                     self._gate,
                     is_live=lambda: self.liveness.is_live,
+                    tracer=self._metrics.tracer,
                 )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))

@@ -15,6 +15,17 @@ from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.route_flags import (
+    Alias,
+    Shadow,
+    alias_from_flag,
+    check_aliases,
+    check_shadows,
+    checked_alias,
+    checked_shadow,
+    shadow_from_flag,
+)
+from fuseline.serve.server_log import LogFormat
 from fuseline.serve.tls.certificate import CertificateFiles
 from fuseline.serve.version_policy import policy_from_text
 
@@ -125,6 +136,10 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    alias: tuple[Annotated[str, AfterValidator(checked_alias)], ...] | None = None
+    """Names that lead to models, each as `fuseline.serve.route_flags` says."""
+    shadow: tuple[Annotated[str, AfterValidator(checked_shadow)], ...] | None = None
+    """Models that compute a share of requests a second time, each as `fuseline.serve.route_flags` says."""
     token_hashes: Path | None = None
     """File with the hashes of the tokens by which calls are let in; None: every call is."""
     backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
@@ -132,6 +147,10 @@ class Settings(BaseModel):
     measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
+    log_format: LogFormat = "text"
+    """Form of the log's lines: for people, or a JSON object each."""
+    triton_metrics: bool = False
+    """Whether /metrics has Triton's metrics too, under its names."""
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""
@@ -168,6 +187,22 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _routes_end_at_models(self) -> Self:
+        check_aliases(self.aliases)
+        check_shadows(self.shadows, self.aliases)
+        return self
+
+    @property
+    def aliases(self) -> list[Alias]:
+        """What `alias` says."""
+        return [alias_from_flag(text) for text in self.alias or ()]
+
+    @property
+    def shadows(self) -> list[Shadow]:
+        """What `shadow` says."""
+        return [shadow_from_flag(text) for text in self.shadow or ()]
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

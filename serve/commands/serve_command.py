@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from fuseline.serve.commands.client_flags import (
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -167,6 +169,22 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
     token_hashes: Annotated[
         Path | None,
         _option(
@@ -184,6 +202,12 @@ def serve(
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
+    log_format: Annotated[str, _option("log_format", "Lines of the log: text, or json, an object each.")] = _default(
+        "log_format"
+    ),
+    triton_metrics: Annotated[
+        bool, _option("triton_metrics", "Show Triton's metrics (nv_inference_…) too, for its dashboards.")
+    ] = _default("triton_metrics"),
     engine_cache: Annotated[
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
@@ -263,9 +287,13 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
         token_hashes=token_hashes,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
+        log_format=log_format,
+        triton_metrics=triton_metrics,
         engine_cache=engine_cache,
         model_repository=model_repository or None,
         model_control_mode=model_control_mode,
@@ -277,7 +305,8 @@ def serve(
     if not packages and not model_repository:
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
-    start_log()
+    start_log(form=settings.log_format)
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     if unguarded := settings.unguarded_addresses:
@@ -288,24 +317,26 @@ def serve(
         _log.warning("%s", warning)
         typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
-    guard = MemoryGuard(memory_limit_bytes())
+    guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
     guard.start()
     from fuseline.serve.package_folders import package_folders
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
+        lines = []
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
-            typer.echo(
+            lines.append(
                 f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        lines += map(str, (*settings.aliases, *settings.shadows))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
-        sys.stdout.flush()
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
+        _say(lines)
 
     if engine_cache is not None:
         from fuseline.serve.backends.engine.cache import check_engine_cache
@@ -321,6 +352,23 @@ def serve(
     raise typer.Exit(run_server(folders, settings, announce))
 
 
+def _say(lines: list[str]) -> None:
+    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
+    try:
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
+        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
+
+
+def _end_for_shortage(message: str) -> None:
+    """End the process as `MemoryGuard` does, with the reason in a log of JSON."""
+    _log.error("%s", message)
+    os._exit(InputError.exit_code)
+
+
 def classify(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE|DIR", help="JPEG, PNG or WebP files, or folders of them.")
@@ -332,7 +380,12 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
     token_file: TokenFile = None,
     token_in_clear: TokenInClear = False,
     tls: Tls = False,

@@ -5,12 +5,12 @@ import itertools
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fuseline.serve.errors import ShuttingDownError
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model import Model
@@ -19,11 +19,12 @@ from fuseline.serve.server import Server
 from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
+from fuseline.serve.tracing.tracing import open_tracer
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.remote_control import RemoteModelControl
-from fuseline.serve.workers.reports import ModelCounts, statistics_from
+from fuseline.serve.workers.reports import ModelCounts, forget_gone, statistics_from
 from fuseline.serve.workers.worker_registrar import WorkerRegistrar
 
 _REPORT_EVERY_S = 1.0
@@ -70,9 +71,9 @@ class BackendModels:
         counts = {name: ModelCounts.model_validate(its) for name, its in models.items()}
         return defaultdict(InferenceStatistics, statistics_from(counts))
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
         """Return the metrics that the supervisor answers with."""
-        text: str = (await self.ask("metrics"))["text"]
+        text: str = (await self.ask("open_metrics" if open_metrics else "metrics"))["text"]
         return text.encode()
 
     async def close(self) -> None:
@@ -142,19 +143,13 @@ def _stopping() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down; ask again once it is back")
 
 
-def _forget_gone(statistics: MutableMapping[str, InferenceStatistics], served: Iterable[Model]) -> None:
-    """Drop the statistics of versions that are served no more, which nobody reads."""
-    for key in statistics.keys() - {statistics_key(model.name, model.version) for model in served}:
-        del statistics[key]
-
-
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
-    metrics = Metrics()
+    metrics = Metrics(open_tracer(config.title))
     registry, statistics = metrics.registry, metrics.statistics
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
     file = config.http_listener_file
-    certificates = _certificates(config)
+    certificates = certificates_of(config)
     if certificates is not None:
         show_certificates(certificates, registry, counts=False)
     server = Server(
@@ -186,7 +181,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     async def report() -> None:
         while True:
             await asyncio.sleep(_REPORT_EVERY_S)
-            _forget_gone(statistics, models.served())
+            forget_gone(statistics, models.served())
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
@@ -209,7 +204,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         await exit_at_once(channel)
 
 
-def _certificates(config: ProcessConfig) -> Certificates | None:
+def certificates_of(config: ProcessConfig) -> Certificates | None:
+    """Return the certificate that a worker shows; None: its ports are plain. The descriptors of the copy are closed."""
     if (files := config.settings.certificate_files) is None:
         return None
     certificates = Certificates(files, copy=files_of_descriptors(config.certificate_copy), is_quiet=True)
