@@ -1,4 +1,4 @@
-"""Bearer tokens by the unmodified tritonclient's clients, which send them as headers."""
+"""Bearer tokens by the unmodified tritonclient's four clients, which send them as headers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 def test_calls_with_the_token_are_answered(seen: dict[str, Any]) -> None:
-    assert len(seen["with"]) == 4
+    assert len(seen["with"]) == 5
     assert wrong(seen["with"], expected_logits(PIXELS)) == {}
 
 
