@@ -20,6 +20,7 @@ from fuseline.serve.commands.client_flags import (
     TlsServerName,
     TokenFile,
     TokenInClear,
+    connection_from_flags,
 )
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
@@ -400,25 +401,12 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
-    from fuseline.serve.client.client_token import token_in_file
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(
-        classify_files(
-            images,
-            address=address,
-            model=model,
-            top_k=top_k,
-            as_json=as_json,
-            token=None if token_file is None else token_in_file(token_file),
-            token_in_clear=token_in_clear,
-            tls=tls,
-            ca=tls_ca,
-            cert=tls_cert,
-            key=tls_key,
-            server_name=tls_server_name,
-        )
+    connection = connection_from_flags(
+        token_file, token_in_clear, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name
     )
+    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json, **connection))
 
 
 def main() -> None:

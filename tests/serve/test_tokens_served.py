@@ -151,3 +151,26 @@ def test_classify_sends_the_token_of_a_file(
         assert code == 2
         assert "needs a token" in stderr
         assert run_fuseline("health", "--address", server.address)[0] == 0
+
+
+def test_models_are_listed_with_a_token_and_changed_with_one_of_an_admin(
+    run_fuseline: Run, package: Path, tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = (*FAST, "--http-port", free_port(), "--token-hashes", tokens.path)
+    with server_process(package, *flags) as server:
+        for address in (server.address, f"http://{server.http_address}"):
+            code, _, stderr = run_fuseline("models", "list", "--address", address)
+            assert (code, stderr.count("\n")) == (2, 1)
+            assert "needs a token" in stderr
+            monkeypatch.setenv("FUSELINE_TOKEN", tokens.infer)
+            assert "READY" in run_fuseline("models", "list", "--address", address)[1]
+            code, _, stderr = run_fuseline("models", "unload", "colours", "--address", address)
+            assert code == 2
+            assert "needs a token of the role admin" in stderr
+            (tmp_path / "token").write_text(tokens.admin)
+            flags = ("--address", address, "--token-file", tmp_path / "token")
+            code, _, stderr = run_fuseline("models", "unload", "colours", *flags)
+            # Who may is told what the server's mode is.
+            assert code == 1
+            assert "mode" in stderr
+            monkeypatch.delenv("FUSELINE_TOKEN")
