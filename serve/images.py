@@ -20,8 +20,8 @@ _FAST_DECODE_GAP = 2
 a ResNet-20 answered another class for one picture in eight."""
 
 _PROGRESSIVE_READ_BYTES = 1024
-"""Bytes that the decoder of a progressive JPEG is given at a time. A scan over all pixels, which takes some 15 ms for 24
-million of them, may have 42 bytes: with Pillow's 64 KiB a deadline would be heeded every 20 s."""
+"""Bytes that the decoder of a progressive JPEG is given at a time. A scan over all pixels, which takes some 15 ms for
+24 million of them, may have 42 bytes: with Pillow's 64 KiB a deadline would be heeded every 20 s."""
 
 _MODES = {1: "L", 3: "RGB"}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
