@@ -30,7 +30,8 @@ class GuardedHandlers(grpc.GenericRpcHandler):
     in `ROLE_OF_RPC` is refused, whoever calls it.
     """
 
-    # An interceptor would do it too, for three times the CPU: gRPC then runs each call through a chain of coroutines.
+    # A handler rather than an interceptor: it is called once a call, at once, and what it costs is the hash and the
+    # comparisons, some 2 microseconds.
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
