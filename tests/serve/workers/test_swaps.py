@@ -51,12 +51,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+EXPLICIT = ("explicit", "--load-model", "colours")
+POLL = ("poll", "--repository-poll-secs", 0.2)
+
+
 @contextmanager
-def serving(root: Path, *flags: object) -> Iterator[ServerProcess]:
-    """A server of two workers that loads by request, and has loaded colours."""
-    repository = ("--model-repository", root, "--model-control-mode", "explicit", "--load-model", "colours")
-    with server_process(*FAST, "--max-batch", 4, "--workers", 2, "--http-port", free_port(), *repository, *flags) as it:
-        yield it
+def serving(root: Path, *mode: object) -> Iterator[ServerProcess]:
+    """A server of two workers; by default it loads by request, and has loaded colours."""
+    repository = ("--model-repository", root, "--model-control-mode", *(mode or EXPLICIT))
+    with server_process(*FAST, "--max-batch", 4, "--workers", 2, "--http-port", free_port(), *repository) as server:
+        yield server
 
 
 class Clients:
@@ -196,6 +200,19 @@ async def test_models_come_and_go_in_all_workers_without_a_failed_request(root: 
         server.process.send_signal(signal.SIGTERM)
         code, stderr = await asyncio.to_thread(server.end)
     assert code == 0, stderr
+
+
+@pytest.mark.slow
+async def test_workers_follow_a_repository_that_is_looked_at(root: Path) -> None:
+    with serving(root, *POLL) as server:
+        async with clients_of(server) as clients, load_on(clients):
+            assert await clients.versions("shapes") == {1}
+            put(root, "shapes", 2)
+            put(root, "colours", 2)
+            async with asyncio.timeout(60):
+                for name in ("shapes", "colours"):
+                    while await clients.versions(name) != {2}:
+                        pass
 
 
 @pytest.mark.slow
