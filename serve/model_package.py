@@ -289,9 +289,18 @@ class ModelPackage(_Spec):
         return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
 
     def checked_path(self, file: PackageFile) -> Path:
-        """Return the path of `file`, after checking its size and sha256 against the manifest.
+        """Return the path of `file`, after checking its bytes as `read` does, whose errors it raises.
 
-        This is for runtimes that map a file rather than hold it twice.
+        A server reads instead: what lies under a path may be another file by the time that it is opened.
+        """
+        self.read(file)
+        return self.folder / file.path
+
+    def read(self, file: PackageFile) -> bytes:
+        """Return the bytes of `file`, whose size and sha256 are those of the manifest.
+
+        They stay what they are, whatever becomes of the file. A runtime that maps a file would compute with what is
+        written into it later, and SIGBUS would end the process once the file is cut short.
 
         Raises:
             PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
@@ -300,23 +309,18 @@ class ModelPackage(_Spec):
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise PackageError(f"{path} leads outside the package {self.folder}; export the model again")
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                size = stream.tell()
+            data = path.read_bytes()
         except OSError as error:
             raise PackageError(
                 f"{path} is listed in {MANIFEST_NAME} but can't be read: {why_unreadable(error)}"
             ) from error
-        if size != file.bytes or digest != file.sha256:
+        digest = hashlib.sha256(data).hexdigest()
+        if len(data) != file.bytes or digest != file.sha256:
             raise PackageError(
-                f"{path} has {size} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
+                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
                 f"{file.sha256}; the file was changed or damaged, export the model again"
             )
-        return path
-
-    def read(self, file: PackageFile) -> bytes:
-        """Return the bytes of `file`, checked as by `checked_path`, whose errors it raises."""
-        return self.checked_path(file).read_bytes()
+        return data
 
 
 def described_classes(count: int, task: Task) -> str:

@@ -33,6 +33,7 @@ from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_QUIET_S = 0.1
+"""Seconds without a call after which none is taken to be on its way to a server that drains."""
+_MOST_QUIETS = 20
 
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
@@ -97,7 +102,11 @@ class Server:
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
@@ -108,6 +117,8 @@ class Server:
             registrar,
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
+            routes=self._routes,
+            shadows=self._shadows,
         )
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
@@ -147,7 +158,8 @@ class Server:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -157,6 +169,10 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
             self._living.cancel()
             self.abandon()
@@ -191,7 +207,7 @@ class Server:
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready = False
+        self.ready, counted = False, self._metrics.requests_by_code()
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -199,9 +215,13 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
+                if self._shadows is not None:
+                    await self._shadows.stop()
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
+            if self._metrics.requests_by_code() != counted:
+                await self._refuse_stragglers()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             if self._living is not None:
@@ -215,6 +235,17 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+
+    async def _refuse_stragglers(self) -> None:
+        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
+
+        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
+        """
+        for _ in range(_MOST_QUIETS):
+            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
+            await asyncio.sleep(_QUIET_S)
+            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
+                return
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""

@@ -13,6 +13,16 @@ from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.route_flags import (
+    Alias,
+    Shadow,
+    alias_from_flag,
+    check_aliases,
+    check_shadows,
+    checked_alias,
+    checked_shadow,
+    shadow_from_flag,
+)
 from fuseline.serve.tls.certificate import CertificateFiles
 from fuseline.serve.version_policy import policy_from_text
 
@@ -99,6 +109,10 @@ class Settings(BaseModel):
     """Number of processes that take requests, beside one that computes; 1: one process does both."""
     shared_memory: Literal["auto", "on", "off"] = "auto"
     """Whether clients may pass tensors by shared memory; auto: if only this machine can reach the server."""
+    alias: tuple[Annotated[str, AfterValidator(checked_alias)], ...] | None = None
+    """Names that lead to models, each as `fuseline.serve.route_flags` says."""
+    shadow: tuple[Annotated[str, AfterValidator(checked_shadow)], ...] | None = None
+    """Models that compute a share of requests a second time, each as `fuseline.serve.route_flags` says."""
     backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
     measured; 0: none ever does."""
@@ -140,6 +154,22 @@ class Settings(BaseModel):
                 f"({self.max_queue_rows}), so such a request could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _routes_end_at_models(self) -> Self:
+        check_aliases(self.aliases)
+        check_shadows(self.shadows, self.aliases)
+        return self
+
+    @property
+    def aliases(self) -> list[Alias]:
+        """What `alias` says."""
+        return [alias_from_flag(text) for text in self.alias or ()]
+
+    @property
+    def shadows(self) -> list[Shadow]:
+        """What `shadow` says."""
+        return [shadow_from_flag(text) for text in self.shadow or ()]
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

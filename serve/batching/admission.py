@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.batching.row_rate import RowRate
 from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
@@ -118,7 +117,8 @@ class Admission:
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
-        self._unsaturated_rows = policy.small_batch_rows
+        self.small_rows = policy.small_batch_rows
+        """Largest number of rows of a small request, and of a batch while that costs nothing."""
         self.saturated = False
         """Whether more rows come than the backend computes, or did a moment ago."""
         self.mixed = False
@@ -202,15 +202,19 @@ class Admission:
     def _passing_seconds(self, standing: Standing, seconds: float) -> float:
         """Return how much later an answer predicted in `seconds` comes for those who come meanwhile and pass.
 
-        Requests of the other kind are taken to come as they did of late.
+        Requests of other kinds and clients are taken to come as they did of late.
         """
-        passable_per_s = self._passable_rate.per_s
-        per_s = self._rate.per_s - passable_per_s if standing.is_passable else passable_per_s
-        if per_s < MOST_STRAY_ROWS or not standing.later:
-            return 0.0
         row_seconds = self._profile.batch_seconds(self.batch_rows) / self.batch_rows / self._lanes
-        load = min(per_s * row_seconds, 0.9)
-        return row_seconds * min(float(standing.later), per_s * seconds / (1 - load))
+
+        def passing(most: int, per_s: float) -> float:
+            if not most or per_s < MOST_STRAY_ROWS:
+                return 0.0
+            return min(float(most), per_s * seconds / (1 - min(per_s * row_seconds, 0.9)))
+
+        all_per_s, passable_per_s = self._rate.per_s, self._passable_rate.per_s
+        kinds = passing(standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s)
+        clients = passing(standing.later_of_clients, all_per_s - standing.client_rows_per_s)
+        return row_seconds * max(kinds, clients)
 
     def _too_many(self, waiting_rows: int, rows: int, most: int, answered: float) -> OverloadedError:
         if rows > (most_ever := self._max_queue_rows):
@@ -242,7 +246,7 @@ class Admission:
         """
         if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
             return self.batch_rows
-        return min(self.batch_rows, self._unsaturated_rows)
+        return min(self.batch_rows, self.small_rows)
 
     def predict(
         self,

@@ -21,6 +21,7 @@ from fuseline.serve.batching.admission import Admission, Load, Ready, Reservatio
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread, call_aside
+from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
@@ -249,24 +250,31 @@ class Batcher:
         now = self._clock()
         predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
         flow = self._queue.reserve(row_count, caller)
-        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
+        return Reservation(row_count, predicted, on_release=partial(self._release, flow))
 
     def release_rows(self, row_count: int) -> None:
         """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
-        if self._draining and not self._reserved_rows:
+        self._released()
+
+    def _release(self, flow: Flow, row_count: int) -> None:
+        self._queue.release(flow, row_count)
+        self._released()
+
+    def _released(self) -> None:
+        if self._draining:
             # Not before `submit`, which releases a reservation first, has queued its rows.
             asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
-        is free, as `Lane.free_at` says; and `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; the queue's
+        `kinds`; when each lane is free, as `Lane.free_at` says; and `Admission.state`.
         """
         queued, now = self._queue.rows, self._clock()
         ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
+        return [*ahead, self._learned_at(), *self._queue.kinds, *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -580,7 +588,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
+        if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 

@@ -20,9 +20,8 @@ from fuseline.serve.batching.flows import (
     waiting_of,
 )
 from fuseline.serve.batching.requests import ANYONE, BULK, INTERACTIVE, Batch, Caller, Request, Row
-from fuseline.serve.batching.standing import Senders, Standing
+from fuseline.serve.batching.standing import Senders, Standing, WaitingKinds
 from fuseline.serve.errors import DeadlineError
-
 
 _MOST_PASSED = {INTERACTIVE: 1, BULK: BULK_COST}
 """How many rows of other kinds, which never run out of them, start for each row of a flow."""
@@ -83,6 +82,18 @@ class RequestQueue:
         return (self._tree or self._flow).waiting
 
     @property
+    def kinds(self) -> WaitingKinds:
+        """How many rows wait or are reserved, by kind."""
+        if self._tree is None:
+            waiting = self._flow.waiting
+            if not _is_passable(self._key):
+                return WaitingKinds(waiting, 0, 0)
+            return WaitingKinds(0, waiting, 0) if self._key.priority == INTERACTIVE else WaitingKinds(0, 0, waiting)
+        interactive, bulk = self._tree.flows[INTERACTIVE], self._tree.flows[BULK]
+        larger = self._passable_rows - bulk.rows
+        return WaitingKinds(interactive.waiting - larger, larger, bulk.waiting)
+
+    @property
     def oldest_admitted(self) -> float:
         """Time at which the oldest waiting request was admitted; there must be one."""
         return min(request.admitted for request in self)
@@ -104,21 +115,35 @@ class RequestQueue:
         before.
         """
         key, root = self._key_of(row_count, caller), self._tree
-        clients, passable = self._senders.note(key.client, now), _is_passable(key)
+        senders, passable = self._senders, _is_passable(key)
+        clients = senders.note(key.client, now)
         if root is None:
             waiting = self._flow.waiting
             if key == self._key or not waiting:
                 ahead = waiting + unknown_rows
-                later = (waiting + row_count) * _MOST_PASSED[key.priority]
-                return Standing(ahead, ahead, later, waiting, clients, key.priority, passable)
+                later = waiting + row_count
+                return Standing(
+                    ahead,
+                    ahead,
+                    later * _MOST_PASSED[key.priority],
+                    later * (clients - 1),
+                    senders.rows_per_s(key.client, now),
+                    waiting,
+                    clients,
+                    key.priority,
+                    passable,
+                )
             root = self._tree = self._branch()
         own, of_client = waiting_of(root, key)
         first, until = rows_until(root, key, own), rows_until(root, key, own + row_count)
-        most = (own + row_count) * (1 + _MOST_PASSED[key.priority])
+        others = until.of_priority - until.of_client
+        kinds = until.total - others - own - row_count
         return Standing(
-            round(first) + unknown_rows,
-            round(until) - row_count + unknown_rows,
-            max(0, most - round(until)),
+            round(first.total) + unknown_rows,
+            round(until.total) - row_count + unknown_rows,
+            max(0, (own + row_count) * _MOST_PASSED[key.priority] - round(kinds)),
+            max(0, round(until.of_client) * (clients - 1) - round(others)),
+            senders.rows_per_s(key.client, now),
             of_client,
             clients,
             key.priority,
@@ -142,6 +167,7 @@ class RequestQueue:
             flow.waiting += row_count
             return
         add_rows(flow, row_count)
+        self._senders.count(key.client, row_count, request.admitted)
         if passable:
             self._passable_rows += row_count
         elif self._passable_rows:

@@ -8,7 +8,9 @@ and Hahne, Dynamic queue length thresholds for shared-memory packet switches (IE
 from collections import OrderedDict
 from typing import NamedTuple
 
+from fuseline.serve.batching.flows import BULK_COST
 from fuseline.serve.batching.requests import INTERACTIVE
+from fuseline.serve.batching.row_rate import RowRate
 
 SENDER_SECONDS = 2.0
 """Seconds after its last request for which a client counts as one that sends."""
@@ -28,8 +30,12 @@ class Standing(NamedTuple):
     """Number of rows that start before the first of its own."""
     last: int
     """Number of others' rows that start before the last of its own."""
-    later: int = 0
-    """Largest number of rows that may come later and start before the last of its own."""
+    later_of_kinds: int = 0
+    """Largest number of rows of other kinds, by size or priority, that may come later and start before its last."""
+    later_of_clients: int = 0
+    """Largest number of rows of other clients that may do so."""
+    client_rows_per_s: float = 0.0
+    """Number of rows that its client sent in a second, of late."""
     client_rows: int = 0
     """Number of its client's rows that wait or are reserved."""
     clients: int = 1
@@ -38,6 +44,39 @@ class Standing(NamedTuple):
     is_passable: bool = False
     """Whether it is larger or bulk, so that small, interactive ones that come later pass it; else the former come
     between, up to their share."""
+
+
+class WaitingKinds(NamedTuple):
+    """How many rows wait or are reserved, by kind of their requests."""
+
+    small: int
+    """Rows of small, interactive requests."""
+    larger: int
+    """Rows of larger interactive ones."""
+    bulk: int
+
+
+def standing_among(kinds: WaitingKinds, row_count: int, priority: int, *, is_small: bool, unknown_rows: int) -> Standing:
+    """Return how a request stands where no more is known than `kinds`: its clients are taken for one.
+
+    `unknown_rows` are others of which nothing is known; all of them are taken to start before.
+    """
+    small, larger, bulk = kinds
+    if priority != INTERACTIVE:
+        own, rival, share = bulk, small + larger, BULK_COST
+    else:
+        own, rival, share = (small, larger, 1) if is_small else (larger, small, 1)
+
+    def until(rows: int) -> int:
+        until = rows + min(rival, rows * share)
+        return until if priority != INTERACTIVE else until + min(bulk, until // BULK_COST)
+
+    first, last = until(own), until(own + row_count) - row_count
+    later = max(0, (own + row_count) * share - rival)
+    is_passable = priority != INTERACTIVE or not is_small
+    return Standing(
+        first + unknown_rows, last + unknown_rows, later, priority=priority, is_passable=is_passable
+    )
 
 
 def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -> int:
@@ -54,19 +93,42 @@ def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -
 
 
 class Senders:
-    """The clients that sent requests a moment ago."""
+    """The clients that sent requests a moment ago, and how much."""
 
     __slots__ = ("_seen",)
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._seen: OrderedDict[str, _Sender] = OrderedDict()
 
     def note(self, client: str, now: float) -> int:
         """Note a request, and return how many clients have sent any in the last `SENDER_SECONDS`."""
         seen = self._seen
-        seen[client] = now
+        if (sender := seen.get(client)) is None:
+            sender = seen[client] = _Sender()
+        sender.at = now
         if len(seen) > 1:
             seen.move_to_end(client)
-            while seen[oldest := next(iter(seen))] < now - SENDER_SECONDS or len(seen) > MOST_SENDERS:
+            while seen[oldest := next(iter(seen))].at < now - SENDER_SECONDS or len(seen) > MOST_SENDERS:
                 del seen[oldest]
         return len(seen)
+
+    def count(self, client: str, rows: int, now: float) -> None:
+        """Count the rows of a request that was queued."""
+        if (sender := self._seen.get(client)) is not None:
+            sender.rows += rows
+            sender.rate.learn(sender.rows, now)
+
+    def rows_per_s(self, client: str, now: float) -> float:
+        """Return how many rows of a client were queued in a second, of late."""
+        sender = self._seen[client]
+        sender.rate.learn(sender.rows, now)
+        return sender.rate.per_s
+
+
+class _Sender:
+    __slots__ = ("at", "rate", "rows")
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.rows = 0
+        self.rate = RowRate()

@@ -49,7 +49,7 @@ class AsyncClient:
             raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
         self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
-        self._known_models: dict[str, ModelDescription] = {}
+        self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,12 +61,12 @@ class AsyncClient:
         """Close the connection; calls under way raise `asyncio.CancelledError`."""
         await self._channel.close()
 
-    async def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
+    async def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
-            described = await self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+            described = await self._stub.GetModel(GetModelRequest(model=name, version=version), timeout=timeout_s)
         description = description_from_response(described)
-        self._known_models[name] = description
+        self._known_models[name, version] = description
         return description
 
     async def classify(
@@ -75,6 +75,7 @@ class AsyncClient:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
         priority: str = "",
@@ -82,10 +83,15 @@ class AsyncClient:
         """Classify one image or several in one request; see `Client.classify`."""
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
             draft = await _drafted(
-                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+                listed(images),
+                top_k=top_k,
+                model=model,
+                version=version,
+                return_logits=return_logits,
+                priority=priority,
             )
             response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
-        return answer_from_response(response)
+        return answer_from_response(response, version)
 
     async def classify_stream(
         self,
@@ -93,6 +99,7 @@ class AsyncClient:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         timeout_s: float | None = None,
         priority: str = "",
     ) -> AsyncIterator[StreamAnswer]:
@@ -110,7 +117,7 @@ class AsyncClient:
                     try:
                         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
                             draft = await _drafted(
-                                [image], top_k=top_k, model=model, id=str(position), priority=priority
+                                [image], top_k=top_k, model=model, version=version, id=str(position), priority=priority
                             )
                             request = await self._checked(draft)
                     except FuselineError as error:
@@ -127,7 +134,7 @@ class AsyncClient:
                 async for response in call:
                     while refused:
                         yield refused.popleft()
-                    yield stream_answer_from_response(response)
+                    yield stream_answer_from_response(response, version)
             finally:
                 call.cancel()
         for answer in refused:
@@ -146,8 +153,8 @@ class AsyncClient:
     async def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""
         if draft.needs_check:
-            name = draft.message.model
-            draft.check(self._known_models.get(name) or await self.model(name), self.address)
+            asked = draft.message.model, draft.message.model_version
+            draft.check(self._known_models.get(asked) or await self.model(*asked), self.address)
         return draft.message
 
 

@@ -63,7 +63,7 @@ class Client:
             channel = channel_to(address, self._tls)
             self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
             self._close = channel.close
-        self._known_models: dict[str, ModelDescription] = {}
+        self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -75,12 +75,12 @@ class Client:
         """Close the connection; calls under way end with an error."""
         self._close()
 
-    def model(self, name: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
-        """Describe the model called `name`; empty: the server's only one."""
+    def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
+        """Describe the model called `name`, or its default version; empty: the server's only one."""
         with errors_of_the_tree(self.address, timeout_s, self._tls):
-            described = self._stub.GetModel(GetModelRequest(model=name), timeout=timeout_s)
+            described = self._stub.GetModel(GetModelRequest(model=name, version=version), timeout=timeout_s)
         description = description_from_response(described)
-        self._known_models[name] = description
+        self._known_models[name, version] = description
         return description
 
     def classify(
@@ -89,6 +89,7 @@ class Client:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         return_logits: bool = False,
         timeout_s: float | None = 30.0,
         priority: str = "",
@@ -99,7 +100,8 @@ class Client:
             images: see `ImageLike`. Encoded ones are resized and cropped by the server; raw pixels must already have
                 the shape of the model's input.
             top_k: how many classes to return for each image, the most probable ones.
-            model: may be empty when the server has only one.
+            model: a model's name or an alias; may be empty when the server has only one.
+            version: the model's version; empty: the one that is served by default, or that the alias leads to.
             return_logits: return the logits of every class as well.
             timeout_s: the request's deadline; the server refuses at once what it can't answer by then.
             priority: "interactive", or "bulk" for what may wait behind others' requests; empty: interactive.
@@ -110,10 +112,15 @@ class Client:
         """
         with errors_of_the_tree(self.address, timeout_s, self._tls):
             draft = draft_request(
-                listed(images), top_k=top_k, model=model, return_logits=return_logits, priority=priority
+                listed(images),
+                top_k=top_k,
+                model=model,
+                version=version,
+                return_logits=return_logits,
+                priority=priority,
             )
             response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
-        return answer_from_response(response)
+        return answer_from_response(response, version)
 
     def classify_stream(
         self,
@@ -121,6 +128,7 @@ class Client:
         *,
         top_k: int = 1,
         model: str = "",
+        version: str = "",
         timeout_s: float | None = None,
         priority: str = "",
     ) -> Iterator[StreamAnswer]:
@@ -136,7 +144,7 @@ class Client:
         if isinstance(self._stub, HttpStub):
             yield from stream_over_http(
                 lambda image, left_s: self.classify(
-                    image, top_k=top_k, model=model, timeout_s=left_s, priority=priority
+                    image, top_k=top_k, model=model, version=version, timeout_s=left_s, priority=priority
                 ),
                 images,
                 timeout_s,
@@ -151,7 +159,14 @@ class Client:
                     try:
                         with errors_of_the_tree(self.address, timeout_s, self._tls):
                             request = self._checked(
-                                draft_request([image], top_k=top_k, model=model, id=str(position), priority=priority)
+                                draft_request(
+                                    [image],
+                                    top_k=top_k,
+                                    model=model,
+                                    version=version,
+                                    id=str(position),
+                                    priority=priority,
+                                )
                             )
                     except FuselineError as error:
                         refused.append(StreamAnswer(position, None, error))
@@ -166,7 +181,7 @@ class Client:
                 for response in call:
                     while refused:
                         yield refused.popleft()
-                    yield stream_answer_from_response(response)
+                    yield stream_answer_from_response(response, version)
             finally:
                 call.cancel()
         yield from refused
@@ -176,6 +191,6 @@ class Client:
     def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""
         if draft.needs_check:
-            name = draft.message.model
-            draft.check(self._known_models.get(name) or self.model(name), self.address)
+            asked = draft.message.model, draft.message.model_version
+            draft.check(self._known_models.get(asked) or self.model(*asked), self.address)
         return draft.message

@@ -8,9 +8,18 @@ from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
+from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import DecodeError, Message
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse
+from fuseline.protos.open_inference_pb2 import (
+    RepositoryIndexRequest,
+    RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
+)
 from fuseline.serve.client.client_tls import ClientTls, client_tls
 from fuseline.serve.client.tls_failures import tls_failure
 from fuseline.serve.errors import DeadlineError, FuselineError, InputError, RequestError, UnknownModelError
@@ -68,13 +77,41 @@ class HttpStub:
                 served = ", ".join(sorted(names)) or "none"
                 raise UnknownModelError(f"{self._address} serves several models or none; name one of: {served}")
             (name,) = names
-        return self._message("GET", f"/v1/models/{quote(name, safe='')}", b"", timeout, GetModelResponse)
+        path = f"/v1/models/{quote(name, safe='')}"
+        if request.version:
+            path += f"/versions/{quote(request.version, safe='')}"
+        return self._message("GET", path, b"", timeout, GetModelResponse)
 
     def Classify(self, request: ClassifyRequest, timeout: float | None) -> ClassifyResponse:  # noqa: N802
         """Classify the images of one request, which the server refuses at once if it can't answer in time."""
         if timeout is not None:
             request.timeout_ms = min(max(1, int(timeout * 1000)), _MOST_MS)
         return self._message("POST", "/v1/classify", request.SerializeToString(), timeout, ClassifyResponse)
+
+    def RepositoryIndex(  # noqa: N802
+        self, request: RepositoryIndexRequest, timeout: float | None
+    ) -> RepositoryIndexResponse:
+        """List the versions that are known of each model."""
+        body = json.dumps({"ready": request.ready}).encode()
+        answer = self._call("POST", "/v2/repository/index", body, {}, timeout)
+        try:
+            return ParseDict({"models": json.loads(answer)}, RepositoryIndexResponse(), ignore_unknown_fields=True)
+        except (ValueError, ParseError) as error:
+            raise InputError(f"what {self._address} answers is no index of models") from error
+
+    def RepositoryModelLoad(  # noqa: N802
+        self, request: RepositoryModelLoadRequest, timeout: float | None
+    ) -> RepositoryModelLoadResponse:
+        """Load a model, or what its folder has now."""
+        self._call("POST", f"/v2/repository/models/{quote(request.model_name, safe='')}/load", b"", {}, timeout)
+        return RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(  # noqa: N802
+        self, request: RepositoryModelUnloadRequest, timeout: float | None
+    ) -> RepositoryModelUnloadResponse:
+        """Unload a model."""
+        self._call("POST", f"/v2/repository/models/{quote(request.model_name, safe='')}/unload", b"", {}, timeout)
+        return RepositoryModelUnloadResponse()
 
     def is_ready(self, timeout_s: float | None) -> bool:
         """Return whether the server takes requests."""

@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, Tl
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -115,6 +117,22 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
     backend_timeout_s: Annotated[
         float,
         _option(
@@ -193,6 +211,8 @@ def serve(
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
@@ -207,6 +227,7 @@ def serve(
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
     start_log()
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
     # The guard starts before anything large is imported.
@@ -216,18 +237,20 @@ def serve(
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
+        lines = []
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
-            typer.echo(
+            lines.append(
                 f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        lines += map(str, (*settings.aliases, *settings.shadows))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
-        sys.stdout.flush()
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
+        _say(lines)
 
     if engine_cache is not None:
         from fuseline.serve.backends.engine.cache import check_engine_cache
@@ -243,6 +266,17 @@ def serve(
     raise typer.Exit(run_server(folders, settings, announce))
 
 
+def _say(lines: list[str]) -> None:
+    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
+    try:
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
+        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
+
+
 def classify(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE|DIR", help="JPEG, PNG or WebP files, or folders of them.")
@@ -254,7 +288,12 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,

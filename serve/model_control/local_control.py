@@ -253,6 +253,10 @@ class LocalModelControl:
         try:
             if package.manifest is None:
                 raise PackageError(package.problem)
+            if any(alias.name == named.name for alias in self._settings.aliases):
+                raise ModelControlError(
+                    f"--alias {named.name} leads to other models, so no model of that name can be served; rename one"
+                )
             if self._has_loaded:
                 self._check_memory(named, package)
             with MemoryMeter() as meter:

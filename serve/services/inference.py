@@ -18,6 +18,8 @@ from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.routing.shadows import Decode as ShadowDecode
+from fuseline.serve.routing.shadows import Sample, Shadows
 from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status, status_from_error
@@ -45,6 +47,10 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
         """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""
+
+    @abstractmethod
+    def model_name(self, request: RequestT) -> str:
+        """Return the name of the model, or the alias, that `request` asks for; empty: the only model."""
 
     @abstractmethod
     def priority(self, request: RequestT) -> int:
@@ -92,6 +98,8 @@ class Inference(Generic[RequestT, AnswerT]):
         "_metrics",
         "_outputs",
         "_preprocess_s",
+        "_sample",
+        "_shadows",
         "_started",
         "answer",
         "has_timeout",
@@ -107,15 +115,19 @@ class Inference(Generic[RequestT, AnswerT]):
         call: CallContext,
         metrics: Metrics,
         clock: Callable[[], float],
+        shadows: Shadows | None = None,
     ) -> None:
         """Begin with a `request` that has just come.
 
-        It is counted under `method`; `call` is what is known of its call, whose deadline is on `clock`.
+        It is counted under `method`; `call` is what is known of its call, whose deadline is on `clock`. `shadows`
+        compute it too, where they sample it.
         """
         self._method = method
         self._codec = codec
         self._metrics = metrics
         self._clock = clock
+        self._shadows = shadows
+        self._sample: Sample | None = None
         self._started = clock()
         self._preprocess_s = 0.0
         self._outputs: Any = None
@@ -155,9 +167,25 @@ class Inference(Generic[RequestT, AnswerT]):
             priority_from_text(self._call.priority) if self._call.priority else 0
         ):
             self._call = self._call._replace(caller=self._call.caller._replace(priority=level))
+        if self._shadows is not None:
+            self._sample = self._sampled(self._shadows, model)
         if isinstance(rows, list):
+            if self._sample is not None:
+                self._sample.take(rows)
             return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
         return self._decoded(model, rows)
+
+    def _sampled(self, shadows: Shadows, model: Model) -> Sample | None:
+        """Return the sample if a shadow computes the request too."""
+        sample = shadows.sample(self._codec.model_name(self.request) or model.name, model)
+        if sample is None:
+            return None
+
+        def rows_of(shadow: Model) -> list[Row] | ShadowDecode:
+            made = self._codec.rows(self.request, shadow)
+            return made if isinstance(made, list) else lambda caller: made(CallContext(caller=caller))
+
+        return sample if shadows.prepare(sample, rows_of) else None
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
@@ -170,6 +198,8 @@ class Inference(Generic[RequestT, AnswerT]):
                 raise
             return await self.submit()
         self._preprocess_s = time.monotonic() - begun
+        if self._sample is not None:
+            self._sample.take(rows)
         self._metrics.count_preprocess(model.name, self._preprocess_s)
         return await model.batcher.submit(
             rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
@@ -181,6 +211,8 @@ class Inference(Generic[RequestT, AnswerT]):
         self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s, self._outputs)
         self._batched = batched
         self._code = StatusCode.OK
+        if self._sample is not None:
+            self._sample.answered(batched)
 
     def fail(self, error: BaseException) -> None:
         """Make the answer from `error`."""

@@ -8,6 +8,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.calls import Calls, abort
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
@@ -24,11 +25,14 @@ class InferenceCalls:
     whose client cancels, or whose deadline passes, leaves the queue.
     """
 
-    def __init__(self, metrics: Metrics, settings: Settings, clock: Callable[[], float]) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are."""
+    def __init__(
+        self, metrics: Metrics, settings: Settings, clock: Callable[[], float], shadows: Shadows | None = None
+    ) -> None:
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are. `shadows` sample the requests."""
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
+        self._shadows = shadows
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
 
@@ -62,7 +66,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock)
+                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._shadows)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -96,7 +100,7 @@ class InferenceCalls:
             with self._calls:
                 call = self._context(context)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock),
+                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock, self._shadows),
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,

@@ -44,12 +44,14 @@ from fuseline.serve.model import Model
 from fuseline.serve.model_control.control import ModelControl, ModelState
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Routes
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, stream_message
-from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
+from fuseline.serve.services.open_inference_config import alias_index, config_of, metadata_of, statistics_of
 from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
 from fuseline.serve.services.open_inference_settings import (
     LogValue,
@@ -92,11 +94,15 @@ class OpenInferenceService(SharedMemoryMethods):
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
         control: ModelControl | None = None,
+        *,
+        routes: Routes | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
         `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
-        models; None: they stay as they are.
+        models; None: they stay as they are. `routes` are to models of `repository`; None: there are no aliases.
+        `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
@@ -108,8 +114,9 @@ class OpenInferenceService(SharedMemoryMethods):
         """Whether a backend computes the models now; if not, no model is ready."""
         self.is_live: Callable[[], bool] = lambda: True
         """Returns whether progress is made, or else the server is to be started again."""
-        self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._routes = Routes(repository) if routes is None else routes
+        self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
+        self._calls = InferenceCalls(metrics, settings, clock, shadows)
 
     @property
     def ready(self) -> bool:
@@ -130,42 +137,50 @@ class OpenInferenceService(SharedMemoryMethods):
         return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=extensions)
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
-        """Return a model's tensors. Raises `UnknownModelError`."""
+        """Return a model's tensors; of an alias those of its targets. Raises `UnknownModelError`."""
         model = self._find(name, version)
-        return metadata_of(model, self._repository.versions(model.name))
+        described = metadata_of(model, self._routes.versions(name or model.name))
+        if name in self._routes.aliases:
+            described.name = name
+        return described
 
     def config(self, name: str, version: str) -> ModelConfig:
-        """Return a model's configuration. Raises `UnknownModelError`."""
-        return config_of(self._find(name, version), self._settings)
+        """Return a model's configuration; of an alias that of its first target. Raises `UnknownModelError`."""
+        config = config_of(self._find(name, version), self._settings)
+        if name in self._routes.aliases:
+            config.name = name
+        return config
 
     async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
         """Return the statistics of a version; for an empty one of all, for an empty name of all models.
 
+        Those of an alias are its targets', which count what was answered under any name. They have the alias's name, by
+        which clients look for them.
+
         Raises `UnknownModelError`.
         """
-        models = list(self._repository)
-        if name:
-            found = self._find(name, version)
-            models = [found] if version else [model for model in models if model.name == found.name]
+        models = self._routes.served(name, version) if name else list(self._repository)
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        return ModelStatisticsResponse(
-            model_stats=[statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
-        )
+        all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        if name in self._routes.aliases:
+            for statistics in all_statistics:
+                statistics.name = name
+        return ModelStatisticsResponse(model_stats=all_statistics)
 
     async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return every version that is known and its state; with `ready`, only those that take requests now."""
+        """Return every version that is known and its state, then the aliases; with `ready`, only what takes requests now."""
         lines = await self._control.index(ready=ready)
         if not self.ready:
             down = {ModelState.READY: ModelState.UNAVAILABLE}
             lines = [] if ready else [line._replace(state=down.get(line.state, line.state)) for line in lines]
-        return RepositoryIndexResponse(
-            models=[
-                RepositoryIndexResponse.ModelIndex(
-                    name=line.name, version=line.version, state=line.state.value, reason=line.reason
-                )
-                for line in lines
-            ]
-        )
+        models = [
+            RepositoryIndexResponse.ModelIndex(
+                name=line.name, version=line.version, state=line.state.value, reason=line.reason
+            )
+            for line in lines
+        ]
+        aliases = alias_index(self._routes.entries(), is_ready=self.ready)
+        return RepositoryIndexResponse(models=[*models, *(row for row in aliases if row.state == "READY" or not ready)])
 
     async def load(self, repository: str, name: str, parameters: Collection[str]) -> None:
         """Load a model, or what its folder has now; `parameters` are the names of those of the request.
@@ -318,7 +333,7 @@ class OpenInferenceService(SharedMemoryMethods):
         await self._calls.idle()
 
     def _find(self, name: str, version: str) -> Model:
-        return self._repository.find(name, version)
+        return self._routes.first(name, version)
 
 
 def _check_repository(repository: str) -> None:

@@ -1,6 +1,6 @@
-"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
+"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics, aliases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
@@ -17,6 +17,7 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStatistics,
     ModelTransactionPolicy,
     ModelVersionPolicy,
+    RepositoryIndexResponse,
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
@@ -25,6 +26,7 @@ from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceSt
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
 from fuseline.serve.model_settings import settings_of_model
+from fuseline.serve.routing.routes import AliasEntry
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.services.priority import PRIORITY_LEVELS
 from fuseline.serve.settings import Settings
@@ -122,6 +124,22 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
             for rows, compute in sorted(statistics.compute_by_batch_rows.items())
         ],
     )
+
+
+def alias_index(entries: Iterable[AliasEntry], *, is_ready: bool) -> list[RepositoryIndexResponse.ModelIndex]:
+    """Return a row for each target of each alias; `is_ready` says whether the server takes requests."""
+    rows = []
+    for alias, target, weight, model in entries:
+        share = "" if weight == 1 else f", {weight:.4g} of the requests"
+        rows.append(
+            RepositoryIndexResponse.ModelIndex(
+                name=alias,
+                version=target.version if model is None else model.version,
+                state="READY" if is_ready and model is not None else "UNAVAILABLE",
+                reason=f"alias of {target}{share}{'' if model is not None else '; it takes no requests now'}",
+            )
+        )
+    return rows
 
 
 def _instances(model: Model) -> ModelInstanceGroup:

@@ -11,7 +11,7 @@ from fuseline.serve.errors import InputError
 from fuseline.serve.tls.certificate import Certificate, CertificateFiles, as_date
 from fuseline.serve.tls.grpc_credentials import check_grpc_takes
 
-_LOOK_S = 2.0
+_LOOK_S = 1.0
 """Seconds between two looks at the files. A change is taken up by the second look that sees it."""
 
 _log = logging.getLogger(__name__)

@@ -59,13 +59,13 @@ class BackendProcess:
         assert self._config.listener_file is not None
         listener = socket.socket(fileno=self._config.listener_file)
         listener.setblocking(False)
+        living = asyncio.create_task(self._live())
         accepting = asyncio.create_task(self._doors.accept(listener))
         served = self._doors.served.values()
         wanted = None
         if settings.model_control_mode == "explicit":
             wanted = list(dict.fromkeys(its.name for its in served if its.folder not in self._config.folders))
         self._channel.send("ready", models=[its.model_dump(mode="json") for its in served], wanted=wanted)
-        living = asyncio.create_task(self._live())
         await follow_supervisor(self._channel, self._metrics.registry, self._metrics.statistics, self._take)
         accepting.cancel()
         living.cancel()

@@ -148,7 +148,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
     file = config.http_listener_file
-    certificates = _certificates(config)
+    certificates = certificates_of(config)
     if certificates is not None:
         show_certificates(certificates, registry, counts=False)
     server = Server(
@@ -203,7 +203,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         await exit_at_once(channel)
 
 
-def _certificates(config: ProcessConfig) -> Certificates | None:
+def certificates_of(config: ProcessConfig) -> Certificates | None:
+    """Return the certificate that a worker shows; None: its ports are plain. The descriptors of the copy are closed."""
     if (files := config.settings.certificate_files) is None:
         return None
     certificates = Certificates(files, copy=files_of_descriptors(config.certificate_copy), is_quiet=True)

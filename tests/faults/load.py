@@ -1,4 +1,4 @@
-"""A load on a server, every request of which is accounted for: answered, refused under a status, or answered wrongly."""
+"""A load on a server that accounts for each of its requests: answered, refused under a status, or answered wrongly."""
 
 import asyncio
 import time

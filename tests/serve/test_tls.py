@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import ssl
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,19 @@ async def test_the_server_watches_its_files_by_itself(
     await start_tls()
     async with asyncio.timeout(20):
         await looked.wait()
+
+
+async def test_probes_that_verify_nobody_are_answered_as_the_kubelets_are(start_tls: StartServer) -> None:
+    served = await start_tls()
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def probe() -> int:
+        url = f"https://127.0.0.1:{served.server.http_port}/readyz"
+        with urllib.request.urlopen(url, timeout=10, context=context) as answer:
+            return answer.status
+
+    assert await asyncio.to_thread(probe) == 200
 
 
 def test_files_that_can_not_be_used_end_the_start(package: Path, tmp_path: Path) -> None:

@@ -68,19 +68,21 @@ def offer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offer]:
         picture = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
         (folder / "files" / f"{number}.{kind.lower()}").write_bytes(encoded(picture, kind))
     package = write_colours_package(folder / "colours")
-    logits, file_logits = _by_the_backend(package, pixels, sorted((folder / "files").iterdir()))
+    logits, file_logits = logits_by_the_backend(package, pixels, sorted((folder / "files").iterdir()))
     with server_process(package, *FAST, "--http-port", free_port()) as server:
         yield Offer(server, folder, logits, file_logits)
 
 
-def _by_the_backend(
+def logits_by_the_backend(
     folder: Path, pixels: NDArray[np.uint8], files: list[Path]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the package in `folder` answers to the pixels and to the files, (rows, classes) each."""
     package = load_package(folder)
     backend, _ = open_backend(package, buckets=(1,), backend="onnxruntime", threads=1)
     try:
-        decoded = np.stack([decode_for(package.manifest.input, file.read_bytes()) for file in files])
-        return backend.infer(pixels), backend.infer(decoded)
+        decoded = [decode_for(package.manifest.input, file.read_bytes()) for file in files]
+        of_pixels = backend.infer(pixels)
+        return of_pixels, backend.infer(np.stack(decoded)) if decoded else of_pixels[:0]
     finally:
         backend.close()
 

@@ -406,3 +406,16 @@ async def test_a_name_to_load_at_the_start_must_be_there(start_control: StartCon
     put(root, "cats", 1)
     with pytest.raises(InputError, match="--load-model birds: the model repository has cats"):
         await start_control(model_control_mode="explicit", load_model=("birds",))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+async def test_no_file_of_a_package_is_mapped_so_that_none_can_end_the_process(
+    start_control: StartControl, root: Path, backend: str
+) -> None:
+    folder = put(root, "cats", 1)
+    controlled = await start_control(backend=backend, lanes=2)
+    maps = await asyncio.to_thread(Path("/proc/self/maps").read_text)
+    assert str(folder) not in maps
+    # Lanes are opened while loading, and none reads a file again later.
+    await asyncio.to_thread(shutil.rmtree, folder)
+    assert await controlled.content("cats") == 1
