@@ -11,8 +11,8 @@ from typing import Literal
 from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.lanes import seconds_until_free
-from fuseline.serve.batching.standing import WaitingKinds, standing_among
 from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
+from fuseline.serve.batching.standing import WaitingKinds, standing_among
 from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena

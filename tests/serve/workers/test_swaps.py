@@ -14,6 +14,7 @@ import pytest
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import (
+    LogSettingsRequest,
     ModelReadyRequest,
     ModelStatisticsRequest,
     RepositoryIndexRequest,
@@ -323,6 +324,9 @@ def shared_bytes_of(server: ServerProcess) -> int:
 async def test_a_hundred_swaps_under_load_leave_files_and_shared_memory_as_they_were(root: Path) -> None:
     with serving(root) as server:
         async with clients_of(server) as clients, load_on(clients):
+            # Nobody reads the server's stderr before its end, and a pipe holds 64 KiB: the log of so many swaps.
+            quiet = LogSettingsRequest.SettingValue(bool_param=False)
+            await clients.stubs[0].LogSettings(LogSettingsRequest(settings={"log_info": quiet}))
             files, shared = {}, 0
             for version in range(2, 102):
                 put(root, "colours", version)
