@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
@@ -29,12 +30,15 @@ from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
+from fuseline.serve.services.grpc_gate import GuardedHandlers
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -44,6 +48,7 @@ from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tls.grpc_credentials import server_credentials
+from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -100,12 +105,20 @@ class Server:
         self._http: HttpServer | None = None
         self._stand_in: StandIn | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
+        self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
+        limits = CallLimits(settings)
         self._routes = routes_of(settings, self.repository, metrics.registry)
         self._shadows = shadows_of(settings, self.repository, metrics.registry)
         self._service = ClassifyService(
-            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
         )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
@@ -117,9 +130,12 @@ class Server:
             registrar,
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
+            limits=limits,
             routes=self._routes,
             shadows=self._shadows,
         )
+        if settings.triton_metrics:
+            metrics.registry.register(TritonMetrics(metrics))
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
         )
@@ -147,7 +163,7 @@ class Server:
         Raises:
             InputError: the files of TLS are broken.
         """
-        metrics, files = Metrics(), settings.certificate_files
+        metrics, files = Metrics(open_tracer()), settings.certificate_files
         certificates = None if files is None else Certificates(files)
         if certificates is not None:
             show_certificates(certificates, metrics.registry)
@@ -235,6 +251,8 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+            if self._metrics.tracer is not None:
+                await asyncio.to_thread(self._metrics.tracer.close)
 
     async def _refuse_stragglers(self) -> None:
         """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
@@ -270,7 +288,7 @@ class Server:
         from fuseline.serve.http.http_services import HttpServices
         from fuseline.serve.http.stand_in import StandIn
 
-        settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
+        settings, limits = self._settings, http_limits(self._settings)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
             http_app(
@@ -280,17 +298,19 @@ class Server:
                     self._source.metrics,
                     lambda: self.serves,
                     settings,
+                    self._gate,
                     is_live=lambda: self.liveness.is_live,
+                    tracer=self._metrics.tracer,
                 )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
         certificates = self._certificates
         tls = None if certificates is None else lambda: certificates.current.context
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
+        self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -299,13 +319,21 @@ class Server:
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
+        if self._gate is None:
+            self._add_services(server)
+        else:
+            guarded = GuardedHandlers(self._gate)
+            self._add_services(guarded)
+            server.add_generic_rpc_handlers((guarded,))
+        return server
+
+    def _add_services(self, server: Any) -> None:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        return server
 
 
 def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:

@@ -56,7 +56,9 @@ class WaitingKinds(NamedTuple):
     bulk: int
 
 
-def standing_among(kinds: WaitingKinds, row_count: int, priority: int, *, is_small: bool, unknown_rows: int) -> Standing:
+def standing_among(
+    kinds: WaitingKinds, row_count: int, priority: int, *, is_small: bool, unknown_rows: int
+) -> Standing:
     """Return how a request stands where no more is known than `kinds`: its clients are taken for one.
 
     `unknown_rows` are others of which nothing is known; all of them are taken to start before.
@@ -74,9 +76,7 @@ def standing_among(kinds: WaitingKinds, row_count: int, priority: int, *, is_sma
     first, last = until(own), until(own + row_count) - row_count
     later = max(0, (own + row_count) * share - rival)
     is_passable = priority != INTERACTIVE or not is_small
-    return Standing(
-        first + unknown_rows, last + unknown_rows, later, priority=priority, is_passable=is_passable
-    )
+    return Standing(first + unknown_rows, last + unknown_rows, later, priority=priority, is_passable=is_passable)
 
 
 def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -> int:

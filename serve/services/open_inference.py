@@ -47,6 +47,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.routing.routes import Routes
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
@@ -95,14 +96,15 @@ class OpenInferenceService(SharedMemoryMethods):
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
         control: ModelControl | None = None,
         *,
+        limits: CallLimits | None = None,
         routes: Routes | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
         `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
-        models; None: they stay as they are. `routes` are to models of `repository`; None: there are no aliases.
-        `shadows` sample the requests.
+        models; None: they stay as they are. `limits` is as for `InferenceCalls`. `routes` are to models of
+        `repository`; None: there are no aliases. `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
@@ -116,7 +118,7 @@ class OpenInferenceService(SharedMemoryMethods):
         """Returns whether progress is made, or else the server is to be started again."""
         self._routes = Routes(repository) if routes is None else routes
         self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock, shadows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     @property
     def ready(self) -> bool:
@@ -220,28 +222,30 @@ class OpenInferenceService(SharedMemoryMethods):
         return await self._calls.run(method, self._codec, request, call)
 
     async def ServerLive(  # noqa: N802
-        self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
+        self, _request: ServerLiveRequest, context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
         """Answer `is_live`."""
-        return ServerLiveResponse(live=self.is_live())
+        return await answer_or_abort(context, lambda: ServerLiveResponse(live=self.is_live()))
 
     async def ServerReady(  # noqa: N802
-        self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
+        self, _request: ServerReadyRequest, context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
         """Answer `ready`."""
-        return ServerReadyResponse(ready=self.ready)
+        return await answer_or_abort(context, lambda: ServerReadyResponse(ready=self.ready))
 
     async def ServerMetadata(  # noqa: N802
-        self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
+        self, _request: ServerMetadataRequest, context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
         """Answer `server_metadata`."""
-        return self.server_metadata()
+        return await answer_or_abort(context, self.server_metadata)
 
     async def ModelReady(  # noqa: N802
-        self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
+        self, request: ModelReadyRequest, context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
         """Answer `model_ready`."""
-        return ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        return await answer_or_abort(
+            context, lambda: ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        )
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
