@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -161,6 +162,8 @@ def serve(
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
     )
+    # By itself gRPC writes a line for each handshake that fails, so that whoever reaches a port fills the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     start_log()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
