@@ -21,7 +21,13 @@ _COMMANDS = {
     ),
     "serve": ("fuseline.serve.commands.serve_command", "serve", "Serve model packages over gRPC."),
     "classify": ("fuseline.serve.commands.serve_command", "classify", "Classify images on a running server."),
+    "models": (
+        "fuseline.serve.commands.models_command",
+        "app",
+        "List, load and unload the models of a running server.",
+    ),
     "health": ("fuseline.serve.commands.health_command", "health", "Ask a running server whether it serves."),
+    "token": ("fuseline.serve.commands.token_command", "app", "Make tokens for a server's clients."),
     "convert": (
         "fuseline.export.commands.convert_command",
         "convert",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66useline/protos/classify.proto\x12\x0b\x66useline.v1\"4\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\r\n\x03raw\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\xab\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.fuseline.v1.Image\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x04 \x01(\t\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\tB\x08\n\x06_top_k\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"K\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.fuseline.v1.Prediction\x12\x0e\n\x06logits\x18\x02 \x01(\x0c\"Y\n\x06Timing\x12\x15\n\rpreprocess_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"X\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nerror_name\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\xbd\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.fuseline.v1.ImageResult\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.fuseline.v1.Timing\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.fuseline.v1.StreamError\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x85\x01\n\nAssumption\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x04 \x03(\t\x12\x0c\n\x04\x66lag\x18\x05 \x01(\t\x12\x17\n\nsettled_by\x18\x06 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_settled_by\"\xb8\x01\n\x0cVerification\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x11\n\tagreement\x18\x04 \x01(\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x15\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x65\x61ger_accuracy\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_accuracyB\x11\n\x0f_eager_accuracy\"\xb2\x04\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x1b\n\x13resize_shorter_side\x18\x08 \x01(\r\x12\x15\n\rinterpolation\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x0c \x01(\t\x12\x15\n\rbatch_buckets\x18\r \x03(\r\x12\x1e\n\x16max_images_per_request\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\x04\x12\x19\n\x11verification_json\x18\x10 \x01(\t\x12\x0c\n\x04task\x18\x11 \x01(\t\x12\x13\n\x0b\x63rop_offset\x18\x12 \x01(\t\x12,\n\x0b\x61ssumptions\x18\x13 \x03(\x0b\x32\x17.fuseline.v1.Assumption\x12/\n\x0cverification\x18\x14 \x03(\x0b\x32\x19.fuseline.v1.Verification\x12\x17\n\nhalf_share\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12!\n\x05lanes\x18\x16 \x01(\x0b\x32\x12.fuseline.v1.LanesB\r\n\x0b_half_share\"\x93\x01\n\x05Lanes\x12\r\n\x05lanes\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x38\n\x0cimages_per_s\x18\x03 \x03(\x0b\x32\".fuseline.v1.Lanes.ImagesPerSEntry\x1a\x31\n\x0fImagesPerSEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xf1\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.fuseline.v1.GetModelRequest\x1a\x1d.fuseline.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66useline/protos/classify.proto\x12\x0b\x66useline.v1\"4\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\r\n\x03raw\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\xc2\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.fuseline.v1.Image\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x04 \x01(\t\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\tB\x08\n\x06_top_k\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"K\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.fuseline.v1.Prediction\x12\x0e\n\x06logits\x18\x02 \x01(\x0c\"Y\n\x06Timing\x12\x15\n\rpreprocess_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"X\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nerror_name\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\xd3\x01\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.fuseline.v1.ImageResult\x12#\n\x06timing\x18\x05 \x01(\x0b\x32\x13.fuseline.v1.Timing\x12\'\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x18.fuseline.v1.StreamError\x12\x14\n\x0cserved_model\x18\x07 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x85\x01\n\nAssumption\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x04 \x03(\t\x12\x0c\n\x04\x66lag\x18\x05 \x01(\t\x12\x17\n\nsettled_by\x18\x06 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_settled_by\"\xb8\x01\n\x0cVerification\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x01(\r\x12\x11\n\tagreement\x18\x04 \x01(\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x15\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x65\x61ger_accuracy\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_accuracyB\x11\n\x0f_eager_accuracy\"\xc8\x04\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x1b\n\x13resize_shorter_side\x18\x08 \x01(\r\x12\x15\n\rinterpolation\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x0c \x01(\t\x12\x15\n\rbatch_buckets\x18\r \x03(\r\x12\x1e\n\x16max_images_per_request\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\x04\x12\x19\n\x11verification_json\x18\x10 \x01(\t\x12\x0c\n\x04task\x18\x11 \x01(\t\x12\x13\n\x0b\x63rop_offset\x18\x12 \x01(\t\x12,\n\x0b\x61ssumptions\x18\x13 \x03(\x0b\x32\x17.fuseline.v1.Assumption\x12/\n\x0cverification\x18\x14 \x03(\x0b\x32\x19.fuseline.v1.Verification\x12\x17\n\nhalf_share\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12!\n\x05lanes\x18\x16 \x01(\x0b\x32\x12.fuseline.v1.Lanes\x12\x14\n\x0cserved_model\x18\x17 \x01(\tB\r\n\x0b_half_share\"\x93\x01\n\x05Lanes\x12\r\n\x05lanes\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x38\n\x0cimages_per_s\x18\x03 \x03(\x0b\x32\".fuseline.v1.Lanes.ImagesPerSEntry\x1a\x31\n\x0fImagesPerSEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xf1\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x1c.fuseline.v1.ClassifyRequest\x1a\x1d.fuseline.v1.ClassifyResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.fuseline.v1.GetModelRequest\x1a\x1d.fuseline.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,29 +36,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=47
   _globals['_IMAGE']._serialized_end=99
   _globals['_CLASSIFYREQUEST']._serialized_start=102
-  _globals['_CLASSIFYREQUEST']._serialized_end=273
-  _globals['_PREDICTION']._serialized_start=275
-  _globals['_PREDICTION']._serialized_end=338
-  _globals['_IMAGERESULT']._serialized_start=340
-  _globals['_IMAGERESULT']._serialized_end=415
-  _globals['_TIMING']._serialized_start=417
-  _globals['_TIMING']._serialized_end=506
-  _globals['_STREAMERROR']._serialized_start=508
-  _globals['_STREAMERROR']._serialized_end=596
-  _globals['_CLASSIFYRESPONSE']._serialized_start=599
-  _globals['_CLASSIFYRESPONSE']._serialized_end=788
-  _globals['_GETMODELREQUEST']._serialized_start=790
-  _globals['_GETMODELREQUEST']._serialized_end=822
-  _globals['_ASSUMPTION']._serialized_start=825
-  _globals['_ASSUMPTION']._serialized_end=958
-  _globals['_VERIFICATION']._serialized_start=961
-  _globals['_VERIFICATION']._serialized_end=1145
-  _globals['_GETMODELRESPONSE']._serialized_start=1148
-  _globals['_GETMODELRESPONSE']._serialized_end=1710
-  _globals['_LANES']._serialized_start=1713
-  _globals['_LANES']._serialized_end=1860
-  _globals['_LANES_IMAGESPERSENTRY']._serialized_start=1811
-  _globals['_LANES_IMAGESPERSENTRY']._serialized_end=1860
-  _globals['_CLASSIFIER']._serialized_start=1863
-  _globals['_CLASSIFIER']._serialized_end=2104
+  _globals['_CLASSIFYREQUEST']._serialized_end=296
+  _globals['_PREDICTION']._serialized_start=298
+  _globals['_PREDICTION']._serialized_end=361
+  _globals['_IMAGERESULT']._serialized_start=363
+  _globals['_IMAGERESULT']._serialized_end=438
+  _globals['_TIMING']._serialized_start=440
+  _globals['_TIMING']._serialized_end=529
+  _globals['_STREAMERROR']._serialized_start=531
+  _globals['_STREAMERROR']._serialized_end=619
+  _globals['_CLASSIFYRESPONSE']._serialized_start=622
+  _globals['_CLASSIFYRESPONSE']._serialized_end=833
+  _globals['_GETMODELREQUEST']._serialized_start=835
+  _globals['_GETMODELREQUEST']._serialized_end=884
+  _globals['_ASSUMPTION']._serialized_start=887
+  _globals['_ASSUMPTION']._serialized_end=1020
+  _globals['_VERIFICATION']._serialized_start=1023
+  _globals['_VERIFICATION']._serialized_end=1207
+  _globals['_GETMODELRESPONSE']._serialized_start=1210
+  _globals['_GETMODELRESPONSE']._serialized_end=1794
+  _globals['_LANES']._serialized_start=1797
+  _globals['_LANES']._serialized_end=1944
+  _globals['_LANES_IMAGESPERSENTRY']._serialized_start=1895
+  _globals['_LANES_IMAGESPERSENTRY']._serialized_end=1944
+  _globals['_CLASSIFIER']._serialized_start=1947
+  _globals['_CLASSIFIER']._serialized_end=2188
 # @@protoc_insertion_point(module_scope)

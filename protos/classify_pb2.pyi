@@ -15,7 +15,7 @@ class Image(_message.Message):
     def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[bytes] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "images", "top_k", "id", "return_logits", "timeout_ms", "priority")
+    __slots__ = ("model", "images", "top_k", "id", "return_logits", "timeout_ms", "priority", "model_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class ClassifyRequest(_message.Message):
     RETURN_LOGITS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     top_k: int
@@ -30,7 +31,8 @@ class ClassifyRequest(_message.Message):
     return_logits: bool
     timeout_ms: int
     priority: str
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., id: _Optional[str] = ..., return_logits: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[str] = ...) -> None: ...
+    model_version: str
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., id: _Optional[str] = ..., return_logits: _Optional[bool] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("index", "label", "probability")
@@ -75,26 +77,30 @@ class StreamError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., error_name: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("model", "model_version", "id", "results", "timing", "error")
+    __slots__ = ("model", "model_version", "id", "results", "timing", "error", "served_model")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SERVED_MODEL_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: str
     id: str
     results: _containers.RepeatedCompositeFieldContainer[ImageResult]
     timing: Timing
     error: StreamError
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ImageResult, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ...) -> None: ...
+    served_model: str
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[ImageResult, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ..., served_model: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Assumption(_message.Message):
     __slots__ = ("key", "value", "meaning", "alternatives", "flag", "settled_by")
@@ -131,7 +137,7 @@ class Verification(_message.Message):
     def __init__(self, artifact: _Optional[str] = ..., backend: _Optional[str] = ..., images: _Optional[int] = ..., agreement: _Optional[float] = ..., passed: _Optional[bool] = ..., accuracy: _Optional[float] = ..., eager_accuracy: _Optional[float] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json", "task", "crop_offset", "assumptions", "verification", "half_share", "lanes")
+    __slots__ = ("name", "version", "architecture", "labels", "height", "width", "channels", "resize_shorter_side", "interpolation", "backend", "precision", "backend_reason", "batch_buckets", "max_images_per_request", "max_message_bytes", "verification_json", "task", "crop_offset", "assumptions", "verification", "half_share", "lanes", "served_model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +160,7 @@ class GetModelResponse(_message.Message):
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     HALF_SHARE_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
+    SERVED_MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     architecture: str
@@ -176,7 +183,8 @@ class GetModelResponse(_message.Message):
     verification: _containers.RepeatedCompositeFieldContainer[Verification]
     half_share: float
     lanes: Lanes
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ..., task: _Optional[str] = ..., crop_offset: _Optional[str] = ..., assumptions: _Optional[_Iterable[_Union[Assumption, _Mapping]]] = ..., verification: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ..., half_share: _Optional[float] = ..., lanes: _Optional[_Union[Lanes, _Mapping]] = ...) -> None: ...
+    served_model: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize_shorter_side: _Optional[int] = ..., interpolation: _Optional[str] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., backend_reason: _Optional[str] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., verification_json: _Optional[str] = ..., task: _Optional[str] = ..., crop_offset: _Optional[str] = ..., assumptions: _Optional[_Iterable[_Union[Assumption, _Mapping]]] = ..., verification: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ..., half_share: _Optional[float] = ..., lanes: _Optional[_Union[Lanes, _Mapping]] = ..., served_model: _Optional[str] = ...) -> None: ...
 
 class Lanes(_message.Message):
     __slots__ = ("lanes", "reason", "images_per_s")

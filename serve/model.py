@@ -17,6 +17,7 @@ from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.memory import release_freed_memory
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
+from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.settings import Settings
 from fuseline.serve.spare_lanes import SpareLanes
 from fuseline.serve.warm_lanes import warm_lanes
@@ -30,6 +31,11 @@ class RowBatcher(Protocol):
     @property
     def queued_rows(self) -> int:
         """Number of rows that wait for a batch."""
+        ...
+
+    @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
         ...
 
     @property
@@ -125,7 +131,8 @@ class Model:
         """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
         await self.batcher.drain()
         if self._close_backend is not None:
-            self._close_backend()
+            # Freeing a network's memory takes longer than other models' requests may wait.
+            await asyncio.to_thread(self._close_backend)
 
 
 class BatchCounts(Protocol):
@@ -157,6 +164,7 @@ def load_model(
 
     Raises:
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
+        InputError: a setting of the model in its manifest breaks a rule.
         BackendUnavailableError: the asked-for backend can't run here.
         VerificationError: its answers on the package's reference images are not PyTorch's.
     """
@@ -166,7 +174,7 @@ def load_model(
     package = package.model_copy(
         update={"manifest": package.manifest.model_copy(update={"name": name, "version": version})}
     )
-    spec = package.manifest.input
+    settings, spec = settings_of_model(settings, package.manifest), package.manifest.input
     open_it = partial(
         open_backend,
         package,

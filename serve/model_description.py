@@ -65,6 +65,8 @@ class ModelDescription:
     half_share: float | None = None
     """Share of the convolutions and matrix products, 0 to 1, that the runtime itself says it computes in BF16; None
     where it wasn't asked to."""
+    served_model: str = ""
+    """Name of the model, where `name` is an alias."""
 
 
 def description_from_response(response: GetModelResponse) -> ModelDescription:

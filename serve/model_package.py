@@ -31,6 +31,9 @@ INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
 OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
+MAX_PIXELS = 50_000_000
+"""Default bound on a picture's pixels, before and after resizing. Decoding a pixel takes 4 (JPEG, PNG) to 16 (WebP)
+bytes."""
 
 AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
 """Subject of the agreement with PyTorch, by task: the most probable class, or all labels of probability 0.5 or more."""
@@ -241,6 +244,8 @@ class Manifest(_Spec):
     task: Task = "single-label"
     output_name: TensorName = OUTPUT_NAME
     """Name of the graphs' output: logits, float32 (rows, classes)."""
+    serving: dict[str, str | int | float | bool | None] = {}
+    """Settings that the model is served with, in the place of the server's: see `fuseline.serve.model_settings`."""
 
     @property
     def classes(self) -> int:
@@ -287,9 +292,18 @@ class ModelPackage(_Spec):
         return next((a for a in self.manifest.artifacts if (a.format, a.precision) == (format, precision)), None)
 
     def checked_path(self, file: PackageFile) -> Path:
-        """Return the path of `file`, after checking its size and sha256 against the manifest.
+        """Return the path of `file`, after checking its bytes as `read` does, whose errors it raises.
 
-        This is for runtimes that map a file rather than hold it twice.
+        A server reads instead: what lies under a path may be another file by the time that it is opened.
+        """
+        self.read(file)
+        return self.folder / file.path
+
+    def read(self, file: PackageFile) -> bytes:
+        """Return the bytes of `file`, whose size and sha256 are those of the manifest.
+
+        They stay what they are, whatever becomes of the file. A runtime that maps a file would compute with what is
+        written into it later, and SIGBUS would end the process once the file is cut short.
 
         Raises:
             PackageError: the file is missing, lies outside the package, or has other bytes than the manifest says.
@@ -298,23 +312,18 @@ class ModelPackage(_Spec):
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise PackageError(f"{path} leads outside the package {self.folder}; export the model again")
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                size = stream.tell()
+            data = path.read_bytes()
         except OSError as error:
             raise PackageError(
                 f"{path} is listed in {MANIFEST_NAME} but can't be read: {why_unreadable(error)}"
             ) from error
-        if size != file.bytes or digest != file.sha256:
+        digest = hashlib.sha256(data).hexdigest()
+        if len(data) != file.bytes or digest != file.sha256:
             raise PackageError(
-                f"{path} has {size} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
+                f"{path} has {len(data)} bytes with sha256 {digest}, {MANIFEST_NAME} says {file.bytes} bytes with "
                 f"{file.sha256}; the file was changed or damaged, export the model again"
             )
-        return path
-
-    def read(self, file: PackageFile) -> bytes:
-        """Return the bytes of `file`, checked as by `checked_path`, whose errors it raises."""
-        return self.checked_path(file).read_bytes()
+        return data
 
 
 def described_classes(count: int, task: Task) -> str:
@@ -378,12 +387,15 @@ def file_facts(folder: Path, path: str) -> dict[str, Any]:
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` into `folder`; it is the last file that a writer writes.
 
-    Names of tensors that packages had before they could be chosen are left out, so that earlier servers read those too.
+    Names of tensors that packages had before they could be chosen are left out, and so are settings that nobody chose,
+    so that earlier servers read those too.
     """
     unsaid: dict[str, Any] = {}
     if manifest.input.name == INPUT_NAME:
         unsaid["input"] = {"name"}
     if manifest.output_name == OUTPUT_NAME:
         unsaid["output_name"] = True
+    if not manifest.serving:
+        unsaid["serving"] = True
     text = manifest.model_dump_json(indent=2, exclude=unsaid)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

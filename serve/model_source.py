@@ -5,17 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from prometheus_client import generate_latest
-
+from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
-from fuseline.serve.model import load_model
+from fuseline.serve.model import Model, load_model
+from fuseline.serve.model_control.local_control import LocalModelControl
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 
 
 class ModelSource(Protocol):
     """What a `Server` gets its models from."""
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread of this process loads a model, which nothing can interrupt."""
+        ...
 
     async def load(self, repository: Repository) -> None:
         """Add every model to `repository` as soon as it is ready.
@@ -30,8 +35,15 @@ class ModelSource(Protocol):
         """Return the statistics of each version by `statistics_key`; zeros for one without any requests."""
         ...
 
-    async def metrics(self) -> bytes:
-        """Return the metrics of all processes in Prometheus' text format. It may be called on any event loop."""
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
+        """Return the metrics of all processes in Prometheus' text format, or in OpenMetrics.
+
+        It may be called on any event loop.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Load nothing more, and return once every model that was replaced has answered its last request."""
         ...
 
 
@@ -39,22 +51,33 @@ class PackageModels:
     """The models of packages, which are computed and counted in this process."""
 
     def __init__(self, folders: Sequence[Path], settings: Settings, metrics: Metrics) -> None:
-        self._folders = folders
-        self._settings = settings
+        """Begin with nothing loaded: `folders` are packages, and the settings say which repositories there are."""
         self._metrics = metrics
+
+        def load(folder: Path, name: str, version: str) -> Model:
+            return load_model(folder, settings, metrics, name=name, version=version)
+
+        self.control = LocalModelControl(folders, settings, metrics, load)
+        """Loads and unloads the models."""
+
+    @property
+    def is_loading(self) -> bool:
+        """See `ModelSource.is_loading`."""
+        return self.control.is_loading
 
     async def load(self, repository: Repository) -> None:
         """See `ModelSource.load`. Raises what `load_model` does."""
-        for folder in self._folders:
-            model = await asyncio.to_thread(load_model, folder, self._settings, self._metrics)
-            repository.add(model)
-            self._metrics.watch(model)
+        await self.control.start(repository)
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
         """See `ModelSource.statistics`."""
         return self._metrics.statistics
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
         """See `ModelSource.metrics`."""
         # Formatting takes some milliseconds, in which requests go on.
-        return await asyncio.to_thread(generate_latest, self._metrics.registry)
+        return await asyncio.to_thread(metrics_text, self._metrics.registry, open_metrics=open_metrics)
+
+    async def close(self) -> None:
+        """See `ModelSource.close`."""
+        await self.control.close()

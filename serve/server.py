@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
@@ -29,9 +30,15 @@ from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
+from fuseline.serve.model_control.control import ModelControl
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.from_settings import routes_of, shadows_of
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
+from fuseline.serve.services.grpc_gate import GuardedHandlers
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -41,6 +48,7 @@ from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tls.grpc_credentials import server_credentials
+from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -49,6 +57,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_QUIET_S = 0.1
+"""Seconds without a call after which none is taken to be on its way to a server that drains."""
+_MOST_QUIETS = 20
 
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
@@ -70,9 +82,11 @@ class Server:
         registrar: Registrar | None = None,
         http_listener: socket.socket | None = None,
         certificates: Certificates | None = None,
+        control: ModelControl | None = None,
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
+        `control` loads and unloads models by request; None: they stay as they are.
         `registrar` registers the memory that clients share; None: it is known to this process alone.
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
@@ -91,14 +105,37 @@ class Server:
         self._http: HttpServer | None = None
         self._stand_in: StandIn | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
+        self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
-        self._service = ClassifyService(self.repository, image_rows, metrics, settings)
+        limits = CallLimits(settings)
+        self._routes = routes_of(settings, self.repository, metrics.registry)
+        self._shadows = shadows_of(settings, self.repository, metrics.registry)
+        self._service = ClassifyService(
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
+        )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
         self._open_inference = OpenInferenceService(
-            self.repository, image_rows, metrics, settings, registrar, statistics=source.statistics
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            registrar,
+            statistics=source.statistics,
+            control=control or FixedModels(self.repository),
+            limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
         )
+        if settings.triton_metrics:
+            metrics.registry.register(TritonMetrics(metrics))
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
         )
@@ -126,17 +163,19 @@ class Server:
         Raises:
             InputError: the files of TLS are broken.
         """
-        metrics, files = Metrics(), settings.certificate_files
+        metrics, files = Metrics(open_tracer()), settings.certificate_files
         certificates = None if files is None else Certificates(files)
         if certificates is not None:
             show_certificates(certificates, metrics.registry)
-        return cls(settings, PackageModels(folders, settings, metrics), metrics, certificates=certificates)
+        source = PackageModels(folders, settings, metrics)
+        return cls(settings, source, metrics, certificates=certificates, control=source.control)
 
     async def start(self) -> None:
         """Bind, load and warm every model, then accept; return when ready.
 
         Raises:
-            InputError: an address is taken, or a folder is no sound package, or two have the same name.
+            InputError: an address is taken, or a folder is no sound package, or two have the same name; or an alias or
+                a shadow doesn't fit the models.
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
@@ -146,6 +185,10 @@ class Server:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
             await self._source.load(self.repository)
+            models_come = settings.model_control_mode != "none"
+            self._routes.check(models_come=models_come)
+            if self._shadows is not None:
+                self._shadows.check(self._routes, models_come=models_come)
         except BaseException:
             self._living.cancel()
             self.abandon()
@@ -164,6 +207,11 @@ class Server:
         """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
         return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread loads a model, which nothing can interrupt."""
+        return self._source.is_loading
+
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
         self._listeners.abandon()
@@ -171,11 +219,11 @@ class Server:
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
 
-        Health turns NOT_SERVING first. Requests whose images are still being decoded are refused as new ones are.
+        Health turns NOT_SERVING first. Requests whose images are still being decoded are admitted already.
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready = False
+        self.ready, counted = False, self._metrics.requests_by_code()
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -183,9 +231,13 @@ class Server:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 self._service.refuse()
                 self._open_inference.refuse()
-                await self.repository.close()
+                if self._shadows is not None:
+                    await self._shadows.stop()
+                await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
+            if self._metrics.requests_by_code() != counted:
+                await self._refuse_stragglers()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             if self._living is not None:
@@ -199,6 +251,19 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+            if self._metrics.tracer is not None:
+                await asyncio.to_thread(self._metrics.tracer.close)
+
+    async def _refuse_stragglers(self) -> None:
+        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
+
+        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
+        """
+        for _ in range(_MOST_QUIETS):
+            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
+            await asyncio.sleep(_QUIET_S)
+            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
+                return
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -223,7 +288,7 @@ class Server:
         from fuseline.serve.http.http_services import HttpServices
         from fuseline.serve.http.stand_in import StandIn
 
-        settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
+        settings, limits = self._settings, http_limits(self._settings)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
             http_app(
@@ -233,17 +298,19 @@ class Server:
                     self._source.metrics,
                     lambda: self.serves,
                     settings,
+                    self._gate,
                     is_live=lambda: self.liveness.is_live,
+                    tracer=self._metrics.tracer,
                 )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))
         )
         certificates = self._certificates
         tls = None if certificates is None else lambda: certificates.current.context
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
+        self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -252,13 +319,21 @@ class Server:
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
+        if self._gate is None:
+            self._add_services(server)
+        else:
+            guarded = GuardedHandlers(self._gate)
+            self._add_services(guarded)
+            server.add_generic_rpc_handlers((guarded,))
+        return server
+
+    def _add_services(self, server: Any) -> None:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        return server
 
 
 def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
@@ -306,8 +381,9 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
         # The backend may hang in its thread, for which a normal exit would wait.
         os._exit(1)
     _log.info("drained; answers since the start: %s", server.answers())
-    if any(model.has_hung for model in server.repository):
-        # The runtime may be called no more, not even to end.
+    if server.is_loading or any(model.has_hung for model in server.repository):
+        # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
+        # model, whose work nobody wants any more.
         logging.shutdown()
         os._exit(int(lost.done()))
     lost.cancel()

@@ -12,7 +12,7 @@ from fuseline.serve.backends.bound_session import BoundSession
 from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, why_no_graph
 from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu, usable_cpus
-from fuseline.serve.errors import BackendError, BackendUnavailableError
+from fuseline.serve.errors import BackendError, BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import ModelPackage
 
 
@@ -59,9 +59,10 @@ class OnnxRuntimeBackend:
             # the default logger; a final failure is raised.
             ort.set_default_logger_severity(4)
         artifact = onnx_artifact(package, precision, reader="cuda" if cuda else "cpu")
-        path = package.checked_path(artifact)
         try:
-            self._session: Any = open_session(path, threads=threads, cuda=cuda)
+            self._session: Any = open_session(package.read(artifact), threads=threads, cuda=cuda)
+        except FuselineError:
+            raise
         except Exception as error:
             raise BackendError(f"ONNX Runtime {ort.__version__} can't load {artifact.path}: {error}") from error
         if cuda and self._session.get_providers()[0] != "CUDAExecutionProvider":
@@ -73,7 +74,7 @@ class OnnxRuntimeBackend:
         self.precision: str = artifact.precision
         self.buckets = buckets
         self._names = package.manifest.input.name, package.manifest.output_name
-        self._path = path
+        self._package, self._artifact = package, artifact
         self._threads = threads
         self._lanes: Any = None
         self._bound: BoundSession | None = None
@@ -105,7 +106,11 @@ class OnnxRuntimeBackend:
             if self._bound is not None:
                 return tuple(partial(self._checked, lane) for lane in self._bound.open_lanes(count))
             if count:
-                self._lanes = open_session(self._path, threads=max(1, (self._threads or usable_cpus()) - count + 1))
+                # The session keeps none of the graph's bytes, so they are read and checked again.
+                graph = self._package.read(self._artifact)
+                self._lanes = open_session(graph, threads=max(1, (self._threads or usable_cpus()) - count + 1))
+        except FuselineError:
+            raise
         except Exception as error:
             raise BackendError(f"ONNX Runtime can't have {count} batches under way at a time: {error}") from error
         return (partial(self._checked, self._run_lane),) * count
@@ -163,7 +168,12 @@ def open_session(graph: Path | bytes, *, threads: int = 0, cuda: bool = False) -
         options.add_session_config_entry("session.x64quantprecision", "1")
     # TF32, the provider's default, keeps 11 of an FP32 number's 24 bits.
     on_gpu = [("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})] if cuda else []
-    return ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
+    session = ort.InferenceSession(graph, options, providers=[*on_gpu, "CPUExecutionProvider"])
+    if isinstance(graph, bytes):
+        # The session would hold them to load the graph once more, on another provider than it was measured with.
+        session.disable_fallback()
+        session._model_bytes = None
+    return session
 
 
 def graph_runner(graph: bytes) -> Infer:

@@ -60,9 +60,11 @@ class OpenVinoBackend:
         import openvino as ov
 
         artifact = onnx_artifact(package, precision, reader="cpu")
-        path = package.checked_path(artifact)
+        graph = package.read(artifact)
         try:
-            self._graph: Any = _core().read_model(path)
+            self._graph: Any = _core().read_model(graph)
+            # Compiling takes memory enough beside them.
+            del graph
             self._request: Any = _compiled(self._graph, precision, threads=threads).create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO {ov.__version__} can't load {artifact.path}: {error}") from error

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.request_queue import RowsAhead
+from fuseline.serve.batching.row_rate import RowRate
+from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
 PATIENT_SHARE = 0.5
@@ -28,11 +29,11 @@ BUDGET_RECOVERY = 0.02
 BUDGET_SECONDS = 2.0
 """Seconds without a caller who has a deadline after which callers are taken to have any time."""
 
+MOST_STRAY_ROWS = 0.1
+"""Rows a second of one kind of requests below which they are none: a rate decays but is never 0."""
+
 MIXED_SECONDS = 1.0
 """Seconds without a small request that went before rows of a larger one, after which batches may be large again."""
-
-RATE_SECONDS = 0.5
-"""Age at which a count of rows weighs a third in the rate at which rows come."""
 
 DELIVERY_RATE = 0.1
 """Weight of the newest batch in the time that handing answers out takes."""
@@ -94,8 +95,8 @@ class Load(NamedTuple):
     may_probe: bool = False
     """Whether nothing runs or waits, and nothing has for a while: predictions are old then, so a request may be
     admitted to test them."""
-    ahead: RowsAhead | None = None
-    """How many of the waiting rows start before the request's; None: all do."""
+    standing: Standing | None = None
+    """How the request stands towards those that wait; None: all of their rows start before its own."""
 
 
 class Admission:
@@ -116,16 +117,15 @@ class Admission:
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
-        self._unsaturated_rows = policy.small_batch_rows
+        self.small_rows = policy.small_batch_rows
+        """Largest number of rows of a small request, and of a batch while that costs nothing."""
         self.saturated = False
         """Whether more rows come than the backend computes, or did a moment ago."""
         self.mixed = False
         """Whether small requests and larger ones come side by side, or did a moment ago."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
-        self._rows_per_s = 0.0
-        self._counted_from: float | None = None
-        self._counted_rows = 0
+        self._rate, self._passable_rate = RowRate(), RowRate()
         self.margins = Margins()
         self.delivery_seconds = 0.0
         """Seconds from the end of a batch until its answers are handed out."""
@@ -144,10 +144,13 @@ class Admission:
             OverloadedError: there is no room for so many rows, or too many are ahead of them.
             DeadlineError: the deadline has passed or, by the measured time of batches, can't be met by an idle server.
         """
-        first, last = load.ahead or (load.waiting_rows, load.waiting_rows)
-        starts, answered = self.predict(first, rows, load.lane_seconds, ready.seconds, last)
-        if load.waiting_rows + rows > self._max_queue_rows:
-            raise self._too_many(load.waiting_rows, rows, answered)
+        standing = load.standing or Standing(load.waiting_rows, load.waiting_rows)
+        last = standing.last
+        starts, answered = self.predict(standing.first, rows, load.lane_seconds, ready.seconds, last)
+        answered += self._passing_seconds(standing, answered)
+        most_rows = room_for(standing, load.waiting_rows, rows, self._max_queue_rows)
+        if load.waiting_rows + rows > most_rows:
+            raise self._too_many(load.waiting_rows, rows, most_rows, answered)
         if deadline is None:
             if starts - ready.alone_seconds > self._max_queue_seconds:
                 raise OverloadedError(
@@ -196,15 +199,32 @@ class Admission:
             return "time"
         return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
 
-    def _too_many(self, waiting_rows: int, rows: int, answered: float) -> OverloadedError:
-        most = self._max_queue_rows
-        if rows > most:
+    def _passing_seconds(self, standing: Standing, seconds: float) -> float:
+        """Return how much later an answer predicted in `seconds` comes for those who come meanwhile and pass.
+
+        Requests of other kinds and clients are taken to come as they did of late.
+        """
+        row_seconds = self._profile.batch_seconds(self.batch_rows) / self.batch_rows / self._lanes
+
+        def passing(most: int, per_s: float) -> float:
+            if not most or per_s < MOST_STRAY_ROWS:
+                return 0.0
+            return min(float(most), per_s * seconds / (1 - min(per_s * row_seconds, 0.9)))
+
+        all_per_s, passable_per_s = self._rate.per_s, self._passable_rate.per_s
+        kinds = passing(standing.later_of_kinds, all_per_s - passable_per_s if standing.is_passable else passable_per_s)
+        clients = passing(standing.later_of_clients, all_per_s - standing.client_rows_per_s)
+        return row_seconds * max(kinds, clients)
+
+    def _too_many(self, waiting_rows: int, rows: int, most: int, answered: float) -> OverloadedError:
+        if rows > (most_ever := self._max_queue_rows):
             return OverloadedError(
-                f"a request of {rows} rows can never be queued, the queue's limit is {most} rows; send it in parts"
+                f"a request of {rows} rows can never be queued, the queue's limit is {most_ever} rows; send it in parts"
             )
         total = waiting_rows + rows
+        kept = "" if most == most_ever else f", beside {most_ever - most} kept free for others,"
         return OverloadedError(
-            f"{waiting_rows} rows of at most {most} are queued, no room for {rows} more; retry later",
+            f"{waiting_rows} rows of at most {most}{kept} are queued, no room for {rows} more; retry later",
             # Before the first batch was measured nothing is predicted, and 0 stands for that.
             answered * (total - most) / total or None,
         )
@@ -226,7 +246,7 @@ class Admission:
         """
         if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
             return self.batch_rows
-        return min(self.batch_rows, self._unsaturated_rows)
+        return min(self.batch_rows, self.small_rows)
 
     def predict(
         self,
@@ -257,7 +277,7 @@ class Admission:
         last: float = total - batches * size
         if wait and last < size:
             # Rows that come meanwhile share the last batch.
-            last = min(size, last + self._rows_per_s * wait)
+            last = min(size, last + self._rate.per_s * wait)
         seconds = self._seconds_of(last)
         if ready_seconds > wait:
             starts = wait = ready_seconds + (full_seconds / (lanes + 1) if rows_ahead or busy else 0.0)
@@ -278,11 +298,12 @@ class Admission:
         now: float,
         idle_lanes: int = 1,
         passed_at: float = -math.inf,
+        passable_rows: int = 0,
     ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
-        `admitted_rows` is the number of rows that were queued since the start, and `passed_at` is
-        `RequestQueue.passed_at`.
+        `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
+        passable ones; `passed_at` is the queue's.
         """
         self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
@@ -293,12 +314,8 @@ class Admission:
             self._budget = math.inf
         self.batch_rows = self._chosen_rows()
         self.free_rows = self._free_rows()
-        if self._counted_from is None:
-            self._counted_from = now
-        elif (elapsed := now - self._counted_from) > 0:
-            weight = 1 - math.exp(-elapsed / RATE_SECONDS)
-            self._rows_per_s += weight * ((admitted_rows - self._counted_rows) / elapsed - self._rows_per_s)
-            self._counted_from, self._counted_rows = now, admitted_rows
+        self._rate.learn(admitted_rows, now)
+        self._passable_rate.learn(passable_rows, now)
 
     def _chosen_rows(self) -> int:
         """Return the bucket that brings the most answers in time.
@@ -343,13 +360,10 @@ class Admission:
 
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
-        numbers = (
-            float(self.saturated) + 2 * self.mixed,
-            float(self.batch_rows),
-            self._rows_per_s,
-            self.delivery_seconds,
-        )
+        flags = float(self.saturated) + 2.0 * self.mixed
+        rates = (self._rate.per_s, self._passable_rate.per_s)
         alone = [] if self._alone is None else self._alone.table
+        numbers = (flags, float(self.batch_rows), *rates, self.delivery_seconds)
         return [*numbers, *self.margins.learned, *self._profile.table, *alone]
 
     def take_state(self, state: Sequence[float]) -> None:
@@ -358,10 +372,11 @@ class Admission:
             return
         self.saturated, self.mixed = state[0] % 2 == 1, state[0] >= 2
         self.batch_rows = int(state[1])
-        self._rows_per_s, self.delivery_seconds = state[2:4]
-        self.margins.learned = list(state[4 : 4 + HORIZONS])
-        end = 4 + HORIZONS + len(self._buckets)
-        self._profile.table = list(state[4 + HORIZONS : end])
+        self._rate.per_s, self._passable_rate.per_s, self.delivery_seconds = state[2:5]
+        start = 5 + HORIZONS
+        self.margins.learned = list(state[5:start])
+        end = start + len(self._buckets)
+        self._profile.table = list(state[start:end])
         if self._alone is not None:
             self._alone.table = list(state[end : end + len(self._alone.table)])
 

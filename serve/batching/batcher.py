@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
+from fuseline.serve.batching.batch_stats import BatchStats, Misses, stats_of
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread, call_aside
+from fuseline.serve.batching.departure import reason_of
+from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
@@ -50,29 +53,6 @@ DELIVERY_TURNS = 3
 
 SHORTEST_WAIT_SECONDS = 0.0001
 """Precision of timers: no shorter wait is worth setting one."""
-
-
-class BatchStats(NamedTuple):
-    """Statistics of one batch."""
-
-    rows: int
-    """Number of rows before padding."""
-    bucket: int
-    """Number of rows after padding."""
-    queue_ms: float
-    """Time that the oldest request had waited."""
-    compute_ms: float
-    failed: bool
-    """Whether the backend raised, or returned something of another shape."""
-
-
-class Misses(NamedTuple):
-    """How far predictions missed since the batch before."""
-
-    late_seconds: Sequence[float]
-    """Seconds from the predicted time of each answer to when it was handed out; below 0: it came earlier."""
-    dropped: int
-    """Number of requests that left the queue because they could not be answered in time any more."""
 
 
 class Batcher:
@@ -164,6 +144,8 @@ class Batcher:
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
+        # Most rows that the batch may have that was looked at last.
+        self._most_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
@@ -216,6 +198,11 @@ class Batcher:
         return self._queue.rows
 
     @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
+        return self._queue.requests
+
+    @property
     def policy(self) -> BatchPolicy:
         """Policy by which batches are formed."""
         return self._policy
@@ -249,24 +236,31 @@ class Batcher:
         now = self._clock()
         predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
         flow = self._queue.reserve(row_count, caller)
-        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
+        return Reservation(row_count, predicted, on_release=partial(self._release, flow))
 
     def release_rows(self, row_count: int) -> None:
         """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
-        if self._draining and not self._reserved_rows:
+        self._released()
+
+    def _release(self, flow: Flow, row_count: int) -> None:
+        self._queue.release(flow, row_count)
+        self._released()
+
+    def _released(self) -> None:
+        if self._draining:
             # Not before `submit`, which releases a reservation first, has queued its rows.
             asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
-        is free, as `Lane.free_at` says; and `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; the queue's
+        `kinds`; when each lane is free, as `Lane.free_at` says; and `Admission.state`.
         """
         queued, now = self._queue.rows, self._clock()
         ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
+        return [*ahead, self._learned_at(), *self._queue.kinds, *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -355,11 +349,11 @@ class Batcher:
     def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
         """Return what is ahead of a request of so many rows that comes now."""
         waiting = self._queue.waiting_rows + self._reserved_rows
-        ahead = self._queue.ahead(row_count, caller, self._reserved_rows)
+        standing = self._queue.standing(row_count, caller, now, self._reserved_rows)
         if not (running := self.running_rows):
             idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
-            return Load(waiting, 0, self._admission.idle_lanes, idle, ahead)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now), ahead=ahead)
+            return Load(waiting, 0, self._admission.idle_lanes, idle, standing)
+        return Load(waiting, running, seconds_until_free(self._free_at(now), now), standing=standing)
 
     def _running(self) -> list[Batch]:
         """Return the batches that are being computed."""
@@ -417,10 +411,13 @@ class Batcher:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
             queue = self._queue
-            self._admission.begin_batch(queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at)
+            self._admission.begin_batch(
+                queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at, queue.admitted_passable_rows
+            )
             lane, rows = self._next_lane()
             if not rows:
                 return
+            waiting = self._queue.rows
             bucket, late = self._bucket_choice.next_bucket(now, rows, lane.profile)
             for request, finish in late:
                 self._drop(request, finish, now)
@@ -431,6 +428,16 @@ class Batcher:
                 self._wake = loop.call_soon(self._turn)
                 return
             lane.running = batch = self._queue.take_batch(bucket, now)
+            batch.reason = reason_of(
+                len(batch.rows),
+                waiting,
+                self._most_rows,
+                rows,
+                self._bucket_choice.heeded_deadline,
+                self._draining,
+                between_answers,
+                self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
+            )
             if lane is self._alone:
                 self._idle.clear()
             else:
@@ -452,12 +459,17 @@ class Batcher:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
 
+    def _delay_left(self, admitted: float, now: float) -> float:
+        """Return the seconds for which a request of that admission could have waited for a fuller batch."""
+        return admitted + self._max_delay_seconds - now - SHORTEST_WAIT_SECONDS
+
     def _next_lane(self) -> tuple[Lane, int]:
         """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""
         queued, idle = self._queue.rows, len(self._idle)
         if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
+            self._most_rows = self._policy.buckets[-1]
             return self._alone, queued
-        rows = self._admission.next_batch_rows(queued)
+        rows = self._most_rows = self._admission.next_batch_rows(queued)
         if len(self._lanes) > 1:
             running = [len(batch.rows) for batch in self._running()]
             rows = min(rows, rows_to_start(self._policy, queued, idle, running))
@@ -535,9 +547,7 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            queue_ms, compute_ms = 1000 * (batch.started - batch.admitted), 1000 * batch.compute_seconds
-            failed = not isinstance(outcome, np.ndarray)
-            self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
+            self._on_batch(stats_of(batch, -1 if lane is self._alone else self._lanes.index(lane)))
 
     def _join(self, lost: Lane, compute: Infer | None) -> None:
         """Let a lane that was lost work again in a new thread, by `compute` if that is given."""
@@ -578,7 +588,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
+        if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 

@@ -201,14 +201,24 @@ def requests_in_turn(node: Flow) -> Iterator[Any]:
             heapreplace(turns, (tag, order, following, cost, requests))
 
 
-def rows_until(root: Flow, key: FlowKey, own_rows: float) -> float:
-    """Return how many rows start until `own_rows` of the flow `key` have, themselves included.
+class RowsUntil(NamedTuple):
+    """How many rows start until so many of one flow have, themselves included."""
+
+    of_client: float
+    """Rows of its client at its priority."""
+    of_priority: float
+    """Rows of all clients at its priority."""
+    total: float
+
+
+def rows_until(root: Flow, key: FlowKey, own_rows: int) -> RowsUntil:
+    """Return how many rows start until `own_rows` of the flow `key` have, if none come.
 
     Others get no more than their share meanwhile, and no more than they wait for.
     """
     level = root.flows[key.priority]
     client = level.flows.get(key.client)
-    client_rows = own_rows
+    client_rows: float = own_rows
     if client is not None:
         for size, flow in client.flows.items():
             if size != key.size:
@@ -216,4 +226,15 @@ def rows_until(root: Flow, key: FlowKey, own_rows: float) -> float:
     own = 0 if client is None else client.waiting
     level_rows = client_rows + min(level.waiting - own, client_rows * (level.busy - (own > 0)))
     rival = root.flows[3 - key.priority]
-    return level_rows + min(rival.waiting, level_rows * level.cost / rival.cost)
+    return RowsUntil(client_rows, level_rows, level_rows + min(rival.waiting, level_rows * level.cost / rival.cost))
+
+
+def waiting_of(root: Flow, key: FlowKey) -> tuple[int, int]:
+    """Return how many rows wait or are reserved in the flow `key`, and of its client at either priority."""
+    own = of_client = 0
+    for priority, level in root.flows.items():
+        if (client := level.flows.get(key.client)) is not None:
+            of_client += client.waiting
+            if priority == key.priority and (flow := client.flows.get(key.size)) is not None:
+                own = flow.waiting
+    return own, of_client

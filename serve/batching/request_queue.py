@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from fuseline.serve.batching.flows import (
+    BULK_COST,
     Flow,
     FlowKey,
     add_rows,
@@ -17,18 +17,14 @@ from fuseline.serve.batching.flows import (
     rows_until,
     serve,
     size_class,
+    waiting_of,
 )
-from fuseline.serve.batching.requests import ANYONE, Batch, Caller, Request, Row
+from fuseline.serve.batching.requests import ANYONE, BULK, INTERACTIVE, Batch, Caller, Request, Row
+from fuseline.serve.batching.standing import Senders, Standing, WaitingKinds
 from fuseline.serve.errors import DeadlineError
 
-
-class RowsAhead(NamedTuple):
-    """How many rows start before those of a request that comes now."""
-
-    first: int
-    """Number before the first of its rows."""
-    last: int
-    """Number before the last of its rows, its own left out."""
+_MOST_PASSED = {INTERACTIVE: 1, BULK: BULK_COST}
+"""How many rows of other kinds, which never run out of them, start for each row of a flow."""
 
 
 class RequestQueue:
@@ -41,12 +37,16 @@ class RequestQueue:
     __slots__ = (
         "_flow",
         "_key",
+        "_passable_rows",
         "_quantum",
+        "_senders",
         "_small_rows",
         "_tree",
+        "admitted_passable_rows",
         "admitted_rows",
         "earliest_deadline",
         "passed_at",
+        "requests",
         "rows",
     )
 
@@ -61,12 +61,20 @@ class RequestQueue:
         self._tree: Flow | None = None
         self.rows = 0
         """Number of waiting rows of all requests; 0 when there are none."""
+        self.requests = 0
+        """Number of requests with rows that wait."""
         self.admitted_rows = 0
         """Number of rows that were ever added."""
         self.earliest_deadline = math.inf
         """Earliest deadline of all requests. It may lie too early after some have left, never too late."""
         self.passed_at = -math.inf
-        """Time at which a request last came that starts before rows of a larger one, which came earlier."""
+        """Time at which a request last came that passes others: a small, interactive one while larger or bulk ones
+        wait."""
+        self.admitted_passable_rows = 0
+        """Number of rows that the others ever had."""
+        # Number of theirs that wait, while there is a tree.
+        self._passable_rows = 0
+        self._senders = Senders()
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._flow.requests) if self._tree is None else requests_in_turn(self._tree)
@@ -75,6 +83,18 @@ class RequestQueue:
     def waiting_rows(self) -> int:
         """Number of rows that wait or are reserved."""
         return (self._tree or self._flow).waiting
+
+    @property
+    def kinds(self) -> WaitingKinds:
+        """How many rows wait or are reserved, by kind."""
+        if self._tree is None:
+            waiting = self._flow.waiting
+            if not _is_passable(self._key):
+                return WaitingKinds(waiting, 0, 0)
+            return WaitingKinds(0, waiting, 0) if self._key.priority == INTERACTIVE else WaitingKinds(0, 0, waiting)
+        interactive, bulk = self._tree.flows[INTERACTIVE], self._tree.flows[BULK]
+        larger = self._passable_rows - bulk.rows
+        return WaitingKinds(interactive.waiting - larger, larger, bulk.waiting)
 
     @property
     def oldest_admitted(self) -> float:
@@ -91,42 +111,75 @@ class RequestQueue:
         """Release so many rows that `reserve` reserved in `flow`."""
         reserve_rows(flow, -row_count)
 
-    def ahead(self, row_count: int, caller: Caller, unknown_rows: int = 0) -> RowsAhead:
-        """Return how many rows start before those of a request that comes now.
+    def standing(self, row_count: int, caller: Caller, now: float, unknown_rows: int = 0) -> Standing:
+        """Return how a request stands that comes `now`.
 
-        `unknown_rows` are others of which nothing is known but that they are reserved; all of them are taken to.
+        `unknown_rows` are others of which nothing is known but that they are reserved; all of them are taken to start
+        before.
         """
         key, root = self._key_of(row_count, caller), self._tree
+        senders, passable = self._senders, _is_passable(key)
+        clients = senders.note(key.client, now)
         if root is None:
-            if key == self._key or not self._flow.waiting:
-                return RowsAhead(self._flow.waiting + unknown_rows, self._flow.waiting + unknown_rows)
+            waiting = self._flow.waiting
+            if key == self._key or not waiting:
+                ahead = waiting + unknown_rows
+                later = waiting + row_count
+                return Standing(
+                    ahead,
+                    ahead,
+                    later * _MOST_PASSED[key.priority],
+                    later * (clients - 1),
+                    senders.rows_per_s(key.client, now),
+                    waiting,
+                    clients,
+                    key.priority,
+                    passable,
+                )
             root = self._tree = self._branch()
-        client = root.flows[key.priority].flows.get(key.client)
-        flow = None if client is None else client.flows.get(key.size)
-        own = 0 if flow is None else flow.waiting
-        first, last = rows_until(root, key, own), rows_until(root, key, own + row_count) - row_count
-        return RowsAhead(round(first) + unknown_rows, round(last) + unknown_rows)
+        own, of_client = waiting_of(root, key)
+        first, until = rows_until(root, key, own), rows_until(root, key, own + row_count)
+        others = until.of_priority - until.of_client
+        kinds = until.total - others - own - row_count
+        return Standing(
+            round(first.total) + unknown_rows,
+            round(until.total) - row_count + unknown_rows,
+            max(0, (own + row_count) * _MOST_PASSED[key.priority] - round(kinds)),
+            max(0, round(until.of_client) * (clients - 1) - round(others)),
+            senders.rows_per_s(key.client, now),
+            of_client,
+            clients,
+            key.priority,
+            passable,
+        )
 
     def add(self, request: Request) -> None:
         """Put a request behind those of its flow."""
         self.earliest_deadline = min(self.earliest_deadline, request.deadline)
         row_count = request.row_count
         self.rows += row_count
+        self.requests += 1
         self.admitted_rows += row_count
-        flow = self._flow_of(self._key_of(row_count, request.caller))
+        key = self._key_of(row_count, request.caller)
+        flow = self._flow_of(key)
         flow.requests[request] = None
         request.flow = flow
+        if passable := _is_passable(key):
+            self.admitted_passable_rows += row_count
         if self._tree is None:
             flow.rows += row_count
             flow.waiting += row_count
             return
         add_rows(flow, row_count)
-        assert flow.parent is not None
-        if any(other.order > flow.order and other.rows for other in flow.parent.flows.values()):
+        self._senders.count(key.client, row_count, request.admitted)
+        if passable:
+            self._passable_rows += row_count
+        elif self._passable_rows:
             self.passed_at = request.admitted
 
     def _key_of(self, row_count: int, caller: Caller) -> FlowKey:
-        return FlowKey(1 if caller.priority <= 1 else 2, caller.client, size_class(row_count, self._small_rows))
+        priority = INTERACTIVE if caller.priority <= INTERACTIVE else BULK
+        return FlowKey(priority, caller.client, size_class(row_count, self._small_rows))
 
     def _flow_of(self, key: FlowKey) -> Flow:
         """Return the flow of `key`; a second one makes a tree."""
@@ -154,6 +207,7 @@ class RequestQueue:
         flow.rows = flow.waiting = 0
         add_rows(flow, rows)
         reserve_rows(flow, waiting - rows)
+        self._passable_rows = rows if _is_passable(key) else 0
         return root
 
     def remove(self, request: Request) -> None:
@@ -161,9 +215,12 @@ class RequestQueue:
         flow = request.flow
         if flow is not None and request in flow.requests:
             del flow.requests[request]
+            self.requests -= 1
             left = len(request.rows) - request.taken
             self.rows -= left
             add_rows(flow, -left)
+            if self._tree is not None and _is_passable(self._key_of(request.row_count, request.caller)):
+                self._passable_rows -= left
             request.rows = ()
 
     def drop_expired(self, now: float) -> None:
@@ -193,6 +250,7 @@ class RequestQueue:
             room -= len(share)
             if request.taken == len(request.rows):
                 del requests[request]
+                self.requests -= 1
         serve(self._flow, len(rows))
         self.rows -= len(rows)
         if not self.rows:
@@ -213,9 +271,17 @@ class RequestQueue:
             room -= count
             if count == left:
                 del flow.requests[request]
+                self.requests -= 1
             serve(flow, count)
+            if self._passable_rows and _is_passable(self._key_of(request.row_count, request.caller)):
+                self._passable_rows -= count
         if not self.rows:
             self.earliest_deadline = math.inf
         shares = [(request, first, request.taken - first) for request, first in first_rows.items()]
         rows = [row for request, first, count in shares for row in request.rows[first : first + count]]
         return Batch(rows, shares, bucket, now, min(request.admitted for request in first_rows))
+
+
+def _is_passable(key: FlowKey) -> bool:
+    """Return whether small, interactive requests that come later start before such a request's last row."""
+    return key.size > 0 or key.priority != INTERACTIVE

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.protos.classify_pb2 import ClassifyResponse
-from fuseline.serve.errors import FuselineError
+from fuseline.serve.errors import FuselineError, UnknownModelError
 from fuseline.serve.services.statuses import error_from_status
 
 
@@ -36,7 +36,9 @@ class Answer:
     """The answer to one request."""
 
     model: str
+    """Name that was asked for, an alias included; the model's own if none was."""
     model_version: str
+    """Version of the model that answered."""
     results: tuple[ImageAnswer, ...]
     """In the order of the request's images."""
 
@@ -48,6 +50,8 @@ class Answer:
     """Time of the backend's calls for the batches that held the request's images."""
     batch_rows: int
     """Number of images, of all requests, in the largest of those batches."""
+    served_model: str = ""
+    """Name of the model that answered, where an alias was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,16 @@ class StreamAnswer:
     error: FuselineError | None
 
 
-def answer_from_response(response: ClassifyResponse) -> Answer:
-    """Return what the server answered to one request."""
+def answer_from_response(response: ClassifyResponse, version: str = "") -> Answer:
+    """Return what the server answered to one request, which asked for `version`.
+
+    Raises `UnknownModelError` if another version answered: servers before versions could be asked for ignore them.
+    """
+    if version and response.model_version != version:
+        raise UnknownModelError(
+            f"version {version} of {response.model} was asked for and {response.model_version} answered; this server "
+            "can't be asked for versions, so leave it out, or use a newer server"
+        )
     return Answer(
         model=response.model,
         model_version=response.model_version,
@@ -77,14 +89,21 @@ def answer_from_response(response: ClassifyResponse) -> Answer:
         queue_ms=response.timing.queue_ms,
         compute_ms=response.timing.compute_ms,
         batch_rows=response.timing.batch_rows,
+        served_model=response.served_model,
     )
 
 
-def stream_answer_from_response(response: ClassifyResponse) -> StreamAnswer:
-    """Return what the server answered to the request of a stream whose `id` is the image's position."""
+def stream_answer_from_response(response: ClassifyResponse, version: str = "") -> StreamAnswer:
+    """Return what the server answered to the request of a stream whose `id` is the image's position.
+
+    The request asked for `version`; that another one answered is its error.
+    """
     position = int(response.id)
     if not response.HasField("error"):
-        return StreamAnswer(position, answer_from_response(response), None)
+        try:
+            return StreamAnswer(position, answer_from_response(response, version), None)
+        except UnknownModelError as error:
+            return StreamAnswer(position, None, error)
     code = next(code for code in grpc.StatusCode if code.value[0] == response.error.code)
     told = response.error
     retry_after_s = told.retry_after_ms / 1000 or None

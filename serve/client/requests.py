@@ -59,6 +59,7 @@ def draft_request(
     *,
     top_k: int,
     model: str,
+    version: str = "",
     return_logits: bool = False,
     id: str = "",
     priority: str = "",
@@ -68,10 +69,11 @@ def draft_request(
     Raises:
         ImageError: a file can't be read.
         RequestError: `top_k` can't be sent.
-        UnicodeEncodeError: `model` or `priority` can't be sent.
+        UnicodeEncodeError: `model`, `version` or `priority` can't be sent.
     """
     message = ClassifyRequest(
         model=model,
+        model_version=version,
         id=id,
         images=[_message_of(image) for image in images],
         return_logits=return_logits,

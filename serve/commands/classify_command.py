@@ -29,7 +29,7 @@ def classify_files(
 ) -> int:
     """Classify every file, print the answers to stdout and the failures to stderr, and return the exit code.
 
-    `connection` are further arguments of `Client`.
+    `model` is a name, or `NAME:VERSION`; `connection` are further arguments of `Client`.
 
     For a multi-label model a table has `yes` beside labels of probability 0.5 or more. Open assumptions of the model's
     export are written to stderr first; in JSON they are among each image's values, for programs.
@@ -42,8 +42,9 @@ def classify_files(
     files = image_files(paths)
     console = Console(highlight=False)
     exit_code = 0
+    name, _, version = model.partition(":")
     with Client(address, **connection) as client:
-        served = client.model(model)
+        served = client.model(name, version)
         if top_k is None:
             # In a multi-label model more labels may hold than are shown otherwise.
             is_multi_label = served.task == "multi-label"
@@ -59,7 +60,7 @@ def classify_files(
                 "server's log says what each means\n"
             )
         label_width = min(max(map(len, served.labels)), _MAX_LABEL_WIDTH)
-        for item in _in_order(client.classify_stream(files, top_k=requested, model=model)):
+        for item in _in_order(client.classify_stream(files, top_k=requested, model=name, version=version)):
             file = files[item.position]
             predictions = () if item.answer is None else item.answer.results[0].predictions
             if top_k is None:
@@ -132,6 +133,7 @@ def _json_object(
         "image": str(file),
         "model": answer.model,
         "model_version": answer.model_version,
+        **({"served_model": answer.served_model} if answer.served_model else {}),
         **model_facts,
         "predictions": [{"index": p.index, "label": p.label, "probability": p.probability} for p in predictions],
         "timing": {

@@ -13,7 +13,10 @@ from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.model_settings import check_model_settings
+from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.server_log import start_log
 from fuseline.serve.settings import Settings, settings_from_flags
@@ -38,9 +41,9 @@ def _default(field: str) -> Any:
 def serve(
     context: typer.Context,
     packages: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="PACKAGE", help="Model packages that `fuseline export` wrote, or folders of them."),
-    ],
+    ] = None,
     *,
     host: Annotated[str, _option("host", "Address to listen on; 0.0.0.0: every one.")] = _default("host"),
     port: Annotated[int, _option("port", "gRPC; 0: any free one.")] = _default("port"),
@@ -92,6 +95,50 @@ def serve(
     max_images_per_request: Annotated[int, _option("max_images_per_request", "Images of one request.")] = _default(
         "max_images_per_request"
     ),
+    max_image_pixels: Annotated[
+        int, _option("max_image_pixels", "Pixels of one picture; larger ones are refused by their header.")
+    ] = _default("max_image_pixels"),
+    decode_timeout_s: Annotated[
+        float, _option("decode_timeout_s", "How long one picture may take to decode.")
+    ] = _default("decode_timeout_s"),
+    max_requests_per_client: Annotated[
+        int, _option("max_requests_per_client", "Requests of one client under way in a process; more are refused.")
+    ] = _default("max_requests_per_client"),
+    max_streams: Annotated[int, _option("max_streams", "Streams open in a process; more are refused.")] = _default(
+        "max_streams"
+    ),
+    max_calls_per_connection: Annotated[
+        int, _option("max_calls_per_connection", "Calls open on one gRPC connection; more wait on the client's side.")
+    ] = _default("max_calls_per_connection"),
+    max_connections: Annotated[
+        int | None,
+        _option(
+            "max_connections",
+            "Connections of a process, gRPC's on each address and HTTP's; default: half of its file descriptors, over "
+            "HTTP at most 1024.",
+        ),
+    ] = _default("max_connections"),
+    max_header_kb: Annotated[
+        int, _option("max_header_kb", "Largest metadata of a call or head of an HTTP request, in KiB.")
+    ] = _default("max_header_kb"),
+    keepalive_s: Annotated[
+        float,
+        _option("keepalive_s", "Silence of a gRPC client after which it is asked whether it lives; 0: it is not."),
+    ] = _default("keepalive_s"),
+    keepalive_timeout_s: Annotated[
+        float, _option("keepalive_timeout_s", "How long it may take to answer that.")
+    ] = _default("keepalive_timeout_s"),
+    max_connection_age_s: Annotated[
+        float,
+        _option(
+            "max_connection_age_s",
+            "Age at which a connection takes no new request, so that its client connects anew; 0: any age.",
+        ),
+    ] = _default("max_connection_age_s"),
+    max_connection_age_grace_s: Annotated[
+        float,
+        _option("max_connection_age_grace_s", "How long calls of such a connection may last; streams are cut then."),
+    ] = _default("max_connection_age_grace_s"),
     decode_threads: Annotated[
         int | None, _option("decode_threads", "Threads that decode images; default: one for each CPU.")
     ] = None,
@@ -114,6 +161,29 @@ def serve(
             "machine can reach the server.",
         ),
     ] = _default("shared_memory"),
+    alias: Annotated[
+        list[str] | None,
+        _option(
+            "alias",
+            "Another name, NAME=MODEL[:VERSION], or one that splits requests by weights that sum to 1, "
+            "NAME=MODEL:VERSION@WEIGHT,MODEL:VERSION@WEIGHT; may be given several times.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        _option(
+            "shadow",
+            "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
+            "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
+    token_hashes: Annotated[
+        Path | None,
+        _option(
+            "token_hashes",
+            "File of token hashes that `fuseline token new` writes; only calls with one of these tokens are answered.",
+        ),
+    ] = None,
     backend_timeout_s: Annotated[
         float,
         _option(
@@ -124,9 +194,49 @@ def serve(
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
+    log_format: Annotated[str, _option("log_format", "Lines of the log: text, or json, an object each.")] = _default(
+        "log_format"
+    ),
+    triton_metrics: Annotated[
+        bool, _option("triton_metrics", "Show Triton's metrics (nv_inference_…) too, for its dashboards.")
+    ] = _default("triton_metrics"),
     engine_cache: Annotated[
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
+    ] = None,
+    model_repository: Annotated[
+        list[Path] | None,
+        _option(
+            "model_repository",
+            "Folder of models, each a package or a folder of versions such as resnet18/3; may be given several times.",
+        ),
+    ] = None,
+    model_control_mode: Annotated[
+        str,
+        _option(
+            "model_control_mode",
+            "How the repository's models change while the server runs: none, poll (when their folders do), explicit "
+            "(by request).",
+        ),
+    ] = _default("model_control_mode"),
+    repository_poll_secs: Annotated[
+        float, _option("repository_poll_secs", "Seconds between two looks at the repository in the mode poll.")
+    ] = _default("repository_poll_secs"),
+    load_model: Annotated[
+        list[str] | None,
+        _option("load_model", "Model that the mode explicit starts with, or * for all; may be given several times."),
+    ] = None,
+    version_policy: Annotated[
+        list[str] | None,
+        _option(
+            "version_policy",
+            "Versions of the repository's models that are served: [MODEL=]latest:COUNT, all or specific:VERSION,…; "
+            "may be given several times; default: latest:1.",
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        _option("set", "Setting of one model, MODEL.SETTING=VALUE, such as resnet18.max_batch=64; may be repeated."),
     ] = None,
 ) -> None:
     """Serve model packages over gRPC until SIGTERM or Ctrl-C; then answer what was admitted and exit.
@@ -152,46 +262,81 @@ def serve(
         max_delay_ms=max_delay_ms,
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,
+        max_image_pixels=max_image_pixels,
+        decode_timeout_s=decode_timeout_s,
+        max_requests_per_client=max_requests_per_client,
+        max_streams=max_streams,
+        max_calls_per_connection=max_calls_per_connection,
+        max_connections=max_connections,
+        max_header_kb=max_header_kb,
+        keepalive_s=keepalive_s,
+        keepalive_timeout_s=keepalive_timeout_s,
+        max_connection_age_s=max_connection_age_s,
+        max_connection_age_grace_s=max_connection_age_grace_s,
         decode_threads=decode_threads,
         fast_decode=fast_decode,
         threads=threads,
         lanes=lanes,
         workers=workers,
         shared_memory=shared_memory,
+        alias=alias or None,
+        shadow=shadow or None,
+        token_hashes=token_hashes,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
+        log_format=log_format,
+        triton_metrics=triton_metrics,
         engine_cache=engine_cache,
+        model_repository=model_repository or None,
+        model_control_mode=model_control_mode,
+        repository_poll_secs=repository_poll_secs,
+        load_model=load_model or None,
+        version_policy=version_policy or None,
+        set=set or None,
     )
     # By itself gRPC writes a line for each handshake that fails, so that whoever reaches a port fills the log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    start_log()
+    if not packages and not model_repository:
+        raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
+    check_model_settings(settings)
+    start_log(form=settings.log_format)
+    raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
+    if unguarded := settings.unguarded_addresses:
+        warning = (
+            f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
+            "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
+        )
+        _log.warning(warning)
+        typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
-    guard = MemoryGuard(memory_limit_bytes())
+    guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
     guard.start()
     from fuseline.serve.package_folders import package_folders
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
+        lines = []
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
-            typer.echo(
+            lines.append(
                 f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
+        lines += map(str, (*settings.aliases, *settings.shadows))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
-        sys.stdout.flush()
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
+        _say(lines)
 
     if engine_cache is not None:
         from fuseline.serve.backends.engine.cache import check_engine_cache
 
         check_engine_cache(engine_cache)
-    folders = package_folders(packages)
+    folders = package_folders(packages or [])
     if settings.workers > 1:
         from fuseline.serve.workers.supervisor import run_supervisor
 
@@ -199,6 +344,23 @@ def serve(
     from fuseline.serve.server import run_server
 
     raise typer.Exit(run_server(folders, settings, announce))
+
+
+def _say(lines: list[str]) -> None:
+    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
+    try:
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
+        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
+
+
+def _end_for_shortage(message: str) -> None:
+    """End the process as `MemoryGuard` does, with the reason in a log of JSON."""
+    _log.error("%s", message)
+    os._exit(InputError.exit_code)
 
 
 def classify(
@@ -212,7 +374,25 @@ def classify(
         ),
     ] = None,
     address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="The model's name; not needed when the server has only one.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
+        ),
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_FILE",
+            help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
+        ),
+    ] = None,
+    token_in_clear: Annotated[
+        bool,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
+        ),
+    ] = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -225,6 +405,7 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
+    from fuseline.serve.client.client_token import token_in_file
     from fuseline.serve.commands.classify_command import classify_files
 
     raise typer.Exit(
@@ -234,6 +415,8 @@ def classify(
             model=model,
             top_k=top_k,
             as_json=as_json,
+            token=None if token_file is None else token_in_file(token_file),
+            token_in_clear=token_in_clear,
             tls=tls,
             ca=tls_ca,
             cert=tls_cert,

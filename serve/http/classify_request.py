@@ -1,6 +1,6 @@
 """Makes ClassifyRequest of a POST: an image as the body, or files of a form, asked about by query parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -50,8 +50,9 @@ async def classify_request_of(request: Request, *, max_images: int) -> NamedImag
                 "-F image=@cat.jpg"
             )
         images, filenames = [Image(encoded=body)], (None,)
-    message = ClassifyRequest(model=request.path_params.get("model", ""), images=images)
-    _set_parameters(message, parameters, has_model="model" in request.path_params)
+    in_path = request.path_params
+    message = ClassifyRequest(model=in_path.get("model", ""), model_version=in_path.get("version", ""), images=images)
+    _set_parameters(message, parameters, in_path)
     return NamedImages(message, tuple(filenames))
 
 
@@ -95,8 +96,9 @@ async def _form(request: Request, max_images: int) -> tuple[list[Image], Sequenc
     return images, filenames, fields
 
 
-def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, str]], *, has_model: bool) -> None:
-    known = [name for name in PARAMETERS if not (has_model and name == "model")]
+def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, str]], in_path: Container[str]) -> None:
+    """Set `parameters`, but for those that the path has."""
+    known = [name for name in PARAMETERS if name not in in_path]
     seen: set[str] = set()
     for name, value in parameters:
         if name not in known:
@@ -108,6 +110,8 @@ def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, st
             setattr(message, name, _whole_number(name, value))
         elif name == "return_logits":
             message.return_logits = _flag(name, value)
+        elif name == "version":
+            message.model_version = value
         else:
             setattr(message, name, value)
 
@@ -128,7 +132,8 @@ def _flag(name: str, value: str) -> bool:
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
-    "model": ({"type": "string"}, "Name of the model; absent: the only one."),
+    "model": ({"type": "string"}, "Name of the model, or an alias; absent: the only one."),
+    "version": ({"type": "string"}, "Version of the model; absent: the one that is served by default."),
     "top_k": ({"type": "integer", "minimum": 1, "default": 1}, "Number of classes of each image, most probable first."),
     "timeout_ms": (
         {"type": "integer", "minimum": 0},

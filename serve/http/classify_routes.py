@@ -1,6 +1,7 @@
 """Classification of image files over HTTP, as people type it; for programs of Fuseline, its own messages."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ async def _classify(services: HttpServices, request: Request) -> Response:
     service = classify_of(services)
     content_type = request.headers.get("content-type", "")
     if content_type == PROTOBUF_TYPE:
-        message = _message(await request.body(), request.path_params.get("model"))
+        message = _message(await request.body(), request.path_params)
         answer = await service.classify(METHOD, message, call_of_scope(request.scope))
         if isinstance(answer, Status):
             return error_answer(status_now(services, answer))
@@ -47,29 +48,36 @@ async def _classify(services: HttpServices, request: Request) -> Response:
 
 
 async def _models(services: HttpServices, _request: Request) -> Response:
-    return json_answer({"models": classify_of(services).model_names()})
+    service = classify_of(services)
+    aliases = {"aliases": list(service.aliases)} if service.aliases else {}
+    return json_answer({"models": service.model_names()} | aliases)
 
 
 async def _model(services: HttpServices, request: Request) -> Response:
-    description = classify_of(services).describe(request.path_params["model"])
+    in_path = request.path_params
+    description = classify_of(services).describe(in_path["model"], in_path.get("version", ""))
     if request.headers.get("accept") == PROTOBUF_TYPE:
         return Response(description.SerializeToString(), media_type=PROTOBUF_TYPE)
     return json_answer(members_of(description))
 
 
-def _message(body: bytes, model: str | None) -> ClassifyRequest:
+def _message(body: bytes, in_path: Mapping[str, str]) -> ClassifyRequest:
     try:
         message = ClassifyRequest.FromString(body)
     except DecodeError as error:
         raise RequestError(f"the body is no ClassifyRequest of classify.proto, which {PROTOBUF_TYPE} says") from error
-    if model is not None:
-        message.model = model
+    if "model" in in_path:
+        message.model = in_path["model"]
+    if "version" in in_path:
+        message.model_version = in_path["version"]
     return message
 
 
 def _json(answer: ClassifyResponse, named: NamedImages) -> bytes:
     """Return the answer as JSON; its floats are the shortest that FP32 tells apart."""
     members: dict[str, Any] = {"model": answer.model, "model_version": answer.model_version}
+    if answer.served_model:
+        members["served_model"] = answer.served_model
     if answer.id:
         members["id"] = answer.id
     results = ",".join(
@@ -99,6 +107,7 @@ _ANSWER = object_schema(
     {
         "model": {"type": "string"},
         "model_version": {"type": "string"},
+        "served_model": {"type": "string"},
         "id": {"type": "string"},
         "results": array_of(
             object_schema(
@@ -139,10 +148,16 @@ OPERATIONS = (
             json_content(_ANSWER) | binary_content(PROTOBUF_TYPE),
             _TAKES,
             parameters,
+            infers=True,
         )
         for path, summary, parameters in (
             ("/v1/classify", "Classify images by the model that is named, or the only one.", _QUERY),
             ("/v1/models/{model}/classify", "Classify images by this model.", _QUERY[1:]),
+            (
+                "/v1/models/{model}/versions/{version}/classify",
+                "Classify images by this version of the model.",
+                _QUERY[2:],
+            ),
         )
     ),
     Operation(
@@ -150,11 +165,15 @@ OPERATIONS = (
         ("/v1/models",),
         "Names of the served models.",
         answered_by(_models),
-        json_content(object_schema({"models": array_of({"type": "string"})}, required=("models",))),
+        json_content(
+            object_schema(
+                {"models": array_of({"type": "string"}), "aliases": array_of({"type": "string"})}, required=("models",)
+            )
+        ),
     ),
     Operation(
         "GET",
-        ("/v1/models/{model}",),
+        ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"),
         "Description of a model and of the server's limits.",
         answered_by(_model),
         json_content(schema_of(GetModelResponse)) | binary_content(PROTOBUF_TYPE),

@@ -7,16 +7,19 @@ handler gets the body in one message, and a client that goes away while its requ
 
 import asyncio
 import urllib.parse
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fuseline.serve.http.call_of_scope import REQUEST_ID
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.exchange import Exchange, failure
+from fuseline.serve.http.http_gate import identify
 from fuseline.serve.http.refusal import Refusal
 from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
+from fuseline.serve.services.request_ids import REQUEST_ID_KEY, kept_or_made
 
 _SLICE_BYTES = 1024
 """Bytes that are parsed at a time. All requests within one slice are parsed at once, and the shortest ones then take
@@ -28,6 +31,8 @@ _UNSLICED_BYTES = 16_384
 _REFUSED_AT_ONCE = 128
 """Connections beyond the limit that are told so; further ones are only closed."""
 
+_REQUEST_ID_FIELD = REQUEST_ID_KEY.encode()
+
 _UNREADABLE = "this is no valid HTTP/1.1 request"
 
 
@@ -38,7 +43,7 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(group.config, group.state, {})
         self._group = group
         self._limits = group.limits
-        self._since = group.now
+        self._since = self._born = group.now
         self._unsent_since: float | None = None
         self._running: asyncio.Task[None] | None = None
         """Task of the request whose turn it is; None: none is whole."""
@@ -172,6 +177,8 @@ class HttpConnection(HttpToolsProtocol):
         name = name.lower()
         if name in FRAMING_FIELDS:
             self._body.note(name, value)
+        elif name == _REQUEST_ID_FIELD:
+            self.scope[REQUEST_ID] = kept_or_made(value)  # type: ignore[literal-required]
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -190,6 +197,8 @@ class HttpConnection(HttpToolsProtocol):
         self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         self.scope["raw_path"] = url.path
         self.scope["query_string"] = url.query or b""
+        if self._group.gate is not None:
+            identify(self._group.gate, cast("dict[str, Any]", self.scope), self.headers)
         self._body.begin()
         self._in_body = True
         self._since = self._group.now
@@ -226,6 +235,7 @@ class HttpConnection(HttpToolsProtocol):
         exchange.limits = self._limits
         exchange.charge = self._charge
         exchange.is_followed = self._is_followed
+        exchange.is_old = self.is_old
         if self._running is None:
             self._answer(exchange)
         else:
@@ -259,6 +269,10 @@ class HttpConnection(HttpToolsProtocol):
         elif self._unparsed:
             # In a turn of its own, so that other connections have theirs.
             self.loop.call_soon(self._resume)
+
+    def is_old(self) -> bool:
+        """Return whether the connection is to end, so that its client connects anew, maybe to another server."""
+        return 0 < self._limits.age_s <= self._group.now - self._born
 
     def _is_followed(self) -> bool:
         return bool(self.pipeline or self._unparsed)

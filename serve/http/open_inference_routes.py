@@ -34,6 +34,9 @@ BINARY_EXTENSION = "binary_tensor_data"
 _MAX_JSON_BYTES = 2**20
 """Most JSON of a request but for inference."""
 
+_MAX_LOAD_BYTES = 2**26
+"""Most JSON of a request to load a model, which may have files that would override the package's: refused by name."""
+
 
 async def _server_metadata(services: HttpServices, _request: Request) -> Response:
     members = members_of(open_inference_of(services).server_metadata())
@@ -69,11 +72,21 @@ async def _statistics(services: HttpServices, request: Request) -> Response:
 
 
 async def _index(services: HttpServices, request: Request) -> Response:
-    members = await _members(request)
-    ready = members.get("ready", False)
-    if type(ready) is not bool:
-        raise RequestError(f"'ready' is {json_type(ready)}; expected a boolean")
-    return json_answer(members_of(open_inference_of(services).index(ready=ready))["models"])
+    ready = _flag(await _members(request), "ready")
+    return json_answer(members_of(await open_inference_of(services).index(ready=ready))["models"])
+
+
+async def _load(services: HttpServices, request: Request) -> Response:
+    parameters = _parameters(await _members(request, _MAX_LOAD_BYTES))
+    await open_inference_of(services).load(_repository(request), request.path_params["model"], parameters)
+    return Response()
+
+
+async def _unload(services: HttpServices, request: Request) -> Response:
+    dependents = _flag(_parameters(await _members(request)), "unload_dependents")
+    model = request.path_params["model"]
+    await open_inference_of(services).unload(_repository(request), model, unload_dependents=dependents)
+    return Response()
 
 
 async def _system_status(services: HttpServices, request: Request) -> Response:
@@ -162,10 +175,29 @@ def _regions(answer: SystemSharedMemoryStatusResponse | CudaSharedMemoryStatusRe
     return json_answer([members_of(answer.regions[name]) for name in sorted(answer.regions)])
 
 
-async def _members(request: Request) -> dict[str, Any]:
+async def _members(request: Request, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the object that the request's body is; an empty body is an empty one."""
     body = await request.body()
-    return object_from_json(body, _MAX_JSON_BYTES) if body else {}
+    return object_from_json(body, max_bytes) if body else {}
+
+
+def _parameters(members: dict[str, Any]) -> dict[str, Any]:
+    parameters = members.get("parameters", {})
+    if type(parameters) is not dict:
+        raise RequestError(f"'parameters' is {json_type(parameters)}; expected an object")
+    return parameters
+
+
+def _repository(request: Request) -> str:
+    name: str = request.path_params.get("repository", "")
+    return name
+
+
+def _flag(members: dict[str, Any], name: str) -> bool:
+    value = members.get(name, False)
+    if type(value) is not bool:
+        raise RequestError(f"{name!r} is {json_type(value)}; expected a boolean")
+    return value
 
 
 def _text(members: dict[str, Any], name: str) -> str:
@@ -205,6 +237,7 @@ OPERATIONS = (
         json_content({"$ref": "#/components/schemas/InferResponse"}) | binary_content(),
         json_content({"$ref": "#/components/schemas/InferRequest"}) | binary_content(),
         (_HEADER_LENGTH,),
+        infers=True,
     ),
     Operation(
         "GET",
@@ -258,10 +291,25 @@ OPERATIONS = (
         answered_by(_config),
         json_content(schema_of(ModelConfig)),
     ),
+    *(
+        Operation(
+            "POST",
+            (f"/v2/repository/models/{{model}}/{verb}", f"/v2/repository/{{repository}}/models/{{model}}/{verb}"),
+            summary,
+            answered_by(handler),
+            _NO_CONTENT,
+            json_content(object_schema({"parameters": object_schema(parameters)})),
+            needs_body=False,
+        )
+        for verb, summary, handler, parameters in (
+            ("load", "Load a model, or what its folder has now.", _load, _NO_CONTENT),
+            ("unload", "Unload a model.", _unload, {"unload_dependents": {"type": "boolean"}}),
+        )
+    ),
     Operation(
         "POST",
-        ("/v2/repository/index",),
-        "The served models.",
+        ("/v2/repository/index", "/v2/repository/{repository}/index"),
+        "Every version that is known of the models, and its state.",
         answered_by(_index),
         json_content(array_of(schema_of(RepositoryIndexResponse.ModelIndex))),
         json_content(object_schema({"ready": {"type": "boolean"}})),

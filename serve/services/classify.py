@@ -9,7 +9,10 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetM
 from fuseline.protos.classify_pb2_grpc import ClassifierServicer
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Routes
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
@@ -31,12 +34,20 @@ class ClassifyService(ClassifierServicer):
         metrics: Metrics,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        limits: CallLimits | None = None,
+        routes: Routes | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
-        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are."""
-        self._repository = repository
+        """Answer from `repository`. `clock` is the batchers' own, on which deadlines are.
+
+        `limits` is as for `InferenceCalls`. `routes` are to models of `repository`; None: there are no aliases.
+        `shadows` sample the requests.
+        """
+        self._routes = Routes(repository) if routes is None else routes
         self._settings = settings
-        self._codec = ClassifyCodec(repository, image_rows)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._codec = ClassifyCodec(self._routes.finder, image_rows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]
@@ -64,15 +75,27 @@ class ClassifyService(ClassifierServicer):
         self, request: GetModelRequest, context: ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe one model, and the limits of this server."""
-        return await answer_or_abort(context, lambda: self.describe(request.model))
+        return await answer_or_abort(context, lambda: self.describe(request.model, request.version))
 
-    def describe(self, name: str) -> GetModelResponse:
-        """Describe the model called `name`, or the only one, and the server's limits. Raises `UnknownModelError`."""
-        return response_from_model(self._repository.find(name), self._settings)
+    def describe(self, name: str, version: str = "") -> GetModelResponse:
+        """Describe a model, or the only one, and the server's limits; an alias by its first target that is served.
+
+        Raises `UnknownModelError`.
+        """
+        model = self._routes.first(name, version)
+        described = response_from_model(model, self._settings)
+        if name not in {"", model.name}:
+            described.name, described.served_model = name, model.name
+        return described
 
     def model_names(self) -> list[str]:
         """Return the names of the served models."""
-        return [model.name for model in self._repository]
+        return list(dict.fromkeys(model.name for model in self._routes))
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Names that lead to served models."""
+        return self._routes.aliases
 
     def refuse(self) -> None:
         """Refuse new calls from now on, and read no further from streams."""

@@ -4,7 +4,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Stre
 from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.errors import BackendError, RequestError
 from fuseline.serve.model import Model
-from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Finder
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.priority import priority_from_text
@@ -15,8 +15,8 @@ from fuseline.serve.services.top_k import RankedBatch
 class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
     """From images to classes and their probabilities."""
 
-    def __init__(self, repository: Repository, image_rows: ImageRows) -> None:
-        self._repository = repository
+    def __init__(self, models: Finder, image_rows: ImageRows) -> None:
+        self._models = models
         self._image_rows = image_rows
         self._ranked: RankedBatch | None = None
 
@@ -24,13 +24,17 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         """Return the request's `timeout_ms` in seconds; None where it is absent or 0."""
         return request.timeout_ms / 1000 or None
 
+    def model_name(self, request: ClassifyRequest) -> str:
+        """See `Codec.model_name`."""
+        return request.model
+
     def priority(self, request: ClassifyRequest) -> int:
         """Return the level that the request's `priority` names; 0 where it is absent. Raises `RequestError`."""
         return priority_from_text(request.priority) if request.priority else 0
 
     def find(self, request: ClassifyRequest) -> Model:
-        """Return the model that the request names, or the only one."""
-        return self._repository.find(request.model)
+        """Return the model that the request names, or the only one, by `Finder.find`."""
+        return self._models.find(request.model, request.model_version)
 
     def rows(self, request: ClassifyRequest, model: Model) -> list[Row] | Decode:
         """Check `top_k` and the images, and return the rows or what decodes them. Raises `RequestError`."""
@@ -52,7 +56,10 @@ class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
         if not ranked.is_finite(first_row, rows):
             raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
         manifest = model.manifest
-        response = ClassifyResponse(model=manifest.name, model_version=model.version, id=request.id)
+        name = request.model or model.name
+        response = ClassifyResponse(model=name, model_version=model.version, id=request.id)
+        if name != model.name:
+            response.served_model = model.name
         timing = response.timing
         timing.preprocess_ms = preprocess_s * 1000
         timing.queue_ms = batched.queue_ms
@@ -75,6 +82,7 @@ def stream_message(request: ClassifyRequest, answer: ClassifyResponse | Status) 
         return answer
     return ClassifyResponse(
         model=request.model,
+        model_version=request.model_version,
         id=request.id,
         error=StreamError(
             code=answer.code.value[0],

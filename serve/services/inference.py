@@ -18,7 +18,10 @@ from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.routing.shadows import Decode as ShadowDecode
+from fuseline.serve.routing.shadows import Sample, Shadows
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status, status_from_error
 
@@ -45,6 +48,10 @@ class Codec(ABC, Generic[RequestT, AnswerT]):
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
         """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""
+
+    @abstractmethod
+    def model_name(self, request: RequestT) -> str:
+        """Return the name of the model, or the alias, that `request` asks for; empty: the only model."""
 
     @abstractmethod
     def priority(self, request: RequestT) -> int:
@@ -88,10 +95,14 @@ class Inference(Generic[RequestT, AnswerT]):
         "_clock",
         "_code",
         "_codec",
+        "_is_under_way",
+        "_limits",
         "_method",
         "_metrics",
         "_outputs",
         "_preprocess_s",
+        "_sample",
+        "_shadows",
         "_started",
         "answer",
         "has_timeout",
@@ -107,15 +118,22 @@ class Inference(Generic[RequestT, AnswerT]):
         call: CallContext,
         metrics: Metrics,
         clock: Callable[[], float],
+        limits: CallLimits,
+        shadows: Shadows | None = None,
     ) -> None:
         """Begin with a `request` that has just come.
 
-        It is counted under `method`; `call` is what is known of its call, whose deadline is on `clock`.
+        It is counted under `method`, and in `limits` until `count` or `abandon`; `call` is what is known of its call,
+        whose deadline is on `clock`. `shadows` compute it too, where they sample it.
         """
         self._method = method
         self._codec = codec
         self._metrics = metrics
         self._clock = clock
+        self._limits = limits
+        self._is_under_way = False
+        self._shadows = shadows
+        self._sample: Sample | None = None
         self._started = clock()
         self._preprocess_s = 0.0
         self._outputs: Any = None
@@ -146,8 +164,10 @@ class Inference(Generic[RequestT, AnswerT]):
         """Check the request and hand it to its model's batcher.
 
         For rows the result is the batcher's own future, which costs no task; for images to decode first, a coroutine.
-        Raises what `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
+        Raises what `CallLimits.begin`, `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
         """
+        self._limits.begin(self._call.caller.client)
+        self._is_under_way = True
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
@@ -155,9 +175,28 @@ class Inference(Generic[RequestT, AnswerT]):
             priority_from_text(self._call.priority) if self._call.priority else 0
         ):
             self._call = self._call._replace(caller=self._call.caller._replace(priority=level))
+        if self._shadows is not None:
+            self._sample = self._sampled(self._shadows, model)
         if isinstance(rows, list):
-            return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            if self._sample is not None:
+                self._sample.take(rows)
+            pending = model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            if self._call.trace is not None:
+                self._call.trace.submitted(pending)
+            return pending
         return self._decoded(model, rows)
+
+    def _sampled(self, shadows: Shadows, model: Model) -> Sample | None:
+        """Return the sample if a shadow computes the request too."""
+        sample = shadows.sample(self._codec.model_name(self.request) or model.name, model)
+        if sample is None:
+            return None
+
+        def rows_of(shadow: Model) -> list[Row] | ShadowDecode:
+            made = self._codec.rows(self.request, shadow)
+            return made if isinstance(made, list) else lambda caller: made(CallContext(caller=caller))
+
+        return sample if shadows.prepare(sample, rows_of) else None
 
     async def _decoded(self, model: Model, decode: Decode) -> BatchedRows:
         begun = time.monotonic()
@@ -170,10 +209,17 @@ class Inference(Generic[RequestT, AnswerT]):
                 raise
             return await self.submit()
         self._preprocess_s = time.monotonic() - begun
-        self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(
+        if self._sample is not None:
+            self._sample.take(rows)
+        exemplar = self._call.exemplar if self._call.request_id else None
+        self._metrics.count_preprocess(model.name, self._preprocess_s, exemplar)
+        pending = model.batcher.submit(
             rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
         )
+        if self._call.trace is not None:
+            self._call.trace.decoded(self._preprocess_s)
+            self._call.trace.submitted(pending)
+        return await pending
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer from the batcher's. Raises what `Codec.answer` raises."""
@@ -181,26 +227,39 @@ class Inference(Generic[RequestT, AnswerT]):
         self.answer = self._codec.answer(self.request, self.model, batched, self._preprocess_s, self._outputs)
         self._batched = batched
         self._code = StatusCode.OK
+        if self._sample is not None:
+            self._sample.answered(batched)
 
     def fail(self, error: BaseException) -> None:
         """Make the answer from `error`."""
-        self.answer = status = status_from_error(error)
+        self.answer = status = status_from_error(error, self._call.request_id)
         self._code = status.code
 
     def count(self) -> None:
         """Count the request under its answer's status, with the time from its arrival until now."""
+        if self._is_under_way:
+            self._limits.end(self._call.caller.client)
+            self._is_under_way = False
+        name = "" if self.model is None else self.model.name
+        call, code, seconds = self._call, self._code.name, self._clock() - self._started
         if _log.isEnabledFor(logging.DEBUG):
-            taken_ms = 1000 * (self._clock() - self._started)
-            name = "no model" if self.model is None else self.model.name
-            _log.debug("%s of %s: %s in %.3f ms", self._method, name, self._code.name, taken_ms)
+            _log.debug(
+                "%s of %s: %s in %.3f ms",
+                self._method,
+                name or "no model",
+                code,
+                1000 * seconds,
+                extra={
+                    "request_id": call.request_id,
+                    "fields": {"method": self._method, "model": name, "code": code, "ms": round(1000 * seconds, 3)},
+                },
+            )
+        version = "" if self.model is None else self.model.version
         self._metrics.count_request(
-            self._method,
-            "" if self.model is None else self.model.name,
-            self._code.name,
-            self._clock() - self._started,
-            self._batched,
-            "" if self.model is None else self.model.version,
+            self._method, name, code, seconds, self._batched, version, call.exemplar if call.request_id else None
         )
+        if call.trace is not None:
+            call.trace.end(self._code, name, self._batched)
 
     def abandon(self) -> None:
         """Count the request as CANCELLED: nobody takes its answer."""

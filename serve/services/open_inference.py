@@ -1,7 +1,8 @@
 """inference.GRPCInferenceService: the Open Inference Protocol, as KServe and Triton speak it."""
 
+import reprlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from grpc.aio import ServicerContext
@@ -23,6 +24,10 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStreamInferResponse,
     RepositoryIndexRequest,
     RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
     ServerLiveRequest,
     ServerLiveResponse,
     ServerMetadataRequest,
@@ -32,17 +37,22 @@ from fuseline.protos.open_inference_pb2 import (
     TraceSettingRequest,
     TraceSettingResponse,
 )
-from fuseline.serve.errors import UnknownModelError
+from fuseline.serve.errors import RequestError, UnknownModelError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
+from fuseline.serve.model_control.control import ModelControl, ModelState
+from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Routes
+from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
 from fuseline.serve.services.open_inference_codec import OpenInferenceCodec, stream_message
-from fuseline.serve.services.open_inference_config import config_of, metadata_of, statistics_of
+from fuseline.serve.services.open_inference_config import alias_index, config_of, metadata_of, statistics_of
 from fuseline.serve.services.open_inference_memory import SharedMemoryMethods
 from fuseline.serve.services.open_inference_settings import (
     LogValue,
@@ -61,6 +71,7 @@ EXTENSIONS = (
     "classification",
     "logging",
     "model_configuration",
+    "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",
@@ -83,22 +94,31 @@ class OpenInferenceService(SharedMemoryMethods):
         registrar: Registrar,
         clock: Callable[[], float] = time.monotonic,
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
+        control: ModelControl | None = None,
+        *,
+        limits: CallLimits | None = None,
+        routes: Routes | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
-        `statistics` reads them by model name; None: they are those of `metrics`.
+        `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
+        models; None: they stay as they are. `limits` is as for `InferenceCalls`. `routes` are to models of
+        `repository`; None: there are no aliases. `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
         self._metrics = metrics
         self._settings = settings
         self._read_statistics = statistics
+        self._control = control or FixedModels(repository)
         self.has_backend = True
         """Whether a backend computes the models now; if not, no model is ready."""
         self.is_live: Callable[[], bool] = lambda: True
         """Returns whether progress is made, or else the server is to be started again."""
-        self._codec = OpenInferenceCodec(repository, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock)
+        self._routes = Routes(repository) if routes is None else routes
+        self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     @property
     def ready(self) -> bool:
@@ -119,31 +139,63 @@ class OpenInferenceService(SharedMemoryMethods):
         return ServerMetadataResponse(name="fuseline", version=version("fuseline"), extensions=extensions)
 
     def metadata(self, name: str, version: str) -> ModelMetadataResponse:
-        """Return a model's tensors. Raises `UnknownModelError`."""
-        return metadata_of(self._find(name, version))
+        """Return a model's tensors; of an alias those of its targets. Raises `UnknownModelError`."""
+        model = self._find(name, version)
+        described = metadata_of(model, self._routes.versions(name or model.name))
+        if name in self._routes.aliases:
+            described.name = name
+        return described
 
     def config(self, name: str, version: str) -> ModelConfig:
-        """Return a model's configuration. Raises `UnknownModelError`."""
-        return config_of(self._find(name, version), self._settings)
+        """Return a model's configuration; of an alias that of its first target. Raises `UnknownModelError`."""
+        config = config_of(self._find(name, version), self._settings)
+        if name in self._routes.aliases:
+            config.name = name
+        return config
 
     async def statistics(self, name: str, version: str) -> ModelStatisticsResponse:
-        """Return the statistics of a model, or, for an empty name, of each. Raises `UnknownModelError`."""
-        models = [self._find(name, version)] if name else self._repository
-        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        return ModelStatisticsResponse(
-            model_stats=[statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
-        )
+        """Return the statistics of a version; for an empty one of all, for an empty name of all models.
 
-    def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return the names of the served models; with `ready`, only of those that take requests now."""
-        state = "READY" if self.ready else "UNAVAILABLE"
-        return RepositoryIndexResponse(
-            models=[
-                RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state)
-                for model in self._repository
-                if self.ready or not ready
-            ]
-        )
+        Those of an alias are its targets', which count what was answered under any name. They have the alias's name, by
+        which clients look for them.
+
+        Raises `UnknownModelError`.
+        """
+        models = self._routes.served(name, version) if name else list(self._repository)
+        counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
+        all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        if name in self._routes.aliases:
+            for statistics in all_statistics:
+                statistics.name = name
+        return ModelStatisticsResponse(model_stats=all_statistics)
+
+    async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
+        """Return every version that is known and its state, then the aliases; with `ready`, only what takes requests now."""
+        lines = await self._control.index(ready=ready)
+        if not self.ready:
+            down = {ModelState.READY: ModelState.UNAVAILABLE}
+            lines = [] if ready else [line._replace(state=down.get(line.state, line.state)) for line in lines]
+        models = [
+            RepositoryIndexResponse.ModelIndex(
+                name=line.name, version=line.version, state=line.state.value, reason=line.reason
+            )
+            for line in lines
+        ]
+        aliases = alias_index(self._routes.entries(), is_ready=self.ready)
+        return RepositoryIndexResponse(models=[*models, *(row for row in aliases if row.state == "READY" or not ready)])
+
+    async def load(self, repository: str, name: str, parameters: Collection[str]) -> None:
+        """Load a model, or what its folder has now; `parameters` are the names of those of the request.
+
+        Raises what `ModelControl.load` does.
+        """
+        _check_repository(repository)
+        await self._control.load(name, dict.fromkeys(parameters, ""))
+
+    async def unload(self, repository: str, name: str, *, unload_dependents: bool = False) -> None:
+        """Unload a model. Raises what `ModelControl.unload` does."""
+        _check_repository(repository)
+        await self._control.unload(name, unload_dependents=unload_dependents)
 
     def trace_settings(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return the trace settings of a model or, for an empty name, of the server; `settings` are to be changed.
@@ -170,28 +222,30 @@ class OpenInferenceService(SharedMemoryMethods):
         return await self._calls.run(method, self._codec, request, call)
 
     async def ServerLive(  # noqa: N802
-        self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
+        self, _request: ServerLiveRequest, context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
         """Answer `is_live`."""
-        return ServerLiveResponse(live=self.is_live())
+        return await answer_or_abort(context, lambda: ServerLiveResponse(live=self.is_live()))
 
     async def ServerReady(  # noqa: N802
-        self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
+        self, _request: ServerReadyRequest, context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
         """Answer `ready`."""
-        return ServerReadyResponse(ready=self.ready)
+        return await answer_or_abort(context, lambda: ServerReadyResponse(ready=self.ready))
 
     async def ServerMetadata(  # noqa: N802
-        self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
+        self, _request: ServerMetadataRequest, context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
         """Answer `server_metadata`."""
-        return self.server_metadata()
+        return await answer_or_abort(context, self.server_metadata)
 
     async def ModelReady(  # noqa: N802
-        self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
+        self, request: ModelReadyRequest, context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
         """Answer `model_ready`."""
-        return ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        return await answer_or_abort(
+            context, lambda: ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        )
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]
@@ -216,10 +270,31 @@ class OpenInferenceService(SharedMemoryMethods):
     async def RepositoryIndex(  # noqa: N802
         self,
         request: RepositoryIndexRequest,
-        _context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
+        context: ServicerContext[RepositoryIndexRequest, RepositoryIndexResponse],
     ) -> RepositoryIndexResponse:
         """Answer `index`."""
-        return self.index(ready=request.ready)
+        return await await_or_abort(context, self.index(ready=request.ready))
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self,
+        request: RepositoryModelLoadRequest,
+        context: ServicerContext[RepositoryModelLoadRequest, RepositoryModelLoadResponse],
+    ) -> RepositoryModelLoadResponse:
+        """Answer `load`."""
+        await await_or_abort(context, self.load(request.repository_name, request.model_name, request.parameters.keys()))
+        return RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self,
+        request: RepositoryModelUnloadRequest,
+        context: ServicerContext[RepositoryModelUnloadRequest, RepositoryModelUnloadResponse],
+    ) -> RepositoryModelUnloadResponse:
+        """Answer `unload`."""
+        dependents = request.parameters["unload_dependents"].bool_param if request.parameters else False
+        await await_or_abort(
+            context, self.unload(request.repository_name, request.model_name, unload_dependents=dependents)
+        )
+        return RepositoryModelUnloadResponse()
 
     async def TraceSetting(  # noqa: N802
         self, request: TraceSettingRequest, context: ServicerContext[TraceSettingRequest, TraceSettingResponse]
@@ -262,4 +337,11 @@ class OpenInferenceService(SharedMemoryMethods):
         await self._calls.idle()
 
     def _find(self, name: str, version: str) -> Model:
-        return self._repository.find(name, version)
+        return self._routes.first(name, version)
+
+
+def _check_repository(repository: str) -> None:
+    if repository:
+        raise RequestError(
+            f"there is no choice between repositories here, but {reprlib.repr(repository)} was named; leave it empty"
+        )

@@ -6,7 +6,7 @@ from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelInferResp
 from fuseline.serve.batching.batcher import BatchedRows, Row
 from fuseline.serve.errors import BackendError, RequestError
 from fuseline.serve.model import Model
-from fuseline.serve.repository import Repository
+from fuseline.serve.routing.routes import Finder
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference import Codec, Decode
 from fuseline.serve.services.open_inference_inputs import OpenInferenceInputs
@@ -17,6 +17,9 @@ from fuseline.serve.services.statuses import Status
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 
+SERVED_MODEL = "served_model"
+"""Parameter of a response to a request for an alias: the name of the model that answered."""
+
 _FINAL = "triton_final_response"
 
 
@@ -26,10 +29,8 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
     Of a request's parameters `timeout` and `priority` have an effect.
     """
 
-    def __init__(
-        self, repository: Repository, image_rows: ImageRows, regions: SharedMemoryRegions, settings: Settings
-    ) -> None:
-        self._repository = repository
+    def __init__(self, models: Finder, image_rows: ImageRows, regions: SharedMemoryRegions, settings: Settings) -> None:
+        self._models = models
         self._image_rows = image_rows
         self._regions = regions
         self._inputs = OpenInferenceInputs(
@@ -40,13 +41,17 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
         """Return the parameter `timeout`, microseconds as Triton has it, in seconds; None where it is absent or 0."""
         return timeout_s(request)
 
+    def model_name(self, request: ModelInferRequest) -> str:
+        """See `Codec.model_name`."""
+        return request.model_name
+
     def priority(self, request: ModelInferRequest) -> int:
         """Return the level of the parameter `priority`; 0 where it is absent."""
         return priority_parameter(request) if request.parameters else 0
 
     def find(self, request: ModelInferRequest) -> Model:
-        """Return the model that the request names, by `Repository.find`."""
-        return self._repository.find(request.model_name, request.model_version)
+        """Return the model that the request names, by `Finder.find`."""
+        return self._models.find(request.model_name, request.model_version)
 
     def rows(self, request: ModelInferRequest, model: Model) -> list[Row] | Decode:
         """Check the parameters and the input, and return the rows or what decodes them. Raises `RequestError`."""
@@ -83,8 +88,11 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
                     f"{model.backend.precision}; send normalised pixels, (pixel / 255 - mean) / std"
                 )
             raise BackendError(f"{model.name} on {model.backend.name} answered logits that are not finite")
-        response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+        name = request.model_name or model.name
+        response = ModelInferResponse(model_name=name, model_version=model.version, id=request.id)
         parameters = response.parameters
+        if name != model.name:
+            parameters[SERVED_MODEL].string_param = model.name
         parameters["preprocess_ms"].double_param = preprocess_s * 1000
         parameters["queue_ms"].double_param = batched.queue_ms
         parameters["compute_ms"].double_param = batched.compute_ms

@@ -1,4 +1,6 @@
-"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics."""
+"""A model in the Open Inference Protocol: its metadata, its configuration as Triton has it, its statistics, aliases."""
+
+from collections.abc import Iterable, Sequence
 
 from fuseline.protos.open_inference_pb2 import (
     TYPE_FP32,
@@ -15,6 +17,7 @@ from fuseline.protos.open_inference_pb2 import (
     ModelStatistics,
     ModelTransactionPolicy,
     ModelVersionPolicy,
+    RepositoryIndexResponse,
     StatisticDuration,
 )
 from fuseline.serve.backends.registry import backend_entry
@@ -22,6 +25,8 @@ from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import MANIFEST_NAME
+from fuseline.serve.model_settings import settings_of_model
+from fuseline.serve.routing.routes import AliasEntry
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.services.priority import PRIORITY_LEVELS
 from fuseline.serve.settings import Settings
@@ -29,13 +34,13 @@ from fuseline.serve.settings import Settings
 _LARGEST_UINT32 = 2**32 - 1
 
 
-def metadata_of(model: Model) -> ModelMetadataResponse:
-    """Return the tensors of `model`; in their shapes -1 stands for the number of images."""
+def metadata_of(model: Model, versions: Sequence[str]) -> ModelMetadataResponse:
+    """Return the tensors of `model`, and the served `versions`; in shapes -1 stands for the number of images."""
     manifest = model.manifest
     tensor = ModelMetadataResponse.TensorMetadata
     return ModelMetadataResponse(
         name=manifest.name,
-        versions=[model.version],
+        versions=versions,
         platform=_platform(model),
         inputs=[tensor(name=manifest.input.name, datatype=manifest.input.datatype, shape=(-1, *model.row_shape))],
         outputs=[tensor(name=manifest.output_name, datatype=OUTPUT_DATATYPE, shape=(-1, manifest.classes))],
@@ -49,6 +54,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
     batches that are formed. The instances are the model's lanes.
     """
     manifest = model.manifest
+    settings = settings_of_model(settings, manifest)
     return ModelConfig(
         name=manifest.name,
         platform=_platform(model),
@@ -118,6 +124,22 @@ def statistics_of(model: Model, statistics: InferenceStatistics) -> ModelStatist
             for rows, compute in sorted(statistics.compute_by_batch_rows.items())
         ],
     )
+
+
+def alias_index(entries: Iterable[AliasEntry], *, is_ready: bool) -> list[RepositoryIndexResponse.ModelIndex]:
+    """Return a row for each target of each alias; `is_ready` says whether the server takes requests."""
+    rows = []
+    for alias, target, weight, model in entries:
+        share = "" if weight == 1 else f", {weight:.4g} of the requests"
+        rows.append(
+            RepositoryIndexResponse.ModelIndex(
+                name=alias,
+                version=target.version if model is None else model.version,
+                state="READY" if is_ready and model is not None else "UNAVAILABLE",
+                reason=f"alias of {target}{share}{'' if model is not None else '; it takes no requests now'}",
+            )
+        )
+    return rows
 
 
 def _instances(model: Model) -> ModelInstanceGroup:

@@ -51,13 +51,10 @@ class BackendLink:
     then are answered by it.
     """
 
-    def __init__(
-        self, address: Path, repository: Repository, on_gone: Callable[[Model], None] = lambda _: None
-    ) -> None:
-        """`on_gone` is called with each model that went, once nothing needs it any more."""
+    def __init__(self, address: Path, repository: Repository) -> None:
+        """Begin without a connection. `address` is that of the socket on which the backend accepts workers."""
         self._address = address
         self._repository = repository
-        self._on_gone = on_gone
         self._memory = WorkerMemory()
         # By their number in the backend process that is connected, or was last.
         self._linked: dict[int, _LinkedModel] = {}
@@ -158,7 +155,6 @@ class BackendLink:
 
     def _release(self, linked: _LinkedModel) -> None:
         linked.batcher.disconnect()
-        self._on_gone(linked.model)
         self._start(self._memory.give_back(linked.offset))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

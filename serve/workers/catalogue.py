@@ -1,5 +1,6 @@
 """What the backend process tells its workers of the models that it serves."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class ServedModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path
+    """Folder of the package, for people: what JSON can't hold of its path is replaced."""
     manifest: Manifest
     backend: BackendFacts
     backend_reason: str
@@ -67,7 +69,7 @@ class Catalogue(BaseModel):
 def served_model(model: Model, batcher: Batcher) -> ServedModel:
     """Return what workers have to know about `model` and its batcher."""
     return ServedModel(
-        folder=model.package.folder,
+        folder=Path(os.fsencode(model.package.folder).decode(errors="replace")),
         manifest=model.manifest,
         backend=model.backend,
         backend_reason=model.backend_reason,

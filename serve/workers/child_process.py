@@ -43,6 +43,9 @@ class ProcessConfig(BaseModel):
     """Descriptor of a pipe that ends when the supervisor does."""
     listener_file: int | None = None
     """Descriptor of the listening socket of `link_folder`, for the backend."""
+    wanted: tuple[str, ...] | None = None
+    """Names of the models that were loaded by request before the backend process was started again; None: it is started
+    for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
     certificate_copy: tuple[int, ...] = ()
@@ -67,7 +70,7 @@ def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
-    start_log(config.title)
+    start_log(config.title, config.settings.log_format)
     run_event_loop(_run(work, config))
 
 

@@ -12,13 +12,14 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import listening_for_http
 from fuseline.serve.http.app import http_app
 from fuseline.serve.http.http_limits import http_limits
 from fuseline.serve.http.http_server import HttpServer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.reports import metrics_text
+from fuseline.serve.workers.reports import report_text
 from fuseline.serve.workers.supervised import SupervisedProcess
 from fuseline.serve.workers.totals import Totals
 
@@ -43,15 +44,16 @@ class HttpFront:
         `tls` is that of `HttpServer`.
 
         Raises:
-            InputError: the port can't be bound.
+            InputError: the port can't be bound, or the file of token hashes can't be taken.
         """
         self._totals = totals
         self._taking = taking
         self._hangs = False
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, is_live=is_live))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), tls=tls)
+        gate = None if settings.token_hashes is None else Gate(settings.token_hashes)
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate, is_live))
+        self._server = HttpServer(app, self._listener, http_limits(settings), gate=gate, tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -90,8 +92,8 @@ class HttpFront:
                     self._hangs = bool(workers) and not await self._totals.any_answers(workers)
                     self.adapt()
 
-    async def _metrics(self) -> bytes:
-        return metrics_text(await self._totals.read())
+    async def _metrics(self, *, open_metrics: bool = False) -> bytes:
+        return report_text(await self._totals.read(), open_metrics=open_metrics)
 
 
 async def _readable(file: socket.socket) -> None:

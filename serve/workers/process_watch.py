@@ -12,6 +12,9 @@ _PING_S = 0.5
 SILENT_SHARE = 0.25
 """Share of the time after which a silent process is ended from which on health says that it computes nothing."""
 
+_LEAST_SILENT_S = 4 * _PING_S
+"""Shortest silence that tells anything: pings and answers take their turn behind other work."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,8 @@ class ProcessWatch:
         self._processes = processes
         self._backend = backend
         self._timeout_s = timeout_s
+        self._silent_after_s = max(SILENT_SHARE * timeout_s, _LEAST_SILENT_S)
+        self._hangs_after_s = max(timeout_s, 2 * _LEAST_SILENT_S)
         self._on_change = on_change
         self._awake_since = 0.0
         self.answers = True
@@ -58,11 +63,11 @@ class ProcessWatch:
             if process.ready is None:
                 continue
             process.ping()
-            if self._silent_s(process, now) > self._timeout_s:
+            if self._silent_s(process, now) > self._hangs_after_s:
                 hanging.append(process)
         backend = self._backend()
         silent_s = 0.0 if backend is None or backend.ready is None else self._silent_s(backend, now)
-        state = silent_s <= SILENT_SHARE * self._timeout_s, not hanging
+        state = silent_s <= self._silent_after_s, not hanging
         if state != (self.answers, self.is_live):
             self.answers, self.is_live = state
             self._on_change()

@@ -9,10 +9,10 @@ from fuseline.serve.batching.admission import Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.batching.requests import Caller
-from fuseline.serve.errors import BackendError, BackendLostError, FuselineError, log_once
+from fuseline.serve.errors import BackendLostError, FuselineError
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.catalogue import ServedModel, catalogue_for
-from fuseline.serve.workers.remote_batcher import error_text
+from fuseline.serve.workers.error_text import text_from_error
 from fuseline.serve.workers.wire_format import (
     CANCEL,
     DRAIN,
@@ -114,7 +114,7 @@ class RemoteRequests:
                 model.drain()
             self._on_news()
         elif kind == SUBMIT:
-            self._write(error_record(model_number, number, error_text(_gone(), None)))
+            self._write(error_record(model_number, number, text_from_error(_gone()).encode()))
             self._write(released_record(model_number, number))
 
     def _forget(self, model: int) -> None:
@@ -175,7 +175,7 @@ class _ModelRequests:
                 rows, deadline=None if deadline == math.inf else deadline, reservation=reservation, caller=caller
             )
         except FuselineError as error:
-            self._write(error_record(self._model, number, error_text(error, None)))
+            self._write(error_record(self._model, number, text_from_error(error).encode()))
             self._write(released_record(self._model, number))
             return
         self._pending[number] = request
@@ -230,9 +230,7 @@ class _ModelRequests:
         if request.cancelled():
             self._release(number, request)
         elif (error := request.exception()) is not None:
-            known = error if isinstance(error, FuselineError) else BackendError(str(error))
-            error_id = log_once(error) if isinstance(known, BackendError) else None
-            self._write(error_record(self._model, number, error_text(known, error_id)))
+            self._write(error_record(self._model, number, text_from_error(error).encode()))
             self._release(number, request)
         else:
             batched = request.result()

@@ -14,7 +14,7 @@ from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.server_log import LogSettings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
-from fuseline.serve.workers.reports import Report, metrics_text
+from fuseline.serve.workers.reports import Report, report_text
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ class SupervisedProcess:
         on_question: Callable[[str, int], None],
         on_log: Callable[[LogSettings], None],
         on_regions: Callable[[dict[str, Any]], None],
+        on_control: Callable[[dict[str, Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
-        `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
-        `on_regions` with each message about shared memory.
+        `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
+        for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
+        come and go.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -71,12 +73,14 @@ class SupervisedProcess:
                     self.report = Report.model_validate(message["report"])
                     if (answered := self._questions.pop(message["number"], None)) is not None:
                         answered.set()
-                case "statistics" | "metrics" as kind:
+                case "statistics" | "metrics" | "open_metrics" as kind:
                     on_question(kind, message["number"])
                 case "log":
                     on_log(LogSettings.model_validate(message["settings"]))
                 case "regions":
                     on_regions(message)
+                case "control":
+                    on_control(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -99,7 +103,9 @@ class SupervisedProcess:
             models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
             self._channel.send(kind, number=number, models=models)
         else:
-            self._channel.send(kind, number=number, text=metrics_text(report).decode())
+            self._channel.send(
+                kind, number=number, text=report_text(report, open_metrics=kind == "open_metrics").decode()
+            )
 
     def send_log_settings(self, settings: LogSettings) -> None:
         """Let the process log by `settings`."""
@@ -116,6 +122,10 @@ class SupervisedProcess:
     def send_backend(self, *, answers: bool, live: bool) -> None:
         """Tell a worker whether the backend process gives signs of life, and whether it may yet give one."""
         self._channel.send("backend", answers=answers, live=live)
+
+    def send_control(self, **contents: Any) -> None:
+        """Send the process a message about models that come and go."""
+        self._channel.send("control", **contents)
 
     def drain(self) -> None:
         """Let the process answer what it has and end; if it is not ready it has nothing, and ends at once."""

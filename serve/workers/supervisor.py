@@ -23,6 +23,7 @@ from fuseline.serve.settings import Settings
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
+from fuseline.serve.workers.control_relay import ControlRelay
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses
@@ -79,6 +80,7 @@ class Supervisor:
             self._tell_of_backend,
         )
         self._watching: asyncio.Task[None] | None = None
+        self._control = ControlRelay(self._ready_backend)
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -99,9 +101,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        backend = self._processes.get(_BACKEND)
-        computes = backend is not None and backend.ready is not None and self._watch.answers
-        return computes and bool(self._taking_workers())
+        return self._ready_backend() is not None and self._watch.answers and bool(self._taking_workers())
 
     @property
     def failed(self) -> asyncio.Future[None]:
@@ -118,9 +118,12 @@ class Supervisor:
         """
         if not hasattr(os, "memfd_create"):
             raise InputError("--workers above 1 needs Linux; leave it out to serve from one process")
-        for folder in self._folders:
+        for folder in (*self._folders, *self._settings.model_repository):
             if not _is_utf8(folder):
-                raise InputError(f"{folder}: with --workers a package's path must be UTF-8; rename it, or leave it out")
+                raise InputError(
+                    f"{folder}: with --workers the path of a package or repository must be UTF-8; rename it, or leave "
+                    "it out"
+                )
         settings = self._settings
         tls = self._watch_certificates()
         self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
@@ -206,6 +209,10 @@ class Supervisor:
         if self._link_folder != Path():
             shutil.rmtree(self._link_folder, ignore_errors=True)
 
+    def _ready_backend(self) -> SupervisedProcess | None:
+        backend = self._processes.get(_BACKEND)
+        return None if backend is None or backend.ready is None else backend
+
     def _ready_workers(self) -> list[str]:
         """Return the titles of the workers that answer, those that drain included."""
         return [title for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
@@ -221,10 +228,17 @@ class Supervisor:
                     process.send_log_settings(log.settings)
                 if title != _BACKEND:
                     process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
-                regions = partial(self._regions.take, process)
-                await process.run(self._note_ready, partial(self._answer, process), self._log_by, regions)
+                await process.run(
+                    self._note_ready,
+                    partial(self._answer, process),
+                    self._log_by,
+                    partial(self._regions.take, process),
+                    partial(self._control.take, process),
+                )
             finally:
                 self._regions.leave(process)
+                if title == _BACKEND:
+                    self._control.lose()
                 self.totals.add_ended(process)
                 del self._processes[title]
                 self._adapt_http()
@@ -275,6 +289,7 @@ class Supervisor:
                 listener_file=self._listener.fileno() if is_backend else None,
                 http_listener_file=http_file,
                 certificate_copy=tuple(copy),
+                wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 
@@ -301,6 +316,8 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         self._adapt_http()
+        if (backend := self._ready_backend()) is not None and backend.ready is not None:
+            self._control.begin(backend.ready["wanted"])
         processes = self._processes.values()
         if len(processes) == len(self._keeping) and all(process.ready is not None for process in processes):
             self._all_ready.set()

@@ -9,18 +9,22 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fuseline.serve.errors import ShuttingDownError
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
 from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
+from fuseline.serve.tracing.tracing import open_tracer
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
-from fuseline.serve.workers.reports import ModelCounts, statistics_from
+from fuseline.serve.workers.remote_control import RemoteModelControl
+from fuseline.serve.workers.reports import ModelCounts, forget_gone, statistics_from
 from fuseline.serve.workers.worker_registrar import WorkerRegistrar
 
 _REPORT_EVERY_S = 1.0
@@ -30,12 +34,16 @@ _REPORT_EVERY_S = 1.0
 class BackendModels:
     """A `ModelSource`: the backend process computes the models, the supervisor sums up what all processes counted."""
 
+    is_loading = False
+
     def __init__(self, address: Path, channel: ControlChannel, registrar: WorkerRegistrar) -> None:
         """`address` is that of the socket on which the backend process accepts workers."""
         self._address = address
+        self._repository = Repository()
         self._link: BackendLink | None = None
         self._channel = channel
         self._registrar = registrar
+        self._stopped = False
         self._question_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
@@ -44,6 +52,7 @@ class BackendModels:
 
         From then on `repository` has the models of the backend process.
         """
+        self._repository = repository
         self._link = BackendLink(self._address, repository)
         await self._link.open()
         await self._registrar.join()
@@ -58,26 +67,43 @@ class BackendModels:
 
     async def statistics(self) -> Mapping[str, InferenceStatistics]:
         """Return the statistics that the supervisor answers with."""
-        models = (await self._ask("statistics"))["models"]
+        models = (await self.ask("statistics"))["models"]
         counts = {name: ModelCounts.model_validate(its) for name, its in models.items()}
         return defaultdict(InferenceStatistics, statistics_from(counts))
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
         """Return the metrics that the supervisor answers with."""
-        text: str = (await self._ask("metrics"))["text"]
+        text: str = (await self.ask("open_metrics" if open_metrics else "metrics"))["text"]
         return text.encode()
+
+    async def close(self) -> None:
+        """Do nothing: the backend process loads the models, and ends after the workers."""
+
+    def served(self) -> list[Model]:
+        """Return the models that this worker knows now."""
+        return list(self._repository)
+
+    def stop(self) -> None:
+        """Refuse what is asked from now on, and what still waits: the supervisor is not listened to any more."""
+        self._stopped = True
+        for question in self._questions.values():
+            if not question.done():
+                question.set_exception(_stopping())
 
     def take_answer(self, message: dict[str, Any]) -> None:
         """Receive the supervisor's answer to a question."""
         if (question := self._questions.pop(message["number"], None)) is not None and not question.done():
             question.set_result(message)
 
-    async def _ask(self, kind: str) -> dict[str, Any]:
+    async def ask(self, kind: str, **contents: Any) -> dict[str, Any]:
+        """Send the supervisor a question of a kind, and return its answer. Raises `ShuttingDownError` after `stop`."""
+        if self._stopped:
+            raise _stopping()
         number = next(self._question_numbers)
         question: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._questions[number] = question
         try:
-            self._channel.send(kind, number=number)
+            self._channel.send(kind, number=number, **contents)
             answer: dict[str, Any] = await question
             return answer
         finally:
@@ -113,8 +139,12 @@ class _Health:
             await self._server.set_health(serving=self._connected and self._answers)
 
 
+def _stopping() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down; ask again once it is back")
+
+
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
-    metrics = Metrics()
+    metrics = Metrics(open_tracer(config.title))
     registry, statistics = metrics.registry, metrics.statistics
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
@@ -130,6 +160,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         registrar=registrar,
         http_listener=None if file is None else socket.socket(fileno=file),
         certificates=certificates,
+        control=RemoteModelControl(models.ask, models.served),
     )
 
     health = _Health(server)
@@ -150,6 +181,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     async def report() -> None:
         while True:
             await asyncio.sleep(_REPORT_EVERY_S)
+            forget_gone(statistics, models.served())
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())
@@ -157,6 +189,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     await asyncio.wait((following, keeping), return_when=asyncio.FIRST_COMPLETED)
     reporting.cancel()
     registrar.stop()
+    models.stop()
     if keeping.done():
         keeping.result()
     complete = True

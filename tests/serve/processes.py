@@ -1,6 +1,7 @@
 """`fuseline serve` as a process of its own."""
 
 import asyncio
+import os
 import random
 import re
 import signal
@@ -122,6 +123,38 @@ def lives(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def children_of(server: ServerProcess) -> dict[int, str]:
+    """The supervisor's processes that live: their ids, and `backend` or `worker`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            arguments = os.fsdecode((folder / "cmdline").read_bytes())
+        except OSError:
+            continue
+        kind = re.search(r"serve\.workers\.(backend|worker)_process", arguments)
+        if int(parent) == server.process.pid and state != "Z" and kind:
+            found[int(folder.name)] = kind[1]
+    return found
+
+
+def one_of(server: ServerProcess, kind: str) -> int:
+    return next(pid for pid, its in children_of(server).items() if its == kind)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    """What is waited for lies in other processes, which tell no one."""
+    async with asyncio.timeout(timeout_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def metric(server: ServerProcess, line: str) -> float:
+    assert server.http_address is not None
+    found = re.search(rf"^{re.escape(line)} (\S+)$", get(server.http_address, "/metrics")[1], re.MULTILINE)
+    return 0.0 if found is None else float(found[1])
 
 
 async def check_drain_under_load(

@@ -100,7 +100,7 @@ def closed_loop(machine: Machine, callers: int = 32, seconds: float = 10.0) -> f
     """Return the rows a second that `callers` get, each of whom waits for an answer before it asks again."""
 
     async def main(loop):
-        batcher = _batcher(loop, machine, np.random.default_rng(1), Outcome(seconds, 1), {})
+        batcher = simulated_batcher(loop, machine, np.random.default_rng(1), Outcome(seconds, 1), {})
         answered = 0
 
         async def caller():
@@ -138,7 +138,7 @@ def open_loop(
     patience = random.choice(np.array(patience_s, dtype=object), len(arrivals))
 
     async def main(loop):
-        batcher = _batcher(loop, machine, random, outcome, options)
+        batcher = simulated_batcher(loop, machine, random, outcome, options)
         pool, decoding = asyncio.Semaphore(decode_threads), 0
 
         async def decode():
@@ -199,7 +199,7 @@ def burst(machine: Machine, requests: int, patience_s: float) -> Outcome:
     outcome = Outcome(patience_s, 1)
 
     async def main(loop):
-        batcher = _batcher(loop, machine, np.random.default_rng(0), outcome, {})
+        batcher = simulated_batcher(loop, machine, np.random.default_rng(0), outcome, {})
         futures = []
         for _ in range(requests):
             try:
@@ -220,7 +220,8 @@ def burst(machine: Machine, requests: int, patience_s: float) -> Outcome:
     return run_in_virtual_time(main)
 
 
-def _batcher(loop, machine, random, outcome, options):
+def simulated_batcher(loop, machine, random, outcome, options):
+    """Return a batcher whose backend takes the times of `machine`; `outcome` counts its batches."""
     executor = VirtualExecutor(loop)
 
     def infer(pixels, table):

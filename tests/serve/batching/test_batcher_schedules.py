@@ -12,6 +12,7 @@ from fuseline.serve.batching.batcher import BatchedRows
 from fuseline.serve.batching.flows import size_class
 from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.batching.requests import Caller
+from fuseline.serve.batching.standing import KEPT_FREE
 from fuseline.serve.errors import BackendError, DeadlineError, OverloadedError, ShuttingDownError
 from tests.fakes.clock import Clock
 from tests.fakes.executor import ManualExecutor
@@ -175,7 +176,8 @@ class Schedule:
         numbers = list(range(first, first + count))
         deadline = None if patience is None else self.clock.now + patience
         caller = self.caller()
-        room = self.max_queue_rows - self.batcher.queued_rows - self.reserved
+        kept_free = self.max_queue_rows // KEPT_FREE if self.many_callers else 0
+        room = self.max_queue_rows - kept_free - self.batcher.queued_rows - self.reserved
         rows = [pixels_of(number) for number in numbers]
         try:
             reservation = self.reserve(count, deadline, caller) if self.next() & 1 else None

@@ -120,7 +120,7 @@ async def test_a_large_file_of_a_form_needs_no_file_system(
 async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> None:
     served = await start_http(max_images_per_request=4)
     image = encoded(plain("red"))
-    known = "known: model, top_k, timeout_ms, return_logits, id"
+    known = "known: model, version, top_k, timeout_ms, priority, return_logits, id"
     for body, query, headers, reason in (
         (b"", "", CURLS_TYPE, "body is empty.*--data-binary @cat.jpg"),
         (b"GIF89a", "", {}, "image"),
@@ -153,7 +153,7 @@ async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> 
         assert re.search(reason, answer.error), answer.error
         assert len(answer.error) < 1000
     named = await classify(served, image, "model=colours", path="/v1/models/colours/classify")
-    assert "'model' is not known here; known: top_k, timeout_ms, return_logits, id" in named.error
+    assert "'model' is not known here; known: version, top_k, timeout_ms, priority, return_logits, id" in named.error
     assert (await classify(served, image, path="/v1/models/cats/classify")).status == 404
     assert (await classify(served, image, "model=cats")).headers["fuseline-error"] == "UnknownModelError"
     assert served.backend.calls == []

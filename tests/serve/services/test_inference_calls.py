@@ -32,8 +32,14 @@ class Letters(Codec[str, str]):
     def timeout_s(self, request: str) -> float | None:
         return None
 
+    def model_name(self, request: str) -> str:
+        return "letters"
+
+    def priority(self, request: str) -> int:
+        return 0
+
     def find(self, request: str) -> SimpleNamespace:
-        return SimpleNamespace(name="letters", batcher=self)
+        return SimpleNamespace(name="letters", version="1", batcher=self)
 
     def rows(self, request: str, model: object) -> list[str] | Decode:
         if request == "?":

@@ -13,8 +13,8 @@ from fuseline.serve.workers.supervisor import Commands, Supervisor
 SETTINGS = Settings(port=0, http_port=0, workers=2)
 
 
-async def start(folders: list[Path]) -> None:
-    supervisor = Supervisor(folders, SETTINGS, Commands())
+async def start(folders: list[Path], settings: Settings = SETTINGS) -> None:
+    supervisor = Supervisor(folders, settings, Commands())
     try:
         async with asyncio.timeout(30):
             await supervisor.start()
@@ -30,5 +30,7 @@ async def test_what_the_system_refuses_ends_it() -> None:
 
 
 async def test_a_path_that_json_cannot_hold_is_refused() -> None:
-    with pytest.raises(InputError, match="path must be UTF-8; rename it"):
-        await start([Path("/nowhere") / os.fsdecode(b"r\xe9")])
+    path = Path("/nowhere") / os.fsdecode(b"r\xe9")
+    for folders, repositories in (([path], ()), ([], (path,))):
+        with pytest.raises(InputError, match="the path of a package or repository must be UTF-8; rename it"):
+            await start(folders, SETTINGS.model_copy(update={"model_repository": repositories}))

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
@@ -39,12 +39,16 @@ from tests.serve.processes import (
     ROOT,
     ServerProcess,
     check_drain_under_load,
+    children_of,
     finished,
     free_port,
     get,
     lives,
+    metric,
+    one_of,
     own_channel,
     server_process,
+    until,
 )
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.shared_memory.objects import shared_object
@@ -54,38 +58,6 @@ WORKERS = ("--workers", 2)
 
 def request(seed: int, rows: int = 1, top_k: int = 2) -> ClassifyRequest:
     return raw_request(noise(rows, seed), top_k=top_k, return_logits=True, id=str(seed))
-
-
-def children_of(server: ServerProcess) -> dict[int, str]:
-    """The supervisor's processes that live: their ids, and `backend` or `worker`."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            arguments = os.fsdecode((folder / "cmdline").read_bytes())
-        except OSError:
-            continue
-        kind = re.search(r"serve\.workers\.(backend|worker)_process", arguments)
-        if int(parent) == server.process.pid and state != "Z" and kind:
-            found[int(folder.name)] = kind[1]
-    return found
-
-
-def one_of(server: ServerProcess, kind: str) -> int:
-    return next(pid for pid, its in children_of(server).items() if its == kind)
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """What is waited for lies in other processes, which tell no one."""
-    async with asyncio.timeout(timeout_s):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-def metric(server: ServerProcess, line: str) -> float:
-    assert server.http_address is not None
-    found = re.search(rf"^{re.escape(line)} (\S+)$", get(server.http_address, "/metrics")[1], re.MULTILINE)
-    return 0.0 if found is None else float(found[1])
 
 
 async def connections(stack: AsyncExitStack, server: ServerProcess, count: int) -> list[ClassifierStub]:

@@ -1,0 +1,68 @@
+"""Loads, unloads and lists the models of a running server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import grpc
+
+from fuseline.protos.open_inference_pb2 import (
+    RepositoryIndexRequest,
+    RepositoryModelLoadRequest,
+    RepositoryModelUnloadRequest,
+)
+from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.http_stub import HttpStub, is_http
+
+
+class ListedVersion(NamedTuple):
+    """One version of a model, as the server lists it."""
+
+    name: str
+    version: str
+    """Version; empty for a model none of whose versions is known to the server."""
+    state: str
+    """`READY`, `LOADING`, `UNLOADING` or `UNAVAILABLE`."""
+    reason: str
+
+
+class ModelControlClient:
+    """A connection to a server, by its gRPC or HTTP address, for whoever changes its models.
+
+    Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
+    """
+
+    def __init__(self, address: str, stub: Any) -> None:
+        self._address = address
+        self._stub = stub
+
+    def list(self, *, timeout_s: float | None = 10.0) -> list[ListedVersion]:
+        """Return every version that the server knows."""
+        with errors_of_the_tree(self._address, timeout_s):
+            index = self._stub.RepositoryIndex(RepositoryIndexRequest(), timeout=timeout_s)
+        return [ListedVersion(each.name, each.version, each.state, each.reason) for each in index.models]
+
+    def load(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Load the model called `name`, or what its folder has now; return once it takes requests."""
+        with errors_of_the_tree(self._address, timeout_s):
+            self._stub.RepositoryModelLoad(RepositoryModelLoadRequest(model_name=name), timeout=timeout_s)
+
+    def unload(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Unload the model called `name`; return once it has answered its last request."""
+        with errors_of_the_tree(self._address, timeout_s):
+            self._stub.RepositoryModelUnload(RepositoryModelUnloadRequest(model_name=name), timeout=timeout_s)
+
+
+@contextmanager
+def model_control(address: str) -> Iterator[ModelControlClient]:
+    """Yield a connection to the server at `address`, `HOST:PORT` of gRPC or `http://HOST:PORT`."""
+    if is_http(address):
+        stub = HttpStub(address)
+        try:
+            yield ModelControlClient(address, stub)
+        finally:
+            stub.close()
+        return
+    with grpc.insecure_channel(address, channel_options(address)) as channel:
+        yield ModelControlClient(address, GRPCInferenceServiceStub(channel))  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Which model answers a request: aliases, weighted splits, and shadows."""
