@@ -303,6 +303,8 @@ def serve(
         version_policy=version_policy or None,
         set=set or None,
     )
+    # By itself gRPC writes a line for each handshake that fails, so that whoever reaches a port fills the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if not packages and not model_repository:
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
