@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import ExitStack
@@ -62,6 +63,8 @@ def _served(stack: ExitStack) -> dict[str, Target]:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     package = write_colours_package(Path(folder) / "colours")
     server = stack.enter_context(server_process(package, *FAST, "--http-port", free_port()))
+    # gRPC logs each message that is none; a server whose log nobody reads would wait for room.
+    threading.Thread(target=server.process.stderr.read, daemon=True).start()
     return stack.enter_context(served_targets(server.address, str(server.http_address)))
 
 
