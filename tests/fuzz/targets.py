@@ -96,7 +96,7 @@ def _manifest(data: bytes) -> None:
             for artifact in package.manifest.artifacts:
                 package.read(artifact)
         except PackageError as error:
-            _check_message(error, most=100_000)
+            _check_message(error, most=12_000)
 
 
 @cache
@@ -110,7 +110,7 @@ def _a_manifest() -> bytes:
 def _manifests() -> list[bytes]:
     sound = json.loads(_a_manifest())
     outside = sound | {"reference": sound["reference"] | {"path": "../../etc/passwd"}}
-    return [_a_manifest(), json.dumps(outside).encode(), b"[" * 5000, b'{"labels": [' + b'"a",' * 5000 + b'"b"]}']
+    return [_a_manifest(), json.dumps(outside).encode(), b"[" * 5000]
 
 
 def _checkpoint(data: bytes, name: str = "checkpoint.pt") -> None:
