@@ -100,6 +100,14 @@ def serve(
     max_delay_ms: Annotated[
         float, _option("max_delay_ms", "How long an idle backend waits for a fuller batch.")
     ] = _default("max_delay_ms"),
+    latency_target: Annotated[
+        str | None,
+        _option(
+            "latency_target",
+            "Latency of queue and compute, such as 50ms, below which batches and delays are steered to keep 99 % of "
+            "the requests.",
+        ),
+    ] = None,
     max_message_mb: Annotated[int, _option("max_message_mb", "Largest request, in MiB.")] = _default("max_message_mb"),
     max_images_per_request: Annotated[int, _option("max_images_per_request", "Images of one request.")] = _default(
         "max_images_per_request"
@@ -269,6 +277,7 @@ def serve(
         max_queue_rows=max_queue_rows,
         max_queue_ms=max_queue_ms,
         max_delay_ms=max_delay_ms,
+        latency_target=latency_target,
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,
         max_image_pixels=max_image_pixels,
