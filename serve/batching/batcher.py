@@ -21,6 +21,7 @@ from fuseline.serve.batching.admission import Admission, Load, Ready, Reservatio
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread, call_aside
+from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.policy import BatchPolicy
@@ -164,6 +165,8 @@ class Batcher:
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
+        # Number of requests whose images are being decoded in this process; the queue knows their rows.
+        self._reservations = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
@@ -249,12 +252,21 @@ class Batcher:
         now = self._clock()
         predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
         flow = self._queue.reserve(row_count, caller)
-        return Reservation(row_count, predicted, on_release=partial(self._queue.release, flow))
+        self._reservations += 1
+        return Reservation(row_count, predicted, on_release=partial(self._release, flow))
 
     def release_rows(self, row_count: int) -> None:
         """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
-        if self._draining and not self._reserved_rows:
+        self._note_release()
+
+    def _release(self, flow: Flow, row_count: int) -> None:
+        self._reservations -= 1
+        self._queue.release(flow, row_count)
+        self._note_release()
+
+    def _note_release(self) -> None:
+        if self._draining:
             # Not before `submit`, which releases a reservation first, has queued its rows.
             asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
 
@@ -580,7 +592,8 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not (self._queue.rows or self._reserved_rows or self._running()):
+        admitted = self._queue.rows or self._reservations or self._reserved_rows or self._running()
+        if self._draining and not admitted:
             self._drained.set()
 
 

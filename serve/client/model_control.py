@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import grpc
-
 from fuseline.protos.open_inference_pb2 import (
     RepositoryIndexRequest,
     RepositoryModelLoadRequest,
     RepositoryModelUnloadRequest,
 )
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from fuseline.serve.client.calls import channel_options, errors_of_the_tree
+from fuseline.serve.client.calls import channel_to, errors_of_the_tree
+from fuseline.serve.client.client_tls import ClientTls
 from fuseline.serve.client.http_stub import HttpStub, is_http
 
 
@@ -55,14 +54,14 @@ class ModelControlClient:
 
 
 @contextmanager
-def model_control(address: str) -> Iterator[ModelControlClient]:
-    """Yield a connection to the server at `address`, `HOST:PORT` of gRPC or `http://HOST:PORT`."""
+def model_control(address: str, tls: ClientTls | None = None) -> Iterator[ModelControlClient]:
+    """Yield a connection to the server at `address`, `HOST:PORT` of gRPC or `http://HOST:PORT`, by `tls` if given."""
     if is_http(address):
-        stub = HttpStub(address)
+        stub = HttpStub(address, tls)
         try:
             yield ModelControlClient(address, stub)
         finally:
             stub.close()
         return
-    with grpc.insecure_channel(address, channel_options(address)) as channel:
+    with channel_to(address, tls) as channel:
         yield ModelControlClient(address, GRPCInferenceServiceStub(channel))  # type: ignore[no-untyped-call]

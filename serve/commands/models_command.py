@@ -1,9 +1,17 @@
 """`fuseline models list|load|unload`: the models of a running server."""
 
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+
+if TYPE_CHECKING:
+    from fuseline.serve.client.model_control import ModelControlClient
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List, load and unload the models of a running server."
@@ -22,11 +30,14 @@ _DEFAULT_ADDRESS = "127.0.0.1:8001"
 def list_models(
     address: _Address = _DEFAULT_ADDRESS,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each version.")] = False,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
 ) -> None:
     """List every version that the server knows: whether it takes requests, and if not, why."""
-    from fuseline.serve.client.model_control import model_control
-
-    with model_control(address) as server:
+    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
         versions = server.list()
     if as_json:
         for each in versions:
@@ -40,25 +51,56 @@ def list_models(
 
 
 @app.command()
-def load(names: _Names, address: _Address = _DEFAULT_ADDRESS, timeout_s: _TimeoutS = None) -> None:
+def load(
+    names: _Names,
+    address: _Address = _DEFAULT_ADDRESS,
+    timeout_s: _TimeoutS = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
+) -> None:
     """Load models, or what their folders have now; return once they take requests.
 
     A package that is refused changes nothing: what was served is served still, and the exit code is 1.
     """
-    from fuseline.serve.client.model_control import model_control
-
-    with model_control(address) as server:
+    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
         for name in names:
             server.load(name, timeout_s=timeout_s)
             typer.echo(f"{name}: loaded")
 
 
 @app.command()
-def unload(names: _Names, address: _Address = _DEFAULT_ADDRESS, timeout_s: _TimeoutS = None) -> None:
+def unload(
+    names: _Names,
+    address: _Address = _DEFAULT_ADDRESS,
+    timeout_s: _TimeoutS = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
+) -> None:
     """Unload models; return once they have answered their last requests."""
-    from fuseline.serve.client.model_control import model_control
-
-    with model_control(address) as server:
+    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
         for name in names:
             server.unload(name, timeout_s=timeout_s)
             typer.echo(f"{name}: unloaded")
+
+
+@contextmanager
+def _server(
+    address: str,
+    tls: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    server_name: str | None,
+) -> "Iterator[ModelControlClient]":
+    from fuseline.serve.client.client_tls import client_tls
+    from fuseline.serve.client.model_control import model_control
+
+    its_tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
+    with model_control(address, its_tls) as server:
+        yield server
