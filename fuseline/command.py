@@ -27,6 +27,7 @@ _COMMANDS = {
         "List, load and unload the models of a running server.",
     ),
     "health": ("fuseline.serve.commands.health_command", "health", "Ask a running server whether it serves."),
+    "token": ("fuseline.serve.commands.token_command", "app", "Make tokens for a server's clients."),
     "convert": (
         "fuseline.export.commands.convert_command",
         "convert",

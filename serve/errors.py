@@ -11,6 +11,8 @@
     │   ├── UnknownRegionError         a shared memory region that is not registered
     │   └── RegionExistsError          a name that a shared memory region has already
     ├── BackendUnavailableError    the asked-for runtime is not installed or has no device (exit code 2)
+    ├── UnauthenticatedError       a call without a token that the server knows            (exit code 2)
+    ├── ForbiddenError             a call that the caller's token doesn't allow            (exit code 2)
     ├── SharedMemoryUnavailableError   the server shares no memory, or none of that kind      (exit code 2)
     ├── ModelControlError          a model that can't be loaded or unloaded while the server runs
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
@@ -36,6 +38,10 @@ class FuselineError(Exception):
     exit_code = 1
     error_id: str | None = None
     """Id under which `log_once` has logged the error; None: it is not logged."""
+    may_pass: bool = False
+    """Whether a client met it as UNAVAILABLE or RESOURCE_EXHAUSTED, so that the same call may succeed later."""
+    retry_after_s: float | None = None
+    """Seconds after which the same call is likely to succeed; None: not known."""
 
 
 class InputError(FuselineError):
@@ -88,6 +94,18 @@ class SharedMemoryUnavailableError(FuselineError):
     exit_code = 2
 
 
+class UnauthenticatedError(FuselineError):
+    """A call without a token that the server knows."""
+
+    exit_code = 2
+
+
+class ForbiddenError(FuselineError):
+    """A call that needs another role than the caller's token has."""
+
+    exit_code = 2
+
+
 class ModelControlError(FuselineError):
     """A model can't be loaded or unloaded: the server's mode forbids it, or a package was refused. What was served
     before is served still.
@@ -108,7 +126,6 @@ class OverloadedError(FuselineError):
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """Seconds after which there is likely to be room; None: not known."""
 
 
 class DeadlineError(FuselineError):

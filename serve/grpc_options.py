@@ -9,10 +9,6 @@ costs 17 bytes each way."""
 
 _MAX_PENDING_CALLS = 2**31 - 1
 
-_MAX_CALLS_PER_CONNECTION = 16_384
-"""Largest number of open calls of a connection. Until a call is taken up gRPC holds at most 64 KiB of it, the window of
-a new HTTP/2 stream (RFC 9113, 6.9.2)."""
-
 
 def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
     """Return the options of a server; with `shares_port`, other processes listen on its TCP ports too."""
@@ -25,7 +21,11 @@ def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, 
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         # This bounds the calls' memory instead: a client's further calls wait on its own side.
-        ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.most_connections),
+        # Between the two gRPC would refuse some calls at random.
+        ("grpc.max_metadata_size", settings.max_header_kb * 1024),
+        ("grpc.absolute_max_metadata_size", settings.max_header_kb * 1024),
         # With SO_REUSEPORT a second server would share the port and take half of the first one's requests.
         ("grpc.so_reuseport", int(shares_port)),
         # By default gRPC takes a ping every 5 minutes while it sends nothing, every 2 hours while no call is open, and
@@ -33,4 +33,31 @@ def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, 
         # client that guards it against a silent network. With this interval the third early ping still ends a flood.
         ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        *_keepalive(settings),
+        *_connection_age(settings),
+    ]
+
+
+def _keepalive(settings: Settings) -> list[tuple[str, int]]:
+    """Return the options that end connections whose client is gone without a word, as after a power cut."""
+    if not settings.keepalive_s:
+        return []
+    return [
+        ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_timeout_s)),
+        # By default gRPC stops asking a client that gets no data meanwhile.
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _connection_age(settings: Settings) -> list[tuple[str, int]]:
+    """Return the options that end old connections: GOAWAY, then what is under way is answered (RFC 9113, 6.8).
+
+    gRPC varies each connection's age by a tenth, so that clients that came together don't all come back together.
+    """
+    if not settings.max_connection_age_s:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(1000 * settings.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", int(1000 * settings.max_connection_age_grace_s)),
     ]

@@ -1,5 +1,6 @@
 """Turns encoded bytes into the network's uint8 pixels: decodes within bounds, resizes and crops as in training."""
 
+import time
 from io import BytesIO
 from typing import Literal
 
@@ -12,11 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fuseline.serve.errors import ImageError
-from fuseline.serve.model_package import CropOffset, InputSpec
-
-MAX_PIXELS = 50_000_000
-"""Default bound on a picture's pixels, before and after resizing. Decoding a pixel takes 4 (JPEG, PNG) to 16 (WebP)
-bytes."""
+from fuseline.serve.model_package import MAX_PIXELS, CropOffset, InputSpec
 
 _FAST_DECODE_GAP = 2
 """Smallest ratio of a decoded picture's size to the size that it is resized to, so that resizing still smooths it: at 1
@@ -58,6 +55,7 @@ def decode_image(
     resize_shorter_side: int,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     max_pixels: int = MAX_PIXELS,
+    timeout_s: float | None = None,
     fast: bool = False,
     crop_offset: CropOffset = "rounded",
 ) -> NDArray[np.uint8]:
@@ -79,9 +77,12 @@ def decode_image(
     global settings are neither changed nor relied upon, and no Pillow warning is issued.
 
     Raises:
-        ImageError: no or truncated data, another format, or more than `max_pixels` before or after resizing.
+        ImageError: no or truncated data, another format, more than `max_pixels` before or after resizing, or a JPEG or
+            PNG of which something is left to decode after `timeout_s`: a progressive JPEG can take minutes whatever its
+            size, by going over its pixels again and again.
     """
-    image = _open_header(data, max_pixels)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    image = _open_header(data, max_pixels, deadline)
     resized_width, resized_height = _resized_size(*image.size, resize_shorter_side)
     if resized_width * resized_height > max_pixels:
         raise ImageError(
@@ -95,7 +96,7 @@ def decode_image(
             image.draft(None, (_FAST_DECODE_GAP * resized_width, _FAST_DECODE_GAP * resized_height))
         image.load()
         converted = _in_mode(image, mode)
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         raise ImageError(f"{_describe(data)} is truncated or damaged ({error}); send the whole file") from error
@@ -108,7 +109,14 @@ def decode_image(
     return np.asarray(cropped, dtype=np.uint8).reshape(height, width, channels)
 
 
-def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[np.uint8]:
+def decode_for(
+    spec: InputSpec,
+    data: bytes,
+    *,
+    fast: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    timeout_s: float | None = None,
+) -> NDArray[np.uint8]:
     """Return `decode_image`'s pixels (height, width, channels) for a network that takes `spec`.
 
     Raises:
@@ -123,6 +131,8 @@ def decode_for(spec: InputSpec, data: bytes, *, fast: bool = False) -> NDArray[n
         interpolation=spec.preprocessing.interpolation,
         crop_offset=spec.preprocessing.crop_offset,
         fast=fast,
+        max_pixels=max_pixels,
+        timeout_s=timeout_s,
     )
 
 
@@ -136,16 +146,16 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return image.height, image.width
 
 
-def _open_header(data: bytes, max_pixels: int) -> ImageFile:
-    """Return the image with its header read, its pixels not yet decoded.
+def _open_header(data: bytes, max_pixels: int, deadline: float | None = None) -> ImageFile:
+    """Return the image with its header read, its pixels not yet decoded; reading them ends at `deadline`.
 
     `Image.open` is avoided: it warns by a global bound and parses what is of no use here.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            image: ImageFile = _JpegImageFile(BytesIO(data))
+            image: ImageFile = _JpegImageFile(_Bytes(data, deadline))
         elif data.startswith(_PNG_SIGNATURE):
-            image = PngImageFile(BytesIO(_without_png_extras(data)))
+            image = PngImageFile(_Bytes(_without_png_extras(data), deadline))
         elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             # Pillow's WebP decoder allocates the canvas on opening, so this header is read here first.
             _check_pixels("WebP", *_webp_canvas(data), max_pixels)
@@ -172,6 +182,24 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
         # Pillow itself does this with 16-bit colours; in grey it would clip values above 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == mode else image.convert(mode)
+
+
+class _Bytes(BytesIO):
+    """Bytes of a picture that are not given out after a deadline on the monotonic clock.
+
+    Pillow feeds its decoders of JPEG and PNG with some KiB at a time, so this ends them.
+    """
+
+    def __init__(self, data: bytes, deadline: float | None) -> None:
+        super().__init__(data)
+        self._deadline = deadline
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise ImageError(
+                f"{_describe(self.getvalue())} takes too long to decode; send it smaller, or not progressive"
+            )
+        return super().read(size)
 
 
 class _JpegImageFile(JpegImageFile):

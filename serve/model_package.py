@@ -31,6 +31,9 @@ INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
 OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
+MAX_PIXELS = 50_000_000
+"""Default bound on a picture's pixels, before and after resizing. Decoding a pixel takes 4 (JPEG, PNG) to 16 (WebP)
+bytes."""
 
 AGREEMENT_ON = {"single-label": "top-1", "multi-label": "label-set"}
 """Subject of the agreement with PyTorch, by task: the most probable class, or all labels of probability 0.5 or more."""

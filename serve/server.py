@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
@@ -34,7 +35,9 @@ from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
+from fuseline.serve.services.grpc_gate import GuardedHandlers
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -52,6 +55,10 @@ if TYPE_CHECKING:
 _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
+
+_QUIET_S = 0.1
+"""Seconds without a call after which none is taken to be on its way to a server that drains."""
+_MOST_QUIETS = 20
 
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
@@ -96,12 +103,20 @@ class Server:
         self._http: HttpServer | None = None
         self._stand_in: StandIn | None = None
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
+        self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
         self._health = health_aio.HealthServicer()
         image_rows = ImageRows(self._decode_pool, settings)
+        limits = CallLimits(settings)
         self._routes = routes_of(settings, self.repository, metrics.registry)
         self._shadows = shadows_of(settings, self.repository, metrics.registry)
         self._service = ClassifyService(
-            self.repository, image_rows, metrics, settings, routes=self._routes, shadows=self._shadows
+            self.repository,
+            image_rows,
+            metrics,
+            settings,
+            limits=limits,
+            routes=self._routes,
+            shadows=self._shadows,
         )
         if registrar is None:
             registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
@@ -113,6 +128,7 @@ class Server:
             registrar,
             statistics=source.statistics,
             control=control or FixedModels(self.repository),
+            limits=limits,
             routes=self._routes,
             shadows=self._shadows,
         )
@@ -203,7 +219,7 @@ class Server:
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready = False
+        self.ready, counted = False, self._metrics.requests_by_code()
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -216,6 +232,8 @@ class Server:
                 await asyncio.gather(self._source.close(), self.repository.close())
                 await self._service.idle()
                 await self._open_inference.idle()
+            if self._metrics.requests_by_code() != counted:
+                await self._refuse_stragglers()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
             if self._living is not None:
@@ -229,6 +247,17 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+
+    async def _refuse_stragglers(self) -> None:
+        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
+
+        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
+        """
+        for _ in range(_MOST_QUIETS):
+            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
+            await asyncio.sleep(_QUIET_S)
+            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
+                return
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
@@ -253,7 +282,7 @@ class Server:
         from fuseline.serve.http.http_services import HttpServices
         from fuseline.serve.http.stand_in import StandIn
 
-        settings, limits = self._settings, http_limits(self._settings.max_message_bytes)
+        settings, limits = self._settings, http_limits(self._settings)
         self.http_port = listener.getsockname()[1]
         its, stand_ins = (
             http_app(
@@ -263,6 +292,7 @@ class Server:
                     self._source.metrics,
                     lambda: self.serves,
                     settings,
+                    self._gate,
                     is_live=lambda: self.liveness.is_live,
                 )
             )
@@ -270,10 +300,10 @@ class Server:
         )
         certificates = self._certificates
         tls = None if certificates is None else lambda: certificates.current.context
-        self._http = HttpServer(its, listener, limits, shares=self._shares_port, tls=tls)
+        self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate, tls)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:
@@ -282,13 +312,21 @@ class Server:
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
+        if self._gate is None:
+            self._add_services(server)
+        else:
+            guarded = GuardedHandlers(self._gate)
+            self._add_services(guarded)
+            server.add_generic_rpc_handlers((guarded,))
+        return server
+
+    def _add_services(self, server: Any) -> None:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        return server
 
 
 def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import reprlib
+import resource
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
+from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
 from fuseline.serve.route_flags import (
     Alias,
@@ -98,6 +100,30 @@ class Settings(BaseModel):
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """Largest request in MiB: a gRPC message, or a body over HTTP, also after its decompression."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 128
+    max_image_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+    """Largest number of pixels of a picture, before and after it is resized."""
+    decode_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Longest time that one picture's decoding may take."""
+    max_requests_per_client: Annotated[int, Field(ge=1)] = 1024
+    """Most requests of one client under way in one process."""
+    max_streams: Annotated[int, Field(ge=1)] = 1024
+    """Most streams of all clients open in one process."""
+    max_calls_per_connection: Annotated[int, Field(ge=1, le=2**31 - 1)] = 16_384
+    """Most calls open on one connection of gRPC; further ones wait on the client's side. Until a call is taken up gRPC
+    holds at most 64 KiB of it, the window of a new HTTP/2 stream (RFC 9113, 6.9.2)."""
+    max_connections: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    """Most connections of one process, over gRPC on each address, and over HTTP; None: half of the files that the
+    process may open, over HTTP at most 1,024."""
+    max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 32
+    """Largest head of an HTTP request, and largest metadata of a gRPC call, in KiB."""
+    keepalive_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """Seconds without a word from a client of gRPC after which it is asked whether it lives; 0: it is not asked."""
+    keepalive_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    """Seconds that it may take to answer that before its connection is closed."""
+    max_connection_age_s: Annotated[float, Field(ge=0, le=31_536_000)] = 0.0
+    """Seconds after which a connection takes no new request, so that its client connects anew; 0: never."""
+    max_connection_age_grace_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """Seconds that calls under way on such a connection have to end; streams that are still open are cut then."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=usable_cpus)
     fast_decode: bool = False
     """Whether large JPEGs are decoded at a fraction of their size: faster, and not to the pixel as torchvision does."""
@@ -113,6 +139,8 @@ class Settings(BaseModel):
     """Names that lead to models, each as `fuseline.serve.route_flags` says."""
     shadow: tuple[Annotated[str, AfterValidator(checked_shadow)], ...] | None = None
     """Models that compute a share of requests a second time, each as `fuseline.serve.route_flags` says."""
+    token_hashes: Path | None = None
+    """File with the hashes of the tokens by which calls are let in; None: every call is."""
     backend_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds after which a call of the backend counts as one that never ends, unless batches of its size take long as
     measured; 0: none ever does."""
@@ -210,6 +238,22 @@ class Settings(BaseModel):
                 "--shared-memory on, or let it listen on loopback addresses and Unix sockets only"
             )
         return None
+
+    @property
+    def most_connections(self) -> int:
+        """`max_connections`, or its default over gRPC."""
+        if self.max_connections is not None:
+            return self.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return 2**31 - 1 if files == resource.RLIM_INFINITY else max(1, files // 2)
+
+    @property
+    def unguarded_addresses(self) -> tuple[str, ...]:
+        """Addresses that other machines may reach, on which nobody needs to say who they are; empty: there are none."""
+        if self.token_hashes is not None or self.tls_client_ca is not None:
+            return ()
+        http = (join_address(self.host, self.http_port),) if self.http_port else ()
+        return tuple(address for address in (*self.grpc_addresses, *http) if not is_local(address))
 
     @property
     def engine_cache_folder(self) -> Path:

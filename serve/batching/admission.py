@@ -117,7 +117,8 @@ class Admission:
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
-        self._unsaturated_rows = policy.small_batch_rows
+        self.small_rows = policy.small_batch_rows
+        """Largest number of rows of a small request, and of a batch while that costs nothing."""
         self.saturated = False
         """Whether more rows come than the backend computes, or did a moment ago."""
         self.mixed = False
@@ -245,7 +246,7 @@ class Admission:
         """
         if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
             return self.batch_rows
-        return min(self.batch_rows, self._unsaturated_rows)
+        return min(self.batch_rows, self.small_rows)
 
     def predict(
         self,

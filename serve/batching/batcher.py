@@ -165,8 +165,6 @@ class Batcher:
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
-        # Number of requests whose images are being decoded in this process; the queue knows their rows.
-        self._reservations = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
@@ -252,20 +250,18 @@ class Batcher:
         now = self._clock()
         predicted = self._admission.check(self.load(now, row_count, caller), row_count, deadline, now, ready)
         flow = self._queue.reserve(row_count, caller)
-        self._reservations += 1
         return Reservation(row_count, predicted, on_release=partial(self._release, flow))
 
     def release_rows(self, row_count: int) -> None:
         """Release `row_count` rows that another process has reserved; a negative number reserves more."""
         self._reserved_rows -= row_count
-        self._note_release()
+        self._released()
 
     def _release(self, flow: Flow, row_count: int) -> None:
-        self._reservations -= 1
         self._queue.release(flow, row_count)
-        self._note_release()
+        self._released()
 
-    def _note_release(self) -> None:
+    def _released(self) -> None:
         if self._draining:
             # Not before `submit`, which releases a reservation first, has queued its rows.
             asyncio.get_running_loop().call_soon(self._set_drained_if_idle)
@@ -273,12 +269,12 @@ class Batcher:
     def admission_snapshot(self) -> list[float]:
         """Return what another process needs to admit requests by itself: see `fuseline.serve.workers.remote_batcher`.
 
-        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; when each lane
-        is free, as `Lane.free_at` says; and `Admission.state`.
+        The numbers are the rows that are queued, reserved, and running; when a batch was last measured; the queue's
+        `kinds`; when each lane is free, as `Lane.free_at` says; and `Admission.state`.
         """
         queued, now = self._queue.rows, self._clock()
         ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._free_at(now), *self._admission.state()]
+        return [*ahead, self._learned_at(), *self._queue.kinds, *self._free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -592,8 +588,7 @@ class Batcher:
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
 
     def _set_drained_if_idle(self) -> None:
-        admitted = self._queue.rows or self._reservations or self._reserved_rows or self._running()
-        if self._draining and not admitted:
+        if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._running()):
             self._drained.set()
 
 

@@ -20,7 +20,7 @@ from fuseline.serve.batching.flows import (
     waiting_of,
 )
 from fuseline.serve.batching.requests import ANYONE, BULK, INTERACTIVE, Batch, Caller, Request, Row
-from fuseline.serve.batching.standing import Senders, Standing
+from fuseline.serve.batching.standing import Senders, Standing, WaitingKinds
 from fuseline.serve.errors import DeadlineError
 
 _MOST_PASSED = {INTERACTIVE: 1, BULK: BULK_COST}
@@ -80,6 +80,18 @@ class RequestQueue:
     def waiting_rows(self) -> int:
         """Number of rows that wait or are reserved."""
         return (self._tree or self._flow).waiting
+
+    @property
+    def kinds(self) -> WaitingKinds:
+        """How many rows wait or are reserved, by kind."""
+        if self._tree is None:
+            waiting = self._flow.waiting
+            if not _is_passable(self._key):
+                return WaitingKinds(waiting, 0, 0)
+            return WaitingKinds(0, waiting, 0) if self._key.priority == INTERACTIVE else WaitingKinds(0, 0, waiting)
+        interactive, bulk = self._tree.flows[INTERACTIVE], self._tree.flows[BULK]
+        larger = self._passable_rows - bulk.rows
+        return WaitingKinds(interactive.waiting - larger, larger, bulk.waiting)
 
     @property
     def oldest_admitted(self) -> float:

@@ -8,6 +8,7 @@ and Hahne, Dynamic queue length thresholds for shared-memory packet switches (IE
 from collections import OrderedDict
 from typing import NamedTuple
 
+from fuseline.serve.batching.flows import BULK_COST
 from fuseline.serve.batching.requests import INTERACTIVE
 from fuseline.serve.batching.row_rate import RowRate
 
@@ -43,6 +44,39 @@ class Standing(NamedTuple):
     is_passable: bool = False
     """Whether it is larger or bulk, so that small, interactive ones that come later pass it; else the former come
     between, up to their share."""
+
+
+class WaitingKinds(NamedTuple):
+    """How many rows wait or are reserved, by kind of their requests."""
+
+    small: int
+    """Rows of small, interactive requests."""
+    larger: int
+    """Rows of larger interactive ones."""
+    bulk: int
+
+
+def standing_among(
+    kinds: WaitingKinds, row_count: int, priority: int, *, is_small: bool, unknown_rows: int
+) -> Standing:
+    """Return how a request stands where no more is known than `kinds`: its clients are taken for one.
+
+    `unknown_rows` are others of which nothing is known; all of them are taken to start before.
+    """
+    small, larger, bulk = kinds
+    if priority != INTERACTIVE:
+        own, rival, share = bulk, small + larger, BULK_COST
+    else:
+        own, rival, share = (small, larger, 1) if is_small else (larger, small, 1)
+
+    def until(rows: int) -> int:
+        until = rows + min(rival, rows * share)
+        return until if priority != INTERACTIVE else until + min(bulk, until // BULK_COST)
+
+    first, last = until(own), until(own + row_count) - row_count
+    later = max(0, (own + row_count) * share - rival)
+    is_passable = priority != INTERACTIVE or not is_small
+    return Standing(first + unknown_rows, last + unknown_rows, later, priority=priority, is_passable=is_passable)
 
 
 def room_for(standing: Standing, waiting_rows: int, rows: int, most_rows: int) -> int:

@@ -17,10 +17,12 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import async_channel_to, async_errors_of_the_tree
-from fuseline.serve.client.client import DEFAULT_ADDRESS
+from fuseline.serve.client.client import DEFAULT_ADDRESS, DEFAULT_RETRIES
 from fuseline.serve.client.client_tls import FilePath, client_tls
+from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_stub import is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.retries import RetryPolicy, await_with_retries
 from fuseline.serve.errors import FuselineError, InputError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
@@ -35,6 +37,9 @@ class AsyncClient:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
+        token: str | None = None,
+        token_in_clear: bool = False,
+        retries: int = DEFAULT_RETRIES,
         tls: bool = False,
         ca: FilePath | None = None,
         cert: FilePath | None = None,
@@ -43,12 +48,16 @@ class AsyncClient:
     ) -> None:
         """Connects with the first call, and belongs to the event loop of that call.
 
-        Arguments are those of `Client`. Raises `InputError` for an address of HTTP, or for a file that can't be used.
+        Arguments are those of `Client`. Raises `InputError` for an address of HTTP, and as `Client`.
         """
         if is_http(address):
             raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
         self.address = address
+        self._retries = RetryPolicy(retries)
         self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
+        self._metadata = metadata_with(
+            token_for(address, token, is_encrypted=self._tls is not None, in_clear=token_in_clear)
+        )
         self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
@@ -64,7 +73,8 @@ class AsyncClient:
     async def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
-            described = await self._stub.GetModel(GetModelRequest(model=name, version=version), timeout=timeout_s)
+            request = GetModelRequest(model=name, version=version)
+        described = await self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
         self._known_models[name, version] = description
         return description
@@ -90,7 +100,8 @@ class AsyncClient:
                 return_logits=return_logits,
                 priority=priority,
             )
-            response = await self._stub.Classify(await self._checked(draft), timeout=timeout_s)
+            request = await self._checked(draft)
+        response = await self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response, version)
 
     async def classify_stream(
@@ -129,7 +140,7 @@ class AsyncClient:
                 broken.append(error)
 
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
-            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s, metadata=self._metadata)
             try:
                 async for response in call:
                     while refused:
@@ -149,6 +160,15 @@ class AsyncClient:
     @cached_property
     def _stub(self) -> ClassifierStub:
         return ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def _called(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer of the stub's `method`, tried again as `retries` allows."""
+
+        async def call(left_s: float | None) -> Any:
+            async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
+                return await method(request, timeout=left_s, metadata=self._metadata)
+
+        return await await_with_retries(call, timeout_s, self._retries)
 
     async def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""

@@ -106,7 +106,9 @@ def _error_from_rpc(
     if tls_reason is not None:
         return InputError(f"no connection to {address}: {tls_reason}")
     if name is None and code is grpc.StatusCode.UNAVAILABLE:
-        return InputError(f"no server answers at {address} ({details}); is `fuseline serve` running there?")
+        missing = InputError(f"no server answers at {address} ({details}); is `fuseline serve` running there?")
+        missing.may_pass = True
+        return missing
     if name is None and code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"no answer from {address} within {timeout_s:g} s; allow more time")
     if name is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED:

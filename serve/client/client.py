@@ -14,13 +14,16 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import channel_to, errors_of_the_tree
 from fuseline.serve.client.client_tls import FilePath, client_tls
+from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_stream import stream_over_http
 from fuseline.serve.client.http_stub import HttpStub, is_http
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.retries import RetryPolicy, call_with_retries
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_RETRIES = 2
 
 
 class Client:
@@ -35,6 +38,9 @@ class Client:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
+        token: str | None = None,
+        token_in_clear: bool = False,
+        retries: int = DEFAULT_RETRIES,
         tls: bool = False,
         ca: FilePath | None = None,
         cert: FilePath | None = None,
@@ -45,6 +51,10 @@ class Client:
 
         Args:
             address: where the server is.
+            token: sent with each call; None: that of the environment variable FUSELINE_TOKEN, if there is one.
+            token_in_clear: allow a token to leave this machine over a connection that is not encrypted.
+            retries: how often a call is made again, within its `timeout_s`, that is UNAVAILABLE or RESOURCE_EXHAUSTED;
+                see `fuseline.serve.client.retries`. Streams over gRPC are never.
             tls: use TLS. Each of the following does that too, and so does https://.
             ca: file with the certificates to trust, in PEM; None: those that this machine trusts.
             cert: file with this client's own certificate, in PEM, for a server that wants one; with `key`.
@@ -52,17 +62,23 @@ class Client:
             server_name: name that the server's certificate must have; None: the host of the address.
 
         Raises:
-            InputError: the address can't be used, or a file.
+            InputError: the address can't be used, or a file; or the token would leave this machine in clear.
         """
         self.address = address
+        self._retries = RetryPolicy(retries)
         self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
+        token = token_for(address, token, is_encrypted=self._tls is not None, in_clear=token_in_clear)
+        # What each call of a stub takes besides its message and its time.
+        self._extra: dict[str, Any] = {}
         if is_http(address):
-            self._stub: Any = HttpStub(address, self._tls)
+            self._stub: Any = HttpStub(address, self._tls, token)
             self._close = self._stub.close
         else:
             channel = channel_to(address, self._tls)
             self._stub = ClassifierStub(channel)  # type: ignore[no-untyped-call]
             self._close = channel.close
+            if token is not None:
+                self._extra["metadata"] = metadata_with(token)
         self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     def __enter__(self) -> Self:
@@ -78,7 +94,8 @@ class Client:
     def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`, or its default version; empty: the server's only one."""
         with errors_of_the_tree(self.address, timeout_s, self._tls):
-            described = self._stub.GetModel(GetModelRequest(model=name, version=version), timeout=timeout_s)
+            request = GetModelRequest(model=name, version=version)
+        described = self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
         self._known_models[name, version] = description
         return description
@@ -119,7 +136,8 @@ class Client:
                 return_logits=return_logits,
                 priority=priority,
             )
-            response = self._stub.Classify(self._checked(draft), timeout=timeout_s)
+            request = self._checked(draft)
+        response = self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response, version)
 
     def classify_stream(
@@ -176,7 +194,7 @@ class Client:
                 broken.append(error)
 
         with errors_of_the_tree(self.address, timeout_s, self._tls):
-            call = self._stub.ClassifyStream(requests(), timeout=timeout_s)
+            call = self._stub.ClassifyStream(requests(), timeout=timeout_s, **self._extra)
             try:
                 for response in call:
                     while refused:
@@ -187,6 +205,15 @@ class Client:
         yield from refused
         if broken:
             raise broken[0]
+
+    def _called(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """Return the answer of the stub's `method`, tried again as `retries` allows."""
+
+        def call(left_s: float | None) -> Any:
+            with errors_of_the_tree(self.address, timeout_s, self._tls):
+                return method(request, timeout=left_s, **self._extra)
+
+        return call_with_retries(call, timeout_s, self._retries)
 
     def _checked(self, draft: DraftRequest) -> ClassifyRequest:
         """Return the message of `draft`, held against the model's description where it must be."""

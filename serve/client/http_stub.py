@@ -27,6 +27,8 @@ from fuseline.serve.services.statuses import ERROR_METADATA_KEY, HTTP_STATUS_OF_
 
 _PROTOBUF = {"Content-Type": "application/x-protobuf", "Accept": "application/x-protobuf"}
 _MOST_MS = 2**32 - 1
+RETRY_AFTER_MS_HEADER = "retry-after-ms"
+"""Header with the milliseconds after which there is likely to be room, which Fuseline sends beside Retry-After."""
 # Of several codes with one status the first that is listed.
 _CODE_OF_STATUS = {status: code for code, status in reversed(HTTP_STATUS_OF_CODE.items())}
 
@@ -45,10 +47,11 @@ class HttpStub:
     `InputError` where no server answers, and `DeadlineError` where there is no answer within `timeout`, in seconds.
     """
 
-    def __init__(self, address: str, tls: ClientTls | None = None) -> None:
+    def __init__(self, address: str, tls: ClientTls | None = None, token: str | None = None) -> None:
         """Connect with the first call; to https:// by `tls`, or, without it, trusting whom this machine trusts.
 
-        Raises `InputError` for an address that is no http://HOST[:PORT][/PATH] or https:// likewise.
+        `token` is sent with each call. Raises `InputError` for an address that is no http://HOST[:PORT][/PATH] or
+        https:// likewise.
         """
         try:
             url = urlsplit(address)
@@ -58,6 +61,7 @@ class HttpStub:
         if not self._host or url.query or url.fragment or url.username is not None:
             raise InputError(f"{address!r} is no address of HTTP; give http://HOST:PORT")
         self._address = address
+        self._every_call = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._path = url.path.rstrip("/")
         self._tls = tls or client_tls(address)
         self._of_thread = threading.local()
@@ -159,10 +163,12 @@ class HttpStub:
                 raise InputError(f"no connection to {self._address}: {failure}") from error
             # Another server's words may be many, and no text.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(
+            missing = InputError(
                 f"no server answers at {self._address} ({reason}); is `fuseline serve` "
                 "running there, and is this its --http-port?"
-            ) from error
+            )
+            missing.may_pass = True
+            raise missing from error
 
     def _sent(
         self,
@@ -177,7 +183,7 @@ class HttpStub:
         if connection.sock is None:
             connection.connect()
         connection.sock.settimeout(_left(deadline))
-        connection.request(method, self._path + path, body or None, headers)
+        connection.request(method, self._path + path, body or None, headers | self._every_call)
         connection.sock.settimeout(_left(deadline))
         # An answer that fails half-way is closed too: it holds the socket, whatever becomes of the connection.
         with connection.getresponse() as response:
@@ -204,12 +210,19 @@ class HttpStub:
         name = fields.get(ERROR_METADATA_KEY)
         if name is None and message is None:
             return InputError(f"{self._address} answered with the status {status}; is this a Fuseline server?")
-        retry_after_ms = fields.get("retry-after-ms")
-        retry_after_s = None if retry_after_ms is None else int(retry_after_ms) / 1000
         code = _CODE_OF_STATUS.get(HTTPStatus(status))
         if code is None:
             return RequestError(f"{self._address} refused the request with the status {status}: {message}")
-        return error_from_status(code, message or "", name, retry_after_s)
+        return error_from_status(code, message or "", name, _retry_after_s(fields))
+
+
+def _retry_after_s(fields: http.client.HTTPMessage) -> float | None:
+    """Return the seconds of an answer's header retry-after-ms or Retry-After; None: it has none, or a date."""
+    for name, unit_s in ((RETRY_AFTER_MS_HEADER, 0.001), ("retry-after", 1.0)):
+        value = fields.get(name, "")
+        if value.isdecimal() and len(value) < 10:
+            return int(value) * unit_s
+    return None
 
 
 class _TlsConnection(http.client.HTTPSConnection):

@@ -1,6 +1,7 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -94,6 +95,50 @@ def serve(
     max_images_per_request: Annotated[int, _option("max_images_per_request", "Images of one request.")] = _default(
         "max_images_per_request"
     ),
+    max_image_pixels: Annotated[
+        int, _option("max_image_pixels", "Pixels of one picture; larger ones are refused by their header.")
+    ] = _default("max_image_pixels"),
+    decode_timeout_s: Annotated[
+        float, _option("decode_timeout_s", "How long one picture may take to decode.")
+    ] = _default("decode_timeout_s"),
+    max_requests_per_client: Annotated[
+        int, _option("max_requests_per_client", "Requests of one client under way in a process; more are refused.")
+    ] = _default("max_requests_per_client"),
+    max_streams: Annotated[int, _option("max_streams", "Streams open in a process; more are refused.")] = _default(
+        "max_streams"
+    ),
+    max_calls_per_connection: Annotated[
+        int, _option("max_calls_per_connection", "Calls open on one gRPC connection; more wait on the client's side.")
+    ] = _default("max_calls_per_connection"),
+    max_connections: Annotated[
+        int | None,
+        _option(
+            "max_connections",
+            "Connections of a process, gRPC's on each address and HTTP's; default: half of its file descriptors, over "
+            "HTTP at most 1024.",
+        ),
+    ] = _default("max_connections"),
+    max_header_kb: Annotated[
+        int, _option("max_header_kb", "Largest metadata of a call or head of an HTTP request, in KiB.")
+    ] = _default("max_header_kb"),
+    keepalive_s: Annotated[
+        float,
+        _option("keepalive_s", "Silence of a gRPC client after which it is asked whether it lives; 0: it is not."),
+    ] = _default("keepalive_s"),
+    keepalive_timeout_s: Annotated[
+        float, _option("keepalive_timeout_s", "How long it may take to answer that.")
+    ] = _default("keepalive_timeout_s"),
+    max_connection_age_s: Annotated[
+        float,
+        _option(
+            "max_connection_age_s",
+            "Age at which a connection takes no new request, so that its client connects anew; 0: any age.",
+        ),
+    ] = _default("max_connection_age_s"),
+    max_connection_age_grace_s: Annotated[
+        float,
+        _option("max_connection_age_grace_s", "How long calls of such a connection may last; streams are cut then."),
+    ] = _default("max_connection_age_grace_s"),
     decode_threads: Annotated[
         int | None, _option("decode_threads", "Threads that decode images; default: one for each CPU.")
     ] = None,
@@ -130,6 +175,13 @@ def serve(
             "shadow",
             "A model that computes a share of the requests to MODEL, or to NAME, a second time, to be compared: "
             "[NAME=]MODEL[:VERSION]@SHARE; may be given several times.",
+        ),
+    ] = None,
+    token_hashes: Annotated[
+        Path | None,
+        _option(
+            "token_hashes",
+            "File of token hashes that `fuseline token new` writes; only calls with one of these tokens are answered.",
         ),
     ] = None,
     backend_timeout_s: Annotated[
@@ -204,6 +256,17 @@ def serve(
         max_delay_ms=max_delay_ms,
         max_message_mb=max_message_mb,
         max_images_per_request=max_images_per_request,
+        max_image_pixels=max_image_pixels,
+        decode_timeout_s=decode_timeout_s,
+        max_requests_per_client=max_requests_per_client,
+        max_streams=max_streams,
+        max_calls_per_connection=max_calls_per_connection,
+        max_connections=max_connections,
+        max_header_kb=max_header_kb,
+        keepalive_s=keepalive_s,
+        keepalive_timeout_s=keepalive_timeout_s,
+        max_connection_age_s=max_connection_age_s,
+        max_connection_age_grace_s=max_connection_age_grace_s,
         decode_threads=decode_threads,
         fast_decode=fast_decode,
         threads=threads,
@@ -212,6 +275,7 @@ def serve(
         shared_memory=shared_memory,
         alias=alias or None,
         shadow=shadow or None,
+        token_hashes=token_hashes,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
         engine_cache=engine_cache,
@@ -229,6 +293,13 @@ def serve(
     raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
+    if unguarded := settings.unguarded_addresses:
+        warning = (
+            f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
+            "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
+        )
+        _log.warning(warning)
+        typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes())
     guard.start()
@@ -236,20 +307,20 @@ def serve(
 
     def announce(server: "Server | Supervisor") -> None:
         guard.stop()
+        lines = []
         for model in server.repository:
             backend = model.backend
             kind = "" if model.manifest.task == "single-label" else f"{model.manifest.task}, "
             share = "" if backend.half_share is None else f" in {backend.half_share:.0%} of the layers"
-            typer.echo(
+            lines.append(
                 f"{model.name} (version {model.version}): {kind}{backend.name} on {backend.device}, "
                 f"{backend.precision}{share}, batches of {', '.join(map(str, backend.buckets))}; "
                 f"{model.backend_reason}; {model.lanes.line}"
             )
-        for route in (*settings.aliases, *settings.shadows):
-            typer.echo(str(route))
+        lines += map(str, (*settings.aliases, *settings.shadows))
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        typer.echo(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
-        sys.stdout.flush()
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
+        _say(lines)
 
     if engine_cache is not None:
         from fuseline.serve.backends.engine.cache import check_engine_cache
@@ -263,6 +334,17 @@ def serve(
     from fuseline.serve.server import run_server
 
     raise typer.Exit(run_server(folders, settings, announce))
+
+
+def _say(lines: list[str]) -> None:
+    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
+    try:
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
+        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
 
 
 def classify(
@@ -282,6 +364,19 @@ def classify(
             help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
         ),
     ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_FILE",
+            help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
+        ),
+    ] = None,
+    token_in_clear: Annotated[
+        bool,
+        typer.Option(
+            envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
+        ),
+    ] = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -294,6 +389,7 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
+    from fuseline.serve.client.client_token import token_in_file
     from fuseline.serve.commands.classify_command import classify_files
 
     raise typer.Exit(
@@ -303,6 +399,8 @@ def classify(
             model=model,
             top_k=top_k,
             as_json=as_json,
+            token=None if token_file is None else token_in_file(token_file),
+            token_in_clear=token_in_clear,
             tls=tls,
             ca=tls_ca,
             cert=tls_cert,

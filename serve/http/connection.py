@@ -7,7 +7,7 @@ handler gets the body in one message, and a client that goes away while its requ
 
 import asyncio
 import urllib.parse
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.exchange import Exchange, failure
+from fuseline.serve.http.http_gate import identify
 from fuseline.serve.http.refusal import Refusal
 from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
 
@@ -38,7 +39,7 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(group.config, group.state, {})
         self._group = group
         self._limits = group.limits
-        self._since = group.now
+        self._since = self._born = group.now
         self._unsent_since: float | None = None
         self._running: asyncio.Task[None] | None = None
         """Task of the request whose turn it is; None: none is whole."""
@@ -190,6 +191,8 @@ class HttpConnection(HttpToolsProtocol):
         self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         self.scope["raw_path"] = url.path
         self.scope["query_string"] = url.query or b""
+        if self._group.gate is not None:
+            identify(self._group.gate, cast("dict[str, Any]", self.scope), self.headers)
         self._body.begin()
         self._in_body = True
         self._since = self._group.now
@@ -226,6 +229,7 @@ class HttpConnection(HttpToolsProtocol):
         exchange.limits = self._limits
         exchange.charge = self._charge
         exchange.is_followed = self._is_followed
+        exchange.is_old = self.is_old
         if self._running is None:
             self._answer(exchange)
         else:
@@ -259,6 +263,10 @@ class HttpConnection(HttpToolsProtocol):
         elif self._unparsed:
             # In a turn of its own, so that other connections have theirs.
             self.loop.call_soon(self._resume)
+
+    def is_old(self) -> bool:
+        """Return whether the connection is to end, so that its client connects anew, maybe to another server."""
+        return 0 < self._limits.age_s <= self._group.now - self._born
 
     def _is_followed(self) -> bool:
         return bool(self.pipeline or self._unparsed)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import uvicorn
 from uvicorn.server import ServerState
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.refusal import Refusal
 
@@ -17,6 +18,8 @@ class ConnectionGroup:
     state: ServerState
     """uvicorn's: connections, tasks of requests, and the header fields of every answer."""
     limits: HttpLimits
+    gate: Gate | None = None
+    """Knows the tokens; None: none is asked for."""
     now: float = 0.0
     """Time of the last sweep, on the event loop's clock: reading it costs a request nothing."""
     draining: bool = False

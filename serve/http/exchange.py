@@ -32,6 +32,8 @@ class Exchange(RequestResponseCycle):
     """Counts more bytes in that total; raises `Refusal`."""
     is_followed: Callable[[], bool]
     """Whether more has come on the connection behind this request, which closing it would lose."""
+    is_old: Callable[[], bool]
+    """Whether the connection should end with an answer that nothing follows."""
     _head: bytes | None = None
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
@@ -95,6 +97,8 @@ class Exchange(RequestResponseCycle):
             if name in _FIELD_NAMES and self._note(name, value):
                 continue
             parts += (name, b": ", value, b"\r\n")
+        if self.keep_alive and self.is_old():
+            self.keep_alive = self.is_followed()
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:

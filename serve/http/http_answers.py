@@ -15,6 +15,9 @@ RETRY_AFTER_MS_HEADER = "retry-after-ms"
 
 JSON_TYPE = "application/json"
 
+BEARER = "Bearer"
+"""Value of the header WWW-Authenticate, which goes with 401 (RFC 9110, 11.6.1)."""
+
 CLOSE = {"Connection": "close"}
 """Header of answers to probes: each gets a connection of its own, so that it finds whichever thread or process can
 answer it."""
@@ -37,6 +40,8 @@ def error_answer(status: Status) -> Response:
     same class, and when there is likely to be room.
     """
     headers = {ERROR_METADATA_KEY: status.error_name}
+    if status.http_status is HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = BEARER
     if status.retry_after_s is not None:
         headers |= {
             "retry-after": str(math.ceil(status.retry_after_s) or 1),

@@ -1,7 +1,8 @@
 """Bounds of what clients can take of an HTTP server."""
 
-import resource
 from dataclasses import dataclass
+
+from fuseline.serve.settings import Settings
 
 _MOST_CONNECTIONS = 1024
 _LEAST_TOTAL_BYTES = 256 * 2**20
@@ -30,19 +31,25 @@ class HttpLimits:
     linger_s: float = 2.0
     """Longest time for which a refused request is still read, and thrown away, so that its client reads the refusal
     rather than an error of its socket."""
+    age_s: float = 0.0
+    """Time from a connection's begin after which an answer closes it; 0: none does."""
     sweep_s: float = 1.0
     """Seconds between two looks at the open connections: no request has a timer of its own."""
 
 
-def http_limits(max_message_bytes: int) -> HttpLimits:
-    """Return the limits of a process whose largest request has `max_message_bytes`, the same as over gRPC.
+def http_limits(settings: Settings) -> HttpLimits:
+    """Return the limits of a process with `settings`.
 
-    The total is four such requests, at least 256 MiB: as many pictures of 224x224 pixels as queues hold by default, and
-    half as many again. Connections are at most half of the files that the process may open, which gRPC needs too.
+    A body is at most as large as a message over gRPC. The total is four such requests, at least 256 MiB: as many
+    pictures of 224x224 pixels as queues hold by default, and half as many again. Connections are at most half of the
+    files that the process may open, which gRPC needs too.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    largest = settings.max_message_bytes
+    most = settings.most_connections
     return HttpLimits(
-        max_body_bytes=max_message_bytes,
-        max_total_bytes=max(4 * max_message_bytes, _LEAST_TOTAL_BYTES),
-        max_connections=_MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, files // 2),
+        max_body_bytes=largest,
+        max_total_bytes=max(4 * largest, _LEAST_TOTAL_BYTES),
+        max_head_bytes=settings.max_header_kb * 2**10,
+        max_connections=most if settings.max_connections is not None else min(_MOST_CONNECTIONS, most),
+        age_s=settings.max_connection_age_s,
     )

@@ -20,6 +20,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.http.connection import HttpConnection
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.http_limits import HttpLimits
@@ -43,11 +44,13 @@ class HttpServer:
         listener: socket.socket,
         limits: HttpLimits,
         *,
+        gate: Gate | None = None,
         shares: bool = False,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Serve `app` on `listener`, which belongs to this server from now on.
 
+        With a `gate`, requests without a token that it knows are refused by their head, but for `OPEN_PATHS`.
         `tls` returns the context of a connection that begins now; None: HTTP is plain.
 
         With `shares`, other processes accept from the same socket, and each leaves the next connection to the others
@@ -66,7 +69,7 @@ class HttpServer:
         )
         config.load()
         self._uvicorn = uvicorn.Server(config)
-        self._group = ConnectionGroup(config, self._uvicorn.server_state, limits)
+        self._group = ConnectionGroup(config, self._uvicorn.server_state, limits, gate)
         self._listener = listener
         self._shares = shares
         self._tls = tls

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.errors import BackendLostError
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -26,6 +27,8 @@ class HttpServices:
     is_ready: Callable[[], bool]
     """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
+    gate: Gate | None = None
+    """Knows the tokens; None: none is asked for."""
     is_live: Callable[[], bool] = lambda: True
     """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
 

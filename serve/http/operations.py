@@ -13,6 +13,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.http.http_answers import error_answer, refusal
+from fuseline.serve.http.http_gate import guarded
 from fuseline.serve.http.http_services import HttpServices, status_now
 from fuseline.serve.services.statuses import status_from_error
 
@@ -59,7 +60,10 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for operation in operations:
         for path in operation.paths:
-            by_path.setdefault(path, {})[operation.method] = operation.application(services)
+            application = operation.application(services)
+            if services.gate is not None:
+                application = guarded(application, f"{operation.method} {path}", services.gate)
+            by_path.setdefault(path, {})[operation.method] = application
     return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
 
 

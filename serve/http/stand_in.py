@@ -23,6 +23,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.http.app import PROBES
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.http_server import HttpServer
@@ -50,16 +51,18 @@ class StandIn:
         listener: socket.socket,
         app: ASGIApp,
         limits: HttpLimits,
+        gate: Gate | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services.
 
-        `tls` is that of `server`.
+        `gate` and `tls` are those of `server`.
         """
         self._server = server
         self._listener = listener.dup()
         self._app = app
         self._limits = limits
+        self._gate = gate
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
@@ -96,7 +99,7 @@ class StandIn:
 
     async def _answer(self, turned: threading.Event) -> None:
         since, warned = time.monotonic() - _PATIENCE_S, False
-        server = HttpServer(self._app, self._listener.dup(), self._limits, tls=self._tls)
+        server = HttpServer(self._app, self._listener.dup(), self._limits, gate=self._gate, tls=self._tls)
         await server.start(accepts=False)
         connections: dict[Newcomer, float] = {}
         try:

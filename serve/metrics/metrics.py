@@ -82,6 +82,13 @@ class Metrics:
             registry=self.registry,
         )
         self._queued_rows = Gauge("fuseline_queued_rows", "Rows that wait now.", ["model"], registry=self.registry)
+        self._access = Counter(
+            "fuseline_access_events",
+            "Calls refused without a known token (unauthenticated) or for their role (forbidden), and changes of the "
+            "file of token hashes that could not be read (token_file_broken).",
+            ["event"],
+            registry=self.registry,
+        )
         self._info = Gauge(
             "fuseline_model_info",
             "1 for each served model.",
@@ -189,6 +196,10 @@ class Metrics:
             self.statistics[statistics_key(model, version)].count_failure(seconds)
         elif batched is not None:
             self.statistics[statistics_key(model, version)].count_answer(seconds, batched)
+
+    def count_access(self, event: str) -> None:
+        """Count an event of the gate before all calls; see `fuseline.serve.access.gate.Gate`."""
+        self._access.labels(event).add()
 
     def requests_by_code(self) -> dict[str, int]:
         """Return the number of requests that were counted under each gRPC status."""

@@ -11,7 +11,7 @@ OUTCOMES = ("agrees", "differs", "failed", "dropped", "unfit")
 failed on it; there was no room or no time for it; or the shadow can't take it."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_DIFFERENCES = tuple(step * 10.0**exponent for exponent in range(-6, 3) for step in (1, 3))
+_DIFFERENCES = tuple(float(f"{step}e{exponent}") for exponent in range(-6, 3) for step in (1, 3))
 
 
 class AliasMetrics:

@@ -266,10 +266,10 @@ class _AliasRoute:
                 f"the alias {self._alias.name} leads to no version {reprlib.repr(version)}, it leads to {targets}; "
                 "leave the version out, or ask for a model by its own name"
             )
-        asked = f"version {reprlib.repr(version)} of " if version else ""
-        served = ", ".join(sorted({model.name for model in self._repository})) or "none"
+        served = ", ".join(f"{model.name}:{model.version}" for model in self._repository) or "none"
+        asked = f" in version {reprlib.repr(version)}" if version else ""
         return UnknownModelError(
-            f"{asked}the alias {self._alias.name} leads to {targets}, which is not served now; served: {served}"
+            f"the alias {self._alias.name} leads to {targets}, which is not served{asked} now; served: {served}"
         )
 
 

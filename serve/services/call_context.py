@@ -1,10 +1,12 @@
 """What is known of a call beside its message: who makes it, until when, and how."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 
+from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.services.priority import priority_text
 from fuseline.serve.tls.client_name import client_of_auth_context
@@ -21,6 +23,9 @@ class CallContext(NamedTuple):
     """What metadata or headers say of the priority, as they have it; empty: nothing."""
 
 
+IDENTITY: ContextVar[Identity | None] = ContextVar("fuseline_identity", default=None)
+"""Who makes the gRPC call whose task this is, as its token says; None: it has none, or none is asked for."""
+
 NO_CONTEXT = CallContext()
 """Context of a call of which nothing is known."""
 
@@ -33,7 +38,10 @@ def context_of_rpc(
     With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
     """
     remaining_s = context.time_remaining()
-    client = client_of_auth_context(context.auth_context()) if has_certificates else None
+    if (identity := IDENTITY.get()) is not None:
+        client: str | None = identity.client
+    else:
+        client = client_of_auth_context(context.auth_context()) if has_certificates else None
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
         Caller(client or host_of_peer(context.peer())),

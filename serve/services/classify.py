@@ -12,6 +12,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.routing.routes import Routes
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort
 from fuseline.serve.services.classify_codec import ClassifyCodec, stream_message
 from fuseline.serve.services.description import response_from_model
@@ -34,17 +35,19 @@ class ClassifyService(ClassifierServicer):
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         *,
+        limits: CallLimits | None = None,
         routes: Routes | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`. `clock` is the batchers' own, on which deadlines are.
 
-        `routes` are to models of `repository`; None: there are no aliases. `shadows` sample the requests.
+        `limits` is as for `InferenceCalls`. `routes` are to models of `repository`; None: there are no aliases.
+        `shadows` sample the requests.
         """
         self._routes = Routes(repository) if routes is None else routes
         self._settings = settings
         self._codec = ClassifyCodec(self._routes.finder, image_rows)
-        self._calls = InferenceCalls(metrics, settings, clock, shadows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows)
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]

@@ -3,9 +3,7 @@
 For a model that takes normalised floats, pixels are normalised off the event loop too, decoded ones and raw ones alike.
 """
 
-import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -21,6 +19,7 @@ from fuseline.serve.input_rows import row_maker
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.decoding import DecodeThreads
 from fuseline.serve.services.inference import Decode
 from fuseline.serve.settings import Settings
 
@@ -40,9 +39,10 @@ class ImageRows:
     """
 
     def __init__(self, pool: Executor, settings: Settings) -> None:
-        self._pool = pool
+        self._threads = DecodeThreads(pool, settings.decode_threads, settings.decode_timeout_s)
         self._max_images = settings.max_images_per_request
-        self._threads = settings.decode_threads
+        self._max_pixels = settings.max_image_pixels
+        self._decode_timeout_s = settings.decode_timeout_s
         self._fast_decode = settings.fast_decode
         self._decoding = 0
         # Average time of decoding one image.
@@ -109,17 +109,22 @@ class ImageRows:
 
     def _ready(self, images: int) -> Ready:
         """Return when `images` more images will be decoded."""
-        rounds = -(-images // self._threads)
+        threads = self._threads.threads
+        rounds = -(-images // threads)
         return Ready(
-            self._decode_seconds * max((self._decoding + images) / self._threads, rounds), self._decode_seconds * rounds
+            self._decode_seconds * max((self._decoding + images) / threads, rounds), self._decode_seconds * rounds
         )
 
     async def _decoded(self, model: Model, rows: list[Row], encoded: Mapping[int, Content]) -> list[Row]:
-        decode = partial(_row, model.manifest, fast=self._fast_decode)
-        loop = asyncio.get_running_loop()
-        decoding = [loop.run_in_executor(self._pool, _timed, decode, data) for data in encoded.values()]
+        decode = partial(
+            _row,
+            model.manifest,
+            fast=self._fast_decode,
+            max_pixels=self._max_pixels,
+            timeout_s=self._decode_timeout_s,
+        )
         # All are awaited even when one fails, so that none is left running unattended.
-        outcomes = await asyncio.gather(*decoding, return_exceptions=True)
+        outcomes = await self._threads.rows(decode, list(encoded.values()))
         count = len(rows) + len(encoded)
         for (position, content), outcome in zip(encoded.items(), outcomes, strict=True):
             if isinstance(outcome, ImageError):
@@ -134,16 +139,14 @@ class ImageRows:
         return rows
 
 
-def _row(manifest: Manifest, content: Content, *, fast: bool) -> Row:
-    pixels = decode_for(manifest.input, content, fast=fast) if isinstance(content, bytes) else content
+def _row(manifest: Manifest, content: Content, *, fast: bool, max_pixels: int, timeout_s: float) -> Row:
+    pixels = (
+        decode_for(manifest.input, content, fast=fast, max_pixels=max_pixels, timeout_s=timeout_s)
+        if isinstance(content, bytes)
+        else content
+    )
     row: Row = row_maker(manifest)(pixels[np.newaxis])[0]
     return row
-
-
-def _timed(row_of: Callable[[Content], Row], content: Content) -> tuple[Row, float]:
-    started = time.monotonic()
-    row = row_of(content)
-    return row, time.monotonic() - started
 
 
 def _no_image(image: Image, shape: tuple[int, int, int], which: str) -> RequestError:

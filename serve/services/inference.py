@@ -21,6 +21,7 @@ from fuseline.serve.model import Model
 from fuseline.serve.routing.shadows import Decode as ShadowDecode
 from fuseline.serve.routing.shadows import Sample, Shadows
 from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.priority import priority_from_text
 from fuseline.serve.services.statuses import Status, status_from_error
 
@@ -94,6 +95,8 @@ class Inference(Generic[RequestT, AnswerT]):
         "_clock",
         "_code",
         "_codec",
+        "_is_under_way",
+        "_limits",
         "_method",
         "_metrics",
         "_outputs",
@@ -115,17 +118,20 @@ class Inference(Generic[RequestT, AnswerT]):
         call: CallContext,
         metrics: Metrics,
         clock: Callable[[], float],
+        limits: CallLimits,
         shadows: Shadows | None = None,
     ) -> None:
         """Begin with a `request` that has just come.
 
-        It is counted under `method`; `call` is what is known of its call, whose deadline is on `clock`. `shadows`
-        compute it too, where they sample it.
+        It is counted under `method`, and in `limits` until `count` or `abandon`; `call` is what is known of its call,
+        whose deadline is on `clock`. `shadows` compute it too, where they sample it.
         """
         self._method = method
         self._codec = codec
         self._metrics = metrics
         self._clock = clock
+        self._limits = limits
+        self._is_under_way = False
         self._shadows = shadows
         self._sample: Sample | None = None
         self._started = clock()
@@ -158,8 +164,10 @@ class Inference(Generic[RequestT, AnswerT]):
         """Check the request and hand it to its model's batcher.
 
         For rows the result is the batcher's own future, which costs no task; for images to decode first, a coroutine.
-        Raises what `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
+        Raises what `CallLimits.begin`, `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
         """
+        self._limits.begin(self._call.caller.client)
+        self._is_under_way = True
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
@@ -221,6 +229,9 @@ class Inference(Generic[RequestT, AnswerT]):
 
     def count(self) -> None:
         """Count the request under its answer's status, with the time from its arrival until now."""
+        if self._is_under_way:
+            self._limits.end(self._call.caller.client)
+            self._is_under_way = False
         if _log.isEnabledFor(logging.DEBUG):
             taken_ms = 1000 * (self._clock() - self._started)
             name = "no model" if self.model is None else self.model.name

@@ -6,10 +6,11 @@ from typing import Any
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from fuseline.serve.errors import ShuttingDownError
+from fuseline.serve.errors import OverloadedError, ShuttingDownError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import Calls, abort
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
 from fuseline.serve.services.statuses import Status, status_from_error
@@ -26,12 +27,22 @@ class InferenceCalls:
     """
 
     def __init__(
-        self, metrics: Metrics, settings: Settings, clock: Callable[[], float], shadows: Shadows | None = None
+        self,
+        metrics: Metrics,
+        settings: Settings,
+        clock: Callable[[], float],
+        *,
+        limits: CallLimits | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
-        """Begin without calls. `clock` is the batchers' own, on which deadlines are. `shadows` sample the requests."""
+        """Begin without calls. `clock` is the batchers' own, on which deadlines are.
+
+        `limits` counts the calls of other services too; None: those of this one alone. `shadows` sample the requests.
+        """
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
+        self._limits = CallLimits(settings) if limits is None else limits
         self._shadows = shadows
         self._calls = Calls()
         self._streams: set[Stream[Any, Any, Any]] = set()
@@ -66,7 +77,7 @@ class InferenceCalls:
         """Return the answer to a request of `call`, or the status of the error."""
         try:
             with self._calls:
-                inference = Inference(method, codec, request, call, self._metrics, self._clock, self._shadows)
+                inference = self._inference(method, codec, request, call)
                 try:
                     with inference:
                         inference.settle(await inference.submit())
@@ -97,10 +108,10 @@ class InferenceCalls:
         `message` returns what is written as the answer to a request.
         """
         try:
-            with self._calls:
+            with self._calls, self._limits:
                 call = self._context(context)
                 stream = Stream(
-                    lambda request: Inference(method, codec, request, call, self._metrics, self._clock, self._shadows),
+                    lambda request: self._inference(method, codec, request, call),
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -114,12 +125,20 @@ class InferenceCalls:
                 raise self._calls.refusal
         except ShuttingDownError as error:
             status = self._refusal(method, error)
+        except OverloadedError as error:
+            status = status_from_error(error)
+            self._metrics.count_request(method, "", status.code.name, 0.0)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error)
         await abort(context, status)
 
     def _context(self, context: ServicerContext[Any, Any]) -> CallContext:
         return context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
+
+    def _inference(
+        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, call: CallContext
+    ) -> Inference[RequestT, AnswerT]:
+        return Inference(method, codec, request, call, self._metrics, self._clock, self._limits, self._shadows)
 
     def _refusal(self, method: str, error: ShuttingDownError) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)

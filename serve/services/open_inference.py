@@ -47,6 +47,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.routing.routes import Routes
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import NO_CONTEXT, CallContext
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import answer_or_abort, await_or_abort
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference_calls import InferenceCalls
@@ -95,14 +96,15 @@ class OpenInferenceService(SharedMemoryMethods):
         statistics: Callable[[], Awaitable[Mapping[str, InferenceStatistics]]] | None = None,
         control: ModelControl | None = None,
         *,
+        limits: CallLimits | None = None,
         routes: Routes | None = None,
         shadows: Shadows | None = None,
     ) -> None:
         """Answer from `repository`, with the memory of `registrar`. `clock` is the batchers' own, for deadlines.
 
         `statistics` reads them by `statistics_key`; None: they are those of `metrics`. `control` loads and unloads
-        models; None: they stay as they are. `routes` are to models of `repository`; None: there are no aliases.
-        `shadows` sample the requests.
+        models; None: they stay as they are. `limits` is as for `InferenceCalls`. `routes` are to models of
+        `repository`; None: there are no aliases. `shadows` sample the requests.
         """
         super().__init__(registrar)
         self._repository = repository
@@ -116,7 +118,7 @@ class OpenInferenceService(SharedMemoryMethods):
         """Returns whether progress is made, or else the server is to be started again."""
         self._routes = Routes(repository) if routes is None else routes
         self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock, shadows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows)
 
     @property
     def ready(self) -> bool:

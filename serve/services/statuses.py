@@ -30,6 +30,8 @@ STATUS_CODE_OF_ERROR: dict[type[errors.FuselineError], StatusCode] = {
     # Whoever runs the server can change it, the client can't, and shouldn't try again. UNIMPLEMENTED would say that of
     # a method; it is also what gRPC itself answers, and could not be read back as this error.
     errors.SharedMemoryUnavailableError: StatusCode.FAILED_PRECONDITION,
+    errors.UnauthenticatedError: StatusCode.UNAUTHENTICATED,
+    errors.ForbiddenError: StatusCode.PERMISSION_DENIED,
     # Whoever runs the server can change its mode, or the package.
     errors.ModelControlError: StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
@@ -45,6 +47,8 @@ HTTP_STATUS_OF_CODE: dict[StatusCode, HTTPStatus] = {
     StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     StatusCode.ALREADY_EXISTS: HTTPStatus.CONFLICT,
     StatusCode.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
+    StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    StatusCode.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
     StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
     StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
     StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -129,8 +133,8 @@ def error_from_status(
 ) -> errors.FuselineError:
     """Return the error that a status stands for: of class `error_name` where known, else by the table in reverse."""
     error = _error_of(code, message, error_name)
-    if isinstance(error, errors.OverloadedError):
-        error.retry_after_s = retry_after_s
+    error.retry_after_s = retry_after_s
+    error.may_pass = code in {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED}
     return error
 
 

@@ -18,7 +18,7 @@ _ALIGNMENT = 64
 
 _PIXEL = np.dtype(np.uint8)
 _MOST_NUMBERS = 128
-"""Number of float64 numbers that the backend has room for: some 30, one for each of at most 26 buckets, for each bucket
+"""Number of float64 numbers that the backend has room for: some 40, one for each of at most 26 buckets, for each bucket
 of batches with all cores, and for each of at most 16 lanes."""
 
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 
+from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import listening_for_http
 from fuseline.serve.http.app import http_app
 from fuseline.serve.http.http_limits import http_limits
@@ -43,15 +44,16 @@ class HttpFront:
         `tls` is that of `HttpServer`.
 
         Raises:
-            InputError: the port can't be bound.
+            InputError: the port can't be bound, or the file of token hashes can't be taken.
         """
         self._totals = totals
         self._taking = taking
         self._hangs = False
         self._listener = listening_for_http(settings.host, settings.http_port)
         self.port: int = self._listener.getsockname()[1]
-        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, is_live=is_live))
-        self._server = HttpServer(app, self._listener, http_limits(settings.max_message_bytes), tls=tls)
+        gate = None if settings.token_hashes is None else Gate(settings.token_hashes)
+        app = http_app(HttpServices(None, None, self._metrics, is_ready, settings, gate, is_live))
+        self._server = HttpServer(app, self._listener, http_limits(settings), gate=gate, tls=tls)
         self._watching: asyncio.Task[None] | None = None
 
     @property

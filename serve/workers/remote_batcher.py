@@ -12,6 +12,7 @@ from fuseline.serve.batching.admission import DELIVERY_RATE, Admission, Load, Re
 from fuseline.serve.batching.batcher import DELIVERY_TURNS, PROBE_AFTER_SECONDS
 from fuseline.serve.batching.lanes import seconds_until_free
 from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
+from fuseline.serve.batching.standing import WaitingKinds, standing_among
 from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
@@ -123,14 +124,14 @@ class RemoteBatcher:
         *,
         deadline: float | None = None,
         ready: Ready,
-        caller: Caller = ANYONE,  # noqa: ARG002
+        caller: Caller = ANYONE,
     ) -> Reservation:
-        """Admit a request, as `Batcher.reserve` does, by the backend's latest snapshot.
+        """Admit a request, as `Batcher.reserve` does, by the backend's latest snapshot, which tells no clients apart.
 
         Raises what `submit` does.
         """
         self._check_admits()
-        load, now = self._load(), self._clock()
+        load, now = self._load(row_count, caller), self._clock()
         predicted = self._admission.check(load, row_count, self._earlier(deadline), now, ready)
         self._reserve_rows(row_count)
         return Reservation(row_count, predicted, on_release=self._release_rows)
@@ -195,16 +196,24 @@ class RemoteBatcher:
         self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted, caller))
         return request
 
-    def _load(self) -> Load:
-        """Return what is ahead, by the backend's latest snapshot and this worker's reservations."""
-        queued, reserved, running, learned_at, *rest = self._arena.admission_snapshot
+    def _load(self, row_count: int = 1, caller: Caller = ANYONE) -> Load:
+        """Return what is ahead of a request, by the backend's latest snapshot and this worker's reservations."""
+        queued, reserved, running, learned_at, small, larger, bulk, *rest = self._arena.admission_snapshot
         lanes = len(self._admission.idle_lanes)
         free_at, state = rest[:lanes], rest[lanes:]
         self._admission.take_state(state)
         now = self._clock()
         waiting = int(queued + max(reserved, self._arena.reserved_rows))
         idle = not waiting and not running and now - learned_at >= PROBE_AFTER_SECONDS
-        return Load(waiting, int(running), seconds_until_free(free_at, now), idle)
+        kinds = WaitingKinds(int(small), int(larger), int(bulk))
+        standing = standing_among(
+            kinds,
+            row_count,
+            caller.priority,
+            is_small=row_count <= self._admission.small_rows,
+            unknown_rows=max(0, waiting - sum(kinds)),
+        )
+        return Load(waiting, int(running), seconds_until_free(free_at, now), idle, standing)
 
     def _check_admits(self) -> None:
         if self._draining:

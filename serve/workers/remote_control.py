@@ -47,9 +47,10 @@ class RemoteModelControl:
         """See `ModelControl.index`. While there is no backend process, nothing is ready."""
         try:
             answer = await self._asked(action="index", ready=ready)
-        except BackendLostError as error:
-            lost = [IndexEntry(its.name, its.version, ModelState.UNAVAILABLE, str(error)) for its in self._models()]
-            return [] if ready else sorted(lost)
+        except BackendLostError:
+            why = "the process that has it has ended and is being started again"
+            lost = [IndexEntry(its.name, its.version, ModelState.UNAVAILABLE, why) for its in self._models()]
+            return [] if ready else lost
         return [IndexEntry(name, version, ModelState(state), why) for name, version, state, why in answer["entries"]]
 
     async def _asked(self, **question: Any) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Reports of what each process has counted, and their sum."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics, statistics_key
 from fuseline.serve.metrics.tls_metrics import EXPIRY
+from fuseline.serve.model import Model
 
 _EARLIEST = ("_created", "process_start_time_seconds", EXPIRY)
 """Endings of the names of samples whose smallest value counts, not their sum."""
@@ -106,6 +107,12 @@ def summed(reports: Iterable[Report]) -> Report:
 def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceStatistics]:
     """Return `models` as `InferenceStatistics`, by model name."""
     return {name: _statistics_from(counts) for name, counts in models.items()}
+
+
+def forget_gone(statistics: MutableMapping[str, InferenceStatistics], served: Iterable[Model]) -> None:
+    """Drop the statistics of versions that are served no more, which nobody reads."""
+    for key in statistics.keys() - {statistics_key(model.name, model.version) for model in served}:
+        del statistics[key]
 
 
 def metrics_text(report: Report) -> bytes:

@@ -5,12 +5,12 @@ import itertools
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fuseline.serve.errors import ShuttingDownError
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model import Model
@@ -23,7 +23,7 @@ from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.remote_control import RemoteModelControl
-from fuseline.serve.workers.reports import ModelCounts, statistics_from
+from fuseline.serve.workers.reports import ModelCounts, forget_gone, statistics_from
 from fuseline.serve.workers.worker_registrar import WorkerRegistrar
 
 _REPORT_EVERY_S = 1.0
@@ -142,12 +142,6 @@ def _stopping() -> ShuttingDownError:
     return ShuttingDownError("the server is shutting down; ask again once it is back")
 
 
-def _forget_gone(statistics: MutableMapping[str, InferenceStatistics], served: Iterable[Model]) -> None:
-    """Drop the statistics of versions that are served no more, which nobody reads."""
-    for key in statistics.keys() - {statistics_key(model.name, model.version) for model in served}:
-        del statistics[key]
-
-
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     metrics = Metrics()
     registry, statistics = metrics.registry, metrics.statistics
@@ -186,7 +180,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     async def report() -> None:
         while True:
             await asyncio.sleep(_REPORT_EVERY_S)
-            _forget_gone(statistics, models.served())
+            forget_gone(statistics, models.served())
             send_report(channel, registry, statistics)
 
     reporting = asyncio.create_task(report())

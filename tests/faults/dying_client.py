@@ -1,6 +1,7 @@
-"""`python -m tests.faults.dying_client GRPC HTTP`: a client to be killed, with streams and bodies half sent.
+"""`python -m tests.faults.dying_client GRPC HTTP [--never-read]`: a client to be killed in the middle of its streams.
 
-It says `busy` once answers come on its streams.
+Its bodies over HTTP are half sent. It says `busy` as each stream answers. With `--never-read` it reads no answer, and
+asks over HTTP, too, for more than it ever takes.
 """
 
 import asyncio
@@ -19,11 +20,17 @@ from tests.serve.services.open_inference_requests import infer_request
 STREAMS = 4
 
 
-async def main(grpc_address: str, http_address: str) -> None:
+HALF_A_BODY = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000)
+PIPELINED = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 64
+
+
+async def main(grpc_address: str, http_address: str, never: str = "") -> None:
     host, _, port = http_address.rpartition(":")
-    halves = [socket.create_connection((host, int(port))) for _ in range(STREAMS)]
-    for half in halves:
-        half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+    loop, connections = asyncio.get_running_loop(), []
+    for _ in range(STREAMS):
+        connections.append(socket.create_connection((host, int(port))))
+        connections[-1].setblocking(False)
+        await loop.sock_sendall(connections[-1], b"" if never else HALF_A_BODY)
     async with grpc.aio.insecure_channel(grpc_address) as channel:
         classify = [ClassifierStub(channel).ClassifyStream() for _ in range(STREAMS)]
         infer = [GRPCInferenceServiceStub(channel).ModelStreamInfer() for _ in range(STREAMS)]
@@ -33,16 +40,21 @@ async def main(grpc_address: str, http_address: str) -> None:
             while True:
                 await stream.write(request)
 
+        async def ask_for_more(connection: socket.socket) -> None:
+            while True:
+                await loop.sock_sendall(connection, PIPELINED)
+
         async def read(stream: grpc.aio.StreamStreamCall) -> None:
             await stream.read()
             print("busy", flush=True)
             while True:
                 await stream.read()
 
+        reading = map(ask_for_more, connections) if never else map(read, (*classify, *infer))
         await asyncio.gather(
             *(send(stream, raw_request(pictures)) for stream in classify),
             *(send(stream, infer_request(pictures)) for stream in infer),
-            *map(read, (*classify, *infer)),
+            *reading,
         )
 
 

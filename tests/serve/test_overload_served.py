@@ -137,7 +137,7 @@ async def test_the_client_raises_with_the_delay(start_server: StartServer) -> No
     served = await busy(start_server)
 
     def classify(timeout_s: float) -> None:
-        with Client(f"127.0.0.1:{served.server.port}") as client:
+        with Client(f"127.0.0.1:{served.server.port}", retries=0) as client:
             client.classify(encoded(noise(1)[0]), timeout_s=timeout_s)
 
     with pytest.raises(OverloadedError) as refused:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from fuseline.serve.batching.admission import Ready
 from fuseline.serve.errors import (
     BackendError,
     BackendUnavailableError,
@@ -679,3 +680,18 @@ async def test_what_fails_on_the_event_loop_fails_its_own_batch_only():
     np.testing.assert_array_equal(answered.logits, logits_of(2))
     assert backend.threads == {threading.current_thread()}
     await batcher.drain()
+
+
+async def test_drain_waits_for_a_reservation_and_computes_its_rows(backend):
+    backend.release_all()
+    batcher = make(backend)
+    reservation = batcher.reserve(2, ready=Ready(1.0, 1.0))
+    other = batcher.reserve(1, ready=Ready(1.0, 1.0))
+    drain = asyncio.create_task(batcher.drain())
+    await loop_turns()
+    other.release()
+    await loop_turns()
+    assert not drain.done()
+    answer = batcher.submit(rows(1, 2), reservation=reservation)
+    await settled(drain)
+    np.testing.assert_array_equal(answer.result().logits, logits_of(1, 2))

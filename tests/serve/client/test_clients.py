@@ -246,7 +246,10 @@ def test_every_error_that_is_no_fault_of_the_server_has_its_status() -> None:
         errors.BackendLostError,
     }
     of_memory = {errors.UnknownRegionError, errors.RegionExistsError, errors.SharedMemoryUnavailableError}
-    assert set(STATUS_CODE_OF_ERROR) == of_requests | of_the_moment | of_memory | {errors.BackendError}
+    of_administration = {errors.UnauthenticatedError, errors.ForbiddenError, errors.ModelControlError}
+    assert set(STATUS_CODE_OF_ERROR) == of_requests | of_the_moment | of_memory | of_administration | {
+        errors.BackendError
+    }
 
 
 def test_what_grpc_itself_or_another_server_answers_is_not_taken_for_an_error_about_memory() -> None:

@@ -13,6 +13,7 @@ import uvicorn
 
 from fuseline.serve.http.http_limits import HttpLimits, http_limits
 from fuseline.serve.http.http_server import HttpServer
+from fuseline.serve.settings import Settings
 from tests.serve.http.apps import Held, Long, echo
 from tests.serve.http.http_process import GET, Http, post, serving, until
 
@@ -297,12 +298,35 @@ async def test_a_server_without_connections_does_nothing(monkeypatch: pytest.Mon
         assert looks == before
 
 
-def test_the_limits_follow_from_the_largest_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limits_follow_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
-    small, large = http_limits(2**20), http_limits(2**30)
+    small, large = http_limits(Settings(max_message_mb=1)), http_limits(Settings(max_message_mb=1024))
     assert (small.max_body_bytes, small.max_total_bytes, small.max_connections) == (2**20, 2**28, 512)
     assert (large.max_body_bytes, large.max_total_bytes) == (2**30, 2**32)
+    told = http_limits(Settings(max_connections=3000, max_header_kb=8, max_connection_age_s=60))
+    assert (told.max_connections, told.max_head_bytes, told.age_s) == (3000, 8192, 60.0)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert http_limits(2**20).max_connections == 1024
+    assert http_limits(Settings()).max_connections == 1024
+
+
+async def test_an_old_connection_closes_after_its_answer_and_not_before() -> None:
+    async with serving(echo, age_s=0.05) as http, http.connection() as connection:
+        first = await connection.ask(GET)
+        assert "connection" not in first.headers
+        await until(lambda: any(its.is_old() for its in http.server.connections))
+        # It still takes a request, whose answer says that it is the last.
+        last = await connection.ask(GET)
+        assert (last.status, last.headers["connection"]) == (200, "close")
+        assert await connection.is_closed()
+
+
+async def test_requests_that_follow_on_an_old_connection_are_answered_all_the_same() -> None:
+    async with serving(echo, age_s=0.05) as http, http.connection() as connection:
+        await connection.ask(GET)
+        await until(lambda: any(its.is_old() for its in http.server.connections))
+        await connection.send(GET * 3)
+        answers = [await connection.answer() for _ in range(3)]
+        assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
+        assert await connection.is_closed()

@@ -363,7 +363,7 @@ async def test_targets_that_come_and_go_are_heeded_from_one_request_to_the_next(
         assert await answered("prod") == {"4"}
         assert "alias prod: paint:3 is not served; its requests go to paint:4" in caplog.text
         code, reason = await code_of(routed.classifier.Classify(classify_request("prod", "3")))
-        assert (code, "not served now" in reason) == (grpc.StatusCode.NOT_FOUND, True)
+        assert (code, "not served in version '3' now" in reason) == (grpc.StatusCode.NOT_FOUND, True)
         code, reason = await code_of(load("best"))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "--alias best leads to other models" in reason

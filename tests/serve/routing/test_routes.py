@@ -111,7 +111,9 @@ def test_a_version_that_is_not_served_is_never_answered_by_another(stable: Model
         UnknownModelError, match="the alias prod leads to stable:2, which is not served now; served: sta"
     ):
         routed.find("prod")
-    with pytest.raises(UnknownModelError, match="version '9' of the alias best leads to stable, which is not served"):
+    with pytest.raises(
+        UnknownModelError, match="the alias best leads to stable, which is not served in version '9' now"
+    ):
         routed.find("best", "9")
     with pytest.raises(UnknownModelError, match="the alias next leads to canary, which is not served now"):
         routed.first("next")

@@ -14,7 +14,7 @@ from fuseline.serve.batching.admission import Admission, Ready
 from fuseline.serve.batching.batcher import Batcher, BatchStats
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row
+from fuseline.serve.batching.requests import ANYONE, BULK, BatchedRows, Caller, Row
 from fuseline.serve.errors import (
     BackendError,
     BackendLostError,
@@ -584,3 +584,21 @@ async def test_a_refusal_keeps_its_delay_on_the_way_to_the_worker() -> None:
     error = error_from_text(text_from_error(OverloadedError("too many", 0.25)))
     assert isinstance(error, OverloadedError)
     assert error.retry_after_s == 0.25
+
+
+async def test_a_worker_admits_by_what_starts_before_a_request() -> None:
+    """20 rows of a large request and 8 bulk ones wait behind a batch: eight batches of 0.4 s in all."""
+    joined = JoinedWorkers(max_queue_rows=64, slots=64)
+    remote = joined.remotes[0]
+    joined.batcher._profile.table[:] = [0.1, 0.2, 0.4]
+    remote.submit([row(1)] * 4)
+    await settle()
+    remote.submit([row(1)] * 20)
+    remote.submit([row(1)] * 8, caller=Caller("", BULK))
+    await settle()
+    soon = joined.clock.now + 1.5
+    remote.reserve(1, deadline=soon, ready=ready()).release()
+    for count, caller in ((8, ANYONE), (1, Caller("", BULK))):
+        with pytest.raises(OverloadedError):
+            remote.reserve(count, deadline=soon, ready=ready(), caller=caller)
+    remote.disconnect()

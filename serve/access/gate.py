@@ -1,0 +1,124 @@
+"""Lets calls in by their token, for every door of a server."""
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fuseline.serve.access.roles import Role
+from fuseline.serve.access.token_file import TokenLine, digest_of, read_token_file, token_lines
+from fuseline.serve.errors import ForbiddenError, InputError, UnauthenticatedError
+
+_LOOK_EVERY_S = 1.0
+"""Seconds after which the file is read again, if there is a call."""
+
+_log = logging.getLogger(__name__)
+
+
+class Identity(NamedTuple):
+    """Who makes a call."""
+
+    name: str
+    role: Role
+
+    @property
+    def client(self) -> str:
+        """Name of the client for queues and limits, which no peer's address can be."""
+        return f"token:{self.name}"
+
+
+class Gate:
+    """Knows the tokens of a file, and reads it again when it has changed; while it is broken, the old ones hold.
+
+    Any thread may call it. No token is kept, logged or part of an error.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        count: Callable[[str], None] = lambda _: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Read the file. `count` counts events: `token_file_broken`, `unauthenticated`, `forbidden`.
+
+        `clock` says when the file is looked at, `now` which tokens have expired. Raises `InputError`.
+        """
+        self._path = path
+        self._count = count
+        self._clock = clock
+        self._now = now
+        self._content = read_token_file(path)
+        self._lines = token_lines(self._content, path)
+        self._broken: str | None = None
+        self._look_at = clock() + _LOOK_EVERY_S
+
+    def identify(self, authorization: list[str]) -> Identity:
+        """Return who has the token in a call's `authorization`: the values of that header or metadata.
+
+        Takes the same time whichever of the tokens it is, or none. Raises `UnauthenticatedError`.
+        """
+        if self._clock() >= self._look_at:
+            self._look_again()
+        try:
+            return self._identity(authorization)
+        except UnauthenticatedError:
+            self._count("unauthenticated")
+            raise
+
+    def check(self, identity: Identity, needed: Role | None, what: str) -> None:
+        """Raise `ForbiddenError` unless `identity` may do `what`, which needs the role `needed`."""
+        if needed is not None and not identity.role.allows(needed):
+            self._count("forbidden")
+            raise ForbiddenError(
+                f"{what} needs a token of the role {needed}; that of {identity.name!r} has the role {identity.role}"
+            )
+
+    def unknown(self, what: str) -> ForbiddenError:
+        """Return the error of a call of a method that is not in the table of roles."""
+        self._count("forbidden")
+        return ForbiddenError(f"{what} is in no role, so no token allows it")
+
+    def _identity(self, authorization: list[str]) -> Identity:
+        if not authorization:
+            raise UnauthenticatedError(
+                "this call needs a token, which whoever runs the server has; send it as `authorization: Bearer TOKEN`, "
+                "as Client(token=...) and the variable FUSELINE_TOKEN do"
+            )
+        scheme, _, token = authorization[0].partition(" ")
+        if len(authorization) > 1 or scheme.lower() != "bearer":
+            raise UnauthenticatedError("one `authorization: Bearer TOKEN` was expected, and came otherwise")
+        digest = digest_of(token.strip())
+        found: TokenLine | None = None
+        if digest is not None:
+            for line in self._lines:
+                if hmac.compare_digest(digest, line.digest):
+                    found = line
+        if found is None:
+            raise UnauthenticatedError("this server doesn't know the token; it may have been withdrawn: get a new one")
+        if found.expires is not None and self._now() >= found.expires.timestamp():
+            raise UnauthenticatedError(
+                f"the token of {found.name!r} expired at {found.expires.isoformat()}; get a new one"
+            )
+        return Identity(found.name, found.role)
+
+    def _look_again(self) -> None:
+        self._look_at = self._clock() + _LOOK_EVERY_S
+        try:
+            # Its times and size don't always tell a change, and reading some KiB takes microseconds.
+            content = read_token_file(self._path)
+            if content == self._content and self._broken is None:
+                return
+            lines = token_lines(content, self._path)
+        except InputError as error:
+            if str(error) != self._broken:
+                self._broken = str(error)
+                self._count("token_file_broken")
+                _log.error("%s; the tokens that were known before are still taken", error)
+            return
+        if content != self._content:
+            _log.info("the file of token hashes %s has changed; it has %d tokens", self._path, len(lines))
+        self._broken, self._content, self._lines = None, content, lines
