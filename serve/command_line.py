@@ -6,6 +6,7 @@ stderr and an exit code, never a traceback.
 
 import codecs
 import io
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from types import FrameType
 from typing import NoReturn
 
 from fuseline.serve.errors import FuselineError
+
+_log = logging.getLogger(__name__)
 
 forgotten_links: list[str] = []
 """`NAME=VALUE` of each variable that `forget_service_links` removed, for the log of a server, which begins later."""
@@ -113,5 +116,10 @@ def _exit_tidily(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _end(message: str, exit_code: int) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    # Commands that log nothing don't import the log. Where it is JSON, so is its last line.
+    log = sys.modules["fuseline.serve.server_log"].server_log() if "fuseline.serve.server_log" in sys.modules else None
+    if log is not None and log.form == "json":
+        _log.error("%s", message)
+    else:
+        sys.stderr.write(f"error: {message}\n")
     sys.exit(exit_code)

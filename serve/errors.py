@@ -140,12 +140,31 @@ class BackendLostError(FuselineError):
     """The process that computes has ended and is being started again; retry."""
 
 
-def log_once(error: BaseException) -> str:
-    """Log `error` under an id, once, and return the id: all requests of a failed batch share one error."""
+def log_once(error: BaseException, request_id: str = "") -> str:
+    """Log `error` under an id, once, and return the id: all requests of a failed batch share one error.
+
+    The line names the request that failed by it, if that has an id; each further one then has a line of its own.
+    """
     if isinstance(error, FuselineError) and error.error_id is not None:
+        if request_id:
+            _log.error(
+                "a request failed by error %s", error.error_id, extra=_of_request(request_id, error_id=error.error_id)
+            )
         return error.error_id
     error_id = uuid.uuid4().hex[:12]
-    _log.error("error %s: %s: %s", error_id, type(error).__name__, error, exc_info=error)
+    _log.error(
+        "error %s: %s: %s",
+        error_id,
+        type(error).__name__,
+        error,
+        exc_info=error,
+        extra=_of_request(request_id, error_id=error_id),
+    )
     if isinstance(error, FuselineError):
         error.error_id = error_id
     return error_id
+
+
+def _of_request(request_id: str, error_id: str) -> dict[str, str]:
+    """Return what `fuseline.serve.server_log` shows beside a line's message."""
+    return {"request_id": request_id, "error_id": error_id}

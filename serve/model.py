@@ -34,6 +34,11 @@ class RowBatcher(Protocol):
         ...
 
     @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
+        ...
+
+    @property
     def is_stalled(self) -> bool:
         """See `Batcher.is_stalled`."""
         ...

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from prometheus_client import generate_latest
-
+from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
@@ -36,8 +35,11 @@ class ModelSource(Protocol):
         """Return the statistics of each version by `statistics_key`; zeros for one without any requests."""
         ...
 
-    async def metrics(self) -> bytes:
-        """Return the metrics of all processes in Prometheus' text format. It may be called on any event loop."""
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
+        """Return the metrics of all processes in Prometheus' text format, or in OpenMetrics.
+
+        It may be called on any event loop.
+        """
         ...
 
     async def close(self) -> None:
@@ -71,10 +73,10 @@ class PackageModels:
         """See `ModelSource.statistics`."""
         return self._metrics.statistics
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
         """See `ModelSource.metrics`."""
         # Formatting takes some milliseconds, in which requests go on.
-        return await asyncio.to_thread(generate_latest, self._metrics.registry)
+        return await asyncio.to_thread(metrics_text, self._metrics.registry, open_metrics=open_metrics)
 
     async def close(self) -> None:
         """See `ModelSource.close`."""

@@ -30,6 +30,7 @@ from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
@@ -47,6 +48,7 @@ from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tls.grpc_credentials import server_credentials
+from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
     from fuseline.serve.http.http_server import HttpServer
@@ -132,6 +134,8 @@ class Server:
             routes=self._routes,
             shadows=self._shadows,
         )
+        if settings.triton_metrics:
+            metrics.registry.register(TritonMetrics(metrics))
         self.liveness = Liveness(
             lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
         )
@@ -159,7 +163,7 @@ class Server:
         Raises:
             InputError: the files of TLS are broken.
         """
-        metrics, files = Metrics(), settings.certificate_files
+        metrics, files = Metrics(open_tracer()), settings.certificate_files
         certificates = None if files is None else Certificates(files)
         if certificates is not None:
             show_certificates(certificates, metrics.registry)
@@ -247,6 +251,8 @@ class Server:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
+            if self._metrics.tracer is not None:
+                await asyncio.to_thread(self._metrics.tracer.close)
 
     async def _refuse_stragglers(self) -> None:
         """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
@@ -294,6 +300,7 @@ class Server:
                     settings,
                     self._gate,
                     is_live=lambda: self.liveness.is_live,
+                    tracer=self._metrics.tracer,
                 )
             )
             for classify, open_inference in ((self._service, self._open_inference), (None, None))

@@ -2,11 +2,15 @@
 
 import logging
 import sys
-import time
+import threading
 from collections.abc import Callable
 from typing import Annotated, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from fuseline.serve.log_lines import JsonLines, TextLines
+
+LogFormat = Literal["text", "json"]
 
 _log = logging.getLogger(__name__)
 
@@ -22,16 +26,32 @@ class LogSettings(BaseModel):
     log_verbose_level: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Above 0 each request has a line."""
     log_format: Literal["default", "ISO8601"] = "default"
-    """Form of the time: that of Python's logging, in local time, or ISO 8601 in UTC."""
+    """Form of the time: that of Python's logging, in local time, or ISO 8601 in UTC. JSON has RFC 3339 anyway."""
+
+
+class Needed:
+    """What the log needs of each request. It is looked at for each, so it is two words and no question to the log."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self) -> None:
+        self.ids = False
+        """Whether each request has an object of JSON, by whose id its others are found."""
+
+
+needed = Needed()
+"""What the log of this process needs."""
 
 
 class ServerLog(logging.StreamHandler[TextIO]):
     """Writes the log of this process. There is at most one, and it stays until the process ends."""
 
-    def __init__(self, stream: TextIO, origin: str) -> None:
-        """Write to `stream`; each line names the `origin` of the process, if it has one."""
+    def __init__(self, stream: TextIO, origin: str, form: LogFormat = "text") -> None:
+        """Write to `stream` in this form; each line names the `origin` of the process, if it has one."""
         super().__init__(stream)
-        self._origin = f" ({origin})" if origin else ""
+        self._origin = origin
+        self.form = form
+        """Form of the lines."""
         self.on_change: Callable[[LogSettings], None] | None = None
         """Called with the settings that `change` sets, to tell the server's other processes."""
         self.apply(LogSettings())
@@ -47,12 +67,11 @@ class ServerLog(logging.StreamHandler[TextIO]):
     def apply(self, settings: LogSettings) -> None:
         """Log by `settings` from now on, in this process."""
         self.settings = settings
-        formatter = logging.Formatter(f"%(asctime)s %(levelname)s %(name)s{self._origin}: %(message)s")
-        if settings.log_format == "ISO8601":
-            formatter.converter = time.gmtime
-            formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
-            formatter.default_msec_format = "%s.%03dZ"
-        self.setFormatter(formatter)
+        if self.form == "json":
+            self.setFormatter(JsonLines(self._origin))
+        else:
+            self.setFormatter(TextLines(self._origin, is_utc=settings.log_format == "ISO8601"))
+        needed.ids = self.form == "json" and settings.log_verbose_level > 0
         logging.getLogger("fuseline").setLevel(logging.DEBUG if settings.log_verbose_level else logging.NOTSET)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -65,12 +84,26 @@ class ServerLog(logging.StreamHandler[TextIO]):
         return settings.log_info if level >= logging.INFO else settings.log_verbose_level > 0
 
 
-def start_log(origin: str = "") -> None:
-    """Let this process log to stderr, unless the program that it runs in has set up logging already."""
+def start_log(origin: str = "", form: LogFormat = "text") -> None:
+    """Let this process log to stderr, unless the program that it runs in has set up logging already.
+
+    In JSON, warnings of Python and errors that end a thread or the process go to the log too, so that every line that
+    this process writes to stderr is JSON.
+    """
     root = logging.getLogger()
-    if not root.handlers:
-        root.addHandler(ServerLog(sys.stderr, origin))
-        root.setLevel(logging.INFO)
+    if root.handlers:
+        return
+    root.addHandler(ServerLog(sys.stderr, origin, form))
+    root.setLevel(logging.INFO)
+    if form == "json":
+        logging.captureWarnings(capture=True)
+        sys.excepthook = lambda kind, error, trace: _log.critical(
+            "the process ends by an error", exc_info=(kind, error, trace)
+        )
+        threading.excepthook = lambda its: _log.critical(
+            "a thread ends by an error",
+            exc_info=None if its.exc_value is None else (its.exc_type, its.exc_value, its.exc_traceback),
+        )
 
 
 def server_log() -> ServerLog | None:

@@ -25,6 +25,7 @@ from fuseline.serve.route_flags import (
     checked_shadow,
     shadow_from_flag,
 )
+from fuseline.serve.server_log import LogFormat
 from fuseline.serve.tls.certificate import CertificateFiles
 from fuseline.serve.version_policy import policy_from_text
 
@@ -146,6 +147,10 @@ class Settings(BaseModel):
     measured; 0: none ever does."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Longest time that a drain waits for answers under way."""
+    log_format: LogFormat = "text"
+    """Form of the log's lines: for people, or a JSON object each."""
+    triton_metrics: bool = False
+    """Whether /metrics has Triton's metrics too, under its names."""
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""

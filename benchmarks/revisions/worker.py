@@ -250,10 +250,24 @@ class _Endpoint:
 
 
 class _Context:
-    """A call without a deadline."""
+    """A call without a deadline, from this machine, with the metadata that every gRPC client sends."""
+
+    _metadata = (("user-agent", "grpc-python/1.85.1 grpc-c/53.0.0 (linux; chttp2)"),)
 
     def time_remaining(self) -> None:
         return None
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:50000"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def set_trailing_metadata(self, _: Any) -> None:
+        """Nobody reads it."""
 
     async def abort(self, code: Any, details: str = "", *_: Any) -> None:
         raise RuntimeError(f"the service refused the request: {code} {details}")

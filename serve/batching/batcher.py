@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
 from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
+from fuseline.serve.batching.batch_stats import BatchStats, Misses, stats_of
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.call_thread import CallThread, call_aside
+from fuseline.serve.batching.departure import reason_of
 from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
@@ -51,29 +53,6 @@ DELIVERY_TURNS = 3
 
 SHORTEST_WAIT_SECONDS = 0.0001
 """Precision of timers: no shorter wait is worth setting one."""
-
-
-class BatchStats(NamedTuple):
-    """Statistics of one batch."""
-
-    rows: int
-    """Number of rows before padding."""
-    bucket: int
-    """Number of rows after padding."""
-    queue_ms: float
-    """Time that the oldest request had waited."""
-    compute_ms: float
-    failed: bool
-    """Whether the backend raised, or returned something of another shape."""
-
-
-class Misses(NamedTuple):
-    """How far predictions missed since the batch before."""
-
-    late_seconds: Sequence[float]
-    """Seconds from the predicted time of each answer to when it was handed out; below 0: it came earlier."""
-    dropped: int
-    """Number of requests that left the queue because they could not be answered in time any more."""
 
 
 class Batcher:
@@ -165,6 +144,8 @@ class Batcher:
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
+        # Most rows that the batch may have that was looked at last.
+        self._most_rows = 0
         # Rows that were queued when the event loop last turned, and the number of turns since their number last grew.
         self._seen_rows = self._quiet_turns = 0
         self._wake: asyncio.Handle | None = None
@@ -215,6 +196,11 @@ class Batcher:
     def queued_rows(self) -> int:
         """Number of rows that wait for a batch."""
         return self._queue.rows
+
+    @property
+    def queued_requests(self) -> int:
+        """Number of requests with rows that wait for a batch."""
+        return self._queue.requests
 
     @property
     def policy(self) -> BatchPolicy:
@@ -431,6 +417,7 @@ class Batcher:
             lane, rows = self._next_lane()
             if not rows:
                 return
+            waiting = self._queue.rows
             bucket, late = self._bucket_choice.next_bucket(now, rows, lane.profile)
             for request, finish in late:
                 self._drop(request, finish, now)
@@ -441,6 +428,16 @@ class Batcher:
                 self._wake = loop.call_soon(self._turn)
                 return
             lane.running = batch = self._queue.take_batch(bucket, now)
+            batch.reason = reason_of(
+                len(batch.rows),
+                waiting,
+                self._most_rows,
+                rows,
+                self._bucket_choice.heeded_deadline,
+                self._draining,
+                between_answers,
+                self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
+            )
             if lane is self._alone:
                 self._idle.clear()
             else:
@@ -462,12 +459,17 @@ class Batcher:
             self._seen_rows = self._quiet_turns = 0
             self._set_drained_if_idle()
 
+    def _delay_left(self, admitted: float, now: float) -> float:
+        """Return the seconds for which a request of that admission could have waited for a fuller batch."""
+        return admitted + self._max_delay_seconds - now - SHORTEST_WAIT_SECONDS
+
     def _next_lane(self) -> tuple[Lane, int]:
         """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""
         queued, idle = self._queue.rows, len(self._idle)
         if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
+            self._most_rows = self._policy.buckets[-1]
             return self._alone, queued
-        rows = self._admission.next_batch_rows(queued)
+        rows = self._most_rows = self._admission.next_batch_rows(queued)
         if len(self._lanes) > 1:
             running = [len(batch.rows) for batch in self._running()]
             rows = min(rows, rows_to_start(self._policy, queued, idle, running))
@@ -545,9 +547,7 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            queue_ms, compute_ms = 1000 * (batch.started - batch.admitted), 1000 * batch.compute_seconds
-            failed = not isinstance(outcome, np.ndarray)
-            self._on_batch(BatchStats(len(batch.rows), batch.bucket, queue_ms, compute_ms, failed))
+            self._on_batch(stats_of(batch, -1 if lane is self._alone else self._lanes.index(lane)))
 
     def _join(self, lost: Lane, compute: Infer | None) -> None:
         """Let a lane that was lost work again in a new thread, by `compute` if that is given."""

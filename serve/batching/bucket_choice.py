@@ -15,6 +15,8 @@ class BucketChoice:
         self._buckets = buckets
         self._queue = queue
         self._admission = admission
+        self.heeded_deadline = False
+        """Whether a deadline made the latest bucket smaller, or requests leave for it."""
 
     def next_bucket(self, now: float, most_rows: int, profile: BatchProfile) -> tuple[int, list[tuple[Request, float]]]:
         """Return the bucket of a batch that begins `now`, and the requests that had to leave the queue for it.
@@ -24,6 +26,7 @@ class BucketChoice:
         afterwards.
         """
         queue = self._queue
+        self.heeded_deadline = False
         bucket = self._bucket_of(min(queue.rows, most_rows), profile)
         if queue.earliest_deadline >= now + profile.batch_seconds(bucket) + self._admission.delivery_seconds:
             return bucket, []
@@ -34,6 +37,7 @@ class BucketChoice:
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = candidate, max(score, best_score)
         _, late = self._try_bucket(best, now, profile)
+        self.heeded_deadline = best < bucket or bool(late)
         for request, _ in late:
             queue.remove(request)
         return self._bucket_of(min(best, queue.rows), profile) if queue.rows else best, late

@@ -46,6 +46,7 @@ class RequestQueue:
         "admitted_rows",
         "earliest_deadline",
         "passed_at",
+        "requests",
         "rows",
     )
 
@@ -60,6 +61,8 @@ class RequestQueue:
         self._tree: Flow | None = None
         self.rows = 0
         """Number of waiting rows of all requests; 0 when there are none."""
+        self.requests = 0
+        """Number of requests with rows that wait."""
         self.admitted_rows = 0
         """Number of rows that were ever added."""
         self.earliest_deadline = math.inf
@@ -155,6 +158,7 @@ class RequestQueue:
         self.earliest_deadline = min(self.earliest_deadline, request.deadline)
         row_count = request.row_count
         self.rows += row_count
+        self.requests += 1
         self.admitted_rows += row_count
         key = self._key_of(row_count, request.caller)
         flow = self._flow_of(key)
@@ -211,6 +215,7 @@ class RequestQueue:
         flow = request.flow
         if flow is not None and request in flow.requests:
             del flow.requests[request]
+            self.requests -= 1
             left = len(request.rows) - request.taken
             self.rows -= left
             add_rows(flow, -left)
@@ -245,6 +250,7 @@ class RequestQueue:
             room -= len(share)
             if request.taken == len(request.rows):
                 del requests[request]
+                self.requests -= 1
         serve(self._flow, len(rows))
         self.rows -= len(rows)
         if not self.rows:
@@ -265,6 +271,7 @@ class RequestQueue:
             room -= count
             if count == left:
                 del flow.requests[request]
+                self.requests -= 1
             serve(flow, count)
             if self._passable_rows and _is_passable(self._key_of(request.row_count, request.caller)):
                 self._passable_rows -= count

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fuseline.serve.batching.departure import BatchReason
 from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.errors import FuselineError, RequestError
@@ -141,6 +142,8 @@ class Batch:
     """Time at which the oldest of its requests was admitted."""
     compute_seconds: float = 0.0
     outcome: Logits | FuselineError | None = None
+    reason: BatchReason = "idle"
+    """Why it began when it did."""
 
 
 def check_rows(rows: Sequence[Row], row_shape: tuple[int, ...], row_dtype: np.dtype[Any]) -> None:

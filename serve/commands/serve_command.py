@@ -194,6 +194,12 @@ def serve(
     drain_timeout_s: Annotated[
         float, _option("drain_timeout_s", "How long SIGTERM waits for the answers under way.")
     ] = _default("drain_timeout_s"),
+    log_format: Annotated[str, _option("log_format", "Lines of the log: text, or json, an object each.")] = _default(
+        "log_format"
+    ),
+    triton_metrics: Annotated[
+        bool, _option("triton_metrics", "Show Triton's metrics (nv_inference_…) too, for its dashboards.")
+    ] = _default("triton_metrics"),
     engine_cache: Annotated[
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
@@ -278,6 +284,8 @@ def serve(
         token_hashes=token_hashes,
         backend_timeout_s=backend_timeout_s,
         drain_timeout_s=drain_timeout_s,
+        log_format=log_format,
+        triton_metrics=triton_metrics,
         engine_cache=engine_cache,
         model_repository=model_repository or None,
         model_control_mode=model_control_mode,
@@ -289,7 +297,7 @@ def serve(
     if not packages and not model_repository:
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
-    start_log()
+    start_log(form=settings.log_format)
     raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
@@ -301,7 +309,7 @@ def serve(
         _log.warning(warning)
         typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
-    guard = MemoryGuard(memory_limit_bytes())
+    guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
     guard.start()
     from fuseline.serve.package_folders import package_folders
 
@@ -345,6 +353,12 @@ def _say(lines: list[str]) -> None:
         # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
         _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
+
+
+def _end_for_shortage(message: str) -> None:
+    """End the process as `MemoryGuard` does, with the reason in a log of JSON."""
+    _log.error("%s", message)
+    os._exit(InputError.exit_code)
 
 
 def classify(

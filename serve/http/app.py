@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
@@ -16,6 +15,7 @@ from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
 from fuseline.serve.http.operations import Operation, answered_by, not_found, routed, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
+from fuseline.serve.metrics.exposition import content_type, prefers_open_metrics
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
 """Paths that are answered also while the event loop hangs, by `StandIn`."""
@@ -51,8 +51,10 @@ async def _openapi(_services: HttpServices, _request: Request) -> Response:
     return json_answer(openapi_document(OPERATIONS))
 
 
-async def _metrics(services: HttpServices, _request: Request) -> Response:
-    return Response(await services.metrics(), media_type=CONTENT_TYPE_LATEST, headers=CLOSE)
+async def _metrics(services: HttpServices, request: Request) -> Response:
+    open_metrics = prefers_open_metrics(request.headers.get("accept", ""))
+    text = await (services.metrics(open_metrics=True) if open_metrics else services.metrics())
+    return Response(text, media_type=content_type(open_metrics=open_metrics), headers=CLOSE)
 
 
 async def _healthz(_services: HttpServices, _request: Request) -> Response:
@@ -78,7 +80,13 @@ OPERATIONS: tuple[Operation, ...] = (
     *classify_routes.OPERATIONS,
     Operation("GET", ("/",), "What is here.", answered_by(_index), json_content(object_schema({}))),
     Operation("GET", ("/openapi.json",), "This document.", answered_by(_openapi), json_content(object_schema({}))),
-    Operation("GET", ("/metrics",), "Counters, in Prometheus' text format.", answered_by(_metrics), dict(_TEXT)),
+    Operation(
+        "GET",
+        ("/metrics",),
+        "Counters, in Prometheus' text format, or in OpenMetrics for who prefers it.",
+        answered_by(_metrics),
+        dict(_TEXT) | {"application/openmetrics-text": {"schema": {"type": "string"}}},
+    ),
     Operation("GET", ("/healthz",), "Whether the process lives.", answered_by(_healthz), dict(_TEXT)),
     Operation("GET", ("/livez",), "Whether the backend makes progress.", answered_by(_livez), dict(_TEXT)),
     Operation("GET", ("/readyz",), "Whether requests are answered.", answered_by(_readyz), dict(_TEXT)),

@@ -148,6 +148,7 @@ OPERATIONS = (
             json_content(_ANSWER) | binary_content(PROTOBUF_TYPE),
             _TAKES,
             parameters,
+            infers=True,
         )
         for path, summary, parameters in (
             ("/v1/classify", "Classify images by the model that is named, or the only one.", _QUERY),

@@ -13,11 +13,13 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fuseline.serve.http.call_of_scope import REQUEST_ID
 from fuseline.serve.http.connection_group import ConnectionGroup
 from fuseline.serve.http.exchange import Exchange, failure
 from fuseline.serve.http.http_gate import identify
 from fuseline.serve.http.refusal import Refusal
 from fuseline.serve.http.request_body import FRAMING_FIELDS, RequestBody
+from fuseline.serve.services.request_ids import REQUEST_ID_KEY, kept_or_made
 
 _SLICE_BYTES = 1024
 """Bytes that are parsed at a time. All requests within one slice are parsed at once, and the shortest ones then take
@@ -28,6 +30,8 @@ _UNSLICED_BYTES = 16_384
 
 _REFUSED_AT_ONCE = 128
 """Connections beyond the limit that are told so; further ones are only closed."""
+
+_REQUEST_ID_FIELD = REQUEST_ID_KEY.encode()
 
 _UNREADABLE = "this is no valid HTTP/1.1 request"
 
@@ -173,6 +177,8 @@ class HttpConnection(HttpToolsProtocol):
         name = name.lower()
         if name in FRAMING_FIELDS:
             self._body.note(name, value)
+        elif name == _REQUEST_ID_FIELD:
+            self.scope[REQUEST_ID] = kept_or_made(value)  # type: ignore[literal-required]
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from fuseline.serve.errors import log_once
+from fuseline.serve.http.call_of_scope import REQUEST_ID
 from fuseline.serve.http.content_encoding import decompressed
 from fuseline.serve.http.http_limits import HttpLimits
 from fuseline.serve.http.refusal import Refusal
@@ -50,7 +51,7 @@ class Exchange(RequestResponseCycle):
         except Refusal as refusal:
             await self._refuse(refusal)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as 500
-            await self._refuse(failure(error))
+            await self._refuse(failure(error, self._request_id))
         finally:
             self.on_response = lambda: None
 
@@ -87,6 +88,11 @@ class Exchange(RequestResponseCycle):
             self.response_started = True
             self._head = self._head_of(message["status"], message.get("headers", ()))
 
+    @property
+    def _request_id(self) -> str:
+        request_id: Any = self.scope.get(REQUEST_ID, "")
+        return str(request_id)
+
     def _head_of(self, status: int, fields: Any) -> bytes:
         parts = [STATUS_LINE[status]]
         for name, value in self.default_headers:
@@ -97,6 +103,8 @@ class Exchange(RequestResponseCycle):
             if name in _FIELD_NAMES and self._note(name, value):
                 continue
             parts += (name, b": ", value, b"\r\n")
+        if request_id := self._request_id:
+            parts += (b"x-request-id: ", request_id.encode("ascii"), b"\r\n")
         if self.keep_alive and self.is_old():
             self.keep_alive = self.is_followed()
         if not self.keep_alive:
@@ -166,10 +174,10 @@ class Exchange(RequestResponseCycle):
         await self.send({"type": "http.response.body", "body": refusal.body})
 
 
-def failure(error: BaseException) -> Refusal:
+def failure(error: BaseException, request_id: str = "") -> Refusal:
     """Return the answer to a request on which the server failed; `error` is in the log under the id in the answer."""
     return Refusal(
         500,
         "the server failed on this request; other requests are not affected; its log has more under error "
-        f"{log_once(error)}",
+        f"{log_once(error, request_id)}",
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from grpc import StatusCode
 
@@ -11,6 +12,7 @@ from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.settings import Settings
+from fuseline.serve.tracing.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,8 @@ class HttpServices:
 
     classify: ClassifyService | None
     open_inference: OpenInferenceService | None
-    metrics: Callable[[], Awaitable[bytes]]
-    """Returns the metrics in Prometheus' text format."""
+    metrics: "MetricsText"
+    """Returns the metrics."""
     is_ready: Callable[[], bool]
     """Returns whether requests are answered now; it may be called in any thread."""
     settings: Settings
@@ -31,6 +33,16 @@ class HttpServices:
     """Knows the tokens; None: none is asked for."""
     is_live: Callable[[], bool] = lambda: True
     """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
+    tracer: Tracer | None = None
+    """What traces requests of inference; None: nothing does."""
+
+
+class MetricsText(Protocol):
+    """Returns the metrics of a server in Prometheus' text format, or in OpenMetrics."""
+
+    def __call__(self, *, open_metrics: bool = False) -> Awaitable[bytes]:
+        """See `ModelSource.metrics`."""
+        ...
 
 
 def open_inference_of(services: HttpServices) -> OpenInferenceService:

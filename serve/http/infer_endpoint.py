@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.protos.open_inference_pb2 import ModelInferRequest
 from fuseline.serve.errors import RequestError
-from fuseline.serve.http.call_of_scope import call_of_scope
+from fuseline.serve.http.call_of_scope import REQUEST_ID, call_of_scope
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_services import HttpServices, open_inference_of, status_now
 from fuseline.serve.http.infer_request import (
@@ -57,7 +57,7 @@ def infer_application(services: HttpServices) -> ASGIApp:
             await refusal(error.status_code, error.detail)(scope, receive, send)
             return
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
-            response = status_from_error(error)
+            response = status_from_error(error, scope.get(REQUEST_ID, ""))
         if isinstance(response, Status):
             await error_answer(status_now(services, response))(scope, receive, send)
             return

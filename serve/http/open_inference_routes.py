@@ -237,6 +237,7 @@ OPERATIONS = (
         json_content({"$ref": "#/components/schemas/InferResponse"}) | binary_content(),
         json_content({"$ref": "#/components/schemas/InferRequest"}) | binary_content(),
         (_HEADER_LENGTH,),
+        infers=True,
     ),
     Operation(
         "GET",

@@ -12,9 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fuseline.serve.http.call_of_scope import REQUEST_ID
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_gate import guarded
 from fuseline.serve.http.http_services import HttpServices, status_now
+from fuseline.serve.http.traced import traced
 from fuseline.serve.services.statuses import status_from_error
 
 _REMEMBERED_PATHS = 256
@@ -50,6 +52,8 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     needs_body: bool = True
     """Whether the body, where there is one, may not be empty."""
+    infers: bool = False
+    """Whether it computes a model, and is traced."""
 
 
 def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[Route]:
@@ -60,10 +64,12 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for operation in operations:
         for path in operation.paths:
-            application = operation.application(services)
+            app = operation.application(services)
+            if operation.infers and services.tracer is not None:
+                app = traced(app, services.tracer, path)
             if services.gate is not None:
-                application = guarded(application, f"{operation.method} {path}", services.gate)
-            by_path.setdefault(path, {})[operation.method] = application
+                app = guarded(app, f"{operation.method} {path}", services.gate)
+            by_path.setdefault(path, {})[operation.method] = app
     return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
 
 
@@ -103,7 +109,7 @@ def answered_by(handler: Handler) -> Callable[[HttpServices], ASGIApp]:
             except HTTPException as error:
                 answer = refusal(error.status_code, error.detail)
             except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged, and is INTERNAL
-                answer = error_answer(status_now(services, status_from_error(error)))
+                answer = error_answer(status_now(services, status_from_error(error, scope.get(REQUEST_ID, ""))))
             await answer(scope, receive, send)
 
         return application

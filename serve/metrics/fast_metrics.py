@@ -7,11 +7,12 @@ event loop's, and read by any other: a scrape may see a count whose sum is still
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 
@@ -32,7 +33,7 @@ class CounterChild:
 class HistogramChild:
     """The observations for one set of labels."""
 
-    __slots__ = ("_bounds", "counts", "created", "sum")
+    __slots__ = ("_bounds", "counts", "created", "exemplars", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -40,11 +41,16 @@ class HistogramChild:
         """Number of observations in each bucket alone; the last bucket is unbounded."""
         self.sum = 0.0
         self.created = time.time()
+        self.exemplars: dict[int, Exemplar] = {}
+        """The latest observation with labels of its own, by the number of its bucket."""
 
-    def observe(self, value: float) -> None:
-        """Count `value` in the first bucket whose bound it doesn't pass."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+    def observe(self, value: float, labels: Mapping[str, str] | None = None) -> None:
+        """Count `value` in the first bucket whose bound it doesn't pass; `labels` say whose it is, if that is known."""
+        bucket = bisect_left(self._bounds, value)
+        self.counts[bucket] += 1
         self.sum += value
+        if labels is not None:
+            self.exemplars[bucket] = Exemplar(dict(labels), value, time.time())
 
 
 class Counter(Collector):
@@ -92,10 +98,14 @@ class Histogram(Collector):
         """Yield the histograms for the registry."""
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         for values, child in self._children.copy().items():
-            total, buckets = 0, []
-            for bound, count in zip((*self._bounds, float("inf")), child.counts.copy(), strict=True):
+            total, buckets = 0, list[tuple[str, float] | tuple[str, float, Exemplar]]()
+            exemplars = child.exemplars.copy()
+            bounds = (*self._bounds, float("inf"))
+            for number, (bound, count) in enumerate(zip(bounds, child.counts.copy(), strict=True)):
                 total += count
-                buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+                le = floatToGoString(bound)  # type: ignore[no-untyped-call]
+                exemplar = exemplars.get(number)
+                buckets.append((le, float(total)) if exemplar is None else (le, float(total), exemplar))
             family.add_metric(values, buckets, child.sum)
             family.add_sample(f"{self._name}_created", dict(zip(self._labels, values, strict=True)), child.created)
         yield family

@@ -42,6 +42,8 @@ class InferenceStatistics:
         """Requests that were answered, each from its arrival to its answer."""
         self.fail = DurationSum()
         """Requests that were refused, failed or cancelled."""
+        self.failed_by_code: dict[str, int] = {}
+        """Their number in this process, by gRPC status."""
         self.queue = DurationSum()
         """Waits of answered requests for their last batch."""
         self.compute = DurationSum()
@@ -54,9 +56,10 @@ class InferenceStatistics:
         self.queue.add_ms(batched.queue_ms)
         self.compute.add_ms(batched.compute_ms)
 
-    def count_failure(self, seconds: float) -> None:
-        """Count one request that was refused, failed or cancelled."""
+    def count_failure(self, seconds: float, code: str) -> None:
+        """Count one request that was refused, failed or cancelled, with the gRPC status `code`."""
         self.fail.add_ms(1000 * seconds)
+        self.failed_by_code[code] = self.failed_by_code.get(code, 0) + 1
 
     def count_batch(self, stats: BatchStats) -> None:
         """Count one batch."""

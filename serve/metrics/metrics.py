@@ -1,18 +1,25 @@
 """Metrics of a server, for Prometheus and for the statistics of the Open Inference Protocol."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
+from fuseline.serve.batching.departure import BATCH_REASONS, BatchReason
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.model import Model
+from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.version_order import version_order
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_MS = (0.25, 0.5, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000, 10_000)
+"""Bounds of the buckets of durations in ms: two or three for each doubling where most answers lie, so that a quantile
+read off them is right within a quarter."""
+
+_SECONDS = tuple(ms / 1000 for ms in _MS)
 _LATE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _MISS_SECONDS = (*(-seconds for seconds in reversed(_LATE_SECONDS)), 0, *_LATE_SECONDS)
 _LOAD_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -22,7 +29,9 @@ _ROWS = tuple(2**exponent for exponent in range(11))
 class Metrics:
     """The counters of one server, in a registry of its own. Labels hold served names only, never a client's words."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        """Begin with zeros. Requests and batches are traced by `tracer`; None: they are not."""
+        self.tracer = tracer
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -64,6 +73,12 @@ class Metrics:
         )
         self._padding_rows = Counter(
             "fuseline_padding_rows", "Rows added to fill a bucket.", ["model"], registry=self.registry
+        )
+        self._batches = Counter(
+            "fuseline_batches",
+            "Batches, by why they left with the rows that they had: full, deadline, delay, drain, next, idle.",
+            ["model", "reason"],
+            registry=self.registry,
         )
         self._failed_batches = Counter(
             "fuseline_failed_batches", "Batches that the backend failed on.", ["model"], registry=self.registry
@@ -177,10 +192,12 @@ class Metrics:
         seconds: float,
         batched: BatchedRows | None = None,
         version: str = "",
+        exemplar: Mapping[str, str] | None = None,
     ) -> None:
         """Count one answered request. `model` is empty where none was found; `version` is that of the model.
 
         `batched` is the batcher's answer; without it a request of code OK is not in the model's `statistics`.
+        `exemplar` has the labels that name the request, if it can be found elsewhere.
         """
         key = (method, model, code)
         children = self._by_request.get(key)
@@ -189,17 +206,26 @@ class Metrics:
             self._by_request[key] = children
         counter, histogram = children
         counter.add()
-        histogram.observe(seconds)
+        histogram.observe(seconds, exemplar)
         if not model:
             return
         if code != "OK":
-            self.statistics[statistics_key(model, version)].count_failure(seconds)
+            self.statistics[statistics_key(model, version)].count_failure(seconds, code)
         elif batched is not None:
             self.statistics[statistics_key(model, version)].count_answer(seconds, batched)
 
     def count_access(self, event: str) -> None:
         """Count an event of the gate before all calls; see `fuseline.serve.access.gate.Gate`."""
         self._access.labels(event).add()
+
+    def queued_requests(self) -> dict[str, int]:
+        """Return the number of requests that wait now for each version that is watched, by `statistics_key`.
+
+        Any thread may ask.
+        """
+        return {
+            statistics_key(model.name, model.version): model.batcher.queued_requests for model in tuple(self._watched)
+        }
 
     def requests_by_code(self) -> dict[str, int]:
         """Return the number of requests that were counted under each gRPC status."""
@@ -208,9 +234,9 @@ class Metrics:
             counts[code] = counts.get(code, 0) + count
         return counts
 
-    def count_preprocess(self, model: str, seconds: float) -> None:
-        """Count the decoding of one request's images."""
-        self._preprocess_seconds.labels(model).observe(seconds)
+    def count_preprocess(self, model: str, seconds: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count the decoding of one request's images; `exemplar` is as in `count_request`."""
+        self._preprocess_seconds.labels(model).observe(seconds, exemplar)
 
     def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """Count one batch."""
@@ -220,13 +246,17 @@ class Metrics:
                 self._compute_seconds.labels(model),
                 self._batch_rows.labels(model),
                 self._padding_rows.labels(model),
+                {reason: self._batches.labels(model, reason) for reason in BATCH_REASONS},
             )
         children.queue_seconds.observe(stats.queue_ms / 1000)
         children.compute_seconds.observe(stats.compute_ms / 1000)
         children.rows.observe(stats.rows)
         children.padding_rows.add(stats.bucket - stats.rows)
+        children.by_reason[stats.reason].add()
         if stats.failed:
             self._failed_batches.labels(model).add()
+        if self.tracer is not None:
+            self.tracer.count_batch(model, stats)
         self.statistics[statistics_key(model, version)].count_batch(stats)
 
     def count_load(self, model: str, outcome: str, error: str, seconds: float) -> None:
@@ -253,3 +283,4 @@ class _BatchChildren(NamedTuple):
     compute_seconds: HistogramChild
     rows: HistogramChild
     padding_rows: CounterChild
+    by_reason: dict[BatchReason, CounterChild]

@@ -8,8 +8,11 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
-from fuseline.serve.services.priority import priority_text
+from fuseline.serve.server_log import needed
+from fuseline.serve.services.priority import HEADERS, priority_text
+from fuseline.serve.services.request_ids import REQUEST_ID_KEY, made_id, request_id_of
 from fuseline.serve.tls.client_name import client_of_auth_context
+from fuseline.serve.tracing.tracing import RequestTrace
 
 
 class CallContext(NamedTuple):
@@ -21,7 +24,27 @@ class CallContext(NamedTuple):
     """Who makes the call, as far as queues heed it."""
     priority: str = ""
     """What metadata or headers say of the priority, as they have it; empty: nothing."""
+    request_id: str = ""
+    """Id of the request in logs, traces and the answer; empty: it came without one, and nothing needs one."""
+    trace: RequestTrace | None = None
+    """What notes where the request's time goes; None: it is not traced."""
 
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """Labels by which a metric names the request; None where it can't be found again."""
+        if self.trace is None and not self.request_id:
+            return None
+        labels = {} if self.trace is None else {"trace_id": self.trace.trace_id}
+        # OpenMetrics allows 128 characters in all.
+        if self.request_id and sum(map(len, (*labels, *labels.values(), _ID_LABEL, self.request_id))) <= 128:
+            labels[_ID_LABEL] = self.request_id
+        return labels
+
+
+_ID_LABEL = "request_id"
+
+_KEYS = frozenset((REQUEST_ID_KEY, *HEADERS))
+"""Keys of metadata that tell something of a call."""
 
 IDENTITY: ContextVar[Identity | None] = ContextVar("fuseline_identity", default=None)
 """Who makes the gRPC call whose task this is, as its token says; None: it has none, or none is asked for."""
@@ -42,10 +65,18 @@ def context_of_rpc(
         client: str | None = identity.client
     else:
         client = client_of_auth_context(context.auth_context()) if has_certificates else None
+    metadata = context.invocation_metadata() or ()
+    priority = request_id = ""
+    for key, _ in metadata:
+        # Most calls have none of these, and each look at all of them takes its time.
+        if key in _KEYS:
+            priority, request_id = priority_text(metadata), request_id_of(metadata)
+            break
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
         Caller(client or host_of_peer(context.peer())),
-        priority_text(context.invocation_metadata() or ()),
+        priority,
+        request_id or (made_id() if needed.ids else ""),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import ShuttingDownError
+from fuseline.serve.services.request_ids import REQUEST_ID_KEY, request_id_of
 from fuseline.serve.services.statuses import Status, status_from_error
 
 _Answer = TypeVar("_Answer")
@@ -50,21 +51,39 @@ class Calls:
 
 
 async def answer_or_abort(context: ServicerContext[Any, Any], answer: Callable[[], _Answer]) -> _Answer:
-    """Return `answer()`, or end the call with the status of the error that it raises."""
+    """Return `answer()`, or end the call with the status of the error that it raises; its id goes with either."""
+    request_id = request_id_of(context.invocation_metadata() or ())
     try:
-        return answer()
+        answered = answer()
     except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
-        await abort(context, status_from_error(error))
+        await abort(context, status_from_error(error, request_id), request_id)
+    return_request_id(context, request_id)
+    return answered
 
 
 async def await_or_abort(context: ServicerContext[Any, Any], answer: Awaitable[_Answer]) -> _Answer:
-    """Return what `answer` comes to, or end the call with the status of the error that it raises."""
+    """Return what `answer` comes to, or end the call with the status of the error that it raises.
+
+    The call's id goes with either.
+    """
+    request_id = request_id_of(context.invocation_metadata() or ())
     try:
-        return await answer
+        answered = await answer
     except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
-        await abort(context, status_from_error(error))
+        await abort(context, status_from_error(error, request_id), request_id)
+    return_request_id(context, request_id)
+    return answered
 
 
-async def abort(context: ServicerContext[Any, Any], status: Status) -> NoReturn:
-    """End the call with `status`."""
-    await context.abort(status.code, status.message, status.trailing_metadata)
+def return_request_id(context: ServicerContext[Any, Any], request_id: str) -> None:
+    """Send the call's id with its end, if it has one."""
+    if request_id:
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+
+
+async def abort(context: ServicerContext[Any, Any], status: Status, request_id: str = "") -> NoReturn:
+    """End the call, which has this id or, if it is empty, none, with `status`."""
+    metadata = status.trailing_metadata
+    if request_id:
+        metadata = (*metadata, (REQUEST_ID_KEY, request_id))
+    await context.abort(status.code, status.message, metadata)

@@ -47,7 +47,7 @@ class ClassifyService(ClassifierServicer):
         self._routes = Routes(repository) if routes is None else routes
         self._settings = settings
         self._codec = ClassifyCodec(self._routes.finder, image_rows)
-        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     async def Classify(  # noqa: N802
         self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]

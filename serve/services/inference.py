@@ -180,7 +180,10 @@ class Inference(Generic[RequestT, AnswerT]):
         if isinstance(rows, list):
             if self._sample is not None:
                 self._sample.take(rows)
-            return model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            pending = model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
+            if self._call.trace is not None:
+                self._call.trace.submitted(pending)
+            return pending
         return self._decoded(model, rows)
 
     def _sampled(self, shadows: Shadows, model: Model) -> Sample | None:
@@ -208,10 +211,15 @@ class Inference(Generic[RequestT, AnswerT]):
         self._preprocess_s = time.monotonic() - begun
         if self._sample is not None:
             self._sample.take(rows)
-        self._metrics.count_preprocess(model.name, self._preprocess_s)
-        return await model.batcher.submit(
+        exemplar = self._call.exemplar if self._call.request_id else None
+        self._metrics.count_preprocess(model.name, self._preprocess_s, exemplar)
+        pending = model.batcher.submit(
             rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
         )
+        if self._call.trace is not None:
+            self._call.trace.decoded(self._preprocess_s)
+            self._call.trace.submitted(pending)
+        return await pending
 
     def settle(self, batched: BatchedRows) -> None:
         """Make the answer from the batcher's. Raises what `Codec.answer` raises."""
@@ -224,7 +232,7 @@ class Inference(Generic[RequestT, AnswerT]):
 
     def fail(self, error: BaseException) -> None:
         """Make the answer from `error`."""
-        self.answer = status = status_from_error(error)
+        self.answer = status = status_from_error(error, self._call.request_id)
         self._code = status.code
 
     def count(self) -> None:
@@ -232,18 +240,26 @@ class Inference(Generic[RequestT, AnswerT]):
         if self._is_under_way:
             self._limits.end(self._call.caller.client)
             self._is_under_way = False
+        name = "" if self.model is None else self.model.name
+        call, code, seconds = self._call, self._code.name, self._clock() - self._started
         if _log.isEnabledFor(logging.DEBUG):
-            taken_ms = 1000 * (self._clock() - self._started)
-            name = "no model" if self.model is None else self.model.name
-            _log.debug("%s of %s: %s in %.3f ms", self._method, name, self._code.name, taken_ms)
+            _log.debug(
+                "%s of %s: %s in %.3f ms",
+                self._method,
+                name or "no model",
+                code,
+                1000 * seconds,
+                extra={
+                    "request_id": call.request_id,
+                    "fields": {"method": self._method, "model": name, "code": code, "ms": round(1000 * seconds, 3)},
+                },
+            )
+        version = "" if self.model is None else self.model.version
         self._metrics.count_request(
-            self._method,
-            "" if self.model is None else self.model.name,
-            self._code.name,
-            self._clock() - self._started,
-            self._batched,
-            "" if self.model is None else self.model.version,
+            self._method, name, code, seconds, self._batched, version, call.exemplar if call.request_id else None
         )
+        if call.trace is not None:
+            call.trace.end(self._code, name, self._batched)
 
     def abandon(self) -> None:
         """Count the request as CANCELLED: nobody takes its answer."""

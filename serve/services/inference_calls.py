@@ -11,12 +11,14 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.call_limits import CallLimits
-from fuseline.serve.services.calls import Calls, abort
+from fuseline.serve.services.calls import Calls, abort, return_request_id
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
+from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.services.statuses import Status, status_from_error
 from fuseline.serve.services.stream import MessageT, Stream
 from fuseline.serve.services.stream_pace import StreamPace
 from fuseline.serve.settings import Settings
+from fuseline.serve.tracing.tracing import Tracer
 
 
 class InferenceCalls:
@@ -34,12 +36,17 @@ class InferenceCalls:
         *,
         limits: CallLimits | None = None,
         shadows: Shadows | None = None,
+        service: str = "",
     ) -> None:
         """Begin without calls. `clock` is the batchers' own, on which deadlines are.
 
         `limits` counts the calls of other services too; None: those of this one alone. `shadows` sample the requests.
+        `service` is the name of the gRPC service, for traces, which are made where `metrics` has a tracer.
         """
+        self._service = service
         self._metrics = metrics
+        self._tracer = metrics.tracer
+        self._has_certificates = settings.tls_client_ca is not None
         self._settings = settings
         self._clock = clock
         self._limits = CallLimits(settings) if limits is None else limits
@@ -66,9 +73,14 @@ class InferenceCalls:
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
     ) -> AnswerT:
         """Answer the request of a unary call, or end the call with the status of the error."""
-        answer = await self.run(method, codec, request, self._context(context))
+        call = self._call_of(context)
+        if self._tracer is not None:
+            call = self._traced(method, call, context, self._tracer)
+        answer = await self.run(method, codec, request, call)
         if isinstance(answer, Status):
-            await abort(context, answer)
+            await abort(context, answer, call.request_id)
+        if call.request_id:
+            return_request_id(context, call.request_id)
         return answer
 
     async def run(
@@ -86,7 +98,7 @@ class InferenceCalls:
                 assert inference.answer is not None
                 return inference.answer
         except ShuttingDownError as error:
-            return self._refusal(method, error)
+            return self._refusal(method, error, call)
 
     async def stream(
         self,
@@ -107,11 +119,16 @@ class InferenceCalls:
 
         `message` returns what is written as the answer to a request.
         """
+        call = self._call_of(context)
+
+        def begin(request: RequestT) -> Inference[RequestT, AnswerT]:
+            traced = call if self._tracer is None else self._traced(method, call, context, self._tracer)
+            return self._inference(method, codec, request, traced)
+
         try:
             with self._calls, self._limits:
-                call = self._context(context)
                 stream = Stream(
-                    lambda request: self._inference(method, codec, request, call),
+                    begin,
                     message,
                     StreamPace(self._settings),
                     in_order=in_order,
@@ -119,27 +136,40 @@ class InferenceCalls:
                 self._streams.add(stream)
                 try:
                     if await stream.run(requests, context.write):
+                        return_request_id(context, call.request_id)
                         return
                 finally:
                     self._streams.discard(stream)
                 raise self._calls.refusal
         except ShuttingDownError as error:
-            status = self._refusal(method, error)
+            status = self._refusal(method, error, call)
         except OverloadedError as error:
-            status = status_from_error(error)
+            status = status_from_error(error, call.request_id)
             self._metrics.count_request(method, "", status.code.name, 0.0)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
-            status = status_from_error(error)
-        await abort(context, status)
+            status = status_from_error(error, call.request_id)
+        await abort(context, status, call.request_id)
 
-    def _context(self, context: ServicerContext[Any, Any]) -> CallContext:
-        return context_of_rpc(context, self._clock, has_certificates=self._settings.tls_client_ca is not None)
+    def _call_of(self, context: ServicerContext[Any, Any]) -> CallContext:
+        """Return what is known of a call; one whose requests may be traced has an id."""
+        call = context_of_rpc(context, self._clock, has_certificates=self._has_certificates)
+        return call if self._tracer is None or call.request_id else call._replace(request_id=made_id())
 
     def _inference(
         self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, call: CallContext
     ) -> Inference[RequestT, AnswerT]:
         return Inference(method, codec, request, call, self._metrics, self._clock, self._limits, self._shadows)
 
-    def _refusal(self, method: str, error: ShuttingDownError) -> Status:
+    def _traced(
+        self, method: str, call: CallContext, context: ServicerContext[Any, Any], tracer: Tracer
+    ) -> CallContext:
+        """Return `call` as that of one request, whose trace begins now."""
+        metadata, client = context.invocation_metadata() or (), call.caller.client
+        trace = tracer.begin_rpc(self._service, method, metadata, client=client, request_id=call.request_id)
+        return call._replace(trace=trace)
+
+    def _refusal(self, method: str, error: ShuttingDownError, call: CallContext) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)
-        return status_from_error(error)
+        if call.trace is not None:
+            call.trace.end(StatusCode.UNAVAILABLE, "", None)
+        return status_from_error(error, call.request_id)

@@ -118,7 +118,7 @@ class OpenInferenceService(SharedMemoryMethods):
         """Returns whether progress is made, or else the server is to be started again."""
         self._routes = Routes(repository) if routes is None else routes
         self._codec = OpenInferenceCodec(self._routes.finder, image_rows, registrar.regions, settings)
-        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows)
+        self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     @property
     def ready(self) -> bool:
@@ -170,7 +170,7 @@ class OpenInferenceService(SharedMemoryMethods):
         return ModelStatisticsResponse(model_stats=all_statistics)
 
     async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return every version that is known and its state, then the aliases; with `ready`, only what takes requests now."""
+        """Return every known version and its state, then the aliases; with `ready`, only what takes requests now."""
         lines = await self._control.index(ready=ready)
         if not self.ready:
             down = {ModelState.READY: ModelState.UNAVAILABLE}
@@ -222,28 +222,30 @@ class OpenInferenceService(SharedMemoryMethods):
         return await self._calls.run(method, self._codec, request, call)
 
     async def ServerLive(  # noqa: N802
-        self, _request: ServerLiveRequest, _context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
+        self, _request: ServerLiveRequest, context: ServicerContext[ServerLiveRequest, ServerLiveResponse]
     ) -> ServerLiveResponse:
         """Answer `is_live`."""
-        return ServerLiveResponse(live=self.is_live())
+        return await answer_or_abort(context, lambda: ServerLiveResponse(live=self.is_live()))
 
     async def ServerReady(  # noqa: N802
-        self, _request: ServerReadyRequest, _context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
+        self, _request: ServerReadyRequest, context: ServicerContext[ServerReadyRequest, ServerReadyResponse]
     ) -> ServerReadyResponse:
         """Answer `ready`."""
-        return ServerReadyResponse(ready=self.ready)
+        return await answer_or_abort(context, lambda: ServerReadyResponse(ready=self.ready))
 
     async def ServerMetadata(  # noqa: N802
-        self, _request: ServerMetadataRequest, _context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
+        self, _request: ServerMetadataRequest, context: ServicerContext[ServerMetadataRequest, ServerMetadataResponse]
     ) -> ServerMetadataResponse:
         """Answer `server_metadata`."""
-        return self.server_metadata()
+        return await answer_or_abort(context, self.server_metadata)
 
     async def ModelReady(  # noqa: N802
-        self, request: ModelReadyRequest, _context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
+        self, request: ModelReadyRequest, context: ServicerContext[ModelReadyRequest, ModelReadyResponse]
     ) -> ModelReadyResponse:
         """Answer `model_ready`."""
-        return ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        return await answer_or_abort(
+            context, lambda: ModelReadyResponse(ready=self.model_ready(request.name, request.version))
+        )
 
     async def ModelMetadata(  # noqa: N802
         self, request: ModelMetadataRequest, context: ServicerContext[ModelMetadataRequest, ModelMetadataResponse]

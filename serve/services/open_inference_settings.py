@@ -23,7 +23,7 @@ _TRACE_SETTINGS = {
     "trace_file": ("",),
     "trace_mode": ("triton",),
 }
-"""What Triton answers while nothing is traced; nothing ever is here."""
+"""What Triton answers while nothing is traced; nothing ever is by this extension."""
 
 
 def trace_settings(changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -42,8 +42,9 @@ def trace_settings(changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]
             )
         if values and tuple(values) != present:
             raise RequestError(
-                f"{name} can't be set to {reprlib.repr(list(values))}: Fuseline traces no requests, so trace_level "
-                "stays OFF. /metrics and the statistics extension tell the time that requests take"
+                f"{name} can't be set to {reprlib.repr(list(values))}: Fuseline traces no requests this way, so "
+                "trace_level stays OFF. /metrics and the statistics extension tell the time that requests take, and "
+                "OTEL_* in the server's environment asks for OpenTelemetry's traces"
             )
     return {name: list(values) for name, values in _TRACE_SETTINGS.items()}
 

@@ -98,8 +98,8 @@ class Status:
         return name, (DETAILS_METADATA_KEY, rich.SerializeToString())
 
 
-def status_from_error(error: BaseException) -> Status:
-    """Return the status that tells the client about `error`.
+def status_from_error(error: BaseException, request_id: str = "") -> Status:
+    """Return the status that tells the client about `error`, by which the request of that id failed.
 
     Errors that the caller can act on keep their message. A failed backend and every unexpected error becomes INTERNAL
     with an id only; the error itself is logged under that id.
@@ -109,7 +109,7 @@ def status_from_error(error: BaseException) -> Status:
     )
     if code is not StatusCode.INTERNAL:
         return Status(code, str(error), type(error).__name__, getattr(error, "retry_after_s", None))
-    error_id = errors.log_once(error)
+    error_id = errors.log_once(error, request_id)
     return Status(
         code,
         f"the server failed on this request; other requests are not affected; its log has more under error {error_id}",

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
+from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model import BatchCounts, Model, load_model
 from fuseline.serve.model_control.control import IndexEntry
 from fuseline.serve.model_control.local_control import LocalModelControl
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
+from fuseline.serve.tracing.tracing import open_tracer
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.error_text import text_from_error
@@ -45,7 +47,9 @@ class BackendProcess:
         self._config = config
         self._channel = channel
         self._load_model = load
-        self._metrics = Metrics()
+        self._metrics = Metrics(open_tracer(config.title))
+        if config.settings.triton_metrics:
+            self._metrics.registry.register(TritonMetrics(self._metrics))
         self._repository = Repository()
         self._doors = WorkerDoors(self._repository, settings.drain_timeout_s)
         self._control = LocalModelControl(config.folders, settings, self._metrics, self._load)
@@ -76,6 +80,8 @@ class BackendProcess:
         except TimeoutError:
             self._channel.send("drained", complete=False)
             await exit_at_once(self._channel)
+        if self._metrics.tracer is not None:
+            await asyncio.to_thread(self._metrics.tracer.close)
         send_report(self._channel, self._metrics.registry, self._metrics.statistics)
         self._channel.send("drained", complete=True)
         if self._control.is_loading or any(model.has_hung for model in self._repository):

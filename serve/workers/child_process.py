@@ -70,7 +70,7 @@ def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
-    start_log(config.title)
+    start_log(config.title, config.settings.log_format)
     run_event_loop(_run(work, config))
 
 

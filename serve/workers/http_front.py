@@ -19,7 +19,7 @@ from fuseline.serve.http.http_limits import http_limits
 from fuseline.serve.http.http_server import HttpServer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.settings import Settings
-from fuseline.serve.workers.reports import metrics_text
+from fuseline.serve.workers.reports import report_text
 from fuseline.serve.workers.supervised import SupervisedProcess
 from fuseline.serve.workers.totals import Totals
 
@@ -92,8 +92,8 @@ class HttpFront:
                     self._hangs = bool(workers) and not await self._totals.any_answers(workers)
                     self.adapt()
 
-    async def _metrics(self) -> bytes:
-        return metrics_text(await self._totals.read())
+    async def _metrics(self, *, open_metrics: bool = False) -> bytes:
+        return report_text(await self._totals.read(), open_metrics=open_metrics)
 
 
 async def _readable(file: socket.socket) -> None:

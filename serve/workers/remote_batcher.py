@@ -78,6 +78,11 @@ class RemoteBatcher:
         return 0
 
     @property
+    def queued_requests(self) -> int:
+        """Number of this worker's requests that wait or run: the backend tells rows alone."""
+        return len(self._pending)
+
+    @property
     def taken_slots(self) -> int:
         """Number of rows of this worker that wait, run, or have an answer that has yet to be read."""
         return self._slots.taken

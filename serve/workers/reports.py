@@ -3,16 +3,27 @@
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from pydantic import BaseModel
 
+from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics, statistics_key
 from fuseline.serve.metrics.tls_metrics import EXPIRY
+from fuseline.serve.metrics.triton_metrics import UNSUFFIXED
 from fuseline.serve.model import Model
 
 _EARLIEST = ("_created", "process_start_time_seconds", EXPIRY)
 """Endings of the names of samples whose smallest value counts, not their sum."""
+
+
+class LatestExemplar(BaseModel):
+    """The latest observation in a bucket whose request can be found elsewhere."""
+
+    labels: dict[str, str]
+    value: float
+    timestamp: float
 
 
 class Sample(BaseModel):
@@ -21,6 +32,7 @@ class Sample(BaseModel):
     name: str
     labels: dict[str, str]
     value: float
+    exemplar: LatestExemplar | None = None
 
 
 class Family(BaseModel):
@@ -53,7 +65,7 @@ class Report(BaseModel):
 
     def counts(self) -> "Report":
         """Return the part that lasts when the process ends: counters and histograms, no gauges."""
-        lasting = [family for family in self.families if family.type in {"counter", "histogram"}]
+        lasting = [family for family in self.families if family.type in {"counter", "histogram", UNSUFFIXED}]
         return Report(families=lasting, models=self.models)
 
     def totals(self, name: str, label: str) -> dict[str, float]:
@@ -74,7 +86,10 @@ def report_of(registry: CollectorRegistry, statistics: Mapping[str, InferenceSta
                 name=metric.name,
                 documentation=metric.documentation,
                 type=metric.type,
-                samples=[Sample(name=s.name, labels=s.labels, value=s.value) for s in metric.samples],
+                samples=[
+                    Sample(name=s.name, labels=s.labels, value=s.value, exemplar=_latest(s.exemplar))
+                    for s in metric.samples
+                ],
             )
             for metric in registry.collect()
         ],
@@ -99,6 +114,11 @@ def summed(reports: Iterable[Report]) -> Report:
                     known.value = min(known.value, sample.value)
                 else:
                     known.value += sample.value
+                    known.exemplar = max(
+                        (its for its in (known.exemplar, sample.exemplar) if its is not None),
+                        key=lambda its: its.timestamp,
+                        default=None,
+                    )
         for name, counts in report.models.items():
             models[name] = _sum_of_two(models[name], counts) if name in models else counts
     return Report(families=list(families.values()), models=models)
@@ -115,11 +135,11 @@ def forget_gone(statistics: MutableMapping[str, InferenceStatistics], served: It
         del statistics[key]
 
 
-def metrics_text(report: Report) -> bytes:
-    """Return the metrics of `report` in Prometheus' text format."""
+def report_text(report: Report, *, open_metrics: bool = False) -> bytes:
+    """Return the metrics of `report` in Prometheus' text format, or in OpenMetrics."""
     registry = CollectorRegistry()
     registry.register(ReportCollector(report))
-    return generate_latest(registry)
+    return metrics_text(registry, open_metrics=open_metrics)
 
 
 class ReportCollector(Collector):
@@ -133,8 +153,19 @@ class ReportCollector(Collector):
         for family in self._report.families:
             metric = Metric(family.name, family.documentation, family.type)
             for sample in family.samples:
-                metric.add_sample(sample.name, sample.labels, sample.value)
+                metric.add_sample(sample.name, sample.labels, sample.value, exemplar=_exemplar_from(sample.exemplar))
             yield metric
+
+
+def _latest(exemplar: Exemplar | None) -> LatestExemplar | None:
+    if exemplar is None:
+        return None
+    assert exemplar.timestamp is not None
+    return LatestExemplar(labels=exemplar.labels, value=exemplar.value, timestamp=float(exemplar.timestamp))
+
+
+def _exemplar_from(latest: LatestExemplar | None) -> Exemplar | None:
+    return None if latest is None else Exemplar(latest.labels, latest.value, latest.timestamp)
 
 
 def _counts_of(statistics: InferenceStatistics) -> ModelCounts:

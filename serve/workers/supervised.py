@@ -14,7 +14,7 @@ from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.server_log import LogSettings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
-from fuseline.serve.workers.reports import Report, metrics_text
+from fuseline.serve.workers.reports import Report, report_text
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ class SupervisedProcess:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
-        `statistics` or the `metrics` of all processes, `on_log` with settings of the log for all processes,
-        `on_regions` with each message about shared memory, `on_control` with each about models that come and go.
+        `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
+        for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
+        come and go.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -72,7 +73,7 @@ class SupervisedProcess:
                     self.report = Report.model_validate(message["report"])
                     if (answered := self._questions.pop(message["number"], None)) is not None:
                         answered.set()
-                case "statistics" | "metrics" as kind:
+                case "statistics" | "metrics" | "open_metrics" as kind:
                     on_question(kind, message["number"])
                 case "log":
                     on_log(LogSettings.model_validate(message["settings"]))
@@ -102,7 +103,9 @@ class SupervisedProcess:
             models = {name: counts.model_dump(mode="json") for name, counts in report.models.items()}
             self._channel.send(kind, number=number, models=models)
         else:
-            self._channel.send(kind, number=number, text=metrics_text(report).decode())
+            self._channel.send(
+                kind, number=number, text=report_text(report, open_metrics=kind == "open_metrics").decode()
+            )
 
     def send_log_settings(self, settings: LogSettings) -> None:
         """Let the process log by `settings`."""

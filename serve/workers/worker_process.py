@@ -19,6 +19,7 @@ from fuseline.serve.server import Server
 from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
+from fuseline.serve.tracing.tracing import open_tracer
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
@@ -70,9 +71,9 @@ class BackendModels:
         counts = {name: ModelCounts.model_validate(its) for name, its in models.items()}
         return defaultdict(InferenceStatistics, statistics_from(counts))
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, *, open_metrics: bool = False) -> bytes:
         """Return the metrics that the supervisor answers with."""
-        text: str = (await self.ask("metrics"))["text"]
+        text: str = (await self.ask("open_metrics" if open_metrics else "metrics"))["text"]
         return text.encode()
 
     async def close(self) -> None:
@@ -143,7 +144,7 @@ def _stopping() -> ShuttingDownError:
 
 
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
-    metrics = Metrics()
+    metrics = Metrics(open_tracer(config.title))
     registry, statistics = metrics.registry, metrics.statistics
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)

@@ -76,7 +76,7 @@ def test_it_says_what_it_serves_answers_without_torch_and_ends_with_0(package: P
     imported = re.search(r"imported: (.*)", stderr)
     assert imported is not None
     modules = set(re.findall(r"'([^']+)'", imported[1]))
-    unwanted = {"torch", "torchvision", "onnx", "onnxscript", "fuseline.export", "fuseline.benchmarks"}
+    unwanted = {"torch", "torchvision", "onnx", "onnxscript", "opentelemetry", "fuseline.export", "fuseline.benchmarks"}
     # Nothing is imported by the name that its folder has in a checkout.
     assert modules & (unwanted | {"export", "serve", "protos", "benchmarks"}) == set()
     assert {"grpc", "fuseline.serve", "uvloop"} <= modules
