@@ -129,9 +129,12 @@ class Model:
         return self.batcher.hung_calls > 0
 
     async def close(self) -> None:
-        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
+        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing.
+
+        A backend with a hung call is never released: it may be called no more.
+        """
         await self.batcher.drain()
-        if self._close_backend is not None:
+        if self._close_backend is not None and not self.has_hung:
             # Freeing a network's memory takes longer than other models' requests may wait.
             await asyncio.to_thread(self._close_backend)
 
