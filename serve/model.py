@@ -12,6 +12,7 @@ from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.batching.lane_recovery import Watch
+from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
@@ -145,6 +146,10 @@ class BatchCounts(Protocol):
         """Count one batch of that `version` of the model called `model`."""
         ...
 
+    def count_decision(self, model: str, decision: Decision) -> None:
+        """Count what `--latency-target` came to in one window."""
+        ...
+
     def count_misses(self, model: str, misses: Misses) -> None:
         """Count by how much the predictions for one batch missed."""
         ...
@@ -157,12 +162,14 @@ def load_model(
     *,
     name: str = "",
     version: str = "",
+    beside: LaneChoice | None = None,
     cpu: CpuBatching = DEFAULT_CPU_BATCHING,
 ) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
     The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `name` and
-    `version` are those under which requests find the model; empty: the manifest's. `cpu` says what makes batches good
+    `version` are those under which requests find the model; empty: the manifest's. `beside` is the choice of a version
+    that is served meanwhile (see `warm_lanes`). `cpu` says what makes batches good
     if the backend computes on the CPU.
 
     Raises:
@@ -191,7 +198,7 @@ def load_model(
     # Opening lanes loads the network again, whose memory need not come on top of what the first load left.
     release_freed_memory()
     try:
-        warmed = warm_lanes(backend, package, settings, cpu)
+        warmed = warm_lanes(backend, package, settings, cpu, beside=beside)
     except BaseException:
         backend.close()
         raise
@@ -214,6 +221,7 @@ def load_model(
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
         on_batch=lambda stats: counts.count_batch(name, stats, version),
         on_misses=lambda misses: counts.count_misses(name, misses),
+        on_decision=partial(_note_decision, counts, name, settings.latency_target),
         watch=Watch(timeout_s, open_spare) if timeout_s else None,
     )
 
@@ -225,3 +233,15 @@ def load_model(
 
     facts = BackendFacts.model_validate(backend).model_copy(update={"buckets": warmed.policy.buckets})
     return Model(package, facts, reason, batcher, warmed.choice, close)
+
+
+def _note_decision(counts: BatchCounts, name: str, target_ms: float | None, decision: Decision) -> None:
+    counts.count_decision(name, decision)
+    if decision.is_impossible:
+        _log.warning(
+            "%s: 99 %% of the requests take up to %.1f ms, whatever the batches are, which is above --latency-target "
+            "%gms; it is served as well as it can be",
+            name,
+            1000 * decision.latency_seconds,
+            target_ms,
+        )

@@ -3,12 +3,20 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+from fuseline.serve.commands.client_flags import (
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TlsServerName,
+    TokenFile,
+    TokenInClear,
+    connection_from_flags,
+)
 
 if TYPE_CHECKING:
     from fuseline.serve.client.model_control import ModelControlClient
@@ -30,6 +38,8 @@ _DEFAULT_ADDRESS = "127.0.0.1:8001"
 def list_models(
     address: _Address = _DEFAULT_ADDRESS,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line for each version.")] = False,
+    token_file: TokenFile = None,
+    token_in_clear: TokenInClear = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -37,7 +47,10 @@ def list_models(
     tls_server_name: TlsServerName = None,
 ) -> None:
     """List every version that the server knows: whether it takes requests, and if not, why."""
-    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
+    connection = connection_from_flags(
+        token_file, token_in_clear, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name
+    )
+    with _server(address, **connection) as server:
         versions = server.list()
     if as_json:
         for each in versions:
@@ -55,6 +68,8 @@ def load(
     names: _Names,
     address: _Address = _DEFAULT_ADDRESS,
     timeout_s: _TimeoutS = None,
+    token_file: TokenFile = None,
+    token_in_clear: TokenInClear = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -65,7 +80,10 @@ def load(
 
     A package that is refused changes nothing: what was served is served still, and the exit code is 1.
     """
-    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
+    connection = connection_from_flags(
+        token_file, token_in_clear, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name
+    )
+    with _server(address, **connection) as server:
         for name in names:
             server.load(name, timeout_s=timeout_s)
             typer.echo(f"{name}: loaded")
@@ -76,6 +94,8 @@ def unload(
     names: _Names,
     address: _Address = _DEFAULT_ADDRESS,
     timeout_s: _TimeoutS = None,
+    token_file: TokenFile = None,
+    token_in_clear: TokenInClear = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -83,24 +103,19 @@ def unload(
     tls_server_name: TlsServerName = None,
 ) -> None:
     """Unload models; return once they have answered their last requests."""
-    with _server(address, tls, tls_ca, tls_cert, tls_key, tls_server_name) as server:
+    connection = connection_from_flags(
+        token_file, token_in_clear, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name
+    )
+    with _server(address, **connection) as server:
         for name in names:
             server.unload(name, timeout_s=timeout_s)
             typer.echo(f"{name}: unloaded")
 
 
 @contextmanager
-def _server(
-    address: str,
-    tls: bool,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    server_name: str | None,
-) -> "Iterator[ModelControlClient]":
+def _server(address: str, token: str | None, token_in_clear: bool, **tls: Any) -> "Iterator[ModelControlClient]":
     from fuseline.serve.client.client_tls import client_tls
     from fuseline.serve.client.model_control import model_control
 
-    its_tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
-    with model_control(address, its_tls) as server:
+    with model_control(address, client_tls(address, **tls), token, token_in_clear=token_in_clear) as server:
         yield server
