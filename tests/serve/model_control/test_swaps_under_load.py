@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from fuseline.serve.server import Server
 from tests.fakes.colours import encoded, noise
 from tests.serve.conftest import settings
 from tests.serve.model_control.repositories import content_of, put, take_away
+from tests.serve.processes import FAST, server_process
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request, logits_of
 
@@ -36,6 +39,8 @@ class Load:
     """Version that any request is at most answered by."""
     answers: int = 0
     by_version: dict[int, int] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    """Times of the raw calls since it was emptied."""
     ended: bool = False
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,8 +67,9 @@ def logits_in(response: ClassifyResponse) -> np.ndarray[Any, np.dtype[np.float32
 async def classify_raw(load: Load, channel: grpc.aio.Channel) -> None:
     stub = ClassifierStub(channel)
     while not load.ended:
-        least = load.least
+        least, began = load.least, time.monotonic()
         response = await stub.Classify(raw_request(PIXELS, return_logits=True))
+        load.seconds.append(time.monotonic() - began)
         load.count(least, response.model_version, content_of(logits_in(response), PIXELS))
 
 
@@ -173,3 +179,51 @@ async def test_a_broken_package_under_load_changes_nothing(tmp_path: Path) -> No
     finally:
         await server.drain()
     assert load.by_version.keys() == {1}
+
+
+@pytest.mark.slow
+async def test_a_hundred_swaps_fail_nothing_and_leave_latency_memory_and_descriptors_as_they_were(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "models"
+    put(root, "cats", 1)
+    flags = ("--model-repository", root, "--model-control-mode", "explicit", "--load-model", "cats")
+    with server_process(*flags, *FAST, "--max-batch", 4) as server:
+        load = Load(1, 1)
+        async with under_load(server.address, load) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+
+            async def swap_to(version: int) -> None:
+                load.most = version
+                await asyncio.to_thread(put, root, "cats", version)
+                await stub.RepositoryModelLoad(RepositoryModelLoadRequest(model_name="cats"))
+                load.least = version
+                await asyncio.to_thread(take_away, root / f"cats/{version - 1}")
+
+            await load.until_answers(2000)
+            before_s, load.seconds = p99(load.seconds), []
+            for version in range(2, 22):
+                await swap_to(version)
+            rss, files = resident_bytes(server.process.pid), open_files(server.process.pid)
+            for version in range(22, 102):
+                await swap_to(version)
+            during_s = p99(load.seconds)
+            await load.until_answers(100)
+            grown = resident_bytes(server.process.pid) - rss
+            print(f"p99 {1000 * during_s:.1f} ms, before {1000 * before_s:.1f}; memory grew by {grown / 2**20:.1f} MiB")
+            assert grown <= 0.05 * rss
+            assert abs(open_files(server.process.pid) - files) <= 2
+        assert during_s <= 2 * before_s
+        assert load.answers > 2000
+
+
+def p99(seconds: list[float]) -> float:
+    return float(np.percentile(seconds, 99))
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
