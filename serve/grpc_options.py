@@ -51,6 +51,8 @@ def _keepalive(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_timeout_s)),
+        # The answer to a ping has a time of its own, a minute by default, before which that one ends nothing.
+        ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_timeout_s)),
         # By default gRPC stops asking a client that gets no data meanwhile.
         ("grpc.http2.max_pings_without_data", 0),
     ]

@@ -12,6 +12,7 @@ from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.admission import Ready, Reservation
 from fuseline.serve.batching.batcher import BatchedRows, Batcher, BatchStats, Misses, Row
 from fuseline.serve.batching.lane_recovery import Watch
+from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
@@ -128,9 +129,12 @@ class Model:
         return self.batcher.hung_calls > 0
 
     async def close(self) -> None:
-        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
+        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing.
+
+        A backend with a hung call is never released: it may be called no more.
+        """
         await self.batcher.drain()
-        if self._close_backend is not None:
+        if self._close_backend is not None and not self.has_hung:
             # Freeing a network's memory takes longer than other models' requests may wait.
             await asyncio.to_thread(self._close_backend)
 
@@ -140,6 +144,10 @@ class BatchCounts(Protocol):
 
     def count_batch(self, model: str, stats: BatchStats, version: str = "") -> None:
         """Count one batch of that `version` of the model called `model`."""
+        ...
+
+    def count_decision(self, model: str, decision: Decision) -> None:
+        """Count what `--latency-target` came to in one window."""
         ...
 
     def count_misses(self, model: str, misses: Misses) -> None:
@@ -211,6 +219,7 @@ def load_model(
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
         on_batch=lambda stats: counts.count_batch(name, stats, version),
         on_misses=lambda misses: counts.count_misses(name, misses),
+        on_decision=partial(_note_decision, counts, name, settings.latency_target),
         watch=Watch(timeout_s, open_spare) if timeout_s else None,
     )
 
@@ -222,3 +231,15 @@ def load_model(
 
     facts = BackendFacts.model_validate(backend).model_copy(update={"buckets": warmed.policy.buckets})
     return Model(package, facts, reason, batcher, warmed.choice, close)
+
+
+def _note_decision(counts: BatchCounts, name: str, target_ms: float | None, decision: Decision) -> None:
+    counts.count_decision(name, decision)
+    if decision.is_impossible:
+        _log.warning(
+            "%s: 99 %% of the requests take up to %.1f ms, whatever the batches are, which is above --latency-target "
+            "%gms; it is served as well as it can be",
+            name,
+            1000 * decision.latency_seconds,
+            target_ms,
+        )

@@ -6,13 +6,14 @@ import resource
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fuseline.serve.addresses import checked_address, is_local, join_address
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
+from fuseline.serve.latency_target import latency_ms
 from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
 from fuseline.serve.route_flags import (
@@ -36,6 +37,7 @@ PER_MODEL = (
     "max_queue_rows",
     "max_queue_ms",
     "max_delay_ms",
+    "latency_target",
     "threads",
     "lanes",
 )
@@ -98,6 +100,9 @@ class Settings(BaseModel):
     """Longest predicted wait of a request without a deadline; one that would wait longer is refused."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     """Longest time that an idle backend waits for a fuller batch; 0: it doesn't wait."""
+    latency_target: Annotated[float | None, BeforeValidator(latency_ms), Field(gt=0, le=3_600_000)] = None
+    """Milliseconds of queueing and computing within which 99 % of the requests are to stay, by batches and delays that
+    are steered; None: nothing is."""
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64
     """Largest request in MiB: a gRPC message, or a body over HTTP, also after its decompression."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 128

@@ -62,6 +62,7 @@ def warm_lanes(backend: Backend, package: ModelPackage, settings: Settings, cpu:
         max_queue_rows=settings.max_queue_rows,
         max_queue_ms=settings.max_queue_ms,
         max_delay_ms=settings.max_delay_ms,
+        latency_target_ms=settings.latency_target,
         lanes=choice.lanes,
         lanes_share_device=not on_cpu,
     )

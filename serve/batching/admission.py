@@ -131,6 +131,8 @@ class Admission:
         """Seconds from the end of a batch until its answers are handed out."""
         self.batch_rows = policy.buckets[-1]
         """Largest number of rows that a batch should have at present."""
+        self.most_rows = policy.buckets[-1]
+        """Largest number of rows that a batch may have: a latency target may set it lower than the largest bucket."""
         self._unpredicted = 0
         self.free_rows = self._free_rows()
         """Number of rows that wait no longer than `max_queue_ms`, whatever runs."""
@@ -325,16 +327,17 @@ class Admission:
         `PATIENT_SHARE` of the time that they have, beyond one batch, is as long as a lane's turn takes to come; without
         deadlines they all do.
         """
-        best, best_score = self._buckets[-1], 0.0
+        best, best_score = self.most_rows, 0.0
         if self._budget == math.inf:
             return best
-        for bucket in self._buckets:
+        for bucket in self._buckets[: self._buckets.index(best) + 1]:
             score = self._score(bucket)
             # Of buckets about as good the larger one is taken: each batch has a cost of its own.
             if score >= ABOUT_AS_GOOD * best_score:
                 best, best_score = bucket, max(score, best_score)
         # The present size is kept while it is about as good: predictions hold as long as it doesn't change.
-        return best if self._score(self.batch_rows) < ABOUT_AS_GOOD * best_score else self.batch_rows
+        kept = min(self.batch_rows, self.most_rows)
+        return best if self._score(kept) < ABOUT_AS_GOOD * best_score else kept
 
     def _score(self, bucket: int) -> float:
         if (seconds := self._profile.batch_seconds(bucket)) <= 0:

@@ -26,6 +26,7 @@ from fuseline.serve.batching.departure import reason_of
 from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
 from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
+from fuseline.serve.batching.latency_control import Decision, LatencyControl
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
@@ -85,6 +86,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchStats], None] | None = None,
         on_misses: Callable[[Misses], None] | None = None,
+        on_decision: Callable[[Decision], None] | None = None,
         executor: Executor | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class Batcher:
             clock: tells monotonic seconds; deadlines are on it.
             on_batch: is called on the event loop after each batch.
             on_misses: is called on the event loop once the answers of a batch are handed out.
+            on_decision: is called on the event loop with what the policy's `latency_target_ms` led to.
             executor: makes the lanes' calls, as many at a time as there are lanes, and is left running by `drain`;
                 None: a thread for each lane.
             watch: says when a call counts as one that never ends; None: never.
@@ -141,6 +144,10 @@ class Batcher:
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
         self._queue = RequestQueue(self._small_batch_rows)
+        self._control: LatencyControl | None = None
+        self._on_decision = on_decision
+        if policy.latency_target_ms is not None:
+            self._control = LatencyControl(policy.latency_target_ms / 1000, self._profile, self._buckets, clock())
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
@@ -586,6 +593,10 @@ class Batcher:
         if self._on_misses is not None:
             self._on_misses(Misses([now - predicted.at for predicted in answered], len(dropped)))
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
+        if self._control is not None and (decision := self._control.note_batch(batch, finished)) is not None:
+            self._admission.most_rows, self._max_delay_seconds = decision.rung
+            if self._on_decision is not None:
+                self._on_decision(decision)
 
     def _set_drained_if_idle(self) -> None:
         if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._running()):

@@ -36,6 +36,9 @@ class BatchPolicy:
     """Longest predicted wait of a request without a deadline for its first batch."""
     max_delay_ms: float = 0.0
     """Longest time that an idle backend waits for a fuller batch."""
+    latency_target_ms: float | None = None
+    """Time from admission to the end of computing below which batches and delays are to keep 99 % of the requests;
+    None: nothing is steered."""
     unsaturated_rows: int | None = None
     """Largest number of rows of a batch while fewer wait than the largest bucket has; None: as many as wait. Where a
     row costs the same in any batch, smaller batches answer sooner: no request waits for the rows behind its own, nor
@@ -70,6 +73,8 @@ class BatchPolicy:
                 f"lanes {self.lanes}, alone_rows {self.alone_rows}: expected 1 to {MOST_LANES}, and 0 or one of the "
                 f"buckets {list(self.buckets)}"
             )
+        if self.latency_target_ms is not None and self.latency_target_ms <= 0:
+            raise ValueError(f"latency_target_ms {self.latency_target_ms}: expected above 0")
         object.__setattr__(self, "buckets", tuple(sorted(set(self.buckets))))
 
     @property

@@ -1,8 +1,9 @@
 """How a request that comes stands towards those that wait, and which rows of the queue are kept free for others.
 
-Everything here is plain numbers. A client is told to come back before it has filled the queue, rather than being thrown
-out of it for the next one: nothing that was admitted is lost. The limit moves with the number of clients, as in Choudhury
-and Hahne, Dynamic queue length thresholds for shared-memory packet switches (IEEE/ACM Transactions on Networking, 1998).
+Everything here is plain numbers. A client is told to come back before it has filled the queue, rather than being
+thrown out of it for the next one: nothing that was admitted is lost. The limit moves with the number of clients, as in
+Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches (IEEE/ACM Transactions on
+Networking, 1998).
 """
 
 from collections import OrderedDict

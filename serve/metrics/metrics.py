@@ -9,8 +9,10 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
 from fuseline.serve.batching.departure import BATCH_REASONS, BatchReason
+from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
+from fuseline.serve.metrics.latency_metrics import LatencyMetrics
 from fuseline.serve.model import Model
 from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.version_order import version_order
@@ -136,6 +138,7 @@ class Metrics:
             bounds=_LOAD_SECONDS,
             registry=self.registry,
         )
+        self._latency = LatencyMetrics(self.registry)
         self.statistics: defaultdict[str, InferenceStatistics] = defaultdict(InferenceStatistics)
         """Statistics of each served version, by `statistics_key`."""
         # Children are kept here, as looking one up by its labels takes longer than counting does.
@@ -152,6 +155,8 @@ class Metrics:
     def unwatch(self, model: Model) -> None:
         """Show `model` no more; its statistics go, unless another model has its name and version."""
         self._watched.remove(model)
+        if all(other.name != model.name for other in self._watched):
+            self._latency.forget(model.name)
         self._show()
         if all((other.name, other.version) != (model.name, model.version) for other in self._watched):
             self.statistics.pop(statistics_key(model.name, model.version), None)
@@ -266,6 +271,10 @@ class Metrics:
         """
         self._loads.labels(model, outcome, error).add()
         self._load_seconds.labels(model, outcome).observe(seconds)
+
+    def count_decision(self, model: str, decision: Decision) -> None:
+        """Count one decision of `--latency-target`."""
+        self._latency.count(model, decision)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """Count by how much the predictions for the requests of one batch missed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
+from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.model import BatchCounts, Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.workers.arena import Arena, ArenaShape
@@ -171,6 +172,10 @@ class _ModelCounts:
         """See `fuseline.serve.model.BatchCounts`."""
         self._counts.count_batch(model, stats, version)
         self._on_finished(self._number)
+
+    def count_decision(self, model: str, decision: Decision) -> None:
+        """See `fuseline.serve.model.BatchCounts`."""
+        self._counts.count_decision(model, decision)
 
     def count_misses(self, model: str, misses: Misses) -> None:
         """See `fuseline.serve.model.BatchCounts`."""
