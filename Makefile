@@ -30,7 +30,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu gpu-bundle gpu-run gpu-rehearsal container-test lint format protos lock bench bench-compare bench-gpu peers clean
+.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal container-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -95,6 +95,15 @@ container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build b
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
+soak: setup ## Load a real server in every way for MINUTES=30, killing clients; fails if memory or descriptors grow; FLAGS="--workers 2"
+	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) -- $(FLAGS)
+
+fuzz: setup ## Feed pictures, messages, bodies, manifests and checkpoints that are broken to what reads them, SECONDS=60 each
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+faults: setup ## Run every test of faults with its figures, the long ones too, one after the other (about 8 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" tests/faults -rP
+
 lint: setup ## Check style, types, import directions and that generated code is up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -143,7 +152,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 SAME_VERSIONS := same=$$(grep -oE '^(onnxruntime|pillow)==[^ ]*' requirements.lock) &&
 
 lock: setup ## Renew the lock files: everything, what the images need, what checks them, others' clients, and the peers
-	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra dev -o requirements.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra otel --extra dev -o requirements.lock
 	$(COMPILE) pyproject.toml --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -o requirements-serve-gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock

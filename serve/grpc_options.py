@@ -7,6 +7,10 @@ SHORTEST_PING_INTERVAL_MS = 100
 most, those in C++, Python and C# every second; the rest is for a network that delays one ping more than the next. One
 costs 17 bytes each way."""
 
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""Longest time in milliseconds until a new connection has shaken hands, as HTTP's connections have until the end of
+their first head."""
+
 _MAX_PENDING_CALLS = 2**31 - 1
 
 
@@ -33,6 +37,8 @@ def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, 
         # client that guards it against a silent network. With this interval the third early ping still ends a flood.
         ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        # By default a client that never finishes its handshake keeps its connection, and what TLS holds, for 2 minutes.
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         *_keepalive(settings),
         *_connection_age(settings),
     ]
@@ -45,6 +51,8 @@ def _keepalive(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", int(1000 * settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", int(1000 * settings.keepalive_timeout_s)),
+        # The answer to a ping has a time of its own, a minute by default, before which that one ends nothing.
+        ("grpc.http2.ping_timeout_ms", int(1000 * settings.keepalive_timeout_s)),
         # By default gRPC stops asking a client that gets no data meanwhile.
         ("grpc.http2.max_pings_without_data", 0),
     ]

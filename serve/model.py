@@ -129,9 +129,12 @@ class Model:
         return self.batcher.hung_calls > 0
 
     async def close(self) -> None:
-        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing."""
+        """Finish what was admitted, admit nothing more, and release the backend. Calling it again does nothing.
+
+        A backend with a hung call is never released: it may be called no more.
+        """
         await self.batcher.drain()
-        if self._close_backend is not None:
+        if self._close_backend is not None and not self.has_hung:
             # Freeing a network's memory takes longer than other models' requests may wait.
             await asyncio.to_thread(self._close_backend)
 
@@ -159,12 +162,14 @@ def load_model(
     *,
     name: str = "",
     version: str = "",
+    beside: LaneChoice | None = None,
     cpu: CpuBatching = DEFAULT_CPU_BATCHING,
 ) -> Model:
     """Load the package in `folder`, open its backend, warm every bucket and compare it with the package's reference.
 
     The call blocks until then. `counts` counts every batch. Open assumptions of the package are logged. `name` and
-    `version` are those under which requests find the model; empty: the manifest's. `cpu` says what makes batches good
+    `version` are those under which requests find the model; empty: the manifest's. `beside` is the choice of a version
+    that is served meanwhile (see `warm_lanes`). `cpu` says what makes batches good
     if the backend computes on the CPU.
 
     Raises:
@@ -193,7 +198,7 @@ def load_model(
     # Opening lanes loads the network again, whose memory need not come on top of what the first load left.
     release_freed_memory()
     try:
-        warmed = warm_lanes(backend, package, settings, cpu)
+        warmed = warm_lanes(backend, package, settings, cpu, beside=beside)
     except BaseException:
         backend.close()
         raise

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
 OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
+_MOST_RULES, _MOST_RULE_TEXT = 30, 300
+"""Bounds of a message about a manifest: broken rules that are told, and characters of each."""
+
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096
 MAX_PIXELS = 50_000_000
@@ -335,7 +338,7 @@ def load_package(folder: Path) -> ModelPackage:
     """Read and validate the package in `folder`; artifacts' bytes are checked when read.
 
     Raises:
-        PackageError: `folder` is no package, or its manifest breaks a rule; the message names every broken rule.
+        PackageError: `folder` is no package, or its manifest breaks a rule; the message names the broken rules.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -353,9 +356,16 @@ def load_package(folder: Path) -> ModelPackage:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        rules = _rules_broken(error)
         raise PackageError(f"{path} is not a valid manifest of format 1: {rules}") from error
     return ModelPackage(folder=folder, manifest=manifest)
+
+
+def _rules_broken(error: ValidationError) -> str:
+    """Return, for people, which rules a manifest breaks and where; of many or long ones a part."""
+    rules = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors(include_input=False)]
+    told = [rule if len(rule) <= _MOST_RULE_TEXT else f"{rule[:_MOST_RULE_TEXT]}…" for rule in rules[:_MOST_RULES]]
+    return "; ".join([*told, *([f"and {len(rules) - len(told)} more"] if len(told) < len(rules) else [])])
 
 
 def is_there(path: Path) -> bool:

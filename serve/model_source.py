@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
@@ -54,8 +55,8 @@ class PackageModels:
         """Begin with nothing loaded: `folders` are packages, and the settings say which repositories there are."""
         self._metrics = metrics
 
-        def load(folder: Path, name: str, version: str) -> Model:
-            return load_model(folder, settings, metrics, name=name, version=version)
+        def load(folder: Path, name: str, version: str, beside: LaneChoice | None) -> Model:
+            return load_model(folder, settings, metrics, name=name, version=version, beside=beside)
 
         self.control = LocalModelControl(folders, settings, metrics, load)
         """Loads and unloads the models."""

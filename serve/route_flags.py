@@ -148,11 +148,6 @@ def checked_shadow(text: str) -> str:
     return text
 
 
-def target_from_text(text: str) -> Target:
-    """Return the model that `MODEL` or `MODEL:VERSION` names. Raises `ValueError`."""
-    return _target(text, "expected MODEL or MODEL:VERSION")
-
-
 def cumulated(weights: Sequence[float]) -> list[float]:
     """Return the running sums of `weights`, which `bisect` chooses by."""
     return list(accumulate(weights))

@@ -310,7 +310,7 @@ class Server:
         self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
         await self._http.start()
         if not self._shares_port:
-            self._stand_in = StandIn(self._http, listener, stand_ins, limits, self._gate, tls)
+            self._stand_in = StandIn(self._http, listener, stand_ins, limits, tls, self._gate)
             self._stand_in.start()
 
     async def _flush_http(self) -> None:

@@ -22,12 +22,15 @@ _MEASURE_BUDGET_S = 0.05
 _Result = TypeVar("_Result")
 
 
-def warm_up(instances: Sequence[Instance], package: ModelPackage) -> dict[int, float]:
+def warm_up(instances: Sequence[Instance], package: ModelPackage, *, rest: float = 0.0) -> dict[int, float]:
     """Run every bucket of `instances` on noise, side by side; return the measured seconds of one call, by bucket.
 
     The smallest bucket runs once before it is measured, since the first call pays for the runtime's own set-up. Buckets
     that take less than 50 ms are measured up to three times, and the fastest run counts; a run takes as long as its
     calls on average. All instances have the same buckets.
+
+    With a `rest` they run one after another and each bucket once, because others compute meanwhile: after each run they
+    have the cores for `rest` times as long.
 
     Raises:
         PackageError: the logits are not (rows, classes), or not finite.
@@ -37,11 +40,12 @@ def warm_up(instances: Sequence[Instance], package: ModelPackage) -> dict[int, f
     infers = [instance.infer for instance in instances]
     for bucket in instances[0].buckets:
         pixels = noise(bucket, package)
+        run = partial(run_resting, rest=rest) if rest else run_once
         if not seconds_per_bucket:
-            run_once(infers, pixels)
+            run(infers, pixels)
         spent_s, best_s = 0.0, math.inf
-        for _ in range(_MEASURE_RUNS):
-            runs = run_once(infers, pixels)
+        for _ in range(1 if rest else _MEASURE_RUNS):
+            runs = run(infers, pixels)
             took_s = sum(seconds for seconds, _ in runs) / len(runs)
             best_s = min(best_s, took_s)
             spent_s += took_s
@@ -69,6 +73,15 @@ def run_once(infers: Sequence[Infer], pixels: NDArray[Any]) -> list[tuple[float,
         return time.monotonic() - started, logits
 
     return side_by_side([partial(timed, infer) for infer in infers])
+
+
+def run_resting(infers: Sequence[Infer], pixels: NDArray[Any], rest: float) -> list[tuple[float, NDArray[np.float32]]]:
+    """As `run_once`, but one call after another, each followed by `rest` times as long without any."""
+    runs = []
+    for infer in infers:
+        runs += run_once([infer], pixels)
+        time.sleep(rest * runs[-1][0])
+    return runs
 
 
 def side_by_side(calls: Sequence[Callable[[], _Result]]) -> list[_Result]:

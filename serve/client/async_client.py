@@ -174,7 +174,10 @@ class AsyncClient:
         """Return the message of `draft`, held against the model's description where it must be."""
         if draft.needs_check:
             asked = draft.message.model, draft.message.model_version
-            draft.check(self._known_models.get(asked) or await self.model(*asked), self.address)
+            known = self._known_models.get(asked)
+            if known is None or not draft.fits(known, self.address):
+                # Another version may be served by now, which takes something else.
+                draft.check(await self.model(*asked), self.address)
         return draft.message
 
 

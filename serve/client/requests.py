@@ -31,6 +31,14 @@ class DraftRequest:
         """Whether `check` can find anything wrong; else the description need not be known."""
         return bool(self.pixels) or self.message.ByteSize() > _SMALLEST_LIMIT_BYTES
 
+    def fits(self, description: ModelDescription, address: str) -> bool:
+        """Return whether `check` finds nothing wrong."""
+        try:
+            self.check(description, address)
+        except RequestError:
+            return False
+        return True
+
     def check(self, description: ModelDescription, address: str) -> None:
         """Raise `RequestError` when pixels or the message's size are not what the server at `address` takes."""
         shape = description.height, description.width, description.channels

@@ -1,7 +1,7 @@
 """Flags of the commands that call a server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,3 +34,27 @@ TlsServerName = Annotated[
         help="Name that the server's certificate must have; default: the host of the address.",
     ),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="FUSELINE_TOKEN_FILE",
+        help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
+    ),
+]
+TokenInClear = Annotated[
+    bool,
+    typer.Option(
+        "--token-in-clear",
+        envvar="FUSELINE_TOKEN_IN_CLEAR",
+        help="Send the token to another machine even over a plain connection.",
+    ),
+]
+
+
+def connection_from_flags(token_file: Path | None, token_in_clear: bool, **tls: Any) -> dict[str, Any]:
+    """Return the keywords of `Client` that the flags come to; `tls` are those of TLS. Raises `InputError`."""
+    from fuseline.serve.client.client_token import token_in_file
+
+    token = None if token_file is None else token_in_file(token_file)
+    return {"token": token, "token_in_clear": token_in_clear, **tls}

@@ -12,7 +12,16 @@ import typer
 from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
-from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
+from fuseline.serve.commands.client_flags import (
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TlsServerName,
+    TokenFile,
+    TokenInClear,
+    connection_from_flags,
+)
 from fuseline.serve.errors import InputError
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
@@ -303,6 +312,8 @@ def serve(
         version_policy=version_policy or None,
         set=set or None,
     )
+    # By itself gRPC writes a line for each handshake that fails, so that whoever reaches a port fills the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if not packages and not model_repository:
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
@@ -315,7 +326,7 @@ def serve(
             f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
             "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
         )
-        _log.warning(warning)
+        _log.warning("%s", warning)
         typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
@@ -387,19 +398,8 @@ def classify(
             help="The model's name, NAME or NAME:VERSION, or an alias; not needed when the server has only one."
         ),
     ] = "",
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="FUSELINE_TOKEN_FILE",
-            help="File with the token to send; default: the variable FUSELINE_TOKEN, if it is set.",
-        ),
-    ] = None,
-    token_in_clear: Annotated[
-        bool,
-        typer.Option(
-            envvar="FUSELINE_TOKEN_IN_CLEAR", help="Send the token to another machine even over a plain connection."
-        ),
-    ] = False,
+    token_file: TokenFile = None,
+    token_in_clear: TokenInClear = False,
     tls: Tls = False,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -412,25 +412,12 @@ def classify(
     Folders are searched through, in alphabetical order. An image that can't be read or is refused gets a line on
     stderr; the others are still answered, and the exit code is 2 then.
     """
-    from fuseline.serve.client.client_token import token_in_file
     from fuseline.serve.commands.classify_command import classify_files
 
-    raise typer.Exit(
-        classify_files(
-            images,
-            address=address,
-            model=model,
-            top_k=top_k,
-            as_json=as_json,
-            token=None if token_file is None else token_in_file(token_file),
-            token_in_clear=token_in_clear,
-            tls=tls,
-            ca=tls_ca,
-            cert=tls_cert,
-            key=tls_key,
-            server_name=tls_server_name,
-        )
+    connection = connection_from_flags(
+        token_file, token_in_clear, tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name
     )
+    raise typer.Exit(classify_files(images, address=address, model=model, top_k=top_k, as_json=as_json, **connection))
 
 
 def main() -> None:

@@ -51,12 +51,12 @@ class StandIn:
         listener: socket.socket,
         app: ASGIApp,
         limits: HttpLimits,
-        gate: Gate | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Stand in for `server`, which accepts from `listener` on the running loop; `app` has no inference services.
 
-        `gate` and `tls` are those of `server`.
+        `tls` and `gate` are those of `server`.
         """
         self._server = server
         self._listener = listener.dup()

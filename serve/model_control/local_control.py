@@ -15,6 +15,7 @@ from fuseline.serve.errors import (
     ShuttingDownError,
     log_once,
 )
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.model_control.control import IndexEntry, ModelState
@@ -27,8 +28,9 @@ from fuseline.serve.model_control.served_versions import NamedVersions, Refusal
 from fuseline.serve.settings import EVERY_MODEL, Settings
 from fuseline.serve.version_policy import VersionPolicies
 
-LoadPackage = Callable[[Path, str, str], Model]
-"""Loads the package in a folder under a name and a version, empty ones being the manifest's, as `load_model` does."""
+LoadPackage = Callable[[Path, str, str, LaneChoice | None], Model]
+"""Loads the package in a folder under a name and a version, empty ones being the manifest's, beside one that is served
+if it is told that one's lanes, as `load_model` does."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class LocalModelControl:
         """
         self._doors = doors
         for folder in self._packages:
-            model = await self._loaded(folder, "", "")
+            model = await self._loaded(folder)
             self._check_is_new(model)
             self._fixed.append(model)
             self._metrics.watch(model)
@@ -260,7 +262,7 @@ class LocalModelControl:
             if self._has_loaded:
                 self._check_memory(named, package)
             with MemoryMeter() as meter:
-                model = await self._loaded(package.folder, named.name, package.version)
+                model = await self._loaded(package.folder, named.name, package.version, named.served)
         except Exception as error:
             if self._closing:
                 raise
@@ -281,11 +283,14 @@ class LocalModelControl:
         _log.info("version %s of %s is loaded, in %.2f s", package.version, named.name, seconds)
         return model, None
 
-    async def _loaded(self, folder: Path, name: str, version: str) -> Model:
-        """Load a package in a thread of its own, which nothing can interrupt."""
+    async def _loaded(
+        self, folder: Path, name: str = "", version: str = "", served: Mapping[str, Model] | None = None
+    ) -> Model:
+        """Load a package in a thread of its own, which nothing can interrupt, beside `served` if there are any."""
+        beside = next((model.lanes for model in (served or {}).values()), None)
         self.is_loading = True
         try:
-            model = await asyncio.to_thread(self._load_package, folder, name, version)
+            model = await asyncio.to_thread(self._load_package, folder, name, version, beside)
         finally:
             self.is_loading = False
         if self._closing:

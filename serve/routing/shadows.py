@@ -10,7 +10,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -109,8 +109,8 @@ class Shadows:
         self._rows = 0
         self._running: asyncio.Task[None] | None = None
         self._stopped = False
-        # What compares an answering model with its shadow, as long as both are there; None: they can't be compared.
-        self._comparers: WeakKeyDictionary[Model, WeakKeyDictionary[Model, Comparer | None]] = WeakKeyDictionary()
+        # What is known of an answering model and its shadow, as long as both are there.
+        self._pairs: WeakKeyDictionary[Model, WeakKeyDictionary[Model, _Pair]] = WeakKeyDictionary()
 
     def check(self, routes: Routes, *, models_come: bool = False) -> None:
         """Raise `InputError` if a shadow, or what it shadows, is not served, or their answers can't be compared.
@@ -168,7 +168,11 @@ class Shadows:
 
         `make` returns, for another model, the request's rows or what decodes them, and raises `InputError`.
         """
-        if takes_same_rows(sample.answering.manifest, sample.model.manifest):
+        pair = self._pair(sample)
+        if pair.comparer is None:
+            self._metrics.count_outcome(sample.labels, "unfit")
+            return False
+        if pair.takes_same_rows:
             return True
         try:
             made = make(sample.model)
@@ -229,9 +233,6 @@ class Shadows:
 
     async def _outcome(self, sample: Sample) -> str:
         """Compute `sample`, compare it, and return what became of it."""
-        comparer = self._comparer(sample)
-        if comparer is None:
-            return "unfit"
         try:
             batched = await self._computed(sample)
         except (*_NO_ROOM, UnknownModelError):
@@ -242,6 +243,8 @@ class Shadows:
         logits = np.concatenate([part.logits for part in batched])
         if not np.isfinite(logits).all():
             return "failed"
+        comparer = self._pair(sample).comparer
+        assert comparer is not None
         compared = comparer.compare(sample.answer.logits, logits)
         self._metrics.count_comparison(
             sample.labels,
@@ -280,16 +283,25 @@ class Shadows:
                 raise OverloadedError("the models are busy")
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    def _comparer(self, sample: Sample) -> Comparer | None:
-        """Return what compares the two models; None, which is logged once for each pair: they can't be compared."""
-        known = self._comparers.setdefault(sample.answering, WeakKeyDictionary())
-        if sample.model not in known:
+    def _pair(self, sample: Sample) -> "_Pair":
+        """Return what is known of the two models; that they can't be compared is logged once."""
+        pairs = self._pairs.setdefault(sample.answering, WeakKeyDictionary())
+        if (pair := pairs.get(sample.model)) is None:
             answering, shadow = sample.answering.manifest, sample.model.manifest
             if (why := why_incomparable(answering, shadow)) is not None:
                 _log.warning("shadow of %s: the answers can't be compared: %s", sample.labels[0], why)
-            known[sample.model] = Comparer(answering, shadow) if why is None else None
-        return known[sample.model]
+            comparer = Comparer(answering, shadow) if why is None else None
+            pairs[sample.model] = pair = _Pair(comparer, takes_same_rows(answering, shadow))
+        return pair
 
     def _fail(self, sample: Sample, error: Exception) -> None:
         log_once(error)
         self._metrics.count_outcome(sample.labels, "failed")
+
+
+class _Pair(NamedTuple):
+    """A model that answers, and its shadow."""
+
+    comparer: Comparer | None
+    """Compares their answers; None: they can't be compared."""
+    takes_same_rows: bool

@@ -11,6 +11,7 @@ from fuseline.serve.access.roles import OPEN, ROLE_OF_RPC
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.services.call_context import IDENTITY
 from fuseline.serve.services.calls import abort
+from fuseline.serve.services.request_ids import request_id_of
 from fuseline.serve.services.statuses import status_from_error
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class GuardedHandlers(grpc.GenericRpcHandler):
     in `ROLE_OF_RPC` is refused, whoever calls it.
     """
 
-    # An interceptor would do it too, for three times the CPU: gRPC then runs each call through a chain of coroutines.
+    # A handler rather than an interceptor: it is called once a call, at once, and what it costs is the hash and the
+    # comparisons, some 2 microseconds.
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -78,6 +80,6 @@ def _refusing(error: FuselineError) -> Handler:
     """Return the handler that ends a call, whatever its kind, without reading from it."""
 
     async def refuse(_requests: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> None:
-        await abort(context, status_from_error(error))
+        await abort(context, status_from_error(error), request_id_of(context.invocation_metadata() or ()))
 
     return grpc.stream_stream_rpc_method_handler(refuse)

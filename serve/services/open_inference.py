@@ -170,7 +170,7 @@ class OpenInferenceService(SharedMemoryMethods):
         return ModelStatisticsResponse(model_stats=all_statistics)
 
     async def index(self, *, ready: bool = False) -> RepositoryIndexResponse:
-        """Return every version that is known and its state, then the aliases; with `ready`, only what takes requests now."""
+        """Return every known version and its state, then the aliases; with `ready`, only what takes requests now."""
         lines = await self._control.index(ready=ready)
         if not self.ready:
             down = {ModelState.READY: ModelState.UNAVAILABLE}

@@ -127,11 +127,12 @@ class OtelTracer:
 
 
 def tracer_from_environment(
-    exporters: Sequence[str], process: str, environment: Mapping[str, str]
+    exporters: Sequence[str], process: str, environment: Mapping[str, str], *, knows_requests: bool
 ) -> OtelTracer | None:
     """Return a tracer for the exporters of these names; None, with a line in the log, if none of them is there.
 
     Sampler, limits, queue and endpoints are those of the variables that OpenTelemetry's specification names.
+    `knows_requests` is as in `OtelTracer`.
     """
     opened = [exporter for name in exporters if (exporter := _exporter(name, environment)) is not None]
     if not opened:
@@ -140,7 +141,7 @@ def tracer_from_environment(
     for exporter in opened:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     _log.info("requests are traced, by %s", " and ".join(exporters))
-    return OtelTracer(provider, knows_requests=process != "backend")
+    return OtelTracer(provider, knows_requests=knows_requests)
 
 
 def resource_of(process: str) -> Resource:

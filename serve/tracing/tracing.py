@@ -12,6 +12,9 @@ from grpc import StatusCode
 from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
 
+BACKEND = "backend"
+"""Title of the process that computes for others, and knows none of their requests."""
+
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -86,14 +89,16 @@ def open_tracer(process: str = "", environment: Mapping[str, str] = os.environ) 
     if not exporters:
         return None
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        _log.warning(
-            "OTEL_* asks for traces, but OpenTelemetry is not installed: nothing is traced; pip install "
-            "'fuseline[otel]', or set OTEL_SDK_DISABLED=true"
-        )
+        # Of several processes one says it.
+        if process in {"", BACKEND}:
+            _log.warning(
+                "OTEL_* asks for traces, but OpenTelemetry is not installed: nothing is traced; pip install "
+                "'fuseline[otel]', or set OTEL_SDK_DISABLED=true"
+            )
         return None
     from fuseline.serve.tracing.otel_tracer import tracer_from_environment
 
-    return tracer_from_environment(exporters, process, environment)
+    return tracer_from_environment(exporters, process, environment, knows_requests=process != BACKEND)
 
 
 def wanted_exporters(environment: Mapping[str, str]) -> Sequence[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fuseline.serve.errors import FuselineError
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.triton_metrics import TritonMetrics
@@ -31,7 +32,16 @@ _log = logging.getLogger(__name__)
 class LoadModel(Protocol):
     """What loads a package as `fuseline.serve.model.load_model` does."""
 
-    def __call__(self, folder: Path, settings: Settings, counts: BatchCounts, *, name: str, version: str) -> Model:
+    def __call__(
+        self,
+        folder: Path,
+        settings: Settings,
+        counts: BatchCounts,
+        *,
+        name: str,
+        version: str,
+        beside: LaneChoice | None,
+    ) -> Model:
         """See `fuseline.serve.model.load_model`."""
         ...
 
@@ -106,8 +116,8 @@ class BackendProcess:
         await asyncio.sleep(_FLUSH_S)
         await exit_at_once(self._channel)
 
-    def _load(self, folder: Path, name: str, version: str) -> Model:
-        load = partial(self._load_model, folder, self._config.settings, name=name, version=version)
+    def _load(self, folder: Path, name: str, version: str, beside: LaneChoice | None) -> Model:
+        load = partial(self._load_model, folder, self._config.settings, name=name, version=version, beside=beside)
         return self._doors.load(load, self._metrics)
 
     async def _load_again(self) -> None:

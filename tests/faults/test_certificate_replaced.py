@@ -117,17 +117,22 @@ async def test_a_certificate_replaced_under_load_fails_no_call_and_ends_no_conne
         try:
             for _ in range(REPLACEMENTS):
                 taken_s.append(await _until_shown((port, http_port), volume.replace(), authority.ca, workers))
+                # The parent process, which logs and counts, looks at a moment of its own.
+                await _until_counted(http_port, authority.ca, "ok", len(taken_s))
                 shown = await asyncio.to_thread(shown_at, port, authority.ca)
                 volume.replace(broken=True)
                 await _until_counted(http_port, authority.ca, "failed", len(taken_s))
                 assert await asyncio.to_thread(shown_at, port, authority.ca) == shown
             assert not any(call.done() for call in calls), "a call has failed"
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await asyncio.to_thread(shown_at, port, Authority(tmp_path / "stranger").ca)
         finally:
             load.ends.set()
             await asyncio.gather(*calls)
         server.process.send_signal(signal.SIGTERM)
         code, stderr = await asyncio.to_thread(server.end)
     assert code == 0, stderr
+    assert "andshake" not in stderr, "whoever reaches the port fills the log"
     assert load.reconnections == {"grpc": 0, "https": 0}
     assert min(load.answers.values()) > 0
     assert stderr.count("TLS has a new certificate") == REPLACEMENTS

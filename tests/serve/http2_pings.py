@@ -77,3 +77,7 @@ def _frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> 
 
 def _text(text: str) -> bytes:
     return bytes((len(text),)) + text.encode()
+
+
+PREFACE_AND_SETTINGS = _PREFACE + _frame(_SETTINGS)
+"""What a connection begins with."""

@@ -1,6 +1,7 @@
 import io
 import struct
 import threading
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -319,3 +320,19 @@ def test_fast_decoding_leaves_small_pictures_and_other_formats_alone(format: str
         decode_image(file.getvalue(), height=32, width=32, resize_shorter_side=36, fast=fast) for fast in (False, True)
     )
     assert np.array_equal(full, fast)
+
+
+def test_a_progressive_jpeg_that_goes_over_its_pixels_again_and_again_is_stopped() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (2000, 1500)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    # Its last scan, of 42 bytes or so, a thousand times: seconds of work.
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    endless = data[:-2] + 1000 * scan + data[-2:]
+    assert len(endless) < 100_000
+    size = {"height": 8, "width": 8, "resize_shorter_side": 8}
+    assert decode_image(data, **size, timeout_s=30.0).shape == (8, 8, 3)
+    begun = time.process_time()
+    with pytest.raises(ImageError, match="takes too long to decode; send it smaller, or not progressive"):
+        decode_image(endless, **size, timeout_s=0.05)
+    assert time.process_time() - begun < 1.0

@@ -1,16 +1,24 @@
 """Clients that ping an idle connection, so that it isn't dropped and a dead one is noticed."""
 
 import asyncio
+import socket
 import time
 
 import grpc
 import pytest
 
+from fuseline.protos.classify_pb2 import GetModelRequest
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.grpc_options import SHORTEST_PING_INTERVAL_MS
 from tests.fakes.colours import noise
-from tests.serve.http2_pings import ENHANCE_YOUR_CALM, ConnectionEndedError, pinging_connection
+from tests.serve.conftest import StartServer
+from tests.serve.http2_pings import (
+    ENHANCE_YOUR_CALM,
+    PREFACE_AND_SETTINGS,
+    ConnectionEndedError,
+    pinging_connection,
+)
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request
 
@@ -64,3 +72,22 @@ async def test_idle_streams_outlive_the_pings_of_their_client(live_address: str)
             assert await stream.read() is not grpc.aio.EOF
             await stream.done_writing()
             assert await stream.read() is grpc.aio.EOF
+
+
+async def test_a_client_that_is_gone_without_a_word_is_cut_and_one_that_answers_is_not(
+    start_server: StartServer,
+) -> None:
+    served = await start_server(keepalive_s=0.3, keepalive_timeout_s=0.3)
+    await served.stub.GetModel(GetModelRequest())
+
+    def until_cut() -> None:
+        # It never reads, so that pings get no answer, as with a machine that lost its power.
+        with socket.create_connection(("127.0.0.1", served.server.port), timeout=30) as silent:
+            silent.sendall(PREFACE_AND_SETTINGS)
+            while silent.recv(2**16):
+                pass
+
+    async with asyncio.timeout(30):
+        await asyncio.to_thread(until_cut)
+    assert served.channel.get_state() is grpc.ChannelConnectivity.READY
+    await served.stub.GetModel(GetModelRequest())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -303,10 +304,10 @@ async def test_a_call_made_before_it_is_ready_waits_for_its_answer(
     loop = asyncio.get_running_loop()
     may_load = asyncio.Event()
 
-    def slow_load(*args: object) -> object:
+    def slow_load(*args: Any, **names: Any) -> object:
         loop.call_soon_threadsafe(loading.set)
         asyncio.run_coroutine_threadsafe(may_load.wait(), loop).result(30)
-        return load(*args)
+        return load(*args, **names)
 
     monkeypatch.setattr(fuseline.serve.model_source, "load_model", slow_load)
     server = Server.for_packages([package], settings())

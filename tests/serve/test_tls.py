@@ -281,6 +281,21 @@ async def test_the_server_watches_its_files_by_itself(
         await looked.wait()
 
 
+@pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
+async def test_a_handshake_of_grpc_that_is_never_finished_is_cut(
+    start_tls: StartServer, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr("fuseline.serve.grpc_options.HANDSHAKE_TIMEOUT_MS", 200)
+    served = await start_tls()
+
+    def ended() -> bytes:
+        with socket.create_connection(("127.0.0.1", served.server.port), timeout=30) as client:
+            client.sendall(begun)
+            return client.recv(1)
+
+    assert await asyncio.to_thread(ended) == b""
+
+
 async def test_probes_that_verify_nobody_are_answered_as_the_kubelets_are(start_tls: StartServer) -> None:
     served = await start_tls()
     context = ssl.create_default_context()

@@ -88,7 +88,7 @@ async def test_real_answers_are_as_their_schemas_say(start_http: StartServer) ->
             elif path.endswith("/classify"):
                 body, path = image, f"{path}?top_k=2&return_logits=1&id=1"
             answer = await call(served, operation.method, path, body, headers)
-            if re.search("sharedmemory|trace|logging", path):
+            if re.search("sharedmemory|trace|logging|load$", path):
                 continue
             assert answer.status == 200, path
             described = document["paths"][documented_path(template)][operation.method.lower()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_control.control import IndexEntry
@@ -29,9 +30,9 @@ class Controlled:
         more = {} if free is None else {"free": free}
         self.control = LocalModelControl(packages, self._settings, self.metrics, self._load, **more)
 
-    def _load(self, folder: Path, name: str, version: str) -> Model:
+    def _load(self, folder: Path, name: str, version: str, beside: LaneChoice | None) -> Model:
         self.loads.append((name, version))
-        return load_model(folder, self._settings, self.metrics, name=name, version=version)
+        return load_model(folder, self._settings, self.metrics, name=name, version=version, beside=beside)
 
     async def start(self) -> None:
         await self.control.start(self.repository)

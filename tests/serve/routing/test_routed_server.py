@@ -4,12 +4,12 @@ import asyncio
 import json
 import re
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,23 @@ import grpc
 import numpy as np
 import pytest
 
+import fuseline.serve.model
+import fuseline.serve.model_source
 from fuseline.protos import open_inference_pb2 as oip
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.backends.base import Backend
+from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.client import AsyncClient, Client
-from fuseline.serve.errors import InputError, UnknownModelError
+from fuseline.serve.commands.classify_command import classify_files
+from fuseline.serve.errors import InputError, RequestError, UnknownModelError
+from fuseline.serve.model import load_model
 from fuseline.serve.server import Server
+from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import encoded, expected_logits, noise, plain
 from tests.serve.conftest import settings
-from tests.serve.processes import FAST, ROOT, finished, free_port, get, own_channel, server_process
+from tests.serve.processes import FAST, finished, free_port, get, own_channel, server_process
 
 SPLIT = "prod=stable:3@0.5,canary:4@0.5"
 GREENER = np.array([0, 0.5, 0, 0])
@@ -257,23 +264,33 @@ async def test_clients_ask_for_versions_and_aliases(routed: Routed) -> None:
         assert streamed[0].answer.model_version == "4"
 
 
+async def test_clients_describe_a_model_anew_whose_version_takes_other_pixels_than_the_last(routed: Routed) -> None:
+    def with_client() -> None:
+        with Client(routed.address) as client:
+            client._known_models["stable", ""] = replace(client.model("stable"), height=9)
+            assert client.classify(plain("red"), model="stable").model_version == "3"
+            with pytest.raises(RequestError, match=r"stable takes uint8 \(8, 8, 3\)"):
+                client.classify(plain("red", 9), model="stable")
+
+    await asyncio.to_thread(with_client)
+    async with AsyncClient(routed.address) as client:
+        client._known_models["stable", ""] = replace(await client.model("stable"), height=9)
+        assert (await client.classify(plain("red"), model="stable")).model_version == "3"
+
+
 async def test_the_command_classifies_by_a_version_and_says_which_model_answered(
-    routed: Routed, tmp_path: Path
+    routed: Routed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "red.png").write_bytes(encoded(plain("red")))
 
-    def classify(model: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fuseline", "classify", tmp_path, "--json", "--address", routed.address]
-        return subprocess.run(
-            [*command, "--model", model], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
+    def classify(model: str) -> int:
+        return classify_files([tmp_path], address=routed.address, model=model, top_k=None, as_json=True)
 
-    done = await asyncio.to_thread(classify, "prod:4")
-    answer = json.loads(done.stdout)
+    assert await asyncio.to_thread(classify, "prod:4") == 0
+    answer = json.loads(capsys.readouterr().out)
     assert (answer["model"], answer["model_version"], answer["served_model"]) == ("prod", "4", "canary")
-    done = await asyncio.to_thread(classify, "stable:5")
-    assert done.returncode == 2
-    assert "there is no version '5' of stable here" in done.stderr
+    with pytest.raises(UnknownModelError, match="there is no version '5' of stable here"):
+        await asyncio.to_thread(classify, "stable:5")
 
 
 async def test_a_shadow_compares_and_changes_no_answer(routed: Routed) -> None:
@@ -306,6 +323,53 @@ async def test_a_shadow_compares_and_changes_no_answer(routed: Routed) -> None:
     assert await routed.metric("fuseline_shadow_logit_difference_sum", **labels) == pytest.approx(1.0, abs=1e-3)
     # Neither statistics nor requests of the shadow count what it computed.
     assert await routed.metric("fuseline_requests_total", method="Classify", model="canary", code="OK") == 0
+
+
+async def test_a_shadow_that_hangs_or_fails_holds_up_no_answer(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends: list[SteeredBackend] = []
+
+    def steered(real: Backend) -> SteeredBackend:
+        backends.append(SteeredBackend(real))
+        return backends[-1]
+
+    monkeypatch.setattr(fuseline.serve.model, "open_backend", opening(steered))
+    # A backend that a test holds must not hold the test's event loop too.
+    load = partial(load_model, cpu=CpuBatching(inline_below_ms=0.0))
+    monkeypatch.setattr(fuseline.serve.model_source, "load_model", load)
+    its_settings = settings(shadow=("stable=canary@1",), max_images_per_request=4)
+    server = Server.for_packages([packages / "stable", packages / "canary"], its_settings)
+    await server.start()
+    _, canary = backends
+
+    def count(outcome: str) -> float:
+        labels = {"shadowed": "stable", "model": "canary", "version": "4", "outcome": outcome}
+        return server._metrics.registry.get_sample_value("fuseline_shadow_requests_total", labels) or 0.0
+
+    def fail(_: object) -> Any:
+        raise ValueError("broken")
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = ClassifierStub(channel)
+        canary.hold()
+        for _ in range(20):
+            answer = await stub.Classify(classify_request("stable"), timeout=10)
+            assert answer.model_version == "3"
+        # Four wait or hang, as many as a request may have images.
+        assert count("dropped") == 16
+        canary.replacement = fail
+        canary.release()
+        async with asyncio.timeout(30):
+            while count("failed") < 4:  # noqa: ASYNC110 what is waited for lies in the server, which tells no one
+                await asyncio.sleep(0)
+        canary.replacement = None
+        canary.hold()
+        await stub.Classify(classify_request("stable"), timeout=10)
+        drain = asyncio.create_task(server.drain())
+        async with asyncio.timeout(30):
+            while count("dropped") < 17:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        canary.release()
+        await drain
 
 
 async def test_targets_that_come_and_go_are_heeded_from_one_request_to_the_next(

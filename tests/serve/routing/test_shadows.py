@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,10 +137,6 @@ async def test_answers_of_two_real_models_are_compared_image_by_image(load: Load
     await shadows.stop()
 
 
-def in_virtual_time(test: Callable[[VirtualLoop], Awaitable[None]]) -> None:
-    run_in_virtual_time(test)
-
-
 def test_an_outcome_and_both_times_are_counted_once_for_each_sampled_request(stable: Model) -> None:
     async def main(_: VirtualLoop) -> None:
         scene = Scene(stable, share=0.3, draws=[0.29, 0.3, 0.0])
@@ -155,7 +151,7 @@ def test_an_outcome_and_both_times_are_counted_once_for_each_sampled_request(sta
             assert scene.registry.get_sample_value("fuseline_shadow_seconds_sum", labels) == pytest.approx(seconds)
         assert scene.answering.submitted == []
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 def test_a_shadow_computes_one_image_at_a_time_for_the_lowest_caller(stable: Model) -> None:
@@ -171,7 +167,7 @@ def test_a_shadow_computes_one_image_at_a_time_for_the_lowest_caller(stable: Mod
         assert scene.shadow.callers == {SHADOW_CALLER}
         assert SHADOW_CALLER.priority > ANYONE.priority
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 @pytest.mark.parametrize("busy", ["answering", "shadow"])
@@ -197,7 +193,7 @@ def test_a_shadow_waits_while_a_model_has_work_and_is_dropped_when_that_takes_lo
         assert scene.count("dropped") == 1
         assert scene.shadow.submitted == [1]
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 def test_what_finds_no_room_is_dropped_at_once_and_room_comes_back(stable: Model) -> None:
@@ -215,7 +211,7 @@ def test_what_finds_no_room_is_dropped_at_once_and_room_comes_back(stable: Model
         assert scene.count("dropped") == 2
         await scene.shadows.stop()
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +235,7 @@ def test_a_shadow_that_fails_is_counted_and_the_next_request_is_compared(
         assert scene.count("agrees") == 1
 
     with caplog.at_level(logging.CRITICAL):
-        in_virtual_time(main)
+        run_in_virtual_time(main)
 
 
 def test_logits_that_are_not_finite_are_a_failure_of_the_shadow(stable: Model) -> None:
@@ -251,7 +247,7 @@ def test_logits_that_are_not_finite_are_a_failure_of_the_shadow(stable: Model) -
         await turns()
         assert scene.count("failed") == 1
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 def test_stopping_gives_up_what_waits_and_what_is_computed_and_samples_nothing_more(stable: Model) -> None:
@@ -273,7 +269,7 @@ def test_stopping_gives_up_what_waits_and_what_is_computed_and_samples_nothing_m
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await scene.shadows.stop()
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 def test_a_shadow_that_is_replaced_while_a_request_waits_is_asked_nothing_more(stable: Model) -> None:
@@ -290,7 +286,7 @@ def test_a_shadow_that_is_replaced_while_a_request_waits_is_asked_nothing_more(s
         scene.repository.__init__([scene.answering])  # type: ignore[misc]
         assert scene.ask() is None
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 def test_what_the_shadow_itself_answers_is_not_computed_twice(stable: Model) -> None:
@@ -299,7 +295,7 @@ def test_what_the_shadow_itself_answers_is_not_computed_twice(stable: Model) -> 
         assert scene.shadows.sample("main", scene.shadow) is None  # type: ignore[arg-type]
         assert scene.shadows.sample("shadow", scene.shadow) is None  # type: ignore[arg-type]
 
-    in_virtual_time(main)
+    run_in_virtual_time(main)
 
 
 async def test_a_shadow_that_takes_other_rows_has_them_made_anew(load: Load) -> None:
@@ -380,3 +376,17 @@ def test_a_shadow_that_does_not_fit_the_models_is_refused_at_the_start(load: Loa
     check("prod=canary:4@0.05")
     with pytest.raises(InputError, match=reason):
         check(shadow)
+
+
+async def test_a_shadow_that_came_and_cannot_be_compared_is_asked_nothing_and_logged_once(
+    stable: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(stable)
+    scene.shadow.manifest = scene.shadow.manifest.model_copy(update={"labels": ("cat", "lion", "tiger", "lynx")})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            scene.ask()
+    assert scene.count("unfit") == 3
+    assert scene.shadow.submitted == []
+    assert len(caplog.records) == 1
+    assert "have no label in common" in caplog.text

@@ -140,3 +140,9 @@ async def test_refusals_are_counted(guarded: Served, tokens: TokenFile) -> None:
     text = (await guarded.server._source.metrics()).decode()
     assert 'fuseline_access_events_total{event="unauthenticated"} 1.0' in text
     assert 'fuseline_access_events_total{event="forbidden"} 1.0' in text
+
+
+async def test_a_refused_call_gets_its_request_id_back(guarded: Served) -> None:
+    call = guarded.stub.Classify(ClassifyRequest(), metadata=(("x-request-id", "mine-1"),), timeout=30)
+    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert ("x-request-id", "mine-1") in tuple(await call.trailing_metadata() or ())

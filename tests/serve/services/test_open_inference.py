@@ -196,6 +196,7 @@ async def test_it_tells_of_the_server_its_models_and_their_tensors(start_server:
         "classification",
         "logging",
         "model_configuration",
+        "model_repository",
         "parameters",
         "schedule_policy",
         "statistics",
@@ -382,5 +383,5 @@ async def test_reflection_lists_it_and_what_it_does_not_serve_is_unimplemented(s
 
     async for answer in ServerReflectionStub(served.channel).ServerReflectionInfo(list_services()):
         assert SERVICE in {service.name for service in answer.list_services_response.service}
-    load = served.channel.unary_unary(f"/{SERVICE}/RepositoryModelLoad")
-    assert (await refusal(load(b"")))[0] is grpc.StatusCode.UNIMPLEMENTED
+    explain = served.channel.unary_unary(f"/{SERVICE}/ModelExplain")
+    assert (await refusal(explain(b"")))[0] is grpc.StatusCode.UNIMPLEMENTED

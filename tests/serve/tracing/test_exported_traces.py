@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_without_the_extra_the_log_says_what_is_missing_and_the_server_serves(pa
         code, log = server.end()
     assert code == 0, log
     assert log.count("pip install 'fuseline[otel]'") == 1
+
+
+def test_of_several_processes_without_the_extra_one_says_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    asked = {"OTEL_TRACES_EXPORTER": "otlp"}
+    assert [open_tracer(title, asked) for title in ("backend", "worker 1", "worker 2")] == [None] * 3
+    assert sum("fuseline[otel]" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import (
+    LogSettingsRequest,
     ModelReadyRequest,
     ModelStatisticsRequest,
     RepositoryIndexRequest,
@@ -51,12 +52,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+EXPLICIT = ("explicit", "--load-model", "colours")
+POLL = ("poll", "--repository-poll-secs", 0.2)
+
+
 @contextmanager
-def serving(root: Path, *flags: object) -> Iterator[ServerProcess]:
-    """A server of two workers that loads by request, and has loaded colours."""
-    repository = ("--model-repository", root, "--model-control-mode", "explicit", "--load-model", "colours")
-    with server_process(*FAST, "--max-batch", 4, "--workers", 2, "--http-port", free_port(), *repository, *flags) as it:
-        yield it
+def serving(root: Path, *mode: object) -> Iterator[ServerProcess]:
+    """A server of two workers; by default it loads by request, and has loaded colours."""
+    repository = ("--model-repository", root, "--model-control-mode", *(mode or EXPLICIT))
+    with server_process(*FAST, "--max-batch", 4, "--workers", 2, "--http-port", free_port(), *repository) as server:
+        yield server
 
 
 class Clients:
@@ -199,6 +204,19 @@ async def test_models_come_and_go_in_all_workers_without_a_failed_request(root: 
 
 
 @pytest.mark.slow
+async def test_workers_follow_a_repository_that_is_looked_at(root: Path) -> None:
+    with serving(root, *POLL) as server:
+        async with clients_of(server) as clients, load_on(clients):
+            assert await clients.versions("shapes") == {1}
+            put(root, "shapes", 2)
+            put(root, "colours", 2)
+            async with asyncio.timeout(60):
+                for name in ("shapes", "colours"):
+                    while await clients.versions(name) != {2}:
+                        pass
+
+
+@pytest.mark.slow
 async def test_a_backend_that_is_killed_comes_back_with_what_was_loaded_by_request_as_it_is_now(root: Path) -> None:
     put(root, "signs", 1)
     with serving(root) as server:
@@ -306,6 +324,9 @@ def shared_bytes_of(server: ServerProcess) -> int:
 async def test_a_hundred_swaps_under_load_leave_files_and_shared_memory_as_they_were(root: Path) -> None:
     with serving(root) as server:
         async with clients_of(server) as clients, load_on(clients):
+            # Nobody reads the server's stderr before its end, and a pipe holds 64 KiB: the log of so many swaps.
+            quiet = LogSettingsRequest.SettingValue(bool_param=False)
+            await clients.stubs[0].LogSettings(LogSettingsRequest(settings={"log_info": quiet}))
             files, shared = {}, 0
             for version in range(2, 102):
                 put(root, "colours", version)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from fuseline.serve.batching.admission import Ready
+from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import BackendLostError, UnknownModelError
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
@@ -197,6 +199,47 @@ async def test_many_swaps_under_load_answer_every_request_by_the_version_that_it
             assert answers[-1] == 20
         # Each end of a model's memory takes a descriptor; a model that went has none.
         assert max(files[10:]) <= max(files[:10])
+
+
+async def test_a_worker_that_connects_during_a_change_has_what_is_served_then(folder: Path, tmp_path: Path) -> None:
+    async with joined(folder, tmp_path, workers=1) as (backend, (worker,)):
+        first, second = backend.load(1), backend.load(2)
+        await backend.doors.publish([first])
+        late = Worker(folder / "backend")
+        opening = asyncio.create_task(late.link.open())
+        publishing = asyncio.create_task(backend.doors.publish([second]))
+        await asyncio.gather(opening, publishing)
+        assert await worker.answered_by() == await late.answered_by() == 2
+        await backend.doors.retire(first)
+        await first.close()
+        assert await late.answered_by() == 2
+        late.link.close()
+
+
+async def test_what_was_reserved_for_a_model_that_went_with_its_backend_is_no_other_models_matter(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The next backend's models take the memory that it had."""
+    async with joined(folder, tmp_path, workers=1) as (backend, (worker,)), AsyncExitStack() as stack:
+        first, second = backend.load(1), backend.load(2)
+        await backend.doors.publish([first])
+        batcher = worker.repository.find("").batcher
+        reservations = [batcher.reserve(rows, ready=AT_ONCE) for rows in (2, 3)]
+        await backend.doors.publish([second])
+        retiring = asyncio.create_task(backend.doors.retire(first))
+        await asyncio.sleep(0)
+        await backend.close()
+        await retiring
+        again = Backend(stack, tmp_path, folder / "backend")
+        stack.push_async_callback(again.close)
+        await again.doors.publish([third := again.load(3)])
+        await worker.link.open()
+        with pytest.raises(BackendLostError):
+            batcher.submit(list(noise(2)), reservation=reservations[0])
+        reservations[1].release()
+        assert await worker.answered_by() == 3
+        assert isinstance(third.batcher, Batcher)
+        assert third.batcher.load(time.monotonic()).waiting_rows == 0
 
 
 async def test_a_backend_that_comes_back_with_other_models_is_followed(folder: Path, tmp_path: Path) -> None:
