@@ -3,7 +3,6 @@ import pytest
 from fuseline.serve.errors import InputError
 from fuseline.serve.settings import settings_from_flags
 
-
 TOLD = {"50ms": 50.0, "0.05s": 50.0, " 12.5 ms ": 12.5, "50": 50.0, 50: 50.0}
 
 
