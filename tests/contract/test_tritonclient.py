@@ -83,7 +83,7 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
                 "max_queue_size": 1024,
             },
             "priority_levels": "2",
-            "default_priority_level": 1,
+            "default_priority_level": "1",
         },
         "model_transaction_policy": {},
     }
