@@ -100,7 +100,7 @@ class Settings(BaseModel):
     """Longest predicted wait of a request without a deadline; one that would wait longer is refused."""
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     """Longest time that an idle backend waits for a fuller batch; 0: it doesn't wait."""
-    latency_target: Annotated[float | None, BeforeValidator(latency_ms), Field(gt=0, le=3_600_000)] = None
+    latency_target: Annotated[Annotated[float, Field(gt=0, le=3_600_000)] | None, BeforeValidator(latency_ms)] = None
     """Milliseconds of queueing and computing within which 99 % of the requests are to stay, by batches and delays that
     are steered; None: nothing is."""
     max_message_mb: Annotated[int, Field(ge=1, le=2047)] = 64

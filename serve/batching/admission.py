@@ -29,6 +29,9 @@ BUDGET_RECOVERY = 0.02
 BUDGET_SECONDS = 2.0
 """Seconds without a caller who has a deadline after which callers are taken to have any time."""
 
+AS_FAST = 0.97
+"""Share of a batch's rows a second from which on a smaller one loses nothing."""
+
 MOST_STRAY_ROWS = 0.1
 """Rows a second of one kind of requests below which they are none: a rate decays but is never 0."""
 
@@ -123,6 +126,8 @@ class Admission:
         """Whether more rows come than the backend computes, or did a moment ago."""
         self.mixed = False
         """Whether small requests and larger ones come side by side, or did a moment ago."""
+        self.small_waiting = 0
+        """Number of rows of small requests that wait beside larger ones."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
         self._rate, self._passable_rate = RowRate(), RowRate()
@@ -246,9 +251,23 @@ class Admission:
         `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold; while small
         requests go before rows of larger ones they stay small, so that the former wait for a small batch.
         """
-        if (self.saturated or queued_rows >= self._buckets[-1]) and not self.mixed:
-            return self.batch_rows
+        if self.saturated or queued_rows >= self._buckets[-1]:
+            return self._mixed_rows() if self.mixed else self.batch_rows
         return min(self.batch_rows, self.small_rows)
+
+    def _mixed_rows(self) -> int:
+        """Return the largest number of rows of a batch while small requests and larger ones come side by side.
+
+        That is the smallest bucket that computes about as many rows a second as the present one, by measurement. The
+        batch that takes the few small rows that wait is no larger than a small one.
+        """
+        if 0 < self.small_waiting <= self.small_rows:
+            return min(self.small_rows, self.batch_rows)
+        least = self.batch_rows / max(1e-9, self._profile.batch_seconds(self.batch_rows)) * AS_FAST
+        for bucket in self._buckets:
+            if self.small_rows <= bucket < self.batch_rows and bucket >= least * self._profile.batch_seconds(bucket):
+                return bucket
+        return self.batch_rows
 
     def predict(
         self,
@@ -301,12 +320,14 @@ class Admission:
         idle_lanes: int = 1,
         passed_at: float = -math.inf,
         passable_rows: int = 0,
+        small_waiting: int = 0,
     ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
         `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
-        passable ones; `passed_at` is the queue's.
+        passable ones; `passed_at` and `small_waiting` are the queue's.
         """
+        self.small_waiting = small_waiting
         self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
             self.saturated = True

@@ -419,7 +419,13 @@ class Batcher:
                 return
             queue = self._queue
             self._admission.begin_batch(
-                queue.rows, queue.admitted_rows, now, len(self._idle), queue.passed_at, queue.admitted_passable_rows
+                queue.rows,
+                queue.admitted_rows,
+                now,
+                len(self._idle),
+                queue.passed_at,
+                queue.admitted_passable_rows,
+                queue.small_waiting,
             )
             lane, rows = self._next_lane()
             if not rows:

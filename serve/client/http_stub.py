@@ -8,18 +8,9 @@ from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import DecodeError, Message
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, GetModelRequest, GetModelResponse
-from fuseline.protos.open_inference_pb2 import (
-    RepositoryIndexRequest,
-    RepositoryIndexResponse,
-    RepositoryModelLoadRequest,
-    RepositoryModelLoadResponse,
-    RepositoryModelUnloadRequest,
-    RepositoryModelUnloadResponse,
-)
 from fuseline.serve.client.client_tls import ClientTls, client_tls
 from fuseline.serve.client.tls_failures import tls_failure
 from fuseline.serve.errors import DeadlineError, FuselineError, InputError, RequestError, UnknownModelError
@@ -60,7 +51,7 @@ class HttpStub:
             raise InputError(f"{address!r} is no address of HTTP ({error}); give http://HOST:PORT") from error
         if not self._host or url.query or url.fragment or url.username is not None:
             raise InputError(f"{address!r} is no address of HTTP; give http://HOST:PORT")
-        self._address = address
+        self.address = address
         self._every_call = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._path = url.path.rstrip("/")
         self._tls = tls or client_tls(address)
@@ -76,10 +67,10 @@ class HttpStub:
         """Describe a model; for an empty name, the server's only one."""
         name = request.model
         if not name:
-            names = json.loads(self._call("GET", "/v1/models", b"", {}, timeout))["models"]
+            names = json.loads(self.call("GET", "/v1/models", b"", {}, timeout))["models"]
             if len(names) != 1:
                 served = ", ".join(sorted(names)) or "none"
-                raise UnknownModelError(f"{self._address} serves several models or none; name one of: {served}")
+                raise UnknownModelError(f"{self.address} serves several models or none; name one of: {served}")
             (name,) = names
         path = f"/v1/models/{quote(name, safe='')}"
         if request.version:
@@ -92,31 +83,6 @@ class HttpStub:
             request.timeout_ms = min(max(1, int(timeout * 1000)), _MOST_MS)
         return self._message("POST", "/v1/classify", request.SerializeToString(), timeout, ClassifyResponse)
 
-    def RepositoryIndex(  # noqa: N802
-        self, request: RepositoryIndexRequest, timeout: float | None
-    ) -> RepositoryIndexResponse:
-        """List the versions that are known of each model."""
-        body = json.dumps({"ready": request.ready}).encode()
-        answer = self._call("POST", "/v2/repository/index", body, {}, timeout)
-        try:
-            return ParseDict({"models": json.loads(answer)}, RepositoryIndexResponse(), ignore_unknown_fields=True)
-        except (ValueError, ParseError) as error:
-            raise InputError(f"what {self._address} answers is no index of models") from error
-
-    def RepositoryModelLoad(  # noqa: N802
-        self, request: RepositoryModelLoadRequest, timeout: float | None
-    ) -> RepositoryModelLoadResponse:
-        """Load a model, or what its folder has now."""
-        self._call("POST", f"/v2/repository/models/{quote(request.model_name, safe='')}/load", b"", {}, timeout)
-        return RepositoryModelLoadResponse()
-
-    def RepositoryModelUnload(  # noqa: N802
-        self, request: RepositoryModelUnloadRequest, timeout: float | None
-    ) -> RepositoryModelUnloadResponse:
-        """Unload a model."""
-        self._call("POST", f"/v2/repository/models/{quote(request.model_name, safe='')}/unload", b"", {}, timeout)
-        return RepositoryModelUnloadResponse()
-
     def is_ready(self, timeout_s: float | None) -> bool:
         """Return whether the server takes requests."""
         status, _, _ = self._exchange("GET", "/readyz", b"", {}, timeout_s)
@@ -125,13 +91,14 @@ class HttpStub:
     def _message(
         self, method: str, path: str, body: bytes, timeout_s: float | None, message: type[MessageT]
     ) -> MessageT:
-        answer = self._call(method, path, body, _PROTOBUF, timeout_s)
+        answer = self.call(method, path, body, _PROTOBUF, timeout_s)
         try:
             return message.FromString(answer)
         except DecodeError as error:
-            raise InputError(f"what {self._address} answers is no {message.__name__}") from error
+            raise InputError(f"what {self.address} answers is no {message.__name__}") from error
 
-    def _call(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float | None) -> bytes:
+    def call(self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float | None) -> bytes:
+        """Return the body of the answer to one request; raise as every method does, also for the status of an error."""
         status, fields, answer = self._exchange(method, path, body, headers, timeout_s)
         if status == HTTPStatus.OK:
             return answer
@@ -160,11 +127,11 @@ class HttpStub:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if (failure := tls_failure(error, self._tls)) is not None:
-                raise InputError(f"no connection to {self._address}: {failure}") from error
+                raise InputError(f"no connection to {self.address}: {failure}") from error
             # Another server's words may be many, and no text.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             missing = InputError(
-                f"no server answers at {self._address} ({reason}); is `fuseline serve` "
+                f"no server answers at {self.address} ({reason}); is `fuseline serve` "
                 "running there, and is this its --http-port?"
             )
             missing.may_pass = True
@@ -203,16 +170,16 @@ class HttpStub:
         return connection
 
     def _too_late(self, timeout_s: float | None) -> DeadlineError:
-        return DeadlineError(f"no answer from {self._address} within {timeout_s:g} s; allow more time")
+        return DeadlineError(f"no answer from {self.address} within {timeout_s:g} s; allow more time")
 
     def _error(self, status: int, fields: http.client.HTTPMessage, answer: bytes) -> FuselineError:
         message = _message_of(answer)
         name = fields.get(ERROR_METADATA_KEY)
         if name is None and message is None:
-            return InputError(f"{self._address} answered with the status {status}; is this a Fuseline server?")
+            return InputError(f"{self.address} answered with the status {status}; is this a Fuseline server?")
         code = _CODE_OF_STATUS.get(HTTPStatus(status))
         if code is None:
-            return RequestError(f"{self._address} refused the request with the status {status}: {message}")
+            return RequestError(f"{self.address} refused the request with the status {status}: {message}")
         return error_from_status(code, message or "", name, _retry_after_s(fields))
 
 

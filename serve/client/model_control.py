@@ -13,7 +13,8 @@ from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client.calls import channel_to, errors_of_the_tree
 from fuseline.serve.client.client_tls import ClientTls
 from fuseline.serve.client.client_token import metadata_with, token_for
-from fuseline.serve.client.http_stub import HttpStub, is_http
+from fuseline.serve.client.http_control_stub import HttpControlStub
+from fuseline.serve.client.http_stub import is_http
 
 
 class ListedVersion(NamedTuple):
@@ -69,7 +70,7 @@ def model_control(
     """
     token = token_for(address, token, is_encrypted=tls is not None, in_clear=token_in_clear)
     if is_http(address):
-        stub = HttpStub(address, tls, token)
+        stub = HttpControlStub(address, tls, token)
         try:
             yield ModelControlClient(address, stub, tls)
         finally:

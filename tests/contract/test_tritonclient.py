@@ -82,6 +82,8 @@ def test_it_finds_server_and_model_ready_and_described(seen: dict[str, Any]) -> 
                 "allow_timeout_override": True,
                 "max_queue_size": 1024,
             },
+            "priority_levels": "2",
+            "default_priority_level": "1",
         },
         "model_transaction_policy": {},
     }
@@ -97,7 +99,7 @@ def test_its_mistakes_raise_its_own_exception_with_status_and_reason(seen: dict[
         "too many": ("INVALID_ARGUMENT", "1000 images, at most 128"),
         "model": ("NOT_FOUND", "'cats'.*served: colours"),
         "version": ("NOT_FOUND", "version '2'.*served: '1'"),
-        "load": ("UNIMPLEMENTED", ""),
+        "load": ("FAILED_PRECONDITION", "explicit model load / unload is not allowed"),
     }
     assert set(seen["errors"]) == set(expected)
     for mistake, (status, reason) in expected.items():

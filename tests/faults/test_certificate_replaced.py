@@ -117,6 +117,8 @@ async def test_a_certificate_replaced_under_load_fails_no_call_and_ends_no_conne
         try:
             for _ in range(REPLACEMENTS):
                 taken_s.append(await _until_shown((port, http_port), volume.replace(), authority.ca, workers))
+                # The parent process, which logs and counts, looks at a moment of its own.
+                await _until_counted(http_port, authority.ca, "ok", len(taken_s))
                 shown = await asyncio.to_thread(shown_at, port, authority.ca)
                 volume.replace(broken=True)
                 await _until_counted(http_port, authority.ca, "failed", len(taken_s))

@@ -84,7 +84,8 @@ def test_every_setting_is_a_flag_and_an_environment_variable_with_its_default() 
         option = typing.get_args(parameters[name].annotation)[1]
         assert option.envvar == f"FUSELINE_{name.upper()}"
         if name != "decode_threads":
-            assert parameters[name].default == field.default
+            # A flag that may be given several times is None where it is not given.
+            assert parameters[name].default == (None if field.default == () else field.default)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,8 @@ def test_built_engines_go_to_the_users_cache_folder_unless_told_otherwise(
 def test_a_wrong_address_to_listen_on_is_one_complaint() -> None:
     with pytest.raises(InputError, match=r"^--listen was given 'nonsense': expected HOST:PORT[^;]*$"):
         settings_from_flags(listen=["nonsense"])
+
+
+def test_settings_reach_another_process_as_they_are() -> None:
+    for settings in (Settings(), Settings(latency_target=50, workers=2), settings_from_flags(latency_target="50ms")):
+        assert Settings.model_validate_json(settings.model_dump_json()) == settings

@@ -10,7 +10,19 @@ import pytest
 from tests.commands import Run
 from tests.serve.processes import ROOT
 
-COMMANDS = ["export", "serve", "classify", "health", "token", "convert", "inspect", "engine", "doctor", "bench"]
+COMMANDS = [
+    "export",
+    "serve",
+    "classify",
+    "models",
+    "health",
+    "token",
+    "convert",
+    "inspect",
+    "engine",
+    "doctor",
+    "bench",
+]
 
 
 @pytest.mark.parametrize("module", ["fuseline.command", "fuseline.export.commands.export_command"])

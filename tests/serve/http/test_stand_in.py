@@ -37,7 +37,7 @@ async def standing_in(tls: Tls | None = None, **its_limits: float) -> AsyncItera
     server = HttpServer(echo, its, limits, tls=context)
     await server.start()
     services = HttpServices(None, None, metrics, lambda: False, Settings())
-    stand_in = StandIn(server, its, http_app(services), limits, context)
+    stand_in = StandIn(server, its, http_app(services), limits, tls=context)
     stand_in.start()
     try:
         yield its.getsockname()
