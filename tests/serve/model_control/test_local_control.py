@@ -16,6 +16,7 @@ from fuseline.serve.errors import InputError, ModelControlError, PackageError, R
 from fuseline.serve.model_control.control import ModelState
 from fuseline.serve.model_package import MANIFEST_NAME
 from fuseline.serve.services.call_context import NO_CONTEXT
+from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify_codec import ClassifyCodec
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference import Inference
@@ -438,7 +439,9 @@ async def test_a_picture_that_found_its_model_before_a_swap_is_answered_by_the_s
     request = ClassifyRequest(images=[Image(encoded=encoded(noise(1)[0]))], return_logits=True)
     with ThreadPoolExecutor(1) as pool:
         codec = ClassifyCodec(controlled.repository, ImageRows(pool, its_settings))
-        inference = Inference("Classify", codec, request, NO_CONTEXT, controlled.metrics, time.monotonic)
+        inference = Inference(
+            "Classify", codec, request, NO_CONTEXT, controlled.metrics, time.monotonic, CallLimits(its_settings)
+        )
         # A stream makes a task of what `submit` returns, which begins in a later turn of the event loop.
         submitted = inference.submit()
         assert not isinstance(submitted, asyncio.Future)
