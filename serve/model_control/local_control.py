@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from fuseline.serve.version_policy import VersionPolicies
 LoadPackage = Callable[[Path, str, str, LaneChoice | None], Model]
 """Loads the package in a folder under a name and a version, empty ones being the manifest's, beside one that is served
 if it is told that one's lanes, as `load_model` does."""
+
+_SWITCH_INTERVAL_S = 0.0005
 
 _log = logging.getLogger(__name__)
 
@@ -289,9 +292,13 @@ class LocalModelControl:
         """Load a package in a thread of its own, which nothing can interrupt, beside `served` if there are any."""
         beside = next((model.lanes for model in (served or {}).values()), None)
         self.is_loading = True
+        switch_interval_s = sys.getswitchinterval()
         try:
+            # What of loading is Python would keep the event loop waiting for as long as that each time.
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
             model = await asyncio.to_thread(self._load_package, folder, name, version, beside)
         finally:
+            sys.setswitchinterval(switch_interval_s)
             self.is_loading = False
         if self._closing:
             await model.close()

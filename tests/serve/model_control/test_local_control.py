@@ -4,15 +4,24 @@ import asyncio
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.serve.batching.admission import AT_ONCE
 from fuseline.serve.errors import InputError, ModelControlError, PackageError, RequestError, UnknownModelError
 from fuseline.serve.model_control.control import ModelState
 from fuseline.serve.model_package import MANIFEST_NAME
-from tests.fakes.colours import noise, write_colours_package
+from fuseline.serve.services.call_context import NO_CONTEXT
+from fuseline.serve.services.call_limits import CallLimits
+from fuseline.serve.services.classify_codec import ClassifyCodec
+from fuseline.serve.services.image_rows import ImageRows
+from fuseline.serve.services.inference import Inference
+from tests.fakes.colours import encoded, noise, write_colours_package
+from tests.serve.conftest import settings
 from tests.serve.model_control.conftest import StartControl
 from tests.serve.model_control.repositories import put, take_away
 
@@ -419,3 +428,26 @@ async def test_no_file_of_a_package_is_mapped_so_that_none_can_end_the_process(
     # Lanes are opened while loading, and none reads a file again later.
     await asyncio.to_thread(shutil.rmtree, folder)
     assert await controlled.content("cats") == 1
+
+
+async def test_a_picture_that_found_its_model_before_a_swap_is_answered_by_the_successor(
+    start_control: StartControl, root: Path
+) -> None:
+    put(root, "cats", 1)
+    controlled = await start_control(model_control_mode="explicit", load_model=("*",))
+    its_settings = settings(max_batch=4)
+    request = ClassifyRequest(images=[Image(encoded=encoded(noise(1)[0]))], return_logits=True)
+    with ThreadPoolExecutor(1) as pool:
+        codec = ClassifyCodec(controlled.repository, ImageRows(pool, its_settings))
+        inference = Inference(
+            "Classify", codec, request, NO_CONTEXT, controlled.metrics, time.monotonic, CallLimits(its_settings)
+        )
+        # A stream makes a task of what `submit` returns, which begins in a later turn of the event loop.
+        submitted = inference.submit()
+        assert not isinstance(submitted, asyncio.Future)
+        put(root, "cats", 2)
+        await controlled.control.load("cats", {})
+        assert inference.model is not controlled.repository.find("cats")
+        inference.settle(await submitted)
+    assert isinstance(inference.answer, ClassifyResponse)
+    assert inference.answer.model_version == "2"
