@@ -25,7 +25,7 @@ from fuseline.serve.batching.departure import reason_of
 from fuseline.serve.batching.flows import Flow
 from fuseline.serve.batching.lane_pool import LanePool
 from fuseline.serve.batching.lane_recovery import LaneRecovery, Watch
-from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
+from fuseline.serve.batching.lanes import Infer, Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.latency_control import Decision, LatencyControl
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
