@@ -7,7 +7,6 @@ hand-over to a thread would is computed on the event loop. This module knows nei
 import asyncio
 import math
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -18,18 +17,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fuseline.serve.batching.admission import Admission, Load, Ready, Reservation, passed_deadline
-from fuseline.serve.batching.batch_computer import BatchComputer, backend_error
+from fuseline.serve.batching.batch_computer import backend_error
 from fuseline.serve.batching.batch_stats import BatchStats, Misses, stats_of
 from fuseline.serve.batching.bucket_choice import BucketChoice
-from fuseline.serve.batching.call_thread import CallThread, call_aside
+from fuseline.serve.batching.call_thread import call_aside
 from fuseline.serve.batching.departure import reason_of
 from fuseline.serve.batching.flows import Flow
-from fuseline.serve.batching.lane_recovery import Infer, LaneRecovery, Watch
-from fuseline.serve.batching.lanes import Lane, rows_to_start, seconds_until_free
+from fuseline.serve.batching.lane_pool import LanePool
+from fuseline.serve.batching.lane_recovery import LaneRecovery, Watch
+from fuseline.serve.batching.lanes import Infer, Lane, rows_to_start, seconds_until_free
 from fuseline.serve.batching.latency_control import Decision, LatencyControl
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import UNPREDICTED, PredictedAnswer
-from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.batching.requests import (
     ANYONE,
@@ -125,21 +124,19 @@ class Batcher:
         self._clock = clock
         self._on_batch = on_batch
         self._on_misses = on_misses
-        self._profile = BatchProfile(self._buckets, seconds_per_bucket or {}, clock())
-        self._executor = executor
-        # Those of the lanes, in their order; none where an executor makes their calls.
-        self._threads: list[CallThread] = []
-        # The threads end also when the batcher is dropped without `drain`.
-        self._end_threads = weakref.finalize(self, _end, self._threads)
-        self._lanes = [self._lane(compute, number) for number, compute in enumerate(lanes or [infer])]
-        self._idle = list(reversed(self._lanes))
-        # Computes with all cores while no lane works, in the thread of the first of them.
-        self._alone: Lane | None = None
-        alone_profile: BatchProfile | None = None
-        if lanes and (buckets := policy.alone_buckets):
-            alone_profile = BatchProfile(buckets, alone_seconds_per_bucket or {}, clock())
-            self._alone = Lane(self._computing(infer, buckets[-1]), alone_profile, self._lanes[0].hand_over)
-        self._admission = Admission(self._profile, policy, alone_profile)
+        self._pool = LanePool(
+            lanes or [infer],
+            infer if lanes else None,
+            policy,
+            row_shape=self._row_shape,
+            row_dtype=self._row_dtype,
+            seconds_per_bucket=seconds_per_bucket or {},
+            alone_seconds_per_bucket=alone_seconds_per_bucket or {},
+            clock=clock,
+            executor=executor,
+        )
+        profile, alone = self._pool.profile, self._pool.alone
+        self._admission = Admission(profile, policy, None if alone is None else alone.profile)
         # Predictions for requests that left the queue as they would have been late, and when their answers would have
         # come.
         self._dropped: list[tuple[PredictedAnswer, float]] = []
@@ -147,7 +144,7 @@ class Batcher:
         self._control: LatencyControl | None = None
         self._on_decision = on_decision
         if policy.latency_target_ms is not None:
-            self._control = LatencyControl(policy.latency_target_ms / 1000, self._profile, self._buckets, clock())
+            self._control = LatencyControl(policy.latency_target_ms / 1000, profile, self._buckets, clock())
         self._bucket_choice = BucketChoice(policy.buckets, self._queue, self._admission)
         # Rows that workers have reserved, for whichever callers.
         self._reserved_rows = 0
@@ -164,7 +161,7 @@ class Batcher:
         if watch is not None:
             self._recovery = LaneRecovery(
                 watch,
-                lanes=lambda: [*self._lanes, *([] if self._alone is None else [self._alone])],
+                lanes=lambda: self._pool.all,
                 clock=clock,
                 run_aside=partial(call_aside, "fuseline-spare") if executor is None else executor.submit,
                 settle=self._finish,
@@ -172,27 +169,10 @@ class Batcher:
                 give_up=self._give_up,
             )
 
-    def _computing(self, compute: Infer, max_rows: int) -> Callable[[Batch], None]:
-        shape, dtype = self._row_shape, self._row_dtype
-        return BatchComputer(compute, row_shape=shape, row_dtype=dtype, max_rows=max_rows, clock=self._clock).compute
-
-    def _lane(self, compute: Infer, number: int) -> Lane:
-        return Lane(self._computing(compute, self._buckets[-1]), self._profile, self._new_hand_over(number))
-
-    def _new_hand_over(self, number: int) -> Callable[[Callable[[], None]], object]:
-        """Return what has calls of lane `number` made: by a new thread, unless there is an executor."""
-        if self._executor is not None:
-            return self._executor.submit
-        thread = CallThread(f"fuseline-lane-{number}")
-        # The thread before ends once its call returns, if it ever does.
-        _end(self._threads[number : number + 1])
-        self._threads[number : number + 1] = [thread]
-        return thread.submit
-
     @property
     def is_stalled(self) -> bool:
         """Whether no lane computes at present, as all of them hang; one may be about to be replaced."""
-        return all(lane.lost for lane in self._lanes)
+        return self._pool.all_lost
 
     @property
     def hung_calls(self) -> int:
@@ -217,7 +197,7 @@ class Batcher:
     @property
     def running_rows(self) -> int:
         """Number of rows of the batches that the backend computes now, before padding."""
-        return sum([len(batch.rows) for batch in self._running()])
+        return sum([len(batch.rows) for batch in self._pool.running()])
 
     @property
     def backpressure(self) -> Literal["rows", "time"] | None:
@@ -267,7 +247,7 @@ class Batcher:
         """
         queued, now = self._queue.rows, self._clock()
         ahead = (queued, self._queue.waiting_rows - queued + self._reserved_rows, self.running_rows)
-        return [*ahead, self._learned_at(), *self._queue.kinds, *self._free_at(now), *self._admission.state()]
+        return [*ahead, self._pool.learned_at, *self._queue.kinds, *self._pool.free_at(now), *self._admission.state()]
 
     def submit(
         self,
@@ -329,7 +309,7 @@ class Batcher:
             caller=caller,
         )
         queue.add(request)
-        if self._idle:
+        if self._pool.idle:
             # No batch starts before this turn of the event loop ends, so that all that arrived in it forms one batch.
             if self._wake is not None and self._max_delay_seconds:
                 self._wake.cancel()
@@ -344,46 +324,25 @@ class Batcher:
         Reservations count as admitted: each is waited for until it is submitted or released.
         """
         self._draining = True
-        if self._idle:
+        if self._pool.idle:
             self._start_batches()
         self._set_drained_if_idle()
         await self._drained.wait()
-        self._end_threads()
-        for thread, lane in zip(self._threads, self._lanes, strict=False):
-            if not lane.lost:
-                thread.join()
+        self._pool.end_threads()
+        self._pool.join_threads()
 
     def load(self, now: float, row_count: int = 1, caller: Caller = ANYONE) -> Load:
         """Return what is ahead of a request of so many rows that comes now."""
         waiting = self._queue.waiting_rows + self._reserved_rows
         standing = self._queue.standing(row_count, caller, now, self._reserved_rows)
         if not (running := self.running_rows):
-            idle = not waiting and now - self._learned_at() >= PROBE_AFTER_SECONDS
+            idle = not waiting and now - self._pool.learned_at >= PROBE_AFTER_SECONDS
             return Load(waiting, 0, self._admission.idle_lanes, idle, standing)
-        return Load(waiting, running, seconds_until_free(self._free_at(now), now), standing=standing)
-
-    def _running(self) -> list[Batch]:
-        """Return the batches that are being computed."""
-        if len(self._idle) == len(self._lanes):
-            return []
-        if self._alone is not None and self._alone.running is not None:
-            return [self._alone.running]
-        return [lane.running for lane in self._lanes if lane.running is not None]
-
-    def _free_at(self, now: float) -> list[float]:
-        """Return when each lane is free, as `Lane.free_at` says: all are busy while one batch has all cores."""
-        if self._alone is not None and self._alone.running is not None:
-            return [self._alone.free_at(now)] * len(self._lanes)
-        return [lane.free_at(now) for lane in self._lanes]
-
-    def _learned_at(self) -> float:
-        """Return when a batch was last measured."""
-        learned_at = self._profile.learned_at
-        return learned_at if self._alone is None else max(learned_at, self._alone.profile.learned_at)
+        return Load(waiting, running, seconds_until_free(self._pool.free_at(now), now), standing=standing)
 
     def computes(self, request: asyncio.Future[BatchedRows]) -> bool:
         """Return whether a batch that is being computed has rows of `request`, which `submit` returned."""
-        return any(request is each for batch in self._running() for each, _, _ in batch.shares)
+        return any(request is each for batch in self._pool.running() for each, _, _ in batch.shares)
 
     def discard(self, request: Request) -> None:
         """Take the rest of a request out of the queue, if any of its rows are left there."""
@@ -413,7 +372,7 @@ class Batcher:
         loop, now = asyncio.get_running_loop(), self._clock()
         if now >= self._queue.earliest_deadline:
             self._queue.drop_expired(now)
-        while self._queue.rows and self._idle:
+        while self._queue.rows and self._pool.idle:
             if self._max_delay_seconds and (seconds := self._seconds_to_wait(now)) > SHORTEST_WAIT_SECONDS:
                 self._wake = loop.call_later(seconds, self._turn)
                 return
@@ -422,7 +381,7 @@ class Batcher:
                 queue.rows,
                 queue.admitted_rows,
                 now,
-                len(self._idle),
+                len(self._pool.idle),
                 queue.passed_at,
                 queue.admitted_passable_rows,
                 queue.small_waiting,
@@ -451,10 +410,7 @@ class Batcher:
                 between_answers,
                 self._delay_left(batch.admitted, now) if self._max_delay_seconds else None,
             )
-            if lane is self._alone:
-                self._idle.clear()
-            else:
-                self._idle.pop()
+            self._pool.take(lane)
             self._seen_rows = self._quiet_turns = 0
             if inline:
                 # Whoever watches sees nothing of it: the event loop itself hangs if this does.
@@ -478,20 +434,20 @@ class Batcher:
 
     def _next_lane(self) -> tuple[Lane, int]:
         """Return the lane of the next batch, and the largest number of rows that it may have; 0: none begins yet."""
-        queued, idle = self._queue.rows, len(self._idle)
-        if self._alone is not None and idle == len(self._lanes) and queued <= self._policy.alone_rows:
+        queued, idle = self._queue.rows, len(self._pool.idle)
+        if self._pool.alone is not None and self._pool.all_idle and queued <= self._policy.alone_rows:
             self._most_rows = self._policy.buckets[-1]
-            return self._alone, queued
+            return self._pool.alone, queued
         rows = self._most_rows = self._admission.next_batch_rows(queued)
-        if len(self._lanes) > 1:
-            running = [len(batch.rows) for batch in self._running()]
+        if self._policy.lanes > 1:
+            running = [len(batch.rows) for batch in self._pool.running()]
             rows = min(rows, rows_to_start(self._policy, queued, idle, running))
-        return self._idle[-1], rows
+        return self._pool.idle[-1], rows
 
     def _may_grow(self) -> bool:
         """Return whether rows were queued within the last `quiet_turns` turns of the event loop."""
         rows = self._queue.rows
-        if self._draining or rows >= self._small_batch_rows * (len(self._idle) if self._spreads else 1):
+        if self._draining or rows >= self._small_batch_rows * (len(self._pool.idle) if self._spreads else 1):
             return False
         if rows > self._seen_rows:
             self._seen_rows, self._quiet_turns = rows, 0
@@ -532,14 +488,8 @@ class Batcher:
             assert self._recovery is not None
             self._recovery.came_back(lane)
             return
-        if lane is self._alone:
-            if lane.lost:
-                # The first lane's thread hangs, not the lane; nothing computes alone any more.
-                self._alone = None
-                self._lanes[0].hand_over = self._new_hand_over(0)
-            self._idle = list(reversed(self._lanes))
-        elif not lane.lost:
-            self._idle.append(lane)
+        number = self._pool.number_of(lane)
+        self._pool.put_back(lane)
         outcome, start = batch.outcome, 0
         now = self._clock()
         if isinstance(outcome, np.ndarray):
@@ -560,22 +510,14 @@ class Batcher:
             self._turn(between_answers=True)
         self._set_drained_if_idle()
         if self._on_batch is not None:
-            self._on_batch(stats_of(batch, -1 if lane is self._alone else self._lanes.index(lane)))
+            self._on_batch(stats_of(batch, number))
 
     def _join(self, lost: Lane, compute: Infer | None) -> None:
         """Let a lane that was lost work again in a new thread, by `compute` if that is given."""
         if self._drained.is_set():
             return
-        number = self._lanes.index(lost)
-        if compute is None:
-            lane = Lane(lost.compute, lost.profile, self._new_hand_over(number))
-        else:
-            lane = self._lane(compute, number)
-        self._lanes[number] = lane
-        if self._alone is not None and number == 0:
-            self._alone.hand_over = lane.hand_over
+        self._pool.replace(lost, compute)
         self.is_lost = False
-        self._idle.append(lane)
         self._turn(between_answers=True)
 
     def _give_up(self) -> None:
@@ -605,13 +547,8 @@ class Batcher:
                 self._on_decision(decision)
 
     def _set_drained_if_idle(self) -> None:
-        if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._running()):
+        if self._draining and not (self._queue.waiting_rows or self._reserved_rows or self._pool.running()):
             self._drained.set()
-
-
-def _end(threads: Sequence[CallThread]) -> None:
-    for thread in threads:
-        thread.end()
 
 
 def _shutting_down() -> ShuttingDownError:

@@ -11,12 +11,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from numpy.typing import NDArray
-
-from fuseline.serve.batching.lanes import LOST_AFTER, Lane
-from fuseline.serve.batching.requests import Batch, Logits
+from fuseline.serve.batching.lanes import LOST_AFTER, Infer, Lane
+from fuseline.serve.batching.requests import Batch
 from fuseline.serve.errors import BackendError
 
 FIRST_CALL_TIMES = 10.0
@@ -34,8 +31,6 @@ MOST_SPARES = 4
 the memory of each is lost."""
 
 _log = logging.getLogger(__name__)
-
-Infer = Callable[[NDArray[Any]], Logits]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.profile import BatchProfile
-from fuseline.serve.batching.requests import Batch
+from fuseline.serve.batching.requests import Batch, Logits
+
+Infer = Callable[[NDArray[Any]], Logits]
+"""Computes (rows, *row shape) -> logits (rows, classes) float32."""
 
 LOST_AFTER = 4.0
 """Multiple of its expected time after which a batch counts as one that may never end."""

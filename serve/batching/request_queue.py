@@ -42,6 +42,7 @@ class RequestQueue:
         "_senders",
         "_small_rows",
         "_tree",
+        "_usual",
         "admitted_passable_rows",
         "admitted_rows",
         "earliest_deadline",
@@ -57,6 +58,8 @@ class RequestQueue:
         self._quantum = -(-small_rows // 4)
         # The only flow, and what belongs to it; with a tree, its root.
         self._key = self._key_of(1, ANYONE)
+        # Its caller, if it is of small, interactive requests; None too while there is a tree.
+        self._usual: Caller | None = ANYONE
         self._flow = Flow()
         self._tree: Flow | None = None
         self.rows = 0
@@ -122,9 +125,13 @@ class RequestQueue:
         `unknown_rows` are others of which nothing is known but that they are reserved; all of them are taken to start
         before.
         """
-        key, root = self._key_of(row_count, caller), self._tree
-        senders, passable = self._senders, _is_passable(key)
-        clients = senders.note(key.client, now)
+        senders, root = self._senders, self._tree
+        clients = senders.note(caller.client, now)
+        if clients == 1 and row_count <= self._small_rows and caller == self._usual:
+            ahead = self._flow.waiting + unknown_rows
+            return Standing(ahead, ahead, ahead + row_count)
+        key = self._key_of(row_count, caller)
+        passable = _is_passable(key)
         if root is None:
             waiting = self._flow.waiting
             if key == self._key or not waiting:
@@ -165,6 +172,13 @@ class RequestQueue:
         self.rows += row_count
         self.requests += 1
         self.admitted_rows += row_count
+        if row_count <= self._small_rows and request.caller == self._usual:
+            # Nearly all requests are like the one before, and then their flow is known.
+            flow = request.flow = self._flow
+            flow.requests[request] = None
+            flow.rows += row_count
+            flow.waiting += row_count
+            return
         key = self._key_of(row_count, request.caller)
         flow = self._flow_of(key)
         flow.requests[request] = None
@@ -192,18 +206,24 @@ class RequestQueue:
             if key == self._key:
                 return self._flow
             if not self._flow.waiting:
-                self._key = key
+                self._begin(key)
                 return self._flow
             self._tree = self._branch()
         elif not self._tree.waiting:
             # Nobody is owed anything once all have been served.
-            self._tree, self._key, self._flow = None, key, Flow()
+            self._tree, self._flow = None, Flow()
+            self._begin(key)
             return self._flow
         return leaf_of(self._tree, key)
+
+    def _begin(self, key: FlowKey) -> None:
+        self._key = key
+        self._usual = None if _is_passable(key) else Caller(key.client, key.priority)
 
     def _branch(self) -> Flow:
         """Return the root of a tree that has the only flow as a leaf."""
         root, flow, key = new_tree(), self._flow, self._key
+        self._usual = None
         client = leaf_of(root, key).parent
         assert client is not None
         client.flows[key.size] = flow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats
-from fuseline.serve.batching.lane_recovery import FIRST_CALL_TIMES, MOST_SPARES, OPENING_TIMES, Infer, Watch
-from fuseline.serve.batching.lanes import LOST_AFTER
+from fuseline.serve.batching.lane_recovery import FIRST_CALL_TIMES, MOST_SPARES, OPENING_TIMES, Watch
+from fuseline.serve.batching.lanes import LOST_AFTER, Infer
 from fuseline.serve.errors import BackendError, BackendLostError
 from tests.fakes.held_backend import ROW_SHAPE, logits_of, rows
 from tests.fakes.virtual_time import VirtualExecutor, VirtualLoop, run_in_virtual_time
