@@ -126,8 +126,6 @@ class Admission:
         """Whether more rows come than the backend computes, or did a moment ago."""
         self.mixed = False
         """Whether small requests and larger ones come side by side, or did a moment ago."""
-        self.small_waiting = 0
-        """Number of rows of small requests that wait beside larger ones."""
         self._budget = math.inf
         self._budget_noted_at = -math.inf
         self._rate, self._passable_rate = RowRate(), RowRate()
@@ -258,11 +256,8 @@ class Admission:
     def _mixed_rows(self) -> int:
         """Return the largest number of rows of a batch while small requests and larger ones come side by side.
 
-        That is the smallest bucket that computes about as many rows a second as the present one, by measurement. The
-        batch that takes the few small rows that wait is no larger than a small one.
+        That is the smallest bucket that computes about as many rows a second as the present one, by measurement.
         """
-        if 0 < self.small_waiting <= self.small_rows:
-            return min(self.small_rows, self.batch_rows)
         least = self.batch_rows / max(1e-9, self._profile.batch_seconds(self.batch_rows)) * AS_FAST
         for bucket in self._buckets:
             if self.small_rows <= bucket < self.batch_rows and bucket >= least * self._profile.batch_seconds(bucket):
@@ -320,14 +315,12 @@ class Admission:
         idle_lanes: int = 1,
         passed_at: float = -math.inf,
         passable_rows: int = 0,
-        small_waiting: int = 0,
     ) -> None:
         """Choose anew how large batches are, and learn how fast rows come.
 
         `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
-        passable ones; `passed_at` and `small_waiting` are the queue's.
+        passable ones; `passed_at` is the queue's.
         """
-        self.small_waiting = small_waiting
         self.mixed = now - passed_at < MIXED_SECONDS
         if queued_rows > idle_lanes * self._buckets[-1]:
             self.saturated = True

@@ -384,7 +384,6 @@ class Batcher:
                 len(self._pool.idle),
                 queue.passed_at,
                 queue.admitted_passable_rows,
-                queue.small_waiting,
             )
             lane, rows = self._next_lane()
             if not rows:

@@ -100,11 +100,6 @@ class RequestQueue:
         return WaitingKinds(interactive.waiting - larger, larger, bulk.waiting)
 
     @property
-    def small_waiting(self) -> int:
-        """Number of waiting rows of small, interactive requests beside which others wait; 0: no others do."""
-        return self.rows - self._passable_rows if self._tree is not None and self._passable_rows else 0
-
-    @property
     def oldest_admitted(self) -> float:
         """Time at which the oldest waiting request was admitted; there must be one."""
         return min(request.admitted for request in self)
