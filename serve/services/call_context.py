@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
@@ -43,6 +44,9 @@ class CallContext(NamedTuple):
 
 _ID_LABEL = "request_id"
 
+_KEPT_PEERS = 4096
+"""Number of connections whose callers are kept: most calls come over one that has made others."""
+
 _KEYS = frozenset((REQUEST_ID_KEY, *HEADERS))
 """Keys of metadata that tell something of a call."""
 
@@ -61,10 +65,9 @@ def context_of_rpc(
     With `has_certificates`, clients show certificates, each of which names one client, wherever it calls from.
     """
     remaining_s = context.time_remaining()
+    client = client_of_auth_context(context.auth_context()) if has_certificates else None
     if (identity := IDENTITY.get()) is not None:
-        client: str | None = identity.client
-    else:
-        client = client_of_auth_context(context.auth_context()) if has_certificates else None
+        client = identity.client
     metadata = context.invocation_metadata() or ()
     priority = request_id = ""
     for key, _ in metadata:
@@ -74,10 +77,15 @@ def context_of_rpc(
             break
     return CallContext(
         None if remaining_s is None else clock() + remaining_s,
-        Caller(client or host_of_peer(context.peer())),
+        _caller_of_peer(context.peer()) if client is None else Caller(client),
         priority,
         request_id or (made_id() if needed.ids else ""),
     )
+
+
+@lru_cache(_KEPT_PEERS)
+def _caller_of_peer(peer: str) -> Caller:
+    return Caller(host_of_peer(peer))
 
 
 def host_of_peer(peer: str) -> str:

@@ -166,8 +166,10 @@ class Inference(Generic[RequestT, AnswerT]):
         For rows the result is the batcher's own future, which costs no task; for images to decode first, a coroutine.
         Raises what `CallLimits.begin`, `Codec.find`, `Codec.rows`, `Codec.outputs` and `RowBatcher.submit` raise.
         """
-        self._limits.begin(self._call.caller.client)
-        self._is_under_way = True
+        if not self._is_under_way:
+            # A request that is handed to a model's successor has begun already.
+            self._limits.begin(self._call.caller.client)
+            self._is_under_way = True
         self.model = model = self._codec.find(self.request)
         rows = self._codec.rows(self.request, model)
         self._outputs = self._codec.outputs(self.request, model)
