@@ -33,7 +33,7 @@ def retry_delay_s(error: grpc.aio.AioRpcError) -> float:
 async def busy(start_server: StartServer, **changes: object) -> Served:
     """A server whose batches of one row take half a second by what was measured, and one runs now."""
     served = await start_server(max_batch=1, **changes)
-    profile = next(iter(served.server.repository)).batcher._profile
+    profile = next(iter(served.server.repository)).batcher._pool.profile
     profile.table[:] = [0.5]
     served.running = await served.busy_with(
         asyncio.ensure_future(served.stub.Classify(ClassifyRequest(images=[IMAGE])))

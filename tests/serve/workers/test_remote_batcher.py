@@ -590,7 +590,7 @@ async def test_a_worker_admits_by_what_starts_before_a_request() -> None:
     """20 rows of a large request and 8 bulk ones wait behind a batch: eight batches of 0.4 s in all."""
     joined = JoinedWorkers(max_queue_rows=64, slots=64)
     remote = joined.remotes[0]
-    joined.batcher._profile.table[:] = [0.1, 0.2, 0.4]
+    joined.batcher._pool.profile.table[:] = [0.1, 0.2, 0.4]
     remote.submit([row(1)] * 4)
     await settle()
     remote.submit([row(1)] * 20)
