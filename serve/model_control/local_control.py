@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -16,24 +15,18 @@ from fuseline.serve.errors import (
     ShuttingDownError,
     log_once,
 )
-from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.model_control.control import IndexEntry, ModelState
 from fuseline.serve.model_control.doors import Doors
 from fuseline.serve.model_control.fixed_models import refused_by_mode
 from fuseline.serve.model_control.load_parameters import check_load_parameters
-from fuseline.serve.model_control.memory_check import MemoryMeter, expected_bytes, free_bytes
-from fuseline.serve.model_control.model_folders import ModelFolders, ModelOnDisk, PackageOnDisk
-from fuseline.serve.model_control.served_versions import NamedVersions, Refusal
+from fuseline.serve.model_control.memory_check import free_bytes
+from fuseline.serve.model_control.model_folders import ModelFolders, ModelOnDisk
+from fuseline.serve.model_control.served_versions import NamedVersions
+from fuseline.serve.model_control.version_loader import LoadPackage, VersionLoader
 from fuseline.serve.settings import EVERY_MODEL, Settings
 from fuseline.serve.version_policy import VersionPolicies
-
-LoadPackage = Callable[[Path, str, str, LaneChoice | None], Model]
-"""Loads the package in a folder under a name and a version, empty ones being the manifest's, beside one that is served
-if it is told that one's lanes, as `load_model` does."""
-
-_SWITCH_INTERVAL_S = 0.0005
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +57,7 @@ class LocalModelControl:
         self._packages = packages
         self._settings = settings
         self._metrics = metrics
-        self._load_package = load
-        self._free = free
+        self._loader = VersionLoader(settings, metrics, load, free)
         self._mode = settings.model_control_mode
         self._folders = ModelFolders(settings.model_repository)
         self._policies = VersionPolicies.from_texts(settings.version_policy)
@@ -75,13 +67,14 @@ class LocalModelControl:
         # Names and versions that the last look at the repository missed for the first time.
         self._missed: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
-        self._has_loaded = False
-        self._closing = False
         self._polling: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
-        self.is_loading = False
+
+    @property
+    def is_loading(self) -> bool:
         """Whether a thread loads a model, which nothing can interrupt."""
+        return self._loader.is_loading
 
     async def start(self, doors: Doors) -> None:
         """Load what the settings say, publish it to `doors`, and begin to look at the repository if they say so.
@@ -92,7 +85,7 @@ class LocalModelControl:
         """
         self._doors = doors
         for folder in self._packages:
-            model = await self._loaded(folder)
+            model = await self._loader.loaded(folder)
             self._check_is_new(model)
             self._fixed.append(model)
             self._metrics.watch(model)
@@ -138,7 +131,7 @@ class LocalModelControl:
             missed = self._missing_from(on_disk)
             confirmed, self._missed = missed & self._missed, missed
             for name in sorted(on_disk.keys() | self._named.keys()):
-                if self._closing:
+                if self._loader.closing:
                     return
                 gone = {version for each, version in missed if each == name}
                 if gone and not all((name, version) in confirmed for version in gone):
@@ -156,7 +149,7 @@ class LocalModelControl:
 
         A load that is under way goes on in its thread, and its model is given up.
         """
-        self._closing = True
+        self._loader.closing = True
         if self._polling is not None:
             self._polling.cancel()
         while self._retiring:
@@ -233,7 +226,7 @@ class LocalModelControl:
                     named.refused.pop(version, None)
                     wanted.append(served)
                     continue
-                model, error = await self._tried(named, package, retry=retry)
+                model, error = await self._loader.tried(named, package, retry=retry)
                 refusals += [] if error is None else [error]
                 if (model := model or served) is not None:
                     wanted.append(model)
@@ -245,65 +238,6 @@ class LocalModelControl:
         if wanted or not refusals:
             await self._replace(named, wanted)
         return refusals
-
-    async def _tried(
-        self, named: NamedVersions, package: PackageOnDisk, *, retry: bool
-    ) -> tuple[Model | None, FuselineError | None]:
-        """Load `package` and return the model, or why it is refused; the index, the log and a metric say so too."""
-        known = named.refused.get(package.version)
-        if known is not None and not retry and known.package == package:
-            return None, PackageError(known.reason)
-        began = time.monotonic()
-        named.loading = package.version
-        try:
-            if package.manifest is None:
-                raise PackageError(package.problem)
-            if any(alias.name == named.name for alias in self._settings.aliases):
-                raise ModelControlError(
-                    f"--alias {named.name} leads to other models, so no model of that name can be served; rename one"
-                )
-            if self._has_loaded:
-                self._check_memory(named, package)
-            with MemoryMeter() as meter:
-                model = await self._loaded(package.folder, named.name, package.version, named.served)
-        except Exception as error:
-            if self._closing:
-                raise
-            refusal = error if isinstance(error, FuselineError) else _unexpected(error)
-            named.refused[package.version] = Refusal(package, str(refusal))
-            self._metrics.count_load(named.name, "refused", type(error).__name__, time.monotonic() - began)
-            _log.error("version %s of %s is refused: %s", package.version, named.name, refusal)
-            return None, refusal
-        finally:
-            named.loading = None
-        if self._has_loaded:
-            named.measured_bytes = meter.peak_bytes
-        # What the first load takes, a runtime takes too.
-        self._has_loaded = True
-        named.refused.pop(package.version, None)
-        seconds = time.monotonic() - began
-        self._metrics.count_load(named.name, "loaded", "", seconds)
-        _log.info("version %s of %s is loaded, in %.2f s", package.version, named.name, seconds)
-        return model, None
-
-    async def _loaded(
-        self, folder: Path, name: str = "", version: str = "", served: Mapping[str, Model] | None = None
-    ) -> Model:
-        """Load a package in a thread of its own, which nothing can interrupt, beside `served` if there are any."""
-        beside = next((model.lanes for model in (served or {}).values()), None)
-        self.is_loading = True
-        switch_interval_s = sys.getswitchinterval()
-        try:
-            # What of loading is Python would keep the event loop waiting for as long as that each time.
-            sys.setswitchinterval(_SWITCH_INTERVAL_S)
-            model = await asyncio.to_thread(self._load_package, folder, name, version, beside)
-        finally:
-            sys.setswitchinterval(switch_interval_s)
-            self.is_loading = False
-        if self._closing:
-            await model.close()
-            raise ShuttingDownError("the server is shutting down and loads nothing more")
-        return model
 
     async def _replace(self, named: NamedVersions, wanted: Sequence[Model]) -> list[asyncio.Task[None]]:
         """Serve `wanted` under that name and nothing else; return what is done once each of the others has gone."""
@@ -351,7 +285,7 @@ class LocalModelControl:
         await asyncio.shield(task)
 
     def _check_mode(self, operation: str, name: str) -> None:
-        if self._closing:
+        if self._loader.closing:
             raise ShuttingDownError(f"the server is shutting down and can't {operation} a model")
         if self._mode != "explicit":
             raise refused_by_mode(self._mode)
@@ -369,23 +303,6 @@ class LocalModelControl:
                 f"two packages are named {model.name!r} and have version {model.version!r}; export one of them again "
                 "with another --name, or serve them apart"
             )
-
-    def _check_memory(self, named: NamedVersions, package: PackageOnDisk) -> None:
-        """Raise `ModelControlError` if loading `package` is likely to take more memory than there is."""
-        assert package.manifest is not None
-        expected, free = expected_bytes(package.manifest, named.measured_bytes), self._free()
-        if expected <= free:
-            return
-        beside = f" beside version {', '.join(named.served)}" if named.served else ""
-        cure = (
-            f"unload {named.name} first, which is then not served until it is loaded again"
-            if named.served
-            else "unload another model"
-        )
-        raise ModelControlError(
-            f"loading version {package.version} of {named.name}{beside} is expected to take {_mib(expected)} MiB, and "
-            f"{_mib(free)} are free; allow the server more memory, or {cure}"
-        )
 
     def _missing_from(self, on_disk: Mapping[str, ModelOnDisk]) -> set[tuple[str, str]]:
         return {
@@ -406,12 +323,3 @@ class LocalModelControl:
 def _lacks(on_disk: ModelOnDisk, version: str) -> bool:
     """Return whether the folder of a version is missing."""
     return on_disk.has_versions and all(version != package.version for package in on_disk.packages)
-
-
-def _unexpected(error: Exception) -> ModelControlError:
-    error_id = log_once(error)
-    return ModelControlError(f"loading failed on {type(error).__name__}; the log has more under error {error_id}")
-
-
-def _mib(count: int) -> int:
-    return count // 2**20
