@@ -58,12 +58,22 @@ class MemoryGuard:
         self._stopped.set()
 
     def _watch(self, limit_bytes: int) -> None:
-        most_bytes = min(_TAKEN_SHARE * limit_bytes, limit_bytes - _LEAST_RESERVE_BYTES)
+        most_bytes = _most_bytes(limit_bytes)
         while not self._stopped.wait(_POLL_S):
             taken_bytes = unreclaimable_bytes()
             if taken_bytes > most_bytes:
                 self._on_shortage(_shortage(taken_bytes, limit_bytes))
                 return
+
+
+def check_room(taken_at_once_bytes: int, limit_bytes: int | None) -> None:
+    """Raise `InputError`, in the words of `MemoryGuard`, where so many bytes more are beyond what that allows.
+
+    A runtime reads a graph in one call, which holds Python's lock: no thread sees what it takes until it is taken.
+    """
+    taken_bytes = unreclaimable_bytes()
+    if limit_bytes is not None and taken_bytes + taken_at_once_bytes > _most_bytes(limit_bytes):
+        raise InputError(_shortage(taken_bytes, limit_bytes))
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
@@ -110,6 +120,11 @@ def _unreclaimable_bytes(pid: int) -> int:
         children = []
     own_bytes = (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
     return own_bytes + sum(_unreclaimable_bytes(int(child)) for child in children)
+
+
+def _most_bytes(limit_bytes: int) -> float:
+    """Return the bytes that a server may take while it starts."""
+    return min(_TAKEN_SHARE * limit_bytes, limit_bytes - _LEAST_RESERVE_BYTES)
 
 
 def _limit_in(file: Path) -> int | None:

@@ -321,13 +321,6 @@ def serve(
     raise_open_files_limit()
     for link in forgotten_links:
         _log.warning("%s is ignored: Kubernetes sets it for a Service of that name, it is no setting", link)
-    if unguarded := settings.unguarded_addresses:
-        warning = (
-            f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who they "
-            "are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host 127.0.0.1)"
-        )
-        _log.warning("%s", warning)
-        typer.echo(f"WARNING: {warning}")
     # The guard starts before anything large is imported.
     guard = MemoryGuard(memory_limit_bytes(), None if settings.log_format == "text" else _end_for_shortage)
     guard.start()
@@ -346,6 +339,14 @@ def serve(
                 f"{model.backend_reason}; {model.lanes.line}"
             )
         lines += map(str, (*settings.aliases, *settings.shadows))
+        if unguarded := settings.unguarded_addresses:
+            warning = (
+                f"whoever reaches {' or '.join(unguarded)} may use, change and read this server: it asks nobody who "
+                "they are; start it with --token-hashes FILE or --tls-client-ca FILE, or listen on loopback (--host "
+                "127.0.0.1)"
+            )
+            _log.warning("%s", warning)
+            lines.append(f"WARNING: {warning}")
         http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
         lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         _say(lines)

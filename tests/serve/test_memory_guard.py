@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes, unreclaimable_bytes
+from fuseline.serve.errors import InputError
+from fuseline.serve.memory_guard import MemoryGuard, check_room, memory_limit_bytes, unreclaimable_bytes
 from tests.serve.processes import ROOT
 
 MIB = 2**20
@@ -82,6 +83,14 @@ def test_near_the_limit_the_process_ends_with_a_line_and_2() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: too little memory to start: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_one_call_takes_at_once_is_refused_before_it() -> None:
+    limit = unreclaimable_bytes() + 96 * MIB
+    check_room(48 * MIB, limit)
+    check_room(96 * MIB, None)
+    with pytest.raises(InputError, match=r"^too little memory to start: \d+ of the \d+ MiB "):
+        check_room(96 * MIB, limit)
 
 
 def test_what_one_import_takes_unseen_stays_free() -> None:
