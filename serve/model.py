@@ -17,7 +17,6 @@ from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BAT
 from fuseline.serve.batching.requests import ANYONE, Caller
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.memory import release_freed_memory
-from fuseline.serve.memory_guard import check_room, memory_limit_bytes
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
 from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.settings import Settings
@@ -177,7 +176,6 @@ def load_model(
         PackageError: `folder` is no package, or its model doesn't do what the manifest says.
         InputError: a setting of the model in its manifest breaks a rule.
         BackendUnavailableError: the asked-for backend can't run here.
-        InputError: the memory that this process may take doesn't suffice.
         VerificationError: its answers on the package's reference images are not PyTorch's.
     """
     package = load_package(folder)
@@ -187,9 +185,6 @@ def load_model(
         update={"manifest": package.manifest.model_copy(update={"name": name, "version": version})}
     )
     settings, spec = settings_of_model(settings, package.manifest), package.manifest.input
-    graphs = [artifact.bytes for artifact in package.manifest.artifacts if artifact.format == "onnx"]
-    # A runtime is given a graph's bytes, and makes its own weights of them.
-    check_room(2 * min(graphs, default=0), memory_limit_bytes())
     open_it = partial(
         open_backend,
         package,

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.memory_guard import check_room, memory_limit_bytes
 from fuseline.serve.model_package import Artifact, ModelPackage
 from fuseline.serve.precision import PRECISIONS, PrecisionName, chosen_unasked
 
@@ -62,3 +63,14 @@ def why_no_graph(package: ModelPackage | None, precision: str, *, reader: Reader
     except BackendUnavailableError as error:
         return str(error)
     return None
+
+
+def read_graph(package: ModelPackage, artifact: Artifact) -> bytes:
+    """Return the bytes of a graph, for a runtime that makes its own weights of them.
+
+    Raises:
+        InputError: this process may not take as much memory as both need.
+        PackageError: the file is missing or damaged.
+    """
+    check_room(2 * artifact.bytes, memory_limit_bytes())
+    return package.read(artifact)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fuseline.serve.backends.base import Infer, OpenRequest
 from fuseline.serve.backends.bound_session import BoundSession
-from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, why_no_graph
+from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, read_graph, why_no_graph
 from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu, usable_cpus
 from fuseline.serve.errors import BackendError, BackendUnavailableError, FuselineError
@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
             ort.set_default_logger_severity(4)
         artifact = onnx_artifact(package, precision, reader="cuda" if cuda else "cpu")
         try:
-            self._session: Any = open_session(package.read(artifact), threads=threads, cuda=cuda)
+            self._session: Any = open_session(read_graph(package, artifact), threads=threads, cuda=cuda)
         except FuselineError:
             raise
         except Exception as error:
@@ -107,7 +107,7 @@ class OnnxRuntimeBackend:
                 return tuple(partial(self._checked, lane) for lane in self._bound.open_lanes(count))
             if count:
                 # The session keeps none of the graph's bytes, so they are read and checked again.
-                graph = self._package.read(self._artifact)
+                graph = read_graph(self._package, self._artifact)
                 self._lanes = open_session(graph, threads=max(1, (self._threads or usable_cpus()) - count + 1))
         except FuselineError:
             raise

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuseline.serve.backends.base import Infer, OpenRequest
-from fuseline.serve.backends.onnx_artifact import onnx_artifact, why_no_graph, why_unwanted
+from fuseline.serve.backends.onnx_artifact import onnx_artifact, read_graph, why_no_graph, why_unwanted
 from fuseline.serve.backends.registry import why_not_installed
 from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
@@ -60,7 +60,7 @@ class OpenVinoBackend:
         import openvino as ov
 
         artifact = onnx_artifact(package, precision, reader="cpu")
-        graph = package.read(artifact)
+        graph = read_graph(package, artifact)
         try:
             self._graph: Any = _core().read_model(graph)
             # Compiling takes memory enough beside them.
