@@ -86,11 +86,11 @@ def test_near_the_limit_the_process_ends_with_a_line_and_2() -> None:
 
 
 def test_what_one_call_takes_at_once_is_refused_before_it() -> None:
-    limit = unreclaimable_bytes() + 96 * MIB
-    check_room(48 * MIB, limit)
-    check_room(96 * MIB, None)
+    limit = 10 * (unreclaimable_bytes() + 16 * MIB)
+    check_room(limit // 2, limit)
+    check_room(limit, None)
     with pytest.raises(InputError, match=r"^too little memory to start: \d+ of the \d+ MiB "):
-        check_room(96 * MIB, limit)
+        check_room(limit, limit)
 
 
 def test_what_one_import_takes_unseen_stays_free() -> None:
