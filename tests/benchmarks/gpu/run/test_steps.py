@@ -50,6 +50,7 @@ def job(out: Path, **changes: Any) -> Job:
     return Job(**(told | changes))
 
 
+@pytest.mark.slow
 def test_machine_package_serving_and_cpu_are_done_for_real_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
