@@ -40,15 +40,16 @@ class ServerProcess:
 
 
 @contextmanager
-def started_server(package_folder: Path, *flags: str, module: str = "fuseline.serve") -> Iterator[ServerProcess]:
-    """Serve `package_folder` on a free loopback port, yield when it is ready, and end it with SIGTERM.
+def started_server(package_folder: Path | None, *flags: str, module: str = "fuseline.serve") -> Iterator[ServerProcess]:
+    """Serve `package_folder`, or what `flags` name, on a free loopback port; yield when ready, end it with SIGTERM.
 
     `module` is what `python -m` runs; it takes the flags of `fuseline serve`.
 
     Raises:
         BackendError: it ended, or wasn't ready in time; the message has what it said.
     """
-    command = [sys.executable, "-m", module, str(package_folder), "--host", "127.0.0.1", "--port", "0"]
+    packages = () if package_folder is None else (str(package_folder),)
+    command = [sys.executable, "-m", module, *packages, "--host", "127.0.0.1", "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
