@@ -1,4 +1,4 @@
-"""Decides whether a request is admitted, and how large batches are, from plain numbers: no queue and no futures.
+"""Decides whether a request is admitted, from plain numbers: no queue and no futures.
 
 The time of a request's answer is predicted from measurements: the rest of the running batch, the rows ahead, the
 request's own batch, and handing the answers out. How far predictions miss is measured too, and a deadline has to lie
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from fuseline.serve.batching.batch_size import BatchSize
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import HORIZONS, Margins, PredictedAnswer
 from fuseline.serve.batching.profile import BatchProfile
@@ -17,26 +18,8 @@ from fuseline.serve.batching.row_rate import RowRate
 from fuseline.serve.batching.standing import Standing, room_for
 from fuseline.serve.errors import DeadlineError, OverloadedError
 
-PATIENT_SHARE = 0.5
-"""Share of the time that callers have, beyond one batch, that a batch may take: see `Admission._chosen_rows`."""
-
-ABOUT_AS_GOOD = 0.95
-"""Share of the best score from which on another choice counts as equally good: the difference is taken for noise."""
-
-BUDGET_RECOVERY = 0.02
-"""Share of the difference by which one caller with more time moves the time that callers are taken to have."""
-
-BUDGET_SECONDS = 2.0
-"""Seconds without a caller who has a deadline after which callers are taken to have any time."""
-
-AS_FAST = 0.97
-"""Share of a batch's rows a second from which on a smaller one loses nothing."""
-
 MOST_STRAY_ROWS = 0.1
 """Rows a second of one kind of requests below which they are none: a rate decays but is never 0."""
-
-MIXED_SECONDS = 1.0
-"""Seconds without a small request that went before rows of a larger one, after which batches may be large again."""
 
 DELIVERY_RATE = 0.1
 """Weight of the newest batch in the time that handing answers out takes."""
@@ -120,22 +103,12 @@ class Admission:
         self._max_queue_rows = policy.max_queue_rows
         self._max_queue_seconds = policy.max_queue_ms / 1000
         self._buckets = policy.buckets
-        self.small_rows = policy.small_batch_rows
-        """Largest number of rows of a small request, and of a batch while that costs nothing."""
-        self.saturated = False
-        """Whether more rows come than the backend computes, or did a moment ago."""
-        self.mixed = False
-        """Whether small requests and larger ones come side by side, or did a moment ago."""
-        self._budget = math.inf
-        self._budget_noted_at = -math.inf
+        self.size = BatchSize(profile, policy)
+        """How large batches are at present."""
         self._rate, self._passable_rate = RowRate(), RowRate()
         self.margins = Margins()
         self.delivery_seconds = 0.0
         """Seconds from the end of a batch until its answers are handed out."""
-        self.batch_rows = policy.buckets[-1]
-        """Largest number of rows that a batch should have at present."""
-        self.most_rows = policy.buckets[-1]
-        """Largest number of rows that a batch may have: a latency target may set it lower than the largest bucket."""
         self._unpredicted = 0
         self.free_rows = self._free_rows()
         """Number of rows that wait no longer than `max_queue_ms`, whatever runs."""
@@ -159,9 +132,8 @@ class Admission:
         if deadline is None:
             if starts - ready.alone_seconds > self._max_queue_seconds:
                 raise OverloadedError(
-                    f"{last + load.running_rows} rows are ahead, which by recent batches takes "
-                    f"{1000 * starts:.0f} ms, and a request without a deadline waits "
-                    f"{1000 * self._max_queue_seconds:.0f} ms at most; retry later",
+                    f"{_rows(last + load.running_rows)} ahead take {1000 * starts:.0f} ms by recent batches, and a "
+                    f"request without a deadline waits {1000 * self._max_queue_seconds:.0f} ms at most; retry later",
                     starts - self._max_queue_seconds,
                 )
             return PredictedAnswer(now + answered, answered)
@@ -174,16 +146,16 @@ class Admission:
             if alone > left:
                 raise DeadlineError(
                     f"the deadline is in {1000 * left:.1f} ms, but going by recent batches an idle server takes "
-                    f"{1000 * alone:.1f} ms for {rows} rows; allow more time"
+                    f"{1000 * alone:.1f} ms for {_rows(rows)}; allow more time"
                 )
-            self._note_caller(left, now)
+            self.size.note_caller(left, now)
             raise OverloadedError(
                 f"the deadline is in {1000 * left:.1f} ms, but going by recent batches the answer takes "
-                f"{1000 * surely:.1f} ms with {last + load.running_rows} rows ahead; allow more time or "
+                f"{1000 * surely:.1f} ms with {_rows(last + load.running_rows)} ahead; allow more time or "
                 "retry later",
                 surely - left,
             )
-        self._note_caller(left, now)
+        self.size.note_caller(left, now)
         return PredictedAnswer(now + answered, answered, is_probe=surely > left)
 
     def needs_prediction(self) -> bool:
@@ -193,7 +165,7 @@ class Admission:
 
     def _free_rows(self) -> int:
         is_quick = 2 * self._profile.batch_seconds(self._buckets[-1]) <= self._max_queue_seconds
-        return min(self.batch_rows, self._max_queue_rows) if is_quick else 0
+        return min(self.size.rows, self._max_queue_rows) if is_quick else 0
 
     def backpressure(self, load: Load) -> Literal["rows", "time"] | None:
         """Return why a caller that can wait should hold back; None: it need not.
@@ -202,14 +174,15 @@ class Admission:
         """
         if self.predict(load.waiting_rows, 1, load.lane_seconds).starts > self._max_queue_seconds / 2:
             return "time"
-        return "rows" if load.waiting_rows >= self.next_batch_rows(load.waiting_rows) else None
+        return "rows" if load.waiting_rows >= self.size.of_next_batch(load.waiting_rows) else None
 
     def _passing_seconds(self, standing: Standing, seconds: float) -> float:
         """Return how much later an answer predicted in `seconds` comes for those who come meanwhile and pass.
 
         Requests of other kinds and clients are taken to come as they did of late.
         """
-        row_seconds = self._profile.batch_seconds(self.batch_rows) / self.batch_rows / self._lanes
+        batch_rows = self.size.rows
+        row_seconds = self._profile.batch_seconds(batch_rows) / batch_rows / self._lanes
 
         def passing(most: int, per_s: float) -> float:
             if not most or per_s < MOST_STRAY_ROWS:
@@ -234,36 +207,6 @@ class Admission:
             answered * (total - most) / total or None,
         )
 
-    def _note_caller(self, seconds: float, now: float) -> None:
-        """Note the time that a caller gave: batches are kept small enough for callers with little time."""
-        self._budget_noted_at = now
-        if seconds < self._budget:
-            self._budget = max(seconds, 1e-6)
-        elif self._budget < math.inf:
-            self._budget += BUDGET_RECOVERY * (seconds - self._budget)
-
-    def next_batch_rows(self, queued_rows: int) -> int:
-        """Return the largest number of rows of the next batch that is formed from a queue of `queued_rows`.
-
-        Until the largest bucket can be filled batches are small, if that costs nothing: see `BatchPolicy`,
-        `unsaturated_rows`. From then on they are large until the queue is short, so that predictions hold; while small
-        requests go before rows of larger ones they stay small, so that the former wait for a small batch.
-        """
-        if self.saturated or queued_rows >= self._buckets[-1]:
-            return self._mixed_rows() if self.mixed else self.batch_rows
-        return min(self.batch_rows, self.small_rows)
-
-    def _mixed_rows(self) -> int:
-        """Return the largest number of rows of a batch while small requests and larger ones come side by side.
-
-        That is the smallest bucket that computes about as many rows a second as the present one, by measurement.
-        """
-        least = self.batch_rows / max(1e-9, self._profile.batch_seconds(self.batch_rows)) * AS_FAST
-        for bucket in self._buckets:
-            if self.small_rows <= bucket < self.batch_rows and bucket >= least * self._profile.batch_seconds(bucket):
-                return bucket
-        return self.batch_rows
-
     def predict(
         self,
         rows_ahead: int,
@@ -282,7 +225,7 @@ class Admission:
         busy = lane_seconds[-1] > 0
         if self._alone is not None and not busy and total <= self._alone_rows:
             return Prediction(ready_seconds, ready_seconds + self._alone.batch_seconds(total) + self.delivery_seconds)
-        size = self.next_batch_rows(total)
+        size = self.size.of_next_batch(total)
         full_seconds = self._profile.batch_seconds(size)
         if not busy and self._spreads:
             size = min(size, -(-total // lanes))
@@ -321,43 +264,10 @@ class Admission:
         `admitted_rows` is the number of rows that were queued since the start and `passable_rows` that of the
         passable ones; `passed_at` is the queue's.
         """
-        self.mixed = now - passed_at < MIXED_SECONDS
-        if queued_rows > idle_lanes * self._buckets[-1]:
-            self.saturated = True
-        elif 2 * queued_rows < self._buckets[-1]:
-            self.saturated = False
-        if now - self._budget_noted_at > BUDGET_SECONDS:
-            self._budget = math.inf
-        self.batch_rows = self._chosen_rows()
+        self.size.choose(queued_rows, now, idle_lanes, passed_at)
         self.free_rows = self._free_rows()
         self._rate.learn(admitted_rows, now)
         self._passable_rate.learn(passable_rows, now)
-
-    def _chosen_rows(self) -> int:
-        """Return the bucket that brings the most answers in time.
-
-        A bucket's score is its rows per second, times the share of callers who can wait for such a batch: one who comes
-        when a batch has just begun waits for a lane to be free, and for the next. All callers count where
-        `PATIENT_SHARE` of the time that they have, beyond one batch, is as long as a lane's turn takes to come; without
-        deadlines they all do.
-        """
-        best, best_score = self.most_rows, 0.0
-        if self._budget == math.inf:
-            return best
-        for bucket in self._buckets[: self._buckets.index(best) + 1]:
-            score = self._score(bucket)
-            # Of buckets about as good the larger one is taken: each batch has a cost of its own.
-            if score >= ABOUT_AS_GOOD * best_score:
-                best, best_score = bucket, max(score, best_score)
-        # The present size is kept while it is about as good: predictions hold as long as it doesn't change.
-        kept = min(self.batch_rows, self.most_rows)
-        return best if self._score(kept) < ABOUT_AS_GOOD * best_score else kept
-
-    def _score(self, bucket: int) -> float:
-        if (seconds := self._profile.batch_seconds(bucket)) <= 0:
-            return math.inf
-        turn = seconds / self._lanes
-        return bucket / seconds * min(1.0, max(0.0, PATIENT_SHARE * (self._budget - seconds) / turn))
 
     def learn(
         self,
@@ -377,18 +287,18 @@ class Admission:
 
     def state(self) -> list[float]:
         """Return the numbers that `check` goes by, for `take_state` in another process; their count never changes."""
-        flags = float(self.saturated) + 2.0 * self.mixed
+        flags = float(self.size.saturated) + 2.0 * self.size.mixed
         rates = (self._rate.per_s, self._passable_rate.per_s)
         alone = [] if self._alone is None else self._alone.table
-        numbers = (flags, float(self.batch_rows), *rates, self.delivery_seconds)
+        numbers = (flags, float(self.size.rows), *rates, self.delivery_seconds)
         return [*numbers, *self.margins.learned, *self._profile.table, *alone]
 
     def take_state(self, state: Sequence[float]) -> None:
         """Take over what `state` returned in another process; zeros, as before its first state, are ignored."""
         if not state[1]:
             return
-        self.saturated, self.mixed = state[0] % 2 == 1, state[0] >= 2
-        self.batch_rows = int(state[1])
+        size = self.size
+        size.saturated, size.mixed, size.rows = state[0] % 2 == 1, state[0] >= 2, int(state[1])
         self._rate.per_s, self._passable_rate.per_s, self.delivery_seconds = state[2:5]
         start = 5 + HORIZONS
         self.margins.learned = list(state[5:start])
@@ -396,6 +306,10 @@ class Admission:
         self._profile.table = list(state[start:end])
         if self._alone is not None:
             self._alone.table = list(state[end : end + len(self._alone.table)])
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def passed_deadline(seconds: float) -> DeadlineError:

@@ -437,7 +437,7 @@ class Batcher:
         if self._pool.alone is not None and self._pool.all_idle and queued <= self._policy.alone_rows:
             self._most_rows = self._policy.buckets[-1]
             return self._pool.alone, queued
-        rows = self._most_rows = self._admission.next_batch_rows(queued)
+        rows = self._most_rows = self._admission.size.of_next_batch(queued)
         if self._policy.lanes > 1:
             running = [len(batch.rows) for batch in self._pool.running()]
             rows = min(rows, rows_to_start(self._policy, queued, idle, running))
@@ -541,7 +541,7 @@ class Batcher:
             self._on_misses(Misses([now - predicted.at for predicted in answered], len(dropped)))
         self._admission.learn(answered, now, late=dropped, delivery_seconds=now - finished)
         if self._control is not None and (decision := self._control.note_batch(batch, finished)) is not None:
-            self._admission.most_rows, self._max_delay_seconds = decision.rung
+            self._admission.size.most_rows, self._max_delay_seconds = decision.rung
             if self._on_decision is not None:
                 self._on_decision(decision)
 

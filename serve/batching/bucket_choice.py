@@ -2,7 +2,8 @@
 
 from bisect import bisect_left
 
-from fuseline.serve.batching.admission import ABOUT_AS_GOOD, Admission
+from fuseline.serve.batching.admission import Admission
+from fuseline.serve.batching.batch_size import ABOUT_AS_GOOD
 from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.batching.request_queue import RequestQueue
 from fuseline.serve.batching.requests import Request
@@ -46,7 +47,7 @@ class BucketChoice:
         """Return the smallest bucket that holds `rows`; when saturated, the one below if padding costs more."""
         above = bisect_left(self._buckets, rows)
         bucket = self._buckets[above]
-        if bucket > rows and above and self._admission.saturated:
+        if bucket > rows and above and self._admission.size.saturated:
             below, seconds = self._buckets[above - 1], profile.batch_seconds
             if below * seconds(bucket) > rows * seconds(below) > 0:
                 return below

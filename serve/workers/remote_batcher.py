@@ -215,7 +215,7 @@ class RemoteBatcher:
             kinds,
             row_count,
             caller.priority,
-            is_small=row_count <= self._admission.small_rows,
+            is_small=row_count <= self._admission.size.small_rows,
             unknown_rows=max(0, waiting - sum(kinds)),
         )
         return Load(waiting, int(running), seconds_until_free(free_at, now), idle, standing)

@@ -45,7 +45,7 @@ async def test_the_queues_fault_is_resource_exhausted_with_a_retry_delay(start_s
     served = await busy(start_server)
     error = await failure(served.stub.Classify(ClassifyRequest(images=[IMAGE]), timeout=0.8))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "1 rows ahead" in error.details()
+    assert "1 row ahead" in error.details()
     # 0.5 s of the running batch and 0.5 s of its own, of which 0.8 s are there.
     assert 0.1 <= retry_delay_s(error) <= 0.3
     served.backend.release()

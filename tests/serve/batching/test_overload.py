@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fuseline.serve.batching.admission import Admission, Load, Ready
+from fuseline.serve.batching.batch_size import BatchSize
 from fuseline.serve.batching.bucket_choice import BucketChoice
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.batching.predictions import Margins
@@ -182,8 +183,8 @@ def without_margin(patch):
 
 
 def without_small_batches(patch):
-    patch.setattr(Admission, "_chosen_rows", lambda self: self._buckets[-1])
-    patch.setattr(Admission, "next_batch_rows", lambda self, _: self._buckets[-1])
+    patch.setattr(BatchSize, "_chosen_rows", lambda self: self._buckets[-1])
+    patch.setattr(BatchSize, "of_next_batch", lambda self, _: self._buckets[-1])
 
 
 def without_admission(patch):
@@ -283,9 +284,9 @@ def test_one_impatient_caller_is_forgotten_and_batches_are_large_again():
     admission = Admission(profile, BatchPolicy(tuple(CPU), max_queue_rows=64, max_queue_ms=1000.0, unsaturated_rows=4))
     admission.check(Load(0, 0, (0.0,)), 1, 10.1, 10.0)
     admission.begin_batch(32, 32, 10.0)
-    assert admission.batch_rows == 4
+    assert admission.size.rows == 4
     admission.begin_batch(32, 64, 12.1)
-    assert admission.batch_rows == 16
+    assert admission.size.rows == 16
 
 
 def test_without_a_deadline_the_wait_for_a_decoder_counts_too():
