@@ -8,9 +8,10 @@
         2/manifest.json …
 
 The folder's name is the model's, whatever its manifests say, as in Triton's repositories. Files and hidden folders are
-passed over, and so are folders whose name is no version, such as `02` or `old`.
+passed over, and so are folders whose name is no version, such as `02` or `old`; the log says so of those with packages.
 """
 
+import logging
 import re
 import reprlib
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from fuseline.serve.errors import PackageError, UnknownModelError
 from fuseline.serve.model_package import MANIFEST_NAME, NAME_PATTERN, Manifest, is_there, load_package, why_unreadable
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+_log = logging.getLogger(__name__)
 
 FileFacts = tuple[tuple[str, int, int, int], ...]
 """Path, size, time of the last change and inode of each file of a package."""
@@ -64,6 +67,8 @@ class ModelFolders:
         self._roots = roots
         self._lock = Lock()
         self._read: dict[Path, PackageOnDisk] = {}
+        # Packages that are passed over, which the log has said already.
+        self._passed_over: set[Path] = set()
 
     def read_all(self) -> dict[str, ModelOnDisk]:
         """Return every model by name. Packages none of whose files has changed are not read again.
@@ -76,6 +81,8 @@ class ModelFolders:
             for folder in _folders_in(root):
                 if re.fullmatch(NAME_PATTERN, folder.name):
                     places.setdefault(folder.name, []).append(folder)
+                else:
+                    self._pass_over(folder, f"{folder.name!r} can be no model's name")
         with self._lock:
             models = {name: self._model(name, folders) for name, folders in sorted(places.items())}
             present = {package.folder for model in models.values() for package in model.packages}
@@ -108,7 +115,12 @@ class ModelFolders:
         try:
             if is_there(folder / MANIFEST_NAME):
                 return ModelOnDisk(name, (self._package(name, "", folder),))
-            versions = [each for each in _folders_in(folder) if _VERSION.fullmatch(each.name)]
+            versions = []
+            for each in _folders_in(folder):
+                if _VERSION.fullmatch(each.name):
+                    versions.append(each)
+                else:
+                    self._pass_over(each, f"{each.name!r} is no version, such as 1 or 2")
         except PackageError as error:
             return ModelOnDisk(name, problem=str(error))
         except OSError as error:
@@ -119,6 +131,18 @@ class ModelFolders:
             )
         packages = tuple(self._package(name, each.name, each) for each in versions)
         return ModelOnDisk(name, packages, has_versions=True)
+
+    def _pass_over(self, folder: Path, reason: str) -> None:
+        """Say once of a folder that is not served, for that reason, whether it has packages."""
+        if folder in self._passed_over:
+            return
+        try:
+            has_packages = any(is_there(each / MANIFEST_NAME) for each in (folder, *_folders_in(folder)))
+        except (PackageError, OSError):
+            has_packages = False
+        if has_packages:
+            self._passed_over.add(folder)
+            _log.warning("%s has a package that is not served, as %s; rename the folder", folder, reason)
 
     def _package(self, name: str, version: str, folder: Path) -> PackageOnDisk:
         """Read the package in `folder`, whose version is the manifest's if `version` is empty."""
@@ -142,15 +166,16 @@ class ModelFolders:
 
 
 def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in `folder` that are not hidden, and links to nothing, which may have been folders."""
     try:
-        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _is_folder(path)]
     except OSError as error:
         raise PackageError(f"{folder} can't be read: {why_unreadable(error)}") from error
 
 
 def _is_folder(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return path.is_dir() or (path.is_symlink() and not path.exists())
     except OSError:
         return False
 
