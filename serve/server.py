@@ -7,7 +7,6 @@ is warm: a client that calls earlier waits for its answer instead of failing. HT
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
+from fuseline.serve.server_log import end_process
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.grpc_gate import GuardedHandlers
@@ -367,7 +367,7 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
     if not starting.done():
         # Nothing was admitted yet, and the thread that loads a model can't be interrupted.
         server.abandon()
-        os._exit(0)
+        end_process(0)
     starting.result()
     announce(server)
     lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
@@ -379,12 +379,11 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
     except TimeoutError:
         _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)
         # The backend may hang in its thread, for which a normal exit would wait.
-        os._exit(1)
+        end_process(1)
     _log.info("drained; answers since the start: %s", server.answers())
     if server.is_loading or any(model.has_hung for model in server.repository):
         # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
         # model, whose work nobody wants any more.
-        logging.shutdown()
-        os._exit(int(lost.done()))
+        end_process(int(lost.done()))
     lost.cancel()
     return 0
