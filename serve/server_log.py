@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TextIO
 
@@ -20,6 +20,15 @@ _LAST_S = 1.0
 """Longest time in seconds for which the end of a process waits for its log's reader."""
 
 _WHY_MISSING = "whoever reads it is too slow, or its disk is full"
+
+_OF_CLIENTS: Mapping[str, Sequence[str]] = {
+    "grpc._cython.cygrpc": ("Invalid encoding on %s",),
+    "python_multipart.multipart": (),
+}
+"""Messages, by their loggers, in which libraries tell what is wrong with what a client sent; (): all of that logger.
+
+They are not logged: whoever reaches the port could fill the log with them, and the former has the bytes of a header.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +131,9 @@ class ServerLog(logging.Handler):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the settings let `record` be written."""
         settings, level = self.settings, record.levelno
+        of_clients = _OF_CLIENTS.get(record.name)
+        if of_clients is not None and (not of_clients or record.msg in of_clients):
+            return False
         if level >= logging.ERROR:
             return settings.log_error
         if level >= logging.WARNING:
