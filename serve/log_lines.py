@@ -72,10 +72,10 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most_characters: int = _MOST_CHARACTERS) -> str:
     """Return `text` without lone surrogates, which parsers of JSON refuse, and without its middle if it is long."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) <= _MOST_CHARACTERS:
+    if len(text) <= most_characters:
         return text
-    half = _MOST_CHARACTERS // 2
+    half = most_characters // 2
     return f"{text[:half]} ... {len(text) - 2 * half} characters ... {text[-half:]}"

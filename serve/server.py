@@ -7,7 +7,6 @@ is warm: a client that calls earlier waits for its answer instead of failing. HT
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -36,9 +35,11 @@ from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
+from fuseline.serve.server_log import end_process
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.grpc_gate import GuardedHandlers
+from fuseline.serve.services.grpc_messages import CheckedHandlers
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -320,10 +321,10 @@ class Server:
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
         if self._gate is None:
-            self._add_services(server)
+            self._add_services(CheckedHandlers(server))
         else:
             guarded = GuardedHandlers(self._gate)
-            self._add_services(guarded)
+            self._add_services(CheckedHandlers(guarded))
             server.add_generic_rpc_handlers((guarded,))
         return server
 
@@ -331,9 +332,9 @@ class Server:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        names = (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
+        reflecting = reflection.aio.ReflectionServicer(names)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)  # type: ignore[no-untyped-call]
 
 
 def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
@@ -367,7 +368,7 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
     if not starting.done():
         # Nothing was admitted yet, and the thread that loads a model can't be interrupted.
         server.abandon()
-        os._exit(0)
+        end_process(0)
     starting.result()
     announce(server)
     lost = asyncio.create_task(server.liveness.lost_for(_LOST_GRACE_S))
@@ -379,12 +380,11 @@ async def _run(server: Server, settings: Settings, announce: Callable[[Server], 
     except TimeoutError:
         _log.error("answers were still owed after %g s and are given up", settings.drain_timeout_s)
         # The backend may hang in its thread, for which a normal exit would wait.
-        os._exit(1)
+        end_process(1)
     _log.info("drained; answers since the start: %s", server.answers())
     if server.is_loading or any(model.has_hung for model in server.repository):
         # The runtime may be called no more, not even to end; and a normal exit would wait for the thread that loads a
         # model, whose work nobody wants any more.
-        logging.shutdown()
-        os._exit(int(lost.done()))
+        end_process(int(lost.done()))
     lost.cancel()
     return 0

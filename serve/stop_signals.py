@@ -7,7 +7,6 @@ hangs blocks it for ever: then a signal handler of the loop would never run, and
 import asyncio
 import logging
 import math
-import os
 import signal
 import socket
 import threading
@@ -17,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from fuseline.serve.event_loop import run_event_loop
+from fuseline.serve.server_log import end_process
 
 _GRACE_S = 3.0
 """Seconds beyond the drain's own, for the delivery of the last answers and the event loop's end."""
@@ -98,11 +98,11 @@ def _run(
         except TimeoutError:
             _log.error("the backend hangs; answers were still owed after %g s and are given up", drain_timeout_s)
             before_exit()
-            os._exit(1)
+            end_process(1)
         if second:
             _log.warning("second signal: exiting at once")
             before_exit()
-            os._exit(128 + second)
+            end_process(128 + second)
     return outcome.result()
 
 
@@ -126,7 +126,7 @@ class _Hang:
             if looks > self._most_looks:
                 _log.error("the event loop hangs in a call of the backend: this server ends, to be started again")
                 self._before_exit()
-                os._exit(1)
+                end_process(1)
 
 
 def _next_number(numbers: socket.socket) -> int:

@@ -1,8 +1,10 @@
 """`fuseline serve PACKAGE…` and `fuseline classify IMAGE…`."""
 
+import atexit
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,11 +25,12 @@ from fuseline.serve.commands.client_flags import (
     connection_from_flags,
 )
 from fuseline.serve.errors import InputError
+from fuseline.serve.log_writer import write_whole, writer_of
 from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
 from fuseline.serve.model_settings import check_model_settings
 from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
-from fuseline.serve.server_log import start_log
+from fuseline.serve.server_log import line_record, server_log, start_log
 from fuseline.serve.settings import Settings, settings_from_flags
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from fuseline.serve.workers.supervisor import Supervisor
 
 _STARTED = time.monotonic()
+
+_LAST_S = 1.0
+"""Longest time in seconds for which the end of the process waits for whoever reads stdout."""
 
 _log = logging.getLogger(__name__)
 
@@ -312,8 +318,9 @@ def serve(
         version_policy=version_policy or None,
         set=set or None,
     )
-    # By itself gRPC writes a line for each handshake that fails, so that whoever reaches a port fills the log.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # By itself gRPC's core writes a line for each handshake that fails, and as errors lines about broken metadata: who
+    # reaches a port would fill the log and, as it writes in the threads that serve, hold them up where nobody reads it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if not packages and not model_repository:
         raise InputError("nothing is to be served: name a PACKAGE, or a folder of models by --model-repository")
     check_model_settings(settings)
@@ -366,19 +373,30 @@ def serve(
 
 
 def _say(lines: list[str]) -> None:
-    """Write `lines` to stdout; where that can't be, as on a full disk, to the log: the server goes on."""
-    try:
-        typer.echo("\n".join(lines))
-        sys.stdout.flush()
-    except OSError as error:
-        # What is left in its buffer would fail again at the interpreter's end, and change the exit code.
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is for as long as the process lives
-        _log.warning("stdout can't be written to (%s); what it was to say: %s", error.strerror, "; ".join(lines))
+    """Have a thread write `lines` to stdout, for whose reader the server doesn't wait; if it can't, they are logged."""
+    stdout = sys.stdout
+    if stdout is None:
+        return
+    data = "".join(f"{line}\n" for line in lines).encode(stdout.encoding, stdout.errors or "strict")
+    write = writer_of(stdout)
+
+    def say() -> None:
+        if write(data) < len(data):
+            _log.warning("stdout can't be written to; what it was to say: %s", "; ".join(lines))
+
+    thread = threading.Thread(target=say, name="fuseline-stdout", daemon=True)
+    thread.start()
+    atexit.register(thread.join, _LAST_S)
 
 
 def _end_for_shortage(message: str) -> None:
-    """End the process as `MemoryGuard` does, with the reason in a log of JSON."""
-    _log.error("%s", message)
+    """End the process as `MemoryGuard` does, with the reason in a log of JSON.
+
+    This thread writes itself: each turn of another one may be the one in which the kernel kills.
+    """
+    log = server_log()
+    line = f"error: {message}\n" if log is None else log.line(line_record(logging.ERROR, message))
+    write_whole(2, line.encode())
     os._exit(InputError.exit_code)
 
 

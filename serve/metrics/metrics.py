@@ -13,6 +13,7 @@ from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
 from fuseline.serve.metrics.latency_metrics import LatencyMetrics
+from fuseline.serve.metrics.log_metrics import show_log
 from fuseline.serve.model import Model
 from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.version_order import version_order
@@ -36,6 +37,7 @@ class Metrics:
         self.tracer = tracer
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        show_log(self.registry)
         self._requests = Counter(
             "fuseline_requests",
             "Requests answered, by gRPC status.",

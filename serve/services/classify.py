@@ -50,9 +50,9 @@ class ClassifyService(ClassifierServicer):
         self._calls = InferenceCalls(metrics, settings, clock, limits=limits, shadows=shadows, service=SERVICE_NAME)
 
     async def Classify(  # noqa: N802
-        self, request: ClassifyRequest, context: ServicerContext[ClassifyRequest, ClassifyResponse]
+        self, request: bytes, context: ServicerContext[ClassifyRequest, ClassifyResponse]
     ) -> ClassifyResponse:
-        """Classify the images of one request."""
+        """Classify the images of one request, a `ClassifyRequest` that is read here."""
         return await self._calls.answer("Classify", self._codec, request, context)
 
     async def classify(

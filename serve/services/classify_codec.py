@@ -15,6 +15,8 @@ from fuseline.serve.services.top_k import RankedBatch
 class ClassifyCodec(Codec[ClassifyRequest, ClassifyResponse]):
     """From images to classes and their probabilities."""
 
+    parse = staticmethod(ClassifyRequest.FromString)
+
     def __init__(self, models: Finder, image_rows: ImageRows) -> None:
         self._models = models
         self._image_rows = image_rows

@@ -45,6 +45,9 @@ Raises:
 class Codec(ABC, Generic[RequestT, AnswerT]):
     """How requests are validated and answers encoded. Every method is called on the event loop and returns at once."""
 
+    parse: Callable[[bytes], RequestT]
+    """Returns the request that the bytes of a message hold. Raises `DecodeError`."""
+
     @abstractmethod
     def timeout_s(self, request: RequestT) -> float | None:
         """Return the seconds from arrival after which the answer to `request` is of no use; None: it has no timeout."""

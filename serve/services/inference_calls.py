@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
@@ -12,6 +13,7 @@ from fuseline.serve.routing.shadows import Shadows
 from fuseline.serve.services.call_context import CallContext, context_of_rpc
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.calls import Calls, abort, return_request_id
+from fuseline.serve.services.grpc_messages import unreadable
 from fuseline.serve.services.inference import AnswerT, Codec, Inference, RequestT
 from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.services.statuses import Status, status_from_error
@@ -70,10 +72,14 @@ class InferenceCalls:
         await self._calls.idle()
 
     async def answer(
-        self, method: str, codec: Codec[RequestT, AnswerT], request: RequestT, context: ServicerContext[Any, Any]
+        self, method: str, codec: Codec[RequestT, AnswerT], data: bytes, context: ServicerContext[Any, Any]
     ) -> AnswerT:
-        """Answer the request of a unary call, or end the call with the status of the error."""
+        """Answer the request of a unary call, whose message is `data`, or end the call with the status of the error."""
         call = self._call_of(context)
+        try:
+            request = codec.parse(data)
+        except DecodeError as error:
+            await abort(context, self._unreadable(method, error, call), call.request_id)
         if self._tracer is not None:
             call = self._traced(method, call, context, self._tracer)
         answer = await self.run(method, codec, request, call)
@@ -115,7 +121,8 @@ class InferenceCalls:
         A request that fails is answered by its error, and the stream goes on. A bounded number of requests is in flight
         at a time, answers that the client has yet to take included; further ones wait in the connection, where flow
         control holds the client back. After the client's last request every answer still comes. When the server drains,
-        requests already read are answered, then the stream ends with UNAVAILABLE.
+        requests already read are answered, then the stream ends with UNAVAILABLE. A message that can't be read ends it
+        with INVALID_ARGUMENT, once those before are answered: which one an error answers, nobody could tell.
 
         `message` returns what is written as the answer to a request.
         """
@@ -146,6 +153,8 @@ class InferenceCalls:
         except OverloadedError as error:
             status = status_from_error(error, call.request_id)
             self._metrics.count_request(method, "", status.code.name, 0.0)
+        except DecodeError as error:
+            status = self._unreadable(method, error, call)
         except Exception as error:  # noqa: BLE001 the boundary: an unexpected error is logged and answered as INTERNAL
             status = status_from_error(error, call.request_id)
         await abort(context, status, call.request_id)
@@ -167,6 +176,11 @@ class InferenceCalls:
         metadata, client = context.invocation_metadata() or (), call.caller.client
         trace = tracer.begin_rpc(self._service, method, metadata, client=client, request_id=call.request_id)
         return call._replace(trace=trace)
+
+    def _unreadable(self, method: str, error: DecodeError, call: CallContext) -> Status:
+        status = status_from_error(unreadable(error), call.request_id)
+        self._metrics.count_request(method, "", status.code.name, 0.0)
+        return status
 
     def _refusal(self, method: str, error: ShuttingDownError, call: CallContext) -> Status:
         self._metrics.count_request(method, "", StatusCode.UNAVAILABLE.name, 0.0)

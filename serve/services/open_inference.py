@@ -313,9 +313,9 @@ class OpenInferenceService(SharedMemoryMethods):
         return log_settings_response(settings)
 
     async def ModelInfer(  # noqa: N802
-        self, request: ModelInferRequest, context: ServicerContext[ModelInferRequest, ModelInferResponse]
+        self, request: bytes, context: ServicerContext[ModelInferRequest, ModelInferResponse]
     ) -> ModelInferResponse:
-        """Compute the logits of the images of one request."""
+        """Compute the logits of the images of one request, a `ModelInferRequest` that is read here."""
         return await self._calls.answer("ModelInfer", self._codec, request, context)
 
     async def ModelStreamInfer(  # noqa: N802

@@ -29,6 +29,8 @@ class OpenInferenceCodec(Codec[ModelInferRequest, ModelInferResponse]):
     Of a request's parameters `timeout` and `priority` have an effect.
     """
 
+    parse = staticmethod(ModelInferRequest.FromString)
+
     def __init__(self, models: Finder, image_rows: ImageRows, regions: SharedMemoryRegions, settings: Settings) -> None:
         self._models = models
         self._image_rows = image_rows

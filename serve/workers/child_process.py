@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
-from fuseline.serve.server_log import LogSettings, server_log, start_log
+from fuseline.serve.server_log import LogSettings, end_process, server_log, start_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import report_of
@@ -117,11 +117,11 @@ def send_report(
 async def exit_at_once(channel: ControlChannel, code: int = 1) -> None:
     """End this process although something in it may hang, for which a normal exit would wait."""
     await channel.finish()
-    os._exit(code)
+    end_process(code)
 
 
 def _end_with_supervisor(config: ProcessConfig) -> None:
     """End this process when the supervisor has ended. It runs in a thread of its own, as the event loop may be busy."""
     os.read(config.lifeline_file, 1)
     shutil.rmtree(config.link_folder, ignore_errors=True)
-    os._exit(_ORPHANED_EXIT_CODE)
+    end_process(_ORPHANED_EXIT_CODE)

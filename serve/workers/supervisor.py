@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.server_log import LogSettings, server_log
+from fuseline.serve.server_log import LogSettings, end_process, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.catalogue import ServedModel
@@ -396,7 +396,7 @@ async def _run(
             _log.warning("second signal: exiting at once")
             supervisor.kill()
             supervisor.close()
-            os._exit(128 + number)
+            end_process(128 + number)
         _log.info("%s: draining for at most %g s", signal.Signals(number).name, settings.drain_timeout_s)
         stop.set()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
+from fuseline.serve.metrics.log_metrics import show_log
 from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.workers.reports import Report, report_of, summed
@@ -22,6 +23,7 @@ class Totals:
         self._running = running
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        show_log(self._registry)
         self._restarts = Counter(
             "fuseline_process_restarts",
             "Processes started again after they had died.",

@@ -30,12 +30,14 @@ class PingingConnection:
         self._stream = stream
         connection.sendall(_PREFACE + _frame(_SETTINGS))
 
-    def open_call(self, path: str) -> None:
+    def open_call(self, path: str, **metadata: bytes) -> None:
         """Begin a call of the gRPC method `path`, and neither send a message nor end."""
         # RFC 7541: fields of the static table, and literals that are not indexed, names by their number in the table.
         post, http, authority, its_path, content_type = b"\x83", b"\x86", b"\x01", b"\x04", b"\x0f\x10"
         fields = post + http + authority + _text("localhost") + its_path + _text(path)
         fields += content_type + _text("application/grpc") + b"\0" + _text("te") + _text("trailers")
+        for key, value in metadata.items():
+            fields += b"\0" + _text(key.replace("_", "-")) + bytes((len(value),)) + value
         self._connection.sendall(_frame(_HEADERS, fields, _END_HEADERS, stream=1))
 
     def ping(self, count: int = 1) -> None:

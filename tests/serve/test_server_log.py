@@ -35,9 +35,20 @@ def logger() -> Iterator[logging.Logger]:
     logger.handlers.clear()
 
 
-def log_to(logger: logging.Logger, form: Any, origin: str = "") -> io.StringIO:
-    stream = io.StringIO()
-    logger.addHandler(ServerLog(stream, origin, form))
+class Lines(io.StringIO):
+    """What a log writes, once it is written."""
+
+    log: ServerLog
+
+    def getvalue(self) -> str:
+        self.log.flush()
+        return super().getvalue()
+
+
+def log_to(logger: logging.Logger, form: Any, origin: str = "") -> Lines:
+    stream = Lines()
+    stream.log = ServerLog(stream, origin, form)
+    logger.addHandler(stream.log)
     return stream
 
 

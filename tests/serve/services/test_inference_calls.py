@@ -29,6 +29,8 @@ class Letters(Codec[str, str]):
     def __init__(self) -> None:
         self.pending: dict[str, asyncio.Future[BatchedRows]] = {}
 
+    parse = staticmethod(bytes.decode)
+
     def timeout_s(self, request: str) -> float | None:
         return None
 
@@ -221,7 +223,7 @@ async def test_a_unary_call_is_answered_refused_or_cancelled_and_counted() -> No
     calls = InferenceCalls(metrics, settings(), asyncio.get_running_loop().time)
 
     def ask(request: str) -> asyncio.Task[str]:
-        return asyncio.create_task(calls.answer("Spell", codec, request, ServicerContext()))
+        return asyncio.create_task(calls.answer("Spell", codec, request.encode(), ServicerContext()))
 
     raw, encoded, cancelled, bad = (ask(request) for request in ("a", "B", "c", "?"))
     await turns()
