@@ -163,7 +163,10 @@ class OpenInferenceService(SharedMemoryMethods):
         """
         models = self._routes.served(name, version) if name else list(self._repository)
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        all_statistics = [
+            statistics_of(model, counted.get(statistics_key(model.name, model.version)) or InferenceStatistics())
+            for model in models
+        ]
         if name in self._routes.aliases:
             for statistics in all_statistics:
                 statistics.name = name
