@@ -21,6 +21,7 @@ from fuseline.serve.model_package import Manifest, ModelPackage, load_package
 from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.settings import Settings
 from fuseline.serve.spare_lanes import SpareLanes
+from fuseline.serve.version_policy import VersionPolicy
 from fuseline.serve.warm_lanes import warm_lanes
 
 _log = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ class Model:
         self.backend_reason = backend_reason
         self.batcher = batcher
         self.lanes = lanes
+        self.version_policy: VersionPolicy | None = None
+        """Policy by which the model's versions are served; None: the command line names each one's package."""
         self._close_backend = close_backend
 
     @property

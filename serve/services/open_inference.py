@@ -148,7 +148,8 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def config(self, name: str, version: str) -> ModelConfig:
         """Return a model's configuration; of an alias that of its first target. Raises `UnknownModelError`."""
-        config = config_of(self._find(name, version), self._settings)
+        model = self._find(name, version)
+        config = config_of(model, self._repository.versions(model.name), self._settings)
         if name in self._routes.aliases:
             config.name = name
         return config
