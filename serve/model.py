@@ -21,6 +21,7 @@ from fuseline.serve.model_package import Manifest, ModelPackage, load_package
 from fuseline.serve.model_settings import settings_of_model
 from fuseline.serve.settings import Settings
 from fuseline.serve.spare_lanes import SpareLanes
+from fuseline.serve.version_policy import VersionPolicy
 from fuseline.serve.warm_lanes import warm_lanes
 
 _log = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ class Model:
         self.backend_reason = backend_reason
         self.batcher = batcher
         self.lanes = lanes
+        self.version_policy: VersionPolicy | None = None
+        """Policy by which the model's versions are served; None: the command line names each one's package."""
         self._close_backend = close_backend
 
     @property
@@ -146,11 +149,11 @@ class BatchCounts(Protocol):
         """Count one batch of that `version` of the model called `model`."""
         ...
 
-    def count_decision(self, model: str, decision: Decision) -> None:
+    def count_decision(self, model: str, decision: Decision, version: str = "") -> None:
         """Count what `--latency-target` came to in one window."""
         ...
 
-    def count_misses(self, model: str, misses: Misses) -> None:
+    def count_misses(self, model: str, misses: Misses, version: str = "") -> None:
         """Count by how much the predictions for one batch missed."""
         ...
 
@@ -220,8 +223,8 @@ def load_model(
         seconds_per_bucket=warmed.seconds_per_bucket,
         alone_seconds_per_bucket=warmed.alone_seconds_per_bucket,
         on_batch=lambda stats: counts.count_batch(name, stats, version),
-        on_misses=lambda misses: counts.count_misses(name, misses),
-        on_decision=partial(_note_decision, counts, name, settings.latency_target),
+        on_misses=lambda misses: counts.count_misses(name, misses, version),
+        on_decision=partial(_note_decision, counts, name, version, settings.latency_target),
         watch=Watch(timeout_s, open_spare) if timeout_s else None,
     )
 
@@ -235,8 +238,8 @@ def load_model(
     return Model(package, facts, reason, batcher, warmed.choice, close)
 
 
-def _note_decision(counts: BatchCounts, name: str, target_ms: float | None, decision: Decision) -> None:
-    counts.count_decision(name, decision)
+def _note_decision(counts: BatchCounts, name: str, version: str, target_ms: float | None, decision: Decision) -> None:
+    counts.count_decision(name, decision, version)
     if decision.is_impossible:
         _log.warning(
             "%s: 99 %% of the requests take up to %.1f ms, whatever the batches are, which is above --latency-target "

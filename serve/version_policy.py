@@ -20,8 +20,14 @@ class VersionPolicy:
 
     count: int | None = 1
     """Largest number of versions that are served; None: all."""
-    given: frozenset[str] | None = None
-    """The only versions that are served; None: any."""
+    given: tuple[str, ...] | None = None
+    """The only versions that are served, each once; None: any."""
+
+    def __str__(self) -> str:
+        """Return the policy as `policy_from_text` reads it."""
+        if self.given is not None:
+            return f"specific:{','.join(self.given)}"
+        return "all" if self.count is None else f"latest:{self.count}"
 
     def candidates(self, versions: Iterable[str]) -> list[str]:
         """Return those of `versions` that may be served, the highest first. `count` counts those that can be."""
@@ -42,7 +48,7 @@ def policy_from_text(text: str) -> tuple[str, VersionPolicy]:
     if found is None or found["model"] == "":
         raise ValueError(f"expected {EXPECTED_POLICY}")
     if found["given"] is not None:
-        given = frozenset(found["given"].split(","))
+        given = tuple(dict.fromkeys(found["given"].split(",")))
         if "" in given:
             raise ValueError(f"a version is empty; expected {EXPECTED_POLICY}")
         return found["model"] or "", VersionPolicy(None, given)

@@ -3,17 +3,24 @@
 `prometheus_client`'s own metrics take a lock for each number and walk through the buckets: 14 µs for one counter and
 one histogram, as much as everything else that is done for a request in Python. These are written by one thread, the
 event loop's, and read by any other: a scrape may see a count whose sum is still to be added.
+
+One set of labels is a series. Those labelled `model` and `version` can be dropped by version.
 """
 
 import time
+from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
+
+VersionKey = tuple[str, str]
+"""The name and the version of a model."""
 
 
 class CounterChild:
@@ -28,6 +35,11 @@ class CounterChild:
     def add(self, number: int = 1) -> None:
         """Count `number` more."""
         self.count += number
+
+    @property
+    def activity(self) -> int:
+        """A number that changes with each count."""
+        return self.count
 
 
 class HistogramChild:
@@ -52,17 +64,54 @@ class HistogramChild:
         if labels is not None:
             self.exemplars[bucket] = Exemplar(dict(labels), value, time.time())
 
+    @property
+    def activity(self) -> int:
+        """A number that changes with each observation."""
+        return sum(self.counts)
 
-class Counter(Collector):
-    """A counter in `registry`, as `prometheus_client.Counter` shows it."""
+
+ChildT = TypeVar("ChildT", CounterChild, HistogramChild)
+
+
+class FastMetric(Collector, Generic[ChildT]):
+    """The children of one metric, by the values of their labels."""
 
     def __init__(self, name: str, help: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self._name, self._help, self._labels = name, help, tuple(labels)
-        self._children: dict[tuple[str, ...], CounterChild] = {}
+        self._children: dict[tuple[str, ...], ChildT] = {}
+        self._place = (labels.index("model"), labels.index("version")) if {"model", "version"} <= set(labels) else None
         registry.register(self)
 
-    def labels(self, *values: str) -> CounterChild:
+    @abstractmethod
+    def labels(self, *values: str) -> ChildT:
         """Return the child of these labels, which is shown from now on."""
+
+    def activity(self) -> dict[VersionKey, int]:
+        """Return, for each version that something was counted for, a number that changes with each count."""
+        totals: dict[VersionKey, int] = {}
+        if self._place is not None:
+            for values, child in self._children.copy().items():
+                key = self._key(values, self._place)
+                totals[key] = totals.get(key, 0) + child.activity
+        return totals
+
+    def drop(self, versions: Set[VersionKey]) -> None:
+        """Show the children of `versions` no more. One that is asked for again begins at 0."""
+        if self._place is not None:
+            for values in self._children.copy():
+                if self._key(values, self._place) in versions:
+                    del self._children[values]
+
+    @staticmethod
+    def _key(values: tuple[str, ...], place: tuple[int, int]) -> VersionKey:
+        return values[place[0]], values[place[1]]
+
+
+class Counter(FastMetric[CounterChild]):
+    """A counter in `registry`, as `prometheus_client.Counter` shows it."""
+
+    def labels(self, *values: str) -> CounterChild:
+        """See `FastMetric.labels`."""
         return self._children.setdefault(values, CounterChild())
 
     def counts(self) -> dict[tuple[str, ...], int]:
@@ -77,19 +126,18 @@ class Counter(Collector):
         yield family
 
 
-class Histogram(Collector):
+class Histogram(FastMetric[HistogramChild]):
     """A histogram in `registry`, as `prometheus_client.Histogram` shows it."""
 
     def __init__(
         self, name: str, help: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
     ) -> None:
         """Register an empty histogram; `bounds` are those of the buckets, ascending, without the infinite one."""
-        self._name, self._help, self._labels, self._bounds = name, help, tuple(labels), tuple(map(float, bounds))
-        self._children: dict[tuple[str, ...], HistogramChild] = {}
-        registry.register(self)
+        self._bounds = tuple(map(float, bounds))
+        super().__init__(name, help, labels, registry)
 
     def labels(self, *values: str) -> HistogramChild:
-        """Return the child of these labels, which is shown from now on."""
+        """See `FastMetric.labels`."""
         if (child := self._children.get(values)) is None:
             child = self._children[values] = HistogramChild(self._bounds)
         return child

@@ -25,6 +25,12 @@ def statistics_key(model: str, version: str = "") -> str:
     return f"{model}/{version}" if version else model
 
 
+def version_of_key(key: str) -> tuple[str, str]:
+    """Return the name and the version that `statistics_key` made `key` of."""
+    name, _, version = key.partition("/")
+    return name, version
+
+
 class InferenceStatistics:
     """The statistics of one version of a model."""
 

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.inference_statistics import InferenceStatistics, version_of_key
 from fuseline.serve.metrics.metrics import Metrics
 
 _REASON_OF_CODE = {
@@ -40,7 +40,7 @@ class TritonMetrics(Collector):
         counted = {key: InferenceStatistics() for key in pending} | self._metrics.statistics.copy()
         labels = {}
         for key in counted:
-            name, _, version = key.partition("/")
+            name, version = version_of_key(key)
             labels[key] = {"model": name, "version": version}
         yield _counter(
             "nv_inference_request_success",

@@ -228,6 +228,8 @@ class LocalModelControl:
                     continue
                 model, error = await self._loader.tried(named, package, retry=retry)
                 refusals += [] if error is None else [error]
+                if model is not None:
+                    model.version_policy = policy
                 if (model := model or served) is not None:
                     wanted.append(model)
         except BaseException:

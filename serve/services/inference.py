@@ -217,7 +217,7 @@ class Inference(Generic[RequestT, AnswerT]):
         if self._sample is not None:
             self._sample.take(rows)
         exemplar = self._call.exemplar if self._call.request_id else None
-        self._metrics.count_preprocess(model.name, self._preprocess_s, exemplar)
+        self._metrics.count_preprocess(model.name, model.version, self._preprocess_s, exemplar)
         pending = model.batcher.submit(
             rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
         )

@@ -148,7 +148,8 @@ class OpenInferenceService(SharedMemoryMethods):
 
     def config(self, name: str, version: str) -> ModelConfig:
         """Return a model's configuration; of an alias that of its first target. Raises `UnknownModelError`."""
-        config = config_of(self._find(name, version), self._settings)
+        model = self._find(name, version)
+        config = config_of(model, self._repository.versions(model.name), self._settings)
         if name in self._routes.aliases:
             config.name = name
         return config
@@ -163,7 +164,10 @@ class OpenInferenceService(SharedMemoryMethods):
         """
         models = self._routes.served(name, version) if name else list(self._repository)
         counted = self._metrics.statistics if self._read_statistics is None else await self._read_statistics()
-        all_statistics = [statistics_of(model, counted[statistics_key(model.name, model.version)]) for model in models]
+        all_statistics = [
+            statistics_of(model, counted.get(statistics_key(model.name, model.version)) or InferenceStatistics())
+            for model in models
+        ]
         if name in self._routes.aliases:
             for statistics in all_statistics:
                 statistics.name = name

@@ -30,8 +30,11 @@ from fuseline.serve.routing.routes import AliasEntry
 from fuseline.serve.services.open_inference_outputs import OUTPUT_DATATYPE
 from fuseline.serve.services.priority import PRIORITY_LEVELS
 from fuseline.serve.settings import Settings
+from fuseline.serve.version_policy import VersionPolicy
 
 _LARGEST_UINT32 = 2**32 - 1
+_LARGEST_INT64 = 2**63 - 1
+_INT64_DIGITS = len(str(_LARGEST_INT64))
 
 
 def metadata_of(model: Model, versions: Sequence[str]) -> ModelMetadataResponse:
@@ -47,19 +50,27 @@ def metadata_of(model: Model, versions: Sequence[str]) -> ModelMetadataResponse:
     )
 
 
-def config_of(model: Model, settings: Settings) -> ModelConfig:
-    """Return the configuration of `model`.
+def config_of(model: Model, versions: Sequence[str], settings: Settings) -> ModelConfig:
+    """Return the configuration of `model`, whose name has the served `versions`.
 
     `max_batch_size` is the number of images that a client may send at once; the preferred sizes are those of the
     batches that are formed. The instances are the model's lanes.
     """
     manifest = model.manifest
     settings = settings_of_model(settings, manifest)
+    # Of packages that the command line names, all are served.
+    version_policy = model.version_policy or VersionPolicy(len(versions))
+    parameters = {}
+    # Softmax is what clients do with logits unless told otherwise.
+    if manifest.task != "single-label":
+        parameters["task"] = ModelParameter(string_value=manifest.task)
+    if any(_integer(version) is None for version in version_policy.given or ()):
+        parameters["version_policy"] = ModelParameter(string_value=str(version_policy))
     return ModelConfig(
         name=manifest.name,
         platform=_platform(model),
         backend=model.backend.name,
-        version_policy=ModelVersionPolicy(latest=ModelVersionPolicy.Latest(num_versions=1)),
+        version_policy=_version_policy(version_policy),
         max_batch_size=settings.max_images_per_request,
         input=[
             ModelInput(
@@ -89,8 +100,7 @@ def config_of(model: Model, settings: Settings) -> ModelConfig:
             ),
         ),
         model_transaction_policy=ModelTransactionPolicy(decoupled=False),
-        # Softmax is what clients do with logits unless told otherwise.
-        parameters={} if manifest.task == "single-label" else {"task": ModelParameter(string_value=manifest.task)},
+        parameters=parameters,
     )
 
 
@@ -140,6 +150,23 @@ def alias_index(entries: Iterable[AliasEntry], *, is_ready: bool) -> list[Reposi
             )
         )
     return rows
+
+
+def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:
+    if policy.given is not None:
+        versions = [number for version in policy.given if (number := _integer(version)) is not None]
+        return ModelVersionPolicy(specific=ModelVersionPolicy.Specific(versions=versions))
+    if policy.count is None:
+        return ModelVersionPolicy(all=ModelVersionPolicy.All())
+    return ModelVersionPolicy(latest=ModelVersionPolicy.Latest(num_versions=policy.count))
+
+
+def _integer(version: str) -> int | None:
+    """Return `version` as Triton's versions are, integers of 64 bits; None: it is none."""
+    if not (version.isascii() and version.isdecimal() and len(version) <= _INT64_DIGITS):
+        return None
+    number = int(version)
+    return number if str(number) == version and number <= _LARGEST_INT64 else None
 
 
 def _instances(model: Model) -> ModelInstanceGroup:

@@ -151,6 +151,7 @@ class BackendLink:
             self._lost.remove(known)
             offset, batcher = known.offset, known.batcher
         model = Model(package, served.backend, served.backend_reason, batcher, served.lanes)
+        model.version_policy = served.version_policy
         return _LinkedModel(model, served.policy, batcher, offset)
 
     def _release(self, linked: _LinkedModel) -> None:

@@ -80,7 +80,7 @@ class BackendProcess:
         if settings.model_control_mode == "explicit":
             wanted = list(dict.fromkeys(its.name for its in served if its.folder not in self._config.folders))
         self._channel.send("ready", models=[its.model_dump(mode="json") for its in served], wanted=wanted)
-        await follow_supervisor(self._channel, self._metrics.registry, self._metrics.statistics, self._take)
+        await follow_supervisor(self._channel, self._metrics, self._take)
         accepting.cancel()
         living.cancel()
         try:
@@ -92,7 +92,7 @@ class BackendProcess:
             await exit_at_once(self._channel)
         if self._metrics.tracer is not None:
             await asyncio.to_thread(self._metrics.tracer.close)
-        send_report(self._channel, self._metrics.registry, self._metrics.statistics)
+        send_report(self._channel, self._metrics)
         self._channel.send("drained", complete=True)
         if self._control.is_loading or any(model.has_hung for model in self._repository):
             # Nothing can interrupt a load, and a normal exit would wait for it; the runtime of a hung call may be

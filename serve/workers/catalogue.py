@@ -12,6 +12,7 @@ from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
+from fuseline.serve.version_policy import VersionPolicy
 from fuseline.serve.workers.arena import ArenaShape
 
 
@@ -28,6 +29,8 @@ class ServedModel(BaseModel):
     lanes: LaneChoice
     policy: BatchPolicy
     """Policy of the backend's batcher."""
+    version_policy: VersionPolicy | None
+    """See `fuseline.serve.model.Model.version_policy`."""
 
     @property
     def name(self) -> str:
@@ -75,6 +78,7 @@ def served_model(model: Model, batcher: Batcher) -> ServedModel:
         backend_reason=model.backend_reason,
         lanes=model.lanes,
         policy=batcher.policy,
+        version_policy=model.version_policy,
     )
 
 

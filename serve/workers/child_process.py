@@ -6,24 +6,21 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict
 
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.event_loop import run_event_loop
-from fuseline.serve.metrics.inference_statistics import InferenceStatistics
+from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.server_log import LogSettings, end_process, server_log, start_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import report_of
 
 _ORPHANED_EXIT_CODE = 3
-
-Statistics = Mapping[str, InferenceStatistics]
 
 
 class ProcessConfig(BaseModel):
@@ -84,10 +81,7 @@ async def _run(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]],
 
 
 async def follow_supervisor(
-    channel: ControlChannel,
-    registry: CollectorRegistry,
-    statistics: Statistics,
-    on_message: Callable[[dict[str, Any]], None],
+    channel: ControlChannel, metrics: Metrics, on_message: Callable[[dict[str, Any]], None]
 ) -> None:
     """Answer the supervisor's pings and its questions for a report, and log as it says, until it says `drain`.
 
@@ -95,7 +89,7 @@ async def follow_supervisor(
     """
     async for message in channel.messages():
         if message["kind"] == "report":
-            send_report(channel, registry, statistics, message["number"])
+            send_report(channel, metrics, message["number"])
         elif message["kind"] == "ping":
             channel.send("pong")
         elif message["kind"] == "log":
@@ -107,11 +101,12 @@ async def follow_supervisor(
             on_message(message)
 
 
-def send_report(
-    channel: ControlChannel, registry: CollectorRegistry, statistics: Statistics, number: int | None = None
-) -> None:
+def send_report(channel: ControlChannel, metrics: Metrics, number: int | None = None) -> None:
     """Send the supervisor everything that this process has counted; `number` is that of its question, if it asked."""
-    channel.send("report", number=number, report=report_of(registry, statistics).model_dump(mode="json"))
+    report = report_of(metrics.registry, metrics.statistics)
+    # What went is dropped as the metrics are collected, so that this is told by the same report.
+    report.dropped = metrics.registry.take_dropped()
+    channel.send("report", number=number, report=report.model_dump(mode="json"))
 
 
 async def exit_at_once(channel: ControlChannel, code: int = 1) -> None:

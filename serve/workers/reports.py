@@ -1,6 +1,6 @@
 """Reports of what each process has counted, and their sum."""
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
@@ -9,10 +9,10 @@ from prometheus_client.samples import Exemplar
 from pydantic import BaseModel
 
 from fuseline.serve.metrics.exposition import metrics_text
-from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics, statistics_key
+from fuseline.serve.metrics.fast_metrics import VersionKey
+from fuseline.serve.metrics.inference_statistics import DurationSum, InferenceStatistics, version_of_key
 from fuseline.serve.metrics.tls_metrics import EXPIRY
 from fuseline.serve.metrics.triton_metrics import UNSUFFIXED
-from fuseline.serve.model import Model
 
 _EARLIEST = ("_created", "process_start_time_seconds", EXPIRY)
 """Endings of the names of samples whose smallest value counts, not their sum."""
@@ -62,11 +62,34 @@ class Report(BaseModel):
 
     families: list[Family] = []
     models: dict[str, ModelCounts] = {}
+    dropped: list[VersionKey] = []
+    """Versions whose counts in earlier reports the process has dropped, as they went long ago."""
 
     def counts(self) -> "Report":
         """Return the part that lasts when the process ends: counters and histograms, no gauges."""
         lasting = [family for family in self.families if family.type in {"counter", "histogram", UNSUFFIXED}]
         return Report(families=lasting, models=self.models)
+
+    def versions(self) -> set[VersionKey]:
+        """Return the versions of models that something is told of."""
+        told = {_version_of(sample) for family in self.families for sample in family.samples}
+        return {key for key in told | set(map(version_of_key, self.models)) if key[1]}
+
+    def about(self, versions: Set[VersionKey]) -> "Report":
+        """Return the counts of `versions` alone."""
+        return self.counts()._where(lambda key: key in versions)
+
+    def without(self, versions: Set[VersionKey]) -> "Report":
+        """Return all but what is told of `versions`."""
+        return self._where(lambda key: key not in versions)
+
+    def _where(self, holds: Callable[[VersionKey], bool]) -> "Report":
+        families = [
+            family.model_copy(update={"samples": [each for each in family.samples if holds(_version_of(each))]})
+            for family in self.families
+        ]
+        models = {key: counts for key, counts in self.models.items() if holds(version_of_key(key))}
+        return Report(families=families, models=models)
 
     def totals(self, name: str, label: str) -> dict[str, float]:
         """Return the sums of the samples called `name`, by the value of `label`."""
@@ -129,12 +152,6 @@ def statistics_from(models: Mapping[str, ModelCounts]) -> dict[str, InferenceSta
     return {name: _statistics_from(counts) for name, counts in models.items()}
 
 
-def forget_gone(statistics: MutableMapping[str, InferenceStatistics], served: Iterable[Model]) -> None:
-    """Drop the statistics of versions that are served no more, which nobody reads."""
-    for key in statistics.keys() - {statistics_key(model.name, model.version) for model in served}:
-        del statistics[key]
-
-
 def report_text(report: Report, *, open_metrics: bool = False) -> bytes:
     """Return the metrics of `report` in Prometheus' text format, or in OpenMetrics."""
     registry = CollectorRegistry()
@@ -155,6 +172,10 @@ class ReportCollector(Collector):
             for sample in family.samples:
                 metric.add_sample(sample.name, sample.labels, sample.value, exemplar=_exemplar_from(sample.exemplar))
             yield metric
+
+
+def _version_of(sample: Sample) -> VersionKey:
+    return sample.labels.get("model", ""), sample.labels.get("version", "")
 
 
 def _latest(exemplar: Exemplar | None) -> LatestExemplar | None:

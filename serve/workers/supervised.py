@@ -14,6 +14,7 @@ from fuseline.serve.errors import BackendError, FuselineError
 from fuseline.serve.server_log import LogSettings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
+from fuseline.serve.workers.process_counts import ProcessCounts
 from fuseline.serve.workers.reports import Report, report_text
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ class SupervisedProcess:
         """Whether the process has reported that it answered everything before its end."""
         self.heard = self.started
         """Time of the event loop at which the process last sent anything."""
-        self.report = Report()
-        """Latest report."""
+        self.counted = ProcessCounts()
+        """What it has counted."""
         self._process = process
         self._channel = channel
         self._questions: dict[int, asyncio.Event] = {}
@@ -51,13 +52,14 @@ class SupervisedProcess:
         on_log: Callable[[LogSettings], None],
         on_regions: Callable[[dict[str, Any]], None],
         on_control: Callable[[dict[str, Any]], None],
+        on_dropped: Callable[[], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
         `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
         for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
-        come and go.
+        come and go. `on_dropped` is called when it says that it has dropped counts.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -70,7 +72,9 @@ class SupervisedProcess:
                     error_class = getattr(errors, message["error"], BackendError)
                     self.failure = error_class(message["message"])
                 case "report":
-                    self.report = Report.model_validate(message["report"])
+                    self.counted.take(report := Report.model_validate(message["report"]))
+                    if report.dropped:
+                        on_dropped()
                     if (answered := self._questions.pop(message["number"], None)) is not None:
                         answered.set()
                 case "statistics" | "metrics" | "open_metrics" as kind:
@@ -89,7 +93,7 @@ class SupervisedProcess:
             answered.set()
 
     async def update_report(self, number: int) -> None:
-        """Bring `report` up to date, or return when the process ends; `number` is no other question's."""
+        """Bring `counted` up to date, or return when the process ends; `number` is no other question's."""
         self._questions[number] = answered = asyncio.Event()
         self._channel.send("report", number=number)
         try:

@@ -11,11 +11,11 @@ import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, end_process, server_log
@@ -82,7 +82,7 @@ class Supervisor:
         self._watching: asyncio.Task[None] | None = None
         self._control = ControlRelay(self._ready_backend)
         self._keeping: dict[str, asyncio.Task[None]] = {}
-        self._asked: set[asyncio.Task[None]] = set()
+        self._asked: set[asyncio.Task[object]] = set()
         self._draining = False
         self._complete = True
         self._all_ready = asyncio.Event()
@@ -234,6 +234,7 @@ class Supervisor:
                     self._log_by,
                     partial(self._regions.take, process),
                     partial(self._control.take, process),
+                    self._read_totals,
                 )
             finally:
                 self._regions.leave(process)
@@ -350,7 +351,14 @@ class Supervisor:
         async def answer() -> None:
             asker.answer(kind, number, await self.totals.read())
 
-        task = asyncio.create_task(answer())
+        self._begin(answer())
+
+    def _read_totals(self) -> None:
+        """Let the totals forget what every process has dropped, as nobody may ever read them."""
+        self._begin(self.totals.read())
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 

@@ -173,13 +173,13 @@ class _ModelCounts:
         self._counts.count_batch(model, stats, version)
         self._on_finished(self._number)
 
-    def count_decision(self, model: str, decision: Decision) -> None:
+    def count_decision(self, model: str, decision: Decision, version: str = "") -> None:
         """See `fuseline.serve.model.BatchCounts`."""
-        self._counts.count_decision(model, decision)
+        self._counts.count_decision(model, decision, version)
 
-    def count_misses(self, model: str, misses: Misses) -> None:
+    def count_misses(self, model: str, misses: Misses, version: str = "") -> None:
         """See `fuseline.serve.model.BatchCounts`."""
-        self._counts.count_misses(model, misses)
+        self._counts.count_misses(model, misses, version)
 
 
 class WorkerConnection(asyncio.Protocol):

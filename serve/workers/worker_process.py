@@ -24,7 +24,7 @@ from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.child_process import ProcessConfig, exit_at_once, follow_supervisor, run_child, send_report
 from fuseline.serve.workers.control_channel import ControlChannel
 from fuseline.serve.workers.remote_control import RemoteModelControl
-from fuseline.serve.workers.reports import ModelCounts, forget_gone, statistics_from
+from fuseline.serve.workers.reports import ModelCounts, statistics_from
 from fuseline.serve.workers.worker_registrar import WorkerRegistrar
 
 _REPORT_EVERY_S = 1.0
@@ -144,14 +144,15 @@ def _stopping() -> ShuttingDownError:
 
 
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
-    metrics = Metrics(open_tracer(config.title))
-    registry, statistics = metrics.registry, metrics.statistics
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(config.link_address, channel, registrar)
+    metrics = Metrics(
+        open_tracer(config.title), served=lambda: [(model.name, model.version) for model in models.served()]
+    )
     file = config.http_listener_file
     certificates = certificates_of(config)
     if certificates is not None:
-        show_certificates(certificates, registry, counts=False)
+        show_certificates(certificates, metrics.registry, counts=False)
     server = Server(
         config.settings,
         models,
@@ -172,7 +173,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
             return
         (registrar.take if message["kind"] == "regions" else models.take_answer)(message)
 
-    following = asyncio.create_task(follow_supervisor(channel, registry, statistics, on_message))
+    following = asyncio.create_task(follow_supervisor(channel, metrics, on_message))
     await server.start()
     if (log := server_log()) is not None:
         log.on_change = lambda settings: channel.send("log", settings=settings.model_dump())
@@ -181,8 +182,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     async def report() -> None:
         while True:
             await asyncio.sleep(_REPORT_EVERY_S)
-            forget_gone(statistics, models.served())
-            send_report(channel, registry, statistics)
+            send_report(channel, metrics)
 
     reporting = asyncio.create_task(report())
     keeping = asyncio.create_task(models.keep_loaded(health.set_connected))
@@ -198,7 +198,7 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     except TimeoutError:
         complete = False
     keeping.cancel()
-    send_report(channel, registry, statistics)
+    send_report(channel, metrics)
     channel.send("drained", complete=complete)
     if not complete:
         await exit_at_once(channel)

@@ -120,7 +120,7 @@ def test_its_statistics_are_what_it_asked_for(seen: dict[str, Any]) -> None:
     assert int(of_requests["success"]["count"]) == requests + len(PIXELS)
     assert int(of_requests["fail"]["count"]) == refused
     assert int(of_requests["success"]["ns"]) >= int(of_requests["compute_infer"]["ns"]) > 0
-    labels = 'method="ModelInfer",model="colours"'
+    labels = 'method="ModelInfer",model="colours",version="1"'
     assert f'fuseline_requests_total{{code="OK",{labels}}} {requests}.0' in seen["metrics"]
     assert f'fuseline_requests_total{{code="INVALID_ARGUMENT",{labels}}} {refused}.0' in seen["metrics"]
 

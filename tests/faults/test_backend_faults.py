@@ -73,7 +73,7 @@ async def test_a_call_that_raises_or_answers_nonsense_fails_its_own_requests_onl
         # Batches that a load shares with a fault fail with it, but for rows that are not numbers.
         assert set(load.outcomes.refused) <= {"INTERNAL"}
         assert load.outcomes.refused.total() <= 10 * 4
-        assert metric(server, 'fuseline_failed_batches_total{model="colours"}') >= 10
+        assert metric(server, 'fuseline_failed_batches_total{model="colours",version="1"}') >= 10
 
 
 @PROCESSES

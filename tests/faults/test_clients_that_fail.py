@@ -65,7 +65,7 @@ async def test_a_client_that_is_killed_in_mid_stream_costs_others_nothing_and_le
             await files_back_at(server, before)
         load.outcomes.check_nothing_lost()
         assert not load.outcomes.refused
-        await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 0)
+        await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 0)
         server.process.terminate()
         code, stderr = await asyncio.to_thread(server.end)
     assert code == 0, stderr

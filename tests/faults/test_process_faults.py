@@ -125,7 +125,7 @@ async def test_a_clock_that_is_set_back_changes_nothing(package: Path, workers: 
             assert max(load.outcomes.latencies_s) < 3
         load.outcomes.check_nothing_lost()
         assert not load.outcomes.refused
-        assert metric(server, 'fuseline_requests_total{code="OK",method="Classify",model="colours"}') > 0
+        assert metric(server, 'fuseline_requests_total{code="OK",method="Classify",model="colours",version="1"}') > 0
         server.process.terminate()
         code, stderr = await asyncio.to_thread(server.end)
     assert code == 0, stderr

@@ -208,7 +208,8 @@ async def test_how_far_predictions_missed_is_in_the_metrics(start_server: StartS
     registry = served.server._metrics.registry
 
     def within(bound: str) -> float | None:
-        return registry.get_sample_value("fuseline_prediction_miss_seconds_bucket", {"model": "colours", "le": bound})
+        labels = {"model": "colours", "version": "1", "le": bound}
+        return registry.get_sample_value("fuseline_prediction_miss_seconds_bucket", labels)
 
     await served.until(lambda: within("+Inf") == 1)
     # One request on an idle server misses by less than a second either way.

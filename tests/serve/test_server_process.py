@@ -47,7 +47,7 @@ async def until_queued(server: ServerProcess, rows: int) -> None:
     assert server.http_address is not None
     async with asyncio.timeout(30):
         while (
-            f'fuseline_queued_rows{{model="colours"}} {rows}.0'
+            f'fuseline_queued_rows{{model="colours",version="1"}} {rows}.0'
             not in (await asyncio.to_thread(get, server.http_address, "/metrics"))[1]
         ):
             pass
@@ -208,10 +208,11 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
         assert "/openapi.json lists" in json.loads(body)["error"]
         status, metrics = get(server.http_address, "/metrics")
         assert status == 200
-        assert 'fuseline_requests_total{code="OK",method="Classify",model="colours"} 1.0' in metrics
-        assert 'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours"} 1.0' in metrics
-        assert 'fuseline_batch_rows_sum{model="colours"} 5.0' in metrics
-        assert 'fuseline_padding_rows_total{model="colours"} 1.0' in metrics
+        for code in ("OK", "INVALID_ARGUMENT"):
+            labels = f'code="{code}",method="Classify",model="colours",version="1"'
+            assert f"fuseline_requests_total{{{labels}}} 1.0" in metrics
+        assert 'fuseline_batch_rows_sum{model="colours",version="1"} 5.0' in metrics
+        assert 'fuseline_padding_rows_total{model="colours",version="1"} 1.0' in metrics
 
 
 def test_two_models_are_found_by_name_and_a_nameless_request_is_refused(package: Path, tmp_path: Path) -> None:

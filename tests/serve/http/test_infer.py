@@ -290,7 +290,8 @@ async def test_requests_are_counted_as_those_of_grpc_are(start_http: StartServer
     metrics = (await get(served, "/metrics")).body.decode()
     counted = re.findall(r"fuseline_requests_total\{(.*)\} (.*)", metrics)
     assert {(tuple(sorted(labels.split(","))), float(count)) for labels, count in counted} == {
-        ((f'code="{code}"', 'method="http/infer"', 'model="colours"'), 1.0) for code in ("OK", "INVALID_ARGUMENT")
+        ((f'code="{code}"', 'method="http/infer"', 'model="colours"', 'version="1"'), 1.0)
+        for code in ("OK", "INVALID_ARGUMENT")
     }
     (statistics,) = (await get(served, "/v2/models/colours/stats")).json["model_stats"]
     assert (statistics["inference_count"], statistics["inference_stats"]["success"]["count"]) == (2, 1)

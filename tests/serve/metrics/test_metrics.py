@@ -93,11 +93,11 @@ def test_durations_have_buckets_from_a_quarter_of_a_millisecond_to_ten_seconds()
 def test_each_batch_is_counted_under_its_reason() -> None:
     metrics = Metrics()
     for reason in ("full", "idle", "full"):
-        metrics.count_batch("m", BatchStats(3, 4, 0.5, 2.0, False, reason))
+        metrics.count_batch("m", BatchStats(3, 4, 0.5, 2.0, False, reason), "2")
     text = metrics_text(metrics.registry).decode()
-    assert 'fuseline_batches_total{model="m",reason="full"} 2.0' in text
-    assert 'fuseline_batches_total{model="m",reason="idle"} 1.0' in text
-    assert 'fuseline_batches_total{model="m",reason="delay"} 0.0' in text
+    assert 'fuseline_batches_total{model="m",reason="full",version="2"} 2.0' in text
+    assert 'fuseline_batches_total{model="m",reason="idle",version="2"} 1.0' in text
+    assert 'fuseline_batches_total{model="m",reason="delay",version="2"} 0.0' in text
 
 
 def counted_for_triton() -> Metrics:

@@ -13,6 +13,7 @@ from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_control.control import IndexEntry
 from fuseline.serve.model_control.local_control import LocalModelControl
 from fuseline.serve.repository import Repository
+from tests.fakes.clock import Clock
 from tests.fakes.colours import noise
 from tests.serve.conftest import settings
 from tests.serve.model_control.repositories import content_of
@@ -22,7 +23,8 @@ class Controlled:
     """A control, what it serves, and how often it loaded."""
 
     def __init__(self, root: Path, free: Callable[[], int] | None, packages: tuple[Path, ...], **changes: Any) -> None:
-        self.metrics = Metrics()
+        self.clock = Clock()
+        self.metrics = Metrics(clock=self.clock)
         self.repository = Repository()
         self.loads: list[tuple[str, str]] = []
         """Name and version of every package that was loaded, or tried."""

@@ -13,6 +13,7 @@ import pytest
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.serve.batching.admission import AT_ONCE
 from fuseline.serve.errors import InputError, ModelControlError, PackageError, RequestError, UnknownModelError
+from fuseline.serve.metrics.expiring_registry import KEPT_S
 from fuseline.serve.model_control.control import ModelState
 from fuseline.serve.model_package import MANIFEST_NAME
 from fuseline.serve.services.call_context import NO_CONTEXT
@@ -340,8 +341,28 @@ async def test_what_went_is_in_no_metric(start_control: StartControl, root: Path
     await controlled.control.unload("cats")
     assert controlled.sample("fuseline_model_info", version="1", **about) is None
     assert controlled.sample("fuseline_model_info", version="2", **about) is None
-    assert controlled.sample("fuseline_queued_rows", model="cats") is None
-    assert controlled.metrics.statistics == {}
+    assert controlled.sample("fuseline_queued_rows", model="cats", version="2") is None
+
+
+async def test_counts_of_a_version_that_went_are_dropped_after_a_while(start_control: StartControl, root: Path) -> None:
+    put(root, "cats", 1)
+    controlled = await start_control(model_control_mode="explicit", load_model=("*",))
+
+    def batches(version: str) -> float | None:
+        return controlled.sample("fuseline_batch_rows_count", model="cats", version=version)
+
+    await controlled.content("cats")
+    await controlled.control.unload("cats")
+    put(root, "cats", 2)
+    await controlled.control.load("cats", {})
+    await controlled.content("cats")
+    controlled.clock.now += KEPT_S - 1
+    assert (batches("1"), batches("2")) == (1, 1)
+    controlled.clock.now += 1
+    # This drops what went before, though nobody collects.
+    await controlled.control.unload("cats")
+    assert set(controlled.metrics.statistics) == {"cats/2"}
+    assert (batches("1"), batches("2")) == (None, 1)
 
 
 async def test_whoever_stops_waiting_for_a_load_stops_nothing(start_control: StartControl, root: Path) -> None:

@@ -322,7 +322,9 @@ async def test_a_shadow_compares_and_changes_no_answer(routed: Routed) -> None:
     assert await routed.metric("fuseline_shadow_images_total", **labels, outcome="differs") == 6 - agreeing
     assert await routed.metric("fuseline_shadow_logit_difference_sum", **labels) == pytest.approx(1.0, abs=1e-3)
     # Neither statistics nor requests of the shadow count what it computed.
-    assert await routed.metric("fuseline_requests_total", method="Classify", model="canary", code="OK") == 0
+    requests = {"method": "Classify", "code": "OK"}
+    assert await routed.metric("fuseline_requests_total", **requests, model="canary", version="4") == 0
+    assert await routed.metric("fuseline_requests_total", **requests, model="stable", version="3") > 0
 
 
 async def test_a_shadow_that_hangs_or_fails_holds_up_no_answer(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,7 @@ async def test_the_config_tells_the_layout_and_the_type_of_the_manifest(
     (model,) = (await start_server()).server.repository
     spec = model.manifest.input.model_copy(update={"layout": layout, "dtype": dtype, "name": "pixels"})
     model.manifest = model.manifest.model_copy(update={"input": spec, "output_name": "scores"})
-    config = config_of(model, settings())
+    config = config_of(model, ["1"], settings())
     assert (config.input[0].format, config.input[0].data_type) == told
     assert (config.input[0].name, config.output[0].name) == ("pixels", "scores")
 
@@ -259,7 +259,7 @@ async def test_the_config_names_the_device_of_the_instances(
 ) -> None:
     (model,) = (await start_server()).server.repository
     model.backend = BackendFacts.model_validate(model.backend).model_copy(update={"device": device})
-    (group,) = config_of(model, settings()).instance_group
+    (group,) = config_of(model, ["1"], settings()).instance_group
     assert (ModelInstanceGroup.Kind.Name(group.kind), list(group.gpus)) == (kind, gpus)
 
 

@@ -1,14 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats
 from fuseline.serve.metrics.metrics import Metrics
-from fuseline.serve.model import load_model
-from fuseline.serve.workers.reports import Report, ReportCollector, forget_gone, report_of, statistics_from, summed
-from tests.serve.conftest import settings
+from fuseline.serve.workers.reports import Report, ReportCollector, report_of, statistics_from, summed
 
 LOGITS = np.zeros((2, 4), np.float32)
 ANSWERED = BatchedRows(LOGITS, 1.0, 2.0, 2, LOGITS, 0)
@@ -65,12 +61,3 @@ def test_of_start_times_the_earliest_counts() -> None:
     own = {sample.name: sample.value for family in report.families for sample in family.samples}
     assert total["process_start_time_seconds"] == own["process_start_time_seconds"]
     assert total["process_cpu_seconds_total"] == pytest.approx(2 * own["process_cpu_seconds_total"] + 100)
-
-
-def test_statistics_of_versions_that_went_are_dropped_and_those_of_others_stay(package: Path) -> None:
-    metrics = Metrics()
-    for version in ("1", "2"):
-        metrics.count_request("Classify", "colours", "OK", 0.25, ANSWERED, version)
-    served = load_model(package, settings(max_batch=1), metrics, version="2")
-    forget_gone(metrics.statistics, [served])
-    assert {key: its.success.count for key, its in metrics.statistics.items()} == {"colours/2": 1}

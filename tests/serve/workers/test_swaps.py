@@ -185,6 +185,11 @@ async def test_models_come_and_go_in_all_workers_without_a_failed_request(root: 
             counted = {(its.name, its.version): its.inference_stats.success.count for its in statistics.model_stats}
             assert counted["shapes", "1"] == CONNECTIONS
             assert counted["colours", "2"] > 2 * CONNECTIONS
+            answered = 'fuseline_requests_total{{code="OK",method="ModelInfer",model="{}",version="{}"}}'
+            assert metric(server, answered.format("shapes", 1)) == CONNECTIONS
+            for version in (1, 2):
+                assert metric(server, answered.format("colours", version)) >= CONNECTIONS
+                assert metric(server, f'fuseline_batch_rows_count{{model="colours",version="{version}"}}') > 0
             await clients.unload("shapes")
             for stub in clients.stubs:
                 assert not (await stub.ModelReady(ModelReadyRequest(name="shapes"))).ready

@@ -115,10 +115,10 @@ async def test_metrics_and_statistics_are_the_sum_over_all_processes(
 ) -> None:
     _, server = servers
     names = [
-        'fuseline_requests_total{code="OK",method="Classify",model="colours"}',
-        'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours"}',
-        'fuseline_request_seconds_count{method="Classify",model="colours"}',
-        'fuseline_batch_rows_sum{model="colours"}',
+        'fuseline_requests_total{code="OK",method="Classify",model="colours",version="1"}',
+        'fuseline_requests_total{code="INVALID_ARGUMENT",method="Classify",model="colours",version="1"}',
+        'fuseline_request_seconds_count{method="Classify",model="colours",version="1"}',
+        'fuseline_batch_rows_sum{model="colours",version="1"}',
     ]
 
     def counts() -> list[float]:
@@ -157,7 +157,7 @@ async def test_the_queue_is_one_for_all_workers_and_what_it_holds_is_answered_by
         async with AsyncExitStack() as stack:
             stubs = await connections(stack, server, 10)
             waiting = [stub.Classify(request(seed)) for seed, stub in enumerate(stubs[:6])]
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 6)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 6)
             for stub in stubs[6:]:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await stub.Classify(request(9), timeout=10)
@@ -165,9 +165,9 @@ async def test_the_queue_is_one_for_all_workers_and_what_it_holds_is_answered_by
                 assert "6 rows of at most 6 are queued" in str(refused.value.details())
             # What is cancelled makes room for others, whichever worker they come to.
             waiting.pop().cancel()
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 5)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 5)
             waiting.append(stubs[9].Classify(request(10)))
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 6)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 6)
             server.process.send_signal(signal.SIGTERM)
             assert {(await call).timing.batch_rows for call in waiting} == {6}
         code, stderr = await asyncio.to_thread(server.end)
@@ -210,7 +210,7 @@ async def test_when_the_backend_is_killed_all_that_waits_is_unavailable_at_once_
             watch = HealthStub(channel).Watch(HealthCheckRequest(service="fuseline.v1.Classifier"))
             assert (await watch.read()).status == HealthCheckResponse.SERVING
             waiting = [stub.Classify(request(seed)) for seed, stub in enumerate(stubs)]
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 8)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 8)
             os.kill(one_of(server, "backend"), signal.SIGKILL)
             killed = time.monotonic()
             for call in waiting:
