@@ -23,6 +23,7 @@ from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
+from fuseline.serve.errors import InputError
 from fuseline.serve.grpc_options import server_options
 from fuseline.serve.listeners import Listeners
 from fuseline.serve.liveness import Liveness
@@ -66,6 +67,10 @@ _MOST_QUIETS = 20
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
 and a call that hangs may yet return."""
+
+_LOOK_S = 0.25
+"""Seconds between two looks at whether gRPC still takes calls."""
+_BIND_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -144,13 +149,12 @@ class Server:
         self._open_inference.is_live = lambda: self.liveness.is_live
         self._living: asyncio.Task[None] | None = None
         self._grpc = self._grpc_server()
+        self._keeping: asyncio.Task[None] | None = None
+        self._replaced: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        """Servers of gRPC in whose place another is, and the end of each, once their calls have ended."""
         self._certificates = certificates
         self._watching: asyncio.Task[None] | None = None
-        self._listeners = Listeners(
-            self._grpc,
-            shares_ports=shares_port,
-            credentials=None if certificates is None else lambda: server_credentials(certificates),
-        )
+        self._listeners = self._listeners_of(self._grpc)
 
     @property
     def port(self) -> int:
@@ -197,6 +201,7 @@ class Server:
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
+        self._keeping = asyncio.create_task(self._keep_grpc())
         self.ready = True
         if self._certificates is not None:
             self._watching = asyncio.create_task(self._certificates.watch())
@@ -239,10 +244,12 @@ class Server:
                 await self._open_inference.idle()
             if self._metrics.requests_by_code() != counted:
                 await self._refuse_stragglers()
-            await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
+            servers = (self._grpc, *self._replaced)
+            await asyncio.gather(*(server.stop(_FLUSH_S) for server in servers), self._flush_http())
         finally:
-            if self._living is not None:
-                self._living.cancel()
+            for task in (self._living, self._keeping, *self._replaced.values()):
+                if task is not None:
+                    task.cancel()
             await self._grpc.stop(None)
             self._listeners.forget()
             if self._watching is not None:
@@ -317,6 +324,53 @@ class Server:
     async def _flush_http(self) -> None:
         if self._http is not None:
             await self._http.drain(_FLUSH_S)
+
+    async def _keep_grpc(self) -> None:
+        """Put another server of gRPC in the place of one that ended by an error; return once one ended by `drain`.
+
+        grpc.aio takes no call more after the first one whose path is not UTF-8, which anyone can send, before any gate.
+        Calls under way are answered still; clients connect again.
+        """
+        while True:
+            try:
+                # Calls that are still open keep it from its end, but not from telling of an error after each timeout.
+                while await self._grpc.wait_for_termination(_LOOK_S):
+                    pass
+                return
+            except Exception as error:  # noqa: BLE001 it is raised again only where nothing else awaits it
+                _log.error("gRPC's server takes no call any more (%s); another takes its place", type(error).__name__)
+            await self._replace_grpc()
+
+    async def _replace_grpc(self) -> None:
+        self._replace(self._grpc)
+        while True:
+            self._grpc = self._grpc_server()
+            self._listeners = self._listeners_of(self._grpc)
+            try:
+                self._listeners.bind(self.addresses)
+                break
+            except InputError as error:
+                _log.error("%s; it is tried again", error)
+                # Only a server that was started lets go of what it has bound.
+                await self._grpc.start()
+                await self._grpc.stop(None)
+                await asyncio.sleep(_BIND_AGAIN_S)
+        await self._grpc.start()
+
+    def _replace(self, server: grpc.aio.Server) -> None:
+        async def end() -> None:
+            await server.stop(self._settings.drain_timeout_s)
+            del self._replaced[server]
+
+        self._replaced[server] = asyncio.create_task(end())
+
+    def _listeners_of(self, server: grpc.aio.Server) -> Listeners:
+        certificates = self._certificates
+        return Listeners(
+            server,
+            shares_ports=self._shares_port,
+            credentials=None if certificates is None else lambda: server_credentials(certificates),
+        )
 
     def _grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))

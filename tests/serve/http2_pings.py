@@ -3,7 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -30,15 +30,20 @@ class PingingConnection:
         self._stream = stream
         connection.sendall(_PREFACE + _frame(_SETTINGS))
 
-    def open_call(self, path: str, **metadata: bytes) -> None:
+    def open_call(self, path: str | bytes, **metadata: bytes) -> None:
         """Begin a call of the gRPC method `path`, and neither send a message nor end."""
         # RFC 7541: fields of the static table, and literals that are not indexed, names by their number in the table.
         post, http, authority, its_path, content_type = b"\x83", b"\x86", b"\x01", b"\x04", b"\x0f\x10"
         fields = post + http + authority + _text("localhost") + its_path + _text(path)
         fields += content_type + _text("application/grpc") + b"\0" + _text("te") + _text("trailers")
         for key, value in metadata.items():
-            fields += b"\0" + _text(key.replace("_", "-")) + bytes((len(value),)) + value
+            fields += b"\0" + _text(key.replace("_", "-")) + _text(value)
         self._connection.sendall(_frame(_HEADERS, fields, _END_HEADERS, stream=1))
+
+    def until_ended(self) -> None:
+        """Return once the server has ended the connection."""
+        with suppress(ConnectionEndedError, ConnectionError):
+            self._next(None)
 
     def ping(self, count: int = 1) -> None:
         """Send pings, each once the one before is answered. Raises `ConnectionEndedError`."""
@@ -49,7 +54,7 @@ class PingingConnection:
                 raise ConnectionEndedError(None, str(error)) from error
             assert self._next(_PING) == struct.pack(">Q", number)
 
-    def _next(self, wanted: int) -> bytes:
+    def _next(self, wanted: int | None) -> bytes:
         while True:
             head = self._stream.read(9)
             if len(head) < 9:
@@ -77,8 +82,9 @@ def _frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> 
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _text(text: str) -> bytes:
-    return bytes((len(text),)) + text.encode()
+def _text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return bytes((len(data),)) + data
 
 
 PREFACE_AND_SETTINGS = _PREFACE + _frame(_SETTINGS)
