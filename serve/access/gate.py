@@ -14,6 +14,9 @@ from fuseline.serve.errors import ForbiddenError, InputError, UnauthenticatedErr
 _LOOK_EVERY_S = 1.0
 """Seconds after which the file is read again, if there is a call."""
 
+_SET_BACK_S = 60.0
+"""Seconds by which the wall clock must be behind what it was before it is told of."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,8 @@ class Identity(NamedTuple):
 class Gate:
     """Knows the tokens of a file, and reads it again when it has changed; while it is broken, the old ones hold.
 
-    Any thread may call it. No token is kept, logged or part of an error.
+    A token that has expired stays so if the wall clock is set back. Any thread may call it. No token is kept, logged or
+    part of an error.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Gate:
         self._count = count
         self._clock = clock
         self._now = now
+        self._ahead = now() - clock()
+        self._is_set_back = False
         self._content = read_token_file(path)
         self._lines = token_lines(self._content, path)
         self._broken: str | None = None
@@ -99,11 +105,29 @@ class Gate:
                     found = line
         if found is None:
             raise UnauthenticatedError("this server doesn't know the token; it may have been withdrawn: get a new one")
-        if found.expires is not None and self._now() >= found.expires.timestamp():
+        if self._has_expired(found):
+            assert found.expires is not None
             raise UnauthenticatedError(
                 f"the token of {found.name!r} expired at {found.expires.isoformat()}; get a new one"
             )
         return Identity(found.name, found.role)
+
+    def _has_expired(self, line: TokenLine) -> bool:
+        if line.expires is None:
+            return False
+        # The wall clock, but for its steps back: it is the monotonic one plus the most by which it was ever ahead.
+        clock, now = self._clock(), self._now()
+        self._ahead = max(self._ahead, now - clock)
+        instant = clock + self._ahead
+        is_set_back = instant - now > _SET_BACK_S
+        if is_set_back and not self._is_set_back:
+            _log.warning(
+                "the wall clock was set back by %.0f s; tokens expire by what it was before, so that none is taken "
+                "again. If it was wrong before, start the server again",
+                instant - now,
+            )
+        self._is_set_back = is_set_back
+        return instant >= line.expires.timestamp()
 
     def _look_again(self) -> None:
         self._look_at = self._clock() + _LOOK_EVERY_S
