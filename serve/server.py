@@ -323,7 +323,7 @@ class Server:
         if self._gate is None:
             self._add_services(CheckedHandlers(server))
         else:
-            guarded = GuardedHandlers(self._gate)
+            guarded = GuardedHandlers(self._gate, last_answers_s=self._settings.drain_timeout_s)
             self._add_services(CheckedHandlers(guarded))
             server.add_generic_rpc_handlers((guarded,))
         return server
