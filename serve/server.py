@@ -377,7 +377,7 @@ class Server:
         if self._gate is None:
             self._add_services(CheckedHandlers(server))
         else:
-            guarded = GuardedHandlers(self._gate)
+            guarded = GuardedHandlers(self._gate, last_answers_s=self._settings.drain_timeout_s)
             self._add_services(CheckedHandlers(guarded))
             server.add_generic_rpc_handlers((guarded,))
         return server
@@ -386,6 +386,8 @@ class Server:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        # Not by `enable_server_reflection`: it takes what guards a server for one with threads, and each stream would
+        # hold one of the event loop's few for as long as it is open.
         names = (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
         reflecting = reflection.aio.ReflectionServicer(names)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)  # type: ignore[no-untyped-call]

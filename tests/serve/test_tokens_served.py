@@ -16,7 +16,7 @@ from fuseline.serve.errors import InputError, UnauthenticatedError
 from fuseline.serve.settings import Settings
 from tests.commands import Run
 from tests.fakes.colours import encoded, plain
-from tests.serve.access.token_files import TokenFile, bearer, written_token_file
+from tests.serve.access.token_files import TokenFile, bearer, withdraw, written_token_file
 from tests.serve.certificates import Authority
 from tests.serve.processes import FAST, finished, free_port, get, own_channel, server_process
 
@@ -88,6 +88,35 @@ async def _until_taken(stub: ClassifierStub, token: str) -> None:
                 await asyncio.sleep(0.1)
             else:
                 return
+
+
+async def test_each_worker_ends_the_idle_streams_of_a_withdrawn_token(package: Path, tokens: TokenFile) -> None:
+    with server_process(package, "--workers", 2, *FAST, "--token-hashes", tokens.path) as server:
+        channels = [own_channel(server) for _ in range(8)]
+        try:
+            streams, others = (
+                [ClassifierStub(channel).ClassifyStream(metadata=bearer(token)) for channel in channels]  # type: ignore[no-untyped-call]
+                for token in (tokens.infer, tokens.admin)
+            )
+            for stream in (*streams, *others):
+                await stream.write(RED)
+                assert (await stream.read()).results
+            withdraw(tokens, "shop")
+            async with asyncio.timeout(20):
+                for stream in streams:
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await stream.read()
+                    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            for stream in others:
+                await stream.write(RED)
+                assert (await stream.read()).results
+                stream.cancel()
+        finally:
+            for channel in channels:
+                await channel.close()
+        server.process.terminate()
+        code, stderr = await asyncio.to_thread(server.end)
+        assert code == 0, logged(stderr, tokens)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

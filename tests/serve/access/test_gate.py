@@ -81,15 +81,72 @@ def test_an_admin_may_all_and_infer_may_not_change_the_server(file: TokenFile) -
     assert counted == ["forbidden"]
 
 
-def test_a_token_ends_when_it_expires(tmp_path: Path) -> None:
-    token, now = new_token(), Clock(datetime(2027, 1, 30, 23, 59, 59, tzinfo=UTC).timestamp())
-    file = tmp_path / "hashes"
-    add_line(file, token_line(token, name="shop", role="infer", expires=datetime(2027, 1, 31, tzinfo=UTC)))
-    gate = Gate(file, now=now)
-    gate.identify([f"Bearer {token}"])
+@pytest.fixture
+def guest(tmp_path: Path) -> tuple[Path, str]:
+    """A file with one token, which expires at midnight, and that token."""
+    token, path = new_token(), tmp_path / "guests"
+    add_line(path, token_line(token, name="guest", role="infer", expires=datetime(2027, 1, 31, tzinfo=UTC)))
+    return path, f"Bearer {token}"
+
+
+BEFORE_MIDNIGHT = datetime(2027, 1, 30, 23, 59, 59, tzinfo=UTC).timestamp()
+EXPIRED = "of 'guest' expired at 2027-01-31T00:00:00"
+
+
+@pytest.mark.parametrize("state", ["as it was", "broken", "gone"])
+def test_a_token_ends_when_it_expires_though_the_file_is_not_read_again(guest: tuple[Path, str], state: str) -> None:
+    path, bearer = guest
+    clock, now = Clock(), Clock(BEFORE_MIDNIGHT)
+    gate = Gate(path, clock=clock, now=now)
+    gate.identify([bearer])
+    if state == "broken":
+        path.write_text("guest")
+        clock.now += 2
+    elif state == "gone":
+        path.unlink()
+        clock.now += 2
+    else:
+        # Less than a second: it is not looked at.
+        path.write_text(f"{token_line(bearer.split()[1], name='guest', role='infer')}\n")
+        clock.now += 0.9
     now.now += 1
-    with pytest.raises(UnauthenticatedError, match="of 'shop' expired at 2027-01-31T00:00:00"):
-        gate.identify([f"Bearer {token}"])
+    with pytest.raises(UnauthenticatedError, match=EXPIRED):
+        gate.identify([bearer])
+
+
+def test_a_token_that_has_expired_stays_so_though_the_wall_clock_is_set_back(
+    guest: tuple[Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, bearer = guest
+    clock, now = Clock(), Clock(BEFORE_MIDNIGHT)
+    gate = Gate(path, clock=clock, now=now)
+    # Set back before it expires: time goes on from what it was.
+    now.now -= 86_400
+    clock.now += 0.5
+    for _ in range(2):
+        gate.identify([bearer])
+    assert caplog.text.count("the wall clock was set back by 86400 s") == 1
+    clock.now += 0.5
+    with pytest.raises(UnauthenticatedError, match=EXPIRED):
+        gate.identify([bearer])
+    # Right again, and set back a second time.
+    now.now += 86_401
+    with pytest.raises(UnauthenticatedError, match=EXPIRED):
+        gate.identify([bearer])
+    now.now -= 3600
+    with pytest.raises(UnauthenticatedError, match=EXPIRED):
+        gate.identify([bearer])
+    assert caplog.text.count("the wall clock was set back by") == 2
+
+
+def test_a_wall_clock_that_is_set_forward_or_runs_on_while_the_machine_sleeps_counts(guest: tuple[Path, str]) -> None:
+    path, bearer = guest
+    clock, now = Clock(), Clock(BEFORE_MIDNIGHT - 86_400)
+    gate = Gate(path, clock=clock, now=now)
+    gate.identify([bearer])
+    now.now += 86_401
+    with pytest.raises(UnauthenticatedError, match=EXPIRED):
+        gate.identify([bearer])
 
 
 def test_a_changed_file_holds_within_a_second_without_a_restart(file: TokenFile) -> None:

@@ -1,5 +1,6 @@
 """Files of token hashes for tests, and the tokens that they know."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,19 @@ def written_token_file(folder: Path) -> TokenFile:
     add_line(file.path, token_line(file.infer, name="shop", role="infer"))
     add_line(file.path, token_line(file.admin, name="deployer", role="admin"))
     return file
+
+
+def change(file: TokenFile, edit: Callable[[str], str | None]) -> None:
+    """Replace the file, by renaming, with what `edit` makes of each of its lines; None leaves one out."""
+    edited = [edit(line) for line in file.path.read_text().splitlines()]
+    following = file.path.with_name("following")
+    following.write_text("".join(f"{line}\n" for line in edited if line is not None))
+    following.replace(file.path)
+
+
+def withdraw(file: TokenFile, name: str) -> None:
+    """Remove the lines of `name`."""
+    change(file, lambda line: None if line.startswith(f"{name} ") else line)
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

@@ -11,10 +11,10 @@ from fuseline.serve.access.roles import OPEN, OPEN_PATHS, ROLE_OF_OPERATION, Rol
 from fuseline.serve.access.token_file import new_token
 from fuseline.serve.http.app import OPERATIONS, PROBES
 from tests.fakes.colours import encoded, plain
-from tests.serve.access.token_files import TokenFile, written_token_file
+from tests.serve.access.token_files import TokenFile, withdraw, written_token_file
 from tests.serve.conftest import Served, StartServer
 from tests.serve.http.calls import Answer, call
-from tests.serve.http.http_process import Connection
+from tests.serve.http.http_process import Connection, post
 
 
 @pytest.fixture
@@ -98,3 +98,28 @@ async def test_a_strangers_body_is_not_waited_for(guarded: Served) -> None:
             assert (answer.status, answer.headers["connection"]) == (401, "close")
     finally:
         writer.transport.abort()
+
+
+async def test_a_withdrawn_token_is_refused_on_the_connection_that_it_came_over_and_a_body_under_way_is_answered(
+    guarded: Served, tokens: TokenFile
+) -> None:
+    picture, field = encoded(plain("blue"), "PNG"), f"Authorization: Bearer {tokens.infer}"
+    request = post(picture, field, target="/v1/classify")
+    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.server.http_port)
+    other_reader, other_writer = await asyncio.open_connection("127.0.0.1", guarded.server.http_port)
+    connection, other = Connection(reader, writer), Connection(other_reader, other_writer)
+    try:
+        async with asyncio.timeout(20):
+            assert (await connection.ask(request)).status == 200
+            begun = post(picture, field, "Expect: 100-continue", target="/v1/classify")
+            assert (await connection.ask(begun[: -len(picture)])).status == 100
+            withdraw(tokens, "shop")
+            while (answer := await other.ask(request)).status == 200:  # noqa: ASYNC110 the server tells no one
+                # The file is read again within a second.
+                await asyncio.sleep(0.05)
+            assert (answer.status, answer.headers["fuseline-error"]) == (401, "UnauthenticatedError")
+            assert (await connection.ask(picture)).status == 200
+            assert (await connection.ask(request)).status == 401
+    finally:
+        writer.transport.abort()
+        other_writer.transport.abort()

@@ -1,5 +1,6 @@
 """Tokens over gRPC: every method of every service, by a real server."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ async def test_the_services_are_those_that_are_walked(guarded: Served, tokens: T
     stub: Any = ServerReflectionStub(guarded.channel)
     async for answer in stub.ServerReflectionInfo(asked(), metadata=bearer(tokens.infer)):
         assert {service.name for service in answer.list_services_response.service} == SERVICES
+
+
+async def test_open_reflection_takes_no_thread_of_those_that_others_need(guarded: Served, tokens: TokenFile) -> None:
+    stub: Any = ServerReflectionStub(guarded.channel)
+    streams = [stub.ServerReflectionInfo(metadata=bearer(tokens.infer)) for _ in range(50)]
+    for stream in streams:
+        await stream.write(ServerReflectionRequest(list_services=""))
+        async with asyncio.timeout(20):
+            assert (await stream.read()).list_services_response.service
+    async with asyncio.timeout(20):
+        await asyncio.to_thread(lambda: None)
 
 
 async def test_every_method_is_in_the_table_and_refused_to_who_may_not_call_it(
