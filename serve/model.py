@@ -27,6 +27,19 @@ from fuseline.serve.warm_lanes import warm_lanes
 _log = logging.getLogger(__name__)
 
 
+class TracedRequest(Protocol):
+    """A request whose spans this process makes: see `fuseline.serve.tracing.tracing.RequestTrace`."""
+
+    @property
+    def span_bytes(self) -> bytes:
+        """See `RequestTrace.span_bytes`."""
+        ...
+
+    def batched(self, batches: bytes) -> None:
+        """See `RequestTrace.batched`."""
+        ...
+
+
 class RowBatcher(Protocol):
     """What takes requests: a `fuseline.serve.batching.batcher.Batcher`, or its stand-in in another process."""
 
@@ -67,8 +80,9 @@ class RowBatcher(Protocol):
         deadline: float | None = None,
         reservation: Reservation | None = None,
         caller: Caller = ANYONE,
+        trace: TracedRequest | None = None,
     ) -> asyncio.Future[BatchedRows]:
-        """See `Batcher.submit`."""
+        """See `Batcher.submit`; `trace` is the request's, where it is traced."""
         ...
 
     def reserve(

@@ -256,10 +256,12 @@ class Batcher:
         deadline: float | None = None,
         reservation: Reservation | None = None,
         caller: Caller = ANYONE,
+        trace: object = None,  # noqa: ARG002
     ) -> asyncio.Future[BatchedRows]:
         """Admit a request or refuse it at once; one with a `reservation` is admitted already.
 
-        Call it on the event loop.
+        Call it on the event loop. `trace` is for stand-ins in other processes: here the future tells whose rows a batch
+        has.
 
         The rows, each of the row shape and type, must not change until the future is done. Cancelling the future drops
         the request: rows that are not in a batch yet never run and make room at once.

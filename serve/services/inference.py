@@ -185,9 +185,10 @@ class Inference(Generic[RequestT, AnswerT]):
         if isinstance(rows, list):
             if self._sample is not None:
                 self._sample.take(rows)
-            pending = model.batcher.submit(rows, deadline=self._call.deadline, caller=self._call.caller)
-            if self._call.trace is not None:
-                self._call.trace.submitted(pending)
+            call = self._call
+            pending = model.batcher.submit(rows, deadline=call.deadline, caller=call.caller, trace=call.trace)
+            if call.trace is not None:
+                call.trace.submitted(pending)
             return pending
         return self._decoded(model, rows)
 
@@ -218,12 +219,13 @@ class Inference(Generic[RequestT, AnswerT]):
             self._sample.take(rows)
         exemplar = self._call.exemplar if self._call.request_id else None
         self._metrics.count_preprocess(model.name, model.version, self._preprocess_s, exemplar)
+        call = self._call
         pending = model.batcher.submit(
-            rows, deadline=self._call.deadline, reservation=reservation, caller=self._call.caller
+            rows, deadline=call.deadline, reservation=reservation, caller=call.caller, trace=call.trace
         )
-        if self._call.trace is not None:
-            self._call.trace.decoded(self._preprocess_s)
-            self._call.trace.submitted(pending)
+        if call.trace is not None:
+            call.trace.decoded(self._preprocess_s)
+            call.trace.submitted(pending)
         return await pending
 
     def settle(self, batched: BatchedRows) -> None:

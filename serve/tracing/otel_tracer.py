@@ -17,7 +17,8 @@ from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
 
 from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
-from fuseline.serve.tracing.request_spans import BatchShare, HttpRequestSpans, RequestSpans, failed, ns_of_ms
+from fuseline.serve.tracing.remote_spans import BatchShare, RemoteRequest, bytes_of_batches
+from fuseline.serve.tracing.request_spans import HttpRequestSpans, RequestSpans, failed, ns_of_ms
 
 _CLOSE_S = 5.0
 """Longest time in seconds that an end of the process waits for the export of what is left."""
@@ -28,16 +29,11 @@ _log = logging.getLogger(__name__)
 class OtelTracer:
     """A `Tracer` whose spans go to a provider of OpenTelemetry."""
 
-    def __init__(self, provider: TracerProvider, *, knows_requests: bool = True) -> None:
-        """Trace by `provider`, which is shut down by `close`.
-
-        `knows_requests` says whether requests are traced in this process; if not, a batch's span is sampled by itself
-        and has no links.
-        """
+    def __init__(self, provider: TracerProvider) -> None:
+        """Trace by `provider`, which is shut down by `close`."""
         self._provider = provider
         self._tracer = provider.get_tracer("fuseline", version("fuseline"))
-        self._knows_requests = knows_requests
-        self._under_way: dict[asyncio.Future[BatchedRows], RequestSpans] = {}
+        self._under_way: dict[asyncio.Future[BatchedRows], RequestSpans | RemoteRequest] = {}
 
     def begin_rpc(
         self,
@@ -80,12 +76,12 @@ class OtelTracer:
         to the spans of all of them.
         """
         traces = [trace for request, _, _ in stats.shares if (trace := self._under_way.get(request)) is not None]
-        if self._knows_requests and not traces:
+        if not traces:
             return
         started_ns = round(1e9 * stats.started) + time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
             "batch",
-            Context() if not traces else set_span_in_context(traces[0].span),
+            set_span_in_context(traces[0].span),
             attributes={
                 "fuseline.model": model,
                 "fuseline.batch.rows": stats.rows,
@@ -101,9 +97,18 @@ class OtelTracer:
             failed(span, "batch failed")
         ended_ns = started_ns + ns_of_ms(stats.compute_ms)
         span.end(ended_ns)
-        share = BatchShare(span.get_span_context(), started_ns, ended_ns, stats)
+        share = BatchShare(span.get_span_context(), started_ns, ended_ns, stats.rows, stats.failed)
         for trace in traces:
             trace.batches.append(share)
+
+    def follow(self, pending: asyncio.Future[BatchedRows], span: bytes) -> None:
+        """See `Tracer.follow`."""
+        self._under_way[pending] = RemoteRequest(span)
+
+    def batches_of(self, pending: asyncio.Future[BatchedRows]) -> bytes:
+        """See `Tracer.batches_of`."""
+        followed = self._under_way.pop(pending, None)
+        return b"" if followed is None else bytes_of_batches(followed.batches)
 
     def close(self) -> None:
         """See `Tracer.close`."""
@@ -127,12 +132,11 @@ class OtelTracer:
 
 
 def tracer_from_environment(
-    exporters: Sequence[str], process: str, environment: Mapping[str, str], *, knows_requests: bool
+    exporters: Sequence[str], process: str, environment: Mapping[str, str]
 ) -> OtelTracer | None:
     """Return a tracer for the exporters of these names; None, with a line in the log, if none of them is there.
 
     Sampler, limits, queue and endpoints are those of the variables that OpenTelemetry's specification names.
-    `knows_requests` is as in `OtelTracer`.
     """
     opened = [exporter for name in exporters if (exporter := _exporter(name, environment)) is not None]
     if not opened:
@@ -141,7 +145,7 @@ def tracer_from_environment(
     for exporter in opened:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     _log.info("requests are traced, by %s", " and ".join(exporters))
-    return OtelTracer(provider, knows_requests=knows_requests)
+    return OtelTracer(provider)
 
 
 def resource_of(process: str) -> Resource:

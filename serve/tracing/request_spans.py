@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from typing import NamedTuple
 
 from grpc import StatusCode
-from opentelemetry.trace import Link, Span, SpanContext, Status, Tracer, set_span_in_context
+from opentelemetry.trace import Link, Span, Status, Tracer, set_span_in_context
 from opentelemetry.trace import StatusCode as SpanStatusCode
 
-from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
+from fuseline.serve.tracing.remote_spans import BatchShare, RemoteRequest, batches_from, bytes_of_span
 
 _SERVERS_FAULT = frozenset(
     (
@@ -24,26 +23,16 @@ _SERVERS_FAULT = frozenset(
 """Codes by which a server's span counts as failed, by OpenTelemetry's conventions for gRPC."""
 
 
-class BatchShare(NamedTuple):
-    """A batch that had rows of a request."""
-
-    span: SpanContext
-    started_ns: int
-    """Time of the start, in ns since 1970."""
-    ended_ns: int
-    stats: BatchStats
-
-
 class RequestSpans:
     """A `RequestTrace`. The request's own span has begun; the others are made at its end, from what was noted."""
 
     def __init__(
-        self, tracer: Tracer, span: Span, under_way: "dict[asyncio.Future[BatchedRows], RequestSpans]"
+        self, tracer: Tracer, span: Span, under_way: "dict[asyncio.Future[BatchedRows], RequestSpans | RemoteRequest]"
     ) -> None:
         """`span` is the request's own; `under_way` has the traces of requests that a batcher has, by their answer."""
         self.span = span
         self.batches: list[BatchShare] = []
-        """The batches that had rows of this request, as far as this process knows them."""
+        """The batches that had rows of this request, as far as they are known."""
         self._tracer = tracer
         self._under_way = under_way
         self._pending: asyncio.Future[BatchedRows] | None = None
@@ -54,6 +43,15 @@ class RequestSpans:
     def trace_id(self) -> str:
         """See `RequestTrace.trace_id`."""
         return f"{self.span.get_span_context().trace_id:032x}"
+
+    @property
+    def span_bytes(self) -> bytes:
+        """See `RequestTrace.span_bytes`."""
+        return bytes_of_span(self.span.get_span_context())
+
+    def batched(self, batches: bytes) -> None:
+        """See `RequestTrace.batched`."""
+        self.batches += batches_from(batches)
 
     def decoded(self, seconds: float) -> None:
         """See `RequestTrace.decoded`."""
@@ -86,9 +84,11 @@ class RequestSpans:
     def _make_steps(self, batched: BatchedRows | None) -> None:
         if self._decoded is not None:
             self._step("decode", *self._decoded)
-        if self._pending is None:
+        # A stand-in's future knows this trace, which shall not keep it in turn.
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        self._under_way.pop(self._pending, None)
+        self._under_way.pop(pending, None)
         now = time.time_ns()
         queued_until = now
         if batched is not None:
@@ -98,12 +98,12 @@ class RequestSpans:
         self._step("queue", self._submitted_ns, max(queued_until, self._submitted_ns))
         for share in self.batches:
             compute = self._begin_step("compute", share.started_ns, Link(share.span))
-            compute.set_attribute("fuseline.batch.rows", share.stats.rows)
-            if share.stats.failed:
+            compute.set_attribute("fuseline.batch.rows", share.rows)
+            if share.failed:
                 failed(compute, "batch failed")
             compute.end(share.ended_ns)
         if batched is not None and not self.batches:
-            # Another process computed the batches; it says how long they took.
+            # Another process computed the batches, and traces nothing; it says how long they took.
             compute = self._begin_step("compute", queued_until)
             compute.set_attribute("fuseline.batch.rows", batched.batch_rows)
             compute.end(min(now, queued_until + ns_of_ms(batched.compute_ms)))

@@ -13,7 +13,7 @@ from fuseline.serve.batching.batcher import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
 
 BACKEND = "backend"
-"""Title of the process that computes for others, and knows none of their requests."""
+"""Title of the process that computes for others."""
 
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -27,6 +27,15 @@ class RequestTrace(Protocol):
     @property
     def trace_id(self) -> str:
         """Id of the trace that the request belongs to: 32 hexadecimal digits."""
+        ...
+
+    @property
+    def span_bytes(self) -> bytes:
+        """What another process knows the request's span by: `SPAN_BYTES`."""
+        ...
+
+    def batched(self, batches: bytes) -> None:
+        """Note the batches that another process computed for the request, as its `Tracer.batches_of` told them."""
         ...
 
     def decoded(self, seconds: float) -> None:
@@ -73,6 +82,14 @@ class Tracer(Protocol):
         """Make the span of a batch that has just ended."""
         ...
 
+    def follow(self, pending: asyncio.Future[BatchedRows], span: bytes) -> None:
+        """Link batches to a request of another process, until `batches_of`; `span` is its trace's."""
+        ...
+
+    def batches_of(self, pending: asyncio.Future[BatchedRows]) -> bytes:
+        """Return what the trace of a request that was followed is to note; empty: it had no batch, or wasn't."""
+        ...
+
     def close(self) -> None:
         """Export what is left, and return then or after some seconds. It may be called in any thread."""
         ...
@@ -98,7 +115,7 @@ def open_tracer(process: str = "", environment: Mapping[str, str] = os.environ) 
         return None
     from fuseline.serve.tracing.otel_tracer import tracer_from_environment
 
-    return tracer_from_environment(exporters, process, environment, knows_requests=process != BACKEND)
+    return tracer_from_environment(exporters, process, environment)
 
 
 def wanted_exporters(environment: Mapping[str, str]) -> Sequence[str]:

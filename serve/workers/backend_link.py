@@ -19,6 +19,7 @@ from fuseline.serve.workers.record_buffer import RecordBuffer
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
 from fuseline.serve.workers.wire_format import (
     ANSWER,
+    BATCHES,
     CATALOGUE,
     ERROR,
     RELEASED,
@@ -192,6 +193,8 @@ class BackendConnection(asyncio.Protocol):
                 self._link.batcher(model).failed(number, tail)
             elif kind == RELEASED:
                 self._link.batcher(model).released(number)
+            elif kind == BATCHES:
+                self._link.batcher(model).batched(number, tail)
             else:
                 # What a model was asked is answered before it goes.
                 self._hand_out(answers)

@@ -61,7 +61,7 @@ class BackendProcess:
         if config.settings.triton_metrics:
             self._metrics.registry.register(TritonMetrics(self._metrics))
         self._repository = Repository()
-        self._doors = WorkerDoors(self._repository, settings.drain_timeout_s)
+        self._doors = WorkerDoors(self._repository, settings.drain_timeout_s, tracer=self._metrics.tracer)
         self._control = LocalModelControl(config.folders, settings, self._metrics, self._load)
         self._tasks: set[asyncio.Task[None]] = set()
 

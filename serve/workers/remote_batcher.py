@@ -15,6 +15,7 @@ from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, c
 from fuseline.serve.batching.standing import WaitingKinds, standing_among
 from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
 from fuseline.serve.event_loop import call_after_turns
+from fuseline.serve.model import TracedRequest
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.error_text import error_from_text
 from fuseline.serve.workers.slots import SlotTable
@@ -159,6 +160,7 @@ class RemoteBatcher:
         deadline: float | None = None,
         reservation: Reservation | None = None,
         caller: Caller = ANYONE,
+        trace: TracedRequest | None = None,
     ) -> asyncio.Future[BatchedRows]:
         """Send a request on its way, or refuse it at once. A `reservation` means it is admitted already.
 
@@ -190,7 +192,7 @@ class RemoteBatcher:
         for slot, row in zip(slots, rows, strict=True):
             shared[slot] = row
         number = next(self._numbers)
-        request = _RemoteRequest(slots, partial(self._cancel, number))
+        request = _RemoteRequest(slots, partial(self._cancel, number), trace)
         request.add_done_callback(self._count_answered)
         self._pending[number] = request
         self._unanswered += 1
@@ -198,7 +200,9 @@ class RemoteBatcher:
         predicted = UNPREDICTED if reservation is None else reservation.predicted
         assert self._send is not None
         assert not self._said_drained
-        self._send(submit_record(self._model, number, slots, math.inf if until is None else until, predicted, caller))
+        until = math.inf if until is None else until
+        span = b"" if trace is None else trace.span_bytes
+        self._send(submit_record(self._model, number, slots, until, predicted, caller, span))
         return request
 
     def _load(self, row_count: int = 1, caller: Caller = ANYONE) -> Load:
@@ -277,6 +281,11 @@ class RemoteBatcher:
     def _note_delivery(self, began: float) -> None:
         self._delivery_seconds += DELIVERY_RATE * (self._clock() - began - self._delivery_seconds)
 
+    def batched(self, number: int, batches: bytes) -> None:
+        """Tell the trace of a request of its batches; its answer or its error follows."""
+        if (trace := self._pending[number].trace) is not None:
+            trace.batched(batches)
+
     def failed(self, number: int, text: bytes) -> None:
         """Fail a request with the error that `error_text` encoded."""
         request = self._pending[number]
@@ -299,12 +308,13 @@ class RemoteBatcher:
 class _RemoteRequest(asyncio.Future[BatchedRows]):
     """A request under way: the very future that its caller awaits."""
 
-    __slots__ = ("on_cancel", "slots")
+    __slots__ = ("on_cancel", "slots", "trace")
 
-    def __init__(self, slots: list[int], on_cancel: Callable[[], None]) -> None:
+    def __init__(self, slots: list[int], on_cancel: Callable[[], None], trace: TracedRequest | None) -> None:
         super().__init__()
         self.slots = slots
         self.on_cancel = on_cancel
+        self.trace = trace
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel as `asyncio.Future.cancel` does, and notify the backend; the slots are freed when it releases them."""

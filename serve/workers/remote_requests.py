@@ -10,6 +10,7 @@ from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.errors import BackendLostError, FuselineError
+from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.catalogue import ServedModel, catalogue_for
 from fuseline.serve.workers.error_text import text_from_error
@@ -19,13 +20,16 @@ from fuseline.serve.workers.wire_format import (
     MEMORY,
     SUBMIT,
     TAKEN,
+    TRACED,
     answer_record,
+    batches_record,
     caller_from,
     catalogue_record,
     error_record,
     forgotten_record,
     reader_of_worker_records,
     released_record,
+    slots_and_span_from_tail,
     slots_from_tail,
 )
 
@@ -40,15 +44,23 @@ class RemoteRequests:
     Every request of the worker gets one ANSWER, or one RELEASED, which an ERROR precedes unless it was cancelled.
     """
 
-    def __init__(self, open_model: Open, send: Callable[[bytes], None], on_news: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        open_model: Open,
+        send: Callable[[bytes], None],
+        on_news: Callable[[], None],
+        tracer: Tracer | None = None,
+    ) -> None:
         """Begin without models. `send` takes records to the worker, in order.
 
-        `on_news` is called when `taken` or `may_request` says something new.
+        `on_news` is called when `taken` or `may_request` says something new. `tracer` makes the spans of batches; None:
+        there are none.
         """
         self._open_model = open_model
         self._models: dict[int, _ModelRequests] = {}
         self._send = send
         self._on_news = on_news
+        self._tracer = tracer
         self._reader = reader_of_worker_records()
         self._out: list[bytes] = []
         self._lost = False
@@ -78,11 +90,12 @@ class RemoteRequests:
             if model not in touched:
                 touched.add(model)
                 model.read_reserved()
-            if kind == SUBMIT:
-                caller = caller_from(client, priority)
-                model.submit(number, slots_from_tail(tail), deadline, PredictedAnswer(*predicted), caller)
-            else:
+            if kind == CANCEL:
                 model.cancel(number)
+            else:
+                caller = caller_from(client, priority)
+                slots, span = (slots_from_tail(tail), b"") if kind == SUBMIT else slots_and_span_from_tail(tail)
+                model.submit(number, slots, deadline, PredictedAnswer(*predicted), caller, span)
         for model in touched:
             model.publish_snapshot()
 
@@ -105,7 +118,7 @@ class RemoteRequests:
         elif kind == MEMORY:
             if (opened := self._open_model(model_number, number)) is not None:
                 forget = partial(self._forget, model_number)
-                self._models[model_number] = _ModelRequests(model_number, *opened, self._write, forget)
+                self._models[model_number] = _ModelRequests(model_number, *opened, self._write, forget, self._tracer)
         elif kind == DRAIN:
             self._told.discard(model_number)
             if (model := self._models.get(model_number)) is None:
@@ -113,7 +126,7 @@ class RemoteRequests:
             else:
                 model.drain()
             self._on_news()
-        elif kind == SUBMIT:
+        elif kind in {SUBMIT, TRACED}:
             self._write(error_record(model_number, number, text_from_error(_gone()).encode()))
             self._write(released_record(model_number, number))
 
@@ -143,6 +156,7 @@ class _ModelRequests:
         arena: Arena,
         write: Callable[[bytes], None],
         on_forgotten: Callable[[], None],
+        tracer: Tracer | None,
     ) -> None:
         """Pass requests to `batcher`. `model` is its number; `write` takes records to the worker.
 
@@ -153,6 +167,7 @@ class _ModelRequests:
         self._arena = arena
         self._write = write
         self._on_forgotten = on_forgotten
+        self._tracer = tracer
         self._drained = False
         self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
         # Requests that ended while a batch had rows of theirs, by number.
@@ -163,9 +178,12 @@ class _ModelRequests:
         self.publish_snapshot()
 
     def submit(
-        self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer, caller: Caller
+        self, number: int, slots: list[int], deadline: float, predicted: PredictedAnswer, caller: Caller, span: bytes
     ) -> None:
-        """Have the rows in `slots` computed; a `deadline` of infinity means that there is none."""
+        """Have the rows in `slots` computed; a `deadline` of infinity means that there is none.
+
+        `span` is that of a request that the worker traces; empty: it doesn't.
+        """
         shared = self._arena.rows
         rows = [shared[slot] for slot in slots]
         # The reservation holds no rows here: the worker's own count of reserved rows releases them.
@@ -180,6 +198,8 @@ class _ModelRequests:
             return
         self._pending[number] = request
         request.add_done_callback(partial(self._settle, number, slots))
+        if span and self._tracer is not None:
+            self._tracer.follow(request, span)
 
     def cancel(self, number: int) -> None:
         """Drop a request, unless it was answered a moment ago."""
@@ -225,8 +245,11 @@ class _ModelRequests:
 
     def _settle(self, number: int, slots: list[int], request: asyncio.Future[BatchedRows]) -> None:
         del self._pending[number]
+        batches = b"" if self._tracer is None else self._tracer.batches_of(request)
         if self._lost:
             return
+        if batches and not request.cancelled():
+            self._write(batches_record(self._model, number, batches))
         if request.cancelled():
             self._release(number, request)
         elif (error := request.exception()) is not None:

@@ -5,6 +5,10 @@ The backend sends ANSWER, whose logits lie in the request's slots; ERROR (tail: 
 request's slots are the worker's again; after ERROR or CANCEL they are with RELEASED, which comes once nothing reads
 them any more, and never twice.
 
+A request that is traced is sent as TRACED, a SUBMIT whose tail goes on with what its span is known by. Before its
+ANSWER or ERROR then comes BATCHES (tail: see `fuseline.serve.tracing.tracing.Tracer.batches_of`), if the backend traces
+too. Other requests are sent and answered as if nothing were traced.
+
 Models come and go by the same connection, in order with their requests. CATALOGUE (tail: JSON, see
 `fuseline.serve.workers.catalogue`) says what is served from now on. The worker answers with a MEMORY for each model
 that is new to it, then with TAKEN: from there on its new requests are for models of that catalogue. For each model that
@@ -21,12 +25,13 @@ from struct import Struct, pack
 from typing import Any, NamedTuple
 
 from fuseline.serve.batching.requests import ANYONE, Caller
+from fuseline.serve.tracing.span_bytes import SPAN_BYTES
 
-SUBMIT, CANCEL, DRAIN, MEMORY, TAKEN = 1, 2, 3, 4, 5
-ANSWER, ERROR, RELEASED, CATALOGUE, FORGOTTEN = 6, 7, 8, 9, 10
+SUBMIT, TRACED, CANCEL, DRAIN, MEMORY, TAKEN = 1, 2, 3, 4, 5, 6
+ANSWER, ERROR, RELEASED, CATALOGUE, FORGOTTEN, BATCHES = 7, 8, 9, 10, 11, 12
 
 UNPREDICTED = (0.0, 0.0, False)
-_WITH_TEXT = (ERROR, CATALOGUE)
+_WITH_TAIL = (ERROR, CATALOGUE, BATCHES)
 
 _TO_BACKEND = Struct("=BIQIddd?BQ")
 _TO_WORKER = Struct("=BIQIdd")
@@ -67,7 +72,8 @@ class ToWorker(NamedTuple):
     number: int
     """Number of the request; generation of a CATALOGUE."""
     size: int
-    """Number of rows of the largest batch in an ANSWER; number of bytes of the tail in an ERROR or CATALOGUE."""
+    """Number of rows of the largest batch in an ANSWER; number of bytes of the tail in those that have
+    one."""
     queue_ms: float
     compute_ms: float
 
@@ -79,14 +85,19 @@ def submit_record(
     deadline: float,
     predicted: tuple[float, float, bool] = UNPREDICTED,
     caller: Caller = ANYONE,
+    span: bytes = b"",
 ) -> bytes:
-    """Return the record of a request whose rows lie in `slots`, in order; `predicted` if the worker admitted it."""
+    """Return the record of a request whose rows lie in `slots`, in order; `predicted` if the worker admitted it.
+
+    `span` has the `SPAN_BYTES` of a request that is traced.
+    """
     rows = len(slots)
     client, priority = caller
+    kind = TRACED if span else SUBMIT
     head = _TO_BACKEND.pack(
-        SUBMIT, model, number, rows, deadline, *predicted, min(priority, _LARGEST_BYTE), _hash_of(client)
+        kind, model, number, rows, deadline, *predicted, min(priority, _LARGEST_BYTE), _hash_of(client)
     )
-    return head + pack(f"={rows}I", *slots)
+    return head + pack(f"={rows}I", *slots) + span
 
 
 def cancel_record(model: int, number: int) -> bytes:
@@ -116,6 +127,11 @@ def _without_rows(kind: int, model: int, number: int) -> bytes:
 def answer_record(model: int, number: int, *, batch_rows: int, queue_ms: float, compute_ms: float) -> bytes:
     """Return the record that says that the logits are in the request's slots."""
     return _TO_WORKER.pack(ANSWER, model, number, batch_rows, queue_ms, compute_ms)
+
+
+def batches_record(model: int, number: int, batches: bytes) -> bytes:
+    """Return the record of the batches that a request which is traced had rows in; `batches` is its tail."""
+    return _TO_WORKER.pack(BATCHES, model, number, len(batches), 0.0, 0.0) + batches
 
 
 def error_record(model: int, number: int, text: bytes) -> bytes:
@@ -162,17 +178,22 @@ class RecordReader:
 
 def reader_of_worker_records() -> RecordReader:
     """Return the reader for the backend process; heads are the fields of `ToBackend`."""
-    return RecordReader(_TO_BACKEND, lambda head: 4 * head[3])
+    return RecordReader(_TO_BACKEND, lambda head: 4 * head[3] + SPAN_BYTES * (head[0] == TRACED))
 
 
 def reader_of_backend_records() -> RecordReader:
     """Return the reader for a worker; heads are the fields of `ToWorker`."""
-    return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] in _WITH_TEXT else 0)
+    return RecordReader(_TO_WORKER, lambda head: head[3] if head[0] in _WITH_TAIL else 0)
 
 
 def slots_from_tail(tail: bytes) -> list[int]:
     """Return the slots that the tail of a SUBMIT lists."""
     return memoryview(tail).cast("I").tolist()
+
+
+def slots_and_span_from_tail(tail: bytes) -> tuple[list[int], bytes]:
+    """Return the slots that the tail of a TRACED lists, and what its request's span is known by."""
+    return slots_from_tail(tail[:-SPAN_BYTES]), tail[-SPAN_BYTES:]
 
 
 @lru_cache(_REMEMBERED_CLIENTS)

@@ -3,16 +3,22 @@
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
 
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client import Client
 from fuseline.serve.tracing.tracing import open_tracer, wanted_exporters
-from tests.fakes.colours import encoded, plain
+from tests.fakes.colours import encoded, noise, plain
 from tests.serve.processes import FAST, server_process
+from tests.serve.services.classify_requests import raw_request
 from tests.serve.tracing.collector import Collected, attributes, grpc_collector, http_collector
 
+SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNSAMPLED = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 CLASSIFY = "fuseline.v1.Classifier/Classify"
 _SOON = {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
 """Nothing is exported before the drain."""
@@ -93,21 +99,55 @@ def test_a_collector_that_is_not_there_costs_the_drain_some_seconds_at_most(pack
     assert "drained; answers since the start: 2 OK" in log
 
 
-@pytest.mark.slow
-def test_workers_trace_requests_by_the_times_that_the_backend_tells_and_the_backend_its_batches(
+def test_with_workers_batches_link_to_their_requests_and_these_to_their_batches_as_in_one_process(
     package: Path,
 ) -> None:
     with http_collector() as collected:
-        classified(package, "--workers", 2, env=environment(OTEL_EXPORTER_OTLP_ENDPOINT=collected.address, **_SOON))
-    assert {resource.get("fuseline.process") for resource in collected.resources} >= {"backend"}
-    names = [span.name for span in collected.spans]
-    assert sorted(names) == sorted([*["batch", "compute", "queue", CLASSIFY] * 2, "decode"])
-    for server in collected.named(CLASSIFY):
-        steps = {span.name: span for span in collected.spans if span.parent_span_id == server.span_id}
-        assert {"queue", "compute"} <= steps.keys()
-        assert steps["queue"].end_time_unix_nano == steps["compute"].start_time_unix_nano
-        assert steps["compute"].end_time_unix_nano > steps["compute"].start_time_unix_nano
-    assert {attributes(span.attributes)["fuseline.batch.rows"] for span in collected.named("batch")} == {1}
+        env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=collected.address, **_SOON)
+        with server_process(package, *FAST, "--max-batch", 4, "--workers", 2, env=env) as server:
+            with Client(server.address) as client:
+                client.classify([encoded(plain("green"))])
+                client.classify([plain("blue")] * 10)
+            server.process.send_signal(signal.SIGTERM)
+            code, log = server.end()
+        assert code == 0, log
+    names = Counter(span.name for span in collected.spans)
+    assert names == {CLASSIFY: 2, "decode": 1, "queue": 2, "batch": 4, "compute": 4}
+    batches = {span.span_id: span for span in collected.named("batch")}
+    assert {its["fuseline.process"] for its in collected.resources} > {"backend"}
+    for request in collected.named(CLASSIFY):
+        steps = [span for span in collected.spans if span.parent_span_id == request.span_id]
+        assert {span.trace_id for span in steps} == {request.trace_id}
+        own = [batch for batch in batches.values() if [link.span_id for link in batch.links] == [request.span_id]]
+        assert {batch.parent_span_id for batch in own} == {request.span_id}
+        computes = [span for span in steps if span.name == "compute"]
+        assert len(computes) == len(own) == (3 if attributes(request.attributes)["fuseline.rows"] == 10 else 1)
+        for compute in computes:
+            (link,) = compute.links
+            batch = batches[link.span_id]
+            assert batch in own
+            assert link.trace_id == batch.trace_id
+            assert (compute.start_time_unix_nano, compute.end_time_unix_nano) == (
+                batch.start_time_unix_nano,
+                batch.end_time_unix_nano,
+            )
+            rows = "fuseline.batch.rows"
+            assert attributes(compute.attributes)[rows] == attributes(batch.attributes)[rows]
+
+
+def test_with_workers_what_the_caller_did_not_sample_has_no_span_in_any_process(package: Path) -> None:
+    with http_collector() as collected:
+        env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=collected.address, **_SOON)
+        with server_process(package, *FAST, "--workers", 2, env=env) as server:
+            with grpc.insecure_channel(server.address) as channel:
+                classifier = ClassifierStub(channel)
+                for metadata in ((("traceparent", UNSAMPLED),), (("traceparent", SAMPLED),)):
+                    classifier.Classify(raw_request(noise(1)), metadata=metadata, timeout=30)
+            server.process.send_signal(signal.SIGTERM)
+            code, log = server.end()
+        assert code == 0, log
+    assert sorted(span.name for span in collected.spans) == ["batch", "compute", CLASSIFY, "queue"]
+    assert {span.trace_id.hex() for span in collected.spans} == {SAMPLED.split("-")[1]}
 
 
 def test_without_the_extra_the_log_says_what_is_missing_and_the_server_serves(package: Path) -> None:

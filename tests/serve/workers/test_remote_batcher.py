@@ -23,6 +23,7 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
+from fuseline.serve.tracing.otel_tracer import OtelTracer
 from fuseline.serve.workers.arena import Arena, ArenaShape
 from fuseline.serve.workers.backend_link import BackendConnection
 from fuseline.serve.workers.error_text import error_from_text, text_from_error
@@ -82,11 +83,12 @@ def connected(
     batchers: dict[int, RemoteBatcher],
     open_model: Callable[[int, int], tuple[Batcher, Arena] | None],
     deliver: Callable[[BackendConnection, bytes], None] = BackendConnection.data_received,
+    tracer: OtelTracer | None = None,
 ) -> tuple[Ends, BackendConnection, RemoteRequests]:
     """Join a worker with batchers of these numbers, and the backend's end of it, which knows the models already."""
     ends = Ends(batchers)
     connection = BackendConnection(ends)  # type: ignore[arg-type]
-    requests = RemoteRequests(open_model, partial(deliver, connection), lambda: None)
+    requests = RemoteRequests(open_model, partial(deliver, connection), lambda: None, tracer)
     connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
     for number, batcher in batchers.items():
         requests.receive(memory_record(number, 0))
@@ -104,8 +106,16 @@ class JoinedWorkers:
     """Several workers of one batcher."""
 
     def __init__(
-        self, workers: int = 1, *, max_queue_rows: int = 8, slots: int = 16, row_dtype: type[np.generic] = np.uint8
+        self,
+        workers: int = 1,
+        *,
+        max_queue_rows: int = 8,
+        slots: int = 16,
+        row_dtype: type[np.generic] = np.uint8,
+        tracer: OtelTracer | None = None,
     ) -> None:
+        """`tracer` is the backend's."""
+        self.tracer = tracer
         self.clock = Clock()
         self.executor = ManualExecutor()
         self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
@@ -134,7 +144,7 @@ class JoinedWorkers:
             memory.close()
             remote = RemoteBatcher(arena, admission_of(max_queue_rows), clock=self.clock)
             ends, connection, requests = connected(
-                {MODEL: remote}, lambda _number, _offset, other=other: other, self._deliver
+                {MODEL: remote}, lambda _number, _offset, other=other: other, self._deliver, tracer
             )
             self.remotes.append(remote)
             self.requests.append(requests)
@@ -145,6 +155,8 @@ class JoinedWorkers:
         return self.infer(pixels)
 
     def _on_batch(self, stats: BatchStats) -> None:
+        if self.tracer is not None:
+            self.tracer.count_batch("m", stats)
         for requests in self.requests:
             requests.batch_finished(MODEL)
 
