@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -74,33 +73,41 @@ def _led(name: str, seconds: float) -> bool:
     """Return whether all inputs were borne, by a process of its own: it ends with the first that isn't."""
     print(f"{name}: led by coverage", flush=True)
     kept, known = FOUND / f"{_file_name(name)}-", CRASHERS / _file_name(name)
-    before = set(FOUND.glob(f"{kept.name}*"))
+    before = _times_of(kept)
     command = [sys.executable, "-m", "tests.fuzz.led", name, "--seconds", str(seconds), "--kept", str(kept)]
-    command += [
-        "--corpus",
-        str(FOUND / "corpus" / _file_name(name)),
-        *(["--known", str(known)] if known.exists() else []),
-    ]
+    command += ["--corpus", str(FOUND / "corpus" / _file_name(name))]
+    command += ["--known", str(known)] if known.exists() else []
     code = subprocess.run(command, check=False).returncode
-    found = sorted(set(FOUND.glob(f"{kept.name}*")) - before)
     if code:
-        _say_how_again(name, found)
+        found = sorted(path for path, time in _times_of(kept).items() if before.get(path) != time)
+        print(f"{name}: its process ended with {code}, and kept {len(found) or 'no'} input", flush=True)
+        for path in found:
+            _say_how_again(name, path)
     return code == 0
+
+
+def _times_of(kept: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in FOUND.glob(f"{kept.name}*")}
 
 
 def _at_random(name: str, target: Target, seconds: float, seed: int) -> bool:
     """Return whether all inputs were borne."""
     ends, count, sound = time.monotonic() + seconds, 0, True
     source, seeds = random.Random(seed), target.seeds()
+    FOUND.mkdir(parents=True, exist_ok=True)
+    # It stays there if this process dies by it, or hangs.
+    last = FOUND / f"{_file_name(name)}-last"
     while time.monotonic() < ends and sound:
         count += 1
         data = mutated(seeds, source)
+        last.write_bytes(data)
         sound = _is_borne(target, data)
-        if not sound:
-            FOUND.mkdir(parents=True, exist_ok=True)
-            path = FOUND / f"{_file_name(name)}-{hashlib.sha256(data).hexdigest()[:12]}"
-            path.write_bytes(data)
-            _say_how_again(name, [path])
+    if sound:
+        last.unlink(missing_ok=True)
+    else:
+        _say_how_again(
+            name, last.replace(last.with_name(f"{_file_name(name)}-{hashlib.sha256(data).hexdigest()[:12]}"))
+        )
     print(f"{name}: {count} inputs, {'none' if sound else 'one'} fails; --by chance --seed {seed}", flush=True)
     return sound
 
@@ -109,15 +116,16 @@ def _is_borne(target: Target, data: bytes) -> bool:
     try:
         with bounded():
             target.run(data)
+    except KeyboardInterrupt:
+        raise
     except BaseException:
         traceback.print_exc()
         return False
     return True
 
 
-def _say_how_again(name: str, paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(f"{name}: {path} fails; again by: python -m tests.fuzz --input {path} {name!r}", flush=True)
+def _say_how_again(name: str, path: Path) -> None:
+    print(f"{name}: {path} fails; again by: python -m tests.fuzz --input {path} {name!r}", flush=True)
 
 
 def _file_name(name: str) -> str:

@@ -41,8 +41,8 @@ def streams(channel: grpc.Channel) -> Target:
         code, details = call.code(), call.details() or ""
         assert len(details) < 5000
         readable = sum(1 for _ in _readable(messages, _METHODS[which][1]))
-        if readable == len(messages):
-            assert code is grpc.StatusCode.OK, f"{code}: {details}"
+        expected = grpc.StatusCode.OK if readable == len(messages) else grpc.StatusCode.INVALID_ARGUMENT
+        assert code is expected, f"{code}: {details}"
         assert len(answers) == readable, f"{len(answers)} answers to {readable} messages, then {code}: {details}"
         for answer in answers:
             assert answer.error.code in _CODES if isinstance(answer, ClassifyResponse) else len(str(answer)) < 10_000

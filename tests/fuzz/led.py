@@ -18,7 +18,7 @@ import atheris
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
 
-READERS = ("fuseline", "PIL", "pickletools", "safetensors", "starlette", "uvicorn", "zipfile")
+INSTRUMENTED = ("fuseline", "PIL", "pickletools", "safetensors", "starlette", "uvicorn", "zipfile")
 """Packages whose Python reads bytes of others."""
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--known", type=Path, help="folder of inputs that failed once")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    with atheris.instrument_imports(include=READERS), contextlib.ExitStack() as stack:
+    with atheris.instrument_imports(include=INSTRUMENTED), contextlib.ExitStack() as stack:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             from tests.fuzz.all_targets import target_called
             from tests.fuzz.servers import Servers

@@ -82,6 +82,14 @@ def test_an_input_that_fails_is_kept_and_the_command_that_gives_it_again_fails_t
     assert _fuzz(tmp_path, "--input", str(kept), BROKEN)[0] == 0
 
 
+@pytest.mark.parametrize("by", [pytest.param("coverage", marks=needs_atheris), "chance"])
+def test_an_input_by_which_the_process_dies_is_kept(tmp_path: Path, by: str) -> None:
+    code, said = _fuzz(tmp_path, "--by", by, "--seconds", "60", "tests.fuzz.broken_reader:deadly")
+    assert code != 0, said
+    (kept,) = (path for path in (tmp_path / "build/fuzz").iterdir() if path.is_file())
+    assert kept.read_bytes()
+
+
 @needs_atheris
 @pytest.mark.parametrize("name", ["safetensors", "control over HTTP"])
 def test_a_target_that_is_led_by_coverage_starts_soon_and_ends_well(tmp_path: Path, name: str) -> None:
