@@ -98,7 +98,7 @@ test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skip
 soak: setup ## Load a real server in every way for MINUTES=30, killing clients; fails if memory or descriptors grow; FLAGS="--workers 2"
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),30) -- $(FLAGS)
 
-fuzz: setup ## Feed pictures, messages, bodies, manifests and checkpoints that are broken to what reads them, SECONDS=60 each
+fuzz: setup ## Feed broken inputs to whatever reads bytes of others, SECONDS=60 for each target
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 faults: setup ## Run every test of faults with its figures, the long ones too, one after the other (about 8 minutes)

@@ -45,6 +45,13 @@ PER_MODEL = (
 
 EVERY_MODEL = "*"
 
+_MOST_RULES = 10
+"""Most rules that one message names."""
+
+_VALUES = reprlib.Repr()
+"""How a value is told: the usual ones whole."""
+_VALUES.maxstring = _VALUES.maxother = 150
+
 
 def model_setting_from_text(text: str) -> tuple[str, str, str]:
     """Return model, setting and value of `MODEL.SETTING=VALUE`; a model's name may have dots.
@@ -288,7 +295,7 @@ def settings_from_flags(**flags: Any) -> Settings:
     """Build the settings from flags by their field names; those that are None keep their default.
 
     Raises:
-        InputError: values break rules; the message names each flag, its value and the rule.
+        InputError: values break rules; the message names each flag, its value and the rule, of many the first ones.
     """
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -297,7 +304,10 @@ def settings_from_flags(**flags: Any) -> Settings:
         # pydantic counts only the sound elements of a sequence, and complains of their number too.
         of_elements = {e["loc"][0] for e in broken if len(e["loc"]) > 1}
         broken = [e for e in broken if e["type"] != "too_short" or e["loc"][0] not in of_elements]
-        raise InputError("; ".join(_rule_broken(e["loc"], e["msg"], e["input"]) for e in broken)) from error
+        # A text that is given many times breaks its rule as often.
+        rules = list(dict.fromkeys(_rule_broken(e["loc"], e["msg"], e["input"]) for e in broken))
+        more = [f"and {len(rules) - _MOST_RULES} more"] if len(rules) > _MOST_RULES else []
+        raise InputError("; ".join([*rules[:_MOST_RULES], *more])) from error
 
 
 def _rule_broken(location: tuple[int | str, ...], rule: str, value: object) -> str:
@@ -305,4 +315,4 @@ def _rule_broken(location: tuple[int | str, ...], rule: str, value: object) -> s
     if not location:
         return rule
     flag = str(location[0]).replace("_", "-")
-    return f"--{flag} was given {value!r}: {rule[:1].lower()}{rule[1:]}"
+    return f"--{flag} was given {_VALUES.repr(value)}: {rule[:1].lower()}{rule[1:]}"

@@ -101,12 +101,8 @@ def token_lines(content: bytes, path: Path) -> tuple[TokenLine, ...]:
         InputError: a line is malformed, two have one hash, or there is none. The message never holds a line's words:
             someone may have put a token there by mistake.
     """
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the file of token hashes {path} is no UTF-8 text") from error
     lines: dict[bytes, TokenLine] = {}
-    for number, words in _words(text):
+    for number, words in _words(content, path):
         try:
             line = _line(*words)
             if line.digest in lines:
@@ -129,7 +125,7 @@ def add_line(path: Path, line: TokenLine) -> None:
     content = b""
     if path.exists():
         content = read_token_file(path)
-        if list(_words(content.decode(errors="replace"))):
+        if list(_words(content, path)):
             token_lines(content, path)
     if content and not content.endswith(b"\n"):
         content += b"\n"
@@ -156,7 +152,12 @@ def add_line(path: Path, line: TokenLine) -> None:
 _FORM = "expected NAME ROLE sha256:HASH [EXPIRES], as `fuseline token new` writes it"
 
 
-def _words(text: str) -> Iterator[tuple[int, list[str]]]:
+def _words(content: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the words of each line that has a token, with its number. Raises `InputError` for what is no text."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the file of token hashes {path} is no UTF-8 text") from error
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if words and not words[0].startswith("#"):

@@ -115,16 +115,19 @@ class HttpConnection(HttpToolsProtocol):
     def _feed(self, data: bytes | memoryview) -> int:
         """Parse `data`, and return how many bytes of it were used."""
         self._fed_bytes += len(data)
-        used = len(data)
+        used, wants_upgrade = len(data), False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            used = upgrade.args[0]
-            self._ignore_upgrade()
-            if isinstance(data, bytes) and used < len(data):
-                self._parse(memoryview(data)[used:])
+            used, wants_upgrade = upgrade.args[0], True
         except httptools.HttpParserError as error:
             self._refuse(_refusal_of(error))
+        # Not within `except`: what follows there has the upgrade as its context, which `_refusal_of` looks at.
+        if wants_upgrade:
+            self._ignore_upgrade()
+            is_refused = self._refused or self._refusal is not None
+            if isinstance(data, bytes) and used < len(data) and not is_refused:
+                self._parse(memoryview(data)[used:])
         if self._fed_bytes > self._limits.max_head_bytes and self._refusal is None:
             self._refuse(
                 Refusal(
@@ -193,9 +196,11 @@ class HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
+        # An empty path, which only a target with an authority has, means the root (RFC 9110, 4.2.3).
+        raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
         self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
-        self.scope["raw_path"] = url.path
+        self.scope["raw_path"] = raw_path
         self.scope["query_string"] = url.query or b""
         if self._group.gate is not None:
             identify(self._group.gate, cast("dict[str, Any]", self.scope), self.headers)

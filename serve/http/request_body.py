@@ -47,7 +47,8 @@ class RequestBody:
             return
         if self._fields.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             raise Refusal(501, "of transfer encodings only chunked is known")
-        self.left = int(self._fields.get(b"content-length", 0))
+        # int() refuses more than some thousand digits, and zeros are among them.
+        self.left = int(self._fields.get(b"content-length", b"").lstrip(b" \t0") or 0)
         if self.left > self._group.limits.max_body_bytes:
             raise too_large(self._group.limits.max_body_bytes)
 

@@ -12,7 +12,8 @@ from fuseline.serve.tls.validity import validity_of
 
 _MOST_BYTES = 2**20
 _MOST_ATTEMPTS = 5
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+_NO_ASCII = re.compile(rb"[^\x00-\x7f]")
 _KEY = re.compile(rb"-----BEGIN ((?:[A-Z]+ )*)PRIVATE KEY-----")
 
 FilesState = tuple[tuple[int, ...], ...]
@@ -81,7 +82,7 @@ class CertificateFiles:
 
     def _read(self) -> Certificate:
         chain = _bytes_of("--tls-cert", self.certificate)
-        first = _CERTIFICATE.search(chain)
+        first = _first_certificate(chain)
         if first is None:
             raise InputError(f"--tls-cert {self.certificate} {_no_certificate(chain)}")
         key = _bytes_of("--tls-key", self.key)
@@ -89,7 +90,7 @@ class CertificateFiles:
         if found is None:
             raise InputError(
                 f"--tls-key {self.key} holds no private key in PEM"
-                + ("; it holds a certificate, which --tls-cert takes" if _CERTIFICATE.search(key) else "")
+                + ("; it holds a certificate, which --tls-cert takes" if _first_certificate(key) else "")
             )
         if b"ENCRYPTED" in found[1] or b"Proc-Type: 4,ENCRYPTED" in key:
             raise InputError(
@@ -99,11 +100,11 @@ class CertificateFiles:
         client_ca = None
         if self.client_ca is not None:
             client_ca = _bytes_of("--tls-client-ca", self.client_ca)
-            if not _CERTIFICATE.search(client_ca):
+            if _first_certificate(client_ca) is None:
                 raise InputError(f"--tls-client-ca {self.client_ca} {_no_certificate(client_ca)}")
         context = self._context(client_ca)
         try:
-            not_before, not_after = validity_of(ssl.PEM_cert_to_DER_cert(first[0].decode("ascii")))
+            not_before, not_after = validity_of(ssl.PEM_cert_to_DER_cert(first.decode("ascii")))
         except ValueError as error:
             raise InputError(f"--tls-cert {self.certificate} is a damaged certificate ({error})") from error
         return Certificate(chain, key, client_ca, context, not_before, not_after)
@@ -122,7 +123,8 @@ class CertificateFiles:
         if client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             try:
-                context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
+                # It takes ASCII alone, and comments between certificates have names in any language.
+                context.load_verify_locations(cadata=_NO_ASCII.sub(b"?", client_ca).decode("ascii"))
             except ssl.SSLError as error:
                 raise InputError(f"--tls-client-ca {self.client_ca}: a certificate in it is damaged") from error
         return context
@@ -147,6 +149,14 @@ def _bytes_of(flag: str, path: Path) -> bytes:
     if len(data) > _MOST_BYTES:
         raise InputError(f"{flag} {path} has more than {_MOST_BYTES} bytes, which no certificate has")
     return data
+
+
+def _first_certificate(data: bytes) -> bytes | None:
+    """Return the first certificate in `data`, in PEM; it may be damaged within. None: there is none."""
+    # A regular expression would look for the end from every begin anew.
+    start = data.find(_BEGIN)
+    end = -1 if start < 0 else data.find(_END, start + len(_BEGIN))
+    return None if end < 0 else data[start : end + len(_END)]
 
 
 def _no_certificate(data: bytes) -> str:

@@ -2,14 +2,14 @@
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import grpc
 
+from fuseline.protos import open_inference_pb2 as protocol
 from fuseline.serve.services.statuses import HTTP_STATUS_OF_CODE
 from tests.fakes.colours import encoded, noise
-from tests.fuzz.targets import Target
+from tests.fuzz.target import Target
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request
 
@@ -17,6 +17,7 @@ CLIENTS_ERRORS = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -80,30 +81,112 @@ def _binary() -> bytes:
     return json.dumps({"inputs": [tensor]}).encode().ljust(140) + noise(1).tobytes()
 
 
-@contextmanager
-def served_targets(address: str, http_address: str) -> Iterator[dict[str, Target]]:
-    """The targets of a server that listens on these addresses."""
-    picture, infer = encoded(noise(1)[0]), "/v2/models/colours/infer"
-    with grpc.insecure_channel(address) as channel:
-        yield {
-            "classify messages": Target(
-                _call_of(channel, "/fuseline.v1.Classifier/Classify"),
-                lambda: [raw_request(noise(2), top_k=2, id="a").SerializeToString()],
-            ),
-            "inference messages": Target(
-                _call_of(channel, "/inference.GRPCInferenceService/ModelInfer"),
-                lambda: [
-                    infer_request(noise(2), id="a").SerializeToString(),
-                    infer_request(noise(1), typed=True).SerializeToString(),
-                ],
-            ),
-            "pictures over HTTP": Target(
-                _post_of(http_address, "/v1/classify", _HEADERS["picture"]), lambda: [picture]
-            ),
-            "forms": Target(
-                _post_of(http_address, "/v1/classify", _HEADERS["form"]),
-                lambda: [_form(picture), _form(picture, picture), _form(b"")],
-            ),
-            "JSON over HTTP": Target(_post_of(http_address, infer, _HEADERS["JSON"]), lambda: [_json()]),
-            "binary tensors over HTTP": Target(_post_of(http_address, infer, _HEADERS["binary"]), lambda: [_binary()]),
+def _first_line_chooses(runs: Mapping[bytes, Callable[[bytes], None]]) -> Callable[[bytes], None]:
+    """Return what gives all but the first line to the one that this line names, or to any where it names none."""
+    names = list(runs)
+
+    def run(data: bytes) -> None:
+        name, _, rest = data.partition(b"\n")
+        runs[name if name in runs else names[sum(name) % len(names)]](rest)
+
+    return run
+
+
+_MESSAGES = {
+    "RepositoryModelLoad": protocol.RepositoryModelLoadRequest(
+        model_name="tints", parameters={"config": protocol.ModelRepositoryParameter(string_param="{}")}
+    ),
+    "RepositoryModelUnload": protocol.RepositoryModelUnloadRequest(
+        model_name="none", parameters={"unload_dependents": protocol.ModelRepositoryParameter(bool_param=True)}
+    ),
+    "RepositoryIndex": protocol.RepositoryIndexRequest(ready=True),
+    "LogSettings": protocol.LogSettingsRequest(
+        settings={
+            "log_verbose_level": protocol.LogSettingsRequest.SettingValue(uint32_param=1),
+            "log_format": protocol.LogSettingsRequest.SettingValue(string_param="ISO8601"),
+            "log_warning": protocol.LogSettingsRequest.SettingValue(bool_param=False),
         }
+    ),
+    "TraceSetting": protocol.TraceSettingRequest(
+        settings={"trace_level": protocol.TraceSettingRequest.SettingValue(value=["OFF"])}, model_name="colours"
+    ),
+    "SystemSharedMemoryRegister": protocol.SystemSharedMemoryRegisterRequest(name="a", key="/a", byte_size=64),
+    "SystemSharedMemoryStatus": protocol.SystemSharedMemoryStatusRequest(name="a"),
+    "SystemSharedMemoryUnregister": protocol.SystemSharedMemoryUnregisterRequest(name="a"),
+    "CudaSharedMemoryRegister": protocol.CudaSharedMemoryRegisterRequest(name="a", raw_handle=bytes(64), byte_size=64),
+    "CudaSharedMemoryStatus": protocol.CudaSharedMemoryStatusRequest(name="a"),
+    "ModelConfig": protocol.ModelConfigRequest(name="colours", version="1"),
+    "ModelMetadata": protocol.ModelMetadataRequest(name="colours", version="1"),
+    "ModelReady": protocol.ModelReadyRequest(name="colours", version="1"),
+    "ModelStatistics": protocol.ModelStatisticsRequest(name="colours", version="1"),
+}
+"""Every method of the Open Inference Protocol beside inference, by its name, and a message for it."""
+
+_BODIES = {
+    "/v2/repository/index": [{"ready": True}],
+    "/v2/repository/models/tints/load": [{}, {"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}],
+    "/v2/repository/models/none/unload": [{"parameters": {"unload_dependents": True}}],
+    "/v2/systemsharedmemory/region/a/register": [{"key": "/a", "offset": 0, "byte_size": 64}],
+    "/v2/systemsharedmemory/unregister": [{}],
+    "/v2/cudasharedmemory/region/a/register": [{"raw_handle": {"b64": "A" * 88}, "device_id": 0, "byte_size": 64}],
+    "/v2/logging": [{"log_verbose_level": 1, "log_format": "ISO8601", "log_info": True}],
+    "/v2/trace/setting": [{"trace_level": ["OFF"], "trace_rate": "1000"}],
+    "/v2/models/colours/trace/setting": [{"trace_level": None}],
+}
+"""Every path that takes JSON beside inference, and bodies for it."""
+
+
+def control_messages(channel: grpc.Channel) -> Target:
+    return Target(
+        _first_line_chooses(
+            {name.encode(): _call_of(channel, f"/inference.GRPCInferenceService/{name}") for name in _MESSAGES}
+        ),
+        lambda: [name.encode() + b"\n" + message.SerializeToString() for name, message in _MESSAGES.items()],
+    )
+
+
+def control_bodies(http_address: str) -> Target:
+    return Target(
+        _first_line_chooses({path.encode(): _post_of(http_address, path, _HEADERS["JSON"]) for path in _BODIES}),
+        lambda: [f"{path}\n{json.dumps(body)}".encode() for path, its_bodies in _BODIES.items() for body in its_bodies],
+    )
+
+
+def classify_messages(channel: grpc.Channel) -> Target:
+    return Target(
+        _call_of(channel, "/fuseline.v1.Classifier/Classify"),
+        lambda: [raw_request(noise(2), top_k=2, id="a", model="colours").SerializeToString()],
+    )
+
+
+def inference_messages(channel: grpc.Channel) -> Target:
+    return Target(
+        _call_of(channel, "/inference.GRPCInferenceService/ModelInfer"),
+        lambda: [
+            infer_request(noise(2), id="a", model_name="colours").SerializeToString(),
+            infer_request(noise(1), typed=True, model_name="colours").SerializeToString(),
+        ],
+    )
+
+
+def pictures(http_address: str) -> Target:
+    return Target(_post_of(http_address, _CLASSIFY, _HEADERS["picture"]), lambda: [encoded(noise(1)[0])])
+
+
+def forms(http_address: str) -> Target:
+    picture = encoded(noise(1)[0])
+    return Target(
+        _post_of(http_address, _CLASSIFY, _HEADERS["form"]),
+        lambda: [_form(picture), _form(picture, picture), _form(b"")],
+    )
+
+
+def json_bodies(http_address: str) -> Target:
+    return Target(_post_of(http_address, _INFER, _HEADERS["JSON"]), lambda: [_json()])
+
+
+def binary_bodies(http_address: str) -> Target:
+    return Target(_post_of(http_address, _INFER, _HEADERS["binary"]), lambda: [_binary()])
+
+
+_CLASSIFY, _INFER = "/v1/models/colours/classify", "/v2/models/colours/infer"

@@ -45,6 +45,16 @@ def test_a_wrong_value_is_an_input_error_that_names_flag_value_and_rule(flags: d
         settings_from_flags(**flags)
 
 
+def test_the_message_about_wrong_values_is_bounded_however_long_and_many_they_are() -> None:
+    wrong = [f"{n}={'a' * 100_000}" for n in range(500)]
+    with pytest.raises(InputError, match="and 1490 more$") as caught:
+        settings_from_flags(set=wrong, alias=wrong, version_policy=wrong)
+    assert len(str(caught.value)) < 5000
+    with pytest.raises(InputError) as caught:
+        settings_from_flags(set=["a"] * 500)
+    assert str(caught.value).count("--set") == 1
+
+
 @pytest.mark.parametrize(
     ("host", "chosen", "shares"),
     [

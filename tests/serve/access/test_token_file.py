@@ -107,6 +107,11 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 1"):
         add_line(file, token_line(new_token(), name="shop", role="infer"))
     assert file.read_text() == "buy milk\n"
+    # A comment that no server could read is one too, though no line of it has a token.
+    file.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(InputError, match="no UTF-8"):
+        add_line(file, token_line(new_token(), name="shop", role="infer"))
+    assert file.read_bytes() == b"# caf\xe9\n"
 
 
 def test_a_wrong_name_or_role_makes_no_line() -> None:

@@ -92,6 +92,7 @@ async def test_a_malformed_request_after_good_ones_is_refused_in_its_turn() -> N
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "Transfer-Encoding"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, "chunked"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "chunk"),
+        (b"GET /\xff HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400, "no valid HTTP"),
     ],
 )
 async def test_a_malformed_request_is_refused_and_the_next_connection_served(
@@ -104,6 +105,31 @@ async def test_a_malformed_request_is_refused_and_the_next_connection_served(
             assert message in refusal.error
             assert await connection.is_closed()
         assert (await http.ask(GET)).status == 200
+
+
+async def test_a_malformed_request_after_a_wish_for_another_protocol_is_refused() -> None:
+    wish = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    async with serving(echo) as http, http.connection() as connection:
+        await connection.send(wish + b"\x00\x01\r\n\r\n")
+        assert (await connection.answer()).status == 200
+        refusal = await connection.answer()
+        assert (refusal.status, "no valid HTTP/1.1 request" in refusal.error) == (400, True)
+    async with serving(echo) as http, http.connection() as connection:
+        refusal = await connection.ask(wish.replace(b" / ", b" /\xff ") + GET)
+        assert (refusal.status, await connection.is_closed()) == (400, True)
+
+
+@pytest.mark.parametrize(("target", "told"), [("http://here", "/?"), ("http://here:80?a=b", "/?a=b")])
+async def test_a_target_with_an_authority_and_no_path_is_the_root(target: str, told: str) -> None:
+    async with serving(echo) as http:
+        answer = await http.ask(GET.replace(b" / ", f" {target} ".encode()))
+        assert (answer.status, answer.body) == (200, f"GET {told} 0 ".encode())
+
+
+async def test_a_length_with_zeros_before_it_is_that_length() -> None:
+    async with serving(echo) as http:
+        answer = await http.ask(post(b"abc").replace(b"Length: 3", b"Length: " + b"0" * 5000 + b"3"))
+        assert (answer.status, answer.body) == (200, b"POST /? 3 abc")
 
 
 async def test_http_1_0_is_answered_and_closed() -> None:

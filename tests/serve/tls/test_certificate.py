@@ -3,6 +3,7 @@
 import os
 import ssl
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_a_wrong_file_is_told_with_its_flag_and_what_is_wrong(
 ) -> None:
     with pytest.raises(InputError, match=told):
         spoil(authority.issue()).read()
+
+
+def test_the_clients_ca_may_have_comments_in_any_language(authority: Authority, tmp_path: Path) -> None:
+    client_ca = tmp_path / "ca.pem"
+    client_ca.write_bytes("# NetLock Arany Főtanúsítvány\n".encode() + authority.ca.read_bytes())
+    certificate = files_of(authority.issue(), client_ca).read()
+    assert len(certificate.context.get_ca_certs()) == 1
+    check_grpc_takes(certificate, "both")
+
+
+def test_a_file_of_begins_without_an_end_is_refused_at_once(authority: Authority, tmp_path: Path) -> None:
+    path = tmp_path / "begins.pem"
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\n" * 30_000)
+    begun = time.process_time()
+    assert "holds no certificate in PEM" in error_of(CertificateFiles(path, authority.issue().key))
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize("rsa", [False, True])
