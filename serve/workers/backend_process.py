@@ -70,11 +70,9 @@ class BackendProcess:
         settings = self._config.settings
         await self._control.start(self._doors)
         await self._load_again()
-        assert self._config.listener_file is not None
-        listener = socket.socket(fileno=self._config.listener_file)
-        listener.setblocking(False)
+        door = socket.socket(fileno=self._config.door_file)
         living = asyncio.create_task(self._live())
-        accepting = asyncio.create_task(self._doors.accept(listener))
+        accepting = asyncio.create_task(self._doors.accept(door))
         served = self._doors.served.values()
         wanted = None
         if settings.model_control_mode == "explicit":

@@ -35,14 +35,15 @@ class ProcessConfig(BaseModel):
     """Name of the process in its log lines."""
     settings: Settings
     folders: tuple[Path, ...]
-    link_folder: Path
-    """Folder of the socket on which the backend accepts workers; deleted when the supervisor ends."""
     channel_file: int
     """Descriptor of this end of the control channel."""
     lifeline_file: int
     """Descriptor of a pipe that ends when the supervisor does."""
-    listener_file: int | None = None
-    """Descriptor of the listening socket of `link_folder`, for the backend."""
+    door_file: int
+    """Descriptor of an end of the door between workers and the backend: the inner one for the backend, else the outer.
+    """
+    socket_folder: Path | None = None
+    """Folder of the workers' sockets; deleted when the supervisor ends. None: they need none."""
     wanted: tuple[str, ...] | None = None
     """Names of the models that were loaded by request before the backend process was started again; None: it is started
     for the first time."""
@@ -53,11 +54,6 @@ class ProcessConfig(BaseModel):
     last, for a worker that starts while the files are broken."""
     why_no_shared_memory: str | None = None
     """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
-
-    @property
-    def link_address(self) -> Path:
-        """Path of the socket in `link_folder`."""
-        return self.link_folder / "backend"
 
 
 def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) -> None:
@@ -123,5 +119,6 @@ async def exit_at_once(channel: ControlChannel, code: int = 1) -> None:
 def _end_with_supervisor(config: ProcessConfig) -> None:
     """End this process when the supervisor has ended. It runs in a thread of its own, as the event loop may be busy."""
     os.read(config.lifeline_file, 1)
-    shutil.rmtree(config.link_folder, ignore_errors=True)
+    if config.socket_folder is not None:
+        shutil.rmtree(config.socket_folder, ignore_errors=True)
     os._exit(_ORPHANED_EXIT_CODE)

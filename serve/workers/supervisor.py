@@ -8,9 +8,7 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import ssl
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +19,13 @@ from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
+from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_relay import ControlRelay
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
-from fuseline.serve.workers.shared_addresses import SharedAddresses
+from fuseline.serve.workers.shared_addresses import SharedAddresses, new_socket_folder
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -65,10 +64,10 @@ class Supervisor:
         self._http: HttpFront | None = None
         self._certificates: Certificates | None = None
         self._watching_files: asyncio.Task[None] | None = None
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._door, self._inner_door = backend_door()
         self._lifeline, self._lifeline_end = os.pipe()
-        self._link_folder = Path()
-        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._socket_folder: Path | None = None
+        self._shared = SharedAddresses(self._socket_folder, self._ready_workers)
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
@@ -126,8 +125,8 @@ class Supervisor:
                 )
         settings = self._settings
         tls = self._watch_certificates()
-        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
-        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._socket_folder = new_socket_folder(settings.grpc_addresses)
+        self._shared = SharedAddresses(self._socket_folder, self._ready_workers)
         self._shared.take(settings.grpc_addresses)
         if settings.http_port:
             from fuseline.serve.workers.http_front import HttpFront
@@ -137,8 +136,6 @@ class Supervisor:
             )
             self.http_port = self._http.port
             await self._http.start()
-        self._listener.bind(str(self._link_folder / "backend"))
-        self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
         for title in titles:
             self._keeping[title] = keeping = asyncio.create_task(self._keep_running(title))
@@ -201,13 +198,14 @@ class Supervisor:
         await self._close_http()
 
     def close(self) -> None:
-        """Free the addresses of gRPC and the folder, after the processes have ended."""
+        """Free the addresses of gRPC and the folder of their sockets, after the processes have ended."""
         if self._watching_files is not None:
             self._watching_files.cancel()
         self._shared.close()
-        self._listener.close()
-        if self._link_folder != Path():
-            shutil.rmtree(self._link_folder, ignore_errors=True)
+        self._door.close()
+        self._inner_door.close()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _ready_backend(self) -> SupervisedProcess | None:
         backend = self._processes.get(_BACKEND)
@@ -273,7 +271,8 @@ class Supervisor:
             settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
         copy = [] if is_backend or self._certificates is None else copied_in_memory(self._certificates.current)
         http_file = None if is_backend or self._http is None else self._http.listener_file
-        files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
+        door_file = (self._inner_door if is_backend else self._door).fileno()
+        files = [self._lifeline, door_file]
         if http_file is not None:
             files.append(http_file)
         files += copy
@@ -283,10 +282,10 @@ class Supervisor:
                 title=title,
                 settings=settings,
                 folders=self._folders,
-                link_folder=self._link_folder,
+                socket_folder=self._socket_folder,
                 channel_file=channel_file,
                 lifeline_file=self._lifeline,
-                listener_file=self._listener.fileno() if is_backend else None,
+                door_file=door_file,
                 http_listener_file=http_file,
                 certificate_copy=tuple(copy),
                 wanted=self._control.wanted if is_backend else None,
