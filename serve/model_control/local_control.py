@@ -49,15 +49,17 @@ class LocalModelControl:
         load: LoadPackage,
         *,
         free: Callable[[], int] = free_bytes,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve `packages` for ever, and the models of the settings' repositories as their mode says.
 
         `load` is called in a thread. `free` returns the bytes of memory that this process may take yet.
+        `clock` tells seconds.
         """
         self._packages = packages
         self._settings = settings
         self._metrics = metrics
-        self._loader = VersionLoader(settings, metrics, load, free)
+        self._loader = VersionLoader(settings, metrics, load, free, clock)
         self._mode = settings.model_control_mode
         self._folders = ModelFolders(settings.model_repository)
         self._policies = VersionPolicies.from_texts(settings.version_policy)

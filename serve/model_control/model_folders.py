@@ -11,8 +11,10 @@ The folder's name is the model's, whatever its manifests say, as in Triton's rep
 passed over, and so are folders whose name is no version, such as `02` or `old`.
 """
 
+import errno
 import re
 import reprlib
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,16 +66,20 @@ class ModelFolders:
         self._roots = roots
         self._lock = Lock()
         self._read: dict[Path, PackageOnDisk] = {}
+        # Devices of the repositories' file systems when each had models.
+        self._devices: dict[Path, int] = {}
 
     def read_all(self) -> dict[str, ModelOnDisk]:
         """Return every model by name. Packages none of whose files has changed are not read again.
 
         Raises:
-            PackageError: a repository can't be read.
+            PackageError: a repository can't be read, or its file system is there no more.
         """
         places: dict[str, list[Path]] = {}
         for root in self._roots:
-            for folder in _folders_in(root):
+            folders = _folders_in(root)
+            self._check_is_mounted(root, folders)
+            for folder in folders:
                 if re.fullmatch(NAME_PATTERN, folder.name):
                     places.setdefault(folder.name, []).append(folder)
         with self._lock:
@@ -99,6 +105,17 @@ class ModelFolders:
             for folder in [each for each in self._read if self._read[each].name == name]:
                 del self._read[folder]
             return self._model(name, folders)
+
+    def _check_is_mounted(self, root: Path, folders: Sequence[Path]) -> None:
+        """Raise `PackageError` if `root` is the empty folder on which the file system of its models was mounted."""
+        try:
+            device = root.stat().st_dev
+        except OSError as error:
+            raise PackageError(f"{root} can't be read: {why_unreadable(error)}") from error
+        if folders:
+            self._devices[root] = device
+        elif self._devices.get(root, device) != device:
+            raise PackageError(f"{root} is empty, and on another file system than its models were; mount that again")
 
     def _model(self, name: str, folders: Sequence[Path]) -> ModelOnDisk:
         if len(folders) > 1:
@@ -137,15 +154,26 @@ class ModelFolders:
             manifest = told.model_copy(update={"name": name, "version": version})
         except PackageError as error:
             problem = str(error)
-        self._read[folder] = read = PackageOnDisk(name, version, folder, manifest, problem, facts)
+        read = PackageOnDisk(name, version, folder, manifest, problem, facts)
+        if manifest is not None:
+            # What can't be read now may be readable later though no file has changed.
+            self._read[folder] = read
         return read
 
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
-        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _may_be_folder(path)]
     except OSError as error:
         raise PackageError(f"{folder} can't be read: {why_unreadable(error)}") from error
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Return whether `path` is a folder, or where that can't be told: reading it then says why."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _is_folder(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Controls of real tiny models, in this event loop."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,17 +22,28 @@ from tests.serve.model_control.repositories import content_of
 class Controlled:
     """A control, what it serves, and how often it loaded."""
 
-    def __init__(self, root: Path, free: Callable[[], int] | None, packages: tuple[Path, ...], **changes: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        free: Callable[[], int] | None,
+        packages: tuple[Path, ...],
+        clock: Callable[[], float] = time.monotonic,
+        **changes: Any,
+    ) -> None:
         self.metrics = Metrics()
         self.repository = Repository()
         self.loads: list[tuple[str, str]] = []
         """Name and version of every package that was loaded, or tried."""
         self._settings = settings(**({"model_repository": (root,), "max_batch": 4} | changes))
-        more = {} if free is None else {"free": free}
+        more: dict[str, Any] = {} if free is None else {"free": free}
+        more["clock"] = clock
+        self.during_load: Callable[[], object] = lambda: None
+        """Called in the thread that loads, once the package was chosen and before it is read."""
         self.control = LocalModelControl(packages, self._settings, self.metrics, self._load, **more)
 
     def _load(self, folder: Path, name: str, version: str, beside: LaneChoice | None) -> Model:
         self.loads.append((name, version))
+        self.during_load()
         return load_model(folder, self._settings, self.metrics, name=name, version=version, beside=beside)
 
     async def start(self) -> None:
@@ -45,6 +57,15 @@ class Controlled:
 
     async def index(self, *, ready: bool = False) -> dict[tuple[str, str], IndexEntry]:
         return {(line.name, line.version): line for line in await self.control.index(ready=ready)}
+
+    def refusals(self) -> float:
+        """How often a package was refused."""
+        samples = [its for metric in self.metrics.registry.collect() for its in metric.samples]
+        return sum(
+            its.value
+            for its in samples
+            if its.name == "fuseline_model_loads_total" and its.labels["outcome"] == "refused"
+        )
 
     def sample(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
