@@ -59,11 +59,11 @@ class ProcessConfig(BaseModel):
 def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) -> None:
     """Run `work` with the config in `sys.argv[1]`; send a `FuselineError` that it raises to the supervisor.
 
-    SIGTERM and SIGINT are left to the supervisor, which drains its processes in order. When the supervisor is gone,
-    however it ended, this process ends at once.
+    SIGTERM, SIGINT and SIGHUP are left to the supervisor, which drains its processes in order. When the supervisor is
+    gone, however it ended, this process ends at once.
     """
     config = ProcessConfig.model_validate_json(sys.argv[1])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
     start_log(config.title, config.settings.log_format)

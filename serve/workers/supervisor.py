@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.stop_signals import stop_signals
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel
@@ -376,7 +377,7 @@ def run_supervisor(
     announce: Callable[[Supervisor], None],
     commands: Commands = Commands(),
 ) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit code: 0, or 1 if answers had to be given up.
+    """Serve until SIGTERM, SIGINT or SIGHUP, drain, and return the exit code: 0, or 1 if answers had to be given up.
 
     `announce` is called when ready. A second signal ends all processes at once, with 128 + its number.
     """
@@ -400,7 +401,7 @@ async def _run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, on_signal, number)
     try:
         if not await _unless(stop, supervisor.start()):
