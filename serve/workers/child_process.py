@@ -44,9 +44,11 @@ class ProcessConfig(BaseModel):
     """
     socket_folder: Path | None = None
     """Folder of the workers' sockets; deleted when the supervisor ends. None: they need none."""
+    again: bool = False
+    """Whether the process is started again, in the place of one that was ready."""
     wanted: tuple[str, ...] | None = None
-    """Names of the models that were loaded by request before the backend process was started again; None: it is started
-    for the first time."""
+    """Names of the repository's models that were served before the backend process was started again; None: the
+    repository tells them, or it is started for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
     certificate_copy: tuple[int, ...] = ()

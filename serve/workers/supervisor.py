@@ -220,7 +220,16 @@ class Supervisor:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
         was_ready, failed_starts, short_lives = False, 0, 0
         while not self._draining:
-            process = await self._start(title)
+            try:
+                process = await self._start(title, again=was_ready)
+            except OSError as error:
+                failed_starts += 1
+                if not was_ready or failed_starts == _MAX_FAILED_STARTS:
+                    self._fail(BackendError(f"{title} can't be started: {error.strerror}"))
+                    return
+                _log.error("%s can't be started: %s; it is tried again", title, error.strerror)
+                await asyncio.sleep(_pause_s(failed_starts + 1))
+                continue
             self._processes[title] = process
             try:
                 if (log := server_log()) is not None:
@@ -233,6 +242,7 @@ class Supervisor:
                     self._log_by,
                     partial(self._regions.take, process),
                     partial(self._control.take, process),
+                    partial(setattr, self._control, "waiting"),
                 )
             finally:
                 self._regions.leave(process)
@@ -245,25 +255,31 @@ class Supervisor:
                 return
             was_ready = was_ready or process.ready is not None
             failed_starts = 0 if process.ready is not None else failed_starts + 1
-            if not was_ready or failed_starts == _MAX_FAILED_STARTS:
-                self._fail(process, failed_starts)
+            if not was_ready:
+                default = BackendError(f"{process.ending()} before it was ready; its log says more")
+                self._fail(process.failure or default)
+                return
+            if failed_starts == _MAX_FAILED_STARTS:
+                # Whatever the reason, it is none of how the server was started, which would end it with 2: it has
+                # served.
+                last = process.failure or "its log says more"
+                self._fail(
+                    BackendError(f"{process.ending()} before it was ready, {failed_starts} times in a row: {last}")
+                )
                 return
             short_lives = short_lives + 1 if asyncio.get_running_loop().time() - process.started < _LONG_LIFE_S else 0
             why = f": {process.failure}" if process.failure is not None else ""
             _log.error("%s%s; it is started again", process.ending(), why)
             self.totals.count_restart(title.partition(" ")[0])
             # The process starts again at once, unless it dies again and again.
-            await asyncio.sleep(min(_MAX_PAUSE_S, 0.1 * 2 ** (short_lives - 1)) if short_lives > 1 else 0)
+            await asyncio.sleep(_pause_s(short_lives))
 
-    def _fail(self, process: SupervisedProcess, attempts: int) -> None:
-        if self._failed.done():
-            return
-        times = "" if attempts == 1 else f", {attempts} times in a row"
-        self._failed.set_exception(
-            process.failure or BackendError(f"{process.ending()} before it was ready{times}; its log says more")
-        )
+    def _fail(self, error: BaseException) -> None:
+        """End the server by `error`, unless another one does already."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
 
-    async def _start(self, title: str) -> SupervisedProcess:
+    async def _start(self, title: str, *, again: bool) -> SupervisedProcess:
         settings = self._settings
         is_backend = title == _BACKEND
         if not is_backend:
@@ -289,6 +305,7 @@ class Supervisor:
                 door_file=door_file,
                 http_listener_file=http_file,
                 certificate_copy=tuple(copy),
+                again=again,
                 wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
@@ -311,8 +328,8 @@ class Supervisor:
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""
-        if not keeping.cancelled() and (error := keeping.exception()) is not None and not self._failed.done():
-            self._failed.set_exception(error)
+        if not keeping.cancelled() and (error := keeping.exception()) is not None:
+            self._fail(error)
 
     def _note_ready(self) -> None:
         self._adapt_http()
@@ -360,6 +377,11 @@ class Supervisor:
             log.apply(settings)
         for process in self._processes.values():
             process.send_log_settings(settings)
+
+
+def _pause_s(deaths: int) -> float:
+    """Return for how many seconds a process that has died so often soon after its start is not started again."""
+    return min(_MAX_PAUSE_S, 0.1 * 2 ** (deaths - 1)) if deaths > 1 else 0
 
 
 def _is_utf8(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Controls of real tiny models, in this event loop."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Controlled:
         root: Path,
         free: Callable[[], int] | None,
         packages: tuple[Path, ...],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         **changes: Any,
     ) -> None:
@@ -36,7 +38,7 @@ class Controlled:
         """Name and version of every package that was loaded, or tried."""
         self._settings = settings(**({"model_repository": (root,), "max_batch": 4} | changes))
         more: dict[str, Any] = {} if free is None else {"free": free}
-        more["clock"] = clock
+        more |= {"sleep": sleep, "clock": clock}
         self.during_load: Callable[[], object] = lambda: None
         """Called in the thread that loads, once the package was chosen and before it is read."""
         self.control = LocalModelControl(packages, self._settings, self.metrics, self._load, **more)
@@ -76,17 +78,27 @@ StartControl = Callable[..., Any]
 
 @pytest.fixture
 async def start_control(tmp_path: Path) -> AsyncIterator[StartControl]:
-    """Start controls of `tmp_path / "models"`: `controlled = await start_control(model_control_mode="poll")`."""
+    """Start controls of `tmp_path / "models"`: `controlled = await start_control(model_control_mode="poll")`.
+
+    With `again`, that is done as in a process that is started in the place of one which had served those models.
+    """
     root = tmp_path / "models"
     root.mkdir()
     async with AsyncExitStack() as stack:
 
         async def start(
-            free: Callable[[], int] | None = None, packages: tuple[Path, ...] = (), **changes: Any
+            free: Callable[[], int] | None = None,
+            packages: tuple[Path, ...] = (),
+            again: tuple[str, ...] | None = None,
+            on_wait: Callable[[list[IndexEntry]], None] = lambda _: None,
+            **changes: Any,
         ) -> Controlled:
             controlled = Controlled(root, free, packages, **changes)
             await stack.enter_async_context(_closing(controlled))
-            await controlled.start()
+            if again is None:
+                await controlled.start()
+            else:
+                await controlled.control.start_again(controlled.repository, again, on_wait)
             return controlled
 
         yield start
