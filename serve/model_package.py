@@ -395,7 +395,12 @@ def file_facts(folder: Path, path: str) -> dict[str, Any]:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `folder`; it is the last file that a writer writes.
+    """Write `manifest` into `folder`; it is the last file that a writer writes."""
+    (folder / MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return what a package's file holds for `manifest`.
 
     Names of tensors that packages had before they could be chosen are left out, and so are settings that nobody chose,
     so that earlier servers read those too.
@@ -407,5 +412,4 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
         unsaid["output_name"] = True
     if not manifest.serving:
         unsaid["serving"] = True
-    text = manifest.model_dump_json(indent=2, exclude=unsaid)
-    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    return manifest.model_dump_json(indent=2, exclude=unsaid) + "\n"

@@ -17,7 +17,7 @@ from fuseline.serve.backends.engine.precision import KEPT_FP32
 from fuseline.serve.backends.engine.target import available_builder
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import InputError, PackageError
-from fuseline.serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, save_manifest
+from fuseline.serve.model_package import MANIFEST_NAME, Artifact, ModelPackage, file_facts, load_package, manifest_text
 from fuseline.serve.precision import GPU_CHOICES
 
 FOLDER = "engines"
@@ -141,6 +141,4 @@ def _sound_engine(package: ModelPackage, bound_to: EngineDetails) -> Artifact | 
 
 def _replace_manifest(package: ModelPackage, artifacts: tuple[Artifact, ...]) -> None:
     manifest = package.manifest.model_copy(update={"artifacts": artifacts})
-    with tempfile.TemporaryDirectory() as scratch:
-        save_manifest(Path(scratch), manifest)
-        write_whole(package.folder / MANIFEST_NAME, (Path(scratch) / MANIFEST_NAME).read_bytes())
+    write_whole(package.folder / MANIFEST_NAME, manifest_text(manifest).encode())

@@ -394,7 +394,7 @@ class Server:
 
 
 def run_server(folders: Sequence[Path], settings: Settings, announce: Callable[[Server], None]) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit code: 0, or 1 if answers had to be given up.
+    """Serve until SIGTERM, SIGINT or SIGHUP, drain, and return the exit code: 0, or 1 if answers had to be given up.
 
     `announce` is called when ready. A second signal ends the process at once, with 128 + its number.
     """

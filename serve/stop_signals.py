@@ -1,4 +1,4 @@
-"""Heeds SIGTERM and SIGINT also while the event loop is blocked.
+"""Heeds SIGTERM, SIGINT and SIGHUP also while the event loop is blocked.
 
 The event loop has a thread of its own, and the main thread waits for signals. A backend that is called on the loop and
 hangs blocks it for ever: then a signal handler of the loop would never run, and the process could only be killed.
@@ -36,18 +36,19 @@ def run_until_signal(
     hangs: Callable[[], bool] = lambda: False,
     grace_s: float = math.inf,
 ) -> int:
-    """Run `work` on an event loop and return its exit code; its argument is set at the first SIGTERM or SIGINT.
+    """Run `work` on an event loop and return its exit code; its argument is set at the first signal.
 
-    A second signal ends the process at once, with 128 + its number. If `work` goes on for some seconds longer than
-    `drain_timeout_s` after the first, the process ends with 1. Either way `before_exit` is called first, in this
-    thread, while the event loop may hang. Call it in the main thread. Raises what `work` raises.
+    The signals are those of `stop_signals`. A second one ends the process at once, with 128 + its number. If `work`
+    goes on for some seconds longer than `drain_timeout_s` after the first, the process ends with 1. Either way
+    `before_exit` is called first, in this thread, while the event loop may hang. Call it in the main thread. Raises
+    what `work` raises.
 
     Once the event loop hangs for ever, by `hangs`, which has been true for `grace_s`, the process ends with 1.
     """
     reader, writer = socket.socketpair()
     with reader, writer:
         writer.setblocking(False)
-        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, lambda *_: None) for number in stop_signals()}
         # The socket gets the number of each signal, whichever thread it interrupts.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
@@ -104,6 +105,15 @@ def _run(
             before_exit()
             end_process(128 + second)
     return outcome.result()
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals at which a server drains and ends.
+
+    SIGHUP, that of a terminal which is gone, is one of them unless it is ignored, as it is below nohup.
+    """
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hangup)
 
 
 class _Hang:

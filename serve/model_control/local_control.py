@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ from fuseline.serve.model_control.control import IndexEntry, ModelState
 from fuseline.serve.model_control.doors import Doors
 from fuseline.serve.model_control.fixed_models import refused_by_mode
 from fuseline.serve.model_control.load_parameters import check_load_parameters
+from fuseline.serve.model_control.lost_models import Lost, LostModels, nothing_lost
 from fuseline.serve.model_control.memory_check import free_bytes
 from fuseline.serve.model_control.model_folders import ModelFolders, ModelOnDisk
 from fuseline.serve.model_control.served_versions import NamedVersions
 from fuseline.serve.model_control.version_loader import LoadPackage, VersionLoader
+from fuseline.serve.model_package import load_package
 from fuseline.serve.settings import EVERY_MODEL, Settings
 from fuseline.serve.version_policy import VersionPolicies
+
+_REPOSITORY = "the model repository"
+"""What is lost of a repository that is looked at: no model has such a name."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +55,18 @@ class LocalModelControl:
         load: LoadPackage,
         *,
         free: Callable[[], int] = free_bytes,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve `packages` for ever, and the models of the settings' repositories as their mode says.
 
-        `load` is called in a thread. `free` returns the bytes of memory that this process may take yet.
+        `load` is called in a thread. `free` returns the bytes of memory that this process may take yet. `sleep` waits
+        for so many seconds before models that were lost are tried again; `clock` tells seconds.
         """
         self._packages = packages
         self._settings = settings
         self._metrics = metrics
-        self._loader = VersionLoader(settings, metrics, load, free)
+        self._loader = VersionLoader(settings, metrics, load, free, clock)
         self._mode = settings.model_control_mode
         self._folders = ModelFolders(settings.model_repository)
         self._policies = VersionPolicies.from_texts(settings.version_policy)
@@ -68,6 +77,9 @@ class LocalModelControl:
         self._missed: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
+        self._sleep = sleep
+        self._lost = nothing_lost()
+        self._bringing_back: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -85,13 +97,42 @@ class LocalModelControl:
         """
         self._doors = doors
         for folder in self._packages:
-            model = await self._loader.loaded(folder)
-            self._check_is_new(model)
-            self._fixed.append(model)
-            self._metrics.watch(model)
-            await self._publish()
+            await self._serve_package(folder)
         if self._settings.model_repository:
             await self._start_repository()
+        if self._mode == "poll":
+            self._polling = asyncio.create_task(self._poll_for_ever())
+
+    async def start_again(
+        self, doors: Doors, names: Sequence[str], on_wait: Callable[[list[IndexEntry]], None] = lambda _: None
+    ) -> None:
+        """Serve what a process that has ended had served, as it is on disk now; `start` is called for the first one.
+
+        `names` are those of the repository's models; in the mode `poll` the repository tells them. A model that can't
+        be served keeps no other one up. It is tried again after pauses that grow, until it is served or unloaded by
+        request; the log, the index and a metric say why. This returns once a model is served, in the mode `explicit`
+        at once. `on_wait` is called with the index before each pause until then.
+
+        Raises:
+            FuselineError: no model can be served, for a reason that nothing but a new process can end.
+        """
+        self._doors = doors
+        bring: dict[Lost, Callable[[], Awaitable[None]]] = {}
+        for folder in self._packages:
+            bring[folder] = partial(self._serve_package_again, folder)
+        if self._mode == "poll":
+            bring[_REPOSITORY] = self._look_again
+        else:
+            bring |= {name: partial(self._serve_name, name) for name in names}
+        self._lost = LostModels(bring, self._sleep)
+        await self._lost.try_all()
+        while self._lost and self._mode != "explicit" and not self._serves:
+            if (error := self._lost.unmendable) is not None:
+                raise error
+            on_wait(await self.index(ready=False))
+            await self._lost.pause()
+            await self._lost.try_all()
+        self._bringing_back = asyncio.create_task(self._lost.bring_back())
         if self._mode == "poll":
             self._polling = asyncio.create_task(self._poll_for_ever())
 
@@ -113,6 +154,10 @@ class LocalModelControl:
         if self._mode == "explicit" and not ready:
             for name in await asyncio.to_thread(self._names_on_disk):
                 names.setdefault(name, NamedVersions(name))
+        for lost, reason in self._lost.reasons.items():
+            if lost != _REPOSITORY and (lost not in self._named):
+                name = await asyncio.to_thread(_name_of, lost)
+                names[name] = NamedVersions(name, problem=str(reason))
         lines += [line for name in sorted(names) for line in names[name].index()]
         return [line for line in lines if line.state is ModelState.READY or not ready]
 
@@ -122,12 +167,15 @@ class LocalModelControl:
         A model or version that is gone is unloaded when it is gone in two looks, as folders that are replaced by
         renaming are missing for a moment.
         """
+        try:
+            await self._look()
+        except PackageError as error:
+            _log.error("the model repository can't be read, and what is served stays: %s", error)
+
+    async def _look(self) -> None:
+        """Do what `poll` says. Raises `PackageError` if the repository can't be read."""
         async with self._turn:
-            try:
-                on_disk = await asyncio.to_thread(self._folders.read_all)
-            except PackageError as error:
-                _log.error("the model repository can't be read, and what is served stays: %s", error)
-                return
+            on_disk = await asyncio.to_thread(self._folders.read_all)
             missed = self._missing_from(on_disk)
             confirmed, self._missed = missed & self._missed, missed
             for name in sorted(on_disk.keys() | self._named.keys()):
@@ -150,10 +198,50 @@ class LocalModelControl:
         A load that is under way goes on in its thread, and its model is given up.
         """
         self._loader.closing = True
-        if self._polling is not None:
-            self._polling.cancel()
+        for task in (self._polling, self._bringing_back):
+            if task is not None:
+                task.cancel()
         while self._retiring:
             await asyncio.gather(*self._retiring, return_exceptions=True)
+
+    @property
+    def _serves(self) -> bool:
+        return bool(self._fixed) or any(named.served for named in self._named.values())
+
+    async def _serve_package(self, folder: Path) -> None:
+        """Serve a package that the command line names. Raises what `start` does."""
+        model = await self._loader.loaded(folder)
+        try:
+            self._check_is_new(model)
+        except InputError:
+            await model.close()
+            raise
+        self._fixed.append(model)
+        self._metrics.watch(model)
+        await self._publish()
+
+    async def _serve_package_again(self, folder: Path) -> None:
+        began = time.monotonic()
+        try:
+            await self._serve_package(folder)
+        except FuselineError as error:
+            seconds = time.monotonic() - began
+            self._metrics.count_load(_name_of(folder), "refused", type(error).__name__, seconds)
+            raise
+
+    async def _serve_name(self, name: str) -> None:
+        """Serve a model of the repository. Raises why no version of it can be served."""
+        async with self._turn:
+            refusals = await self._bring(await asyncio.to_thread(self._folders.read, name), retry=True)
+        if not self._named[name].served and refusals:
+            raise refusals[0]
+
+    async def _look_again(self) -> None:
+        """Serve what the repository has. Raises why none of its models can be served."""
+        await self._look()
+        entries = [line for named in self._named.values() for line in named.index()]
+        if entries and not any(line.state is ModelState.READY for line in entries):
+            raise PackageError("; ".join(f"{line.name}: {line.reason}" for line in entries))
 
     async def _start_repository(self) -> None:
         on_disk = await asyncio.to_thread(self._folders.read_all)
@@ -195,6 +283,7 @@ class LocalModelControl:
                 # Raises where the repository has no such model.
                 await asyncio.to_thread(self._folders.read, name)
                 return
+            self._lost.forget(name)
             named.was_unloaded = True
             named.refused.clear()
             named.problem = ""
@@ -295,9 +384,13 @@ class LocalModelControl:
             raise ModelControlError(reason)
 
     def _why_not_ours(self, name: str) -> str | None:
-        if any(model.name == name for model in self._fixed):
+        if any(model.name == name for model in self._fixed) or name in self._lost_packages:
             return f"{name!r} is served from a package that the command line names, so it stays as it is"
         return None
+
+    @property
+    def _lost_packages(self) -> list[str]:
+        return [_name_of(lost) for lost in self._lost.reasons if isinstance(lost, Path)]
 
     def _check_is_new(self, model: Model) -> None:
         if any((other.name, other.version) == (model.name, model.version) for other in self._fixed):
@@ -320,6 +413,16 @@ class LocalModelControl:
         except PackageError as error:
             _log.error("the model repository can't be read: %s", error)
             return []
+
+
+def _name_of(lost: Lost) -> str:
+    """Return the name of a lost model; of a package whose manifest can't be read, that of its folder."""
+    if isinstance(lost, str):
+        return lost
+    try:
+        return load_package(lost).manifest.name
+    except PackageError:
+        return lost.name
 
 
 def _lacks(on_disk: ModelOnDisk, version: str) -> bool:

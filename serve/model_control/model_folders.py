@@ -11,9 +11,11 @@ The folder's name is the model's, whatever its manifests say, as in Triton's rep
 passed over, and so are folders whose name is no version, such as `02` or `old`; the log says so of those with packages.
 """
 
+import errno
 import logging
 import re
 import reprlib
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +71,20 @@ class ModelFolders:
         self._read: dict[Path, PackageOnDisk] = {}
         # Packages that are passed over, which the log has said already.
         self._passed_over: set[Path] = set()
+        # Devices of the repositories' file systems when each had models.
+        self._devices: dict[Path, int] = {}
 
     def read_all(self) -> dict[str, ModelOnDisk]:
         """Return every model by name. Packages none of whose files has changed are not read again.
 
         Raises:
-            PackageError: a repository can't be read.
+            PackageError: a repository can't be read, or its file system is there no more.
         """
         places: dict[str, list[Path]] = {}
         for root in self._roots:
-            for folder in _folders_in(root):
+            folders = _folders_in(root)
+            self._check_is_mounted(root, folders)
+            for folder in folders:
                 if re.fullmatch(NAME_PATTERN, folder.name):
                     places.setdefault(folder.name, []).append(folder)
                 else:
@@ -98,7 +104,7 @@ class ModelFolders:
         """
         folders = []
         if re.fullmatch(NAME_PATTERN, name):
-            folders = [root / name for root in self._roots if _is_folder(root / name)]
+            folders = [root / name for root in self._roots if _may_be_folder(root / name)]
         if not folders:
             roots = ", ".join(map(str, self._roots)) or "there is none"
             raise UnknownModelError(f"the model repository has no model {reprlib.repr(name)}; looked in {roots}")
@@ -106,6 +112,17 @@ class ModelFolders:
             for folder in [each for each in self._read if self._read[each].name == name]:
                 del self._read[folder]
             return self._model(name, folders)
+
+    def _check_is_mounted(self, root: Path, folders: Sequence[Path]) -> None:
+        """Raise `PackageError` if `root` is the empty folder on which the file system of its models was mounted."""
+        try:
+            device = root.stat().st_dev
+        except OSError as error:
+            raise PackageError(f"{root} can't be read: {why_unreadable(error)}") from error
+        if folders:
+            self._devices[root] = device
+        elif self._devices.get(root, device) != device:
+            raise PackageError(f"{root} is empty, and on another file system than its models were; mount that again")
 
     def _model(self, name: str, folders: Sequence[Path]) -> ModelOnDisk:
         if len(folders) > 1:
@@ -161,23 +178,27 @@ class ModelFolders:
             manifest = told.model_copy(update={"name": name, "version": version})
         except PackageError as error:
             problem = str(error)
-        self._read[folder] = read = PackageOnDisk(name, version, folder, manifest, problem, facts)
+        read = PackageOnDisk(name, version, folder, manifest, problem, facts)
+        if manifest is not None:
+            # What can't be read now may be readable later though no file has changed.
+            self._read[folder] = read
         return read
 
 
 def _folders_in(folder: Path) -> list[Path]:
     """Return the folders in `folder` that are not hidden, and links to nothing, which may have been folders."""
     try:
-        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _is_folder(path)]
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _may_be_folder(path)]
     except OSError as error:
         raise PackageError(f"{folder} can't be read: {why_unreadable(error)}") from error
 
 
-def _is_folder(path: Path) -> bool:
+def _may_be_folder(path: Path) -> bool:
+    """Return whether `path` is a folder, a link to nothing, or where that can't be told: reading it then says why."""
     try:
-        return path.is_dir() or (path.is_symlink() and not path.exists())
-    except OSError:
-        return False
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or path.is_symlink()
 
 
 def _facts(folder: Path) -> FileFacts:

@@ -14,6 +14,10 @@ class Refusal:
 
     package: PackageOnDisk
     reason: str
+    pause_s: float
+    """Seconds between that try and the next one that no change of the files asks for."""
+    again_at: float
+    """Time of that next try."""
 
 
 @dataclass

@@ -20,6 +20,12 @@ LoadPackage = Callable[[Path, str, str, LaneChoice | None], Model]
 """Loads the package in a folder under a name and a version, empty ones being the manifest's, beside one that is served
 if it is told that one's lanes, as `load_model` does."""
 
+FIRST_PAUSE_S = 10.0
+"""Seconds after which a repository that is looked at has a refused package tried again though its files stay: a disk or
+a shortage of memory may have been the reason."""
+MOST_PAUSE_S = 300.0
+"""Bound of that pause, which doubles each time."""
+
 _SWITCH_INTERVAL_S = 0.0005
 
 _log = logging.getLogger(__name__)
@@ -29,13 +35,19 @@ class VersionLoader:
     """Loads packages, one at a time, each in a thread, which nothing can interrupt."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, load_package: LoadPackage, free: Callable[[], int]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        load_package: LoadPackage,
+        free: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`load_package` is called in a thread. `free` returns the bytes of memory that this process may take yet."""
         self._settings = settings
         self._metrics = metrics
         self._load_package = load_package
         self._free = free
+        self._clock = clock
         self._has_loaded = False
         self.closing = False
         """Whether nothing more is to be served: what is loaded from now on is given up."""
@@ -47,7 +59,8 @@ class VersionLoader:
     ) -> tuple[Model | None, FuselineError | None]:
         """Load `package` and return the model, or why it is refused; the index, the log and a metric say so too."""
         known = named.refused.get(package.version)
-        if known is not None and not retry and known.package == package:
+        known = known if known is not None and known.package == package else None
+        if known is not None and not retry and self._clock() < known.again_at:
             return None, PackageError(known.reason)
         began = time.monotonic()
         named.loading = package.version
@@ -62,11 +75,18 @@ class VersionLoader:
                 self._check_memory(named, package)
             with MemoryMeter() as meter:
                 model = await self.loaded(package.folder, named.name, package.version, named.served)
+            if model.manifest != package.manifest:
+                # Served under the version that was read, it would be told as what it isn't.
+                await model.close()
+                raise PackageError(
+                    f"{package.folder} was replaced while it was loaded; load it once its files stay as they are"
+                )
         except Exception as error:
             if self.closing:
                 raise
             refusal = error if isinstance(error, FuselineError) else _unexpected(error)
-            named.refused[package.version] = Refusal(package, str(refusal))
+            pause_s = FIRST_PAUSE_S if known is None else min(2 * known.pause_s, MOST_PAUSE_S)
+            named.refused[package.version] = Refusal(package, str(refusal), pause_s, self._clock() + pause_s)
             self._metrics.count_load(named.name, "refused", type(error).__name__, time.monotonic() - began)
             _log.error("version %s of %s is refused: %s", package.version, named.name, refusal)
             return None, refusal
@@ -91,14 +111,19 @@ class VersionLoader:
         """
         beside = next((model.lanes for model in (served or {}).values()), None)
         self.is_loading = True
-        switch_interval_s = sys.getswitchinterval()
-        try:
-            # What of loading is Python would keep the event loop waiting for as long as that each time.
-            sys.setswitchinterval(_SWITCH_INTERVAL_S)
-            model = await asyncio.to_thread(self._load_package, folder, name, version, beside)
-        finally:
-            sys.setswitchinterval(switch_interval_s)
-            self.is_loading = False
+
+        def load() -> Model:
+            switch_interval_s = sys.getswitchinterval()
+            try:
+                # What of loading is Python would keep the event loop waiting for as long as that each time.
+                sys.setswitchinterval(_SWITCH_INTERVAL_S)
+                return self._load_package(folder, name, version, beside)
+            finally:
+                sys.setswitchinterval(switch_interval_s)
+                # The thread goes on where whoever waits for it is cancelled.
+                self.is_loading = False
+
+        model = await asyncio.to_thread(load)
         if self.closing:
             await model.close()
             raise ShuttingDownError("the server is shutting down and loads nothing more")

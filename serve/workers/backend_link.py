@@ -5,7 +5,7 @@ import logging
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, cast
 
 from fuseline.serve.batching.admission import Admission
@@ -14,6 +14,7 @@ from fuseline.serve.batching.profile import BatchProfile
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.repository import Repository
+from fuseline.serve.workers.backend_door import connect_through
 from fuseline.serve.workers.catalogue import Catalogue, ServedModel
 from fuseline.serve.workers.record_buffer import RecordBuffer
 from fuseline.serve.workers.remote_batcher import RemoteBatcher
@@ -28,7 +29,7 @@ from fuseline.serve.workers.wire_format import (
     reader_of_backend_records,
     taken_record,
 )
-from fuseline.serve.workers.worker_memory import WorkerMemory, send_descriptor
+from fuseline.serve.workers.worker_memory import WorkerMemory
 
 _RETRY_S = 0.05
 
@@ -52,9 +53,9 @@ class BackendLink:
     then are answered by it.
     """
 
-    def __init__(self, address: Path, repository: Repository) -> None:
-        """Begin without a connection. `address` is that of the socket on which the backend accepts workers."""
-        self._address = address
+    def __init__(self, door: socket.socket, repository: Repository) -> None:
+        """Begin without a connection. `door` is the outer end of that of the backend, which stays the caller's."""
+        self._door = door
         self._repository = repository
         self._memory = WorkerMemory()
         # By their number in the backend process that is connected, or was last.
@@ -69,20 +70,12 @@ class BackendLink:
         """Wait for the backend, connect, and return once the repository has the models that are served."""
         loop = asyncio.get_running_loop()
         while True:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.setblocking(False)
-            try:
-                await loop.sock_connect(connection, str(self._address))
-                send_descriptor(connection, self._memory.file)
+            # It fails where too many wait at the door, or no descriptor is left.
+            with suppress(OSError):
+                connection = connect_through(self._door, self._memory.file)
                 _, self._connection = await loop.create_unix_connection(
                     lambda: BackendConnection(self), sock=connection
                 )
-            except OSError:
-                connection.close()
-            except BaseException:
-                connection.close()
-                raise
-            else:
                 if await self._connection.taken_or_lost():
                     return
             await asyncio.sleep(_RETRY_S)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from fuseline.serve.errors import FuselineError
 from fuseline.serve.lane_choice import LaneChoice
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
@@ -51,9 +50,6 @@ class BackendProcess:
 
     def __init__(self, config: ProcessConfig, channel: ControlChannel, load: LoadModel) -> None:
         settings = config.settings
-        if config.wanted is not None:
-            # What was loaded by request replaces what the server began with.
-            settings = settings.model_copy(update={"load_model": ()})
         self._config = config
         self._channel = channel
         self._load_model = load
@@ -68,16 +64,16 @@ class BackendProcess:
     async def run(self) -> None:
         """Serve until the supervisor says to drain. Raises what `LocalModelControl.start` does."""
         settings = self._config.settings
-        await self._control.start(self._doors)
-        await self._load_again()
-        assert self._config.listener_file is not None
-        listener = socket.socket(fileno=self._config.listener_file)
-        listener.setblocking(False)
+        if self._config.again:
+            await self._control.start_again(self._doors, self._config.wanted or (), self._tell_of_waiting)
+        else:
+            await self._control.start(self._doors)
+        door = socket.socket(fileno=self._config.door_file)
         living = asyncio.create_task(self._live())
-        accepting = asyncio.create_task(self._doors.accept(listener))
+        accepting = asyncio.create_task(self._doors.accept(door))
         served = self._doors.served.values()
         wanted = None
-        if settings.model_control_mode == "explicit":
+        if settings.model_control_mode != "poll":
             wanted = list(dict.fromkeys(its.name for its in served if its.folder not in self._config.folders))
         self._channel.send("ready", models=[its.model_dump(mode="json") for its in served], wanted=wanted)
         await follow_supervisor(self._channel, self._metrics, self._take)
@@ -120,13 +116,10 @@ class BackendProcess:
         load = partial(self._load_model, folder, self._config.settings, name=name, version=version, beside=beside)
         return self._doors.load(load, self._metrics)
 
-    async def _load_again(self) -> None:
-        """Load what was loaded by request before this process was started again, as far as it can be."""
-        for name in self._config.wanted or ():
-            try:
-                await self._control.load(name, {})
-            except FuselineError as error:
-                _log.error("%s was loaded before the backend process ended, and is not any more: %s", name, error)
+    def _tell_of_waiting(self, entries: list[IndexEntry]) -> None:
+        """Let the supervisor say why no model is served, and what was counted."""
+        self._channel.send("waiting", entries=entries)
+        send_report(self._channel, self._metrics)
 
     def _take(self, message: dict[str, Any]) -> None:
         """Receive a question about models that come and go. Each is answered when it is done, in any order."""

@@ -32,17 +32,20 @@ class ProcessConfig(BaseModel):
     """Name of the process in its log lines."""
     settings: Settings
     folders: tuple[Path, ...]
-    link_folder: Path
-    """Folder of the socket on which the backend accepts workers; deleted when the supervisor ends."""
     channel_file: int
     """Descriptor of this end of the control channel."""
     lifeline_file: int
     """Descriptor of a pipe that ends when the supervisor does."""
-    listener_file: int | None = None
-    """Descriptor of the listening socket of `link_folder`, for the backend."""
+    door_file: int
+    """Descriptor of an end of the door between workers and the backend: the inner one for the backend, else the outer.
+    """
+    socket_folder: Path | None = None
+    """Folder of the workers' sockets; deleted when the supervisor ends. None: they need none."""
+    again: bool = False
+    """Whether the process is started again, in the place of one that was ready."""
     wanted: tuple[str, ...] | None = None
-    """Names of the models that were loaded by request before the backend process was started again; None: it is started
-    for the first time."""
+    """Names of the repository's models that were served before the backend process was started again; None: the
+    repository tells them, or it is started for the first time."""
     http_listener_file: int | None = None
     """Descriptor of the listening socket of HTTP, for a worker; None: no HTTP."""
     certificate_copy: tuple[int, ...] = ()
@@ -51,20 +54,15 @@ class ProcessConfig(BaseModel):
     why_no_shared_memory: str | None = None
     """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
-    @property
-    def link_address(self) -> Path:
-        """Path of the socket in `link_folder`."""
-        return self.link_folder / "backend"
-
 
 def run_child(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]]) -> None:
     """Run `work` with the config in `sys.argv[1]`; send a `FuselineError` that it raises to the supervisor.
 
-    SIGTERM and SIGINT are left to the supervisor, which drains its processes in order. When the supervisor is gone,
-    however it ended, this process ends at once.
+    SIGTERM, SIGINT and SIGHUP are left to the supervisor, which drains its processes in order. When the supervisor is
+    gone, however it ended, this process ends at once.
     """
     config = ProcessConfig.model_validate_json(sys.argv[1])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_supervisor, args=(config,), name="fuseline-lifeline", daemon=True).start()
     start_log(config.title, config.settings.log_format)
@@ -118,5 +116,6 @@ async def exit_at_once(channel: ControlChannel, code: int = 1) -> None:
 def _end_with_supervisor(config: ProcessConfig) -> None:
     """End this process when the supervisor has ended. It runs in a thread of its own, as the event loop may be busy."""
     os.read(config.lifeline_file, 1)
-    shutil.rmtree(config.link_folder, ignore_errors=True)
+    if config.socket_folder is not None:
+        shutil.rmtree(config.socket_folder, ignore_errors=True)
     end_process(_ORPHANED_EXIT_CODE)

@@ -35,7 +35,9 @@ class ControlRelay:
         self._questions: dict[int, _Question] = {}
         self.wanted: list[str] | None = None
         """Names of the models that are loaded now, or would be if there were a backend process; None: models
-        aren't loaded by request, or no backend process was ready yet."""
+        come from a repository that is looked at, or no backend process was ready yet."""
+        self.waiting: list[Any] = []
+        """Index of a backend process that is not ready, as it can serve no model yet; empty: there is none."""
 
     def take(self, process: SupervisedProcess, message: Message) -> None:
         """Receive a message of the backend process, which is an answer, or of a worker, a question."""
@@ -45,18 +47,25 @@ class ControlRelay:
             self._pass_on(process, message)
 
     def begin(self, names: Iterable[str] | None) -> None:
-        """Learn, from the first backend process that is ready, which models it has loaded; None: not by request."""
+        """Learn, from a backend process that is ready, which models it has loaded, if it is the first; None: it follows
+        the repository.
+        """
+        self.waiting = []
         if self.wanted is None and names is not None:
             self.wanted = list(names)
 
     def lose(self) -> None:
         """Answer what the backend process was asked: it has ended."""
+        self.waiting = []
         for number in tuple(self._questions):
             self._answer(number, {"error": _lost()})
 
     def _pass_on(self, worker: SupervisedProcess, message: Message) -> None:
         its = {key: value for key, value in message.items() if key not in {"kind", "number"}}
-        if (backend := self._backend()) is None:
+        if (backend := self._backend()) is None and self.waiting and its["action"] == "index":
+            worker.send_control(number=message["number"], error=None, entries=[] if its["ready"] else self.waiting)
+            return
+        if backend is None:
             worker.send_control(number=message["number"], error=_lost())
             return
         number = next(self._numbers)

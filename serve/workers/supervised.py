@@ -53,13 +53,15 @@ class SupervisedProcess:
         on_regions: Callable[[dict[str, Any]], None],
         on_control: Callable[[dict[str, Any]], None],
         on_dropped: Callable[[], None],
+        on_wait: Callable[[list[Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
         `on_ready` is called when it becomes ready, `on_question` with the kind and number of each question: for the
         `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
         for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
-        come and go. `on_dropped` is called when it says that it has dropped counts.
+        come and go. `on_dropped` is called when it says that it has dropped counts, `on_wait` with the index of one
+        that can serve no model yet.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -85,6 +87,8 @@ class SupervisedProcess:
                     on_regions(message)
                 case "control":
                     on_control(message)
+                case "waiting":
+                    on_wait(message["entries"])
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()

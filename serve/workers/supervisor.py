@@ -8,9 +8,7 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import ssl
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.server_log import LogSettings, end_process, server_log
 from fuseline.serve.settings import Settings
+from fuseline.serve.stop_signals import stop_signals
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
+from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_relay import ControlRelay
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
-from fuseline.serve.workers.shared_addresses import SharedAddresses
+from fuseline.serve.workers.shared_addresses import SharedAddresses, new_socket_folder
 from fuseline.serve.workers.supervised import SupervisedProcess, start_process
 from fuseline.serve.workers.totals import Totals
 
@@ -65,10 +65,10 @@ class Supervisor:
         self._http: HttpFront | None = None
         self._certificates: Certificates | None = None
         self._watching_files: asyncio.Task[None] | None = None
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._door, self._inner_door = backend_door()
         self._lifeline, self._lifeline_end = os.pipe()
-        self._link_folder = Path()
-        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._socket_folder: Path | None = None
+        self._shared = SharedAddresses(self._socket_folder, self._ready_workers)
         self._processes: dict[str, SupervisedProcess] = {}
         self.totals = Totals(self._processes)
         """Sum of what all processes have counted."""
@@ -126,8 +126,8 @@ class Supervisor:
                 )
         settings = self._settings
         tls = self._watch_certificates()
-        self._link_folder = Path(tempfile.mkdtemp(prefix="fuseline-"))
-        self._shared = SharedAddresses(self._link_folder, self._ready_workers)
+        self._socket_folder = new_socket_folder(settings.grpc_addresses)
+        self._shared = SharedAddresses(self._socket_folder, self._ready_workers)
         self._shared.take(settings.grpc_addresses)
         if settings.http_port:
             from fuseline.serve.workers.http_front import HttpFront
@@ -137,8 +137,6 @@ class Supervisor:
             )
             self.http_port = self._http.port
             await self._http.start()
-        self._listener.bind(str(self._link_folder / "backend"))
-        self._listener.listen(128)
         titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
         for title in titles:
             self._keeping[title] = keeping = asyncio.create_task(self._keep_running(title))
@@ -201,13 +199,14 @@ class Supervisor:
         await self._close_http()
 
     def close(self) -> None:
-        """Free the addresses of gRPC and the folder, after the processes have ended."""
+        """Free the addresses of gRPC and the folder of their sockets, after the processes have ended."""
         if self._watching_files is not None:
             self._watching_files.cancel()
         self._shared.close()
-        self._listener.close()
-        if self._link_folder != Path():
-            shutil.rmtree(self._link_folder, ignore_errors=True)
+        self._door.close()
+        self._inner_door.close()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _ready_backend(self) -> SupervisedProcess | None:
         backend = self._processes.get(_BACKEND)
@@ -221,7 +220,16 @@ class Supervisor:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
         was_ready, failed_starts, short_lives = False, 0, 0
         while not self._draining:
-            process = await self._start(title)
+            try:
+                process = await self._start(title, again=was_ready)
+            except OSError as error:
+                failed_starts += 1
+                if not was_ready or failed_starts == _MAX_FAILED_STARTS:
+                    self._fail(BackendError(f"{title} can't be started: {error.strerror}"))
+                    return
+                _log.error("%s can't be started: %s; it is tried again", title, error.strerror)
+                await asyncio.sleep(_pause_s(failed_starts + 1))
+                continue
             self._processes[title] = process
             try:
                 if (log := server_log()) is not None:
@@ -235,6 +243,7 @@ class Supervisor:
                     partial(self._regions.take, process),
                     partial(self._control.take, process),
                     self._read_totals,
+                    partial(setattr, self._control, "waiting"),
                 )
             finally:
                 self._regions.leave(process)
@@ -247,25 +256,31 @@ class Supervisor:
                 return
             was_ready = was_ready or process.ready is not None
             failed_starts = 0 if process.ready is not None else failed_starts + 1
-            if not was_ready or failed_starts == _MAX_FAILED_STARTS:
-                self._fail(process, failed_starts)
+            if not was_ready:
+                default = BackendError(f"{process.ending()} before it was ready; its log says more")
+                self._fail(process.failure or default)
+                return
+            if failed_starts == _MAX_FAILED_STARTS:
+                # Whatever the reason, it is none of how the server was started, which would end it with 2: it has
+                # served.
+                last = process.failure or "its log says more"
+                self._fail(
+                    BackendError(f"{process.ending()} before it was ready, {failed_starts} times in a row: {last}")
+                )
                 return
             short_lives = short_lives + 1 if asyncio.get_running_loop().time() - process.started < _LONG_LIFE_S else 0
             why = f": {process.failure}" if process.failure is not None else ""
             _log.error("%s%s; it is started again", process.ending(), why)
             self.totals.count_restart(title.partition(" ")[0])
             # The process starts again at once, unless it dies again and again.
-            await asyncio.sleep(min(_MAX_PAUSE_S, 0.1 * 2 ** (short_lives - 1)) if short_lives > 1 else 0)
+            await asyncio.sleep(_pause_s(short_lives))
 
-    def _fail(self, process: SupervisedProcess, attempts: int) -> None:
-        if self._failed.done():
-            return
-        times = "" if attempts == 1 else f", {attempts} times in a row"
-        self._failed.set_exception(
-            process.failure or BackendError(f"{process.ending()} before it was ready{times}; its log says more")
-        )
+    def _fail(self, error: BaseException) -> None:
+        """End the server by `error`, unless another one does already."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
 
-    async def _start(self, title: str) -> SupervisedProcess:
+    async def _start(self, title: str, *, again: bool) -> SupervisedProcess:
         settings = self._settings
         is_backend = title == _BACKEND
         if not is_backend:
@@ -274,7 +289,8 @@ class Supervisor:
             settings = settings.model_copy(update={"listen": listen, "decode_threads": threads})
         copy = [] if is_backend or self._certificates is None else copied_in_memory(self._certificates.current)
         http_file = None if is_backend or self._http is None else self._http.listener_file
-        files = [self._lifeline, *([self._listener.fileno()] if is_backend else [])]
+        door_file = (self._inner_door if is_backend else self._door).fileno()
+        files = [self._lifeline, door_file]
         if http_file is not None:
             files.append(http_file)
         files += copy
@@ -284,12 +300,13 @@ class Supervisor:
                 title=title,
                 settings=settings,
                 folders=self._folders,
-                link_folder=self._link_folder,
+                socket_folder=self._socket_folder,
                 channel_file=channel_file,
                 lifeline_file=self._lifeline,
-                listener_file=self._listener.fileno() if is_backend else None,
+                door_file=door_file,
                 http_listener_file=http_file,
                 certificate_copy=tuple(copy),
+                again=again,
                 wanted=self._control.wanted if is_backend else None,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
@@ -312,8 +329,8 @@ class Supervisor:
 
     def _note_defect(self, keeping: asyncio.Task[None]) -> None:
         """Fail if a task that keeps a process running raised; else `start` would wait for that process for ever."""
-        if not keeping.cancelled() and (error := keeping.exception()) is not None and not self._failed.done():
-            self._failed.set_exception(error)
+        if not keeping.cancelled() and (error := keeping.exception()) is not None:
+            self._fail(error)
 
     def _note_ready(self) -> None:
         self._adapt_http()
@@ -370,6 +387,11 @@ class Supervisor:
             process.send_log_settings(settings)
 
 
+def _pause_s(deaths: int) -> float:
+    """Return for how many seconds a process that has died so often soon after its start is not started again."""
+    return min(_MAX_PAUSE_S, 0.1 * 2 ** (deaths - 1)) if deaths > 1 else 0
+
+
 def _is_utf8(path: Path) -> bool:
     """Return whether `path` can be sent to other processes in JSON."""
     try:
@@ -385,7 +407,7 @@ def run_supervisor(
     announce: Callable[[Supervisor], None],
     commands: Commands = Commands(),
 ) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit code: 0, or 1 if answers had to be given up.
+    """Serve until SIGTERM, SIGINT or SIGHUP, drain, and return the exit code: 0, or 1 if answers had to be given up.
 
     `announce` is called when ready. A second signal ends all processes at once, with 128 + its number.
     """
@@ -409,7 +431,7 @@ async def _run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, on_signal, number)
     try:
         if not await _unless(stop, supervisor.start()):

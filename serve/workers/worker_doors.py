@@ -7,6 +7,7 @@ import os
 import socket
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
@@ -15,9 +16,9 @@ from fuseline.serve.model import BatchCounts, Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.workers.arena import Arena, ArenaShape
+from fuseline.serve.workers.backend_door import next_through
 from fuseline.serve.workers.catalogue import ServedModel, served_model
 from fuseline.serve.workers.remote_requests import RemoteRequests
-from fuseline.serve.workers.worker_memory import receive_descriptor
 
 TAKEN_WITHIN_S = 10.0
 """Longest time that a change waits for a worker to take it over. One that is later hangs, and answers nothing before it
@@ -104,24 +105,12 @@ class WorkerDoors:
             _log.warning("%s still has requests for version %s of %s, which goes", worker, model.version, model.name)
         self._open.pop(number, None)
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Serve the workers that connect to `listener`, until this is cancelled."""
+    async def accept(self, door: socket.socket) -> None:
+        """Serve the workers that come through the inner end of a `backend_door`, until this is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
-            task = asyncio.create_task(self._shake_hands(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _shake_hands(self, connection: socket.socket) -> None:
-        try:
-            memory = await receive_descriptor(connection)
-        except OSError as error:
-            # One that queued while no backend was there, and ended meanwhile.
-            _log.info("a worker went before it was served: %s", error)
-            connection.close()
-            return
-        await asyncio.get_running_loop().create_unix_connection(lambda: WorkerConnection(self, memory), sock=connection)
+            connection, memory = await next_through(door)
+            await loop.create_unix_connection(partial(WorkerConnection, self, memory), sock=connection)
 
     def connected(self, worker: "WorkerConnection") -> None:
         """Tell a worker that has just connected what is served."""

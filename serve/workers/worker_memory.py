@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import mmap
 import os
-import socket
 
 from fuseline.serve.workers.arena import Arena, ArenaShape
 
@@ -57,25 +56,3 @@ class WorkerMemory:
     def close(self) -> None:
         """Close the descriptor. What is mapped stays."""
         os.close(self._file)
-
-
-def send_descriptor(connection: socket.socket, file: int) -> None:
-    """Send the other end a descriptor, which stays the caller's."""
-    socket.send_fds(connection, [b"\0"], [file])
-
-
-async def receive_descriptor(connection: socket.socket) -> int:
-    """Return the descriptor that the other end sends, the caller's to close.
-
-    Raises `ConnectionError` if the other end has gone before.
-    """
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(connection)
-    _, files, _, _ = socket.recv_fds(connection, 1, 1)
-    if not files:
-        raise ConnectionResetError("the worker ended before it had sent its memory")
-    return files[0]

@@ -6,7 +6,6 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fuseline.serve.errors import ShuttingDownError
@@ -36,9 +35,9 @@ class BackendModels:
 
     is_loading = False
 
-    def __init__(self, address: Path, channel: ControlChannel, registrar: WorkerRegistrar) -> None:
-        """`address` is that of the socket on which the backend process accepts workers."""
-        self._address = address
+    def __init__(self, door: socket.socket, channel: ControlChannel, registrar: WorkerRegistrar) -> None:
+        """`door` is the outer end of that of the backend process."""
+        self._door = door
         self._repository = Repository()
         self._link: BackendLink | None = None
         self._channel = channel
@@ -53,7 +52,7 @@ class BackendModels:
         From then on `repository` has the models of the backend process.
         """
         self._repository = repository
-        self._link = BackendLink(self._address, repository)
+        self._link = BackendLink(self._door, repository)
         await self._link.open()
         await self._registrar.join()
 
@@ -145,7 +144,7 @@ def _stopping() -> ShuttingDownError:
 
 async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
-    models = BackendModels(config.link_address, channel, registrar)
+    models = BackendModels(socket.socket(fileno=config.door_file), channel, registrar)
     metrics = Metrics(
         open_tracer(config.title), served=lambda: [(model.name, model.version) for model in models.served()]
     )

@@ -142,19 +142,25 @@ async def test_a_health_watch_that_stays_open_is_no_answer_still_owed(package: P
     assert code == 0, stderr
 
 
-@pytest.mark.parametrize("command", [IN_THREAD, ON_LOOP], ids=["in the thread", "on the event loop"])
-async def test_a_second_signal_ends_it_at_once(package: Path, folder: Path, command: Sequence[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(IN_THREAD, signal.SIGTERM), (ON_LOOP, signal.SIGTERM), (ON_LOOP, signal.SIGINT)],
+    ids=["in the thread", "on the event loop", "Ctrl-C twice"],
+)
+async def test_a_second_signal_ends_it_at_once(
+    package: Path, folder: Path, command: Sequence[str], number: signal.Signals
+) -> None:
     with server_process(package, *FAST, "--listen", f"unix:{folder}/its.sock", command=command) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             call = await hang(channel, server)
-            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(number)
             assert server.process.stderr is not None
-            assert "SIGTERM: draining" in await asyncio.to_thread(server.process.stderr.readline)
-            server.process.send_signal(signal.SIGTERM)
+            assert f"{number.name}: draining" in await asyncio.to_thread(server.process.stderr.readline)
+            server.process.send_signal(number)
             code, _ = await asyncio.to_thread(server.end)
             with pytest.raises(grpc.aio.AioRpcError):
                 await call
-    assert code == 128 + signal.SIGTERM
+    assert code == 128 + number
     assert not (folder / "its.sock").exists()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import tempfile
 from contextlib import nullcontext
 from shutil import copytree
 
@@ -116,6 +117,14 @@ def test_a_package_that_cannot_be_written_to_says_so_before_anything_is_built(tm
     assert (code, lines) == (2, [])
     assert "can't add an engine to" in stderr
     assert "building" not in stderr
+
+
+def test_an_engine_is_added_where_temporary_files_cannot_be_written(folder, run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        code, _, stderr = run(folder, "--for", "sm89")
+    assert code == 0, stderr
+    assert engines_of(folder) == [("sm89", "fp16")]
 
 
 def test_a_graph_that_cannot_be_parsed_is_one_line_and_1_with_all_errors(tmp_path, run):

@@ -1,12 +1,17 @@
 """Models that are loaded, swapped and unloaded in one process."""
 
 import asyncio
+import errno
 import json
+import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +20,7 @@ from fuseline.serve.batching.admission import AT_ONCE
 from fuseline.serve.errors import InputError, ModelControlError, PackageError, RequestError, UnknownModelError
 from fuseline.serve.metrics.expiring_registry import KEPT_S
 from fuseline.serve.model_control.control import ModelState
-from fuseline.serve.model_package import MANIFEST_NAME
+from fuseline.serve.model_package import MANIFEST_NAME, ModelPackage, PackageFile
 from fuseline.serve.services.call_context import NO_CONTEXT
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify_codec import ClassifyCodec
@@ -23,7 +28,8 @@ from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.inference import Inference
 from tests.fakes.colours import encoded, noise, write_colours_package
 from tests.serve.conftest import settings
-from tests.serve.model_control.conftest import StartControl
+from tests.serve.disks import mounted
+from tests.serve.model_control.conftest import Controlled, StartControl
 from tests.serve.model_control.repositories import put, take_away
 
 READY, UNAVAILABLE = ModelState.READY, ModelState.UNAVAILABLE
@@ -274,6 +280,132 @@ async def test_a_repository_that_cannot_be_read_changes_nothing(
         await controlled.control.poll()
     assert await controlled.content("cats") == 1
     assert "can't be read, and what is served stays" in caplog.text
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Meanwhile be a user to whom permissions apply: they don't to root."""
+    before = os.geteuid()
+    os.seteuid(before or 65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+async def test_a_model_that_cannot_be_read_stays_as_it_is_and_keeps_no_other_one_up(folder: Path) -> None:
+    folder.chmod(0o755)  # noqa: ASYNC240
+    root = folder / "models"
+    for name, version in (("cats", 1), ("cats", 2), ("dogs", 1)):
+        put(root, name, version)
+    (root / "birds").symlink_to(root / "dogs" / "1")
+    controlled = Controlled(root, None, (), model_control_mode="poll")
+    await controlled.start()
+    try:
+        (root / "dogs").chmod(0)
+        (root / "cats" / "2").chmod(0)
+        put(root, "fish", 3)
+        with unprivileged():
+            for _ in range(3):
+                await controlled.control.poll()
+        contents = [await controlled.content(name) for name in ("birds", "cats", "dogs", "fish")]
+        assert contents == [1, 2, 1, 3]
+        index = await controlled.index()
+        assert "Permission denied" in index["dogs", ""].reason
+        assert "Permission denied" in index["birds", ""].reason
+        assert "what its folder has now was refused: " in index["cats", "2"].reason
+    finally:
+        (root / "dogs").chmod(0o755)
+        (root / "cats" / "2").chmod(0o755)
+        await controlled.control.close()
+        await controlled.repository.close()
+
+
+async def test_a_repository_that_is_unmounted_changes_nothing(
+    start_control: StartControl, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mounted(root) as unmount:
+        put(root, "cats", 1)
+        controlled = await start_control(model_control_mode="poll")
+        unmount()
+        for _ in range(3):
+            await controlled.control.poll()
+        assert await controlled.content("cats") == 1
+        assert "is empty, and on another file system than its models were; mount that again" in caplog.text
+
+
+@pytest.mark.parametrize("unreadable", ["manifest", "graph"])
+async def test_what_a_fault_of_the_disk_refused_is_served_once_that_has_passed_though_no_file_changes(
+    start_control: StartControl, root: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    now = 0.0
+    controlled = await start_control(model_control_mode="poll", clock=lambda: now)
+    put(root, "cats", 1)
+    poll, faulty, read_text = controlled.control.poll, True, Path.read_text
+
+    def fail(*_: object) -> None:
+        if faulty:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def read_faulty(path: Path, *args: Any, **names: Any) -> str:
+        fail()
+        return read_text(path, *args, **names)
+
+    if unreadable == "manifest":
+        monkeypatch.setattr(Path, "read_text", read_faulty)
+    else:
+        controlled.during_load = fail
+    tries = []
+    for second in range(200):
+        now = float(second)
+        before = controlled.refusals()
+        await poll()
+        tries += [second] * round(controlled.refusals() - before)
+    # The pauses double.
+    assert tries == [0, 10, 30, 70, 150]
+    assert [line.state for line in (await controlled.index()).values()] == [UNAVAILABLE]
+    faulty = False
+    now = 310.0
+    await poll()
+    assert await controlled.content("cats") == 1
+
+
+async def test_a_package_that_is_replaced_while_it_is_loaded_is_served_as_what_it_is_or_refused(
+    start_control: StartControl, root: Path
+) -> None:
+    put(root, "cats", content=1, manifest_version="1")
+    controlled = await start_control(model_control_mode="explicit")
+
+    def replace() -> None:
+        controlled.during_load = lambda: None
+        put(root, "cats", content=2, manifest_version="2")
+
+    controlled.during_load = replace
+    with pytest.raises(ModelControlError, match=r"cats was replaced while it was loaded; load it once its files stay"):
+        await controlled.control.load("cats", {})
+    assert list(controlled.repository) == []
+    await controlled.control.load("cats", {})
+    assert controlled.repository.versions("cats") == ("2",)
+    assert await controlled.content("cats", "2") == 2
+
+
+async def test_a_package_that_is_replaced_between_its_manifest_and_its_graph_is_refused(
+    start_control: StartControl, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(root, "cats", 1)
+    controlled = await start_control(model_control_mode="explicit")
+    read, exchanged = ModelPackage.read, []
+
+    def read_after_an_exchange(package: ModelPackage, file: PackageFile) -> bytes:
+        if not exchanged:
+            exchanged.append(put(root, "cats", 1, content=2))
+        return read(package, file)
+
+    monkeypatch.setattr(ModelPackage, "read", read_after_an_exchange)
+    with pytest.raises(ModelControlError, match=r"no version of it is served: .* has \d+ bytes with sha256"):
+        await controlled.control.load("cats", {})
+    await controlled.control.load("cats", {})
+    assert await controlled.content("cats") == 2
 
 
 async def test_files_that_are_overwritten_or_deleted_change_nothing_for_who_is_served(

@@ -20,13 +20,17 @@ from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.repository import Repository
 from fuseline.serve.workers import worker_doors
+from fuseline.serve.workers.backend_door import backend_door, connect_through
 from fuseline.serve.workers.backend_link import BackendLink
 from fuseline.serve.workers.worker_doors import WorkerConnection, WorkerDoors
-from fuseline.serve.workers.worker_memory import WorkerMemory, send_descriptor
+from fuseline.serve.workers.worker_memory import WorkerMemory
 from tests.fakes.colours import BIASES, expected_logits, noise, write_colours_package
 from tests.serve.conftest import settings
 
 AT_ONCE = Ready(0.0, 0.0)
+
+Door = tuple[socket.socket, socket.socket]
+"""Both ends of a `backend_door`."""
 
 
 class Doors(WorkerDoors):
@@ -46,16 +50,12 @@ class Doors(WorkerDoors):
 class Backend:
     """A backend process's models and doors."""
 
-    def __init__(self, stack: AsyncExitStack, packages: Path, address: Path, retire_within_s: float = 30) -> None:
+    def __init__(self, stack: AsyncExitStack, packages: Path, door: Door, retire_within_s: float = 30) -> None:
         self.doors = Doors(retire_within_s)
         self._stack = stack
         self._packages = packages
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.setblocking(False)
-        address.unlink(missing_ok=True)
-        self._listener.bind(str(address))
-        self._listener.listen()
-        self._accepting = asyncio.create_task(self.doors.accept(self._listener))
+        self.door = door
+        self._accepting = asyncio.create_task(self.doors.accept(door[1]))
 
     def load(self, version: int, name: str = "colours") -> Model:
         """The version's logits are higher by ten times its number."""
@@ -70,7 +70,6 @@ class Backend:
     async def close(self) -> None:
         """End as a process does: its connections with it."""
         self._accepting.cancel()
-        self._listener.close()
         for transport in self.doors.transports:
             transport.close()
         await asyncio.sleep(0)
@@ -79,9 +78,9 @@ class Backend:
 class Worker:
     """A worker's repository and its link."""
 
-    def __init__(self, address: Path) -> None:
+    def __init__(self, door: Door) -> None:
         self.repository = Repository()
-        self.link = BackendLink(address, self.repository)
+        self.link = BackendLink(door[0], self.repository)
 
     async def answered_by(self, name: str = "", version: str = "") -> int:
         """The number of the version that answers now."""
@@ -107,12 +106,15 @@ class Worker:
 
 @asynccontextmanager
 async def joined(
-    folder: Path, packages: Path, workers: int = 2, retire_within_s: float = 30
+    packages: Path, workers: int = 2, retire_within_s: float = 30
 ) -> AsyncIterator[tuple[Backend, list[Worker]]]:
     async with asyncio.timeout(60), AsyncExitStack() as stack:
-        backend = Backend(stack, packages, folder / "backend", retire_within_s)
+        door = backend_door()
+        for end in door:
+            stack.callback(end.close)
+        backend = Backend(stack, packages, door, retire_within_s)
         stack.push_async_callback(backend.close)
-        ends = [Worker(folder / "backend") for _ in range(workers)]
+        ends = [Worker(door) for _ in range(workers)]
         for worker in ends:
             await worker.link.open()
             stack.callback(worker.link.close)
@@ -126,8 +128,8 @@ async def swap(backend: Backend, old: Model, *new: Model) -> None:
     await old.close()
 
 
-async def test_every_worker_has_what_is_published_when_that_returns(folder: Path, tmp_path: Path) -> None:
-    async with joined(folder, tmp_path) as (backend, workers):
+async def test_every_worker_has_what_is_published_when_that_returns(tmp_path: Path) -> None:
+    async with joined(tmp_path) as (backend, workers):
         assert [list(worker.repository) for worker in workers] == [[], []]
         first, other = backend.load(1), backend.load(2, "shapes")
         await backend.doors.publish([first])
@@ -142,15 +144,15 @@ async def test_every_worker_has_what_is_published_when_that_returns(folder: Path
         await swap(backend, other, second)
         with pytest.raises(UnknownModelError, match="no model 'shapes' here; served: colours"):
             workers[1].submit("shapes")
-        late = Worker(folder / "backend")
+        late = Worker(backend.door)
         await late.link.open()
         assert [model.version for model in late.repository] == ["2"]
         assert await late.answered_by() == 2
         late.link.close()
 
 
-async def test_a_model_is_retired_once_all_that_found_it_is_answered(folder: Path, tmp_path: Path) -> None:
-    async with joined(folder, tmp_path) as (backend, (one, other)):
+async def test_a_model_is_retired_once_all_that_found_it_is_answered(tmp_path: Path) -> None:
+    async with joined(tmp_path) as (backend, (one, other)):
         first, second = backend.load(1), backend.load(2)
         await backend.doors.publish([first])
         reservation = one.repository.find("").batcher.reserve(3, ready=AT_ONCE)
@@ -170,10 +172,8 @@ async def test_a_model_is_retired_once_all_that_found_it_is_answered(folder: Pat
         np.testing.assert_allclose((await late).logits, expected_logits(noise(3), biases=BIASES + 10), atol=1e-4)
 
 
-async def test_many_swaps_under_load_answer_every_request_by_the_version_that_it_found(
-    folder: Path, tmp_path: Path
-) -> None:
-    async with joined(folder, tmp_path) as (backend, workers):
+async def test_many_swaps_under_load_answer_every_request_by_the_version_that_it_found(tmp_path: Path) -> None:
+    async with joined(tmp_path) as (backend, workers):
         model = backend.load(0)
         await backend.doors.publish([model])
         stop = asyncio.Event()
@@ -201,11 +201,11 @@ async def test_many_swaps_under_load_answer_every_request_by_the_version_that_it
         assert max(files[10:]) <= max(files[:10])
 
 
-async def test_a_worker_that_connects_during_a_change_has_what_is_served_then(folder: Path, tmp_path: Path) -> None:
-    async with joined(folder, tmp_path, workers=1) as (backend, (worker,)):
+async def test_a_worker_that_connects_during_a_change_has_what_is_served_then(tmp_path: Path) -> None:
+    async with joined(tmp_path, workers=1) as (backend, (worker,)):
         first, second = backend.load(1), backend.load(2)
         await backend.doors.publish([first])
-        late = Worker(folder / "backend")
+        late = Worker(backend.door)
         opening = asyncio.create_task(late.link.open())
         publishing = asyncio.create_task(backend.doors.publish([second]))
         await asyncio.gather(opening, publishing)
@@ -217,10 +217,10 @@ async def test_a_worker_that_connects_during_a_change_has_what_is_served_then(fo
 
 
 async def test_what_was_reserved_for_a_model_that_went_with_its_backend_is_no_other_models_matter(
-    folder: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """The next backend's models take the memory that it had."""
-    async with joined(folder, tmp_path, workers=1) as (backend, (worker,)), AsyncExitStack() as stack:
+    async with joined(tmp_path, workers=1) as (backend, (worker,)), AsyncExitStack() as stack:
         first, second = backend.load(1), backend.load(2)
         await backend.doors.publish([first])
         batcher = worker.repository.find("").batcher
@@ -230,7 +230,7 @@ async def test_what_was_reserved_for_a_model_that_went_with_its_backend_is_no_ot
         await asyncio.sleep(0)
         await backend.close()
         await retiring
-        again = Backend(stack, tmp_path, folder / "backend")
+        again = Backend(stack, tmp_path, backend.door)
         stack.push_async_callback(again.close)
         await again.doors.publish([third := again.load(3)])
         await worker.link.open()
@@ -242,8 +242,8 @@ async def test_what_was_reserved_for_a_model_that_went_with_its_backend_is_no_ot
         assert third.batcher.load(time.monotonic()).waiting_rows == 0
 
 
-async def test_a_backend_that_comes_back_with_other_models_is_followed(folder: Path, tmp_path: Path) -> None:
-    async with joined(folder, tmp_path, workers=1) as (backend, (worker,)), AsyncExitStack() as stack:
+async def test_a_backend_that_comes_back_with_other_models_is_followed(tmp_path: Path) -> None:
+    async with joined(tmp_path, workers=1) as (backend, (worker,)), AsyncExitStack() as stack:
         await backend.doors.publish([backend.load(1), backend.load(3, "shapes")])
         told: asyncio.Queue[bool] = asyncio.Queue()
         keeping = asyncio.create_task(worker.link.keep_connected(told.put))
@@ -256,7 +256,7 @@ async def test_a_backend_that_comes_back_with_other_models_is_followed(folder: P
         with pytest.raises(BackendLostError):
             worker.submit("shapes")
         reserved = worker.repository.find("colours")
-        again = Backend(stack, tmp_path, folder / "backend")
+        again = Backend(stack, tmp_path, backend.door)
         stack.push_async_callback(again.close)
         # What is served stays known by another number, what is not goes, and what is new comes.
         models = [again.load(7), again.load(3, "shapes"), again.load(2)]
@@ -278,21 +278,19 @@ async def test_a_backend_that_comes_back_with_other_models_is_followed(folder: P
         keeping.cancel()
 
 
-def silent_worker(folder: Path) -> socket.socket:
+def silent_worker(door: Door) -> socket.socket:
     """A worker that connects, and then hangs."""
     memory = WorkerMemory()
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(folder / "backend"))
-    send_descriptor(connection, memory.file)
+    connection = connect_through(door[0], memory.file)
     memory.close()
     return connection
 
 
-async def test_a_worker_that_ends_during_a_change_is_waited_for_no_more(folder: Path, tmp_path: Path) -> None:
-    async with joined(folder, tmp_path, workers=1) as (backend, (kept,)):
+async def test_a_worker_that_ends_during_a_change_is_waited_for_no_more(tmp_path: Path) -> None:
+    async with joined(tmp_path, workers=1) as (backend, (kept,)):
         first, second = backend.load(1), backend.load(2)
         await backend.doors.publish([first])
-        with silent_worker(folder):
+        with silent_worker(backend.door):
             while len(backend.doors.transports) < 2:
                 await backend.doors.came.get()
             publishing = asyncio.create_task(backend.doors.publish([second]))
@@ -309,13 +307,13 @@ async def test_a_worker_that_ends_during_a_change_is_waited_for_no_more(folder: 
 
 
 async def test_a_worker_that_hangs_holds_a_change_up_for_a_bounded_time_and_the_log_names_it(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_doors, "TAKEN_WITHIN_S", 0.05)
-    async with joined(folder, tmp_path, workers=1, retire_within_s=0.05) as (backend, (kept,)):
+    async with joined(tmp_path, workers=1, retire_within_s=0.05) as (backend, (kept,)):
         first, second = backend.load(1), backend.load(2)
         await backend.doors.publish([first])
-        with silent_worker(folder):
+        with silent_worker(backend.door):
             while len(backend.doors.transports) < 2:
                 await backend.doors.came.get()
             await swap(backend, first, second)

@@ -1,14 +1,12 @@
 """The memory that a worker shares, whose ranges come and go with models."""
 
-import asyncio
 import os
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from fuseline.serve.workers.arena import Arena, ArenaShape
-from fuseline.serve.workers.worker_memory import WorkerMemory, receive_descriptor, send_descriptor
+from fuseline.serve.workers.worker_memory import WorkerMemory
 
 SMALL, LARGE = (ArenaShape((64, 64, 3), 10, slots) for slots in (16, 400))
 
@@ -62,19 +60,3 @@ def test_it_never_shrinks_and_nothing_beyond_it_is_mapped(memory: WorkerMemory) 
         os.truncate(memory.file, 0)
     with pytest.raises(ValueError, match="greater than file size"):
         Arena(memory.file, LARGE, offset)
-
-
-async def test_both_ends_map_the_same_and_a_worker_that_ends_before_is_no_worker(memory: WorkerMemory) -> None:
-    backend_end, worker_end = socket.socketpair()
-    with backend_end, worker_end:
-        backend_end.setblocking(False)
-        receiving = asyncio.create_task(receive_descriptor(backend_end))
-        await asyncio.sleep(0)
-        send_descriptor(worker_end, memory.file)
-        file = await receiving
-        assert os.fstat(file).st_ino == os.fstat(memory.file).st_ino
-        os.close(file)
-        receiving = asyncio.create_task(receive_descriptor(backend_end))
-        worker_end.shutdown(socket.SHUT_WR)
-        with pytest.raises(ConnectionResetError, match="before it had sent its memory"):
-            await receiving

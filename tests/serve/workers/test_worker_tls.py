@@ -29,8 +29,8 @@ def test_a_worker_that_starts_while_the_files_are_broken_takes_its_supervisors_c
         title="worker 1",
         settings=Settings.model_validate(pair.settings),
         folders=(),
-        link_folder=tmp_path,
         channel_file=0,
+        door_file=0,
         lifeline_file=0,
         certificate_copy=copy,
     )
