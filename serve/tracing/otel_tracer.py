@@ -25,6 +25,10 @@ _CLOSE_S = 5.0
 
 _log = logging.getLogger(__name__)
 
+_READ_FROM_CALLERS = ("opentelemetry.baggage", "opentelemetry.trace", "opentelemetry.propagators")
+"""Loggers, with those below them, that warn of each trace's context that a caller tells wrongly, in the caller's words.
+Callers could fill the log so."""
+
 
 class OtelTracer:
     """A `Tracer` whose spans go to a provider of OpenTelemetry."""
@@ -34,6 +38,9 @@ class OtelTracer:
         self._provider = provider
         self._tracer = provider.get_tracer("fuseline", version("fuseline"))
         self._under_way: dict[asyncio.Future[BatchedRows], RequestSpans | RemoteRequest] = {}
+        for name in _READ_FROM_CALLERS:
+            logger = logging.getLogger(name)
+            logger.setLevel(logger.level or logging.ERROR)
 
     def begin_rpc(
         self,

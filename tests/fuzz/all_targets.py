@@ -12,18 +12,18 @@ from tests.fuzz.target import Target
 SERVED: dict[str, Callable[[Servers], Target]] = {
     "classify messages": lambda servers: served.classify_messages(servers.open.channel),
     "inference messages": lambda servers: served.inference_messages(servers.open.channel),
-    "control messages": lambda servers: served.control_messages(servers.open.channel),
     "streams": lambda servers: streams(servers.open.channel),
     "call metadata": lambda servers: call_metadata(servers.guarded.channel),
     "pictures over HTTP": lambda servers: served.pictures(servers.open.http),
     "forms": lambda servers: served.forms(servers.open.http),
     "JSON over HTTP": lambda servers: served.json_bodies(servers.open.http),
     "binary tensors over HTTP": lambda servers: served.binary_bodies(servers.open.http),
-    "control over HTTP": lambda servers: served.control_bodies(servers.open.http),
     "HTTP connections": lambda servers: connections(servers.open.http),
     "HTTP connections with tokens": lambda servers: guarded_connections(servers.guarded.http),
+    "control messages": lambda servers: served.control_messages(servers.open.channel),
+    "control over HTTP": lambda servers: served.control_bodies(servers.open.http),
 }
-"""Targets that call a server, each made of the servers that there are."""
+"""Targets that call a server, each made of the servers that there are; last those that may turn off its log."""
 
 READERS: Mapping[str, str] = {
     "pictures": "targets",

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import tempfile
 import threading
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TextIO
 from unittest.mock import patch
@@ -20,10 +22,6 @@ from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
 from tests.fakes.colours import write_colours_package
 from tests.serve.processes import FAST, free_port, server_process
-
-_UNHEARD = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
-"""Spans are made of every request, and go nowhere."""
-
 
 TOKENS = {role: f"fuseline_{role:_>43}" for role in ("infer", "admin")}
 """What `Servers.guarded` knows: the same in every run, so that an input means the same."""
@@ -41,14 +39,13 @@ class Address:
 class Servers:
     """The servers of one run, of which `stack` ends those that were started.
 
-    They are processes of their own or, `in_thread`, of this one, whose coverage is seen.
+    They are processes of their own, whose log is looked at, or, `in_thread`, of this one, whose coverage is seen.
     """
 
     def __init__(self, stack: ExitStack, *, in_thread: bool = False) -> None:
         self._stack = stack
         self._in_thread = in_thread
-        self.log: deque[str] = deque(maxlen=100)
-        """Last lines that processes have logged. A server whose log nobody reads would wait for room."""
+        self._log: deque[str] = deque()
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
     @cached_property
@@ -63,13 +60,19 @@ class Servers:
         hashes = self._folder / "hashes"
         for role, token in TOKENS.items():
             add_line(hashes, token_line(token, name=f"its-{role}", role=role))
-        return self._started(_UNHEARD, token_hashes=hashes)
+        collector = self._stack.enter_context(_collector())
+        return self._started({"OTEL_EXPORTER_OTLP_ENDPOINT": collector}, token_hashes=hashes)
+
+    def complaints(self) -> list[str]:
+        """Return what processes have logged since this was asked last, but for what they do as they are told."""
+        lines = [self._log.popleft() for _ in range(len(self._log))]
+        return [line for line in lines if not re.search(r" (INFO|DEBUG) fuseline\.", line)]
 
     def _started(self, environment: Mapping[str, str] | None = None, **flags: object) -> Address:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         package = write_colours_package(folder / "colours")
         start = _threaded if self._in_thread else _process
-        address, http = self._stack.enter_context(start(package, environment or {}, flags, self.log))
+        address, http = self._stack.enter_context(start(package, environment or {}, flags, self._log))
         return Address(self._stack.enter_context(grpc.insecure_channel(address)), http)
 
 
@@ -90,6 +93,25 @@ def _read(stream: TextIO, log: deque[str]) -> None:
     # It is closed once its process has been ended.
     with suppress(ValueError):
         log.extend(stream)
+
+
+@contextmanager
+def _collector() -> Iterator[str]:
+    """The address of what takes spans, and forgets them."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Collector(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def test_a_server_answers_broken_requests_as_the_clients_error(servers: Servers,
     seeds = target.seeds()
     for data in [*seeds, b"", *(mutated(seeds, source) for _ in range(30))]:
         target.run(data)
+    assert servers.complaints() == []
 
 
 @pytest.mark.parametrize("path", sorted(CRASHERS.glob("*/*")), ids=lambda path: path.name)

@@ -98,6 +98,17 @@ async def test_a_request_has_a_span_by_the_conventions_below_its_caller_s(
     assert server.status.status_code is SpanStatusCode.UNSET
 
 
+async def test_what_a_caller_tells_wrongly_of_its_trace_leaves_no_line_in_the_log(
+    start_server: StartServer, traces: Traces, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = await start_server()
+    for wrong in (("tracestate", "@@,=,a"), ("baggage", "a=b;,c d,="), ("baggage", "a=" + "b" * 9000)):
+        await served.stub.Classify(raw_request(noise(1)), metadata=(("traceparent", PARENT), wrong))
+    await served.stub.Classify(raw_request(noise(1)), metadata=(("traceparent", "00-nonsense"),))
+    assert len(traces.named(CLASSIFY)) == 4
+    assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
+
+
 async def test_decode_queue_and_compute_follow_each_other_within_the_request(
     start_server: StartServer, traces: Traces
 ) -> None:
