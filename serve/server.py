@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_health.v1.health import aio as health_aio
@@ -23,9 +22,7 @@ from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.access.gate import Gate
 from fuseline.serve.addresses import first_port, listening_for_http
-from fuseline.serve.errors import InputError
-from fuseline.serve.grpc_options import server_options
-from fuseline.serve.listeners import Listeners
+from fuseline.serve.grpc_server import GrpcServer
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
@@ -39,8 +36,6 @@ from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.server_log import end_process
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
-from fuseline.serve.services.grpc_gate import GuardedHandlers
-from fuseline.serve.services.grpc_messages import CheckedHandlers
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -49,7 +44,6 @@ from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
 from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
-from fuseline.serve.tls.grpc_credentials import server_credentials
 from fuseline.serve.tracing.tracing import open_tracer
 
 if TYPE_CHECKING:
@@ -67,10 +61,6 @@ _MOST_QUIETS = 20
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
 and a call that hangs may yet return."""
-
-_LOOK_S = 0.25
-"""Seconds between two looks at whether gRPC still takes calls."""
-_BIND_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -148,13 +138,11 @@ class Server:
         """Tells whether the event loop turns and the backend computes."""
         self._open_inference.is_live = lambda: self.liveness.is_live
         self._living: asyncio.Task[None] | None = None
-        self._grpc = self._grpc_server()
-        self._keeping: asyncio.Task[None] | None = None
-        self._replaced: dict[grpc.aio.Server, asyncio.Task[None]] = {}
-        """Servers of gRPC in whose place another is, and the end of each, once their calls have ended."""
         self._certificates = certificates
         self._watching: asyncio.Task[None] | None = None
-        self._listeners = self._listeners_of(self._grpc)
+        self._grpc = GrpcServer(
+            settings, self._add_services, gate=self._gate, shares_port=shares_port, certificates=certificates
+        )
 
     @property
     def port(self) -> int:
@@ -184,7 +172,7 @@ class Server:
             BackendUnavailableError: the asked-for backend can't run here.
         """
         settings = self._settings
-        self.addresses = self._listeners.bind(settings.grpc_addresses)
+        self.addresses = self._grpc.bind(settings.grpc_addresses)
         self._living = asyncio.create_task(self.liveness.run())
         try:
             if settings.http_port and not self._shares_port:
@@ -201,7 +189,6 @@ class Server:
         keep_freed_memory()
         await self.set_health(serving=True)
         await self._grpc.start()
-        self._keeping = asyncio.create_task(self._keep_grpc())
         self.ready = True
         if self._certificates is not None:
             self._watching = asyncio.create_task(self._certificates.watch())
@@ -220,7 +207,7 @@ class Server:
 
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
-        self._listeners.abandon()
+        self._grpc.abandon()
 
     async def drain(self) -> None:
         """Admit nothing more, answer what was admitted, then stop.
@@ -244,14 +231,11 @@ class Server:
                 await self._open_inference.idle()
             if self._metrics.requests_by_code() != counted:
                 await self._refuse_stragglers()
-            servers = (self._grpc, *self._replaced)
-            await asyncio.gather(*(server.stop(_FLUSH_S) for server in servers), self._flush_http())
+            await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
-            for task in (self._living, self._keeping, *self._replaced.values()):
-                if task is not None:
-                    task.cancel()
-            await self._grpc.stop(None)
-            self._listeners.forget()
+            if self._living is not None:
+                self._living.cancel()
+            await self._grpc.close()
             if self._watching is not None:
                 self._watching.cancel()
             self._decode_pool.shutdown(wait=False, cancel_futures=True)
@@ -324,63 +308,6 @@ class Server:
     async def _flush_http(self) -> None:
         if self._http is not None:
             await self._http.drain(_FLUSH_S)
-
-    async def _keep_grpc(self) -> None:
-        """Put another server of gRPC in the place of one that ended by an error; return once one ended by `drain`.
-
-        grpc.aio takes no call more after the first one whose path is not UTF-8, which anyone can send, before any gate.
-        Calls under way are answered still; clients connect again.
-        """
-        while True:
-            try:
-                # Calls that are still open keep it from its end, but not from telling of an error after each timeout.
-                while await self._grpc.wait_for_termination(_LOOK_S):
-                    pass
-                return
-            except Exception as error:  # noqa: BLE001 it is raised again only where nothing else awaits it
-                _log.error("gRPC's server takes no call any more (%s); another takes its place", type(error).__name__)
-            await self._replace_grpc()
-
-    async def _replace_grpc(self) -> None:
-        self._replace(self._grpc)
-        while True:
-            self._grpc = self._grpc_server()
-            self._listeners = self._listeners_of(self._grpc)
-            try:
-                self._listeners.bind(self.addresses)
-                break
-            except InputError as error:
-                _log.error("%s; it is tried again", error)
-                # Only a server that was started lets go of what it has bound.
-                await self._grpc.start()
-                await self._grpc.stop(None)
-                await asyncio.sleep(_BIND_AGAIN_S)
-        await self._grpc.start()
-
-    def _replace(self, server: grpc.aio.Server) -> None:
-        async def end() -> None:
-            await server.stop(self._settings.drain_timeout_s)
-            del self._replaced[server]
-
-        self._replaced[server] = asyncio.create_task(end())
-
-    def _listeners_of(self, server: grpc.aio.Server) -> Listeners:
-        certificates = self._certificates
-        return Listeners(
-            server,
-            shares_ports=self._shares_port,
-            credentials=None if certificates is None else lambda: server_credentials(certificates),
-        )
-
-    def _grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
-        if self._gate is None:
-            self._add_services(CheckedHandlers(server))
-        else:
-            guarded = GuardedHandlers(self._gate, last_answers_s=self._settings.drain_timeout_s)
-            self._add_services(CheckedHandlers(guarded))
-            server.add_generic_rpc_handlers((guarded,))
-        return server
 
     def _add_services(self, server: Any) -> None:
         add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
