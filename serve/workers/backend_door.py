@@ -12,6 +12,8 @@ import socket
 def backend_door() -> tuple[socket.socket, socket.socket]:
     """Return the door's outer end, which all workers share, and its inner end, the backend's."""
     outer, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Flags of a single call won't do: Python 3.11's `send_fds` and `recv_fds` pass none on.
+    outer.setblocking(False)
     inner.setblocking(False)
     return outer, inner
 
@@ -24,7 +26,7 @@ def connect_through(outer: socket.socket, memory: int) -> socket.socket:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            socket.send_fds(outer, [b"\0"], [theirs.fileno(), memory], socket.MSG_DONTWAIT)
+            socket.send_fds(outer, [b"\0"], [theirs.fileno(), memory])
         except BaseException:
             ours.close()
             raise
@@ -40,7 +42,7 @@ async def next_through(inner: socket.socket) -> tuple[socket.socket, int]:
         await readable.wait()
     finally:
         loop.remove_reader(inner)
-    _, (connection, memory), _, _ = socket.recv_fds(inner, 1, 2, socket.MSG_CMSG_CLOEXEC)
+    _, (connection, memory), _, _ = socket.recv_fds(inner, 1, 2)
     its = socket.socket(fileno=connection)
     its.setblocking(False)
     return its, memory
