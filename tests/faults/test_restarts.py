@@ -55,11 +55,11 @@ async def loading_of(graph: Path) -> AsyncIterator[None]:
         yield
 
 
-async def ended(server: ServerProcess, number: signal.Signals, within_s: float) -> tuple[int, str]:
+async def ended(server: ServerProcess, number: signal.Signals, within_s: float = 25) -> tuple[int, str]:
     """Send the signal; return exit code and log. Fails where it takes longer, or a process of the server stays."""
     children, begun = children_of(server), time.monotonic()
     server.process.send_signal(number)
-    code, stderr = await asyncio.to_thread(server.end)
+    code, stderr = await asyncio.to_thread(server.end, within_s)
     took = time.monotonic() - begun
     assert took < within_s, f"{number.name}: {took:.1f} s; {stderr}"
     assert not any(map(lives, children))
@@ -89,7 +89,7 @@ async def test_sigterm_while_a_swap_loads_answers_what_was_admitted_and_waits_fo
                 request = RepositoryModelLoadRequest(model_name="colours")
                 load = GRPCInferenceServiceStub(channel).RepositoryModelLoad(request)
             async with loading_of(root / "colours" / "2" / "model.onnx"):
-                code, stderr = await ended(server, signal.SIGTERM, 15)
+                code, stderr = await ended(server, signal.SIGTERM)
                 assert [(await call).model_version for call in waiting] == ["1"] * 3
                 if load is not None:
                     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -107,7 +107,7 @@ async def test_sighup_of_a_terminal_that_is_gone_drains_as_sigterm_does(
         async with own_channel(server) as channel:
             call = ClassifierStub(channel).Classify(raw_request(noise(1)))
             await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 1)
-            code, stderr = await ended(server, signal.SIGHUP, 15)
+            code, stderr = await ended(server, signal.SIGHUP)
             assert (await call).results
     assert code == 0, stderr
     assert "SIGHUP: draining" in stderr
@@ -185,7 +185,7 @@ async def test_a_backend_that_dies_while_its_package_is_broken_serves_again_once
             assert (await ClassifierStub(channel).Classify(raw_request(plain("red")[None]))).results
         assert metric(server, 'fuseline_process_restarts_total{process="backend"}') == 1
         assert {pid for pid, kind in children_of(server).items() if kind == "worker"} == workers
-        code, stderr = await ended(server, signal.SIGTERM, 15)
+        code, stderr = await ended(server, signal.SIGTERM)
     assert code == 0, stderr
     assert re.findall(r"model\.onnx has 10 bytes with sha256 .*; it is tried again in (\d+) s", stderr)[:2] == [
         "1",
@@ -220,7 +220,7 @@ async def test_of_three_models_one_of_which_is_broken_by_then_two_come_back_with
         put(root, "cats", 1)
         put(root, "dogs", 1)
         await until(lambda: all(state == "READY" for state, _ in index(server).values()), 60)
-        code, stderr = await ended(server, signal.SIGTERM, 15)
+        code, stderr = await ended(server, signal.SIGTERM)
     assert code == 0, stderr
     assert "version 1 of cats is refused" in stderr
 
@@ -282,7 +282,7 @@ async def test_a_process_that_the_system_does_not_let_start_for_a_moment_is_star
         os.kill(one_of(server, "backend"), signal.SIGKILL)
         await until(lambda: metric(server, 'fuseline_process_restarts_total{process="backend"}') == 1)
         await until(lambda: get(str(server.http_address), "/readyz")[0] == 200)
-        code, stderr = await ended(server, signal.SIGTERM, 15)
+        code, stderr = await ended(server, signal.SIGTERM)
     assert code == 0, stderr
     assert stderr.count("backend can't be started: Resource temporarily unavailable; it is tried again") == 2
 
