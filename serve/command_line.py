@@ -117,7 +117,8 @@ def _exit_tidily(number: int, _: FrameType | None) -> NoReturn:
 
 def _end(message: str, exit_code: int) -> None:
     # Commands that log nothing don't import the log. Where it is JSON, so is its last line.
-    log = sys.modules["fuseline.serve.server_log"].server_log() if "fuseline.serve.server_log" in sys.modules else None
+    module = sys.modules.get("fuseline.serve.process.server_log")
+    log = None if module is None else module.server_log()
     if log is not None and log.form == "json":
         _log.error("%s", message)
     else:

@@ -12,9 +12,9 @@ from fuseline.serve.backends.gpu.nvidia_driver import Driver, nvidia_driver
 from fuseline.serve.backends.onnx_artifact import why_unwanted
 from fuseline.serve.backends.registry import REGISTRY, TENSORRT, TENSORRT_RTX, Runtime, runtimes
 from fuseline.serve.batching.policy import DEFAULT_BUCKETS
-from fuseline.serve.cpu import Cpu, this_cpu
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.precision import PRECISIONS, PrecisionName, chosen_unasked
+from fuseline.serve.process.cpu import Cpu, this_cpu
 from fuseline.serve.settings import Settings
 
 _ON_GPU = {entry.title for entry in REGISTRY if entry.device == "gpu"}

@@ -166,5 +166,5 @@ def log_once(error: BaseException, request_id: str = "") -> str:
 
 
 def _of_request(request_id: str, error_id: str) -> dict[str, str]:
-    """Return what `fuseline.serve.server_log` shows beside a line's message."""
+    """Return what `fuseline.serve.process.server_log` shows beside a line's message."""
     return {"request_id": request_id, "error_id": error_id}

@@ -10,7 +10,7 @@ import grpc
 from fuseline.serve.access.gate import Gate
 from fuseline.serve.errors import InputError
 from fuseline.serve.grpc_options import server_options
-from fuseline.serve.listeners import Listeners
+from fuseline.serve.listening.listeners import Listeners
 from fuseline.serve.services.grpc_gate import GuardedHandlers
 from fuseline.serve.services.grpc_messages import CheckedHandlers
 from fuseline.serve.settings import Settings

@@ -15,14 +15,14 @@ from fuseline.serve.batching.lane_recovery import Watch
 from fuseline.serve.batching.latency_control import Decision
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING, DEFAULT_MAX_BATCH, CpuBatching, buckets_up_to
 from fuseline.serve.batching.requests import ANYONE, Caller
-from fuseline.serve.lane_choice import LaneChoice
-from fuseline.serve.memory import release_freed_memory
+from fuseline.serve.lanes.lane_choice import LaneChoice
+from fuseline.serve.lanes.spare_lanes import SpareLanes
+from fuseline.serve.lanes.warm_lanes import warm_lanes
 from fuseline.serve.model_package import Manifest, ModelPackage, load_package
 from fuseline.serve.model_settings import settings_of_model
+from fuseline.serve.process.memory import release_freed_memory
 from fuseline.serve.settings import Settings
-from fuseline.serve.spare_lanes import SpareLanes
 from fuseline.serve.version_policy import VersionPolicy
-from fuseline.serve.warm_lanes import warm_lanes
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.lanes.lane_choice import LaneChoice
 from fuseline.serve.metrics.exposition import metrics_text
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics

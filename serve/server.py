@@ -21,19 +21,20 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.access.gate import Gate
-from fuseline.serve.addresses import first_port, listening_for_http
 from fuseline.serve.grpc_server import GrpcServer
+from fuseline.serve.listening.addresses import first_port, listening_for_http
 from fuseline.serve.liveness import Liveness
-from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_control.control import ModelControl
 from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
+from fuseline.serve.process.memory import keep_freed_memory
+from fuseline.serve.process.server_log import end_process
+from fuseline.serve.process.stop_signals import run_until_signal
 from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
-from fuseline.serve.server_log import end_process
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
@@ -42,7 +43,6 @@ from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
-from fuseline.serve.stop_signals import run_until_signal
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tracing.tracing import open_tracer
 

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from fuseline.serve.addresses import checked_address, is_local, join_address
 from fuseline.serve.backends.registry import BackendName
 from fuseline.serve.batching.policy import MOST_LANES
-from fuseline.serve.cpu import usable_cpus
 from fuseline.serve.errors import InputError
 from fuseline.serve.latency_target import latency_ms
+from fuseline.serve.listening.addresses import checked_address, is_local, join_address
 from fuseline.serve.model_package import MAX_PIXELS
 from fuseline.serve.precision import PrecisionChoice
+from fuseline.serve.process.cpu import usable_cpus
+from fuseline.serve.process.server_log import LogFormat
 from fuseline.serve.route_flags import (
     Alias,
     Shadow,
@@ -26,7 +27,6 @@ from fuseline.serve.route_flags import (
     checked_shadow,
     shadow_from_flag,
 )
-from fuseline.serve.server_log import LogFormat
 from fuseline.serve.tls.certificate import CertificateFiles
 from fuseline.serve.version_policy import policy_from_text
 

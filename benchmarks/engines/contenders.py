@@ -25,8 +25,8 @@ from fuseline.benchmarks.harness.subject import Subject
 from fuseline.serve.backends.base import Infer
 from fuseline.serve.backends.padded import ToRows
 from fuseline.serve.backends.registry import BACKENDS, CPU_BACKENDS, REGISTRY, title_of
-from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendUnavailableError
+from fuseline.serve.process.cpu import this_cpu
 
 
 @dataclass(frozen=True, slots=True)

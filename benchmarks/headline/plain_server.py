@@ -23,10 +23,10 @@ from fuseline.protos.classify_pb2_grpc import ClassifierServicer, add_Classifier
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Infer
 from fuseline.serve.batching.policy import DEFAULT_CPU_BATCHING
-from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.input_rows import row_maker
-from fuseline.serve.memory import keep_freed_memory
 from fuseline.serve.model_package import Manifest, load_package
+from fuseline.serve.process.event_loop import run_event_loop
+from fuseline.serve.process.memory import keep_freed_memory
 
 _MAX_LANES = 4
 

@@ -3,9 +3,9 @@
 from typing import Literal
 
 from fuseline.serve.errors import BackendUnavailableError
-from fuseline.serve.memory_guard import check_room, memory_limit_bytes
 from fuseline.serve.model_package import Artifact, ModelPackage
 from fuseline.serve.precision import PRECISIONS, PrecisionName, chosen_unasked
+from fuseline.serve.process.memory_guard import check_room, memory_limit_bytes
 
 Reader = Literal["cpu", "cuda", "tensorrt"]
 """Reader of a graph: ONNX Runtime or OpenVINO on a CPU, ONNX Runtime on a GPU, TensorRT of either kind."""

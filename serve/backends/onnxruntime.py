@@ -11,9 +11,9 @@ from fuseline.serve.backends.base import Infer, OpenRequest
 from fuseline.serve.backends.bound_session import BoundSession
 from fuseline.serve.backends.onnx_artifact import Reader, onnx_artifact, read_graph, why_no_graph
 from fuseline.serve.backends.registry import why_not_installed
-from fuseline.serve.cpu import this_cpu, usable_cpus
 from fuseline.serve.errors import BackendError, BackendUnavailableError, FuselineError
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.process.cpu import this_cpu, usable_cpus
 
 
 def open(package: ModelPackage, request: OpenRequest) -> "OnnxRuntimeBackend":

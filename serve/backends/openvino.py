@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from fuseline.serve.backends.base import Infer, OpenRequest
 from fuseline.serve.backends.onnx_artifact import onnx_artifact, read_graph, why_no_graph, why_unwanted
 from fuseline.serve.backends.registry import why_not_installed
-from fuseline.serve.cpu import this_cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError, VerificationError
 from fuseline.serve.model_package import ModelPackage
 from fuseline.serve.precision import LEAST_SHARE, PRECISIONS, chosen_unasked
+from fuseline.serve.process.cpu import this_cpu
 
 _CORE_LOCK = Lock()
 

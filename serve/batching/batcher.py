@@ -41,7 +41,7 @@ from fuseline.serve.batching.requests import (
     check_rows,
 )
 from fuseline.serve.errors import BackendLostError, DeadlineError, ShuttingDownError
-from fuseline.serve.event_loop import call_after_turns
+from fuseline.serve.process.event_loop import call_after_turns
 
 __all__ = ["BatchStats", "BatchedRows", "Batcher", "Logits", "Misses", "Row"]
 

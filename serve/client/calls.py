@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import grpc
 
-from fuseline.serve.addresses import is_local
 from fuseline.serve.client.client_tls import ClientTls
 from fuseline.serve.client.tls_failures import found_tls_failure
 from fuseline.serve.errors import DeadlineError, FuselineError, InputError, RequestError, ShuttingDownError
+from fuseline.serve.listening.addresses import is_local
 from fuseline.serve.services.statuses import ERROR_METADATA_KEY, error_from_status, retry_after_from_metadata
 
 _NO_CONNECTION = ("Connection refused", "DNS resolution failed", "No route to host", "No such file")

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from fuseline.serve.errors import InputError
-from fuseline.serve.unix_sockets import is_unix
+from fuseline.serve.listening.unix_sockets import is_unix
 
 FilePath = str | PathLike[str]
 

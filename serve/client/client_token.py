@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fuseline.serve.addresses import is_local
 from fuseline.serve.errors import InputError
+from fuseline.serve.listening.addresses import is_local
 
 TOKEN_VARIABLE = "FUSELINE_TOKEN"  # noqa: S105 the variable's name
 _TOKEN = re.compile(r"[!-~]+")

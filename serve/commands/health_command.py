@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fuseline.serve.commands.client_flags import Tls, TlsCa, TlsCert, TlsKey, TlsServerName
-from fuseline.serve.unix_sockets import is_unix
+from fuseline.serve.listening.unix_sockets import is_unix
 
 if TYPE_CHECKING:
     from fuseline.serve.client.client_tls import ClientTls

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fuseline.serve.addresses import join_address
 from fuseline.serve.backends.registry import BACKENDS
 from fuseline.serve.command_line import forget_service_links, forgotten_links, run_command_line
 from fuseline.serve.commands.client_flags import (
@@ -25,12 +24,13 @@ from fuseline.serve.commands.client_flags import (
     connection_from_flags,
 )
 from fuseline.serve.errors import InputError
-from fuseline.serve.log_writer import write_whole, writer_of
-from fuseline.serve.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.listening.addresses import join_address
 from fuseline.serve.model_settings import check_model_settings
-from fuseline.serve.open_files import raise_open_files_limit
 from fuseline.serve.precision import CHOICES, listed
-from fuseline.serve.server_log import line_record, server_log, start_log
+from fuseline.serve.process.log_writer import write_whole, writer_of
+from fuseline.serve.process.memory_guard import MemoryGuard, memory_limit_bytes
+from fuseline.serve.process.open_files import raise_open_files_limit
+from fuseline.serve.process.server_log import line_record, server_log, start_log
 from fuseline.serve.settings import Settings, settings_from_flags
 
 if TYPE_CHECKING:

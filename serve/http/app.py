@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from fuseline.serve.addresses import join_address
 from fuseline.serve.http import classify_routes, open_inference_routes
 from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
 from fuseline.serve.http.operations import Operation, answered_by, not_found, routed, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
+from fuseline.serve.listening.addresses import join_address
 from fuseline.serve.metrics.exposition import content_type, prefers_open_metrics
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))

@@ -3,7 +3,7 @@
 from starlette.types import Scope
 
 from fuseline.serve.batching.requests import Caller
-from fuseline.serve.server_log import needed
+from fuseline.serve.process.server_log import needed
 from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.priority import priority_text
 from fuseline.serve.services.request_ids import made_id

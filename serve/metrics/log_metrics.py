@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from fuseline.serve.server_log import server_log
+from fuseline.serve.process.server_log import server_log
 
 
 def show_log(registry: CollectorRegistry) -> None:

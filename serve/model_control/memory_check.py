@@ -5,8 +5,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from fuseline.serve.memory_guard import memory_limit_bytes, unreclaimable_bytes
 from fuseline.serve.model_package import Manifest
+from fuseline.serve.process.memory_guard import memory_limit_bytes, unreclaimable_bytes
 
 _BYTES_A_GRAPH_BYTE = 4
 """Bytes that loading takes for each byte of the graph, while nothing was measured: the file, what a runtime reads of

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fuseline.serve.errors import FuselineError, ModelControlError, PackageError, ShuttingDownError, log_once
-from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.lanes.lane_choice import LaneChoice
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model
 from fuseline.serve.model_control.memory_check import MemoryMeter, expected_bytes

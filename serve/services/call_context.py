@@ -9,7 +9,7 @@ from grpc.aio import ServicerContext
 
 from fuseline.serve.access.gate import Identity
 from fuseline.serve.batching.requests import ANYONE, Caller
-from fuseline.serve.server_log import needed
+from fuseline.serve.process.server_log import needed
 from fuseline.serve.services.priority import HEADERS, priority_text
 from fuseline.serve.services.request_ids import REQUEST_ID_KEY, made_id, request_id_of
 from fuseline.serve.tls.client_name import client_of_auth_context

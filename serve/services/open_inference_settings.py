@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fuseline.protos.open_inference_pb2 import LogSettingsRequest, LogSettingsResponse
 from fuseline.serve.errors import RequestError
-from fuseline.serve.server_log import LogSettings, server_log
+from fuseline.serve.process.server_log import LogSettings, server_log
 
 LogValue = bool | int | str
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.lanes.lane_choice import LaneChoice
 from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.triton_metrics import TritonMetrics

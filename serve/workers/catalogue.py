@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from fuseline.serve.backends.base import BackendFacts
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.batching.policy import BatchPolicy
-from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.lanes.lane_choice import LaneChoice
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import Manifest
 from fuseline.serve.version_policy import VersionPolicy

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fuseline.serve.errors import FuselineError
-from fuseline.serve.event_loop import run_event_loop
 from fuseline.serve.metrics.metrics import Metrics
-from fuseline.serve.server_log import LogSettings, end_process, server_log, start_log
+from fuseline.serve.process.event_loop import run_event_loop
+from fuseline.serve.process.server_log import LogSettings, end_process, server_log, start_log
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.reports import report_of

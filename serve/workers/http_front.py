@@ -13,11 +13,11 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from fuseline.serve.access.gate import Gate
-from fuseline.serve.addresses import listening_for_http
 from fuseline.serve.http.app import http_app
 from fuseline.serve.http.http_limits import http_limits
 from fuseline.serve.http.http_server import HttpServer
 from fuseline.serve.http.http_services import HttpServices
+from fuseline.serve.listening.addresses import listening_for_http
 from fuseline.serve.settings import Settings
 from fuseline.serve.workers.reports import report_text
 from fuseline.serve.workers.supervised import SupervisedProcess

@@ -14,8 +14,8 @@ from fuseline.serve.batching.lanes import seconds_until_free
 from fuseline.serve.batching.requests import ANYONE, BatchedRows, Caller, Row, check_rows
 from fuseline.serve.batching.standing import WaitingKinds, standing_among
 from fuseline.serve.errors import BackendLostError, OverloadedError, ShuttingDownError
-from fuseline.serve.event_loop import call_after_turns
 from fuseline.serve.model import TracedRequest
+from fuseline.serve.process.event_loop import call_after_turns
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.error_text import error_from_text
 from fuseline.serve.workers.slots import SlotTable

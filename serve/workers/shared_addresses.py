@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from fuseline.serve.addresses import claimed_port, first_port, join_address, split_address, unbindable
 from fuseline.serve.errors import InputError
-from fuseline.serve.unix_sockets import MAX_PATH_BYTES, is_unix, socket_file, unix_address
+from fuseline.serve.listening.addresses import claimed_port, first_port, join_address, split_address, unbindable
+from fuseline.serve.listening.unix_sockets import MAX_PATH_BYTES, is_unix, socket_file, unix_address
 from fuseline.serve.workers.unix_relay import UnixRelay
 
 _MOST_FILE_BYTES = len("/worker-99999")

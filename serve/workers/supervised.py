@@ -11,7 +11,7 @@ from typing import Any
 
 from fuseline.serve import errors
 from fuseline.serve.errors import BackendError, FuselineError
-from fuseline.serve.server_log import LogSettings
+from fuseline.serve.process.server_log import LogSettings
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_channel import ControlChannel, open_control_channel
 from fuseline.serve.workers.process_counts import ProcessCounts

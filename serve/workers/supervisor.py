@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuseline.serve.errors import BackendError, InputError
-from fuseline.serve.server_log import LogSettings, end_process, server_log
+from fuseline.serve.process.server_log import LogSettings, end_process, server_log
+from fuseline.serve.process.stop_signals import stop_signals
 from fuseline.serve.settings import Settings
-from fuseline.serve.stop_signals import stop_signals
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel

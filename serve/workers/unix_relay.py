@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import cast
 
-from fuseline.serve.unix_sockets import listening_unix_socket, socket_file
+from fuseline.serve.listening.unix_sockets import listening_unix_socket, socket_file
 
 _BACKLOG = 1024
 _FLUSH_S = 2.0
@@ -36,7 +36,7 @@ class UnixRelay:
         """Listen on a Unix `address`, and return it; connections wait until `start`.
 
         Raises:
-            InputError: as `fuseline.serve.unix_sockets.listening_unix_socket` does.
+            InputError: as `fuseline.serve.listening.unix_sockets.listening_unix_socket` does.
         """
         self._listening[address] = listening_unix_socket(address, _BACKLOG)
         return address

@@ -13,9 +13,9 @@ from fuseline.serve.metrics.inference_statistics import InferenceStatistics
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
 from fuseline.serve.model import Model
+from fuseline.serve.process.server_log import server_log
 from fuseline.serve.repository import Repository
 from fuseline.serve.server import Server
-from fuseline.serve.server_log import server_log
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.tls.certificates import Certificates, files_of_descriptors
 from fuseline.serve.tracing.tracing import open_tracer

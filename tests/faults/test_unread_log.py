@@ -87,7 +87,7 @@ def test_lines_for_which_there_is_no_room_are_counted_and_told(package: Path) ->
         server.process.send_signal(signal.SIGTERM)
         code, stderr = server.end()
     assert code == 0, stderr[-2000:]
-    (told,) = re.findall(r"WARNING fuseline.serve.server_log: (\d+) lines of the log are missing here", stderr)
+    (told,) = re.findall(r"WARNING fuseline.serve.process.server_log: (\d+) lines of the log are missing here", stderr)
     assert int(told) >= dropped
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import fuseline.serve.lanes.warm_lanes
 import fuseline.serve.model
-import fuseline.serve.warm_lanes
 from fuseline.serve.backends import open_backend
 from fuseline.serve.batching.policy import CpuBatching
 from fuseline.serve.errors import (
@@ -48,7 +48,7 @@ async def test_batches_on_a_cpu_stay_small_unless_they_are_fast_or_fuller_ones_a
     small_batch_ms: float,
     batches: list[int],
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.warm_lanes, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(fuseline.serve.lanes.warm_lanes, "usable_cpus", lambda: 1)
     cpu = CpuBatching(core_pixels=2 * 8 * 8, small_batch_ms=small_batch_ms)
     recorded = RecordedBatches()
     model = load_model(package, settings(threads=threads, max_delay_ms=max_delay_ms), recorded, cpu=cpu)

@@ -16,8 +16,8 @@ from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import generated_pictures
 from fuseline.benchmarks.harness.subject import Subject, open_subject
-from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError, InputError, VerificationError
+from fuseline.serve.process.cpu import Cpu
 from tests.bf16 import CPU_HAS_BF16, needs_bf16
 from tests.fakes.colours import expected_logits, noise
 

@@ -15,9 +15,9 @@ from fuseline.export.verify import compare
 from fuseline.serve.backends import onnxruntime as onnxruntime_backend
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends import openvino as openvino_backend
-from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendError, BackendUnavailableError
 from fuseline.serve.model_package import Artifact, ModelPackage, file_facts, load_package, save_manifest
+from fuseline.serve.process.cpu import Cpu
 from fuseline.serve.settings import settings_from_flags
 from tests.bf16 import CPU_HAS_BF16
 from tests.export.int8.networks import Subject

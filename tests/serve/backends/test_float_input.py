@@ -14,10 +14,10 @@ from fuseline.serve.backends.registry import CPU_BACKENDS, backend_entry
 from fuseline.serve.backends.tensorrt_backend import TensorRTBackend
 from fuseline.serve.errors import BackendError, PackageError
 from fuseline.serve.input_rows import row_maker
+from fuseline.serve.lanes.warm_up import noise as warm_up_noise
+from fuseline.serve.lanes.warm_up import warm_up
 from fuseline.serve.model_package import ModelPackage, load_package
 from fuseline.serve.reference import check_reference
-from fuseline.serve.warm_up import noise as warm_up_noise
-from fuseline.serve.warm_up import warm_up
 from tests.fakes.colours import expected_logits, noise, write_colours_package
 from tests.fakes.gpu import DataType, FakeCudart, FakeEngine, FakeTensorRT
 from tests.fakes.gpu import expected_logits as logits_of_fake_engine

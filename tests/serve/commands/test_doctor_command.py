@@ -11,9 +11,9 @@ from fuseline.serve import doctor
 from fuseline.serve.backends import Judgement, judge_backends, open_backend, registry
 from fuseline.serve.backends.gpu.cuda import Gpu
 from fuseline.serve.backends.gpu.nvidia_driver import Driver
-from fuseline.serve.cpu import Cpu
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.model_package import load_package
+from fuseline.serve.process.cpu import Cpu
 from tests.bf16 import ask_for_half, bf16_verification, play_cpu
 from tests.fakes.colours import write_colours_package
 from tests.fakes.gpu import FakeCudart, FakeTensorRT

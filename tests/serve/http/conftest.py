@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseline.serve.event_loop import loop_factory
+from fuseline.serve.process.event_loop import loop_factory
 from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer
 from tests.serve.http import http_process

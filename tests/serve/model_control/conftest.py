@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fuseline.serve.lane_choice import LaneChoice
+from fuseline.serve.lanes.lane_choice import LaneChoice
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import Model, load_model
 from fuseline.serve.model_control.control import IndexEntry

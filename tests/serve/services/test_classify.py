@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from numpy.typing import NDArray
 
-import fuseline.serve.lane_choice
-import fuseline.serve.warm_lanes
+import fuseline.serve.lanes.lane_choice
+import fuseline.serve.lanes.warm_lanes
 from fuseline.protos.classify_pb2 import ClassifyRequest, GetModelRequest, Image
 from fuseline.serve.images import decode_image
 from fuseline.serve.services.top_k import top_k_from_logits
@@ -172,7 +172,7 @@ async def test_a_passed_deadline_leaves_the_queue(start_server: StartServer) -> 
 async def test_a_deadline_that_the_measured_batches_cannot_meet_is_refused_at_once(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.warm_lanes, "warm_up", slow_warm_up)
+    monkeypatch.setattr(fuseline.serve.lanes.warm_lanes, "warm_up", slow_warm_up)
     served = await start_server()
     first = await served.busy_with(served.stub.Classify(raw_request(noise(1))))
     call = served.stub.Classify(raw_request(noise(1)), timeout=500)
@@ -253,8 +253,8 @@ async def test_get_model_describes_the_model_and_the_limits(start_server: StartS
 async def test_get_model_and_the_metrics_show_the_lanes_and_the_figures_that_they_rest_on(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.lane_choice, "SLOW_CALL_SECONDS", 0.0)
-    monkeypatch.setattr(fuseline.serve.lane_choice, "LEAST_SHARE", 0.0)
+    monkeypatch.setattr(fuseline.serve.lanes.lane_choice, "SLOW_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(fuseline.serve.lanes.lane_choice, "LEAST_SHARE", 0.0)
     served = await start_server(threads=2)
     lanes = (await served.stub.GetModel(GetModelRequest(model="colours"))).lanes
     assert lanes.lanes == 2

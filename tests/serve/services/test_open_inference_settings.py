@@ -130,13 +130,15 @@ async def test_the_log_of_a_server_is_changed_setting_by_setting(package: Path) 
         code, stderr = await asyncio.to_thread(server.end)
     assert code == 0, stderr
     first_change, *requests, second_change = stderr.splitlines()
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO fuseline.serve.server_log: a client", first_change)
+    assert re.match(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO fuseline.serve.process.server_log: a client", first_change
+    )
     time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     line = rf"{time} DEBUG fuseline\.serve\.services\.inference: ModelInfer of"
     for request, told in zip(requests, ["colours: OK", "no model: NOT_FOUND"], strict=True):
         assert re.fullmatch(rf"{line} {told} in \d+\.\d+ ms", request)
     # The drain's own lines, which are of level INFO, are left out.
-    assert re.match(rf"{time} INFO fuseline.serve.server_log: a client", second_change)
+    assert re.match(rf"{time} INFO fuseline.serve.process.server_log: a client", second_change)
 
 
 async def test_the_log_is_changed_in_every_process_of_a_server_with_workers(package: Path) -> None:

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 
-import fuseline.serve.warm_lanes
+import fuseline.serve.lanes.warm_lanes
 from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.fakes.backends import slow_warm_up
@@ -91,7 +91,7 @@ async def test_a_cancelled_stream_leaves_the_queue(start_server: StartServer) ->
 async def test_the_deadline_of_a_stream_is_that_of_its_requests(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuseline.serve.warm_lanes, "warm_up", slow_warm_up)
+    monkeypatch.setattr(fuseline.serve.lanes.warm_lanes, "warm_up", slow_warm_up)
     served = await start_server()
     first = await served.busy_with(GRPCInferenceServiceStub(served.channel).ModelInfer(infer_request(noise(1))))
     stream = stream_to(served, timeout=500)

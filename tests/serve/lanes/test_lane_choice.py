@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import fuseline.serve.lane_choice
+import fuseline.serve.lanes.lane_choice
+import fuseline.serve.lanes.warm_lanes
 import fuseline.serve.model
-import fuseline.serve.warm_lanes
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import Backend, Infer
 from fuseline.serve.backends.registry import CPU_BACKENDS
 from fuseline.serve.batching.policy import BatchPolicy, CpuBatching
 from fuseline.serve.errors import BackendError, VerificationError
-from fuseline.serve.lane_choice import (
+from fuseline.serve.lanes.lane_choice import (
     MEASURE_SECONDS,
     best_choice,
     cpu_lane_counts,
     open_cpu_lanes,
     open_gpu_lanes,
 )
+from fuseline.serve.lanes.warm_lanes import _alone_rows
+from fuseline.serve.lanes.warm_up import side_by_side
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model import load_model
 from fuseline.serve.model_package import load_package
-from fuseline.serve.warm_lanes import _alone_rows
-from fuseline.serve.warm_up import side_by_side
 from tests.fakes.backends import SteeredBackend, WrappedBackend
 from tests.fakes.colours import expected_logits, noise
 from tests.serve.conftest import settings
@@ -39,7 +39,7 @@ def opened(folder: Path, backend: str = "onnxruntime", threads: int = 2) -> Back
 @pytest.fixture
 def every_network_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes are measured however fast a network is."""
-    monkeypatch.setattr(fuseline.serve.lane_choice, "SLOW_CALL_SECONDS", 0.0)
+    monkeypatch.setattr(fuseline.serve.lanes.lane_choice, "SLOW_CALL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_network_whose_batches_take_no_time_gets_no_lanes(package: Path) -> No
 
 @pytest.mark.usefixtures("every_network_is_slow")
 def test_a_network_that_takes_too_long_to_measure_gets_no_lanes(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuseline.serve.lane_choice, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(fuseline.serve.lanes.lane_choice, "MEASURE_SECONDS", 0.0)
     choice, lanes = open_cpu_lanes(opened(package), load_package(package), None, threads=2, max_rows=4)
     assert (choice.lanes, lanes) == (1, ())
     assert "too long" in choice.reason

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuseline.serve.errors import InputError
-from fuseline.serve.memory_guard import MemoryGuard, check_room, memory_limit_bytes, unreclaimable_bytes
+from fuseline.serve.process.memory_guard import MemoryGuard, check_room, memory_limit_bytes, unreclaimable_bytes
 from tests.serve.processes import ROOT
 
 MIB = 2**20
@@ -71,7 +71,7 @@ def test_memory_of_a_process_below_is_counted() -> None:
 def test_near_the_limit_the_process_ends_with_a_line_and_2() -> None:
     code = (
         "import threading\n"
-        "from fuseline.serve.memory_guard import MemoryGuard, unreclaimable_bytes\n"
+        "from fuseline.serve.process.memory_guard import MemoryGuard, unreclaimable_bytes\n"
         "limit = unreclaimable_bytes() + 96 * 2**20\n"
         "MemoryGuard(limit).start()\n"
         "blocks = [bytes([1]) * 2**20 for _ in range(128)]\n"

@@ -13,9 +13,9 @@ import pytest
 
 from fuseline.serve.client import AsyncClient, Client
 from fuseline.serve.errors import InputError
+from fuseline.serve.listening.unix_sockets import prepare_unix_address
 from fuseline.serve.server import Server
 from fuseline.serve.settings import settings_from_flags
-from fuseline.serve.unix_sockets import prepare_unix_address
 from tests.commands import Run
 from tests.fakes.colours import encoded, plain
 from tests.serve.conftest import StartServer, settings

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
-from fuseline.serve.log_lines import shortened
+from fuseline.serve.process.log_lines import shortened
 
 _MOST_BYTES = 2**20
 """Bytes that may wait to be written."""

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterable
 
 from fuseline.serve.errors import InputError
-from fuseline.serve.unix_sockets import check_unix_address, is_unix
+from fuseline.serve.listening.unix_sockets import check_unix_address, is_unix
 
 _HTTP_BACKLOG = 1024
 """Connections that may wait until they are accepted, as far as the system allows."""

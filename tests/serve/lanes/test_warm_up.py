@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import fuseline.serve.warm_up
+import fuseline.serve.lanes.warm_up
 from fuseline.serve.backends import open_backend
 from fuseline.serve.backends.base import BackendLane
+from fuseline.serve.lanes.warm_up import warm_up
 from fuseline.serve.model_package import load_package
-from fuseline.serve.warm_up import warm_up
 from tests.fakes.backends import SteeredBackend
 
 
@@ -40,7 +40,7 @@ def test_beside_others_it_runs_each_bucket_of_one_lane_after_the_other_and_rests
         under_way[0] -= 1
         return logits
 
-    monkeypatch.setattr(fuseline.serve.warm_up.time, "sleep", rests.append)
+    monkeypatch.setattr(fuseline.serve.lanes.warm_up.time, "sleep", rests.append)
     lanes = [BackendLane("name", "fp32", "CPU", (1, 2), partial(infer, lane)) for lane in range(2)]
     assert warm_up(lanes, colours, rest=10.0).keys() == {1, 2}
     assert calls == [(0, 1), (1, 1), (0, 1), (1, 1), (0, 2), (1, 2)]

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, NoReturn, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fuseline.serve.log_lines import JsonLines, TextLines
-from fuseline.serve.log_stream import LogStream
-from fuseline.serve.log_writer import LogWriter, writer_of
+from fuseline.serve.process.log_lines import JsonLines, TextLines
+from fuseline.serve.process.log_stream import LogStream
+from fuseline.serve.process.log_writer import LogWriter, writer_of
 
 LogFormat = Literal["text", "json"]
 

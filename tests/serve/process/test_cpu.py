@@ -1,6 +1,6 @@
 import pytest
 
-from fuseline.serve.cpu import this_cpu
+from fuseline.serve.process.cpu import this_cpu
 
 XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx2 fma avx512f avx512_vnni amx_int8 amx_tile\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd asimddp i8mm bf16\n"

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from fuseline.serve.backends.base import Backend, BackendLane, Infer
 from fuseline.serve.errors import BackendError
-from fuseline.serve.memory_guard import memory_limit_bytes, unreclaimable_bytes
+from fuseline.serve.lanes.warm_up import warm_up
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.process.memory_guard import memory_limit_bytes, unreclaimable_bytes
 from fuseline.serve.reference import check_reference
-from fuseline.serve.warm_up import warm_up
 
 _LEAST_TIMES_WEIGHTS = 3
 """Multiple of the artifact's bytes that an instance takes while it is opened: the file's, the runtime's own form of the

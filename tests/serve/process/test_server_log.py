@@ -20,8 +20,8 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import LogSettingsRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from fuseline.serve.log_lines import shortened
-from fuseline.serve.server_log import LogSettings, ServerLog
+from fuseline.serve.process.log_lines import shortened
+from fuseline.serve.process.server_log import LogSettings, ServerLog
 from tests.serve.processes import FAST, ROOT, ServerProcess, finished, free_port, server_process
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -196,7 +196,7 @@ def test_a_server_that_cannot_start_says_so_in_json_too(tmp_path: Path) -> None:
 def test_an_error_that_nothing_catches_is_one_object(tmp_path: Path) -> None:
     program = (
         "import logging, threading, warnings\n"
-        "from fuseline.serve.server_log import start_log\n"
+        "from fuseline.serve.process.server_log import start_log\n"
         "start_log(form='json')\n"
         "warnings.warn('old')\n"
         "thread = threading.Thread(target=lambda: 1 / 0)\n"

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from fuseline.serve.backends.base import Backend, Infer
 from fuseline.serve.batching.policy import SLOW_CALL_SECONDS
 from fuseline.serve.errors import BackendError
+from fuseline.serve.lanes.warm_up import noise, run_once, side_by_side
 from fuseline.serve.model_package import ModelPackage
-from fuseline.serve.warm_up import noise, run_once, side_by_side
 
 MEASURE_SECONDS = 2.0
 """Longest time that measuring may take, opening the lanes included, as far as calls that began can be foreseen."""

@@ -7,12 +7,12 @@ from functools import partial
 
 from fuseline.serve.backends.base import Backend, BackendLane, Infer
 from fuseline.serve.batching.policy import BatchPolicy, CpuBatching
-from fuseline.serve.cpu import usable_cpus
-from fuseline.serve.lane_choice import LaneChoice, open_cpu_lanes, open_gpu_lanes
+from fuseline.serve.lanes.lane_choice import LaneChoice, open_cpu_lanes, open_gpu_lanes
+from fuseline.serve.lanes.warm_up import side_by_side, warm_up
 from fuseline.serve.model_package import ModelPackage
+from fuseline.serve.process.cpu import usable_cpus
 from fuseline.serve.reference import check_reference
 from fuseline.serve.settings import Settings
-from fuseline.serve.warm_up import side_by_side, warm_up
 
 ALONE_SHARE = 0.97
 """Share of the lanes' time that a batch with all cores may take to be worth it."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from fuseline.serve.addresses import check_bindable, join_address, split_address, unbindable
-from fuseline.serve.unix_sockets import is_unix, prepare_unix_address, socket_file
+from fuseline.serve.listening.addresses import check_bindable, join_address, split_address, unbindable
+from fuseline.serve.listening.unix_sockets import is_unix, prepare_unix_address, socket_file
 
 
 class Listeners:

@@ -10,7 +10,7 @@ from tests.serve.processes import ROOT
 
 _FAULTS = """
 import resource
-from fuseline.serve.memory import keep_freed_memory, release_freed_memory
+from fuseline.serve.process.memory import keep_freed_memory, release_freed_memory
 
 def requests():
     for _ in range(20):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fuseline.serve.log_writer import LogWriter, write_whole
+from fuseline.serve.process.log_writer import LogWriter, write_whole
 
 
 class Reader:

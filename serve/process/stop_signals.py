@@ -15,8 +15,8 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any
 
-from fuseline.serve.event_loop import run_event_loop
-from fuseline.serve.server_log import end_process
+from fuseline.serve.process.event_loop import run_event_loop
+from fuseline.serve.process.server_log import end_process
 
 _GRACE_S = 3.0
 """Seconds beyond the drain's own, for the delivery of the last answers and the event loop's end."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuseline.serve.addresses import is_local
+from fuseline.serve.listening.addresses import is_local
 
 
 @pytest.mark.parametrize(

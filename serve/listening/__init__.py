@@ -1,0 +1,1 @@
+"""Where a server listens: addresses, Unix sockets and their files, and what binds gRPC to them."""
