@@ -31,7 +31,7 @@ def end_grpc(address: str) -> None:
                 connection.open_call(NO_UTF8)
                 connection.until_ended()
             return
-        except ConnectionRefusedError:
+        except ConnectionError:
             # The one before was a moment ago.
             assert time.monotonic() < until_s
             time.sleep(0.02)
