@@ -20,6 +20,10 @@ from fuseline.serve.tls.grpc_credentials import server_credentials
 _LOOK_S = 0.25
 """Seconds between two looks at whether gRPC still takes calls."""
 
+_CLOSING_S = 0.1
+"""Seconds for which gRPC's threads close what the server before has listened on. They remove the files of its Unix
+sockets, which must not be those of the next one."""
+
 _BIND_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -97,6 +101,7 @@ class GrpcServer:
 
     async def _replace(self) -> None:
         self._replaced[self._server] = asyncio.create_task(self._end(self._server))
+        await asyncio.sleep(_CLOSING_S)
         while True:
             self._server, self._listeners = self._made()
             try:

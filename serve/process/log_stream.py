@@ -5,6 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
+_MOST_CHARACTERS = 65_536
+"""Length beyond which a line goes on its way before it has its end."""
+
 
 class LogStream(io.TextIOBase):
     """A text stream whose lines join those of the log, in their order. It never waits and never fails."""
@@ -45,11 +48,16 @@ class LogStream(io.TextIOBase):
             whole, newline, self._begun = (self._begun + text).rpartition("\n")
             if newline:
                 self._put(whole + newline)
+            if len(self._begun) > _MOST_CHARACTERS:
+                self._put_begun()
         return len(text)
 
     def flush(self) -> None:
         """Let what was written go on its way also where its line has no end yet."""
         with self._lock:
-            begun, self._begun = self._begun, ""
-            if begun:
-                self._put(begun)
+            self._put_begun()
+
+    def _put_begun(self) -> None:
+        begun, self._begun = self._begun, ""
+        if begun:
+            self._put(begun)
