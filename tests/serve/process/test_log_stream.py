@@ -3,7 +3,7 @@
 import io
 import os
 
-from fuseline.serve.log_stream import LogStream
+from fuseline.serve.process.log_stream import LogStream
 
 
 def stream_to(lines: list[str]) -> LogStream:
