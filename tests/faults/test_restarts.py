@@ -81,7 +81,7 @@ async def test_sigterm_while_a_swap_loads_answers_what_was_admitted_and_waits_fo
     with server_process(*FAST, *workers, *flags, "--http-port", http_port, "--max-delay-ms", 10_000) as server:
         async with own_channel(server) as channel:
             waiting = [ClassifierStub(channel).Classify(raw_request(noise(1, seed))) for seed in range(3)]
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 3)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 3)
             graph = hang_on(put(tmp_path / "slow", "colours", 2))
             graph.parent.rename(root / "colours" / "2")
             load = None
@@ -106,7 +106,7 @@ async def test_sighup_of_a_terminal_that_is_gone_drains_as_sigterm_does(
     with server_process(package, *FAST, *workers, "--http-port", free_port(), "--max-delay-ms", 10_000) as server:
         async with own_channel(server) as channel:
             call = ClassifierStub(channel).Classify(raw_request(noise(1)))
-            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours"}') == 1)
+            await until(lambda: metric(server, 'fuseline_queued_rows{model="colours",version="1"}') == 1)
             code, stderr = await ended(server, signal.SIGHUP)
             assert (await call).results
     assert code == 0, stderr
