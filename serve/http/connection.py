@@ -344,6 +344,11 @@ class HttpConnection(HttpToolsProtocol):
         return self._begun
 
     @property
+    def is_new(self) -> bool:
+        """Whether nothing has come over it yet: who has just connected is about to ask."""
+        return self.cycle is None and not (self._begun or self._refused or self.transport.is_closing())
+
+    @property
     def has_unsent(self) -> bool:
         """Whether bytes of an answer wait for the client to read."""
         return bool(self.transport.get_write_buffer_size())

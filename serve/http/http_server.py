@@ -32,6 +32,9 @@ _FLUSH_POLL_S = 0.02
 _STEP_BACK_S = 0.001
 _CANCEL_S = 1.0
 
+_FIRST_REQUEST_S = 0.1
+"""Longest time in seconds that who has just connected gets to ask and to be answered, as the server ends."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -113,17 +116,19 @@ class HttpServer:
             async with asyncio.timeout(flush_s):
                 while tasks := list(self._group.state.tasks):
                     await asyncio.wait(tasks)
+                await self._first_requests()
                 for connection in self.connections:
                     connection.end()
                 while any(connection.has_unsent for connection in self.connections):  # noqa: ASYNC110 tells no one
                     await asyncio.sleep(_FLUSH_POLL_S)
 
     async def close(self) -> None:
-        """Close the listener and, at once, every connection."""
+        """Accept nothing more, and close every connection; those that have just been made are answered before."""
         if self._sweeping is None:
             self._listener.close()
             return
         self.accept(accepts=False)
+        await self._first_requests()
         self._listener.close()
         self._sweeping.cancel()
         for task in self._adopting:
@@ -134,6 +139,15 @@ class HttpServer:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CANCEL_S)
+
+    async def _first_requests(self) -> None:
+        """Let who has just connected ask, and be answered: else they see a reset, as of a server that died."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_REQUEST_S):
+                while any(connection.is_new for connection in self.connections) or self._adopting:  # noqa: ASYNC110
+                    await asyncio.sleep(_FLUSH_POLL_S)
+                while tasks := list(self._group.state.tasks):
+                    await asyncio.wait(tasks)
 
     def adopt(self, connection: socket.socket, session: TlsSession | None = None, received: bytes = b"") -> None:
         """Serve a connection that was accepted elsewhere, and belongs to this server from now on.

@@ -47,6 +47,22 @@ async def test_new_connections_are_answered_once_until_the_end() -> None:
         assert (await idle.ask(GET)).headers["connection"] == "close"
 
 
+async def test_who_has_just_connected_is_answered_as_the_server_ends() -> None:
+    """A reset would be that of a server that died: a probe that comes at the end says so to whoever started it."""
+    async with serving(echo) as http, http.connection() as early:
+        await until(lambda: len(http.server.connections) == 1)
+        draining = asyncio.create_task(http.server.drain(20))
+        await asyncio.sleep(0)
+        assert (await early.ask(GET)).status == 200
+        await draining
+        async with http.connection() as late:
+            await until(lambda: len(http.server.connections) == 1)
+            closing = asyncio.create_task(http.server.close())
+            await asyncio.sleep(0)
+            assert (await late.ask(GET)).status == 200
+            await closing
+
+
 async def test_a_request_that_is_not_whole_is_refused_and_an_idle_connection_closed() -> None:
     async with serving(echo) as http, http.connection() as part, http.connection() as idle:
         await idle.ask(GET)
