@@ -81,6 +81,12 @@ def return_request_id(context: ServicerContext[Any, Any], request_id: str) -> No
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
 
 
+async def abort_by(context: ServicerContext[Any, Any], error: BaseException) -> NoReturn:
+    """End the call with the status of `error`; its id goes with it."""
+    request_id = request_id_of(context.invocation_metadata() or ())
+    await abort(context, status_from_error(error, request_id), request_id)
+
+
 async def abort(context: ServicerContext[Any, Any], status: Status, request_id: str = "") -> NoReturn:
     """End the call, which has this id or, if it is empty, none, with `status`."""
     metadata = status.trailing_metadata

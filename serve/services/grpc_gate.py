@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from grpc.aio import ServicerContext
@@ -14,9 +14,7 @@ from fuseline.serve.access.roles import OPEN, ROLE_OF_RPC
 from fuseline.serve.errors import FuselineError
 from fuseline.serve.services.admitted_requests import AdmittedRequests
 from fuseline.serve.services.call_context import IDENTITY
-from fuseline.serve.services.calls import abort
-from fuseline.serve.services.request_ids import request_id_of
-from fuseline.serve.services.statuses import status_from_error
+from fuseline.serve.services.calls import abort_by
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -101,7 +99,7 @@ class GuardedHandlers(grpc.GenericRpcHandler):
                 if admitted.error is None:
                     raise
                 try:
-                    await _abort(context, admitted.error)
+                    await abort_by(context, admitted.error)
                 except (grpc.aio.UsageError, grpc.aio.InternalError):
                     # The service has ended it already, or the client has not even taken the whole first answer.
                     raise asyncio.CancelledError from None
@@ -124,10 +122,6 @@ def _refusing(error: FuselineError) -> Handler:
     """Return the handler that ends a call, whatever its kind, without reading from it."""
 
     async def refuse(_requests: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> None:
-        await _abort(context, error)
+        await abort_by(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-async def _abort(context: ServicerContext[Any, Any], error: FuselineError) -> NoReturn:
-    await abort(context, status_from_error(error), request_id_of(context.invocation_metadata() or ()))

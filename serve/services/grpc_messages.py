@@ -13,9 +13,7 @@ from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
 from fuseline.serve.errors import RequestError
-from fuseline.serve.services.calls import abort
-from fuseline.serve.services.request_ids import request_id_of
-from fuseline.serve.services.statuses import status_from_error
+from fuseline.serve.services.calls import abort_by
 
 if TYPE_CHECKING:
     Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
@@ -79,7 +77,7 @@ def _reader(method: Any, parse: Any) -> Callable[[bytes, Context], Any]:
         try:
             request = parse(data)
         except DecodeError as error:
-            await _refuse(context, error)
+            await abort_by(context, unreadable(error))
         return await method(request, context)
 
     return read
@@ -91,11 +89,6 @@ def _stream_reader(method: Any) -> Callable[[AsyncIterator[Any], Context], Async
             async for answer in method(requests, context):
                 yield answer
         except DecodeError as error:
-            await _refuse(context, error)
+            await abort_by(context, unreadable(error))
 
     return read
-
-
-async def _refuse(context: Context, error: DecodeError) -> None:
-    request_id = request_id_of(context.invocation_metadata() or ())
-    await abort(context, status_from_error(unreadable(error), request_id), request_id)
