@@ -23,6 +23,7 @@ from fuseline.serve.server import Server
 from fuseline.serve.settings import Settings
 from tests.fakes.backends import SteeredBackend, opening
 from tests.fakes.colours import write_colours_package
+from tests.serve.access.token_files import TokenFile, written_token_file
 from tests.serve.processes import free_port
 
 Call = TypeVar("Call")
@@ -88,6 +89,18 @@ async def start_server(package: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncI
             return await stack.enter_async_context(_served(package, settings(**changes), monkeypatch))
 
         yield start
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    """A file of token hashes, and the tokens that it knows."""
+    return written_token_file(tmp_path)
+
+
+@pytest.fixture
+async def guarded(start_server: StartServer, tokens: TokenFile) -> Served:
+    """A server that asks for those tokens."""
+    return await start_server(token_hashes=tokens.path)
 
 
 @asynccontextmanager

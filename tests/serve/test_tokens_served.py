@@ -16,18 +16,13 @@ from fuseline.serve.errors import InputError, UnauthenticatedError
 from fuseline.serve.settings import Settings
 from tests.commands import Run
 from tests.fakes.colours import encoded, plain
-from tests.serve.access.token_files import TokenFile, bearer, withdraw, written_token_file
+from tests.serve.access.token_files import TokenFile, bearer, withdraw
 from tests.serve.certificates import Authority
 from tests.serve.processes import FAST, finished, free_port, get, own_channel, server_process
 
 RED = ClassifyRequest(images=[Image(raw=plain("red").tobytes())])
 ELSEWHERE = "203.0.113.1"
 """An address that no machine has: a server ends when it can't listen there, having warned of it."""
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
-    return written_token_file(tmp_path)
 
 
 def logged(stderr: str, tokens: TokenFile) -> str:

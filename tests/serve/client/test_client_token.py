@@ -10,18 +10,13 @@ from fuseline.serve.client import AsyncClient, Client
 from fuseline.serve.client.client_token import token_for, token_in_file
 from fuseline.serve.errors import ForbiddenError, InputError, UnauthenticatedError
 from tests.fakes.colours import plain
-from tests.serve.access.token_files import TokenFile, written_token_file
+from tests.serve.access.token_files import TokenFile
 from tests.serve.conftest import Served, StartServer
 from tests.serve.processes import free_port
 
 TOKEN = new_token()
 PLAIN_ELSEWHERE = ("10.0.0.7:8001", "gpu-host:8001", "dns:///gpu-host:8001", "http://gpu-host:8002", "http://10.0.0.7")
 HERE = ("127.0.0.1:8001", "[::1]:8001", "localhost:8001", "unix:/run/fuseline.sock", "http://127.0.0.1:8002")
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
-    return written_token_file(tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,15 +10,10 @@ from fuseline.serve.access.roles import OPEN, OPEN_PATHS, ROLE_OF_OPERATION, Rol
 from fuseline.serve.access.token_file import new_token
 from fuseline.serve.http.app import OPERATIONS, PROBES
 from tests.fakes.colours import encoded, plain
-from tests.serve.access.token_files import TokenFile, withdraw, written_token_file
+from tests.serve.access.token_files import TokenFile, withdraw
 from tests.serve.conftest import Served, StartServer
 from tests.serve.http.calls import Answer, call
 from tests.serve.http.http_process import Connection, post
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
-    return written_token_file(tmp_path)
 
 
 @pytest.fixture

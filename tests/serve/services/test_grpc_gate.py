@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +21,7 @@ from fuseline.serve.access.token_file import new_token
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.services.inference_calls import InferenceCalls
 from tests.fakes.colours import plain
-from tests.serve.access.token_files import TokenFile, bearer, written_token_file
+from tests.serve.access.token_files import TokenFile, bearer
 from tests.serve.conftest import Served, StartServer
 
 SERVICES = {
@@ -31,16 +30,6 @@ SERVICES = {
     "grpc.reflection.v1alpha.ServerReflection",
     "inference.GRPCInferenceService",
 }
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
-    return written_token_file(tmp_path)
-
-
-@pytest.fixture
-async def guarded(start_server: StartServer, tokens: TokenFile) -> Served:
-    return await start_server(token_hashes=tokens.path)
 
 
 def methods() -> Iterator[tuple[str, MethodDescriptor]]:

@@ -3,7 +3,6 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +15,7 @@ from fuseline.serve.access.token_file import add_line, new_token, token_line
 from fuseline.serve.client import Client
 from fuseline.serve.errors import UnauthenticatedError
 from tests.fakes.colours import plain
-from tests.serve.access.token_files import TokenFile, bearer, change, withdraw, written_token_file
+from tests.serve.access.token_files import TokenFile, bearer, change, withdraw
 from tests.serve.conftest import Served, StartServer
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request
@@ -25,16 +24,6 @@ from tests.serve.services.test_grpc_gate import methods
 CLASSIFY_STREAM = "/fuseline.v1.Classifier/ClassifyStream"
 RED = raw_request(plain("red")[None])
 OPEN_RED = infer_request(plain("red")[None])
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
-    return written_token_file(tmp_path)
-
-
-@pytest.fixture
-async def guarded(start_server: StartServer, tokens: TokenFile) -> Served:
-    return await start_server(token_hashes=tokens.path)
 
 
 async def end(stream: Any) -> tuple[grpc.StatusCode, str, str]:
