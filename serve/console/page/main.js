@@ -77,7 +77,7 @@ let offered = "";
 
 /** Offer the models of now, and keep the choice while its model is served. */
 function chooseModel(server) {
-  const models = [...server.models].sort((a, b) => a.name.localeCompare(b.name) || b.version.localeCompare(a.version, "en", { numeric: true }));
+  const { models } = server;
   const options = models.map((model) => [keyOf(model), `${model.name}, version ${model.version}${model.is_default ? "" : " (not the default)"}`]);
   if (JSON.stringify(options) !== offered) {
     offered = JSON.stringify(options);

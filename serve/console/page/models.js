@@ -114,10 +114,10 @@ function buckets({ buckets: all }) {
       h("th", { scope: "row", class: "number", text: rows }),
       h("td", { class: "number", text: ms === null ? "not measured" : milliseconds(ms) }),
       h("td", { class: "number", text: ms ? count(Math.round((1000 * rows) / ms)) : "–" }),
-      h("td", { class: "wide" }, h("span", { class: "track", "aria-hidden": "true" }, bar)),
+      h("td", { class: "wide" }, ms && h("span", { class: "track", "aria-hidden": "true" }, bar)),
     );
   };
-  return tableOf("Buckets: batches as they are computed", ["Rows", "Time", "Images/s", null], all.map(row));
+  return tableOf("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row));
 }
 
 function proof({ verification }) {
@@ -136,7 +136,7 @@ function proof({ verification }) {
   const on = [...new Set(verification.map((one) => one.agreement_on).filter(Boolean))];
   return tableOf(
     "What was proven at the export, against PyTorch in FP32",
-    ["Artifact", `Agreement${on.length === 1 ? `, ${on[0]}` : ""}`, "Largest logit difference, of the range", "Bar", "Images", "Accuracy (PyTorch's)"],
+    ["Artifact", `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`, "Largest logit difference, of the range#", "Bar", "Images", "Accuracy (PyTorch's)#"],
     verification.map(row),
   );
 }
@@ -176,8 +176,14 @@ function tableOf(caption, heads, rows) {
   return h(
     "div",
     { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption },
-    h("table", {}, h("caption", { text: caption }), h("thead", {}, h("tr", {}, heads.map((text) => (text === null ? h("td") : h("th", { scope: "col", text }))))), h("tbody", {}, rows)),
+    h("table", {}, h("caption", { text: caption }), h("thead", {}, h("tr", {}, heads.map(headOf))), h("tbody", {}, rows)),
   );
+}
+
+/** Return the head of a column; those of numbers end in "#", and null is that of no words. */
+function headOf(text) {
+  if (text === null) return h("td");
+  return h("th", { scope: "col", class: text.endsWith("#") ? "number" : null, text: text.replace(/#$/, "") });
 }
 
 /** Return the button that shows a package's report in place; see report.js for why it is framed twice. */
@@ -267,7 +273,7 @@ function mountRepository({ api, feed }) {
           h("td", { text: version ?? "" }),
           h("td", { class: state === "READY" ? "good" : state === "UNAVAILABLE" && reason && reason !== "unloaded" ? "bad" : "", text: state ?? "" }),
           h("td", { class: "whole", text: reason ?? "" }),
-          h("td", { class: "row" }, mayControl && isFirst && [button("load", name, isServed ? "Load again" : "Load"), isServed && button("unload", name, "Unload")]),
+          h("td", {}, mayControl && isFirst && h("div", { class: "actions" }, button("load", name, isServed ? "Load again" : "Load"), isServed && button("unload", name, "Unload"))),
         );
       }),
     );

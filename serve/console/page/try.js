@@ -90,7 +90,6 @@ export function mountTry(section, context) {
       h("div", { class: "try-list" }, listHeading, list),
     ),
   );
-  showAnswer();
 
   // --- Pictures from the visitor ---
 
@@ -400,7 +399,7 @@ export function mountTry(section, context) {
     if (detail.restarted) reference.forget();
   });
 
-  return section;
+  showAnswer();
 }
 
 // --- Predictions, and PyTorch's beside them ---
@@ -421,8 +420,8 @@ function predictionsTable({ predictions, reference, model }) {
     return h(
       "tr",
       {},
-      h("th", { scope: "row", class: "label", title: `class ${index}: ${label}`, text: label }),
-      h("td", { class: "wide" }, track),
+      h("th", { scope: "row", title: `class ${index}: ${label}` }, h("span", { class: "label clamped", text: label })),
+      h("td", {}, track),
       h("td", { class: "number", text: percent(probability, 2) }),
       reference && h("td", { class: "number", text: torch ? percent(torch.probability, 2) : "–" }),
     );
@@ -434,10 +433,18 @@ function predictionsTable({ predictions, reference, model }) {
       class: isMultiLabel ? "muted" : "visually-hidden",
       text: isMultiLabel ? "Each label's probability is its own, whatever the others': from 50 % on, it is customarily taken to hold." : "Most probable classes",
     }),
+    columns("named", "bars", "figure", reference && "figure"),
     h(
       "thead",
-      { class: reference ? "" : "visually-hidden" },
-      h("tr", {}, h("th", { scope: "col", text: "Class" }), h("td"), h("th", { scope: "col", class: "number", text: "Served" }), reference && h("th", { scope: "col", class: "number", text: "PyTorch" })),
+      {},
+      h(
+        "tr",
+        {},
+        h("th", { scope: "col", text: "Class" }),
+        h("td"),
+        h("th", { scope: "col", class: "number", text: "Served" }),
+        reference && h("th", { scope: "col", class: "number", text: "PyTorch" }),
+      ),
     ),
     h("tbody", {}, predictions.slice(0, SHOWN).map(row)),
   );
@@ -483,13 +490,13 @@ function accountOf({ took, followed }, batch) {
     total: took,
     server: answered,
     parts: [
-      ["read", "body read and checked", 0, decoded - decode],
-      ["decode", "picture decoded, resized and cropped", decoded - decode, decoded],
+      ["read", "and checked", 0, decoded - decode],
+      ["decode", "resized and cropped", decoded - decode, decoded],
       ["wait", "for its batch", decoded, started, "waiting"],
-      ["batch", "handed to the lane and back", started, finished - compute],
+      ["batch", "handed over and back", started, finished - compute],
       ["compute", "the backend's call", finished - compute, finished, "compute"],
       ["answer", "written", finished, answered],
-      ["network", "and this browser, both ways", answered, Math.max(answered, took), "waiting"],
+      ["network", "and browser, both ways", answered, Math.max(answered, took), "waiting"],
     ],
     note: `${plural(batch.rows, "row")} in a batch for ${batch.bucket}, ${batch.lane < 0 ? "on all cores" : `lane ${batch.lane}`}; it left because ${REASONS[batch.reason] ?? batch.reason}.`,
   };
@@ -504,10 +511,10 @@ function accountOfTiming({ took, timing }) {
     total: took,
     server: null,
     parts: [
-      ["decode", "picture decoded, resized and cropped", 0, decoded],
+      ["decode", "resized and cropped", 0, decoded],
       ["wait", "for its batch", decoded, waited, "waiting"],
       ["compute", "its batch", waited, computed, "compute"],
-      ["network", "answer, network and this browser", computed, Math.max(computed, took), "waiting"],
+      ["network", "and answer, browser", computed, Math.max(computed, took), "waiting"],
     ],
     note: `${plural(timing.batch_rows ?? 1, "row")} in its batch. By the timing in the answer: the server's events of this request didn't come.`,
   };
@@ -523,15 +530,26 @@ function waterfallTable({ total, server, parts, note }) {
       "tr",
       {},
       h("th", { scope: "row" }, name, h("span", { class: "muted what", text: ` ${what}` })),
-      h("td", { class: "wide" }, h("span", { class: "track", "aria-hidden": "true" }, bar)),
+      h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, bar)),
       h("td", { class: "number", text: milliseconds(Math.max(0, to - from)) }),
     );
   };
   return [
     h("h4", { text: `${milliseconds(total)} from sending to answer${server === null ? "" : `, ${milliseconds(server)} of it in the server`}` }),
-    h("table", { class: "spans" }, h("caption", { class: "visually-hidden", text: "Where the time of this request went" }), h("tbody", {}, parts.map(row))),
+    h(
+      "table",
+      { class: "spans" },
+      h("caption", { class: "visually-hidden", text: "Where the time of this request went" }),
+      columns("named", "bars", "figure"),
+      h("tbody", {}, parts.map(row)),
+    ),
     h("p", { class: "muted", text: note }),
   ];
+}
+
+/** Return a table's columns, whose widths do not depend on what is in them. */
+function columns(...classes) {
+  return h("colgroup", {}, classes.map((name) => name && h("col", { class: name })));
 }
 
 // --- Reference images ---
