@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import json
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -38,6 +39,7 @@ _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-sr
 """What a report may do that is opened by itself: be read. Whoever made the package wrote it."""
 
 _MOST_LOAD_BYTES = 4096
+_PORT = re.compile(r":\d*\Z")
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream"),
@@ -194,20 +196,24 @@ def _console_for(services: HttpServices, request: Request) -> Console:
     browsers, and read what they can (DNS rebinding). So the request must be for an address or localhost. Raises
     `HTTPException` for another name, `BackendLostError` where this process can't answer.
     """
-    if services.gate is None and not _is_address(request.url.hostname or ""):
+    # What is no browser may leave the field out.
+    host = request.headers.get("host")
+    if services.gate is None and host is not None and not _is_address(host):
         raise HTTPException(
             403,
-            f"the host {shortened(request.url.hostname or '')} is neither an address nor localhost: open the page by "
-            "the server's address, or start the server with --token-hashes FILE",
+            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, or "
+            "start the server with --token-hashes FILE",
         )
     return console_of(services)
 
 
 def _is_address(host: str) -> bool:
-    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
+    """Return whether a field Host, which may have a port, names no other host than by its address, or as localhost."""
+    name = _PORT.sub("", host.lower())
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
     except ValueError:
         return False
     return True
