@@ -1,0 +1,1 @@
+"""The page of a running server, and what only the page asks for."""
