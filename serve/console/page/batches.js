@@ -1,0 +1,377 @@
+/**
+ * The live strip: one bar for each of the last batches, and what tells of them.
+ */
+
+import { count, h, plural, replace, svg } from "./dom.js";
+import { activityOf, fillTable, sentenceOf, showNumbers, tableHead } from "./readout.js";
+import { REASONS, symbolElement } from "./reasons.js";
+import { emptyRecord, identity, modelKey } from "./record.js";
+import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
+import { median, steadyScale, timelineOf } from "./timeline.js";
+
+const SUMMARY_MS = 5000;
+const TABLE_ROWS = 20;
+const TYPICAL_OF = 60;
+const ACTIVITY_SECONDS = 5;
+const MOST_LIT = 64;
+
+/**
+ * Show the strip in `section`, and follow the feed of `context`.
+ *
+ * @returns {function(): void} Ends it: nothing listens or draws any more.
+ */
+export function mountBatches(section, context) {
+  const ending = new AbortController();
+  const { signal } = ending;
+  const record = emptyRecord();
+  const parts = elementsOf();
+  replaceAfterHeading(section, parts);
+  const strip = stripOn(parts.canvas);
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+  let clock = { now: 0, wall: 0, at: 0, boot: null };
+  let lit = new Set();
+  let frozen = null; // what stood still when the view was paused
+  let view = null; // made of the record or `frozen`; null: to be made again
+  let scale = null;
+  let walked = null; // x of the timeline at the right edge; null: its end
+  let selected = null;
+  let selectedByPage = false;
+  let visible = false;
+  let frame = 0;
+  let drawnAt = 0;
+  let summarisedAt = -Infinity;
+  let tabled = null;
+
+  const serverNow = () => clock.now + (performance.now() - clock.at) / 1000;
+  const isLit = (batch) => batch.keys?.some((key) => lit.has(key)) ?? false;
+  const wallTime = (time) => {
+    const date = new Date(1000 * (clock.wall + time - clock.now));
+    return `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+  };
+
+  function changed() {
+    view = null;
+    schedule();
+  }
+
+  function schedule() {
+    if (frame || !visible || document.hidden) return;
+    frame = requestAnimationFrame(() => {
+      frame = 0;
+      const rest = calm.matches ? 1000 - (performance.now() - drawnAt) : 0;
+      if (rest > 0 && !frozen) setTimeout(schedule, rest);
+      else draw();
+    });
+  }
+
+  function draw() {
+    if (signal.aborted) return;
+    drawnAt = performance.now();
+    view ??= viewOf();
+    const any = view.batches.length > 0;
+    parts.empty.hidden = any;
+    parts.scroller.hidden = !any;
+    if (!any) return;
+    const { layout } = view;
+    parts.scroller.style.height = `${layout.canvasHeight}px`;
+    parts.rest.style.height = `${Math.max(0, layout.contentHeight - layout.canvasHeight)}px`;
+    const width = parts.scroller.clientWidth;
+    view.right = rightEdge(width);
+    strip.draw({ ...view, selected, isLit, wallTime }, width, parts.scroller.scrollTop);
+  }
+
+  function viewOf() {
+    const { batches, lanes, depths } = frozen ?? contentOf();
+    scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map((batch) => batch.compute)));
+    const groups = groupsOf(batches, lanes, context.server?.models ?? []);
+    return { batches, groups, layout: layoutOf(groups), timeline: timelineOf(batches, scale), depths, pixelsPerSecond: scale };
+  }
+
+  function contentOf() {
+    const { model } = context;
+    const batches = record.batches(model);
+    const kept = new Set(batches.map(laneKey));
+    return { batches, lanes: record.lanes(model).filter((lane) => model || kept.has(laneKey(lane))), depths: record.depths(model) };
+  }
+
+  /** The right edge, at most the timeline's end, at least a strip's width. */
+  function rightEdge(width) {
+    const end = view.timeline.width;
+    if (walked === null) return end;
+    return Math.min(end, Math.max(Math.min(end, plotOf(width).width), walked));
+  }
+
+  function select(batch, { speak = false, byPage = false } = {}) {
+    if (batch === selected && !speak) return;
+    selected = batch;
+    selectedByPage = byPage;
+    showNumbers(parts.readout, batch, wallTime);
+    if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch)) : "Nothing is chosen.";
+    schedule();
+  }
+
+  function pause(paused) {
+    if (paused === Boolean(frozen)) return;
+    frozen = paused ? contentOf() : null;
+    walked = null;
+    parts.pause.setAttribute("aria-pressed", String(paused));
+    parts.pause.lastChild.textContent = paused ? "Resume" : "Pause";
+    parts.scroller.classList.toggle("paused", paused);
+    tell();
+    changed();
+  }
+
+  /** Select the batch beside the selected one in time, in the lane above or below, or at an end. */
+  function walk(key) {
+    pause(true);
+    view ??= viewOf();
+    const rows = view.layout.rows.filter((row) => row.batches.length > 0);
+    if (rows.length === 0) return;
+    let row = rows.find(({ batches }) => batches.includes(selected));
+    let target = view.batches.at(-1);
+    if (row) {
+      const place = row.batches.indexOf(selected);
+      const moves = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: row.batches.length - 1 };
+      if (key in moves) target = row.batches[Math.min(row.batches.length - 1, Math.max(0, moves[key]))];
+      else {
+        row = rows[Math.min(rows.length - 1, Math.max(0, rows.indexOf(row) + (key === "ArrowDown" ? 1 : -1)))];
+        target = nearest(row.batches, selected.started);
+      }
+    }
+    row = rows.find(({ batches }) => batches.includes(target));
+    parts.scroller.scrollTop = scrollTo(row, parts.scroller.scrollTop, view.layout);
+    const plot = plotOf(parts.scroller.clientWidth);
+    const [from, to] = [target.started, target.started + target.compute].map(view.timeline.xOf);
+    const right = rightEdge(parts.scroller.clientWidth);
+    if (to > right - 30) walked = to + 60;
+    if (from < right - plot.width + 30) walked = from - 60 + plot.width;
+    select(target, { speak: true });
+  }
+
+  /** What happens now, as text: once a second, and for who listens more rarely. */
+  function tell() {
+    if (!visible || document.hidden) return;
+    const batches = record.batches(context.model);
+    const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
+    const newer = frozen ? batches.filter((batch) => batch.started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
+    const more = newer >= TABLE_ROWS * 20 ? "+" : "";
+    parts.activity.textContent = frozen ? `paused; ${plural(newer, "newer batch", `newer${more} batches`)} · now ${activity}` : activity;
+    const sampling = record.sampling();
+    parts.sampling.hidden = sampling < 1.05;
+    parts.sampling.textContent = `1 in ${sampling < 9.5 ? Number(sampling.toFixed(1)) : Math.round(sampling)} shown: space between bars may hold more.`;
+    if (parts.details.open && !frozen) showTable(batches);
+    if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
+    summarisedAt = performance.now();
+    const reasons = REASONS.map(({ name }) => [batches.filter((batch) => batch.reason === name).length, name]);
+    const parted = reasons.filter(([number]) => number > 0).map(([number, name]) => `${number} ${name}`);
+    parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${parted.join(", ")}. ${activity}.`;
+  }
+
+  function showTable(batches) {
+    const latest = batches.slice(-TABLE_ROWS);
+    const state = latest.map((batch) => `${identity(batch)} ${isLit(batch)}`).join();
+    if (state === tabled) return;
+    tabled = state;
+    fillTable(parts.body, latest, isLit, wallTime);
+  }
+
+  const listen = (target, type, listener, options = {}) => target.addEventListener(type, listener, { signal, ...options });
+
+  listen(context.feed, "hello", ({ detail }) => {
+    if (clock.boot !== null && clock.boot !== detail.boot) {
+      record.clear();
+      pause(false);
+      select(null);
+      scale = null;
+      changed();
+    }
+    clock = { ...detail, at: performance.now() };
+  });
+  listen(context.feed, "batches", ({ detail }) => {
+    record.add(detail);
+    clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
+    if (frozen) return;
+    if (selected && !record.holds(selected)) select(null);
+    if (selected === null || selectedByPage) showOwn(detail.batches);
+    changed();
+  });
+  listen(context.feed, "queued", ({ detail }) => {
+    record.addDepths(detail);
+    if (!frozen) changed();
+  });
+  listen(context.feed, "highlight", ({ detail }) => {
+    lit = new Set(detail.keys.slice(-MOST_LIT));
+    showOwn(record.batches(context.model));
+    changed();
+  });
+  listen(context.feed, "server", changed);
+  listen(context.feed, "model", () => {
+    if (frozen) frozen = contentOf();
+    walked = null;
+    scale = null;
+    summarisedAt = -Infinity;
+    select(null);
+    tell();
+    changed();
+  });
+
+  function showOwn(batches) {
+    const own = record.batches(context.model).findLast(isLit);
+    if (own && batches.some(isLit)) select(own, { byPage: true });
+  }
+
+  const placeOf = (event) => {
+    const box = parts.canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+  let drag = null;
+  listen(parts.canvas, "pointerdown", (event) => {
+    select(strip.batchAt(...placeOf(event)) ?? selected);
+    if (!frozen) return;
+    drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
+    parts.canvas.setPointerCapture(event.pointerId);
+  });
+  listen(parts.canvas, "pointermove", (event) => {
+    if (drag) {
+      walked = drag.right - (event.clientX - drag.x);
+      schedule();
+    } else if (event.pointerType === "mouse") {
+      const batch = strip.batchAt(...placeOf(event));
+      if (batch) select(batch);
+    }
+  });
+  for (const type of ["pointerup", "pointercancel"]) listen(parts.canvas, type, () => (drag = null));
+  const wheel = (event) => {
+    const sideways = event.shiftKey ? event.deltaY : event.deltaX;
+    if (!frozen || !sideways) return;
+    event.preventDefault();
+    walked = rightEdge(parts.scroller.clientWidth) + sideways;
+    schedule();
+  };
+  listen(parts.canvas, "wheel", wheel, { passive: false });
+  listen(parts.canvas, "focus", () => {
+    if (parts.canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
+  });
+  listen(parts.canvas, "keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) walk(event.key);
+    else if (event.key === " " || event.key === "Enter") pause(!frozen);
+    else if (event.key === "Escape") select(null, { speak: true });
+    else return;
+    event.preventDefault();
+  });
+  listen(parts.pause, "click", () => pause(!frozen));
+  listen(parts.scroller, "scroll", schedule, { passive: true });
+  listen(parts.details, "toggle", () => showTable((frozen ?? contentOf()).batches));
+  listen(document, "visibilitychange", schedule);
+  listen(window.matchMedia("(prefers-color-scheme: dark)"), "change", () => {
+    strip.recolour();
+    schedule();
+  });
+
+  const resizes = new ResizeObserver(schedule);
+  resizes.observe(parts.frame);
+  const sight = new IntersectionObserver(([entry]) => {
+    visible = entry.isIntersecting;
+    tell();
+    schedule();
+  });
+  sight.observe(section);
+  const timer = setInterval(tell, 1000);
+  showNumbers(parts.readout, null, wallTime);
+
+  return () => {
+    ending.abort();
+    clearInterval(timer);
+    cancelAnimationFrame(frame);
+    resizes.disconnect();
+    sight.disconnect();
+  };
+}
+
+const laneKey = (batch) => `${modelKey(batch)}\n${batch.lane}`;
+
+/** Return lanes by model in the server's order, each with its batches by time. */
+function groupsOf(batches, lanes, models) {
+  const groups = new Map();
+  const byLane = new Map();
+  for (const batch of batches) {
+    const key = laneKey(batch);
+    if (byLane.has(key)) byLane.get(key).push(batch);
+    else byLane.set(key, [batch]);
+  }
+  for (const lane of lanes) {
+    const key = modelKey(lane);
+    const own = byLane.get(laneKey(lane)) ?? [];
+    const place = models.findIndex((model) => modelKey(model) === key);
+    const known = models[place]?.buckets?.map((bucket) => bucket.rows) ?? [];
+    const group = groups.get(key) ?? { model: lane.model, version: lane.version, place: place < 0 ? models.length : place, largest: Math.max(1, ...known), lanes: [] };
+    group.largest = own.reduce((largest, batch) => Math.max(largest, batch.bucket, batch.rows), group.largest);
+    group.lanes.push({ lane: lane.lane, batches: own });
+    groups.set(key, group);
+  }
+  for (const group of groups.values()) group.lanes.sort((one, other) => one.lane - other.lane);
+  return [...groups.values()].sort((one, other) => one.place - other.place || one.model.localeCompare(other.model) || one.version - other.version);
+}
+
+function nearest(batches, time) {
+  return batches.reduce((best, batch) => (Math.abs(batch.started - time) < Math.abs(best.started - time) ? batch : best));
+}
+
+function elementsOf() {
+  const canvas = h("canvas", {
+    tabindex: "0",
+    role: "application",
+    "aria-roledescription": "strip of batches",
+    "aria-label": "Batches by time, one lane below the other. Left and right walk along time, up and down between lanes, Home and End to the ends, space pauses.",
+    "aria-describedby": "batches-summary",
+  });
+  const rest = h("div");
+  const body = h("tbody");
+  return {
+    canvas,
+    rest,
+    body,
+    intro: h("p", { class: "muted" }, "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it had many rows. Newest at the right."),
+    pause: h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol(), h("span", { text: "Pause" })),
+    activity: h("span", { class: "activity" }),
+    sampling: h("span", { class: "sampling", hidden: true }),
+    empty: h("div", { class: "empty" }, h("p", {}, "No batch so far. Each batch that the server computes stands here as a bar, as soon as it is done."), h("p", { class: "muted" }, "Drop a picture above to see the one that it rides in, or press Load below to see many form.")),
+    scroller: h("div", { class: "scroller", hidden: true }, canvas, rest),
+    frame: h("div", { class: "strip" }),
+    readout: h("div", { class: "readout" }),
+    spoken: h("p", { class: "visually-hidden", "aria-live": "polite" }),
+    summary: h("p", { class: "visually-hidden", id: "batches-summary" }),
+    legend: legendElement(),
+    details: h(
+      "details",
+      {},
+      h("summary", { text: `The latest ${count(TABLE_ROWS)} batches as a table` }),
+      h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "The latest batches" }, h("table", {}, tableHead(), body)),
+    ),
+  };
+}
+
+function replaceAfterHeading(section, parts) {
+  const heading = section.querySelector("h2");
+  const bar = h("div", { class: "row bar" }, parts.pause, parts.activity, parts.sampling);
+  parts.frame.append(parts.empty, parts.scroller);
+  replace(section, heading, parts.intro, bar, parts.frame, parts.summary, parts.spoken, parts.readout, parts.legend, parts.details);
+}
+
+function pauseSymbol() {
+  return svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" }));
+}
+
+function legendElement() {
+  const item = (swatch, name, meaning) => h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
+  return h(
+    "ul",
+    { class: "legend", "aria-label": "Legend" },
+    REASONS.map((reason) => item(h("span", { class: `swatch on-${reason.name}` }, symbolElement(reason)), reason.name, reason.meaning)),
+    item(h("span", { class: "swatch padding" }), "padding", "rows without a picture, up to the size that is computed"),
+    item(h("span", { class: "swatch own" }), "yours", "it has a picture of this page, ▼ above it"),
+    item(h("span", { class: "swatch failed" }), "failed", "its computation raised an error"),
+  );
+}

@@ -1,0 +1,338 @@
+/**
+ * The drawing of the strip: lanes of batches on one line of time, the queue's depth above, the scale below.
+ */
+
+import { colour, count, milliseconds } from "./dom.js";
+import { reasonColours, symbolPaths } from "./reasons.js";
+import { scaleBarSeconds } from "./timeline.js";
+import { briefly, laneName } from "./readout.js";
+
+const QUEUE_HEIGHT = 58;
+const AXIS_HEIGHT = 36;
+const HEADING_HEIGHT = 18;
+const MARKER_HEIGHT = 11;
+const SYMBOL_HEIGHT = 11;
+const MOST_LANES_HEIGHT = 330;
+const LANE_HEIGHTS = [140, 140, 106, 80, 62];
+const LOW_LANE_HEIGHT = 46;
+const RIGHT_MARGIN = 10;
+const FONT = "11px system-ui, sans-serif";
+const SMALL_FONT = "10px system-ui, sans-serif";
+
+/**
+ * Return where the lanes of groups stand: rows from top to bottom, their height in all and that of the canvas.
+ *
+ * @param {Array<{model: string, version: number, largest: number, lanes: Array<{lane: number, batches: Array}>}>} groups
+ */
+export function layoutOf(groups) {
+  const number = groups.reduce((sum, group) => sum + group.lanes.length, 0);
+  const laneHeight = LANE_HEIGHTS[number] ?? LOW_LANE_HEIGHT;
+  const rows = [];
+  let height = 0;
+  for (const group of groups) {
+    const heading = groups.length > 1 ? height : null;
+    if (heading !== null) height += HEADING_HEIGHT;
+    for (const [index, { lane, batches }] of group.lanes.entries()) {
+      rows.push({ group, lane, batches, top: height, height: laneHeight, heading: index === 0 ? heading : null });
+      height += laneHeight;
+    }
+  }
+  const shown = Math.min(height, MOST_LANES_HEIGHT);
+  return { rows, contentHeight: QUEUE_HEIGHT + height + AXIS_HEIGHT, canvasHeight: QUEUE_HEIGHT + shown + AXIS_HEIGHT };
+}
+
+/** Return the part of a canvas of that width on which time runs. */
+export function plotOf(width) {
+  const left = width < 500 ? 58 : 74;
+  return { left, right: width - RIGHT_MARGIN, width: Math.max(1, width - RIGHT_MARGIN - left) };
+}
+
+/** Return what draws on `canvas`. */
+export function stripOn(canvas) {
+  const pen = canvas.getContext("2d");
+  const symbols = symbolPaths();
+  let palette = null;
+  let drawn = null;
+
+  /** Read colours again, after the scheme changed. */
+  function recolour() {
+    const named = (name) => colour(`--${name}`);
+    palette = { reasons: reasonColours(), hatches: new Map() };
+    for (const name of ["ink", "muted", "line", "bg", "panel", "bad", "own", "accent"]) palette[name] = named(name);
+  }
+
+  function hatch(reason) {
+    const ratio = window.devicePixelRatio;
+    const key = `${reason} ${ratio}`;
+    if (palette.hatches.has(key)) return palette.hatches.get(key);
+    const size = Math.round(5 * ratio);
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = size;
+    const ink = tile.getContext("2d");
+    ink.strokeStyle = palette.reasons.get(reason) ?? palette.muted;
+    ink.lineWidth = 1.1 * ratio;
+    for (const shift of [-size, 0, size]) {
+      ink.moveTo(shift - 1, size + 1);
+      ink.lineTo(shift + size + 1, -1);
+    }
+    ink.stroke();
+    const pattern = pen.createPattern(tile, "repeat");
+    pattern.setTransform(new DOMMatrix().scale(1 / ratio));
+    if (palette.hatches.size > 32) palette.hatches.clear();
+    palette.hatches.set(key, pattern);
+    return pattern;
+  }
+
+  function line(x1, y1, x2, y2, style, width = 1) {
+    pen.strokeStyle = style;
+    pen.lineWidth = width;
+    pen.beginPath();
+    pen.moveTo(x1, y1);
+    pen.lineTo(x2, y2);
+    pen.stroke();
+  }
+
+  function text(words, x, y, { align = "left", style = palette.muted, font = FONT } = {}) {
+    pen.font = font;
+    pen.textAlign = align;
+    pen.fillStyle = style;
+    pen.fillText(words, x, y);
+  }
+
+  /** Do `draw` with all outside of a rectangle left as it is. */
+  function within(x, y, width, height, draw) {
+    pen.save();
+    pen.beginPath();
+    pen.rect(x, y, width, height);
+    pen.clip();
+    draw();
+    pen.restore();
+  }
+
+  /**
+   * Draw a view of that width and scroll position in pixels.
+   *
+   * @param {{layout: object, timeline: object, right: number, pixelsPerSecond: number, depths: Array, selected: object|null,
+   *   isLit: function(object): boolean, wallTime: function(number): string}} view `right`: the x on the timeline that
+   *   stands at the right edge.
+   */
+  function draw(view, width, scrollTop) {
+    if (palette === null) recolour();
+    const height = view.layout.canvasHeight;
+    const ratio = window.devicePixelRatio;
+    const pixels = [Math.round(width * ratio), Math.round(height * ratio)];
+    if (canvas.width !== pixels[0] || canvas.height !== pixels[1]) {
+      [canvas.width, canvas.height] = pixels;
+      canvas.style.width = `${width}px`;
+      canvas.style.height = `${height}px`;
+    }
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    pen.textBaseline = "alphabetic";
+    const plot = plotOf(width);
+    const xOf = (time) => plot.right - view.right + view.timeline.xOf(time);
+    const axisTop = height - AXIS_HEIGHT;
+    drawn = { bars: [] };
+    within(plot.left, 0, plot.width + 2, height, () => drawBreaks(view, plot, axisTop));
+    drawQueue(view, plot, xOf);
+    within(0, QUEUE_HEIGHT, width, axisTop - QUEUE_HEIGHT, () => {
+      for (const row of view.layout.rows) {
+        const top = QUEUE_HEIGHT + row.top - scrollTop;
+        if (top + row.height < QUEUE_HEIGHT - HEADING_HEIGHT || top > axisTop + HEADING_HEIGHT) continue;
+        drawLane(row, top, plot, view, xOf);
+      }
+    });
+    drawAxis(view, plot, axisTop, height, width);
+    if (view.selected) drawSelected(view, plot, xOf, axisTop);
+  }
+
+  function drawBreaks(view, plot, axisTop) {
+    for (const piece of view.timeline.pieces) {
+      if (piece.kind !== "break") continue;
+      const x = plot.right - view.right + piece.x;
+      if (x + piece.width < plot.left || x > plot.right) continue;
+      const middle = x + piece.width / 2;
+      pen.fillStyle = palette.bg;
+      pen.fillRect(x + 3, 0, piece.width - 6, axisTop);
+      for (const shift of [-2.5, 2.5]) line(middle + shift - 2, axisTop + 5, middle + shift + 2, axisTop - 5, palette.muted, 1.5);
+      text(piece.known ? briefly(piece.to - piece.from) : "…", middle, axisTop + 15, { align: "center", font: SMALL_FONT });
+    }
+  }
+
+  function drawQueue(view, plot, xOf) {
+    const bottom = QUEUE_HEIGHT - 14;
+    const top = 18;
+    text("queue,", 0, bottom - 12);
+    text("rows", 0, bottom);
+    text("0", plot.left - 6, bottom, { align: "right", font: SMALL_FONT });
+    line(plot.left, bottom, plot.right, bottom, palette.line);
+    const from = view.timeline.timeOf(view.right - plot.width);
+    const until = view.timeline.timeOf(view.right);
+    const first = Math.max(0, view.depths.findLastIndex((depth) => depth.now <= from));
+    const shown = view.depths.slice(first).filter((depth) => depth.now <= until);
+    const most = shown.reduce((best, depth) => (depth.rows > best.rows ? depth : best), { rows: 0, now: from });
+    if (most.rows === 0) return;
+    const yOf = (rows) => bottom - ((bottom - top) * rows) / most.rows;
+    within(plot.left, 0, plot.width, QUEUE_HEIGHT, () => {
+      pen.beginPath();
+      pen.moveTo(plot.left, bottom);
+      let y = bottom;
+      for (const depth of shown) {
+        const x = Math.max(plot.left, xOf(depth.now));
+        pen.lineTo(x, y);
+        y = yOf(depth.rows);
+        pen.lineTo(x, y);
+      }
+      pen.lineTo(plot.right, y);
+      pen.strokeStyle = palette.accent;
+      pen.lineWidth = 1.5;
+      pen.stroke();
+      pen.lineTo(plot.right, bottom);
+      pen.globalAlpha = 0.16;
+      pen.fillStyle = palette.accent;
+      pen.fill();
+      pen.globalAlpha = 1;
+    });
+    const words = `most ${count(most.rows)}`;
+    const place = Math.max(plot.left + 2, Math.min(plot.right - 56, xOf(most.now)));
+    text(words, place, top - 5, { style: palette.accent });
+  }
+
+  function drawLane(row, top, plot, view, xOf) {
+    const { group } = row;
+    const base = top + row.height - SYMBOL_HEIGHT;
+    const full = row.height - SYMBOL_HEIGHT - MARKER_HEIGHT;
+    if (row.heading !== null) {
+      text(`${group.model} ${group.version}`, 0, top - 4, { style: palette.ink, font: `600 ${FONT}` });
+      line(0, top - HEADING_HEIGHT + 0.5, plot.right, top - HEADING_HEIGHT + 0.5, palette.line);
+    }
+    text(laneName(row.lane), 0, base - full / 2 + 4, { style: palette.ink });
+    text(count(group.largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
+    pen.setLineDash([2, 4]);
+    line(plot.left, Math.round(base - full) - 0.5, plot.right, Math.round(base - full) - 0.5, palette.line);
+    pen.setLineDash([]);
+    line(plot.left, Math.round(base) + 0.5, plot.right, Math.round(base) + 0.5, palette.muted);
+    within(plot.left, top, plot.width + 2, row.height, () => {
+      let free = -Infinity;
+      for (const batch of row.batches) {
+        const x = xOf(batch.started);
+        const end = xOf(batch.started + batch.compute);
+        if (end < plot.left || x > plot.right) continue;
+        const width = Math.max(1.5, end - x > 5 ? end - x - 1 : end - x);
+        const rowsHeight = Math.max(3, (full * batch.rows) / group.largest);
+        const bar = { batch, row, x, width, base, top: base - Math.max(rowsHeight, (full * batch.bucket) / group.largest) };
+        drawn.bars.push(bar);
+        drawBar(bar, rowsHeight, view.isLit(batch));
+        const middle = x + width / 2;
+        if (middle - free >= 8) {
+          drawSymbol(batch.reason, middle, base + 6);
+          free = middle;
+        }
+      }
+    });
+  }
+
+  function drawBar({ batch, x, width, base, top }, rowsHeight, lit) {
+    const own = palette.reasons.get(batch.reason) ?? palette.muted;
+    if (lit) {
+      pen.globalAlpha = 0.22;
+      pen.fillStyle = palette.own;
+      pen.fillRect(x - 3, 0, width + 6, base);
+      pen.globalAlpha = 1;
+    }
+    pen.globalAlpha = batch.failed ? 0.3 : 1;
+    pen.fillStyle = own;
+    pen.fillRect(x, base - rowsHeight, width, rowsHeight);
+    if (base - rowsHeight - top > 0.5) {
+      pen.fillStyle = hatch(batch.reason);
+      pen.fillRect(x, top, width, base - rowsHeight - top);
+      if (width > 5) {
+        pen.strokeStyle = own;
+        pen.lineWidth = 1;
+        pen.strokeRect(x + 0.5, top + 0.5, width - 1, base - rowsHeight - top);
+      }
+    }
+    pen.globalAlpha = 1;
+    if (batch.failed) {
+      pen.strokeStyle = palette.bad;
+      pen.lineWidth = 1.5;
+      pen.strokeRect(x + 0.75, top + 0.75, Math.max(1, width - 1.5), base - top - 1.5);
+      line(x, top, x + width, base, palette.bad, 1.5);
+      line(x, base, x + width, top, palette.bad, 1.5);
+    }
+    if (!lit) {
+      if (width >= 13) text(batch.rows, x + width / 2, top - 2, { align: "center", font: SMALL_FONT });
+      return;
+    }
+    pen.strokeStyle = palette.own;
+    pen.lineWidth = 2;
+    pen.strokeRect(x - 1, top - 1, width + 2, base - top + 1);
+    const middle = x + width / 2;
+    pen.fillStyle = palette.own;
+    pen.beginPath();
+    pen.moveTo(middle - 5, top - 10);
+    pen.lineTo(middle + 5, top - 10);
+    pen.lineTo(middle, top - 3);
+    pen.fill();
+  }
+
+  function drawSymbol(reason, x, y) {
+    const path = symbols.get(reason);
+    if (!path) return;
+    pen.save();
+    pen.translate(x - 3, y - 3);
+    pen.scale(0.75, 0.75);
+    pen.fillStyle = palette.reasons.get(reason);
+    pen.fill(path);
+    pen.restore();
+  }
+
+  function drawAxis(view, plot, axisTop, height, width) {
+    line(plot.left, axisTop + 0.5, plot.right, axisTop + 0.5, palette.line);
+    const bottom = height - 5;
+    const seconds = scaleBarSeconds(view.pixelsPerSecond);
+    const length = seconds * view.pixelsPerSecond;
+    const words = milliseconds(1000 * seconds).replace(/\.0+ /, " ");
+    line(plot.left, bottom - 4, plot.left + length, bottom - 4, palette.ink, 1.5);
+    for (const x of [plot.left, plot.left + length]) line(x, bottom - 8, x, bottom, palette.ink, 1.5);
+    text(words, plot.left + length + 6, bottom, { style: palette.ink });
+    text(width < 500 ? "scale" : "time", 0, bottom);
+    if (view.timeline.pieces.length > 0) text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
+  }
+
+  function drawSelected(view, plot, xOf, axisTop) {
+    const bar = drawn.bars.find(({ batch }) => batch === view.selected);
+    if (!bar) return;
+    const middle = Math.round(bar.x + bar.width / 2) + 0.5;
+    within(plot.left - 3, 0, plot.width + 6, axisTop, () => {
+      line(middle, 16, middle, QUEUE_HEIGHT - 14, palette.ink);
+    });
+    within(plot.left - 3, QUEUE_HEIGHT, plot.width + 6, axisTop - QUEUE_HEIGHT, () => {
+      pen.strokeStyle = palette.ink;
+      pen.lineWidth = 2;
+      pen.strokeRect(bar.x - 2, bar.top - 2, bar.width + 4, bar.base - bar.top + 3);
+    });
+  }
+
+  /** The batch that is drawn at a place on the canvas, or next to it in that lane; null: none is near. */
+  function batchAt(x, y) {
+    let best = null;
+    let least = 9;
+    for (const bar of drawn?.bars ?? []) {
+      if (y < bar.base + SYMBOL_HEIGHT - bar.row.height || y >= bar.base + SYMBOL_HEIGHT) continue;
+      const distance = x < bar.x ? bar.x - x : Math.max(0, x - bar.x - bar.width);
+      if (distance < least) [best, least] = [bar.batch, distance];
+    }
+    return best;
+  }
+
+  return { draw, recolour, batchAt, forget: () => (drawn = null) };
+}
+
+/** Return the scroll position that shows a lane's row on a canvas of that height, the present one if it does. */
+export function scrollTo(row, scrollTop, layout) {
+  const shown = layout.canvasHeight - QUEUE_HEIGHT - AXIS_HEIGHT;
+  const top = row.heading ?? row.top;
+  if (top < scrollTop) return top;
+  return Math.max(scrollTop, row.top + row.height - shown);
+}

@@ -1,0 +1,116 @@
+/**
+ * Time as a line of pixels on which work is to scale and idle time is short. Pure functions: no clock, no canvas.
+ */
+
+/** Widths in pixels: of the longest gap that is drawn to scale, of the mark that stands for longer ones. */
+export const LONGEST_GAP = 52;
+export const BREAK_WIDTH = 40;
+
+/** Width in pixels that a batch of the typical compute time has, and the range in which its scale is kept. */
+const TYPICAL_WIDTH = 14;
+const NARROWEST = 8;
+const WIDEST = 28;
+
+/**
+ * Return where each moment is drawn, from x = 0 for the earliest start on.
+ *
+ * Moments in which any interval runs are to scale, so overlapping intervals keep their relation in time. A gap in which
+ * none runs is to scale up to LONGEST_GAP, a break of BREAK_WIDTH above.
+ *
+ * @param {Array<{started: number, finished: number, sampled?: boolean}>} intervals In any order, in s; `sampled`: others
+ *   before it are left out, so that a gap before it may be none.
+ * @param {number} pixelsPerSecond
+ * @returns {{pieces: Array<{from: number, to: number, x: number, width: number, kind: "busy"|"gap"|"break",
+ *   known: boolean}>, width: number, xOf: function(number): number, timeOf: function(number): number}} `known`: whether
+ *   it is certain that no batch ran in a gap.
+ */
+export function timelineOf(intervals, pixelsPerSecond) {
+  const pieces = [];
+  let x = 0;
+  const append = (from, to, kind, width, known) => {
+    pieces.push({ from, to, x, width, kind, known });
+    x += width;
+  };
+  let last = null;
+  for (const busy of unionOf(intervals)) {
+    if (last !== null) {
+      const width = (busy.from - last) * pixelsPerSecond;
+      if (width > LONGEST_GAP) append(last, busy.from, "break", BREAK_WIDTH, !busy.sampled);
+      else append(last, busy.from, "gap", width, !busy.sampled);
+    }
+    append(busy.from, busy.to, "busy", (busy.to - busy.from) * pixelsPerSecond, true);
+    last = busy.to;
+  }
+  return {
+    pieces,
+    width: x,
+    xOf: (time) => placeAt(time, pieces),
+    timeOf: (place) => timeAt(place, pieces),
+  };
+}
+
+/**
+ * Return the pixels per second for batches of that typical compute time: `current` as long as it suits them, so that the
+ * strip keeps its scale; else one at which 100 pixels are 1, 2 or 5 times a power of ten.
+ */
+export function steadyScale(current, typicalSeconds) {
+  const seconds = Math.max(typicalSeconds, 1e-6);
+  if (current !== null && current * seconds >= NARROWEST && current * seconds <= WIDEST) return current;
+  return 100 / nearestStep((100 * seconds) / TYPICAL_WIDTH);
+}
+
+/** Return the seconds of a scale bar of about `pixels`: 1, 2 or 5 times a power of ten. */
+export function scaleBarSeconds(pixelsPerSecond, pixels = 80) {
+  return nearestStep(pixels / pixelsPerSecond);
+}
+
+/** Median of numbers, 0 for none. */
+export function median(numbers) {
+  if (numbers.length === 0) return 0;
+  return Float64Array.from(numbers).sort()[numbers.length >> 1];
+}
+
+function nearestStep(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const steps = [1, 2, 5, 10].map((step) => step * power);
+  const distance = (step) => Math.abs(Math.log(step / value));
+  return steps.reduce((best, step) => (distance(step) < distance(best) ? step : best));
+}
+
+/** Return the moments in which any of the intervals runs, earliest first. */
+function unionOf(intervals) {
+  const sorted = [...intervals].sort((one, other) => one.started - other.started);
+  const union = [];
+  for (const { started, finished, sampled = false } of sorted) {
+    const last = union.at(-1);
+    if (last && started <= last.to) last.to = Math.max(last.to, finished);
+    else union.push({ from: started, to: Math.max(started, finished), sampled });
+  }
+  return union;
+}
+
+/** Return the last piece that begins at or before `value`, the first one for values before all, undefined for none. */
+function pieceAt(value, pieces, start) {
+  let low = 0;
+  let high = pieces.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (pieces[middle][start] <= value) low = middle;
+    else high = middle - 1;
+  }
+  return pieces[low];
+}
+
+function placeAt(time, pieces) {
+  const piece = pieceAt(time, pieces, "from");
+  if (!piece) return 0;
+  const share = piece.to > piece.from ? (time - piece.from) / (piece.to - piece.from) : 0;
+  return piece.x + piece.width * Math.min(1, Math.max(0, share));
+}
+
+function timeAt(x, pieces) {
+  const piece = pieceAt(x, pieces, "x");
+  if (!piece) return 0;
+  const share = piece.width > 0 ? (x - piece.x) / piece.width : 0;
+  return piece.from + (piece.to - piece.from) * Math.min(1, Math.max(0, share));
+}
