@@ -130,11 +130,12 @@ function isLoopback(host) {
   return /^(localhost|127(\.\d+){3}|\[?::1\]?)$/i.test(host);
 }
 
-function curlText({ classify, file, reference, tokens }) {
+function curlText({ classify, file, reference, tls, tokens }) {
+  const trust = tls ? "# Where this machine does not trust the server's certificate: --cacert ca.pem\n" : "";
   const token = tokens ? ' -H "authorization: Bearer $FUSELINE_TOKEN"' : "";
   const fails = "curl -sS --fail-with-body";
-  if (reference) return `${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
-  return `${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
+  if (reference) return `${trust}${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
+  return `${trust}${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
 }
 
 function pythonText(asked) {
@@ -144,6 +145,7 @@ function pythonText(asked) {
   return lines(
     tokens && "# The token is that of the environment variable FUSELINE_TOKEN.",
     inClear && "# It leaves this machine unencrypted: the server has no TLS.",
+    tls && '# Where this machine does not trust the server\'s certificate: Client(..., ca="ca.pem")',
     reference && referenceImports(asked),
     "from fuseline import Client",
     "",
@@ -174,6 +176,7 @@ function tritonText(asked) {
   const ssl = !tls || grpc?.startsWith("unix:") ? "" : ", ssl=True";
   return lines(
     inClear && "# The token leaves this machine unencrypted: the server has no TLS.",
+    tls && `# Where this machine does not trust the server's certificate: ${grpc ? 'root_certificates="ca.pem"' : 'ssl_options={"ca_certs": "ca.pem"}'}`,
     reference ? referenceImports(asked) : [tokens && ["import os", ""], "import numpy as np"],
     `from tritonclient.${protocol} import InferenceServerClient, InferInput, InferRequestedOutput`,
     "",

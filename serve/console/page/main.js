@@ -17,8 +17,11 @@ const element = (id) => document.getElementById(id);
 const api = new Api();
 const feed = new Feed(api);
 
-/** What every section gets; `server` and `model` are those of now, and change with the events of the same names. */
-const context = { api, feed, server: null, model: null };
+/**
+ * What every section gets; `server` and `model` are those of now, and change with the events of the same names;
+ * `readServer` asks for them at once.
+ */
+const context = { api, feed, server: null, model: null, readServer };
 
 // The sections first: none may miss an event.
 mountTry(element("try"), context);

@@ -233,7 +233,7 @@ function report(model, { api }) {
 
 // --- The repository: load and unload ---
 
-function mountRepository({ api, feed }) {
+function mountRepository({ api, feed, readServer }) {
   const body = h("tbody");
   const message = h("p", { class: "whole", role: "status" });
   const note = h("p", { class: "muted", hidden: true });
@@ -325,6 +325,7 @@ function mountRepository({ api, feed }) {
     }
     working = "";
     readIndex();
+    readServer();
   }
 
   function say(text, isBad = false) {
