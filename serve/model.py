@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -51,6 +51,11 @@ class RowBatcher(Protocol):
     @property
     def queued_requests(self) -> int:
         """Number of requests with rows that wait for a batch."""
+        ...
+
+    @property
+    def bucket_seconds(self) -> Mapping[int, float]:
+        """See `Batcher.bucket_seconds`."""
         ...
 
     @property

@@ -37,7 +37,7 @@ def check_reference(backend: Instance, package: ModelPackage) -> float:
         VerificationError: the backend's logits differ beyond its precision's `max_difference`.
         BackendError: the runtime failed.
     """
-    pixels, expected = _read(package)
+    pixels, expected = read_reference(package)
     to_rows = row_maker(package.manifest)
     given = infer_in_largest_bucket(backend, pixels, to_rows=to_rows)
     if given.shape != expected.shape:
@@ -62,7 +62,12 @@ def check_reference(backend: Instance, package: ModelPackage) -> float:
     return difference / spread if spread else 0.0
 
 
-def _read(package: ModelPackage) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def read_reference(package: ModelPackage) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the reference's pixels (n, h, w, c) uint8 and eager FP32 logits (n, classes) float32, n at least 1.
+
+    Raises:
+        PackageError: the reference is damaged or doesn't fit the manifest.
+    """
     file = package.manifest.reference
     try:
         with np.load(io.BytesIO(package.read(file)), allow_pickle=False) as arrays:

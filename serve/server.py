@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from fuseline.serve.access.gate import Gate
+from fuseline.serve.feed.hub import FeedHub
 from fuseline.serve.grpc_server import GrpcServer
 from fuseline.serve.listening.addresses import first_port, listening_for_http
 from fuseline.serve.liveness import Liveness
@@ -40,6 +41,7 @@ from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
+from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.settings import Settings
 from fuseline.serve.shared_memory.regions import SharedMemoryRegions
 from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
@@ -79,6 +81,8 @@ class Server:
         http_listener: socket.socket | None = None,
         certificates: Certificates | None = None,
         control: ModelControl | None = None,
+        watch: Callable[[bool], None] | None = None,
+        boot: str = "",
     ) -> None:
         """Serve the models of `source`, and count requests in `metrics`.
 
@@ -87,12 +91,18 @@ class Server:
         With `shares_port`, other processes of this server listen on the port too; else the port is refused when any
         process does. They share `http_listener` too, from which this server accepts once it is ready.
         With `certificates`, which this server keeps up to date, TCP ports speak TLS.
+        `watch` is called with True when somebody begins to watch this process's feed, with False when nobody does any
+        more, and has chunks published in `hub` in between; None: they are this process's own.
+        `boot` names this run of the server, in all its processes; empty: this process makes a name.
         """
         self.repository = Repository()
         self.addresses: tuple[str, ...] = ()
         """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
         self.ready = False
+        self.hub = FeedHub(self._watch_own if watch is None else watch)
+        """Those who watch this process's feed."""
+        self._boot = boot or made_id()
         self._settings = settings
         self._source = source
         self._metrics = metrics
@@ -217,6 +227,7 @@ class Server:
         get up to `_FLUSH_S` more to take their last answers.
         """
         self.ready, counted = False, self._metrics.requests_by_code()
+        self.hub.close("the server is shutting down")
         if self._http is not None:
             self._http.begin_drain()
         await self._health.enter_graceful_shutdown()
@@ -272,8 +283,15 @@ class Server:
     async def _note_stall(self, serving: bool) -> None:
         await self.set_health(serving=serving and self.ready)
 
+    def _watch_own(self, is_watched: bool) -> None:
+        if is_watched:
+            self._metrics.feed.start(self.hub.publish)
+        else:
+            self._metrics.feed.stop()
+
     async def _start_http(self, listener: socket.socket) -> None:
         # A server without HTTP starts the sooner by what starlette and uvicorn take to import.
+        from fuseline.serve.console.console import Console
         from fuseline.serve.http.app import http_app
         from fuseline.serve.http.http_limits import http_limits
         from fuseline.serve.http.http_server import HttpServer
@@ -282,6 +300,17 @@ class Server:
 
         settings, limits = self._settings, http_limits(self._settings)
         self.http_port = listener.getsockname()[1]
+        console = None
+        if settings.has_console:
+            console = Console(
+                settings,
+                self.repository,
+                lambda: self._service.aliases,
+                lambda: self.addresses,
+                self._metrics.feed,
+                self.hub,
+                self._boot,
+            )
         its, stand_ins = (
             http_app(
                 HttpServices(
@@ -293,9 +322,13 @@ class Server:
                     self._gate,
                     is_live=lambda: self.liveness.is_live,
                     tracer=self._metrics.tracer,
+                    console=shown,
                 )
             )
-            for classify, open_inference in ((self._service, self._open_inference), (None, None))
+            for classify, open_inference, shown in (
+                (self._service, self._open_inference, console),
+                (None, None, None),
+            )
         )
         certificates = self._certificates
         tls = None if certificates is None else lambda: certificates.current.context

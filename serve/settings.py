@@ -90,6 +90,8 @@ class Settings(BaseModel):
     """Addresses of gRPC, each `host:port`, `unix:path` or `unix-abstract:name`; None: that of `host` and `port`."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8002
     """Port of metrics and health over HTTP; 0: no HTTP."""
+    console: bool | None = None
+    """Whether the HTTP port has the page that shows the server at work; None: where only this machine can reach it."""
     tls_cert: Path | None = None
     """File with the server's certificate, and the intermediate ones after it, in PEM; None: TCP ports are plain."""
     tls_key: Path | None = None
@@ -255,6 +257,16 @@ class Settings(BaseModel):
                 "--shared-memory on, or let it listen on loopback addresses and Unix sockets only"
             )
         return None
+
+    @property
+    def http_is_local(self) -> bool:
+        """Whether only this machine can reach the HTTP port."""
+        return is_local(join_address(self.host, self.http_port))
+
+    @property
+    def has_console(self) -> bool:
+        """`console`, or its default."""
+        return bool(self.http_port) and (self.http_is_local if self.console is None else self.console)
 
     @property
     def most_connections(self) -> int:

@@ -1,5 +1,6 @@
 """The one table of who may call what. What is not in it is refused where a server asks for tokens."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -71,6 +72,9 @@ ROLE_OF_RPC: Mapping[str, Role | None] = {
 ROLE_OF_OPERATION: Mapping[str, Role | None] = {
     **dict.fromkeys(
         (
+            # The page and its files, which are the same everywhere: it asks for a token itself.
+            "GET /",
+            "GET /console/{file}",
             "GET /healthz",
             "GET /livez",
             "GET /metrics",
@@ -82,7 +86,11 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
     ),
     **dict.fromkeys(
         (
-            "GET /",
+            "GET /console/events",
+            "GET /console/models/{model}/versions/{version}/reference",
+            "GET /console/models/{model}/versions/{version}/reference/{index}",
+            "GET /console/models/{model}/versions/{version}/report",
+            "GET /console/server",
             "GET /openapi.json",
             "GET /v1/models",
             "GET /v1/models/{model}",
@@ -107,6 +115,8 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
         ),
         Role.INFER,
     ),
+    # A load takes the time of everyone's requests.
+    "POST /console/load": Role.ADMIN,
     **dict.fromkeys(
         (
             f"{method} /v2/{kind}sharedmemory/{path}"
@@ -140,5 +150,10 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
 }
 """Role that each operation over HTTP needs, by its method and its path as routes write it; HEAD needs that of GET."""
 
-OPEN_PATHS = frozenset(operation.partition(" ")[2] for operation, role in ROLE_OF_OPERATION.items() if role is OPEN)
-"""Paths that anyone may call."""
+_OPEN_PATHS = frozenset(operation.partition(" ")[2] for operation, role in ROLE_OF_OPERATION.items() if role is OPEN)
+_PAGE_FILE = re.compile(r"/console/[a-z]+\.(css|html|js)")
+
+
+def is_open(path: str) -> bool:
+    """Return whether anyone may call a path over HTTP, as a request has it, also without a token."""
+    return path in _OPEN_PATHS or _PAGE_FILE.fullmatch(path) is not None

@@ -158,6 +158,11 @@ class Admission:
         self.size.note_caller(left, now)
         return PredictedAnswer(now + answered, answered, is_probe=surely > left)
 
+    @property
+    def bucket_seconds(self) -> dict[int, float]:
+        """Seconds of a lane's batch in each bucket; of one that was not measured those of the next smaller, or 0."""
+        return dict(zip(self._buckets, self._profile.table, strict=True))
+
     def needs_prediction(self) -> bool:
         """Return whether the next request that fits into `free_rows` is predicted: then margins are learned from it."""
         self._unpredicted = (self._unpredicted + 1) % PREDICT_EVERY

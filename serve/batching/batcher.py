@@ -190,6 +190,12 @@ class Batcher:
         return self._queue.requests
 
     @property
+    def bucket_seconds(self) -> Mapping[int, float]:
+        """Seconds of a lane's batch in each bucket that was measured, by now."""
+        profile = self._pool.profile
+        return {bucket: profile.batch_seconds(bucket) for bucket in self._buckets if profile.is_measured(bucket)}
+
+    @property
     def policy(self) -> BatchPolicy:
         """Policy by which batches are formed."""
         return self._policy

@@ -73,6 +73,15 @@ def serve(
     http_port: Annotated[
         int, _option("http_port", "REST, /metrics, /healthz, /livez, /readyz; 0: no HTTP.")
     ] = _default("http_port"),
+    console: Annotated[
+        bool | None,
+        typer.Option(
+            "--console/--no-console",
+            envvar="FUSELINE_CONSOLE",
+            help="The page at / of the HTTP port, which shows the server at work; default: where only this machine can "
+            "reach it.",
+        ),
+    ] = None,
     tls_cert: Annotated[
         Path | None,
         _option(
@@ -274,6 +283,7 @@ def serve(
         port=port,
         listen=listen or None,
         http_port=http_port,
+        console=console,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from fuseline.serve.http import classify_routes, open_inference_routes
+from fuseline.serve.http import classify_routes, console_routes, open_inference_routes
 from fuseline.serve.http.http_answers import CLOSE, json_answer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
@@ -16,26 +16,36 @@ from fuseline.serve.http.operations import Operation, answered_by, not_found, ro
 from fuseline.serve.http.schemas import json_content, object_schema
 from fuseline.serve.listening.addresses import join_address
 from fuseline.serve.metrics.exposition import content_type, prefers_open_metrics
+from fuseline.serve.settings import Settings
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
 """Paths that are answered also while the event loop hangs, by `StandIn`."""
 
 
 def http_app(services: HttpServices) -> ASGIApp:
-    """Return the ASGI application that answers `OPERATIONS` for `services`.
+    """Return the ASGI application that answers, for `services`, the operations that their settings have.
 
     Errors are `{"error": message}` with their status. An unknown path and another method are among them.
     """
-    return routed(routes_of(OPERATIONS, services), not_found)
+    return routed(routes_of(operations_with(services.settings), services), not_found)
 
 
-async def _index(_services: HttpServices, request: Request) -> Response:
+def operations_with(settings: Settings) -> tuple[Operation, ...]:
+    """Return all that the HTTP port of a server with these settings answers."""
+    return OPERATIONS if settings.has_console else tuple(its for its in OPERATIONS if its not in _CONSOLE)
+
+
+async def _index(services: HttpServices, request: Request) -> Response:
+    if services.settings.has_console and "text/html" in request.headers.get("accept", ""):
+        return console_routes.page(request)
     host, port = request.scope["server"]
-    address = f"http://{join_address(host, port)}"
+    address = f"{request.scope['scheme']}://{join_address(host, port)}"
+    # Who has shown no token, which this path asks of nobody, need not know the version.
+    told = {} if services.gate is not None else {"version": version("fuseline")}
     return json_answer(
         {
             "name": "fuseline",
-            "version": version("fuseline"),
+            **told,
             "classify": f"curl --data-binary @cat.jpg '{address}/v1/classify?top_k=3'",
             "models": "/v1/models",
             "open_inference_protocol": "/v2",
@@ -47,8 +57,8 @@ async def _index(_services: HttpServices, request: Request) -> Response:
     )
 
 
-async def _openapi(_services: HttpServices, _request: Request) -> Response:
-    return json_answer(openapi_document(OPERATIONS))
+async def _openapi(services: HttpServices, _request: Request) -> Response:
+    return json_answer(openapi_document(operations_with(services.settings)))
 
 
 async def _metrics(services: HttpServices, request: Request) -> Response:
@@ -75,10 +85,19 @@ async def _readyz(services: HttpServices, _request: Request) -> Response:
 
 _TEXT: Mapping[str, object] = {"text/plain": {"schema": {"type": "string"}}}
 
+_CONSOLE = console_routes.OPERATIONS
+
 OPERATIONS: tuple[Operation, ...] = (
     *open_inference_routes.OPERATIONS,
     *classify_routes.OPERATIONS,
-    Operation("GET", ("/",), "What is here.", answered_by(_index), json_content(object_schema({}))),
+    *_CONSOLE,
+    Operation(
+        "GET",
+        ("/",),
+        "What is here; for who prefers HTML, the page that shows the server at work.",
+        answered_by(_index),
+        json_content(object_schema({})) | {"text/html": {"schema": {"type": "string"}}},
+    ),
     Operation("GET", ("/openapi.json",), "This document.", answered_by(_openapi), json_content(object_schema({}))),
     Operation(
         "GET",
@@ -91,4 +110,4 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", ("/livez",), "Whether the backend makes progress.", answered_by(_livez), dict(_TEXT)),
     Operation("GET", ("/readyz",), "Whether requests are answered.", answered_by(_readyz), dict(_TEXT)),
 )
-"""All that the HTTP port answers."""
+"""All that an HTTP port answers; that of a server without the page, but for what is the page's."""

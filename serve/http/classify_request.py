@@ -40,7 +40,7 @@ async def classify_request_of(request: Request, *, max_images: int) -> NamedImag
     """
     parameters = list(_query(request))
     if _is_multipart(request):
-        images, filenames, fields = await _form(request, max_images)
+        contents, filenames, fields = await _form(request, max_images)
         parameters += fields
     else:
         body = await request.body()
@@ -49,10 +49,11 @@ async def classify_request_of(request: Request, *, max_images: int) -> NamedImag
                 "the body is empty; send the bytes of an image: curl --data-binary @cat.jpg, or files of a form: curl "
                 "-F image=@cat.jpg"
             )
-        images, filenames = [Image(encoded=body)], (None,)
+        contents, filenames = [body], (None,)
     in_path = request.path_params
-    message = ClassifyRequest(model=in_path.get("model", ""), model_version=in_path.get("version", ""), images=images)
-    _set_parameters(message, parameters, in_path)
+    message = ClassifyRequest(model=in_path.get("model", ""), model_version=in_path.get("version", ""))
+    are_raw = _set_parameters(message, parameters, in_path)
+    message.images.extend(Image(raw=content) if are_raw else Image(encoded=content) for content in contents)
     return NamedImages(message, tuple(filenames))
 
 
@@ -73,7 +74,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**31
 
 
-async def _form(request: Request, max_images: int) -> tuple[list[Image], Sequence[str | None], list[tuple[str, str]]]:
+async def _form(request: Request, max_images: int) -> tuple[list[bytes], Sequence[str | None], list[tuple[str, str]]]:
     parser = _InMemoryParser(
         request.headers, request.stream(), max_files=max_images, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     )
@@ -81,25 +82,26 @@ async def _form(request: Request, max_images: int) -> tuple[list[Image], Sequenc
         form = await parser.parse()
     except MultiPartException as error:
         raise RequestError(f"the form can't be read: {error.message}") from error
-    images: list[Image] = []
+    contents: list[bytes] = []
     filenames: list[str | None] = []
     fields: list[tuple[str, str]] = []
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            images.append(Image(encoded=await value.read()))
+            contents.append(await value.read())
             filenames.append(value.filename or None)
             await value.close()
         else:
             fields.append((name, value))
-    if not images:
+    if not contents:
         raise RequestError("the form has no file; send at least one: curl -F image=@cat.jpg")
-    return images, filenames, fields
+    return contents, filenames, fields
 
 
-def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, str]], in_path: Container[str]) -> None:
-    """Set `parameters`, but for those that the path has."""
+def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, str]], in_path: Container[str]) -> bool:
+    """Set `parameters`, but for those that the path has; return whether the images are raw pixels."""
     known = [name for name in PARAMETERS if name not in in_path]
     seen: set[str] = set()
+    are_raw = False
     for name, value in parameters:
         if name not in known:
             raise RequestError(f"the parameter {shortened(name)} is not known here; known: {', '.join(known)}")
@@ -110,10 +112,13 @@ def _set_parameters(message: ClassifyRequest, parameters: Sequence[tuple[str, st
             setattr(message, name, _whole_number(name, value))
         elif name == "return_logits":
             message.return_logits = _flag(name, value)
+        elif name == "raw":
+            are_raw = _flag(name, value)
         elif name == "version":
             message.model_version = value
         else:
             setattr(message, name, value)
+    return are_raw
 
 
 def _whole_number(name: str, value: str) -> int:
@@ -144,6 +149,10 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
         "Interactive requests go before bulk ones.",
     ),
     "return_logits": ({"type": "boolean", "default": False}, "Whether to return the logits of every class."),
+    "raw": (
+        {"type": "boolean", "default": False},
+        "Whether the images are pixels as they enter the network (uint8, height x width x channels) and no files.",
+    ),
     "id": ({"type": "string"}, "Echoed in the answer."),
 }
 """Schema and description of the parameters of the query, or of the form's fields."""

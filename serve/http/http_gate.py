@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.access.gate import Gate
-from fuseline.serve.access.roles import OPEN, OPEN_PATHS, ROLE_OF_OPERATION
+from fuseline.serve.access.roles import OPEN, ROLE_OF_OPERATION, is_open
 from fuseline.serve.errors import FuselineError, UnauthenticatedError
 from fuseline.serve.http.call_of_scope import IDENTITY_KEY
 from fuseline.serve.http.http_answers import BEARER, error_answer
@@ -21,7 +21,7 @@ def identify(gate: Gate, scope: MutableMapping[str, Any], headers: Iterable[tupl
     Raises `Refusal` where a token is needed, for any path but the open ones, and isn't a known one: what such a client
     would send more is not kept.
     """
-    if scope["path"] in OPEN_PATHS:
+    if is_open(scope["path"]):
         return
     try:
         scope[IDENTITY_KEY] = gate.identify(

@@ -53,7 +53,7 @@ class HttpServer:
     ) -> None:
         """Serve `app` on `listener`, which belongs to this server from now on.
 
-        With a `gate`, requests without a token that it knows are refused by their head, but for `OPEN_PATHS`.
+        With a `gate`, requests without a token that it knows are refused by their head, but for paths that are open.
         `tls` returns the context of a connection that begins now; None: HTTP is plain.
 
         With `shares`, other processes accept from the same socket, and each leaves the next connection to the others

@@ -7,6 +7,7 @@ from typing import Protocol
 from grpc import StatusCode
 
 from fuseline.serve.access.gate import Gate
+from fuseline.serve.console.console import Console
 from fuseline.serve.errors import BackendLostError
 from fuseline.serve.services.classify import ClassifyService
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -35,6 +36,8 @@ class HttpServices:
     """Returns whether progress is made, or else the server is to be started again; it may be called in any thread."""
     tracer: Tracer | None = None
     """What traces requests of inference; None: nothing does."""
+    console: Console | None = None
+    """What the page is answered from, where the settings have one; None: this process can't answer it."""
 
 
 class MetricsText(Protocol):
@@ -57,6 +60,13 @@ def classify_of(services: HttpServices) -> ClassifyService:
     if services.classify is None:
         raise _not_here()
     return services.classify
+
+
+def console_of(services: HttpServices) -> Console:
+    """Return what the page is answered from. Raises `BackendLostError` where this process has nothing of it."""
+    if services.console is None:
+        raise _not_here()
+    return services.console
 
 
 def status_now(services: HttpServices, status: Status) -> Status:

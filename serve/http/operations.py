@@ -13,6 +13,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fuseline.serve.http.call_of_scope import REQUEST_ID
+from fuseline.serve.http.followed_requests import followed
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_gate import guarded
 from fuseline.serve.http.http_services import HttpServices, status_now
@@ -65,6 +66,8 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
     for operation in operations:
         for path in operation.paths:
             app = operation.application(services)
+            if operation.infers and services.console is not None:
+                app = followed(app, services.console.source)
             if operation.infers and services.tracer is not None:
                 app = traced(app, services.tracer, path)
             if services.gate is not None:

@@ -11,6 +11,7 @@ from prometheus_client import Gauge, ProcessCollector
 from fuseline.serve.batching.batcher import BatchedRows, BatchStats, Misses
 from fuseline.serve.batching.departure import BATCH_REASONS, BatchReason
 from fuseline.serve.batching.latency_control import Decision
+from fuseline.serve.feed.source import FeedSource
 from fuseline.serve.metrics.expiring_registry import ExpiringRegistry
 from fuseline.serve.metrics.fast_metrics import Counter, CounterChild, Histogram, HistogramChild, VersionKey
 from fuseline.serve.metrics.inference_statistics import InferenceStatistics, statistics_key
@@ -43,12 +44,16 @@ class Metrics:
         *,
         served: Callable[[], Iterable[VersionKey]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        process: str = "",
     ) -> None:
         """Begin with zeros. Requests and batches are traced by `tracer`; None: they are not.
 
         `served` returns the versions that are served now; None: those that are watched. Any thread may call it.
+        `process` is the title of this process among those that share the work.
         """
         self.tracer = tracer
+        self.feed = FeedSource(self._request_counts, self._queued_rows_now, process=process)
+        """Tells whoever watches of batches and requests."""
         self.registry = ExpiringRegistry(served or self._watched_versions, self._forget, clock)
         ProcessCollector(registry=self.registry)
         show_log(self.registry)
@@ -227,6 +232,18 @@ class Metrics:
                 gauge.remove(*gone)
             self._shown[gauge] = set(by_labels)
 
+    def _request_counts(self) -> Iterable[tuple[str, str, str, str, int]]:
+        counts = self._requests.counts().items()
+        return ((method, model, version, code, count) for (method, model, version, code), count in counts)
+
+    def _queued_rows_now(self) -> Iterable[tuple[str, str, int]]:
+        # Of the same version, the one that goes and the one that comes may both be watched.
+        rows: dict[VersionKey, int] = {}
+        for model in self._watched:
+            key = model.name, model.version
+            rows[key] = rows.get(key, 0) + model.batcher.queued_rows
+        return ((*key, count) for key, count in rows.items())
+
     def _queued(self, name: str, version: str) -> int:
         return sum(
             model.batcher.queued_rows
@@ -310,7 +327,10 @@ class Metrics:
             self._failed_batches.labels(*key).add()
         if self.tracer is not None:
             self.tracer.count_batch(model, stats)
-        self.statistics[statistics_key(model, version)].count_batch(stats)
+        counted = self.statistics[statistics_key(model, version)]
+        counted.count_batch(stats)
+        if self.feed.is_watched:
+            self.feed.note_batch(model, version, counted.batches, stats)
 
     def count_load(self, model: str, outcome: str, error: str, seconds: float) -> None:
         """Count a package that was `loaded` or `refused`, or a model that was `unloaded`.

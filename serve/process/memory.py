@@ -1,7 +1,12 @@
-"""Memory of this process that is free and still resident: given back after loading, kept while serving."""
+"""Memory of this process: what it has, and what is free and still resident.
+
+The latter is given back after loading, and kept while serving.
+"""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names that malloc.h gives to parameters of mallopt(3)."""
@@ -28,6 +33,15 @@ def keep_freed_memory() -> None:
     """
     _call("mallopt", _M_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK_BYTES)
     _call("mallopt", _M_TRIM_THRESHOLD, _LARGEST_KEPT_TOP_BYTES)
+
+
+def resident_bytes() -> int:
+    """Return the bytes of memory that this process has resident, shared ones included; 0 where no one tells."""
+    try:
+        pages = Path("/proc/self/statm").read_bytes().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _call(name: str, *arguments: int) -> None:

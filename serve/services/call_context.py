@@ -35,7 +35,8 @@ class CallContext(NamedTuple):
         """Labels by which a metric names the request; None where it can't be found again."""
         if self.trace is None and not self.request_id:
             return None
-        labels = {} if self.trace is None else {"trace_id": self.trace.trace_id}
+        # A request that is only followed has no trace by which it could be found.
+        labels = {"trace_id": self.trace.trace_id} if self.trace is not None and self.trace.trace_id else {}
         # OpenMetrics allows 128 characters in all.
         if self.request_id and sum(map(len, (*labels, *labels.values(), _ID_LABEL, self.request_id))) <= 128:
             labels[_ID_LABEL] = self.request_id

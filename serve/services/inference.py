@@ -265,6 +265,10 @@ class Inference(Generic[RequestT, AnswerT]):
         self._metrics.count_request(
             self._method, name, code, seconds, self._batched, version, call.exemplar if call.request_id else None
         )
+        if (feed := self._metrics.feed).is_watched:
+            timeout_s = None if call.deadline is None else call.deadline - self._started
+            error = (self.answer.error_name, self.answer.message) if isinstance(self.answer, Status) else None
+            feed.note_request(self._method, name, version, code, seconds, self._batched, timeout_s, error)
         if call.trace is not None:
             call.trace.end(self._code, name, self._batched)
 

@@ -26,7 +26,7 @@ class RequestTrace(Protocol):
 
     @property
     def trace_id(self) -> str:
-        """Id of the trace that the request belongs to: 32 hexadecimal digits."""
+        """Id of the trace that the request belongs to: 32 hexadecimal digits; empty: it belongs to none."""
         ...
 
     @property

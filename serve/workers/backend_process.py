@@ -53,11 +53,13 @@ class BackendProcess:
         self._config = config
         self._channel = channel
         self._load_model = load
-        self._metrics = Metrics(open_tracer(config.title))
+        self._metrics = Metrics(open_tracer(config.title), process=config.title)
         if config.settings.triton_metrics:
             self._metrics.registry.register(TritonMetrics(self._metrics))
         self._repository = Repository()
-        self._doors = WorkerDoors(self._repository, settings.drain_timeout_s, tracer=self._metrics.tracer)
+        self._doors = WorkerDoors(
+            self._repository, settings.drain_timeout_s, tracer=self._metrics.tracer, feed=self._metrics.feed
+        )
         self._control = LocalModelControl(config.folders, settings, self._metrics, self._load)
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -51,6 +51,8 @@ class ProcessConfig(BaseModel):
     certificate_copy: tuple[int, ...] = ()
     """Descriptors of the certificate, its key and, where there is one, the clients' CA, as the supervisor read them
     last, for a worker that starts while the files are broken."""
+    boot: str = ""
+    """Names this run of the server, in all its processes."""
     why_no_shared_memory: str | None = None
     """The supervisor's `Settings.why_no_shared_memory`: it may listen where this process doesn't."""
 
@@ -81,7 +83,8 @@ async def _run(work: Callable[[ProcessConfig, ControlChannel], Awaitable[None]],
 async def follow_supervisor(
     channel: ControlChannel, metrics: Metrics, on_message: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Answer the supervisor's pings and its questions for a report, and log as it says, until it says `drain`.
+    """Answer the supervisor's pings and its questions for a report, log and tell of what happens as it says, until it
+    says `drain`.
 
     Other messages go to `on_message`.
     """
@@ -93,6 +96,11 @@ async def follow_supervisor(
         elif message["kind"] == "log":
             if (log := server_log()) is not None:
                 log.apply(LogSettings.model_validate(message["settings"]))
+        elif message["kind"] == "feed":
+            if rate := message["rate"]:
+                metrics.feed.start(lambda chunk: channel.send_if_room("chunk", chunk=chunk), rate)
+            else:
+                metrics.feed.stop()
         elif message["kind"] == "drain":
             return
         else:

@@ -10,6 +10,9 @@ _MAX_LINE_BYTES = 64 * 2**20
 """Longest line: about a thousand times the size of a report, which grows with the models and statuses counted."""
 
 
+_MOST_UNREAD_BYTES = 2**20
+
+
 class ControlChannel:
     """One end of the channel. A message is a dict with `kind`."""
 
@@ -21,6 +24,11 @@ class ControlChannel:
         """Send a message; it is dropped if the other end has gone."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps({"kind": kind, **contents}).encode() + b"\n")
+
+    def send_if_room(self, kind: str, **contents: Any) -> None:
+        """Send a message, unless the other end is far behind with reading: such a message may be lost."""
+        if self._writer.transport.get_write_buffer_size() < _MOST_UNREAD_BYTES:
+            self.send(kind, **contents)
 
     async def finish(self) -> None:
         """Close this end, and return once every message has left this process."""

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -62,6 +62,14 @@ class RemoteBatcher:
     def queued_rows(self) -> int:
         """Number of rows of all workers that wait for a batch, by the backend's latest snapshot."""
         return 0 if self._send is None else int(self._arena.admission_snapshot[0])
+
+    @property
+    def bucket_seconds(self) -> Mapping[int, float]:
+        """Seconds of a lane's batch in each bucket, by the backend's latest snapshot; 0 is left out."""
+        if self._send is None:
+            return {}
+        self._load()
+        return {bucket: seconds for bucket, seconds in self._admission.bucket_seconds.items() if seconds}
 
     @property
     def is_stalled(self) -> bool:

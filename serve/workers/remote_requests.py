@@ -10,6 +10,8 @@ from fuseline.serve.batching.batcher import BatchedRows, Batcher
 from fuseline.serve.batching.predictions import PredictedAnswer
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.errors import BackendLostError, FuselineError
+from fuseline.serve.feed.followed import has_span, key_of
+from fuseline.serve.feed.source import FeedSource
 from fuseline.serve.tracing.tracing import Tracer
 from fuseline.serve.workers.arena import Arena
 from fuseline.serve.workers.catalogue import ServedModel, catalogue_for
@@ -50,17 +52,19 @@ class RemoteRequests:
         send: Callable[[bytes], None],
         on_news: Callable[[], None],
         tracer: Tracer | None = None,
+        feed: FeedSource | None = None,
     ) -> None:
         """Begin without models. `send` takes records to the worker, in order.
 
         `on_news` is called when `taken` or `may_request` says something new. `tracer` makes the spans of batches; None:
-        there are none.
+        there are none. `feed` names the batches of requests that workers follow; None: nobody does.
         """
         self._open_model = open_model
         self._models: dict[int, _ModelRequests] = {}
         self._send = send
         self._on_news = on_news
         self._tracer = tracer
+        self._feed = feed
         self._reader = reader_of_worker_records()
         self._out: list[bytes] = []
         self._lost = False
@@ -118,7 +122,9 @@ class RemoteRequests:
         elif kind == MEMORY:
             if (opened := self._open_model(model_number, number)) is not None:
                 forget = partial(self._forget, model_number)
-                self._models[model_number] = _ModelRequests(model_number, *opened, self._write, forget, self._tracer)
+                self._models[model_number] = _ModelRequests(
+                    model_number, *opened, self._write, forget, self._tracer, self._feed
+                )
         elif kind == DRAIN:
             self._told.discard(model_number)
             if (model := self._models.get(model_number)) is None:
@@ -157,6 +163,7 @@ class _ModelRequests:
         write: Callable[[bytes], None],
         on_forgotten: Callable[[], None],
         tracer: Tracer | None,
+        feed: FeedSource | None,
     ) -> None:
         """Pass requests to `batcher`. `model` is its number; `write` takes records to the worker.
 
@@ -168,6 +175,7 @@ class _ModelRequests:
         self._write = write
         self._on_forgotten = on_forgotten
         self._tracer = tracer
+        self._feed = feed
         self._drained = False
         self._pending: dict[int, asyncio.Future[BatchedRows]] = {}
         # Requests that ended while a batch had rows of theirs, by number.
@@ -182,7 +190,7 @@ class _ModelRequests:
     ) -> None:
         """Have the rows in `slots` computed; a `deadline` of infinity means that there is none.
 
-        `span` is that of a request that the worker traces; empty: it doesn't.
+        `span` is that of a request that the worker traces or follows; empty: it does neither.
         """
         shared = self._arena.rows
         rows = [shared[slot] for slot in slots]
@@ -198,8 +206,11 @@ class _ModelRequests:
             return
         self._pending[number] = request
         request.add_done_callback(partial(self._settle, number, slots))
-        if span and self._tracer is not None:
-            self._tracer.follow(request, span)
+        if span:
+            if self._feed is not None:
+                self._feed.follow(request, key_of(span))
+            if self._tracer is not None and has_span(span):
+                self._tracer.follow(request, span)
 
     def cancel(self, number: int) -> None:
         """Drop a request, unless it was answered a moment ago."""

@@ -54,6 +54,7 @@ class SupervisedProcess:
         on_control: Callable[[dict[str, Any]], None],
         on_dropped: Callable[[], None],
         on_wait: Callable[[list[Any]], None],
+        on_feed: Callable[[dict[str, Any]], None],
     ) -> None:
         """Read the process's messages until it has ended.
 
@@ -61,7 +62,7 @@ class SupervisedProcess:
         `statistics` or the `metrics` of all processes, or these as `open_metrics`, `on_log` with settings of the log
         for all processes, `on_regions` with each message about shared memory, `on_control` with each about models that
         come and go. `on_dropped` is called when it says that it has dropped counts, `on_wait` with the index of one
-        that can serve no model yet.
+        that can serve no model yet, `on_feed` with each message about the feed.
         """
         loop = asyncio.get_running_loop()
         async for message in self._channel.messages():
@@ -89,6 +90,8 @@ class SupervisedProcess:
                     on_control(message)
                 case "waiting":
                     on_wait(message["entries"])
+                case "watch" | "chunk":
+                    on_feed(message)
                 case "drained":
                     self.drained = message["complete"]
         await self._process.wait()
@@ -130,6 +133,14 @@ class SupervisedProcess:
     def send_backend(self, *, answers: bool, live: bool) -> None:
         """Tell a worker whether the backend process gives signs of life, and whether it may yet give one."""
         self._channel.send("backend", answers=answers, live=live)
+
+    def send_feed(self, rate: float) -> None:
+        """Have the process tell of what happens, at most `rate` batches and requests in a second; 0: of nothing."""
+        self._channel.send("feed", rate=rate)
+
+    def send_chunk(self, chunk: str) -> None:
+        """Send a worker what a process tells of what happens, unless it hangs."""
+        self._channel.send_if_room("chunk", chunk=chunk)
 
     def send_control(self, **contents: Any) -> None:
         """Send the process a message about models that come and go."""

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from fuseline.serve.errors import BackendError, InputError
 from fuseline.serve.process.server_log import LogSettings, end_process, server_log
 from fuseline.serve.process.stop_signals import stop_signals
+from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.settings import Settings
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
 from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
 from fuseline.serve.workers.control_relay import ControlRelay
+from fuseline.serve.workers.feed_relay import FeedRelay
 from fuseline.serve.workers.process_watch import ProcessWatch
 from fuseline.serve.workers.region_authority import RegionAuthority
 from fuseline.serve.workers.shared_addresses import SharedAddresses, new_socket_folder
@@ -81,6 +83,8 @@ class Supervisor:
         )
         self._watching: asyncio.Task[None] | None = None
         self._control = ControlRelay(self._ready_backend)
+        self._feed = FeedRelay(lambda: tuple(self._processes.values()), settings.workers)
+        self._boot = made_id()
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._asked: set[asyncio.Task[object]] = set()
         self._draining = False
@@ -234,6 +238,7 @@ class Supervisor:
             try:
                 if (log := server_log()) is not None:
                     process.send_log_settings(log.settings)
+                self._feed.begin(process)
                 if title != _BACKEND:
                     process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
                 await process.run(
@@ -244,9 +249,11 @@ class Supervisor:
                     partial(self._control.take, process),
                     self._read_totals,
                     partial(setattr, self._control, "waiting"),
+                    partial(self._feed.take, process),
                 )
             finally:
                 self._regions.leave(process)
+                self._feed.leave(process)
                 if title == _BACKEND:
                     self._control.lose()
                 self.totals.add_ended(process)
@@ -308,6 +315,7 @@ class Supervisor:
                 certificate_copy=tuple(copy),
                 again=again,
                 wanted=self._control.wanted if is_backend else None,
+                boot=self._boot,
                 why_no_shared_memory=self._settings.why_no_shared_memory,
             )
 

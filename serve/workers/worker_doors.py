@@ -12,6 +12,7 @@ from typing import cast
 
 from fuseline.serve.batching.batcher import Batcher, BatchStats, Misses
 from fuseline.serve.batching.latency_control import Decision
+from fuseline.serve.feed.source import FeedSource
 from fuseline.serve.model import BatchCounts, Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.tracing.tracing import Tracer
@@ -42,18 +43,21 @@ class WorkerDoors:
         on_published: Callable[[], None] = lambda: None,
         *,
         tracer: Tracer | None = None,
+        feed: FeedSource | None = None,
     ) -> None:
         """Begin with no worker, and nothing served.
 
         `repository` is this process's own, which has what is served. `retire_within_s` is the longest time that a model
         which went waits for the requests that workers have for it. `on_published` is called after each `publish`.
-        `tracer` makes the spans of batches; None: there are none.
+        `tracer` makes the spans of batches; None: there are none. `feed` tells of them; None: nobody watches.
         """
         self.repository = repository
         self._retire_within_s = retire_within_s
         self._on_published = on_published
         self.tracer = tracer
         """What makes the spans of batches; None: there are none."""
+        self.feed = feed
+        """What names the batches of requests that are followed; None: none is."""
         self._workers: set[WorkerConnection] = set()
         self._numbers = itertools.count()
         self._number_of_model: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
@@ -198,7 +202,9 @@ class WorkerConnection(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("socket")
         self._pid = int.from_bytes(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
-        self.requests = RemoteRequests(self._open_model, write, self._doors.notice, self._doors.tracer)
+        self.requests = RemoteRequests(
+            self._open_model, write, self._doors.notice, self._doors.tracer, self._doors.feed
+        )
         self._doors.connected(self)
 
     def data_received(self, data: bytes) -> None:

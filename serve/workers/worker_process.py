@@ -146,7 +146,9 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
     registrar = WorkerRegistrar(channel, SharedMemoryRegions(config.why_no_shared_memory))
     models = BackendModels(socket.socket(fileno=config.door_file), channel, registrar)
     metrics = Metrics(
-        open_tracer(config.title), served=lambda: [(model.name, model.version) for model in models.served()]
+        open_tracer(config.title),
+        served=lambda: [(model.name, model.version) for model in models.served()],
+        process=config.title,
     )
     file = config.http_listener_file
     certificates = certificates_of(config)
@@ -161,6 +163,8 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         http_listener=None if file is None else socket.socket(fileno=file),
         certificates=certificates,
         control=RemoteModelControl(models.ask, models.served),
+        watch=lambda is_watched: channel.send("watch", is_watched=is_watched),
+        boot=config.boot,
     )
 
     health = _Health(server)
@@ -169,6 +173,9 @@ async def _work(config: ProcessConfig, channel: ControlChannel) -> None:
         if message["kind"] == "backend":
             server.liveness.backend_hangs = not message["live"]
             health.backend_answers(answers=message["answers"])
+            return
+        if message["kind"] == "chunk":
+            server.hub.publish(message["chunk"])
             return
         (registrar.take if message["kind"] == "regions" else models.take_answer)(message)
 

@@ -1,0 +1,127 @@
+"""What the page shows of the server and its models beside what happens."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fuseline.serve.model import Model
+from fuseline.serve.model_package import ModelPackage, Verification
+from fuseline.serve.model_settings import settings_of_model
+from fuseline.serve.precision import PRECISIONS
+from fuseline.serve.settings import Settings
+
+REPORT_HTML = "report.html"
+_REPORT_JSON = "report.json"
+
+MAX_REPORT_BYTES = 16 * 2**20
+"""Largest report that is read; those of the deepest networks have a few hundred KB."""
+
+
+def model_facts(
+    model: Model, bucket_seconds: Mapping[int, float], settings: Settings, *, is_default: bool
+) -> dict[str, Any]:
+    """Return what is known of a served model. It reads a file of its package, so call it in a thread.
+
+    `bucket_seconds` are its batcher's, `settings` the server's; `is_default` says whether requests without a version
+    get this one.
+    """
+    manifest, backend = model.manifest, model.backend
+    own = settings_of_model(settings, manifest)
+    graph = model.package.find("onnx", PRECISIONS[backend.precision].graph)
+    return {
+        "name": model.name,
+        "version": model.version,
+        "is_default": is_default,
+        "architecture": manifest.architecture,
+        "task": manifest.task,
+        "classes": manifest.classes,
+        "height": manifest.input.height,
+        "width": manifest.input.width,
+        "channels": manifest.input.channels,
+        "input_name": manifest.input.name,
+        "datatype": model.datatype,
+        "takes_pixels": model.takes_pixels,
+        "backend": backend.name,
+        "device": backend.device,
+        "precision": backend.precision,
+        "backend_reason": model.backend_reason,
+        "half_share": backend.half_share,
+        "lanes": model.lanes.model_dump(mode="json"),
+        "buckets": [
+            {"rows": rows, "ms": round(1000 * bucket_seconds[rows], 3) if rows in bucket_seconds else None}
+            for rows in backend.buckets
+        ],
+        "latency_target_ms": own.latency_target,
+        "artifact": None if graph is None else {"path": graph.path, "bytes": graph.bytes, "precision": graph.precision},
+        "verification": [_verification(result) for result in manifest.verification],
+        "folds": _folds(model.package),
+        "assumptions": [
+            assumption.model_dump(mode="json") | {"is_open": assumption.is_open} for assumption in manifest.assumptions
+        ],
+        "max_images_per_request": own.max_images_per_request,
+        "has_report": (model.package.folder / REPORT_HTML).is_file(),
+    }
+
+
+def report_of(package: ModelPackage) -> bytes | None:
+    """Return the report of a package as its folder has it; None: it has none, or one that is too large."""
+    return _read(package.folder / REPORT_HTML)
+
+
+def uptime_s(started: float) -> float:
+    """Return the seconds since `started`, on the monotonic clock."""
+    return round(time.monotonic() - started, 1)
+
+
+def _verification(result: Verification) -> dict[str, Any]:
+    return result.model_dump(
+        mode="json",
+        include={
+            "artifact",
+            "backend",
+            "precision",
+            "images",
+            "image_source",
+            "max_abs_difference",
+            "logit_range",
+            "bar",
+            "passed",
+            "accuracy",
+            "eager_accuracy",
+        },
+    ) | {"agreement": result.agreement, "agreement_on": result.agreement_on}
+
+
+def _folds(package: ModelPackage) -> dict[str, Any] | None:
+    """Return what report.json says of folds, and of the layers in each artifact's precision; None: nothing readable.
+
+    The report is no part of what a package guarantees: it may be missing, or another's.
+    """
+    if (text := _read(package.folder / _REPORT_JSON)) is None:
+        return None
+    try:
+        report = json.loads(text)
+        folds, kept, shares = report["folds"], report["kept"], report["precision"]
+        return {
+            "folded": len(folds),
+            "kept": len(kept),
+            "largest_difference": max((float(fold["max_abs_error"]) for fold in folds), default=0.0),
+            "share": {str(path): _share(share) for path, share in shares.items()},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _share(share: Mapping[str, Any]) -> dict[str, int]:
+    return {key: int(share[key]) for key in ("fp16_layers", "layers", "fp16_weights", "weights")}
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_REPORT_BYTES + 1)
+    except OSError:
+        return None
+    return content if len(content) <= MAX_REPORT_BYTES else None

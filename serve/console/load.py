@@ -1,0 +1,144 @@
+"""A bounded load that the server puts on itself, so that one can see batches form."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
+from fuseline.serve.batching.requests import Caller
+from fuseline.serve.console.reference_images import ReferenceImages
+from fuseline.serve.errors import OverloadedError
+from fuseline.serve.services.call_context import CallContext
+from fuseline.serve.services.statuses import Status
+
+METHOD = "console/load"
+"""Method that metrics count the requests under."""
+
+MAX_SECONDS = 5.0
+MAX_RATE = 2000.0
+"""Most requests in a second."""
+
+_CALL = CallContext(caller=Caller("console load"))
+"""The load is one client, which queues and limits treat as any other."""
+
+_MOST_AT_ONCE = 32
+"""Requests that are sent in one turn of the event loop, so that others have theirs."""
+
+
+class Classify(Protocol):
+    """What classifies as `ClassifyService.classify` does."""
+
+    def __call__(
+        self, method: str, request: ClassifyRequest, call: CallContext
+    ) -> Awaitable[ClassifyResponse | Status]:
+        """See `ClassifyService.classify`."""
+        ...
+
+
+class LoadRequest(BaseModel):
+    """What load is asked for."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str
+    version: str = ""
+    rate: Annotated[float, Field(gt=0, le=MAX_RATE)]
+    """Requests in a second, of one image each."""
+    seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = MAX_SECONDS
+
+
+@dataclass(slots=True)
+class LoadResult:
+    """What became of a load's requests."""
+
+    sent: int = 0
+    wrong: int = 0
+    """Answers whose most probable class is another than PyTorch's."""
+    by_code: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    """From each request that was answered to its answer."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for people; latencies in ms, None where nothing was answered."""
+        ordered = sorted(self.seconds)
+        return {
+            "sent": self.sent,
+            "answered": len(ordered),
+            "wrong": self.wrong,
+            "by_code": dict(self.by_code),
+            "p50_ms": _quantile_ms(ordered, 0.5),
+            "p99_ms": _quantile_ms(ordered, 0.99),
+        }
+
+
+class LoadGenerator:
+    """Sends requests for reference images at a given rate, whatever becomes of them, and checks the answers.
+
+    One load runs at a time. Everything happens on one event loop.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`clock` tells monotonic seconds, `sleep` waits for some."""
+        self._clock = clock
+        self._sleep = sleep
+        self._is_running = False
+
+    async def run(self, asked: LoadRequest, images: ReferenceImages, classify: Classify) -> LoadResult:
+        """Send what was asked for, and return once all of it is answered. Cancelled, it cancels what is under way.
+
+        Raises `OverloadedError` while another load runs.
+        """
+        if self._is_running:
+            raise OverloadedError("a load runs already; wait for its end, which is at most a few seconds away", 1.0)
+        self._is_running = True
+        result, tasks = LoadResult(), set[asyncio.Task[None]]()
+        try:
+            began = self._clock()
+            while (now := self._clock()) - began < asked.seconds:
+                due = int((now - began) * asked.rate) + 1
+                for _ in range(min(due - result.sent, _MOST_AT_ONCE)):
+                    task = asyncio.create_task(self._send(asked, images, result.sent, classify, result))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                    result.sent += 1
+                ahead = began + result.sent / asked.rate - self._clock()
+                await self._sleep(max(0.0, min(ahead, began + asked.seconds - self._clock())))
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._is_running = False
+        return result
+
+    async def _send(
+        self, asked: LoadRequest, images: ReferenceImages, number: int, classify: Classify, result: LoadResult
+    ) -> None:
+        index = number % len(images.pixels)
+        request = ClassifyRequest(
+            model=asked.model, model_version=asked.version, images=[Image(raw=images.pixels[index].tobytes())]
+        )
+        began = self._clock()
+        answer = await classify(METHOD, request, _CALL)
+        if isinstance(answer, Status):
+            result.by_code[answer.code.name] += 1
+            return
+        result.by_code["OK"] += 1
+        result.seconds.append(self._clock() - began)
+        result.wrong += answer.results[0].predictions[0].index != images.best[index]
+
+
+def _quantile_ms(ordered: list[float], share: float) -> float | None:
+    """Return the smallest of the values, ascending, that at least so large a share of them doesn't pass."""
+    if not ordered:
+        return None
+    return round(1000 * ordered[math.ceil(share * len(ordered)) - 1], 3)

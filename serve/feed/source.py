@@ -1,0 +1,248 @@
+"""What one process tells of its batches and requests while somebody watches.
+
+A busy server must lose nothing to it: while nobody watches each batch and each request costs one look at a flag; else
+at most `SAMPLED_PER_S` of each are told, a uniform sample of all, and the event loop sends them ten times a second.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fuseline.serve.batching.batch_stats import BatchStats
+from fuseline.serve.batching.requests import BatchedRows
+from fuseline.serve.feed.reservoir import Reservoir
+from fuseline.serve.process.memory import resident_bytes
+
+TICK_S = 0.1
+"""Seconds between two chunks while something happens."""
+TOTALS_EVERY = 10
+"""Number of ticks between two chunks that are sent also while nothing happens, with counts of all requests."""
+SAMPLED_PER_S = 200.0
+"""Most batches, and most requests, that a server tells of in a second."""
+MOST_MESSAGE = 300
+"""Characters of a refusal's message that are told."""
+_MOST_FOLLOWED = 256
+_MOST_REFUSALS = 50
+
+BATCH_FIELDS = (
+    "n",
+    "model",
+    "version",
+    "lane",
+    "started",
+    "finished",
+    "compute",
+    "rows",
+    "bucket",
+    "waited",
+    "reason",
+    "failed",
+    "keys",
+)
+"""Members of a batch, in the order in which a chunk has them; without requests that are followed the last is absent."""
+
+REQUEST_FIELDS = (
+    "method",
+    "model",
+    "version",
+    "code",
+    "seconds",
+    "queue",
+    "compute",
+    "batch_rows",
+    "deadline",
+)
+"""Members of a request, in the order in which a chunk has them."""
+
+_TOLD_MESSAGES = frozenset(("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"))
+"""Codes of refusals whose message is the server's own alone; others quote what a client sent, which is no one else's
+business."""
+
+
+class FeedSource:
+    """Gathers what happens in one process. Everything happens on one event loop.
+
+    Times are seconds on the clock of `time.monotonic`, which all processes of a machine share.
+    """
+
+    def __init__(
+        self,
+        totals: Callable[[], Iterable[tuple[str, str, str, str, int]]],
+        queued: Callable[[], Iterable[tuple[str, str, int]]],
+        *,
+        process: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Tell nothing before `start`.
+
+        Args:
+            totals: returns method, model, version, code and number of the requests that were counted since the start.
+            queued: returns model, version and number of the rows that wait in this process's batchers.
+            process: the title of this process, among those that share the work.
+            clock: tells monotonic seconds.
+        """
+        self.is_watched = False
+        """Whether anything is told. Whoever would tell looks first."""
+        self._totals = totals
+        self._queued = queued
+        self._process = process
+        self._clock = clock
+        self._send: Callable[[str], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._last_queued: list[tuple[str, str, int]] = []
+        self._clear(1)
+
+    def start(self, send: Callable[[str], None], rate: float = SAMPLED_PER_S) -> None:
+        """Tell `send` what happens from now on, as JSON: at most `rate` batches and as many requests in a second."""
+        self.stop()
+        self._clear(max(1, round(rate * TICK_S)))
+        self._send = send
+        self.is_watched = True
+        self._ticks = 0
+        self._tick()
+
+    def stop(self) -> None:
+        """Tell nothing any more. Calling it again does nothing."""
+        self.is_watched = False
+        self._send = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._keys.clear()
+
+    def note_batch(self, model: str, version: str, number: int, stats: BatchStats) -> None:
+        """Tell of a batch that has just ended, the `number`th of its model. Only called while `is_watched`."""
+        place = self._batches.place()
+        keys = [key for request, _, _ in stats.shares if (key := self._keys.get(request))] if self._keys else []
+        if place is None and not keys:
+            return
+        row: tuple[Any, ...] = (
+            number,
+            model,
+            version,
+            stats.lane,
+            round(stats.started, 6),
+            round(self._clock(), 6),
+            round(stats.compute_ms / 1000, 6),
+            stats.rows,
+            stats.bucket,
+            round(stats.queue_ms / 1000, 6),
+            stats.reason,
+            stats.failed,
+        )
+        if keys:
+            # Whoever follows a request wants its batch, whatever the sample is.
+            self._followed_batches.append((*row, keys))
+            if place is None:
+                return
+        if place is not None:
+            self._batches.put(place, row)
+
+    def note_request(
+        self,
+        method: str,
+        model: str,
+        version: str,
+        code: str,
+        seconds: float,
+        batched: BatchedRows | None,
+        timeout_s: float | None,
+        error: tuple[str, str] | None,
+    ) -> None:
+        """Tell of a request that was just answered. Only called while `is_watched`.
+
+        `timeout_s` are the seconds that it was given; `error` has the class and the message of what it failed with.
+        """
+        if error is not None:
+            self._note_refusal((method, model, code, error[0]), error[1])
+        place = self._requests.place()
+        if place is None:
+            return
+        queue = compute = 0.0
+        rows = 0
+        if batched is not None:
+            queue, compute, rows = batched.queue_ms / 1000, batched.compute_ms / 1000, batched.batch_rows
+        self._requests.put(
+            place,
+            (
+                method,
+                model,
+                version,
+                code,
+                round(seconds, 6),
+                round(queue, 6),
+                round(compute, 6),
+                rows,
+                None if timeout_s is None else round(timeout_s, 6),
+            ),
+        )
+
+    def follow(self, pending: asyncio.Future[BatchedRows], key: str) -> None:
+        """Name the batches of a request, whose answer is `pending`, by its `key`, whatever the sample is."""
+        if self.is_watched and len(self._keys) < _MOST_FOLLOWED:
+            self._keys[pending] = key
+            # Once the batch that settles it is told of: this is called in a later turn of the event loop.
+            pending.add_done_callback(self._forget)
+
+    def note_followed(self, facts: dict[str, Any]) -> None:
+        """Tell of a request that is followed, and was just answered."""
+        if self.is_watched and len(self._followed) < _MOST_FOLLOWED:
+            self._followed.append(facts)
+
+    def _forget(self, pending: asyncio.Future[BatchedRows]) -> None:
+        self._keys.pop(pending, None)
+
+    def _note_refusal(self, key: tuple[str, str, str, str], message: str) -> None:
+        count, _ = self._refusals.get(key, (0, ""))
+        if count or len(self._refusals) < _MOST_REFUSALS:
+            self._refusals[key] = count + 1, message[:MOST_MESSAGE] if key[2] in _TOLD_MESSAGES else ""
+
+    def _clear(self, size: int) -> None:
+        self._batches: Reservoir[tuple[Any, ...]] = Reservoir(size)
+        self._requests: Reservoir[tuple[Any, ...]] = Reservoir(size)
+        self._followed_batches: list[tuple[Any, ...]] = []
+        self._followed: list[dict[str, Any]] = []
+        self._refusals: dict[tuple[str, str, str, str], tuple[int, str]] = {}
+        self._keys: dict[asyncio.Future[BatchedRows], str] = {}
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        chunk = self._chunk(with_totals=self._ticks % TOTALS_EVERY == 0)
+        self._ticks += 1
+        if chunk is not None and self._send is not None:
+            self._send(json.dumps(chunk, separators=(",", ":")))
+
+    def _chunk(self, *, with_totals: bool) -> dict[str, Any] | None:
+        """Return what happened since the chunk before; None: nothing."""
+        chunk: dict[str, Any] = {}
+        batches, seen = self._batches.take()
+        if batches or self._followed_batches:
+            chunk["batches"], chunk["batches_seen"] = _joined(batches, self._followed_batches), seen
+            self._followed_batches = []
+        requests, seen = self._requests.take()
+        if requests:
+            chunk["requests"], chunk["requests_seen"] = requests, seen
+        if self._refusals:
+            chunk["refusals"] = [(*key, count, message) for key, (count, message) in self._refusals.items()]
+            self._refusals = {}
+        if self._followed:
+            chunk["followed"], self._followed = self._followed, []
+        queued = list(self._queued())
+        if queued and (chunk or with_totals or queued != self._last_queued):
+            chunk["queued"] = queued
+        self._last_queued = queued
+        if with_totals:
+            chunk["totals"] = list(self._totals())
+            chunk["resident_bytes"] = resident_bytes()
+        return {"process": self._process, "now": round(self._clock(), 6), **chunk} if chunk else None
+
+
+def _joined(sample: list[tuple[Any, ...]], followed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the batches of both; one that is in both stands there once, with its keys."""
+    if not followed:
+        return sample
+    known = {row[:3] for row in followed}
+    return [*(row for row in sample if row[:3] not in known), *followed]

@@ -1,0 +1,309 @@
+"""The page that shows the server at work: its files, what it shows, and the feed that it watches."""
+
+import asyncio
+import ipaddress
+import json
+import re
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fuseline.serve.access.gate import Identity
+from fuseline.serve.access.passes import Passes
+from fuseline.serve.access.roles import ROLE_OF_OPERATION, Role
+from fuseline.serve.console.console import Console
+from fuseline.serve.console.facts import report_of
+from fuseline.serve.console.load import LoadRequest
+from fuseline.serve.console.page_files import INDEX, page_files
+from fuseline.serve.errors import FuselineError, RequestError, UnknownModelError
+from fuseline.serve.feed.hub import Watcher
+from fuseline.serve.feed.source import BATCH_FIELDS, REQUEST_FIELDS
+from fuseline.serve.http.call_of_scope import IDENTITY_KEY
+from fuseline.serve.http.http_answers import compact_json, error_answer, json_answer
+from fuseline.serve.http.http_services import HttpServices, classify_of, console_of, status_now
+from fuseline.serve.http.json_text import shortened
+from fuseline.serve.http.operations import Operation, answered_by
+from fuseline.serve.http.schemas import binary_content, json_content, object_schema
+from fuseline.serve.model import Model
+from fuseline.serve.services.statuses import status_from_error
+
+EVENTS = "/console/events"
+
+_REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+"""What a report may do that is opened by itself: be read. Whoever made the package wrote it."""
+
+_MOST_LOAD_BYTES = 4096
+_PORT = re.compile(r":\d*\Z")
+
+_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    # A proxy that gathers the answer before it passes it on would show nothing.
+    (b"x-accel-buffering", b"no"),
+)
+
+
+def page(request: Request) -> Response:
+    """Return the page itself."""
+    return _file(INDEX, request)
+
+
+async def _page_file(_services: HttpServices, request: Request) -> Response:
+    return _file(request.path_params["file"], request)
+
+
+async def _server(services: HttpServices, request: Request) -> Response:
+    console = _console_for(services, request)
+    return json_answer(await console.facts(version("fuseline"), _role(request.scope)))
+
+
+async def _reference(services: HttpServices, request: Request) -> Response:
+    console = _console_for(services, request)
+    model = _model(console, request)
+    images = await asyncio.to_thread(console.reference.of, model)
+    height, width, channels = model.pixel_shape
+    return json_answer({"height": height, "width": width, "channels": channels, "images": images.answers})
+
+
+async def _reference_image(services: HttpServices, request: Request) -> Response:
+    console = _console_for(services, request)
+    images = await asyncio.to_thread(console.reference.of, _model(console, request))
+    index = request.path_params["index"]
+    if index not in map(str, range(len(images.pixels))):
+        raise HTTPException(
+            404, f"there are {len(images.pixels)} reference images, from 0 on; {shortened(index)} is none"
+        )
+    return Response(
+        np.ascontiguousarray(images.pixels[int(index)]).tobytes(),
+        media_type="application/octet-stream",
+        headers={"X-Content-Type-Options": "nosniff"},
+    )
+
+
+async def _report(services: HttpServices, request: Request) -> Response:
+    console = _console_for(services, request)
+    model = _model(console, request)
+    content = await asyncio.to_thread(report_of, model.package)
+    if content is None:
+        raise HTTPException(404, f"the package of {model.name} has no report that can be read")
+    headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type="text/html", headers=headers)
+
+
+async def _load(services: HttpServices, request: Request) -> Response:
+    console = _console_for(services, request)
+    if console.why_no_load:
+        raise HTTPException(403, console.why_no_load)
+    _refuse_other_pages(request)
+    asked = _load_request(await request.body())
+    model = console.repository.find(asked.model, asked.version)
+    images = await asyncio.to_thread(console.reference.of, model)
+    result = await console.load.run(asked, images, classify_of(services).classify)
+    return json_answer(result.as_json())
+
+
+def _events(services: HttpServices) -> ASGIApp:
+    passes = None if services.gate is None else Passes(services.gate)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            console = _console_for(services, request)
+            if scope["http_version"] == "1.0":
+                raise HTTPException(505, "the feed goes on without an end, which takes HTTP/1.1")
+            watcher = None if scope["method"] == "HEAD" else console.hub.join()
+        except HTTPException as error:
+            await json_answer({"error": error.detail}, error.status_code)(scope, receive, send)
+            return
+        except FuselineError as error:
+            await error_answer(status_now(services, status_from_error(error)))(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        if watcher is not None:
+            try:
+                await _watch(watcher, console, services, passes, request, send)
+            finally:
+                console.hub.leave(watcher)
+        await send({"type": "http.response.body", "body": b""})
+
+    return application
+
+
+async def _watch(
+    watcher: Watcher, console: Console, services: HttpServices, passes: Passes | None, request: Request, send: Send
+) -> None:
+    """Send what happens until the server ends, or the token that let the watcher in no longer suffices."""
+    loop = asyncio.get_running_loop()
+
+    async def tell(kind: str, text: str) -> None:
+        await send(
+            {"type": "http.response.body", "body": f"event: {kind}\ndata: {text}\n\n".encode(), "more_body": True}
+        )
+
+    def end(error: FuselineError) -> None:
+        watcher.end(str(error))
+
+    held = None
+    age_s = services.settings.max_connection_age_s
+    timer = loop.call_later(age_s, watcher.end, "the connection is as old as connections get") if age_s else None
+    if passes is not None and services.gate is not None:
+        role = ROLE_OF_OPERATION[f"GET {EVENTS}"]
+        assert role is not None
+        held = services.gate.pass_of(request.headers.getlist("authorization"), role, f"GET {EVENTS}")
+        passes.add(held, end)
+    try:
+        await tell("hello", compact_json(_hello(console)))
+        async for chunk in watcher:
+            await tell("chunk", chunk)
+        await tell("end", compact_json({"reason": watcher.reason}))
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if passes is not None and held is not None:
+            passes.remove(held, end)
+
+
+def _hello(console: Console) -> dict[str, Any]:
+    now, wall = console.times()
+    return {
+        "boot": console.boot,
+        "version": version("fuseline"),
+        "now": now,
+        "wall": wall,
+        "fields": {"batches": BATCH_FIELDS, "requests": REQUEST_FIELDS},
+    }
+
+
+def _file(name: str, request: Request) -> Response:
+    file = page_files().get(name)
+    if file is None:
+        raise HTTPException(404, f"the page has no file {shortened(name)}")
+    if request.headers.get("if-none-match") == file.tag:
+        return Response(status_code=304, headers=dict(file.headers))
+    return Response(file.content, headers=dict(file.headers))
+
+
+def _console_for(services: HttpServices, request: Request) -> Console:
+    """Return what answers a request of the page.
+
+    Where nobody is asked for a token, another site could have its own name lead to this address in its visitors'
+    browsers, and read what they can (DNS rebinding). So the request must be for an address or localhost. Raises
+    `HTTPException` for another name, `BackendLostError` where this process can't answer.
+    """
+    # What is no browser may leave the field out.
+    host = request.headers.get("host")
+    if services.gate is None and host is not None and not _is_address(host):
+        raise HTTPException(
+            403,
+            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, or "
+            "start the server with --token-hashes FILE",
+        )
+    return console_of(services)
+
+
+def _is_address(host: str) -> bool:
+    """Return whether a field Host, which may have a port, names no other host than by its address, or as localhost."""
+    name = _PORT.sub("", host.lower())
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_other_pages(request: Request) -> None:
+    """Raise `HTTPException` for a request that another site's page may have had a browser make.
+
+    A browser lets a page of another site send JSON only after the server has allowed it, which this one never does.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "a load is asked for by JSON: send it with content-type: application/json")
+    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        raise HTTPException(403, "a load is for the server's own page, not for another site's")
+    if forwarded := next((name for name in ("forwarded", "x-forwarded-for") if name in request.headers), None):
+        raise HTTPException(403, f"a load is for this machine alone, and the request was forwarded ({forwarded})")
+
+
+def _load_request(body: bytes) -> LoadRequest:
+    if len(body) > _MOST_LOAD_BYTES:
+        raise RequestError(f"{len(body)} bytes came, of which a load needs at most {_MOST_LOAD_BYTES}")
+    try:
+        return LoadRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise RequestError(f"{shortened(where)}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+
+
+def _model(console: Console, request: Request) -> Model:
+    name = request.path_params["model"]
+    model = console.repository.find(name, request.path_params["version"])
+    if not name:
+        raise UnknownModelError("the path names no model")
+    return model
+
+
+def _role(scope: Scope) -> Role:
+    identity: Identity | None = scope.get(IDENTITY_KEY)
+    return Role.ADMIN if identity is None else identity.role
+
+
+_OF_VERSION = "/console/models/{model}/versions/{version}"
+_OBJECT = json_content(object_schema({}))
+_LOAD_BODY = json_content(json.loads(json.dumps(LoadRequest.model_json_schema())))
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("GET", ("/console/server",), "What the page shows of the server.", answered_by(_server), _OBJECT),
+    Operation(
+        "GET",
+        (EVENTS,),
+        "Batches and requests as they happen, as server-sent events, without an end.",
+        _events,
+        {"text/event-stream": {"schema": {"type": "string"}}},
+    ),
+    Operation(
+        "GET",
+        (f"{_OF_VERSION}/reference",),
+        "PyTorch's answers for the reference images of a model.",
+        answered_by(_reference),
+        _OBJECT,
+    ),
+    Operation(
+        "GET",
+        (f"{_OF_VERSION}/reference/{{index}}",),
+        "The pixels of a reference image: uint8, height x width x channels.",
+        answered_by(_reference_image),
+        binary_content(),
+    ),
+    Operation(
+        "GET",
+        (f"{_OF_VERSION}/report",),
+        "The report of a model's package.",
+        answered_by(_report),
+        {"text/html": {"schema": {"type": "string"}}},
+    ),
+    Operation(
+        "POST",
+        ("/console/load",),
+        "Has the server send itself requests for reference images, for a few seconds.",
+        answered_by(_load),
+        _OBJECT,
+        takes=_LOAD_BODY,
+    ),
+    Operation(
+        "GET",
+        ("/console/{file}",),
+        "A file of the page.",
+        answered_by(_page_file),
+        {kind: {"schema": {"type": "string"}} for kind in ("text/html", "text/css", "text/javascript")},
+    ),
+)
+"""What the page is made of. What it does else it does by the operations that every client has."""
