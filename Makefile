@@ -79,8 +79,8 @@ $(PERF_ANALYZER_STAMP): requirements-perf-analyzer.lock | $(STAMP)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --python-platform $(shell uname -m)-manylinux_2_38 --no-deps --target $(@D) --require-hashes --requirements $<
 	@touch $@
 
-demo: setup ## Train on real digits, export, serve, classify, and print one table
-	$(BIN)/python examples/demo.py
+demo: setup ## Train on real digits, export, serve, classify, and print one table; KEEP=1 serves on, with its page, until Ctrl-C
+	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
 
 test: setup ## Run the tests (under 10 minutes on 2 cores)
 	$(PYTEST)

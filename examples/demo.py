@@ -3,16 +3,21 @@
 Trains a ResNet on scikit-learn's digits, exports it, serves it, classifies the held-out digits through gRPC, and prints
 one table. Exits with 1 if the accuracy is below 97 %, or if the service answers one image otherwise than eager PyTorch.
 A second run reuses the trained checkpoint. Everything is written under build/demo/.
+
+While the server runs, it shows a browser its page at the address that is printed. With --keep it runs on after the
+table, until Ctrl-C or SIGTERM.
 """
 
+import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from server_process import running_server
+from server_process import RunningServer, free_port, running_server
 from timing import Contender, busy_cores, time_in_turns
 from train import Recipe
 
@@ -49,6 +54,7 @@ CHECKPOINT = FOLDER / "digits.pt"
 HELD_OUT = FOLDER / "held-out"
 PACKAGE = FOLDER / "digits"
 
+DRAINED = "the server drained on SIGTERM and ended with exit code 0"
 CAPTION = (
     f"Medians of {ROUNDS} rounds in turns of {STRETCH_S:g} s. PyTorch and ONNX Runtime run in this process and are fed "
     f"decoded pixels, {BATCH_ROWS} images at a time for images/s. The service is fed PNG files, one a request with "
@@ -58,9 +64,23 @@ CAPTION = (
 )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(description="Train on real digits, export, serve, classify, and print one table.")
+    parser.add_argument("--keep", action="store_true", help="serve on after the table, until Ctrl-C or SIGTERM")
+    keep = parser.parse_args(arguments).keep
     console = Console(highlight=False)
+    with ExitStack() as serving:
+        code, server = show(console, serving, keep)
+        if server is not None:
+            keep_serving(server)
+            serving.close()
+            print(DRAINED)
+    return code
+
+
+def show(console: Console, serving: ExitStack, keep: bool) -> tuple[int, RunningServer | None]:
+    """Do all that the demo shows; return its exit code and, to `keep`, the server, which `serving` ends."""
     started = time.monotonic()
     FOLDER.mkdir(parents=True, exist_ok=True)
     data = load_data(RECIPE.data)
@@ -73,10 +93,13 @@ def main() -> int:
     run(script("export"), "--fp16", CHECKPOINT, "--images", HELD_OUT, "--force", "--out", PACKAGE)
     console.rule("4. Serve", align="left")
     # In FP32 whatever the CPU has: every answer is to be eager PyTorch's.
-    command = announced(script("fuseline"), "serve", PACKAGE, "--precision", "fp32", "--port", 0, "--http-port", 0)
-    with running_server(command, ROOT, FOLDER / "server.log") as address, Client(address) as client:
+    ports = ("--port", 0, "--http-port", free_port())
+    command = announced(script("fuseline"), "serve", PACKAGE, "--precision", "fp32", *ports)
+    server = serving.enter_context(running_server(command, ROOT, FOLDER / "server.log"))
+    with Client(server.address) as client:
         served = client.model()
-        print(f"ready on {address}: {served.backend}, {served.precision}; {served.backend_reason}")
+        print(f"ready on {server.address}: {served.backend}, {served.precision}; {served.backend_reason}")
+        tell_page(server)
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             contenders = [
                 eager_contender(CHECKPOINT, data),
@@ -89,7 +112,9 @@ def main() -> int:
             others_cores = busy_cores(sample_s=1.0)
             if all(np.array_equal(answers, eager_top1) for answers in top1.values()):
                 measure(contenders, eager_top1, console)
-    print("the server drained on SIGTERM and ended with exit code 0")
+    if not keep:
+        serving.close()
+        print(DRAINED)
 
     truth = data.held_out_classes.numpy()
     rows = [row_of(each, top1[each.name], eager_top1, truth) for each in contenders]
@@ -110,7 +135,25 @@ def main() -> int:
             f"[yellow]Other work kept {others_cores:.1f} cores busy just before the timing: the figures are lower than "
             "the machine's own, PyTorch's by most, as its threads wait by spinning.[/]"
         )
-    return verdict(rows, result["wall_s"])
+    return verdict(rows, result["wall_s"]), server if keep else None
+
+
+def tell_page(server: RunningServer) -> None:
+    """Print where a browser sees the server at work, if it shows that."""
+    if page := server.page():
+        print(f"watch it: {page}", flush=True)
+
+
+def keep_serving(server: RunningServer) -> None:
+    """Return at Ctrl-C or SIGTERM, or when the server has ended by itself."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            print(f"serving on {server.address} until Ctrl-C", flush=True)
+            tell_page(server)
+            server.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train() -> None:
