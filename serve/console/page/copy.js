@@ -1,0 +1,226 @@
+/**
+ * "Copy as": the request whose answer is shown, as text that runs as it is in a terminal or a Python program.
+ */
+
+import { versionPath } from "/console/api.js";
+import { h, replace } from "/console/dom.js";
+
+const TOP_K = 5;
+const COPIED_MS = 2_000;
+/** What a terminal would act on, or a reader not see: control characters, and those that turn the direction of text. */
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/u;
+
+/** @param {object} context see main.js */
+export function mountCopy(context) {
+  let chosenKind = "curl";
+  const outputNames = new Map();
+
+  /** Return the element that offers the texts of `result`. */
+  function elementFor(result) {
+    const code = h("code");
+    const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0", "aria-label": "Text to copy" }, code);
+    const said = h("span", { role: "status", class: "muted" });
+    const tabs = KINDS.map(([kind, title]) =>
+      h("button", { type: "button", role: "tab", id: `copy-${kind}`, "aria-controls": "copy-text", text: title, onclick: () => show(kind), onkeydown: move }),
+    );
+    const copyButton = h("button", { type: "button", class: "primary", text: "Copy", onclick: copied });
+    let timer;
+
+    function show(kind) {
+      chosenKind = kind;
+      for (const tab of tabs) {
+        const isChosen = tab.id === `copy-${kind}`;
+        tab.setAttribute("aria-selected", String(isChosen));
+        tab.tabIndex = isChosen ? 0 : -1;
+      }
+      pre.setAttribute("aria-labelledby", `copy-${kind}`);
+      said.textContent = "";
+      code.textContent = "";
+      textOf(kind).then((text) => {
+        if (chosenKind === kind) code.textContent = text;
+      });
+    }
+
+    async function textOf(kind) {
+      const asked = askedBy(result, context.server);
+      if (kind === "triton") {
+        const path = versionPath("/v2", result.model);
+        // A name that the server doesn't tell is asked for by the text itself.
+        if (!outputNames.has(path)) outputNames.set(path, await context.api.get(path).then(({ outputs }) => outputs[0].name, () => null));
+        asked.outputName = outputNames.get(path);
+        if (!asked.outputName) {
+          outputNames.delete(path);
+          return `# ${path} doesn't tell the model's output; is version ${result.model.version} still served?`;
+        }
+      }
+      return KINDS.find(([name]) => name === kind)[2](asked);
+    }
+
+    function move(event) {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const next = tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
+      next.focus();
+      next.click();
+    }
+
+    async function copied() {
+      clearTimeout(timer);
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        said.textContent = "Copied";
+      } catch {
+        // Without TLS a page of another machine may not write to the clipboard.
+        getSelection().selectAllChildren(code);
+        said.textContent = "Selected: press Ctrl+C, or ⌘C";
+      }
+      timer = setTimeout(() => replace(said), COPIED_MS * 2);
+    }
+
+    show(chosenKind);
+    return h(
+      "div",
+      { class: "copy" },
+      h("div", { class: "row" }, h("h4", { text: "Copy as" }), h("div", { class: "row", role: "tablist", "aria-label": "Copy as" }, tabs), copyButton, said),
+      pre,
+    );
+  }
+
+  return { elementFor };
+}
+
+const KINDS = [
+  ["curl", "curl", curlText],
+  ["python", "Python", pythonText],
+  ["triton", "tritonclient", tritonText],
+];
+
+/** Return what the texts say of a request: the model, the picture, the addresses, and what is needed to call them. */
+function askedBy({ model, name, reference }, server) {
+  const grpc = grpcAddress(server);
+  const isLocal = isLoopback(location.hostname);
+  return {
+    model,
+    topK: Math.min(TOP_K, model.classes),
+    // A file named "-" would be standard input.
+    file: name.startsWith("-") ? `./${name}` : name,
+    reference: reference ? `${location.origin}${versionPath("/console", model)}/reference/${reference.index}` : null,
+    shape: reference ? [reference.height, reference.width, reference.channels] : null,
+    classify: `${location.origin}${versionPath("/v1", model)}/classify?top_k=${Math.min(TOP_K, model.classes)}`,
+    grpc,
+    tls: server?.tls ?? location.protocol === "https:",
+    tokens: server?.tokens ?? false,
+    inClear: Boolean(server?.tokens) && !server?.tls && !isLocal,
+  };
+}
+
+/** Return the address of gRPC as this browser's machine reaches it; null where it can't. */
+function grpcAddress(server) {
+  const addresses = server?.grpc ?? [];
+  const address = addresses.find((one) => !one.startsWith("unix:")) ?? addresses[0];
+  if (!address || address.startsWith("unix:")) return address && isLoopback(location.hostname) ? address : null;
+  const [, host, port] = address.match(/^(.*):(\d+)$/) ?? [];
+  if (!port) return address;
+  if (/^(0\.0\.0\.0|\[::\]|::|\*|)$/.test(host)) return `${location.hostname}:${port}`;
+  return isLoopback(host) && !isLoopback(location.hostname) ? null : address;
+}
+
+function isLoopback(host) {
+  return /^(localhost|127(\.\d+){3}|\[?::1\]?)$/i.test(host);
+}
+
+function curlText({ classify, file, reference, tokens }) {
+  const token = tokens ? ' -H "authorization: Bearer $FUSELINE_TOKEN"' : "";
+  const fails = "curl -sS --fail-with-body";
+  if (reference) return `${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
+  return `${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
+}
+
+function pythonText(asked) {
+  const { model, file, reference, grpc, tls, tokens, inClear, topK } = asked;
+  const address = grpc ?? location.origin;
+  const extra = `${tls && grpc && !grpc.startsWith("unix:") ? ", tls=True" : ""}${inClear ? ", token_in_clear=True" : ""}`;
+  return lines(
+    tokens && "# The token is that of the environment variable FUSELINE_TOKEN.",
+    inClear && "# It leaves this machine unencrypted: the server has no TLS.",
+    reference && referenceImports(asked),
+    "from fuseline import Client",
+    "",
+    reference && referencePixels(asked),
+    `with Client(${pythonQuoted(address)}${extra}) as client:`,
+    `    answer = client.classify(`,
+    `        ${reference ? "pixels" : pythonQuoted(file)}, model=${pythonQuoted(model.name)}, version=${pythonQuoted(model.version)}, top_k=${topK}`,
+    "    )",
+    "for prediction in answer.results[0].predictions:",
+    '    print(f"{prediction.label}: {prediction.probability:.2%}")',
+  );
+}
+
+function tritonText(asked) {
+  const { model, file, reference, grpc, tls, tokens, inClear, topK, outputName } = asked;
+  if (reference && !model.takes_pixels) {
+    return "# This model takes normalised floats, and a reference image is pixels.\n# Choose a picture: its file is sent as it is, and the server decodes and normalises it.";
+  }
+  const protocol = grpc ? "grpc" : "http";
+  const input = reference
+    ? ["pixels = pixels[None]", `image = InferInput(${pythonQuoted(model.input_name)}, pixels.shape, "UINT8")`, "image.set_data_from_numpy(pixels)"]
+    : [
+        `with open(${pythonQuoted(file)}, "rb") as file:`,
+        "    pictures = np.array([file.read()], dtype=np.object_)",
+        `image = InferInput(${pythonQuoted(model.input_name)}, pictures.shape, "BYTES")`,
+        "image.set_data_from_numpy(pictures)",
+      ];
+  const ssl = !tls || grpc?.startsWith("unix:") ? "" : ", ssl=True";
+  return lines(
+    inClear && "# The token leaves this machine unencrypted: the server has no TLS.",
+    reference ? referenceImports(asked) : [tokens && ["import os", ""], "import numpy as np"],
+    `from tritonclient.${protocol} import InferenceServerClient, InferInput, InferRequestedOutput`,
+    "",
+    reference && referencePixels(asked),
+    ...input,
+    `best = InferRequestedOutput(${pythonQuoted(outputName)}, class_count=${topK})`,
+    `with InferenceServerClient(${pythonQuoted(grpc ?? location.host)}${ssl}) as client:`,
+    `    answer = client.infer(`,
+    `        ${pythonQuoted(model.name)}, [image], model_version=${pythonQuoted(model.version)}, outputs=[best]${tokens ? "," : ""}`,
+    tokens && '        headers={"authorization": f"Bearer {os.environ[\'FUSELINE_TOKEN\']}"},',
+    "    )",
+    `print(answer.as_numpy(${pythonQuoted(outputName)}))  # logit:index:label`,
+  );
+}
+
+function referenceImports({ tokens }) {
+  return [tokens && "import os", "import urllib.request", "", "import numpy as np"];
+}
+
+function referencePixels({ reference, shape, tokens }) {
+  const request = tokens
+    ? [
+        `request = urllib.request.Request(${pythonQuoted(reference)})`,
+        'request.add_header("authorization", f"Bearer {os.environ[\'FUSELINE_TOKEN\']}")',
+      ]
+    : [`request = ${pythonQuoted(reference)}`];
+  return [...request, "with urllib.request.urlopen(request) as response:", `    pixels = np.frombuffer(response.read(), np.uint8).reshape(${shape.join(", ")})`];
+}
+
+function lines(...parts) {
+  return parts
+    .flat(Infinity)
+    .filter((line) => typeof line === "string")
+    .join("\n");
+}
+
+/** Return `text` as one word of a shell (POSIX's; where it holds unseen characters, of bash and zsh). */
+export function shellQuoted(text) {
+  if (!UNSEEN.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
+  const escaped = text.replace(/['\\]/g, "\\$&").replace(new RegExp(UNSEEN, "gu"), (sign) => {
+    // By bytes, as what \u means depends on the locale.
+    return Array.from(new TextEncoder().encode(sign), (byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
+  });
+  return `$'${escaped}'`;
+}
+
+/** Return `text` as a literal of Python, whatever it holds; JSON's escapes are all Python's too. */
+export function pythonQuoted(text) {
+  return JSON.stringify(text).replace(new RegExp(UNSEEN, "gu"), (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}

@@ -1,0 +1,144 @@
+/**
+ * Entry of the page: connects, tells the header's part, and mounts the four sections.
+ */
+
+import { Api } from "/console/api.js";
+import { mountBatches } from "/console/batches.js";
+import { h, replace } from "/console/dom.js";
+import { Feed } from "/console/feed.js";
+import { mountLatency } from "/console/latency.js";
+import { mountModels } from "/console/models.js";
+import { mountTry } from "/console/try.js";
+
+const SERVER_EVERY_MS = 5_000;
+const MODEL_KEY = "fuseline-model";
+
+const element = (id) => document.getElementById(id);
+const api = new Api();
+const feed = new Feed(api);
+
+/** What every section gets; `server` and `model` are those of now, and change with the events of the same names. */
+const context = { api, feed, server: null, model: null };
+
+// The sections first: none may miss an event.
+mountTry(element("try"), context);
+mountBatches(element("batches"), context);
+mountLatency(element("latency"), context);
+mountModels(element("models"), context);
+
+// --- The server, read again and again while someone looks ---
+
+let reading = false;
+let serverTimer;
+
+async function readServer() {
+  clearTimeout(serverTimer);
+  if (reading) return;
+  reading = true;
+  try {
+    const server = await api.get("/console/server");
+    context.server = server;
+    showServer(server);
+    feed.dispatch("server", server);
+    chooseModel(server);
+  } catch (error) {
+    // The feed's state says what is wrong: it asks the same server.
+    if (!error.status && error.name !== "NoAnswer") console.error(error);
+  } finally {
+    reading = false;
+    if (!document.hidden) serverTimer = setTimeout(readServer, SERVER_EVERY_MS);
+  }
+}
+
+feed.addEventListener("hello", readServer);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(serverTimer);
+  else if (context.server) readServer();
+});
+
+function showServer(server) {
+  const processes = server.workers > 1 ? `, ${server.workers} workers` : "";
+  element("server-facts").textContent = `${server.version} at ${location.host}, up ${duration(server.uptime_s)}${processes}`;
+  document.title = `Fuseline at ${location.host}`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.floor(seconds)} s`;
+  if (seconds < 5400) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 172_800) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86_400)} days`;
+}
+
+// --- The choice of a model ---
+
+const keyOf = ({ name, version }) => JSON.stringify([name, version]);
+const select = element("model");
+let offered = "";
+
+/** Offer the models of now, and keep the choice while its model is served. */
+function chooseModel(server) {
+  const { models } = server;
+  const options = models.map((model) => [keyOf(model), `${model.name}, version ${model.version}${model.is_default ? "" : " (not the default)"}`]);
+  if (JSON.stringify(options) !== offered) {
+    offered = JSON.stringify(options);
+    const chosen = select.value || sessionStorage.getItem(MODEL_KEY);
+    replace(select, options.map(([value, text]) => h("option", { value, text })));
+    const first = models.find((model) => model.is_default) ?? models[0];
+    select.value = options.some(([value]) => value === chosen) ? chosen : first ? keyOf(first) : "";
+    element("model-choice").hidden = models.length === 0;
+  }
+  takeModel();
+}
+
+function takeModel() {
+  const [name, version] = select.value ? JSON.parse(select.value) : [];
+  const model = select.value ? { name, version } : null;
+  if (JSON.stringify(model) === JSON.stringify(context.model)) return;
+  context.model = model;
+  feed.dispatch("model", model);
+}
+
+select.addEventListener("change", () => {
+  sessionStorage.setItem(MODEL_KEY, select.value);
+  takeModel();
+});
+
+// --- The connection and the token ---
+
+const connection = element("connection");
+const tokenForm = element("token-form");
+const tokenError = element("token-error");
+
+feed.addEventListener("state", ({ detail }) => {
+  const text = detail.state === "waiting" ? `${detail.message}. Trying again` : detail.message;
+  connection.dataset.state = detail.state;
+  // The same words again would be read aloud again.
+  if (connection.textContent !== text) connection.textContent = text;
+  if (detail.status === 401 || detail.status === 403) askForToken(detail);
+  else if (detail.state === "connected") tokenForm.hidden = true;
+});
+
+function askForToken({ message }) {
+  const wasWrong = Boolean(api.token);
+  tokenError.textContent = wasWrong ? message : "";
+  connection.textContent = wasWrong ? "The server refuses this token" : "This server asks for a token";
+  api.token = "";
+  tokenForm.hidden = false;
+  element("token").focus();
+}
+
+tokenForm.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const input = element("token");
+  // A header can't hold what no token has; the server would never see it.
+  if (!/^[\x21-\x7e]+$/.test(input.value.trim())) {
+    tokenError.textContent = "A token has letters, digits and signs of ASCII, and no spaces";
+    return;
+  }
+  api.token = input.value.trim();
+  input.value = "";
+  tokenError.textContent = "";
+  feed.retry();
+});
+
+feed.start();

@@ -1,0 +1,325 @@
+/**
+ * Section "Models": what is served, by what and why, what was proven of it, and what it costs; loads and unloads.
+ */
+
+import { versionPath } from "/console/api.js";
+import { bytes, count, h, milliseconds, percent, plural, replace } from "/console/dom.js";
+
+/** With more models than this, each begins folded. */
+const OPEN_AT_MOST = 2;
+
+/**
+ * @param {HTMLElement} section
+ * @param {object} context see main.js
+ */
+export function mountModels(section, context) {
+  const { feed } = context;
+  const memory = h("p", { class: "muted", text: "" });
+  const aliases = h("p", { class: "muted", hidden: true });
+  const cards = h("div", { class: "cards" });
+  const repository = mountRepository(context);
+  section.append(memory, aliases, cards, repository);
+
+  /** @type {Map<string, HTMLDetailsElement>} cards by model and version. */
+  let known = new Map();
+  const texts = new Map();
+
+  feed.addEventListener("server", ({ detail: server }) => {
+    const next = new Map();
+    for (const model of server.models) {
+      const key = JSON.stringify([model.name, model.version]);
+      const text = JSON.stringify(model);
+      let card = known.get(key);
+      // A card that has not changed stays as it is: who reads it, or its report, is not disturbed.
+      if (!card || texts.get(key) !== text) {
+        const isOpen = card ? card.open : server.models.length <= OPEN_AT_MOST;
+        card = cardOf(model, context);
+        card.open = isOpen;
+        texts.set(key, text);
+      }
+      next.set(key, card);
+    }
+    const wanted = [...next.values()];
+    if (wanted.length !== cards.children.length || wanted.some((card, i) => card !== cards.children[i])) {
+      replace(cards, wanted.length ? wanted : h("p", { class: "muted", text: "No model is served." }));
+    }
+    known = next;
+    aliases.hidden = !server.aliases?.length;
+    aliases.textContent = `Aliases: ${(server.aliases ?? []).join(", ")}`;
+  });
+
+  // --- Memory of each process ---
+
+  const residents = new Map();
+  feed.addEventListener("hello", () => residents.clear());
+  feed.addEventListener("totals", ({ detail: { process, resident_bytes: resident } }) => {
+    if (resident === null) return;
+    residents.set(process, resident);
+    const sum = [...residents.values()].reduce((all, one) => all + one, 0);
+    const text = `The server holds ${bytes(sum)} of memory${residents.size > 1 ? ` in ${residents.size} processes` : ""}.`;
+    if (memory.textContent !== text) memory.textContent = text;
+  });
+}
+
+// --- One model ---
+
+function cardOf(model, context) {
+  const passed = model.verification.filter((row) => row.passed).length;
+  return h(
+    "details",
+    { class: "card" },
+    h(
+      "summary",
+      {},
+      h("h3", { class: "name", text: model.name }),
+      h("span", { text: `version ${model.version}` }),
+      model.is_default && h("span", { class: "badge", text: "default" }),
+      h("span", { class: "muted", text: `${model.architecture} · ${model.backend}, ${model.precision}` }),
+      model.verification.length > 0 &&
+        h("span", { class: passed === model.verification.length ? "good" : "bad", text: `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven` }),
+    ),
+    h("div", { class: "card-body" }, facts(model), buckets(model), proof(model), folds(model), assumptions(model), report(model, context)),
+  );
+}
+
+function facts(model) {
+  const rows = [
+    ["Input", `${model.height} × ${model.width} × ${model.channels}; tensor ${model.input_name}, ${model.datatype}${model.takes_pixels ? ", pixels" : ", normalised"}`],
+    ["Classes", `${count(model.classes)}, ${model.task === "multi-label" ? "any number of them at once (multi-label)" : "one of them (single-label)"}`],
+    ["Backend", `${model.backend} on ${model.device}`],
+    ["Why", model.backend_reason],
+    ["Precision", model.half_share === null ? model.precision : `${model.precision}; ${percent(model.half_share)} of the arithmetic in half precision`],
+    ["Artifact", `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`],
+    ["Lanes", lanesText(model.lanes)],
+    model.latency_target_ms !== null && ["Latency target", milliseconds(model.latency_target_ms)],
+    ["Largest request", plural(model.max_images_per_request, "image")],
+  ].filter((row) => row && row[1]);
+  return h("dl", { class: "facts" }, rows.map(([name, text]) => [h("dt", { text: name }), h("dd", { text })]));
+}
+
+function lanesText({ lanes, reason, images_per_s: rates }) {
+  const measured = Object.entries(rates ?? {}).map(([number, rate]) => `${plural(Number(number), "lane")}: ${count(Math.round(rate))} images/s`);
+  return [`${lanes}${reason ? `: ${reason}` : ""}`, measured.length ? `Measured: ${measured.join("; ")}` : ""].filter(Boolean).join(". ");
+}
+
+function buckets({ buckets: all }) {
+  if (!all?.length) return null;
+  const fastest = Math.max(...all.map(({ rows, ms }) => (ms ? rows / ms : 0)));
+  const row = ({ rows, ms }) => {
+    const bar = h("span", { class: "bar" });
+    bar.style.width = ms ? `${(rows / ms / fastest) * 100}%` : "0";
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row", class: "number", text: rows }),
+      h("td", { class: "number", text: ms === null ? "not measured" : milliseconds(ms) }),
+      h("td", { class: "number", text: ms ? count(Math.round((1000 * rows) / ms)) : "–" }),
+      h("td", { class: "wide" }, ms && h("span", { class: "track", "aria-hidden": "true" }, bar)),
+    );
+  };
+  return tableOf("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row));
+}
+
+function proof({ verification }) {
+  if (!verification.length) return h("p", { class: "muted", text: "The package tells of no verification." });
+  const row = (one) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, h("span", { class: one.passed ? "good" : "bad", text: one.passed ? "✓ " : "✗ missed: " }), `${one.artifact}, ${one.backend}${one.precision ? `, ${one.precision}` : ""}`),
+      h("td", { class: "number", text: percent(one.agreement, 2), title: one.agreement_on ?? null }),
+      h("td", { class: "number", text: one.max_abs_difference === null ? "–" : `${small(one.max_abs_difference)} of ${small(one.logit_range)}` }),
+      h("td", { text: one.bar }),
+      h("td", { text: one.image_source ?? plural(one.images, "image") }),
+      h("td", { class: "number", text: one.accuracy === null ? "–" : `${percent(one.accuracy)} (${percent(one.eager_accuracy)})` }),
+    );
+  const on = [...new Set(verification.map((one) => one.agreement_on).filter(Boolean))];
+  return tableOf(
+    "What was proven at the export, against PyTorch in FP32",
+    ["Artifact", `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`, "Largest logit difference, of the range#", "Bar", "Images", "Accuracy (PyTorch's)#"],
+    verification.map(row),
+  );
+}
+
+function folds({ folds: all }) {
+  if (!all) return null;
+  const number = (value) => (Array.isArray(value) ? value.length : value);
+  const shares = Object.entries(all.share ?? {}).filter(([, share]) => share.fp16_layers);
+  return h(
+    "div",
+    {},
+    h("h4", { text: "Folds" }),
+    h("p", { text: `${plural(number(all.folded), "BatchNorm")} folded into convolutions, ${number(all.kept)} kept as scale and shift${all.largest_difference === null ? "" : `; largest difference of a layer's output ${small(all.largest_difference)}`}.` }),
+    shares.map(([path, share]) =>
+      h("p", { text: `${path}: ${share.fp16_layers} of ${plural(share.layers, "layer")} in FP16, ${percent(share.fp16_multiply_adds / share.multiply_adds)} of the multiply-adds, ${percent(share.fp16_weights / share.weights)} of the weights.` }),
+    ),
+  );
+}
+
+function assumptions({ assumptions: all }) {
+  const open = (all ?? []).filter((one) => one.is_open);
+  if (!open.length) return null;
+  return h(
+    "details",
+    {},
+    h("summary", { text: `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled` }),
+    tableOf("Open assumptions", ["Assumed", "Meaning", "Settled by"], open.map((one) => h("tr", {}, h("th", { scope: "row", text: `${one.key} = ${one.value}` }), h("td", { text: one.meaning }), h("td", {}, h("code", { text: one.flag }))))),
+  );
+}
+
+/** Text of a small number: "1.2e-5" as "0.000012", "21.1". */
+function small(value) {
+  return value === 0 ? "0" : Number(value).toPrecision(2).replace(/e([+-]\d+)/, " × 10^$1").replace("^+", "^");
+}
+
+function tableOf(caption, heads, rows) {
+  return h(
+    "div",
+    { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption },
+    h("table", {}, h("caption", { text: caption }), h("thead", {}, h("tr", {}, heads.map(headOf))), h("tbody", {}, rows)),
+  );
+}
+
+/** Return the head of a column; those of numbers end in "#", and null is that of no words. */
+function headOf(text) {
+  if (text === null) return h("td");
+  return h("th", { scope: "col", class: text.endsWith("#") ? "number" : null, text: text.replace(/#$/, "") });
+}
+
+/** Return the button that shows a package's report in place; see report.js for why it is framed twice. */
+function report(model, { api }) {
+  if (!model.has_report) return null;
+  const place = h("div", { class: "report", hidden: true });
+  const message = h("p", { class: "bad", role: "alert" });
+  const button = h("button", { type: "button", class: "main", "aria-expanded": "false", text: "Show the export's report", onclick: toggle });
+
+  async function toggle() {
+    message.textContent = "";
+    if (!place.hidden) return shown(false);
+    button.disabled = true;
+    try {
+      const text = await api.getText(`${versionPath("/console", model)}/report`);
+      const frame = h("iframe", { src: "/console/report.html", title: `Report of ${model.name}, version ${model.version}` });
+      frame.addEventListener("load", () => frame.contentWindow.postMessage({ report: text }, location.origin));
+      replace(place, frame);
+      shown(true);
+    } catch (error) {
+      message.textContent = error.message;
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  function shown(isShown) {
+    if (!isShown) replace(place);
+    place.hidden = !isShown;
+    button.setAttribute("aria-expanded", String(isShown));
+    button.textContent = isShown ? "Hide the report" : "Show the export's report";
+  }
+
+  return h("div", {}, button, message, place);
+}
+
+// --- The repository: load and unload ---
+
+function mountRepository({ api, feed }) {
+  const body = h("tbody");
+  const message = h("p", { class: "whole", role: "status" });
+  const note = h("p", { class: "muted", hidden: true });
+  const table = h(
+    "div",
+    { class: "scrolls", role: "region", tabindex: "0", "aria-label": "Model repository" },
+    h("table", {}, h("caption", { class: "visually-hidden", text: "Models of the repository" }), h("thead", {}, h("tr", {}, ["Model", "Version", "State", "Reason"].map((text) => h("th", { scope: "col", text })), h("td"))), body),
+  );
+  const element = h("div", { class: "repository", hidden: true }, h("h3", { text: "Repository" }), note, table, message);
+  let mayControl = false;
+  let working = "";
+  let shown = "";
+
+  feed.addEventListener("server", ({ detail: server }) => {
+    element.hidden = server.model_control !== "explicit";
+    if (element.hidden) return;
+    mayControl = server.role === "admin";
+    note.hidden = mayControl;
+    note.textContent = `Loading and unloading need a token of the role admin; this one has ${server.role}.`;
+    readIndex();
+  });
+
+  async function readIndex() {
+    try {
+      show((await api.post("/v2/repository/index", {})).json ?? []);
+    } catch (error) {
+      say(error.message, true);
+    }
+  }
+
+  function show(index) {
+    const text = JSON.stringify([index, mayControl, working]);
+    if (text === shown) return;
+    shown = text;
+    const focused = document.activeElement?.dataset?.action;
+    const names = new Set();
+    replace(
+      body,
+      index.map(({ name, version, state, reason }) => {
+        // Loads and unloads are of a model, all of its versions: one pair of buttons for each.
+        const isFirst = !names.has(name);
+        names.add(name);
+        const isServed = index.some((one) => one.name === name && one.state === "READY");
+        return h(
+          "tr",
+          {},
+          h("th", { scope: "row", class: "name", text: name }),
+          h("td", { text: version ?? "" }),
+          h("td", { class: state === "READY" ? "good" : state === "UNAVAILABLE" && reason && reason !== "unloaded" ? "bad" : "", text: state ?? "" }),
+          h("td", { class: "whole", text: reason ?? "" }),
+          h("td", {}, mayControl && isFirst && h("div", { class: "actions" }, button("load", name, isServed ? "Load again" : "Load"), isServed && button("unload", name, "Unload"))),
+        );
+      }),
+    );
+    if (focused) [...body.querySelectorAll("button")].find((one) => one.dataset.action === focused)?.focus();
+  }
+
+  function button(action, name, text) {
+    const one = h("button", { type: "button", class: "main", disabled: working !== "", "aria-label": `${text} ${name}`, text, onclick: () => (action === "unload" ? ask(name) : act(action, name)) });
+    one.dataset.action = `${action} ${name}`;
+    return one;
+  }
+
+  function ask(name) {
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "unload-heading" },
+      h("h3", { id: "unload-heading" }, `Unload ${name}?`),
+      h("p", { text: "What it has admitted is answered; requests after that are refused until it is loaded again." }),
+      h("div", { class: "row" }, h("button", { type: "button", class: "main", text: "Keep it", onclick: () => dialog.close() }), h("button", { type: "button", class: "main primary", text: "Unload", onclick: () => dialog.close("unload") })),
+    );
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      if (dialog.returnValue === "unload") act("unload", name);
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  async function act(action, name) {
+    working = name;
+    say(`${action === "load" ? "Loading" : "Unloading"} ${name}`);
+    readIndex();
+    try {
+      await api.post(`/v2/repository/models/${encodeURIComponent(name)}/${action}`, {});
+      say(`${name} is ${action === "load" ? "loaded" : "unloaded"}`);
+    } catch (error) {
+      say(error.message, true);
+    }
+    working = "";
+    readIndex();
+  }
+
+  function say(text, isBad = false) {
+    if (message.textContent !== text) message.textContent = text;
+    message.classList.toggle("bad", isBad);
+  }
+
+  return element;
+}
