@@ -20,27 +20,27 @@ export function mountModels(section, context) {
   const repository = mountRepository(context);
   section.append(memory, aliases, cards, repository);
 
-  /** @type {Map<string, HTMLDetailsElement>} cards by model and version. */
+  /** @type {Map<string, {card: HTMLDetailsElement, told: string, measured: HTMLElement}>} by model and version. */
   let known = new Map();
-  const texts = new Map();
 
   feed.addEventListener("server", ({ detail: server }) => {
     const next = new Map();
     for (const model of server.models) {
       const key = JSON.stringify([model.name, model.version]);
-      const text = JSON.stringify(model);
-      let card = known.get(key);
-      // A card that has not changed stays as it is: who reads it, or its report, is not disturbed.
-      if (!card || texts.get(key) !== text) {
-        const isOpen = card ? card.open : server.models.length <= OPEN_AT_MOST;
-        card = cardOf(model, context);
-        card.open = isOpen;
-        texts.set(key, text);
+      // What a bucket takes is measured on and on; the rest of a card stays as it is, under the eyes of who reads it.
+      const told = JSON.stringify({ ...model, buckets: null });
+      let entry = known.get(key);
+      if (entry?.told !== told) {
+        const measured = h("div");
+        const card = cardOf(model, measured, context);
+        card.open = entry ? entry.card.open : server.models.length <= OPEN_AT_MOST;
+        entry = { card, told, measured };
       }
-      next.set(key, card);
+      replace(entry.measured, buckets(model));
+      next.set(key, entry);
     }
-    const wanted = [...next.values()];
-    if (wanted.length !== cards.children.length || wanted.some((card, i) => card !== cards.children[i])) {
+    const wanted = [...next.values()].map(({ card }) => card);
+    if (!wanted.length || wanted.length !== cards.children.length || wanted.some((card, i) => card !== cards.children[i])) {
       replace(cards, wanted.length ? wanted : h("p", { class: "muted", text: "No model is served." }));
     }
     known = next;
@@ -63,7 +63,7 @@ export function mountModels(section, context) {
 
 // --- One model ---
 
-function cardOf(model, context) {
+function cardOf(model, measured, context) {
   const passed = model.verification.filter((row) => row.passed).length;
   return h(
     "details",
@@ -78,7 +78,7 @@ function cardOf(model, context) {
       model.verification.length > 0 &&
         h("span", { class: passed === model.verification.length ? "good" : "bad", text: `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven` }),
     ),
-    h("div", { class: "card-body" }, facts(model), buckets(model), proof(model), folds(model), assumptions(model), report(model, context)),
+    h("div", { class: "card-body" }, facts(model), measured, proof(model), folds(model), assumptions(model), report(model, context)),
   );
 }
 
@@ -89,7 +89,7 @@ function facts(model) {
     ["Backend", `${model.backend} on ${model.device}`],
     ["Why", model.backend_reason],
     ["Precision", model.half_share === null ? model.precision : `${model.precision}; ${percent(model.half_share)} of the arithmetic in half precision`],
-    ["Artifact", `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`],
+    model.artifact && ["Artifact", `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`],
     ["Lanes", lanesText(model.lanes)],
     model.latency_target_ms !== null && ["Latency target", milliseconds(model.latency_target_ms)],
     ["Largest request", plural(model.max_images_per_request, "image")],
@@ -117,7 +117,7 @@ function buckets({ buckets: all }) {
       h("td", { class: "wide" }, ms && h("span", { class: "track", "aria-hidden": "true" }, bar)),
     );
   };
-  return tableOf("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row));
+  return plainTable("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row));
 }
 
 function proof({ verification }) {
@@ -151,7 +151,7 @@ function folds({ folds: all }) {
     h("h4", { text: "Folds" }),
     h("p", { text: `${plural(number(all.folded), "BatchNorm")} folded into convolutions, ${number(all.kept)} kept as scale and shift${all.largest_difference === null ? "" : `; largest difference of a layer's output ${small(all.largest_difference)}`}.` }),
     shares.map(([path, share]) =>
-      h("p", { text: `${path}: ${share.fp16_layers} of ${plural(share.layers, "layer")} in FP16, ${percent(share.fp16_multiply_adds / share.multiply_adds)} of the multiply-adds, ${percent(share.fp16_weights / share.weights)} of the weights.` }),
+      h("p", { text: `${path}: ${share.fp16_layers} of ${plural(share.layers, "layer")} in FP16, ${percent(share.fp16_weights / share.weights)} of the weights.` }),
     ),
   );
 }
@@ -172,11 +172,22 @@ function small(value) {
   return value === 0 ? "0" : Number(value).toPrecision(2).replace(/e([+-]\d+)/, " × 10^$1").replace("^+", "^");
 }
 
+/** Return a table that scrolls by itself where it is wider than the page. */
 function tableOf(caption, heads, rows) {
   return h(
     "div",
     { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption },
-    h("table", {}, h("caption", { text: caption }), h("thead", {}, h("tr", {}, heads.map(headOf))), h("tbody", {}, rows)),
+    plainTable(caption, heads, rows),
+  );
+}
+
+function plainTable(caption, heads, rows) {
+  return h(
+    "table",
+    {},
+    h("caption", { text: caption }),
+    h("thead", {}, h("tr", {}, heads.map(headOf))),
+    h("tbody", {}, rows),
   );
 }
 

@@ -327,6 +327,7 @@ export function mountTry(section, context) {
     selected = result;
     wasPicked = true;
     render();
+    if (answer.getBoundingClientRect().bottom < 100) answer.scrollIntoView();
   }
 
   let previewUrl = null;
@@ -392,6 +393,8 @@ export function mountTry(section, context) {
   }
 
   function announce({ name, predictions, error }) {
+    // Where the page is one column, the answer to what was just asked may be out of sight.
+    if (answer.getBoundingClientRect().top > innerHeight - 100) answer.scrollIntoView();
     announcement.textContent = error ? `${name}: ${error}` : `${name}: ${predictions[0].label}, ${percent(predictions[0].probability)}`;
   }
 
