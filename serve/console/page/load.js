@@ -1,0 +1,107 @@
+/**
+ * A load that the server puts on itself for some seconds, so that one sees batches form.
+ */
+
+import { count, h, milliseconds, replace } from "./dom.js";
+
+const SECONDS = 5;
+const FIRST_RATE = 200;
+const STEPS = [1, 2, 3, 5, 7];
+
+/**
+ * Return the elements of the control. It loads the model that is chosen in the header, else the server's first.
+ *
+ * @param {AbortSignal} signal Ends it.
+ */
+export function loadControl(context, signal) {
+  let rates = [FIRST_RATE];
+  let running = null;
+  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1, list: null });
+  const shown = h("output", { for: "load-rate" });
+  const button = h("button", { type: "button", class: "primary" });
+  const progress = h("progress", { "aria-label": "Progress of the load", hidden: true });
+  const answer = h("p", { role: "status", class: "answer" });
+  const why = h("p", { class: "muted", id: "load-why" });
+  const label = h("label", { for: "load-rate", text: "Rate" });
+  const control = h("div", { class: "load" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
+
+  const model = () => context.model ?? context.server?.models?.find((one) => one.is_default) ?? null;
+  const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);
+  const rate = () => rates[Number(slider.value)];
+
+  function showRate() {
+    const words = `${count(rate())} requests/s`;
+    shown.textContent = words;
+    slider.setAttribute("aria-valuetext", words);
+  }
+
+  /** Show what the server allows; it may have changed with a token, or with another server. */
+  function show() {
+    const load = context.server?.load;
+    const before = slider.max === "" ? FIRST_RATE : rate();
+    rates = ratesUpTo(load?.max_rate ?? FIRST_RATE);
+    slider.max = rates.length - 1;
+    slider.value = Math.max(0, rates.findLastIndex((one) => one <= before));
+    showRate();
+    const reason = !load ? "The server has not told yet what it allows." : !load.allowed ? `No load from here: ${load.why_not}.` : model() ? "" : "No load: no model is served.";
+    button.disabled = reason !== "" && running === null;
+    slider.disabled = button.disabled;
+    button.textContent = running ? "Stop" : `Load for ${seconds()} s`;
+    why.textContent = reason || `The server sends itself reference images of ${model().name} ${model().version}, one in each request, and checks the answers.`;
+  }
+
+  async function run() {
+    const { name, version } = model();
+    const [asked, length] = [rate(), seconds()];
+    running = new AbortController();
+    const began = performance.now();
+    progress.max = length;
+    progress.value = 0;
+    progress.hidden = false;
+    const timer = setInterval(() => (progress.value = (performance.now() - began) / 1000), 100);
+    replace(answer, `${count(asked)} requests/s …`);
+    show();
+    try {
+      const body = JSON.stringify({ model: name, version: String(version), rate: asked, seconds: length });
+      const { json } = await context.api.post("/console/load", body, { headers: { "Content-Type": "application/json" }, signal: running.signal });
+      replace(answer, wordsOf(json));
+    } catch (error) {
+      if (running.signal.aborted) replace(answer, `Stopped after ${((performance.now() - began) / 1000).toFixed(1)} s.`);
+      else replace(answer, h("span", { class: "bad", text: `The load failed: ${error.message}` }));
+    } finally {
+      clearInterval(timer);
+      progress.hidden = true;
+      running = null;
+      show();
+    }
+  }
+
+  slider.addEventListener("input", showRate, { signal });
+  button.addEventListener("click", () => (running ? running.abort() : run()), { signal });
+  for (const type of ["server", "model"]) context.feed.addEventListener(type, show, { signal });
+  signal.addEventListener("abort", () => running?.abort());
+  button.setAttribute("aria-describedby", why.id);
+  show();
+  return control;
+}
+
+/** Rates that are about as far from each other by logarithm, up to `most`. */
+function ratesUpTo(most) {
+  const rates = [];
+  for (let power = 1; power <= most; power *= 10) rates.push(...STEPS.map((step) => step * power));
+  return [...rates.filter((rate) => rate < most), most];
+}
+
+function wordsOf({ sent, answered, by_code: byCode, wrong, p50_ms: p50, p99_ms: p99 }) {
+  const refused = Object.entries(byCode).filter(([code]) => code !== "OK");
+  const refusals = refused.map(([code, number]) => `${count(number)} ${code}`).join(", ");
+  return [
+    `${count(sent)} sent, ${count(answered)} answered`,
+    refusals && `refused: ${refusals}`,
+    wrong === 0 ? "none wrong" : h("strong", { class: "bad", text: `${count(wrong)} wrong` }),
+    `p50 ${milliseconds(p50)}`,
+    `p99 ${milliseconds(p99)}`,
+  ]
+    .filter(Boolean)
+    .flatMap((part, place) => (place > 0 ? [", ", part] : [part]));
+}
