@@ -202,7 +202,7 @@ def _console_for(services: HttpServices, request: Request) -> Console:
         raise HTTPException(
             403,
             f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, or "
-            "start the server with --token-hashes FILE",
+            "start it with --token-hashes FILE",
         )
     return console_of(services)
 
