@@ -150,7 +150,7 @@ async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> 
         (image, "timeout_ms=1.5", CURLS_TYPE, "'timeout_ms' is '1.5'"),
         (image, "return_logits=yes", CURLS_TYPE, "expected true or false"),
         (image, "raw=", CURLS_TYPE, "'raw' is ''; expected true or false"),
-        (bytes(191), "raw=true", CURLS_TYPE, "191 bytes"),
+        (bytes(191), "raw=true", CURLS_TYPE, "191 raw bytes"),
         (image, "model=%FF", CURLS_TYPE, "query can't be read"),
         (image, "&".join(f"a{number}=1" for number in range(100)), CURLS_TYPE, "query can't be read"),
         (form(part(b"1", "top_k")), "", FORM_TYPE, "form has no file"),
