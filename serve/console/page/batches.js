@@ -2,10 +2,10 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { count, h, plural, replace, svg } from "./dom.js";
+import { h, plural, replace, svg } from "./dom.js";
 import { activityOf, fillTable, sentenceOf, showNumbers, tableHead } from "./readout.js";
-import { REASONS, symbolElement } from "./reasons.js";
-import { emptyRecord, identity, modelKey } from "./record.js";
+import { REASONS, swatchOf } from "./reasons.js";
+import { batchKey, emptyRecord, KEPT_BATCHES, modelKey } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
 
@@ -25,7 +25,9 @@ export function mountBatches(section, context) {
   const { signal } = ending;
   const record = emptyRecord();
   const parts = elementsOf();
-  replaceAfterHeading(section, parts);
+  parts.frame.append(parts.empty, parts.scroller);
+  const bar = h("div", { class: "row batches-bar" }, parts.pause, parts.activity, parts.sampling);
+  replace(section, section.querySelector("h2"), parts.intro, bar, parts.frame, parts.summary, parts.spoken, parts.readout, parts.legend, parts.details);
   const strip = stripOn(parts.canvas);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -82,17 +84,16 @@ export function mountBatches(section, context) {
   }
 
   function viewOf() {
-    const { batches, lanes, depths } = frozen ?? contentOf();
-    scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map((batch) => batch.compute)));
-    const groups = groupsOf(batches, lanes, context.server?.models ?? []);
-    return { batches, groups, layout: layoutOf(groups), timeline: timelineOf(batches, scale), depths, pixelsPerSecond: scale };
+    const { batches, depths } = frozen ?? contentOf();
+    scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map(({ compute }) => compute)));
+    const kept = new Set(batches.map(batchKey));
+    const intervals = batches.map((batch) => ({ ...batch, follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })) }));
+    const layout = layoutOf(groupsOf(batches, context));
+    return { batches, layout, timeline: timelineOf(intervals, scale), depths, pixelsPerSecond: scale };
   }
 
   function contentOf() {
-    const { model } = context;
-    const batches = record.batches(model);
-    const kept = new Set(batches.map(laneKey));
-    return { batches, lanes: record.lanes(model).filter((lane) => model || kept.has(laneKey(lane))), depths: record.depths(model) };
+    return { batches: record.batches(context.model), depths: record.depths(context.model) };
   }
 
   /** The right edge, at most the timeline's end, at least a strip's width. */
@@ -107,7 +108,7 @@ export function mountBatches(section, context) {
     selected = batch;
     selectedByPage = byPage;
     showNumbers(parts.readout, batch, wallTime);
-    if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch)) : "Nothing is chosen.";
+    if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch), wallTime) : "Nothing is chosen.";
     schedule();
   }
 
@@ -154,23 +155,23 @@ export function mountBatches(section, context) {
     if (!visible || document.hidden) return;
     const batches = record.batches(context.model);
     const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
-    const newer = frozen ? batches.filter((batch) => batch.started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
-    const more = newer >= TABLE_ROWS * 20 ? "+" : "";
-    parts.activity.textContent = frozen ? `paused; ${plural(newer, "newer batch", `newer${more} batches`)} · now ${activity}` : activity;
+    const newer = frozen ? batches.filter(({ started }) => started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
+    const newerText = `${newer >= KEPT_BATCHES ? "more than " : ""}${plural(newer, "newer batch", "newer batches")}`;
+    parts.activity.textContent = frozen ? `Paused, ${newerText}. Now: ${activity}` : activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
-    parts.sampling.textContent = `1 in ${sampling < 9.5 ? Number(sampling.toFixed(1)) : Math.round(sampling)} shown: space between bars may hold more.`;
+    parts.sampling.textContent = `1 in ${sampling.toFixed(sampling < 9.5 ? 1 : 0).replace(".0", "")} shown, ••• where others ran`;
     if (parts.details.open && !frozen) showTable(batches);
     if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
     summarisedAt = performance.now();
-    const reasons = REASONS.map(({ name }) => [batches.filter((batch) => batch.reason === name).length, name]);
-    const parted = reasons.filter(([number]) => number > 0).map(([number, name]) => `${number} ${name}`);
-    parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${parted.join(", ")}. ${activity}.`;
+    const numbers = REASONS.map(({ name }) => [batches.filter(({ reason }) => reason === name).length, name]);
+    const reasons = numbers.filter(([number]) => number > 0).map((pair) => pair.join(" "));
+    parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${reasons.join(", ")}. ${activity}.`;
   }
 
   function showTable(batches) {
     const latest = batches.slice(-TABLE_ROWS);
-    const state = latest.map((batch) => `${identity(batch)} ${isLit(batch)}`).join();
+    const state = latest.map((batch) => `${batchKey(batch)} ${isLit(batch)}`).join();
     if (state === tabled) return;
     tabled = state;
     fillTable(parts.body, latest, isLit, wallTime);
@@ -196,10 +197,8 @@ export function mountBatches(section, context) {
     if (selected === null || selectedByPage) showOwn(detail.batches);
     changed();
   });
-  listen(context.feed, "queued", ({ detail }) => {
-    record.addDepths(detail);
-    if (!frozen) changed();
-  });
+  // What waits shows beside the batches that come after it.
+  listen(context.feed, "queued", ({ detail }) => record.addDepths(detail));
   listen(context.feed, "highlight", ({ detail }) => {
     lit = new Set(detail.keys.slice(-MOST_LIT));
     showOwn(record.batches(context.model));
@@ -292,31 +291,36 @@ export function mountBatches(section, context) {
 
 const laneKey = (batch) => `${modelKey(batch)}\n${batch.lane}`;
 
-/** Return lanes by model in the server's order, each with its batches by time. */
-function groupsOf(batches, lanes, models) {
+/** Return the lanes of batches by model, in the server's order, each with its batches by time. */
+function groupsOf(batches, { server, model: chosen }) {
+  const models = server?.models ?? [];
   const groups = new Map();
-  const byLane = new Map();
   for (const batch of batches) {
-    const key = laneKey(batch);
-    if (byLane.has(key)) byLane.get(key).push(batch);
-    else byLane.set(key, [batch]);
+    const key = modelKey(batch);
+    if (!groups.has(key)) {
+      const place = models.findIndex((model) => modelKey(model) === key);
+      const { buckets = [], lanes } = models[place] ?? {};
+      const largest = Math.max(1, ...buckets.map(({ rows }) => rows));
+      const group = { model: batch.model, version: batch.version, place, largest, lanes: new Map() };
+      // The lanes of the only model stand still, whether or not they work.
+      if (chosen) for (let lane = 0; lane < (lanes?.lanes ?? 0); lane += 1) group.lanes.set(lane, []);
+      groups.set(key, group);
+    }
+    const group = groups.get(key);
+    group.largest = Math.max(group.largest, batch.bucket, batch.rows);
+    if (!group.lanes.has(batch.lane)) group.lanes.set(batch.lane, []);
+    group.lanes.get(batch.lane).push(batch);
   }
-  for (const lane of lanes) {
-    const key = modelKey(lane);
-    const own = byLane.get(laneKey(lane)) ?? [];
-    const place = models.findIndex((model) => modelKey(model) === key);
-    const known = models[place]?.buckets?.map((bucket) => bucket.rows) ?? [];
-    const group = groups.get(key) ?? { model: lane.model, version: lane.version, place: place < 0 ? models.length : place, largest: Math.max(1, ...known), lanes: [] };
-    group.largest = own.reduce((largest, batch) => Math.max(largest, batch.bucket, batch.rows), group.largest);
-    group.lanes.push({ lane: lane.lane, batches: own });
-    groups.set(key, group);
-  }
-  for (const group of groups.values()) group.lanes.sort((one, other) => one.lane - other.lane);
-  return [...groups.values()].sort((one, other) => one.place - other.place || one.model.localeCompare(other.model) || one.version - other.version);
+  const sorted = [...groups.values()].sort((one, other) => one.place - other.place);
+  return sorted.map((group) => {
+    const lanes = [...group.lanes].sort(([one], [other]) => one - other);
+    return { ...group, lanes: lanes.map(([lane, own]) => ({ lane, batches: own })) };
+  });
 }
 
 function nearest(batches, time) {
-  return batches.reduce((best, batch) => (Math.abs(batch.started - time) < Math.abs(best.started - time) ? batch : best));
+  const distance = ({ started }) => Math.abs(started - time);
+  return batches.reduce((best, batch) => (distance(batch) < distance(best) ? batch : best));
 }
 
 function elementsOf() {
@@ -324,20 +328,26 @@ function elementsOf() {
     tabindex: "0",
     role: "application",
     "aria-roledescription": "strip of batches",
-    "aria-label": "Batches by time, one lane below the other. Left and right walk along time, up and down between lanes, Home and End to the ends, space pauses.",
+    "aria-label": "Batches by time. Arrows left and right walk along time, up and down between lanes, Home and End to the ends; Space pauses.",
     "aria-describedby": "batches-summary",
   });
   const rest = h("div");
   const body = h("tbody");
+  const pauseSymbol = svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" }));
   return {
     canvas,
     rest,
     body,
-    intro: h("p", { class: "muted" }, "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it had many rows. Newest at the right."),
-    pause: h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol(), h("span", { text: "Pause" })),
-    activity: h("span", { class: "activity" }),
+    intro: h("p", { class: "muted", text: "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it has many rows, a picture each. The newest is at the right." }),
+    pause: h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol, h("span", { text: "Pause" })),
+    activity: h("span"),
     sampling: h("span", { class: "sampling", hidden: true }),
-    empty: h("div", { class: "empty" }, h("p", {}, "No batch so far. Each batch that the server computes stands here as a bar, as soon as it is done."), h("p", { class: "muted" }, "Drop a picture above to see the one that it rides in, or press Load below to see many form.")),
+    empty: h(
+      "div",
+      { class: "no-batch" },
+      h("p", { text: "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done." }),
+      h("p", { class: "muted", text: "Drop a picture above to see the batch that it rides in, or press Load below to see many form." }),
+    ),
     scroller: h("div", { class: "scroller", hidden: true }, canvas, rest),
     frame: h("div", { class: "strip" }),
     readout: h("div", { class: "readout" }),
@@ -347,31 +357,24 @@ function elementsOf() {
     details: h(
       "details",
       {},
-      h("summary", { text: `The latest ${count(TABLE_ROWS)} batches as a table` }),
-      h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "The latest batches" }, h("table", {}, tableHead(), body)),
+      h("summary", { text: `The latest ${TABLE_ROWS} batches as a table` }),
+      h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "The latest batches" }, h("table", {}, tableHead(), body)),
     ),
   };
 }
 
-function replaceAfterHeading(section, parts) {
-  const heading = section.querySelector("h2");
-  const bar = h("div", { class: "row bar" }, parts.pause, parts.activity, parts.sampling);
-  parts.frame.append(parts.empty, parts.scroller);
-  replace(section, heading, parts.intro, bar, parts.frame, parts.summary, parts.spoken, parts.readout, parts.legend, parts.details);
-}
-
-function pauseSymbol() {
-  return svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" }));
-}
-
 function legendElement() {
-  const item = (swatch, name, meaning) => h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
+  const item = (swatch, name, meaning) => {
+    swatch.classList.add("swatch");
+    return h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
+  };
+  const kind = (name, meaning) => item(h("span", {}, h("span", { class: `batch-${name}` })), name, meaning);
   return h(
     "ul",
     { class: "legend", "aria-label": "Legend" },
-    REASONS.map((reason) => item(h("span", { class: `swatch on-${reason.name}` }, symbolElement(reason)), reason.name, reason.meaning)),
-    item(h("span", { class: "swatch padding" }), "padding", "rows without a picture, up to the size that is computed"),
-    item(h("span", { class: "swatch own" }), "yours", "it has a picture of this page, ▼ above it"),
-    item(h("span", { class: "swatch failed" }), "failed", "its computation raised an error"),
+    REASONS.map((reason) => item(swatchOf(reason), reason.name, reason.meaning)),
+    kind("padding", "rows without a picture, up to a size that is computed"),
+    kind("yours", "it has a picture of this page, ▼ above it"),
+    kind("failed", "its computation raised an error"),
   );
 }

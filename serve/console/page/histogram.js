@@ -32,14 +32,14 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
       const x = xOf(seconds);
       if (x < MARGIN.left - 1 || x > right + 1) continue;
       times.push(svg("line", { class: "tick", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
-      times.push(label(milliseconds(1000 * seconds).replace(/\.?0+ /, " "), x, bottom + 16, "middle"));
+      times.push(label(milliseconds(1000 * seconds).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), x, bottom + 16, "middle"));
     }
   }
   const bars = bins.map(({ from, to, number }) => {
     const x = xOf(from);
     const height = number > 0 ? Math.max(1.5, bottom - yOf(number)) : 0;
     const late = limit !== null && from >= limit * 0.999;
-    return svg("rect", { class: late ? "late" : "bar", x: x + 0.5, y: bottom - height, width: Math.max(1, xOf(to) - x - 1), height });
+    return svg("rect", { class: late ? "late" : "in-time", x: x + 0.5, y: bottom - height, width: Math.max(1, xOf(to) - x - 1), height });
   });
   const mark = (name, seconds, anchor) => {
     if (seconds === null) return null;

@@ -137,8 +137,8 @@ function elementsOf() {
   const head = (...names) => h("thead", {}, h("tr", {}, names.map(([name, numeric]) => h("th", { scope: "col", class: numeric && "number", text: name }))));
   const [bins, rates, refusals] = [h("tbody"), h("tbody"), h("tbody")];
   const table = (title, header, body) =>
-    h("div", { class: "wide", role: "region", tabindex: "0", "aria-label": title }, h("table", {}, h("caption", { text: title }), header, body));
-  const facts = h("dl", { class: "facts" });
+    h("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": title }, h("table", {}, h("caption", { text: title }), header, body));
+  const facts = h("dl", { class: "figures" });
   const figure = svg("svg", { role: "img", class: "histogram" });
   const chart = h("div", { class: "chart" }, figure);
   const details = h("details", {}, h("summary", { text: "The histogram as a table" }), h("table", {}, head(["Time to the answer"], ["Requests", true]), bins));
@@ -150,7 +150,7 @@ function elementsOf() {
     figure,
     chart,
     details,
-    empty: h("p", { class: "empty", text: "No requests in the last minute." }),
+    empty: h("p", { class: "no-request", text: "No requests in the last minute." }),
     shown: h("div", { hidden: true }, facts, chart, details),
     tables: h(
       "div",

@@ -16,14 +16,14 @@ const STEPS = [1, 2, 3, 5, 7];
 export function loadControl(context, signal) {
   let rates = [FIRST_RATE];
   let running = null;
-  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1, list: null });
+  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1 });
   const shown = h("output", { for: "load-rate" });
   const button = h("button", { type: "button", class: "primary" });
   const progress = h("progress", { "aria-label": "Progress of the load", hidden: true });
-  const answer = h("p", { role: "status", class: "answer" });
+  const answer = h("p", { role: "status", class: "load-answer" });
   const why = h("p", { class: "muted", id: "load-why" });
   const label = h("label", { for: "load-rate", text: "Rate" });
-  const control = h("div", { class: "load" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
+  const control = h("div", { class: "load-control" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
 
   const model = () => context.model ?? context.server?.models?.find((one) => one.is_default) ?? null;
   const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);

@@ -3,7 +3,7 @@
  */
 
 import { colour, count, milliseconds } from "./dom.js";
-import { reasonColours, symbolPaths } from "./reasons.js";
+import { REASONS } from "./reasons.js";
 import { scaleBarSeconds } from "./timeline.js";
 import { briefly, laneName } from "./readout.js";
 
@@ -12,8 +12,8 @@ const AXIS_HEIGHT = 36;
 const HEADING_HEIGHT = 18;
 const MARKER_HEIGHT = 11;
 const SYMBOL_HEIGHT = 11;
-const MOST_LANES_HEIGHT = 330;
-const LANE_HEIGHTS = [140, 140, 106, 80, 62];
+const MOST_LANES_HEIGHT = 340;
+const LANE_HEIGHTS = [150, 150, 118, 96, 76];
 const LOW_LANE_HEIGHT = 46;
 const RIGHT_MARGIN = 10;
 const FONT = "11px system-ui, sans-serif";
@@ -50,14 +50,15 @@ export function plotOf(width) {
 /** Return what draws on `canvas`. */
 export function stripOn(canvas) {
   const pen = canvas.getContext("2d");
-  const symbols = symbolPaths();
+  const symbols = new Map(REASONS.map(({ name, path }) => [name, new Path2D(path)]));
   let palette = null;
-  let drawn = null;
+  let bars = [];
 
   /** Read colours again, after the scheme changed. */
   function recolour() {
     const named = (name) => colour(`--${name}`);
-    palette = { reasons: reasonColours(), hatches: new Map() };
+    const reasons = new Map(REASONS.map(({ name }) => [name, named(`reason-${name}`)]));
+    palette = { reasons, hatches: new Map() };
     for (const name of ["ink", "muted", "line", "bg", "panel", "bad", "own", "accent"]) palette[name] = named(name);
   }
 
@@ -132,7 +133,7 @@ export function stripOn(canvas) {
     const plot = plotOf(width);
     const xOf = (time) => plot.right - view.right + view.timeline.xOf(time);
     const axisTop = height - AXIS_HEIGHT;
-    drawn = { bars: [] };
+    bars = [];
     within(plot.left, 0, plot.width + 2, height, () => drawBreaks(view, plot, axisTop));
     drawQueue(view, plot, xOf);
     within(0, QUEUE_HEIGHT, width, axisTop - QUEUE_HEIGHT, () => {
@@ -154,8 +155,9 @@ export function stripOn(canvas) {
       const middle = x + piece.width / 2;
       pen.fillStyle = palette.bg;
       pen.fillRect(x + 3, 0, piece.width - 6, axisTop);
-      for (const shift of [-2.5, 2.5]) line(middle + shift - 2, axisTop + 5, middle + shift + 2, axisTop - 5, palette.muted, 1.5);
-      text(piece.known ? briefly(piece.to - piece.from) : "…", middle, axisTop + 15, { align: "center", font: SMALL_FONT });
+      if (piece.known) for (const shift of [-4.5, 0.5]) line(middle + shift, axisTop + 5, middle + shift + 4, axisTop - 5, palette.muted, 1.5);
+      else text("•••", middle, axisTop + 4, { align: "center" });
+      text(briefly(piece.to - piece.from), middle, axisTop + 15, { align: "center", font: SMALL_FONT });
     }
   }
 
@@ -221,7 +223,7 @@ export function stripOn(canvas) {
         const width = Math.max(1.5, end - x > 5 ? end - x - 1 : end - x);
         const rowsHeight = Math.max(3, (full * batch.rows) / group.largest);
         const bar = { batch, row, x, width, base, top: base - Math.max(rowsHeight, (full * batch.bucket) / group.largest) };
-        drawn.bars.push(bar);
+        bars.push(bar);
         drawBar(bar, rowsHeight, view.isLit(batch));
         const middle = x + width / 2;
         if (middle - free >= 8) {
@@ -301,7 +303,7 @@ export function stripOn(canvas) {
   }
 
   function drawSelected(view, plot, xOf, axisTop) {
-    const bar = drawn.bars.find(({ batch }) => batch === view.selected);
+    const bar = bars.find(({ batch }) => batch === view.selected);
     if (!bar) return;
     const middle = Math.round(bar.x + bar.width / 2) + 0.5;
     within(plot.left - 3, 0, plot.width + 6, axisTop, () => {
@@ -318,7 +320,7 @@ export function stripOn(canvas) {
   function batchAt(x, y) {
     let best = null;
     let least = 9;
-    for (const bar of drawn?.bars ?? []) {
+    for (const bar of bars) {
       if (y < bar.base + SYMBOL_HEIGHT - bar.row.height || y >= bar.base + SYMBOL_HEIGHT) continue;
       const distance = x < bar.x ? bar.x - x : Math.max(0, x - bar.x - bar.width);
       if (distance < least) [best, least] = [bar.batch, distance];
@@ -326,7 +328,7 @@ export function stripOn(canvas) {
     return best;
   }
 
-  return { draw, recolour, batchAt, forget: () => (drawn = null) };
+  return { draw, recolour, batchAt };
 }
 
 /** Return the scroll position that shows a lane's row on a canvas of that height, the present one if it does. */
