@@ -35,9 +35,9 @@ const HINT = "Point at a bar, touch it, or focus the strip and press the arrow k
 
 /** Show a batch's numbers in `element`, or, for null, how to get them. */
 export function showNumbers(element, batch, wallTime) {
-  if (!batch) return void replace(element, h("p", { class: "muted", text: HINT }));
-  const numbers = COLUMNS.map(([name, valueOf]) => h("div", {}, h("dt", { text: name }), h("dd", { text: valueOf(batch, wallTime) })));
-  replace(element, h("dl", {}, numbers), h("p", {}, "Left as ", h("strong", { text: batch.reason }), `: ${meaningOf(batch.reason)}.`));
+  const valueOf = (tell) => h("dd", { text: batch ? tell(batch, wallTime) : "–" });
+  const why = batch ? ["Left as ", h("strong", { text: batch.reason }), `: ${meaningOf(batch.reason)}.`] : HINT;
+  replace(element, h("dl", {}, COLUMNS.map(([name, tell]) => h("div", {}, h("dt", { text: name }), valueOf(tell)))), h("p", {}, why));
 }
 
 /** The same as a sentence, for who listens. */

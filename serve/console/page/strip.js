@@ -15,6 +15,7 @@ const SYMBOL_HEIGHT = 11;
 const MOST_LANES_HEIGHT = 340;
 const LANE_HEIGHTS = [150, 150, 118, 96, 76];
 const LOW_LANE_HEIGHT = 46;
+const EDGE = 6;
 const RIGHT_MARGIN = 10;
 const FONT = "11px system-ui, sans-serif";
 const SMALL_FONT = "10px system-ui, sans-serif";
@@ -43,7 +44,7 @@ export function layoutOf(groups) {
 
 /** Return the part of a canvas of that width on which time runs. */
 export function plotOf(width) {
-  const left = width < 500 ? 58 : 74;
+  const left = width < 500 ? 64 : 80;
   return { left, right: width - RIGHT_MARGIN, width: Math.max(1, width - RIGHT_MARGIN - left) };
 }
 
@@ -164,8 +165,8 @@ export function stripOn(canvas) {
   function drawQueue(view, plot, xOf) {
     const bottom = QUEUE_HEIGHT - 14;
     const top = 18;
-    text("queue,", 0, bottom - 12);
-    text("rows", 0, bottom);
+    text("queue,", EDGE, bottom - 12);
+    text("rows", EDGE, bottom);
     text("0", plot.left - 6, bottom, { align: "right", font: SMALL_FONT });
     line(plot.left, bottom, plot.right, bottom, palette.line);
     const from = view.timeline.timeOf(view.right - plot.width);
@@ -205,10 +206,10 @@ export function stripOn(canvas) {
     const base = top + row.height - SYMBOL_HEIGHT;
     const full = row.height - SYMBOL_HEIGHT - MARKER_HEIGHT;
     if (row.heading !== null) {
-      text(`${group.model} ${group.version}`, 0, top - 4, { style: palette.ink, font: `600 ${FONT}` });
+      text(`${group.model} ${group.version}`, EDGE, top - 4, { style: palette.ink, font: `600 ${FONT}` });
       line(0, top - HEADING_HEIGHT + 0.5, plot.right, top - HEADING_HEIGHT + 0.5, palette.line);
     }
-    text(laneName(row.lane), 0, base - full / 2 + 4, { style: palette.ink });
+    text(laneName(row.lane), EDGE, base - full / 2 + 4, { style: palette.ink });
     text(count(group.largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
     pen.setLineDash([2, 4]);
     line(plot.left, Math.round(base - full) - 0.5, plot.right, Math.round(base - full) - 0.5, palette.line);
@@ -298,7 +299,7 @@ export function stripOn(canvas) {
     line(plot.left, bottom - 4, plot.left + length, bottom - 4, palette.ink, 1.5);
     for (const x of [plot.left, plot.left + length]) line(x, bottom - 8, x, bottom, palette.ink, 1.5);
     text(words, plot.left + length + 6, bottom, { style: palette.ink });
-    text(width < 500 ? "scale" : "time", 0, bottom);
+    text(width < 500 ? "scale" : "time", EDGE, bottom);
     if (view.timeline.pieces.length > 0) text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
   }
 
