@@ -2,18 +2,21 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { h, plural, replace, svg } from "./dom.js";
-import { activityOf, fillTable, sentenceOf, showNumbers, tableHead } from "./readout.js";
-import { REASONS, swatchOf } from "./reasons.js";
-import { batchKey, emptyRecord, KEPT_BATCHES, modelKey } from "./record.js";
+import { h, plural, replace } from "./dom.js";
+import { groupsOf, nearest } from "./lanes.js";
+import { activityOf, fillTable, sentenceOf, showNumbers } from "./readout.js";
+import { REASONS } from "./reasons.js";
+import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
+import { elementsOf, TABLE_ROWS } from "./strip_elements.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
 
 const SUMMARY_MS = 5000;
-const TABLE_ROWS = 20;
 const TYPICAL_OF = 60;
 const ACTIVITY_SECONDS = 5;
 const MOST_LIT = 64;
+const HOLD_MS = 4000;
+const BUSY_BATCHES = 30; // in a second
 
 /**
  * Show the strip in `section`, and follow the feed of `context`.
@@ -27,7 +30,8 @@ export function mountBatches(section, context) {
   const parts = elementsOf();
   parts.frame.append(parts.empty, parts.scroller);
   const bar = h("div", { class: "row batches-bar" }, parts.pause, parts.activity, parts.sampling);
-  replace(section, section.querySelector("h2"), parts.intro, bar, parts.frame, parts.summary, parts.spoken, parts.readout, parts.legend, parts.details);
+  const { intro, frame: stripFrame, summary, spoken, readout, legend, details } = parts;
+  replace(section, section.querySelector("h2"), intro, bar, stripFrame, summary, spoken, readout, legend, details);
   const strip = stripOn(parts.canvas);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -39,8 +43,11 @@ export function mountBatches(section, context) {
   let walked = null; // x of the timeline at the right edge; null: its end
   let selected = null;
   let selectedByPage = false;
+  let latestOwn = null;
   let visible = false;
   let frame = 0;
+  let calmTimer = 0;
+  let holdTimer = 0;
   let drawnAt = 0;
   let summarisedAt = -Infinity;
   let tabled = null;
@@ -52,18 +59,21 @@ export function mountBatches(section, context) {
     return `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
   };
 
+  /** Draw what came; for who wants little motion, once a second at most. */
   function changed() {
     view = null;
-    schedule();
+    if (!calm.matches || frozen) schedule();
+    else calmTimer ||= setTimeout(() => {
+      calmTimer = 0;
+      schedule();
+    }, Math.max(0, 1000 - (performance.now() - drawnAt)));
   }
 
   function schedule() {
     if (frame || !visible || document.hidden) return;
     frame = requestAnimationFrame(() => {
       frame = 0;
-      const rest = calm.matches ? 1000 - (performance.now() - drawnAt) : 0;
-      if (rest > 0 && !frozen) setTimeout(schedule, rest);
-      else draw();
+      draw();
     });
   }
 
@@ -113,6 +123,7 @@ export function mountBatches(section, context) {
   }
 
   function pause(paused) {
+    clearTimeout(holdTimer);
     if (paused === Boolean(frozen)) return;
     frozen = paused ? contentOf() : null;
     walked = null;
@@ -125,6 +136,7 @@ export function mountBatches(section, context) {
 
   /** Select the batch beside the selected one in time, in the lane above or below, or at an end. */
   function walk(key) {
+    clearTimeout(holdTimer);
     pause(true);
     view ??= viewOf();
     const rows = view.layout.rows.filter((row) => row.batches.length > 0);
@@ -140,14 +152,34 @@ export function mountBatches(section, context) {
         target = nearest(row.batches, selected.started);
       }
     }
-    row = rows.find(({ batches }) => batches.includes(target));
+    reveal(target);
+    select(target, { speak: true });
+  }
+
+  /** Move the paused view to where a batch is seen. */
+  function reveal(batch) {
+    view ??= viewOf();
+    const row = view.layout.rows.find(({ batches }) => batches.includes(batch));
+    if (!row) return;
     parts.scroller.scrollTop = scrollTo(row, parts.scroller.scrollTop, view.layout);
-    const plot = plotOf(parts.scroller.clientWidth);
-    const [from, to] = [target.started, target.started + target.compute].map(view.timeline.xOf);
+    const { width } = plotOf(parts.scroller.clientWidth);
+    const [from, to] = [batch.started, batch.started + batch.compute].map(view.timeline.xOf);
     const right = rightEdge(parts.scroller.clientWidth);
     if (to > right - 30) walked = to + 60;
-    if (from < right - plot.width + 30) walked = from - 60 + plot.width;
-    select(target, { speak: true });
+    if (from < right - width + 30) walked = from - 60 + width;
+  }
+
+  /** Show the visitor's latest batch, if it is new; on a busy server, where it would be gone at once, for HOLD_MS. */
+  function showOwn() {
+    const batches = record.batches(context.model);
+    const own = batches.findLast(isLit);
+    if (!own || own === latestOwn) return;
+    latestOwn = own;
+    if (selected === null || selectedByPage) select(own, { byPage: true });
+    if (frozen || batches.filter(({ finished }) => finished > own.finished - 1).length < BUSY_BATCHES) return;
+    pause(true);
+    reveal(own);
+    holdTimer = setTimeout(() => pause(false), HOLD_MS);
   }
 
   /** What happens now, as text: once a second, and for who listens more rarely. */
@@ -194,15 +226,15 @@ export function mountBatches(section, context) {
     clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
     if (frozen) return;
     if (selected && !record.holds(selected)) select(null);
-    if (selected === null || selectedByPage) showOwn(detail.batches);
     changed();
+    showOwn();
   });
   // What waits shows beside the batches that come after it.
   listen(context.feed, "queued", ({ detail }) => record.addDepths(detail));
   listen(context.feed, "highlight", ({ detail }) => {
     lit = new Set(detail.keys.slice(-MOST_LIT));
-    showOwn(record.batches(context.model));
     changed();
+    showOwn();
   });
   listen(context.feed, "server", changed);
   listen(context.feed, "model", () => {
@@ -215,11 +247,6 @@ export function mountBatches(section, context) {
     changed();
   });
 
-  function showOwn(batches) {
-    const own = record.batches(context.model).findLast(isLit);
-    if (own && batches.some(isLit)) select(own, { byPage: true });
-  }
-
   const placeOf = (event) => {
     const box = parts.canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
@@ -228,6 +255,7 @@ export function mountBatches(section, context) {
   listen(parts.canvas, "pointerdown", (event) => {
     select(strip.batchAt(...placeOf(event)) ?? selected);
     if (!frozen) return;
+    clearTimeout(holdTimer); // the visitor looks closer
     drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
     parts.canvas.setPointerCapture(event.pointerId);
   });
@@ -283,98 +311,10 @@ export function mountBatches(section, context) {
   return () => {
     ending.abort();
     clearInterval(timer);
+    clearTimeout(calmTimer);
+    clearTimeout(holdTimer);
     cancelAnimationFrame(frame);
     resizes.disconnect();
     sight.disconnect();
   };
-}
-
-const laneKey = (batch) => `${modelKey(batch)}\n${batch.lane}`;
-
-/** Return the lanes of batches by model, in the server's order, each with its batches by time. */
-function groupsOf(batches, { server, model: chosen }) {
-  const models = server?.models ?? [];
-  const groups = new Map();
-  for (const batch of batches) {
-    const key = modelKey(batch);
-    if (!groups.has(key)) {
-      const place = models.findIndex((model) => modelKey(model) === key);
-      const { buckets = [], lanes } = models[place] ?? {};
-      const largest = Math.max(1, ...buckets.map(({ rows }) => rows));
-      const group = { model: batch.model, version: batch.version, place, largest, lanes: new Map() };
-      // The lanes of the only model stand still, whether or not they work.
-      if (chosen) for (let lane = 0; lane < (lanes?.lanes ?? 0); lane += 1) group.lanes.set(lane, []);
-      groups.set(key, group);
-    }
-    const group = groups.get(key);
-    group.largest = Math.max(group.largest, batch.bucket, batch.rows);
-    if (!group.lanes.has(batch.lane)) group.lanes.set(batch.lane, []);
-    group.lanes.get(batch.lane).push(batch);
-  }
-  const sorted = [...groups.values()].sort((one, other) => one.place - other.place);
-  return sorted.map((group) => {
-    const lanes = [...group.lanes].sort(([one], [other]) => one - other);
-    return { ...group, lanes: lanes.map(([lane, own]) => ({ lane, batches: own })) };
-  });
-}
-
-function nearest(batches, time) {
-  const distance = ({ started }) => Math.abs(started - time);
-  return batches.reduce((best, batch) => (distance(batch) < distance(best) ? batch : best));
-}
-
-function elementsOf() {
-  const canvas = h("canvas", {
-    tabindex: "0",
-    role: "application",
-    "aria-roledescription": "strip of batches",
-    "aria-label": "Batches by time. Arrows left and right walk along time, up and down between lanes, Home and End to the ends; Space pauses.",
-    "aria-describedby": "batches-summary",
-  });
-  const rest = h("div");
-  const body = h("tbody");
-  const pauseSymbol = svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" }));
-  return {
-    canvas,
-    rest,
-    body,
-    intro: h("p", { class: "muted", text: "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it has many rows, a picture each. The newest is at the right." }),
-    pause: h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol, h("span", { text: "Pause" })),
-    activity: h("span"),
-    sampling: h("span", { class: "sampling", hidden: true }),
-    empty: h(
-      "div",
-      { class: "no-batch" },
-      h("p", { text: "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done." }),
-      h("p", { class: "muted", text: "Drop a picture above to see the batch that it rides in, or press Load below to see many form." }),
-    ),
-    scroller: h("div", { class: "scroller", hidden: true }, canvas, rest),
-    frame: h("div", { class: "strip" }),
-    readout: h("div", { class: "readout" }),
-    spoken: h("p", { class: "visually-hidden", "aria-live": "polite" }),
-    summary: h("p", { class: "visually-hidden", id: "batches-summary" }),
-    legend: legendElement(),
-    details: h(
-      "details",
-      {},
-      h("summary", { text: `The latest ${TABLE_ROWS} batches as a table` }),
-      h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "The latest batches" }, h("table", {}, tableHead(), body)),
-    ),
-  };
-}
-
-function legendElement() {
-  const item = (swatch, name, meaning) => {
-    swatch.classList.add("swatch");
-    return h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
-  };
-  const kind = (name, meaning) => item(h("span", {}, h("span", { class: `batch-${name}` })), name, meaning);
-  return h(
-    "ul",
-    { class: "legend", "aria-label": "Legend" },
-    REASONS.map((reason) => item(swatchOf(reason), reason.name, reason.meaning)),
-    kind("padding", "rows without a picture, up to a size that is computed"),
-    kind("yours", "it has a picture of this page, ▼ above it"),
-    kind("failed", "its computation raised an error"),
-  );
 }

@@ -43,11 +43,14 @@ export function loadControl(context, signal) {
     slider.max = rates.length - 1;
     slider.value = Math.max(0, rates.findLastIndex((one) => one <= before));
     showRate();
-    const reason = !load ? "The server has not told yet what it allows." : !load.allowed ? `No load from here: ${load.why_not}.` : model() ? "" : "No load: no model is served.";
+    let reason = model() ? "" : "No load: no model is served.";
+    if (!load) reason = "The server has not told yet what it allows.";
+    else if (!load.allowed) reason = `No load from here: ${load.why_not}.`;
     button.disabled = reason !== "" && running === null;
     slider.disabled = button.disabled;
     button.textContent = running ? "Stop" : `Load for ${seconds()} s`;
-    why.textContent = reason || `The server sends itself reference images of ${model().name} ${model().version}, one in each request, and checks the answers.`;
+    const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request`;
+    why.textContent = reason || `${sends()}, and checks the answers.`;
   }
 
   async function run() {
@@ -62,8 +65,8 @@ export function loadControl(context, signal) {
     replace(answer, `${count(asked)} requests/s …`);
     show();
     try {
-      const body = JSON.stringify({ model: name, version: String(version), rate: asked, seconds: length });
-      const { json } = await context.api.post("/console/load", body, { headers: { "Content-Type": "application/json" }, signal: running.signal });
+      const body = { model: name, version: String(version), rate: asked, seconds: length };
+      const { json } = await context.api.post("/console/load", body, { signal: running.signal });
       replace(answer, wordsOf(json));
     } catch (error) {
       if (running.signal.aborted) replace(answer, `Stopped after ${((performance.now() - began) / 1000).toFixed(1)} s.`);

@@ -3,12 +3,8 @@
  */
 
 import { count, h, milliseconds, percent, replace } from "./dom.js";
+import { laneName } from "./lanes.js";
 import { meaningOf } from "./reasons.js";
-
-/** Name of a lane: the one numbered -1 has all cores, while no other works. */
-export function laneName(lane) {
-  return lane === -1 ? "all cores" : `lane ${lane}`;
-}
 
 /** A time in s as a few characters: "80 ms", "3.2 s", "12 min". */
 export function briefly(seconds) {

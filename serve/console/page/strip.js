@@ -3,9 +3,10 @@
  */
 
 import { colour, count, milliseconds } from "./dom.js";
+import { laneName } from "./lanes.js";
 import { REASONS } from "./reasons.js";
 import { scaleBarSeconds } from "./timeline.js";
-import { briefly, laneName } from "./readout.js";
+import { briefly } from "./readout.js";
 
 const QUEUE_HEIGHT = 58;
 const AXIS_HEIGHT = 36;
