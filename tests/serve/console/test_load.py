@@ -1,6 +1,9 @@
 """The load that a server puts on itself."""
 
 import asyncio
+import math
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,11 @@ class Service:
         return answer
 
 
+def generator_of(loop: VirtualLoop) -> LoadGenerator:
+    """A generator whose requests come evenly."""
+    return LoadGenerator(loop.time, lambda rate: 1 / rate)
+
+
 def asked(**changes: Any) -> LoadRequest:
     return LoadRequest(**({"model": "m", "version": "2", "rate": 100, "seconds": 2} | changes))
 
@@ -50,7 +58,7 @@ def asked(**changes: Any) -> LoadRequest:
 def test_requests_come_at_the_rate_whatever_the_answers_take_and_answers_are_held_against_pytorchs() -> None:
     async def main(loop: VirtualLoop) -> None:
         service = Service(seconds=3.0)
-        result = await LoadGenerator(loop.time).run(asked(), IMAGES, service.classify)
+        result = await generator_of(loop).run(asked(), IMAGES, service.classify)
         times = [time for time, *_ in service.came]
         assert times == pytest.approx([number / 100 for number in range(200)], abs=1e-6)
         assert result.as_json() == {
@@ -70,9 +78,22 @@ def test_requests_come_at_the_rate_whatever_the_answers_take_and_answers_are_hel
     run_in_virtual_time(main)
 
 
+def test_requests_come_at_random_and_on_average_at_the_rate() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        service = Service(seconds=0.0)
+        await LoadGenerator(loop.time, Random(1).expovariate).run(asked(rate=1000, seconds=5), IMAGES, service.classify)
+        times = [time for time, *_ in service.came]
+        # The number is Poisson's: 5000, with a standard deviation of 71. So is the share of gaps above the average one.
+        assert abs(len(times) - 5000) < 5 * 71
+        longer = sum(after - before > 0.001 for before, after in pairwise(times)) / len(times)
+        assert abs(longer - math.exp(-1)) < 0.04
+
+    run_in_virtual_time(main)
+
+
 def test_refusals_are_counted_by_their_code() -> None:
     async def main(loop: VirtualLoop) -> None:
-        result = await LoadGenerator(loop.time).run(asked(), IMAGES, Service(0.001, refuses=4).classify)
+        result = await generator_of(loop).run(asked(), IMAGES, Service(0.001, refuses=4).classify)
         assert result.by_code == {"OK": 150, "RESOURCE_EXHAUSTED": 50}
         assert result.as_json()["answered"] == 150
 
@@ -81,7 +102,7 @@ def test_refusals_are_counted_by_their_code() -> None:
 
 def test_a_load_without_an_answer_has_no_latency() -> None:
     async def main(loop: VirtualLoop) -> None:
-        result = await LoadGenerator(loop.time).run(asked(), IMAGES, Service(0.0, refuses=1).classify)
+        result = await generator_of(loop).run(asked(), IMAGES, Service(0.0, refuses=1).classify)
         assert (result.as_json()["p50_ms"], result.as_json()["p99_ms"]) == (None, None)
 
     run_in_virtual_time(main)
@@ -89,7 +110,7 @@ def test_a_load_without_an_answer_has_no_latency() -> None:
 
 def test_one_load_runs_at_a_time_and_one_that_is_cancelled_cancels_its_requests() -> None:
     async def main(loop: VirtualLoop) -> None:
-        service, generator = Service(seconds=60.0), LoadGenerator(loop.time)
+        service, generator = Service(seconds=60.0), generator_of(loop)
         running = asyncio.create_task(generator.run(asked(), IMAGES, service.classify))
         await asyncio.sleep(1.005)
         with pytest.raises(OverloadedError, match="a load runs already"):

@@ -336,7 +336,8 @@ async def test_a_feed_ends_once_its_token_is_withdrawn(start_http: StartServer, 
 async def test_a_load_is_answered_with_what_became_of_it(start_http: StartServer) -> None:
     served = await start_http()
     result = (await post(served, LOAD)).json
-    assert result["sent"] == result["answered"] == sum(result["by_code"].values()) == 20
+    # On average 20 are sent, of a standard deviation of 4.5.
+    assert 1 <= result["sent"] == result["answered"] == result["by_code"]["OK"] < 60
     assert result["wrong"] == 0
     assert 0 < result["p50_ms"] <= result["p99_ms"]
 
