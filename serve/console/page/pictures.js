@@ -8,11 +8,17 @@ const PICTURE_NAME = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?)$/i;
 
 /** Return which of a folder's files look like pictures, in the order of their names; hidden ones never do. */
 export function picturesOf(files) {
-  const name = (file) => file.webkitRelativePath || file.pathInDrop || file.name;
-  const isPicture = (file) =>
-    !/(^|\/)\./.test(name(file)) && (file.type.startsWith("image/") || PICTURE_NAME.test(file.name));
-  const pictures = files.filter(isPicture).sort((a, b) => (name(a) < name(b) ? -1 : 1));
+  const pictures = files
+    .map((file) => ({ file, name: nameOf(file) }))
+    .filter(({ file, name }) => !/(^|\/)\./.test(name) && (file.type.startsWith("image/") || PICTURE_NAME.test(name)))
+    .sort((a, b) => (a.name < b.name ? -1 : 1))
+    .map(({ file }) => file);
   return { files: pictures, passedOver: files.length - pictures.length };
+}
+
+/** Return what a file is called, below the folder that was given, if it was one. */
+export function nameOf(file) {
+  return file.webkitRelativePath || file.pathInDrop || file.name || "pasted picture";
 }
 
 /** Add all files below a dropped entry to `found`; what can't be read is passed over. */

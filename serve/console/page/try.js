@@ -6,7 +6,7 @@
 import { versionPath } from "/console/api.js";
 import { mountCopy } from "/console/copy.js";
 import { count, h, percent, plural, replace } from "/console/dom.js";
-import { filesBelow, isReadable, picturesOf } from "/console/pictures.js";
+import { filesBelow, isReadable, nameOf, picturesOf } from "/console/pictures.js";
 import { comparison, predictionsTable, SHOWN } from "/console/predictions.js";
 import { mountReference, picture } from "/console/reference.js";
 import { accountOf, accountOfTiming, waterfallTable } from "/console/waterfall.js";
@@ -149,13 +149,7 @@ export function mountTry(section, context) {
     const model = chosenModel();
     if (!files.length) return say(passedOver ? `No picture among ${plural(passedOver, "file")}` : "No file was given");
     if (!model) return say("No model to classify with yet");
-    queue = queue.concat(
-      files.map((file) => ({
-        file,
-        name: file.webkitRelativePath || file.pathInDrop || file.name || "pasted picture",
-        model,
-      })),
-    );
+    queue = queue.concat(files.map((file) => ({ file, name: nameOf(file), model })));
     wasPicked = false;
     if (run) {
       run.total += files.length;
