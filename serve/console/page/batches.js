@@ -13,7 +13,7 @@ import { median, steadyScale, timelineOf } from "./timeline.js";
 
 const SUMMARY_MS = 5000;
 const TYPICAL_OF = 60;
-const ACTIVITY_SECONDS = 5;
+const ACTIVITY_SECONDS = 2;
 const MOST_LIT = 64;
 const HOLD_MS = 4000;
 const BUSY_BATCHES = 30; // in a second

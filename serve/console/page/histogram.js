@@ -2,7 +2,8 @@
  * The histogram of answer times as SVG: seconds by logarithm, a line for the time that should be kept.
  */
 
-import { count, milliseconds, svg } from "./dom.js";
+import { count, svg } from "./dom.js";
+import { plainly } from "./readout.js";
 
 const HEIGHT = 210;
 const MARGIN = { left: 46, right: 14, top: 36, bottom: 34 };
@@ -32,7 +33,7 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
       const x = xOf(seconds);
       if (x < MARGIN.left - 1 || x > right + 1) continue;
       times.push(svg("line", { class: "tick", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
-      times.push(label(milliseconds(1000 * seconds).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), x, bottom + 16, "middle"));
+      times.push(label(plainly(seconds), x, bottom + 16, "middle"));
     }
   }
   const bars = bins.map(({ from, to, number }) => {
@@ -51,7 +52,7 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
   };
   const limitMark = () => {
     const x = xOf(limit);
-    const words = `${limitName} ${milliseconds(1000 * limit)}`;
+    const words = `${limitName} ${plainly(limit)}`;
     const upright = svg("line", { class: "limit", x1: x, x2: x, y1: 16, y2: bottom });
     return [upright, label(words, x, 11, sideOf(x, 50, "middle"), "limit-name")];
   };

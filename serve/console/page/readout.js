@@ -14,6 +14,11 @@ export function briefly(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+/** A time in s without zeros at its end: "0.5 ms", "20 ms". */
+export function plainly(seconds) {
+  return milliseconds(1000 * seconds).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " ");
+}
+
 /** What is told of a batch, each with its name. */
 const COLUMNS = [
   ["Batch", (batch) => count(batch.n) + (batch.failed ? " (failed)" : "")],

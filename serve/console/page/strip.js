@@ -2,11 +2,11 @@
  * The drawing of the strip: lanes of batches on one line of time, the queue's depth above, the scale below.
  */
 
-import { colour, count, milliseconds } from "./dom.js";
+import { colour, count } from "./dom.js";
 import { laneName } from "./lanes.js";
+import { briefly, plainly } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { scaleBarSeconds } from "./timeline.js";
-import { briefly } from "./readout.js";
 
 const QUEUE_HEIGHT = 58;
 const AXIS_HEIGHT = 36;
@@ -131,7 +131,6 @@ export function stripOn(canvas) {
     }
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    pen.textBaseline = "alphabetic";
     const plot = plotOf(width);
     const xOf = (time) => plot.right - view.right + view.timeline.xOf(time);
     const axisTop = height - AXIS_HEIGHT;
@@ -157,8 +156,8 @@ export function stripOn(canvas) {
       const middle = x + piece.width / 2;
       pen.fillStyle = palette.bg;
       pen.fillRect(x + 3, 0, piece.width - 6, axisTop);
-      if (piece.known) for (const shift of [-4.5, 0.5]) line(middle + shift, axisTop + 5, middle + shift + 4, axisTop - 5, palette.muted, 1.5);
-      else text("•••", middle, axisTop + 4, { align: "center" });
+      if (!piece.known) text("•••", middle, axisTop + 4, { align: "center" });
+      else for (const x of [middle - 4.5, middle + 0.5]) line(x, axisTop + 5, x + 4, axisTop - 5, palette.muted, 1.5);
       text(briefly(piece.to - piece.from), middle, axisTop + 15, { align: "center", font: SMALL_FONT });
     }
   }
@@ -224,7 +223,8 @@ export function stripOn(canvas) {
         if (end < plot.left || x > plot.right) continue;
         const width = Math.max(1.5, end - x > 5 ? end - x - 1 : end - x);
         const rowsHeight = Math.max(3, (full * batch.rows) / group.largest);
-        const bar = { batch, row, x, width, base, top: base - Math.max(rowsHeight, (full * batch.bucket) / group.largest) };
+        const height = Math.max(rowsHeight, (full * batch.bucket) / group.largest);
+        const bar = { batch, row, x, width, base, top: base - height };
         bars.push(bar);
         drawBar(bar, rowsHeight, view.isLit(batch));
         const middle = x + width / 2;
@@ -296,12 +296,11 @@ export function stripOn(canvas) {
     const bottom = height - 5;
     const seconds = scaleBarSeconds(view.pixelsPerSecond);
     const length = seconds * view.pixelsPerSecond;
-    const words = milliseconds(1000 * seconds).replace(/\.0+ /, " ");
     line(plot.left, bottom - 4, plot.left + length, bottom - 4, palette.ink, 1.5);
     for (const x of [plot.left, plot.left + length]) line(x, bottom - 8, x, bottom, palette.ink, 1.5);
-    text(words, plot.left + length + 6, bottom, { style: palette.ink });
+    text(plainly(seconds), plot.left + length + 6, bottom, { style: palette.ink });
     text(width < 500 ? "scale" : "time", EDGE, bottom);
-    if (view.timeline.pieces.length > 0) text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
+    text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
   }
 
   function drawSelected(view, plot, xOf, axisTop) {
@@ -322,6 +321,7 @@ export function stripOn(canvas) {
   function batchAt(x, y) {
     let best = null;
     let least = 9;
+    if (y < QUEUE_HEIGHT) return null; // lanes may be scrolled below the queue
     for (const bar of bars) {
       if (y < bar.base + SYMBOL_HEIGHT - bar.row.height || y >= bar.base + SYMBOL_HEIGHT) continue;
       const distance = x < bar.x ? bar.x - x : Math.max(0, x - bar.x - bar.width);
