@@ -27,6 +27,9 @@ MAX_RATE = 2000.0
 _CALL = CallContext(caller=Caller("console load"))
 """The load is one client, which queues and limits treat as any other."""
 
+_RESOLUTION_S = 1e-6
+"""Seconds by which a request may be early: no timer is more precise."""
+
 _MOST_AT_ONCE = 32
 """Requests that are sent in one turn of the event loop, so that others have theirs."""
 
@@ -103,16 +106,18 @@ class LoadGenerator:
         self._is_running = True
         result, tasks = LoadResult(), set[asyncio.Task[None]]()
         try:
-            began = self._clock()
-            while (now := self._clock()) - began < asked.seconds:
-                due = int((now - began) * asked.rate) + 1
-                for _ in range(min(due - result.sent, _MOST_AT_ONCE)):
+            began = due = self._clock()
+            until = began + asked.seconds
+            while (now := self._clock() + _RESOLUTION_S) < until:
+                for _ in range(_MOST_AT_ONCE):
+                    if due > now:
+                        break
                     task = asyncio.create_task(self._send(asked, images, result.sent, classify, result))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                     result.sent += 1
-                ahead = began + result.sent / asked.rate - self._clock()
-                await self._sleep(max(0.0, min(ahead, began + asked.seconds - self._clock())))
+                    due = began + result.sent / asked.rate
+                await self._sleep(max(0.0, min(due, until) - self._clock()))
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:

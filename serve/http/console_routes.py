@@ -201,8 +201,8 @@ def _console_for(services: HttpServices, request: Request) -> Console:
     if services.gate is None and host is not None and not _is_address(host):
         raise HTTPException(
             403,
-            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, or "
-            "start the server with --token-hashes FILE",
+            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, "
+            "or start it with --token-hashes FILE",
         )
     return console_of(services)
 

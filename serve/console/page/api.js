@@ -82,7 +82,10 @@ export class Api {
    */
   async post(path, body, { headers, signal } = {}) {
     const sent = new Headers(headers);
-    const isJson = body !== null && typeof body === "object" && !(body instanceof Blob || body instanceof ArrayBuffer || ArrayBuffer.isView(body));
+    const isJson =
+      body !== null &&
+      typeof body === "object" &&
+      !(body instanceof Blob || body instanceof ArrayBuffer || ArrayBuffer.isView(body));
     if (isJson) sent.set("content-type", "application/json");
     else if (!sent.has("content-type")) sent.set("content-type", "application/octet-stream");
     const { response, body: text } = await this.#read(

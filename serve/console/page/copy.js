@@ -21,7 +21,15 @@ export function mountCopy(context) {
     const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0", "aria-label": "Text to copy" }, code);
     const said = h("span", { role: "status", class: "muted" });
     const tabs = KINDS.map(([kind, title]) =>
-      h("button", { type: "button", role: "tab", id: `copy-${kind}`, "aria-controls": "copy-text", text: title, onclick: () => show(kind), onkeydown: move }),
+      h("button", {
+        type: "button",
+        role: "tab",
+        id: `copy-${kind}`,
+        "aria-controls": "copy-text",
+        text: title,
+        onclick: () => show(kind),
+        onkeydown: move,
+      }),
     );
     const copyButton = h("button", { type: "button", class: "primary", text: "Copy", onclick: copied });
     let timer;
@@ -46,7 +54,14 @@ export function mountCopy(context) {
       if (kind === "triton") {
         const path = versionPath("/v2", result.model);
         // A name that the server doesn't tell is asked for by the text itself.
-        if (!outputNames.has(path)) outputNames.set(path, await context.api.get(path).then(({ outputs }) => outputs[0].name, () => null));
+        if (!outputNames.has(path))
+          outputNames.set(
+            path,
+            await context.api.get(path).then(
+              ({ outputs }) => outputs[0].name,
+              () => null,
+            ),
+          );
         asked.outputName = outputNames.get(path);
         if (!asked.outputName) {
           outputNames.delete(path);
@@ -82,7 +97,14 @@ export function mountCopy(context) {
     return h(
       "div",
       { class: "copy" },
-      h("div", { class: "row" }, h("h4", { text: "Copy as" }), h("div", { class: "row", role: "tablist", "aria-label": "Copy as" }, tabs), copyButton, said),
+      h(
+        "div",
+        { class: "row" },
+        h("h4", { text: "Copy as" }),
+        h("div", { class: "row", role: "tablist", "aria-label": "Copy as" }, tabs),
+        copyButton,
+        said,
+      ),
       pre,
     );
   }
@@ -130,11 +152,13 @@ function isLoopback(host) {
   return /^(localhost|127(\.\d+){3}|\[?::1\]?)$/i.test(host);
 }
 
-function curlText({ classify, file, reference, tokens }) {
+function curlText({ classify, file, reference, tls, tokens }) {
+  const trust = tls ? "# Where this machine does not trust the server's certificate: --cacert ca.pem\n" : "";
   const token = tokens ? ' -H "authorization: Bearer $FUSELINE_TOKEN"' : "";
   const fails = "curl -sS --fail-with-body";
-  if (reference) return `${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
-  return `${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
+  if (reference)
+    return `${trust}${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
+  return `${trust}${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
 }
 
 function pythonText(asked) {
@@ -144,6 +168,7 @@ function pythonText(asked) {
   return lines(
     tokens && "# The token is that of the environment variable FUSELINE_TOKEN.",
     inClear && "# It leaves this machine unencrypted: the server has no TLS.",
+    tls && '# Where this machine does not trust the server\'s certificate: Client(..., ca="ca.pem")',
     reference && referenceImports(asked),
     "from fuseline import Client",
     "",
@@ -164,7 +189,11 @@ function tritonText(asked) {
   }
   const protocol = grpc ? "grpc" : "http";
   const input = reference
-    ? ["pixels = pixels[None]", `image = InferInput(${pythonQuoted(model.input_name)}, pixels.shape, "UINT8")`, "image.set_data_from_numpy(pixels)"]
+    ? [
+        "pixels = pixels[None]",
+        `image = InferInput(${pythonQuoted(model.input_name)}, pixels.shape, "UINT8")`,
+        "image.set_data_from_numpy(pixels)",
+      ]
     : [
         `with open(${pythonQuoted(file)}, "rb") as file:`,
         "    pictures = np.array([file.read()], dtype=np.object_)",
@@ -174,6 +203,8 @@ function tritonText(asked) {
   const ssl = !tls || grpc?.startsWith("unix:") ? "" : ", ssl=True";
   return lines(
     inClear && "# The token leaves this machine unencrypted: the server has no TLS.",
+    tls &&
+      `# Where this machine does not trust the server's certificate: ${grpc ? 'root_certificates="ca.pem"' : 'ssl_options={"ca_certs": "ca.pem"}'}`,
     reference ? referenceImports(asked) : [tokens && ["import os", ""], "import numpy as np"],
     `from tritonclient.${protocol} import InferenceServerClient, InferInput, InferRequestedOutput`,
     "",
@@ -200,7 +231,11 @@ function referencePixels({ reference, shape, tokens }) {
         'request.add_header("authorization", f"Bearer {os.environ[\'FUSELINE_TOKEN\']}")',
       ]
     : [`request = ${pythonQuoted(reference)}`];
-  return [...request, "with urllib.request.urlopen(request) as response:", `    pixels = np.frombuffer(response.read(), np.uint8).reshape(${shape.join(", ")})`];
+  return [
+    ...request,
+    "with urllib.request.urlopen(request) as response:",
+    `    pixels = np.frombuffer(response.read(), np.uint8).reshape(${shape.join(", ")})`,
+  ];
 }
 
 function lines(...parts) {
@@ -222,5 +257,8 @@ export function shellQuoted(text) {
 
 /** Return `text` as a literal of Python, whatever it holds; JSON's escapes are all Python's too. */
 export function pythonQuoted(text) {
-  return JSON.stringify(text).replace(new RegExp(UNSEEN, "gu"), (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return JSON.stringify(text).replace(
+    new RegExp(UNSEEN, "gu"),
+    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }

@@ -6,8 +6,8 @@
  * Return a new element.
  *
  * @param {string} tag
- * @param {Object<string, any>} [attributes] `class`, `text`; a function named `onclick` and the like listens; true sets an
- *   attribute without a value; false, null and undefined leave it out; other values are set as attributes.
+ * @param {Object<string, any>} [attributes] `text` is the element's text; a function named `onclick` and the like
+ *   listens; true sets an attribute without a value; false, null and undefined leave it out; others are set as they are.
  * @param {...(Node|string|number|null|undefined|false|Array)} children Strings and numbers become text nodes; lists are
  *   flattened; null, undefined and false are left out.
  * @returns {HTMLElement}
@@ -47,6 +47,47 @@ export function add(element, ...children) {
 export function replace(element, ...children) {
   element.replaceChildren();
   return add(element, ...children);
+}
+
+/**
+ * Return a table.
+ *
+ * @param {string} caption
+ * @param {Array<string|null>} heads of the columns; "Time#" is one of numbers, null of no words
+ * @param {Array<Array<Node|string|null>>} rows cells of each; the first is what the row is of
+ * @param {{isQuiet?: boolean, isHeadless?: boolean, widths?: Array<string>}} [more] whether the caption is for screen
+ *   readers alone; whether the heads are left out; classes that give the columns their widths, whatever is in them
+ */
+export function table(caption, heads, rows, { isQuiet = false, isHeadless = false, widths = [] } = {}) {
+  const number = (column) => (heads[column]?.endsWith("#") ? "number" : null);
+  const head = (text, column) =>
+    text === null ? h("td") : h("th", { scope: "col", class: number(column), text: text.replace(/#$/, "") });
+  const cell = (content, column) =>
+    h(column ? "td" : "th", { scope: column ? null : "row", class: number(column) }, content);
+  return h(
+    "table",
+    { class: widths.length ? "fixed" : null },
+    h("caption", { class: isQuiet ? "visually-hidden" : null, text: caption }),
+    h(
+      "colgroup",
+      {},
+      widths.map((name) => h("col", { class: name })),
+    ),
+    !isHeadless && h("thead", {}, h("tr", {}, heads.map(head))),
+    h(
+      "tbody",
+      {},
+      rows.map((cells) => h("tr", {}, cells.map(cell))),
+    ),
+  );
+}
+
+/** Return a track with a bar from one share of its length to another; its row says the same in words. */
+export function track(from, to, kind = "") {
+  const bar = h("span", { class: `bar ${kind}` });
+  bar.style.left = `${from * 100}%`;
+  bar.style.width = `${(to - from) * 100}%`;
+  return h("span", { class: "track", "aria-hidden": "true" }, bar);
 }
 
 /** Text of a time: "0.42 ms", "12.3 ms", "1.20 s"; "–" for none. */

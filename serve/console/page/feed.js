@@ -108,7 +108,10 @@ export class Feed extends EventTarget {
     };
     try {
       listen();
-      const response = await this.#api.open("/console/events", { signal: abort.signal, headers: { accept: "text/event-stream" } });
+      const response = await this.#api.open("/console/events", {
+        signal: abort.signal,
+        headers: { accept: "text/event-stream" },
+      });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       const parser = new EventParser();
       for (;;) {
@@ -121,7 +124,10 @@ export class Feed extends EventTarget {
           else this.#take(event);
         }
       }
-      return { heard, message: ended ? `The server ended the connection: ${ended}` : "The connection to the server was lost" };
+      return {
+        heard,
+        message: ended ? `The server ended the connection: ${ended}` : "The connection to the server was lost",
+      };
     } catch (error) {
       if (error.name === "AbortError") return { heard, message: `The server was silent for ${SILENCE_MS / 1000} s` };
       if (error instanceof ApiError && error.status !== 0) {
@@ -129,7 +135,8 @@ export class Feed extends EventTarget {
         const passes = error.status === 429 || error.status >= 500;
         return { heard, refused: !passes, status: error.status, message: error.message };
       }
-      if (!(error instanceof ApiError || error instanceof TypeError || error.name === "NetworkError")) console.error(error);
+      if (!(error instanceof ApiError || error instanceof TypeError || error.name === "NetworkError"))
+        console.error(error);
       return { heard, message: "No connection to the server" };
     } finally {
       clearTimeout(silence);
@@ -149,7 +156,11 @@ export class Feed extends EventTarget {
     this.#fields = fields;
     this.#wasConnected = true;
     this.dispatch("hello", { boot, version, now, wall });
-    const message = !again ? "Connected" : restarted ? "Connected again: the server was started anew" : "Connected again";
+    const message = !again
+      ? "Connected"
+      : restarted
+        ? "Connected again: the server was started anew"
+        : "Connected again";
     this.#say("connected", message, { again, restarted });
   }
 
@@ -164,9 +175,12 @@ export class Feed extends EventTarget {
       this.dispatch("requests", { requests, seen: chunk.requests_seen ?? requests.length, now });
     }
     if (chunk.refusals) {
-      this.dispatch("refusals", { refusals: chunk.refusals.map((row) => named(["method", "model", "code", "error", "count", "message"], row)) });
+      this.dispatch("refusals", {
+        refusals: chunk.refusals.map((row) => named(["method", "model", "code", "error", "count", "message"], row)),
+      });
     }
-    if (chunk.queued) this.dispatch("queued", { now, queued: chunk.queued.map((row) => named(["model", "version", "rows"], row)) });
+    if (chunk.queued)
+      this.dispatch("queued", { now, queued: chunk.queued.map((row) => named(["model", "version", "rows"], row)) });
     for (const followed of chunk.followed ?? []) this.dispatch("followed", followed);
     if (chunk.totals) {
       const totals = chunk.totals.map((row) => named(["method", "model", "version", "code", "count"], row));

@@ -17,8 +17,11 @@ const element = (id) => document.getElementById(id);
 const api = new Api();
 const feed = new Feed(api);
 
-/** What every section gets; `server` and `model` are those of now, and change with the events of the same names. */
-const context = { api, feed, server: null, model: null };
+/**
+ * What every section gets; `server` and `model` are those of now, and change with the events of the same names;
+ * `readServer` asks for them at once.
+ */
+const context = { api, feed, server: null, model: null, readServer };
 
 // The sections first: none may miss an event.
 mountTry(element("try"), context);
@@ -58,7 +61,8 @@ document.addEventListener("visibilitychange", () => {
 
 function showServer(server) {
   const processes = server.workers > 1 ? `, ${server.workers} workers` : "";
-  element("server-facts").textContent = `${server.version} at ${location.host}, up ${duration(server.uptime_s)}${processes}`;
+  element("server-facts").textContent =
+    `${server.version} at ${location.host}, up ${duration(server.uptime_s)}${processes}`;
   document.title = `Fuseline at ${location.host}`;
 }
 
@@ -78,11 +82,17 @@ let offered = "";
 /** Offer the models of now, and keep the choice while its model is served. */
 function chooseModel(server) {
   const { models } = server;
-  const options = models.map((model) => [keyOf(model), `${model.name}, version ${model.version}${model.is_default ? "" : " (not the default)"}`]);
+  const options = models.map((model) => [
+    keyOf(model),
+    `${model.name}, version ${model.version}${model.is_default ? "" : " (not the default)"}`,
+  ]);
   if (JSON.stringify(options) !== offered) {
     offered = JSON.stringify(options);
     const chosen = select.value || sessionStorage.getItem(MODEL_KEY);
-    replace(select, options.map(([value, text]) => h("option", { value, text })));
+    replace(
+      select,
+      options.map(([value, text]) => h("option", { value, text })),
+    );
     const first = models.find((model) => model.is_default) ?? models[0];
     select.value = options.some(([value]) => value === chosen) ? chosen : first ? keyOf(first) : "";
     element("model-choice").hidden = models.length === 0;
@@ -114,7 +124,8 @@ feed.addEventListener("state", ({ detail }) => {
   connection.dataset.state = detail.state;
   // The same words again would be read aloud again.
   if (connection.textContent !== text) connection.textContent = text;
-  if (detail.status === 401 || detail.status === 403) askForToken(detail);
+  // Without a token 403 is of something else, such as the name that the page was opened by.
+  if (detail.status === 401 || (detail.status === 403 && api.token)) askForToken(detail);
   else if (detail.state === "connected") tokenForm.hidden = true;
 });
 

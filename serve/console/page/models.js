@@ -3,7 +3,7 @@
  */
 
 import { versionPath } from "/console/api.js";
-import { bytes, count, h, milliseconds, percent, plural, replace } from "/console/dom.js";
+import { bytes, count, h, milliseconds, percent, plural, replace, table, track } from "/console/dom.js";
 
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;
@@ -40,7 +40,11 @@ export function mountModels(section, context) {
       next.set(key, entry);
     }
     const wanted = [...next.values()].map(({ card }) => card);
-    if (!wanted.length || wanted.length !== cards.children.length || wanted.some((card, i) => card !== cards.children[i])) {
+    if (
+      !wanted.length ||
+      wanted.length !== cards.children.length ||
+      wanted.some((card, i) => card !== cards.children[i])
+    ) {
       replace(cards, wanted.length ? wanted : h("p", { class: "muted", text: "No model is served." }));
     }
     known = next;
@@ -76,82 +80,127 @@ function cardOf(model, measured, context) {
       model.is_default && h("span", { class: "badge", text: "default" }),
       h("span", { class: "muted", text: `${model.architecture} · ${model.backend}, ${model.precision}` }),
       model.verification.length > 0 &&
-        h("span", { class: passed === model.verification.length ? "good" : "bad", text: `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven` }),
+        h("span", {
+          class: passed === model.verification.length ? "good" : "bad",
+          text: `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven`,
+        }),
     ),
-    h("div", { class: "card-body" }, facts(model), measured, proof(model), folds(model), assumptions(model), report(model, context)),
+    h(
+      "div",
+      { class: "card-body" },
+      facts(model),
+      measured,
+      proof(model),
+      folds(model),
+      assumptions(model),
+      report(model, context),
+    ),
   );
 }
 
 function facts(model) {
+  const pixels = model.takes_pixels ? "pixels" : "normalised";
+  const task = model.task === "multi-label" ? "any number at once (multi-label)" : "one of them (single-label)";
   const rows = [
-    ["Input", `${model.height} × ${model.width} × ${model.channels}; tensor ${model.input_name}, ${model.datatype}${model.takes_pixels ? ", pixels" : ", normalised"}`],
-    ["Classes", `${count(model.classes)}, ${model.task === "multi-label" ? "any number of them at once (multi-label)" : "one of them (single-label)"}`],
+    [
+      "Input",
+      `${model.height} × ${model.width} × ${model.channels}; tensor ${model.input_name}, ${model.datatype}, ${pixels}`,
+    ],
+    ["Classes", `${count(model.classes)}, ${task}`],
     ["Backend", `${model.backend} on ${model.device}`],
     ["Why", model.backend_reason],
-    ["Precision", model.half_share === null ? model.precision : `${model.precision}; ${percent(model.half_share)} of the arithmetic in half precision`],
-    model.artifact && ["Artifact", `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`],
+    [
+      "Precision",
+      model.half_share === null
+        ? model.precision
+        : `${model.precision}; ${percent(model.half_share)} of the arithmetic in half precision`,
+    ],
+    model.artifact && [
+      "Artifact",
+      `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`,
+    ],
     ["Lanes", lanesText(model.lanes)],
     model.latency_target_ms !== null && ["Latency target", milliseconds(model.latency_target_ms)],
     ["Largest request", plural(model.max_images_per_request, "image")],
   ].filter((row) => row && row[1]);
-  return h("dl", { class: "facts" }, rows.map(([name, text]) => [h("dt", { text: name }), h("dd", { text })]));
+  return h(
+    "dl",
+    { class: "facts" },
+    rows.map(([name, text]) => [h("dt", { text: name }), h("dd", { text })]),
+  );
 }
 
 function lanesText({ lanes, reason, images_per_s: rates }) {
-  const measured = Object.entries(rates ?? {}).map(([number, rate]) => `${plural(Number(number), "lane")}: ${count(Math.round(rate))} images/s`);
-  return [`${lanes}${reason ? `: ${reason}` : ""}`, measured.length ? `Measured: ${measured.join("; ")}` : ""].filter(Boolean).join(". ");
+  const measured = Object.entries(rates ?? {}).map(
+    ([number, rate]) => `${plural(Number(number), "lane")}: ${count(Math.round(rate))} images/s`,
+  );
+  return [`${lanes}${reason ? `: ${reason}` : ""}`, measured.length ? `Measured: ${measured.join("; ")}` : ""]
+    .filter(Boolean)
+    .join(". ");
 }
 
 function buckets({ buckets: all }) {
   if (!all?.length) return null;
   const fastest = Math.max(...all.map(({ rows, ms }) => (ms ? rows / ms : 0)));
-  const row = ({ rows, ms }) => {
-    const bar = h("span", { class: "bar" });
-    bar.style.width = ms ? `${(rows / ms / fastest) * 100}%` : "0";
-    return h(
-      "tr",
-      {},
-      h("th", { scope: "row", class: "number", text: rows }),
-      h("td", { class: "number", text: ms === null ? "not measured" : milliseconds(ms) }),
-      h("td", { class: "number", text: ms ? count(Math.round((1000 * rows) / ms)) : "–" }),
-      h("td", { class: "wide" }, ms && h("span", { class: "track", "aria-hidden": "true" }, bar)),
-    );
-  };
-  return plainTable("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row));
+  const row = ({ rows, ms }) => [
+    String(rows),
+    ms ? milliseconds(ms) : "not measured",
+    ms ? count(Math.round((1000 * rows) / ms)) : "–",
+    ms ? track(0, rows / ms / fastest) : null,
+  ];
+  return table("Buckets: batches as they are computed", ["Rows#", "Time#", "Images/s#", null], all.map(row), {
+    widths: ["figure", "figure", "figure", "bars"],
+  });
 }
 
 function proof({ verification }) {
   if (!verification.length) return h("p", { class: "muted", text: "The package tells of no verification." });
-  const row = (one) =>
+  const row = (one) => [
     h(
-      "tr",
+      "span",
       {},
-      h("th", { scope: "row" }, h("span", { class: one.passed ? "good" : "bad", text: one.passed ? "✓ " : "✗ missed: " }), `${one.artifact}, ${one.backend}${one.precision ? `, ${one.precision}` : ""}`),
-      h("td", { class: "number", text: percent(one.agreement, 2), title: one.agreement_on ?? null }),
-      h("td", { class: "number", text: one.max_abs_difference === null ? "–" : `${small(one.max_abs_difference)} of ${small(one.logit_range)}` }),
-      h("td", { text: one.bar }),
-      h("td", { text: one.image_source ?? plural(one.images, "image") }),
-      h("td", { class: "number", text: one.accuracy === null ? "–" : `${percent(one.accuracy)} (${percent(one.eager_accuracy)})` }),
-    );
+      h("span", { class: one.passed ? "good" : "bad", text: one.passed ? "✓ " : "✗ missed: " }),
+      `${one.artifact}, ${one.backend}${one.precision ? `, ${one.precision}` : ""}`,
+    ),
+    percent(one.agreement, 2),
+    one.max_abs_difference === null ? "–" : `${small(one.max_abs_difference)} of ${small(one.logit_range)}`,
+    one.bar,
+    one.image_source ?? plural(one.images, "image"),
+    one.accuracy === null ? "–" : `${percent(one.accuracy)} (${percent(one.eager_accuracy)})`,
+  ];
   const on = [...new Set(verification.map((one) => one.agreement_on).filter(Boolean))];
   return tableOf(
     "What was proven at the export, against PyTorch in FP32",
-    ["Artifact", `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`, "Largest logit difference, of the range#", "Bar", "Images", "Accuracy (PyTorch's)#"],
+    [
+      "Artifact",
+      `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`,
+      "Largest logit difference, of the range#",
+      "Bar",
+      "Images",
+      "Accuracy (PyTorch's)#",
+    ],
     verification.map(row),
   );
 }
 
 function folds({ folds: all }) {
   if (!all) return null;
-  const number = (value) => (Array.isArray(value) ? value.length : value);
-  const shares = Object.entries(all.share ?? {}).filter(([, share]) => share.fp16_layers);
+  const { folded, kept, largest_difference: largest, share: shares } = all;
+  const halves = Object.entries(shares).filter(([, share]) => share.fp16_layers);
   return h(
     "div",
     {},
     h("h4", { text: "Folds" }),
-    h("p", { text: `${plural(number(all.folded), "BatchNorm")} folded into convolutions, ${number(all.kept)} kept as scale and shift${all.largest_difference === null ? "" : `; largest difference of a layer's output ${small(all.largest_difference)}`}.` }),
-    shares.map(([path, share]) =>
-      h("p", { text: `${path}: ${share.fp16_layers} of ${plural(share.layers, "layer")} in FP16, ${percent(share.fp16_weights / share.weights)} of the weights.` }),
+    h(
+      "p",
+      {},
+      `${plural(folded, "BatchNorm")} folded into convolutions, ${kept} kept as scale and shift; `,
+      `largest difference of a layer's output ${small(largest)}.`,
+    ),
+    halves.map(([path, { fp16_layers: half, layers, fp16_weights: weights, weights: allWeights }]) =>
+      h("p", {
+        text: `${path}: ${half} of ${plural(layers, "layer")} in FP16, ${percent(weights / allWeights)} of the weights.`,
+      }),
     ),
   );
 }
@@ -162,39 +211,29 @@ function assumptions({ assumptions: all }) {
   return h(
     "details",
     {},
-    h("summary", { text: `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled` }),
-    tableOf("Open assumptions", ["Assumed", "Meaning", "Settled by"], open.map((one) => h("tr", {}, h("th", { scope: "row", text: `${one.key} = ${one.value}` }), h("td", { text: one.meaning }), h("td", {}, h("code", { text: one.flag }))))),
+    h("summary", {
+      text: `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled`,
+    }),
+    tableOf(
+      "Open assumptions",
+      ["Assumed", "Meaning", "Settled by"],
+      open.map((one) => [`${one.key} = ${one.value}`, one.meaning, h("code", { text: one.flag })]),
+    ),
   );
 }
 
-/** Text of a small number: "1.2e-5" as "0.000012", "21.1". */
+/** Text of a number in two digits: "0.000012", "21". */
 function small(value) {
-  return value === 0 ? "0" : Number(value).toPrecision(2).replace(/e([+-]\d+)/, " × 10^$1").replace("^+", "^");
+  return String(Number(value.toPrecision(2)));
 }
 
 /** Return a table that scrolls by itself where it is wider than the page. */
-function tableOf(caption, heads, rows) {
+function tableOf(caption, heads, rows, more) {
   return h(
     "div",
     { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption },
-    plainTable(caption, heads, rows),
+    table(caption, heads, rows, more),
   );
-}
-
-function plainTable(caption, heads, rows) {
-  return h(
-    "table",
-    {},
-    h("caption", { text: caption }),
-    h("thead", {}, h("tr", {}, heads.map(headOf))),
-    h("tbody", {}, rows),
-  );
-}
-
-/** Return the head of a column; those of numbers end in "#", and null is that of no words. */
-function headOf(text) {
-  if (text === null) return h("td");
-  return h("th", { scope: "col", class: text.endsWith("#") ? "number" : null, text: text.replace(/#$/, "") });
 }
 
 /** Return the button that shows a package's report in place; see report.js for why it is framed twice. */
@@ -202,7 +241,13 @@ function report(model, { api }) {
   if (!model.has_report) return null;
   const place = h("div", { class: "report", hidden: true });
   const message = h("p", { class: "bad", role: "alert" });
-  const button = h("button", { type: "button", class: "main", "aria-expanded": "false", text: "Show the export's report", onclick: toggle });
+  const button = h("button", {
+    type: "button",
+    class: "main",
+    "aria-expanded": "false",
+    text: "Show the export's report",
+    onclick: toggle,
+  });
 
   async function toggle() {
     message.textContent = "";
@@ -210,7 +255,10 @@ function report(model, { api }) {
     button.disabled = true;
     try {
       const text = await api.getText(`${versionPath("/console", model)}/report`);
-      const frame = h("iframe", { src: "/console/report.html", title: `Report of ${model.name}, version ${model.version}` });
+      const frame = h("iframe", {
+        src: "/console/report.html",
+        title: `Report of ${model.name}, version ${model.version}`,
+      });
       frame.addEventListener("load", () => frame.contentWindow.postMessage({ report: text }, location.origin));
       replace(place, frame);
       shown(true);
@@ -233,16 +281,18 @@ function report(model, { api }) {
 
 // --- The repository: load and unload ---
 
-function mountRepository({ api, feed }) {
-  const body = h("tbody");
+function mountRepository({ api, feed, readServer }) {
   const message = h("p", { class: "whole", role: "status" });
   const note = h("p", { class: "muted", hidden: true });
-  const table = h(
+  const index = h("div");
+  const element = h(
     "div",
-    { class: "scrolls", role: "region", tabindex: "0", "aria-label": "Model repository" },
-    h("table", {}, h("caption", { class: "visually-hidden", text: "Models of the repository" }), h("thead", {}, h("tr", {}, ["Model", "Version", "State", "Reason"].map((text) => h("th", { scope: "col", text })), h("td"))), body),
+    { class: "repository", hidden: true },
+    h("h3", { text: "Repository" }),
+    note,
+    index,
+    message,
   );
-  const element = h("div", { class: "repository", hidden: true }, h("h3", { text: "Repository" }), note, table, message);
   let mayControl = false;
   let working = "";
   let shown = "";
@@ -264,36 +314,55 @@ function mountRepository({ api, feed }) {
     }
   }
 
-  function show(index) {
-    const text = JSON.stringify([index, mayControl, working]);
+  function show(models) {
+    const text = JSON.stringify([models, mayControl, working]);
     if (text === shown) return;
     shown = text;
-    const focused = document.activeElement?.dataset?.action;
+    const focused = index.contains(document.activeElement) ? document.activeElement.dataset : null;
     const names = new Set();
+    const rows = models.map(({ name, version, state, reason }) => {
+      // Loads and unloads are of a model, all of its versions: one pair of buttons for each.
+      const isFirst = !names.has(name);
+      names.add(name);
+      const isServed = models.some((one) => one.name === name && one.state === "READY");
+      const isBad = state === "UNAVAILABLE" && reason && reason !== "unloaded";
+      const actions = [
+        button("load", name, isServed ? "Load again" : "Load"),
+        isServed && button("unload", name, "Unload"),
+      ];
+      return [
+        h("span", { class: "name", text: name }),
+        version ?? "",
+        h("span", { class: state === "READY" ? "good" : isBad ? "bad" : null, text: state ?? "" }),
+        h("span", { class: "whole", text: reason ?? "" }),
+        mayControl && isFirst ? h("div", { class: "actions" }, actions) : null,
+      ];
+    });
     replace(
-      body,
-      index.map(({ name, version, state, reason }) => {
-        // Loads and unloads are of a model, all of its versions: one pair of buttons for each.
-        const isFirst = !names.has(name);
-        names.add(name);
-        const isServed = index.some((one) => one.name === name && one.state === "READY");
-        return h(
-          "tr",
-          {},
-          h("th", { scope: "row", class: "name", text: name }),
-          h("td", { text: version ?? "" }),
-          h("td", { class: state === "READY" ? "good" : state === "UNAVAILABLE" && reason && reason !== "unloaded" ? "bad" : "", text: state ?? "" }),
-          h("td", { class: "whole", text: reason ?? "" }),
-          h("td", {}, mayControl && isFirst && h("div", { class: "actions" }, button("load", name, isServed ? "Load again" : "Load"), isServed && button("unload", name, "Unload"))),
-        );
-      }),
+      index,
+      tableOf("Models of the repository", ["Model", "Version", "State", "Reason", null], rows, { isQuiet: true }),
     );
-    if (focused) [...body.querySelectorAll("button")].find((one) => one.dataset.action === focused)?.focus();
+    const buttons = [...index.querySelectorAll("button")];
+    const same = (name) => buttons.find((one) => one.dataset[name] && one.dataset[name] === focused?.[name]);
+    (same("action") ?? same("model"))?.focus();
   }
 
   function button(action, name, text) {
-    const one = h("button", { type: "button", class: "main", disabled: working !== "", "aria-label": `${text} ${name}`, text, onclick: () => (action === "unload" ? ask(name) : act(action, name)) });
+    const one = h("button", {
+      type: "button",
+      class: "main",
+      // Not `disabled`, which would take the focus away.
+      "aria-disabled": working ? "true" : null,
+      "aria-label": `${text} ${name}`,
+      text,
+      onclick: () => {
+        if (working) return;
+        if (action === "unload") ask(name);
+        else act(action, name);
+      },
+    });
     one.dataset.action = `${action} ${name}`;
+    one.dataset.model = name;
     return one;
   }
 
@@ -303,7 +372,12 @@ function mountRepository({ api, feed }) {
       { "aria-labelledby": "unload-heading" },
       h("h3", { id: "unload-heading" }, `Unload ${name}?`),
       h("p", { text: "What it has admitted is answered; requests after that are refused until it is loaded again." }),
-      h("div", { class: "row" }, h("button", { type: "button", class: "main", text: "Keep it", onclick: () => dialog.close() }), h("button", { type: "button", class: "main primary", text: "Unload", onclick: () => dialog.close("unload") })),
+      h(
+        "div",
+        { class: "row" },
+        h("button", { type: "button", class: "main", text: "Keep it", onclick: () => dialog.close() }),
+        h("button", { type: "button", class: "main primary", text: "Unload", onclick: () => dialog.close("unload") }),
+      ),
     );
     dialog.addEventListener("close", () => {
       dialog.remove();
@@ -325,6 +399,7 @@ function mountRepository({ api, feed }) {
     }
     working = "";
     readIndex();
+    readServer();
   }
 
   function say(text, isBad = false) {

@@ -5,12 +5,15 @@
 
 import { versionPath } from "/console/api.js";
 import { mountCopy } from "/console/copy.js";
-import { count, h, milliseconds, percent, plural, replace } from "/console/dom.js";
+import { count, h, percent, plural, replace } from "/console/dom.js";
+import { filesBelow, isReadable, picturesOf } from "/console/pictures.js";
+import { comparison, predictionsTable, SHOWN } from "/console/predictions.js";
+import { mountReference, picture } from "/console/reference.js";
+import { accountOf, accountOfTiming, waterfallTable } from "/console/waterfall.js";
 
 const AT_ONCE = 8;
 const KEPT_RESULTS = 50;
 const KEPT_BATCHES = 500;
-const SHOWN = 5;
 /** Classes asked for of a reference image: more than are shown, so that PyTorch's five are likely among them. */
 const ASKED_OF_REFERENCE = 10;
 /** How long the server's account of a request is waited for before the answer's own timing is shown instead. */
@@ -18,16 +21,6 @@ const ACCOUNT_MS = 2_000;
 const RENDER_MS = 100;
 /** A run ends when this many pictures in a row find no server. */
 const UNANSWERED = 8;
-const PICTURE_NAME = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?)$/i;
-
-const REASONS = {
-  full: "it had all the rows that a batch may have",
-  idle: "its lane had nothing to do",
-  next: "its lane had just computed another",
-  deadline: "of a request's deadline",
-  delay: "it had waited as long as the server allows",
-  drain: "the server was ending",
-};
 
 /**
  * @param {HTMLElement} section
@@ -48,8 +41,22 @@ export function mountTry(section, context) {
 
   // --- What is in the section ---
 
-  const fileInput = h("input", { type: "file", accept: "image/*", multiple: true, hidden: true, id: "try-files", onchange: chosen });
-  const folderInput = h("input", { type: "file", webkitdirectory: true, multiple: true, hidden: true, id: "try-folder", onchange: chosen });
+  const fileInput = h("input", {
+    type: "file",
+    accept: "image/*",
+    multiple: true,
+    hidden: true,
+    id: "try-files",
+    onchange: chosen,
+  });
+  const folderInput = h("input", {
+    type: "file",
+    webkitdirectory: true,
+    multiple: true,
+    hidden: true,
+    id: "try-folder",
+    onchange: chosen,
+  });
   const dropZone = h(
     "button",
     { type: "button", class: "drop main", id: "drop", onclick: () => fileInput.click() },
@@ -142,14 +149,29 @@ export function mountTry(section, context) {
     const model = chosenModel();
     if (!files.length) return say(passedOver ? `No picture among ${plural(passedOver, "file")}` : "No file was given");
     if (!model) return say("No model to classify with yet");
-    queue = queue.concat(files.map((file) => ({ file, name: file.webkitRelativePath || file.pathInDrop || file.name || "pasted picture", model })));
+    queue = queue.concat(
+      files.map((file) => ({
+        file,
+        name: file.webkitRelativePath || file.pathInDrop || file.name || "pasted picture",
+        model,
+      })),
+    );
     wasPicked = false;
     if (run) {
       run.total += files.length;
       run.passedOver += passedOver;
       return;
     }
-    run = { total: files.length, passedOver, done: 0, refused: 0, unanswered: 0, began: performance.now(), abort: new AbortController(), why: "" };
+    run = {
+      total: files.length,
+      passedOver,
+      done: 0,
+      refused: 0,
+      unanswered: 0,
+      began: performance.now(),
+      abort: new AbortController(),
+      why: "",
+    };
     stopButton.hidden = false;
     const mine = run;
     Promise.all(Array.from({ length: AT_ONCE }, () => sendQueued(mine))).then(() => ended(mine));
@@ -163,7 +185,8 @@ export function mountTry(section, context) {
       mine.done += 1;
       mine.refused += result.error ? 1 : 0;
       mine.unanswered = result.error && result.status === 0 ? mine.unanswered + 1 : 0;
-      if (mine.total > 1 && (result.status === 401 || result.status === 403 || mine.unanswered >= UNANSWERED)) stop(`Stopped: ${result.error}`);
+      if (mine.total > 1 && (result.status === 401 || result.status === 403 || mine.unanswered >= UNANSWERED))
+        stop(`Stopped: ${result.error}`);
       keep(result);
       renderSoon();
     }
@@ -319,8 +342,22 @@ export function mountTry(section, context) {
 
   function rowOf(result) {
     const [best] = result.predictions ?? [];
-    const text = best ? [h("span", { class: "label", text: best.label }), h("span", { class: "number", text: percent(best.probability) })] : h("span", { class: "bad whole", text: result.error });
-    return h("li", {}, h("button", { type: "button", onclick: () => pick(result) }, h("span", { class: "name", text: result.name }), text));
+    const text = best
+      ? [
+          h("span", { class: "label", text: best.label }),
+          h("span", { class: "number", text: percent(best.probability) }),
+        ]
+      : h("span", { class: "bad whole", text: result.error });
+    return h(
+      "li",
+      {},
+      h(
+        "button",
+        { type: "button", onclick: () => pick(result) },
+        h("span", { class: "name", text: result.name }),
+        text,
+      ),
+    );
   }
 
   function pick(result) {
@@ -339,7 +376,10 @@ export function mountTry(section, context) {
     previewUrl = null;
     light();
     if (!selected) {
-      replace(answer, h("p", { class: "empty muted", text: "The answer to a picture appears here, with where its time went." }));
+      replace(
+        answer,
+        h("p", { class: "empty muted", text: "The answer to a picture appears here, with where its time went." }),
+      );
       return;
     }
     const { name, model, predictions, error } = selected;
@@ -353,7 +393,10 @@ export function mountTry(section, context) {
           "div",
           {},
           h("h3", { class: "name", text: name }),
-          h("p", { class: "muted", text: `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}` }),
+          h("p", {
+            class: "muted",
+            text: `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`,
+          }),
           error ? h("p", { class: "bad whole", text: error }) : comparison(selected),
         ),
       ),
@@ -369,7 +412,9 @@ export function mountTry(section, context) {
     previewUrl = URL.createObjectURL(file);
     const image = h("img", { alt: `Preview of ${name}`, src: previewUrl });
     const box = h("div", { class: "preview" }, image);
-    image.addEventListener("error", () => replace(box, h("span", { class: "muted", text: "This browser can't show it" })));
+    image.addEventListener("error", () =>
+      replace(box, h("span", { class: "muted", text: "This browser can't show it" })),
+    );
     return box;
   }
 
@@ -395,7 +440,9 @@ export function mountTry(section, context) {
   function announce({ name, predictions, error }) {
     // Where the page is one column, the answer to what was just asked may be out of sight.
     if (answer.getBoundingClientRect().top > innerHeight - 100) answer.scrollIntoView();
-    announcement.textContent = error ? `${name}: ${error}` : `${name}: ${predictions[0].label}, ${percent(predictions[0].probability)}`;
+    announcement.textContent = error
+      ? `${name}: ${error}`
+      : `${name}: ${predictions[0].label}, ${percent(predictions[0].probability)}`;
   }
 
   feed.addEventListener("state", ({ detail }) => {
@@ -403,283 +450,6 @@ export function mountTry(section, context) {
   });
 
   showAnswer();
-}
-
-// --- Predictions, and PyTorch's beside them ---
-
-function predictionsTable({ predictions, reference, model }) {
-  const ofTorch = new Map(reference?.predictions.map((prediction) => [prediction.index, prediction]));
-  const isMultiLabel = model.task === "multi-label";
-  const row = ({ index, label, probability }) => {
-    const bar = h("span", { class: "bar" });
-    bar.style.width = `${probability * 100}%`;
-    const track = h("span", { class: "track", "aria-hidden": "true" }, bar);
-    const torch = ofTorch.get(index);
-    if (torch) {
-      const mark = h("span", { class: "mark" });
-      mark.style.left = `${torch.probability * 100}%`;
-      track.append(mark);
-    }
-    return h(
-      "tr",
-      {},
-      h("th", { scope: "row", title: `class ${index}: ${label}` }, h("span", { class: "label clamped", text: label })),
-      h("td", {}, track),
-      h("td", { class: "number", text: percent(probability, 2) }),
-      reference && h("td", { class: "number", text: torch ? percent(torch.probability, 2) : "–" }),
-    );
-  };
-  return h(
-    "table",
-    { class: "predictions" },
-    h("caption", {
-      class: isMultiLabel ? "muted" : "visually-hidden",
-      text: isMultiLabel ? "Each label's probability is its own, whatever the others': from 50 % on, it is customarily taken to hold." : "Most probable classes",
-    }),
-    columns("named", "bars", "figure", reference && "figure"),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        h("th", { scope: "col", text: "Class" }),
-        h("td"),
-        h("th", { scope: "col", class: "number", text: "Served" }),
-        reference && h("th", { scope: "col", class: "number", text: "PyTorch" }),
-      ),
-    ),
-    h("tbody", {}, predictions.slice(0, SHOWN).map(row)),
-  );
-}
-
-/** Return how far the served answer is from PyTorch's, over the classes that both have; null without a reference. */
-function comparison({ predictions, reference }) {
-  if (!reference) return null;
-  const served = new Map(predictions.map(({ index, probability }) => [index, probability]));
-  const common = reference.predictions.filter(({ index }) => served.has(index));
-  const largest = Math.max(...common.map(({ index, probability }) => Math.abs(served.get(index) - probability)));
-  const best = reference.predictions[0];
-  const isSame = best.index === predictions[0].index;
-  const missing = reference.predictions.length - common.length;
-  return h(
-    "p",
-    { id: "comparison" },
-    h("strong", { class: isSame ? "good" : "bad", text: isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}` }),
-    common.length ? `; largest difference of a probability ${points(largest)}` : "",
-    missing ? `; ${missing} of PyTorch's ${reference.predictions.length} classes are not among the served answer's first ${predictions.length}` : "",
-  );
-}
-
-/** Text of a difference of probabilities, which is often tiny: "0.0012 percentage points". */
-function points(difference) {
-  const value = difference * 100;
-  if (value === 0) return "0";
-  return `${value < 1e-4 ? value.toExponential(1).replace(/e([+-])(\d+)/, (_, sign, digits) => ` × 10${sign === "-" ? "⁻" : ""}${[...digits].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`) : Number(value.toPrecision(2))} percentage points`;
-}
-
-// --- The waterfall ---
-
-/** Return where a request's time went, in ms from when it was sent, by the server's own account of it. */
-function accountOf({ took, followed }, batch) {
-  const ms = (time) => (time - followed.arrived) * 1000;
-  const decoded = followed.decoded === null ? 0 : ms(followed.decoded);
-  const decode = followed.decoded === null ? 0 : Math.min(decoded, followed.decode * 1000);
-  const started = ms(batch.started);
-  const finished = ms(batch.finished);
-  const compute = Math.min(finished - started, batch.compute * 1000);
-  const answered = ms(followed.answered);
-  return {
-    total: took,
-    server: answered,
-    parts: [
-      ["read", "and checked", 0, decoded - decode],
-      ["decode", "resized and cropped", decoded - decode, decoded],
-      ["wait", "for its batch", decoded, started, "waiting"],
-      ["batch", "handed over and back", started, finished - compute],
-      ["compute", "the backend's call", finished - compute, finished, "compute"],
-      ["answer", "written", finished, answered],
-      ["network", "and browser, both ways", answered, Math.max(answered, took), "waiting"],
-    ],
-    note: `${plural(batch.rows, "row")} in a batch for ${batch.bucket}, ${batch.lane < 0 ? "on all cores" : `lane ${batch.lane}`}; it left because ${REASONS[batch.reason] ?? batch.reason}.`,
-  };
-}
-
-/** Return the same by the timing that the answer carries, which tells less. */
-function accountOfTiming({ took, timing }) {
-  const decoded = timing.preprocess_ms ?? 0;
-  const waited = decoded + (timing.queue_ms ?? 0);
-  const computed = waited + (timing.compute_ms ?? 0);
-  return {
-    total: took,
-    server: null,
-    parts: [
-      ["decode", "resized and cropped", 0, decoded],
-      ["wait", "for its batch", decoded, waited, "waiting"],
-      ["compute", "its batch", waited, computed, "compute"],
-      ["network", "and answer, browser", computed, Math.max(computed, took), "waiting"],
-    ],
-    note: `${plural(timing.batch_rows ?? 1, "row")} in its batch. By the timing in the answer: the server's events of this request didn't come.`,
-  };
-}
-
-function waterfallTable({ total, server, parts, note }) {
-  const end = Math.max(total, ...parts.map(([, , , finish]) => finish));
-  const row = ([name, what, from, to, kind = "work"]) => {
-    const bar = h("span", { class: `span ${kind}` });
-    bar.style.left = `${(Math.max(0, from) / end) * 100}%`;
-    bar.style.width = `${(Math.max(0, to - from) / end) * 100}%`;
-    return h(
-      "tr",
-      {},
-      h("th", { scope: "row" }, name, h("span", { class: "muted what", text: ` ${what}` })),
-      h("td", {}, h("span", { class: "track", "aria-hidden": "true" }, bar)),
-      h("td", { class: "number", text: milliseconds(Math.max(0, to - from)) }),
-    );
-  };
-  return [
-    h("h4", { text: `${milliseconds(total)} from sending to answer${server === null ? "" : `, ${milliseconds(server)} of it in the server`}` }),
-    h(
-      "table",
-      { class: "spans" },
-      h("caption", { class: "visually-hidden", text: "Where the time of this request went" }),
-      columns("named", "bars", "figure"),
-      h("tbody", {}, parts.map(row)),
-    ),
-    h("p", { class: "muted", text: note }),
-  ];
-}
-
-/** Return a table's columns, whose widths do not depend on what is in them. */
-function columns(...classes) {
-  return h("colgroup", {}, classes.map((name) => name && h("col", { class: name })));
-}
-
-// --- Reference images ---
-
-/** Return the part with the chosen model's reference images, which are fetched once it is in sight. */
-function mountReference(context, onTry) {
-  const { api, feed } = context;
-  const images = h("ul", { class: "reference" });
-  const message = h("p", { class: "muted", hidden: true });
-  const element = h(
-    "div",
-    { id: "reference" },
-    h("h3", { text: "Reference images" }),
-    h("p", { class: "muted", text: "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves." }),
-    images,
-    message,
-  );
-  let wanted = "";
-  let isInSight = false;
-  new IntersectionObserver(([entry]) => {
-    isInSight = entry.isIntersecting;
-    load();
-  }).observe(element);
-  feed.addEventListener("model", load);
-
-  async function load() {
-    const { model } = context;
-    const key = JSON.stringify(model);
-    if (!isInSight || !model || key === wanted) return;
-    wanted = key;
-    const path = `${versionPath("/console", model)}/reference`;
-    message.hidden = true;
-    try {
-      const { height, width, channels, images: answers } = await api.get(path);
-      if (wanted !== key) return;
-      const boxes = answers.map((predictions, index) => {
-        const button = h("button", {
-          type: "button",
-          disabled: true,
-          title: `PyTorch: ${predictions[0].label}, ${percent(predictions[0].probability)}`,
-          "aria-label": `Try reference image ${index}. PyTorch says ${predictions[0].label}, ${percent(predictions[0].probability)}`,
-        });
-        button.append(h("canvas", { width, height }), h("span", { class: "label", text: predictions[0].label }), h("span", { class: "muted", text: percent(predictions[0].probability) }));
-        return button;
-      });
-      replace(images, boxes.map((box) => h("li", {}, box)));
-      for (const [index, button] of boxes.entries()) {
-        const pixels = await api.getBytes(`${path}/${index}`);
-        if (wanted !== key) return;
-        const of = { index, pixels, height, width, channels, predictions: answers[index] };
-        button.firstChild.replaceWith(picture(of));
-        button.disabled = false;
-        button.addEventListener("click", () => onTry(of));
-      }
-    } catch (error) {
-      if (wanted !== key) return;
-      replace(images);
-      message.textContent = error.message;
-      message.hidden = false;
-      // Asked for again when the server is back, or another model is chosen.
-      if (!error.status) wanted = "";
-    }
-  }
-
-  feed.addEventListener("hello", load);
-  return {
-    element,
-    /** Fetch the images again: another server may have others. */
-    forget() {
-      wanted = "";
-      load();
-    },
-  };
-}
-
-/** Return a canvas with raw pixels, uint8, height x width x channels, of one or three channels. */
-function picture({ pixels, height, width, channels }, name) {
-  const canvas = h("canvas", { width, height, role: name ? "img" : null, "aria-label": name ?? null });
-  const image = new ImageData(width, height);
-  for (let i = 0; i < width * height; i += 1) {
-    for (let channel = 0; channel < 3; channel += 1) image.data[4 * i + channel] = pixels[i * channels + (channels >= 3 ? channel : 0)];
-    image.data[4 * i + 3] = 255;
-  }
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
-}
-
-// --- Files ---
-
-/** Return which of a folder's files look like pictures, in the order of their names; hidden ones never do. */
-function picturesOf(files) {
-  const name = (file) => file.webkitRelativePath || file.pathInDrop || file.name;
-  const isPicture = (file) => !/(^|\/)\./.test(name(file)) && (file.type.startsWith("image/") || PICTURE_NAME.test(file.name));
-  const pictures = files.filter(isPicture).sort((a, b) => (name(a) < name(b) ? -1 : 1));
-  return { files: pictures, passedOver: files.length - pictures.length };
-}
-
-/** Add all files below a dropped entry to `found`; what can't be read is passed over. */
-async function filesBelow(entry, found, say) {
-  const promised = (call) => new Promise((resolve, reject) => call(resolve, reject));
-  try {
-    if (entry.isFile) {
-      const file = await promised((resolve, reject) => entry.file(resolve, reject));
-      file.pathInDrop = entry.fullPath.replace(/^\//, "");
-      found.push(file);
-      if (found.length % 100 === 0) say(`Reading the folder: ${count(found.length)} files`);
-      return;
-    }
-    const reader = entry.createReader();
-    for (;;) {
-      // A reader gives a part of a folder with each call, and an empty list in the end.
-      const part = await promised((resolve, reject) => reader.readEntries(resolve, reject));
-      if (!part.length) return;
-      for (const below of part) await filesBelow(below, found, say);
-    }
-  } catch (error) {
-    say(`${entry.fullPath} can't be read: ${error.message}`);
-  }
-}
-
-async function isReadable(file) {
-  try {
-    await file.slice(0, 1).arrayBuffer();
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** Return 32 hexadecimal digits that no other request has. */

@@ -1,0 +1,100 @@
+/**
+ * The reference images of a model's package, with PyTorch's own answers to them.
+ */
+
+import { versionPath } from "/console/api.js";
+import { h, percent, replace } from "/console/dom.js";
+
+/** Return the part with the chosen model's reference images, which are fetched once it is in sight. */
+export function mountReference(context, onTry) {
+  const { api, feed } = context;
+  const images = h("ul", { class: "reference" });
+  const message = h("p", { class: "muted", hidden: true });
+  const element = h(
+    "div",
+    { id: "reference" },
+    h("h3", { text: "Reference images" }),
+    h("p", {
+      class: "muted",
+      text: "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves.",
+    }),
+    images,
+    message,
+  );
+  let wanted = "";
+  let isInSight = false;
+  new IntersectionObserver(([entry]) => {
+    isInSight = entry.isIntersecting;
+    load();
+  }).observe(element);
+  feed.addEventListener("model", load);
+
+  async function load() {
+    const { model } = context;
+    const key = JSON.stringify(model);
+    if (!isInSight || !model || key === wanted) return;
+    wanted = key;
+    const path = `${versionPath("/console", model)}/reference`;
+    message.hidden = true;
+    try {
+      const { height, width, channels, images: answers } = await api.get(path);
+      if (wanted !== key) return;
+      const boxes = answers.map((predictions, index) => {
+        const button = h("button", {
+          type: "button",
+          disabled: true,
+          title: `PyTorch: ${predictions[0].label}, ${percent(predictions[0].probability)}`,
+          "aria-label": `Try reference image ${index}. PyTorch says ${predictions[0].label}, ${percent(predictions[0].probability)}`,
+        });
+        button.append(
+          h("canvas", { width, height }),
+          h("span", { class: "label", text: predictions[0].label }),
+          h("span", { class: "muted", text: percent(predictions[0].probability) }),
+        );
+        return button;
+      });
+      replace(
+        images,
+        boxes.map((box) => h("li", {}, box)),
+      );
+      for (const [index, button] of boxes.entries()) {
+        const pixels = await api.getBytes(`${path}/${index}`);
+        if (wanted !== key) return;
+        const of = { index, pixels, height, width, channels, predictions: answers[index] };
+        button.firstChild.replaceWith(picture(of));
+        button.disabled = false;
+        button.addEventListener("click", () => onTry(of));
+      }
+    } catch (error) {
+      if (wanted !== key) return;
+      replace(images);
+      message.textContent = error.message;
+      message.hidden = false;
+      // Asked for again when the server is back, or another model is chosen.
+      if (!error.status) wanted = "";
+    }
+  }
+
+  feed.addEventListener("hello", load);
+  return {
+    element,
+    /** Fetch the images again: another server may have others. */
+    forget() {
+      wanted = "";
+      load();
+    },
+  };
+}
+
+/** Return a canvas with raw pixels, uint8, height x width x channels, of one or three channels. */
+export function picture({ pixels, height, width, channels }, name) {
+  const canvas = h("canvas", { width, height, role: name ? "img" : null, "aria-label": name ?? null });
+  const image = new ImageData(width, height);
+  for (let i = 0; i < width * height; i += 1) {
+    for (let channel = 0; channel < 3; channel += 1)
+      image.data[4 * i + channel] = pixels[i * channels + (channels >= 3 ? channel : 0)];
+    image.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
