@@ -91,7 +91,7 @@ class WatchedPage:
     @property
     def activity(self) -> Locator:
         """What the strip says of this moment."""
-        return self.section("Batches").locator(".activity")
+        return self.section("Batches").locator("button[aria-pressed] + span")
 
     @property
     def batches_summary(self) -> Locator:
