@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
+from grpc import StatusCode
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
@@ -117,6 +118,8 @@ class LoadGenerator:
     async def run(self, asked: LoadRequest, images: ReferenceImages, classify: Classify) -> LoadResult:
         """Send what was asked for, and return once all of it is answered. Cancelled, it cancels what is under way.
 
+        It sends nothing more once a request was UNAVAILABLE: the server ends, or its backend has gone.
+
         Raises `OverloadedError` while another load runs.
         """
         if self._is_running:
@@ -126,7 +129,7 @@ class LoadGenerator:
         try:
             due = self._clock()
             until = due + asked.seconds
-            while (now := self._clock() + _RESOLUTION_S) < until:
+            while (now := self._clock() + _RESOLUTION_S) < until and not result.by_code[StatusCode.UNAVAILABLE.name]:
                 for _ in range(_MOST_AT_ONCE):
                     if due > now:
                         break

@@ -26,16 +26,17 @@ IMAGES = ReferenceImages(PIXELS, (1, 0), [[], []])
 class Service:
     """Answers class 1 for each image after `seconds`, or refuses every `refuses`th request."""
 
-    def __init__(self, seconds: float, refuses: int = 0) -> None:
+    def __init__(self, seconds: float, refuses: int = 0, code: StatusCode = StatusCode.RESOURCE_EXHAUSTED) -> None:
         self.seconds = seconds
         self.refuses = refuses
+        self.code = code
         self.came: list[tuple[float, str, ClassifyRequest, CallContext]] = []
         self.cancelled = 0
 
     async def classify(self, method: str, request: ClassifyRequest, call: CallContext) -> ClassifyResponse | Status:
         self.came.append((asyncio.get_running_loop().time(), method, request, call))
         if self.refuses and len(self.came) % self.refuses == 0:
-            return Status(StatusCode.RESOURCE_EXHAUSTED, "no room", "OverloadedError")
+            return Status(self.code, "no room", "OverloadedError")
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
@@ -96,6 +97,16 @@ def test_refusals_are_counted_by_their_code() -> None:
         result = await generator_of(loop).run(asked(), IMAGES, Service(0.001, refuses=4).classify)
         assert result.by_code == {"OK": 150, "RESOURCE_EXHAUSTED": 50}
         assert result.as_json()["answered"] == 150
+
+    run_in_virtual_time(main)
+
+
+def test_a_load_ends_with_the_server() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        service = Service(0.0, refuses=30, code=StatusCode.UNAVAILABLE)
+        result = await generator_of(loop).run(asked(), IMAGES, service.classify)
+        assert result.by_code == {"OK": 29, "UNAVAILABLE": 1}
+        assert loop.time() < 0.5
 
     run_in_virtual_time(main)
 
