@@ -30,7 +30,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal container-test lint format protos lock bench bench-compare bench-gpu peers clean
+.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal browser-test container-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,10 @@ test: setup ## Run the tests (under 10 minutes on 2 cores)
 test-all: setup ## Run the tests and the slow ones, and rehearse the run on a GPU
 	$(PYTEST) -m "not gpu"
 	$(MAKE) gpu-rehearsal
+
+browser-test: setup ## Drive the server's page in Chromium (about 3 minutes; as root on Debian it installs Chromium); screenshots in build/browser
+	$(BIN)/python -m tests.browser.chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/checks_*.py --timeout 90 --session-timeout $(if $(FUSELINE_PAGE_MINUTES),7200,300)
 
 container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build both images, run them and hold them to docs/container.md; run perf_analyzer (about 7 minutes; as root on Debian it installs podman)
 	$(BIN)/python -m pytest tests/container/checks.py tests/container/perf_analyzer_checks.py --timeout 1800 -s

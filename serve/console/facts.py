@@ -1,10 +1,11 @@
 """What the page shows of the server and its models beside what happens."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from fuseline.serve.model import Model
 from fuseline.serve.model_package import ModelPackage, Verification
@@ -56,7 +57,7 @@ def model_facts(
         "latency_target_ms": own.latency_target,
         "artifact": None if graph is None else {"path": graph.path, "bytes": graph.bytes, "precision": graph.precision},
         "verification": [_verification(result) for result in manifest.verification],
-        "folds": _folds(model.package),
+        "folds": None if (report := _read(model.package.folder / _REPORT_JSON)) is None else folds_in(report),
         "assumptions": [
             assumption.model_dump(mode="json") | {"is_open": assumption.is_open} for assumption in manifest.assumptions
         ],
@@ -68,6 +69,28 @@ def model_facts(
 def report_of(package: ModelPackage) -> bytes | None:
     """Return the report of a package as its folder has it; None: it has none, or one that is too large."""
     return _read(package.folder / REPORT_HTML)
+
+
+class _Fold(BaseModel):
+    max_abs_error: Annotated[FiniteFloat, Field(ge=0)]
+
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Share(BaseModel):
+    fp16_layers: _Count
+    layers: _Count
+    fp16_weights: _Count
+    weights: _Count
+
+
+class _Report(BaseModel):
+    """The members of report.json that are shown."""
+
+    folds: list[_Fold]
+    kept: list[Any]
+    precision: dict[str, _Share]
 
 
 def uptime_s(started: float) -> float:
@@ -94,28 +117,21 @@ def _verification(result: Verification) -> dict[str, Any]:
     ) | {"agreement": result.agreement, "agreement_on": result.agreement_on}
 
 
-def _folds(package: ModelPackage) -> dict[str, Any] | None:
-    """Return what report.json says of folds, and of the layers in each artifact's precision; None: nothing readable.
+def folds_in(report: bytes) -> dict[str, Any] | None:
+    """Return what a report.json says of folds, and of the layers in each artifact's precision; None: nothing readable.
 
-    The report is no part of what a package guarantees: it may be missing, or another's.
+    The report is no part of what a package guarantees: it may be missing, or anything else.
     """
-    if (text := _read(package.folder / _REPORT_JSON)) is None:
-        return None
     try:
-        report = json.loads(text)
-        folds, kept, shares = report["folds"], report["kept"], report["precision"]
-        return {
-            "folded": len(folds),
-            "kept": len(kept),
-            "largest_difference": max((float(fold["max_abs_error"]) for fold in folds), default=0.0),
-            "share": {str(path): _share(share) for path, share in shares.items()},
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        read = _Report.model_validate_json(report)
+    except ValidationError:
         return None
-
-
-def _share(share: Mapping[str, Any]) -> dict[str, int]:
-    return {key: int(share[key]) for key in ("fp16_layers", "layers", "fp16_weights", "weights")}
+    return {
+        "folded": len(read.folds),
+        "kept": len(read.kept),
+        "largest_difference": max((fold.max_abs_error for fold in read.folds), default=0.0),
+        "share": {path: share.model_dump() for path, share in read.precision.items()},
+    }
 
 
 def _read(path: Path) -> bytes | None:

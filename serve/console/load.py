@@ -2,18 +2,21 @@
 
 import asyncio
 import math
+import random
+import reprlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from grpc import StatusCode
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse, Image
 from fuseline.serve.batching.requests import Caller
 from fuseline.serve.console.reference_images import ReferenceImages
-from fuseline.serve.errors import OverloadedError
+from fuseline.serve.errors import OverloadedError, RequestError
 from fuseline.serve.services.call_context import CallContext
 from fuseline.serve.services.statuses import Status
 
@@ -26,6 +29,11 @@ MAX_RATE = 2000.0
 
 _CALL = CallContext(caller=Caller("console load"))
 """The load is one client, which queues and limits treat as any other."""
+
+_RESOLUTION_S = 1e-6
+"""Seconds by which a request may be early: no timer is more precise."""
+
+_MOST_BYTES = 4096
 
 _MOST_AT_ONCE = 32
 """Requests that are sent in one turn of the event loop, so that others have theirs."""
@@ -49,8 +57,20 @@ class LoadRequest(BaseModel):
     model: str
     version: str = ""
     rate: Annotated[float, Field(gt=0, le=MAX_RATE)]
-    """Requests in a second, of one image each."""
+    """Requests in a second on average, of one image each."""
     seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = MAX_SECONDS
+
+
+def load_request_from_json(body: bytes) -> LoadRequest:
+    """Return the load that `body` asks for. Raises `RequestError`."""
+    if len(body) > _MOST_BYTES:
+        raise RequestError(f"{len(body)} bytes came; a load is asked for in at most {_MOST_BYTES}")
+    try:
+        return LoadRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = reprlib.repr(".".join(map(str, first["loc"]))) if first["loc"] else "the body"
+        raise RequestError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
 
 
 @dataclass(slots=True)
@@ -80,21 +100,25 @@ class LoadResult:
 class LoadGenerator:
     """Sends requests for reference images at a given rate, whatever becomes of them, and checks the answers.
 
-    One load runs at a time. Everything happens on one event loop.
+    They come at random, as those of many independent clients do: a Poisson process, as in MLPerf's server scenario
+    (Reddi et al., MLPerf inference benchmark, ISCA 2020). One load runs at a time. Everything happens on one event
+    loop.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        gap: Callable[[float], float] = random.expovariate,
     ) -> None:
-        """`clock` tells monotonic seconds, `sleep` waits for some."""
+        """`clock` tells monotonic seconds, `gap` the seconds between two requests at a rate."""
         self._clock = clock
-        self._sleep = sleep
+        self._gap = gap
         self._is_running = False
 
     async def run(self, asked: LoadRequest, images: ReferenceImages, classify: Classify) -> LoadResult:
         """Send what was asked for, and return once all of it is answered. Cancelled, it cancels what is under way.
+
+        It sends nothing more once a request was UNAVAILABLE: the server ends, or its backend has gone.
 
         Raises `OverloadedError` while another load runs.
         """
@@ -103,16 +127,18 @@ class LoadGenerator:
         self._is_running = True
         result, tasks = LoadResult(), set[asyncio.Task[None]]()
         try:
-            began = self._clock()
-            while (now := self._clock()) - began < asked.seconds:
-                due = int((now - began) * asked.rate) + 1
-                for _ in range(min(due - result.sent, _MOST_AT_ONCE)):
+            due = self._clock()
+            until = due + asked.seconds
+            while (now := self._clock() + _RESOLUTION_S) < until and not result.by_code[StatusCode.UNAVAILABLE.name]:
+                for _ in range(_MOST_AT_ONCE):
+                    if due > now:
+                        break
                     task = asyncio.create_task(self._send(asked, images, result.sent, classify, result))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                     result.sent += 1
-                ahead = began + result.sent / asked.rate - self._clock()
-                await self._sleep(max(0.0, min(ahead, began + asked.seconds - self._clock())))
+                    due += self._gap(asked.rate)
+                await asyncio.sleep(max(0.0, min(due, until) - self._clock()))
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:

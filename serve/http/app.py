@@ -9,13 +9,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from fuseline.serve.http import classify_routes, console_routes, open_inference_routes
-from fuseline.serve.http.http_answers import CLOSE, json_answer
+from fuseline.serve.http.accept import prefers
+from fuseline.serve.http.http_answers import CLOSE, JSON_TYPE, json_answer
 from fuseline.serve.http.http_services import HttpServices
 from fuseline.serve.http.openapi import openapi_document
 from fuseline.serve.http.operations import Operation, answered_by, not_found, routed, routes_of
 from fuseline.serve.http.schemas import json_content, object_schema
 from fuseline.serve.listening.addresses import join_address
-from fuseline.serve.metrics.exposition import content_type, prefers_open_metrics
+from fuseline.serve.metrics.exposition import OPEN_METRICS, TEXT, content_type
 from fuseline.serve.settings import Settings
 
 PROBES = frozenset((b"/metrics", b"/healthz", b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"))
@@ -36,7 +37,7 @@ def operations_with(settings: Settings) -> tuple[Operation, ...]:
 
 
 async def _index(services: HttpServices, request: Request) -> Response:
-    if services.settings.has_console and "text/html" in request.headers.get("accept", ""):
+    if services.settings.has_console and prefers(request.headers.get("accept", ""), "text/html", JSON_TYPE):
         return console_routes.page(request)
     host, port = request.scope["server"]
     address = f"{request.scope['scheme']}://{join_address(host, port)}"
@@ -62,7 +63,7 @@ async def _openapi(services: HttpServices, _request: Request) -> Response:
 
 
 async def _metrics(services: HttpServices, request: Request) -> Response:
-    open_metrics = prefers_open_metrics(request.headers.get("accept", ""))
+    open_metrics = prefers(request.headers.get("accept", ""), OPEN_METRICS, TEXT)
     text = await (services.metrics(open_metrics=True) if open_metrics else services.metrics())
     return Response(text, media_type=content_type(open_metrics=open_metrics), headers=CLOSE)
 

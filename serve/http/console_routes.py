@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +18,9 @@ from fuseline.serve.access.passes import Passes
 from fuseline.serve.access.roles import ROLE_OF_OPERATION, Role
 from fuseline.serve.console.console import Console
 from fuseline.serve.console.facts import report_of
-from fuseline.serve.console.load import LoadRequest
+from fuseline.serve.console.load import LoadRequest, load_request_from_json
 from fuseline.serve.console.page_files import INDEX, page_files
-from fuseline.serve.errors import FuselineError, RequestError, UnknownModelError
+from fuseline.serve.errors import FuselineError, UnknownModelError
 from fuseline.serve.feed.hub import Watcher
 from fuseline.serve.feed.source import BATCH_FIELDS, REQUEST_FIELDS
 from fuseline.serve.http.call_of_scope import IDENTITY_KEY
@@ -38,7 +37,6 @@ EVENTS = "/console/events"
 _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 """What a report may do that is opened by itself: be read. Whoever made the package wrote it."""
 
-_MOST_LOAD_BYTES = 4096
 _PORT = re.compile(r":\d*\Z")
 
 _STREAM_HEADERS = (
@@ -101,7 +99,7 @@ async def _load(services: HttpServices, request: Request) -> Response:
     if console.why_no_load:
         raise HTTPException(403, console.why_no_load)
     _refuse_other_pages(request)
-    asked = _load_request(await request.body())
+    asked = load_request_from_json(await request.body())
     model = console.repository.find(asked.model, asked.version)
     images = await asyncio.to_thread(console.reference.of, model)
     result = await console.load.run(asked, images, classify_of(services).classify)
@@ -201,8 +199,8 @@ def _console_for(services: HttpServices, request: Request) -> Console:
     if services.gate is None and host is not None and not _is_address(host):
         raise HTTPException(
             403,
-            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, or "
-            "start the server with --token-hashes FILE",
+            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, "
+            "or start it with --token-hashes FILE",
         )
     return console_of(services)
 
@@ -230,17 +228,6 @@ def _refuse_other_pages(request: Request) -> None:
         raise HTTPException(403, "a load is for the server's own page, not for another site's")
     if forwarded := next((name for name in ("forwarded", "x-forwarded-for") if name in request.headers), None):
         raise HTTPException(403, f"a load is for this machine alone, and the request was forwarded ({forwarded})")
-
-
-def _load_request(body: bytes) -> LoadRequest:
-    if len(body) > _MOST_LOAD_BYTES:
-        raise RequestError(f"{len(body)} bytes came, of which a load needs at most {_MOST_LOAD_BYTES}")
-    try:
-        return LoadRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        raise RequestError(f"{shortened(where)}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
 
 
 def _model(console: Console, request: Request) -> Model:

@@ -35,6 +35,8 @@ READERS: Mapping[str, str] = {
     "serving blocks": "configuration",
     "token files": "configuration",
     "certificates": "configuration",
+    "reports": "console",
+    "loads": "console",
 }
 """Targets that need no server, and the module of each, imported when it is asked for: torch takes its time."""
 

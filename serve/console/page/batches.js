@@ -2,18 +2,21 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { count, h, plural, replace, svg } from "./dom.js";
-import { activityOf, fillTable, sentenceOf, showNumbers, tableHead } from "./readout.js";
-import { REASONS, symbolElement } from "./reasons.js";
-import { emptyRecord, identity, modelKey } from "./record.js";
+import { h, plural, replace } from "./dom.js";
+import { groupsOf, nearest } from "./lanes.js";
+import { activityOf, fillTable, sentenceOf, showNumbers } from "./readout.js";
+import { REASONS } from "./reasons.js";
+import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
+import { elementsOf, TABLE_ROWS } from "./strip_elements.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
 
 const SUMMARY_MS = 5000;
-const TABLE_ROWS = 20;
 const TYPICAL_OF = 60;
-const ACTIVITY_SECONDS = 5;
+const ACTIVITY_SECONDS = 2;
 const MOST_LIT = 64;
+const HOLD_MS = 4000;
+const BUSY_BATCHES = 30; // in a second
 
 /**
  * Show the strip in `section`, and follow the feed of `context`.
@@ -25,7 +28,10 @@ export function mountBatches(section, context) {
   const { signal } = ending;
   const record = emptyRecord();
   const parts = elementsOf();
-  replaceAfterHeading(section, parts);
+  parts.frame.append(parts.empty, parts.scroller);
+  const bar = h("div", { class: "row batches-bar" }, parts.pause, parts.activity, parts.sampling);
+  const { intro, frame: stripFrame, summary, spoken, readout, legend, details } = parts;
+  replace(section, section.querySelector("h2"), intro, bar, stripFrame, summary, spoken, readout, legend, details);
   const strip = stripOn(parts.canvas);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -37,8 +43,11 @@ export function mountBatches(section, context) {
   let walked = null; // x of the timeline at the right edge; null: its end
   let selected = null;
   let selectedByPage = false;
+  let latestOwn = null;
   let visible = false;
   let frame = 0;
+  let calmTimer = 0;
+  let holdTimer = 0;
   let drawnAt = 0;
   let summarisedAt = -Infinity;
   let tabled = null;
@@ -50,18 +59,21 @@ export function mountBatches(section, context) {
     return `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
   };
 
+  /** Draw what came; for who wants little motion, once a second at most. */
   function changed() {
     view = null;
-    schedule();
+    if (!calm.matches || frozen) schedule();
+    else calmTimer ||= setTimeout(() => {
+      calmTimer = 0;
+      schedule();
+    }, Math.max(0, 1000 - (performance.now() - drawnAt)));
   }
 
   function schedule() {
     if (frame || !visible || document.hidden) return;
     frame = requestAnimationFrame(() => {
       frame = 0;
-      const rest = calm.matches ? 1000 - (performance.now() - drawnAt) : 0;
-      if (rest > 0 && !frozen) setTimeout(schedule, rest);
-      else draw();
+      draw();
     });
   }
 
@@ -82,17 +94,16 @@ export function mountBatches(section, context) {
   }
 
   function viewOf() {
-    const { batches, lanes, depths } = frozen ?? contentOf();
-    scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map((batch) => batch.compute)));
-    const groups = groupsOf(batches, lanes, context.server?.models ?? []);
-    return { batches, groups, layout: layoutOf(groups), timeline: timelineOf(batches, scale), depths, pixelsPerSecond: scale };
+    const { batches, depths } = frozen ?? contentOf();
+    scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map(({ compute }) => compute)));
+    const kept = new Set(batches.map(batchKey));
+    const intervals = batches.map((batch) => ({ ...batch, follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })) }));
+    const layout = layoutOf(groupsOf(batches, context));
+    return { batches, layout, timeline: timelineOf(intervals, scale), depths, pixelsPerSecond: scale };
   }
 
   function contentOf() {
-    const { model } = context;
-    const batches = record.batches(model);
-    const kept = new Set(batches.map(laneKey));
-    return { batches, lanes: record.lanes(model).filter((lane) => model || kept.has(laneKey(lane))), depths: record.depths(model) };
+    return { batches: record.batches(context.model), depths: record.depths(context.model) };
   }
 
   /** The right edge, at most the timeline's end, at least a strip's width. */
@@ -107,11 +118,12 @@ export function mountBatches(section, context) {
     selected = batch;
     selectedByPage = byPage;
     showNumbers(parts.readout, batch, wallTime);
-    if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch)) : "Nothing is chosen.";
+    if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch), wallTime) : "Nothing is chosen.";
     schedule();
   }
 
   function pause(paused) {
+    clearTimeout(holdTimer);
     if (paused === Boolean(frozen)) return;
     frozen = paused ? contentOf() : null;
     walked = null;
@@ -124,6 +136,7 @@ export function mountBatches(section, context) {
 
   /** Select the batch beside the selected one in time, in the lane above or below, or at an end. */
   function walk(key) {
+    clearTimeout(holdTimer);
     pause(true);
     view ??= viewOf();
     const rows = view.layout.rows.filter((row) => row.batches.length > 0);
@@ -139,14 +152,34 @@ export function mountBatches(section, context) {
         target = nearest(row.batches, selected.started);
       }
     }
-    row = rows.find(({ batches }) => batches.includes(target));
+    reveal(target);
+    select(target, { speak: true });
+  }
+
+  /** Move the paused view to where a batch is seen. */
+  function reveal(batch) {
+    view ??= viewOf();
+    const row = view.layout.rows.find(({ batches }) => batches.includes(batch));
+    if (!row) return;
     parts.scroller.scrollTop = scrollTo(row, parts.scroller.scrollTop, view.layout);
-    const plot = plotOf(parts.scroller.clientWidth);
-    const [from, to] = [target.started, target.started + target.compute].map(view.timeline.xOf);
+    const { width } = plotOf(parts.scroller.clientWidth);
+    const [from, to] = [batch.started, batch.started + batch.compute].map(view.timeline.xOf);
     const right = rightEdge(parts.scroller.clientWidth);
     if (to > right - 30) walked = to + 60;
-    if (from < right - plot.width + 30) walked = from - 60 + plot.width;
-    select(target, { speak: true });
+    if (from < right - width + 30) walked = from - 60 + width;
+  }
+
+  /** Show the visitor's latest batch, if it is new; on a busy server, where it would be gone at once, for HOLD_MS. */
+  function showOwn() {
+    const batches = record.batches(context.model);
+    const own = batches.findLast(isLit);
+    if (!own || own === latestOwn) return;
+    latestOwn = own;
+    if (selected === null || selectedByPage) select(own, { byPage: true });
+    if (frozen || batches.filter(({ finished }) => finished > own.finished - 1).length < BUSY_BATCHES) return;
+    pause(true);
+    reveal(own);
+    holdTimer = setTimeout(() => pause(false), HOLD_MS);
   }
 
   /** What happens now, as text: once a second, and for who listens more rarely. */
@@ -154,23 +187,23 @@ export function mountBatches(section, context) {
     if (!visible || document.hidden) return;
     const batches = record.batches(context.model);
     const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
-    const newer = frozen ? batches.filter((batch) => batch.started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
-    const more = newer >= TABLE_ROWS * 20 ? "+" : "";
-    parts.activity.textContent = frozen ? `paused; ${plural(newer, "newer batch", `newer${more} batches`)} · now ${activity}` : activity;
+    const newer = frozen ? batches.filter(({ started }) => started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
+    const newerText = `${newer >= KEPT_BATCHES ? "more than " : ""}${plural(newer, "newer batch", "newer batches")}`;
+    parts.activity.textContent = frozen ? `Paused, ${newerText}. Now: ${activity}` : activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
-    parts.sampling.textContent = `1 in ${sampling < 9.5 ? Number(sampling.toFixed(1)) : Math.round(sampling)} shown: space between bars may hold more.`;
+    parts.sampling.textContent = `1 in ${sampling.toFixed(sampling < 9.5 ? 1 : 0).replace(".0", "")} shown, ••• where others ran`;
     if (parts.details.open && !frozen) showTable(batches);
     if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
     summarisedAt = performance.now();
-    const reasons = REASONS.map(({ name }) => [batches.filter((batch) => batch.reason === name).length, name]);
-    const parted = reasons.filter(([number]) => number > 0).map(([number, name]) => `${number} ${name}`);
-    parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${parted.join(", ")}. ${activity}.`;
+    const numbers = REASONS.map(({ name }) => [batches.filter(({ reason }) => reason === name).length, name]);
+    const reasons = numbers.filter(([number]) => number > 0).map((pair) => pair.join(" "));
+    parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${reasons.join(", ")}. ${activity}.`;
   }
 
   function showTable(batches) {
     const latest = batches.slice(-TABLE_ROWS);
-    const state = latest.map((batch) => `${identity(batch)} ${isLit(batch)}`).join();
+    const state = latest.map((batch) => `${batchKey(batch)} ${isLit(batch)}`).join();
     if (state === tabled) return;
     tabled = state;
     fillTable(parts.body, latest, isLit, wallTime);
@@ -193,17 +226,15 @@ export function mountBatches(section, context) {
     clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
     if (frozen) return;
     if (selected && !record.holds(selected)) select(null);
-    if (selected === null || selectedByPage) showOwn(detail.batches);
     changed();
+    showOwn();
   });
-  listen(context.feed, "queued", ({ detail }) => {
-    record.addDepths(detail);
-    if (!frozen) changed();
-  });
+  // What waits shows beside the batches that come after it.
+  listen(context.feed, "queued", ({ detail }) => record.addDepths(detail));
   listen(context.feed, "highlight", ({ detail }) => {
     lit = new Set(detail.keys.slice(-MOST_LIT));
-    showOwn(record.batches(context.model));
     changed();
+    showOwn();
   });
   listen(context.feed, "server", changed);
   listen(context.feed, "model", () => {
@@ -216,11 +247,6 @@ export function mountBatches(section, context) {
     changed();
   });
 
-  function showOwn(batches) {
-    const own = record.batches(context.model).findLast(isLit);
-    if (own && batches.some(isLit)) select(own, { byPage: true });
-  }
-
   const placeOf = (event) => {
     const box = parts.canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
@@ -229,6 +255,7 @@ export function mountBatches(section, context) {
   listen(parts.canvas, "pointerdown", (event) => {
     select(strip.batchAt(...placeOf(event)) ?? selected);
     if (!frozen) return;
+    clearTimeout(holdTimer); // the visitor looks closer
     drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
     parts.canvas.setPointerCapture(event.pointerId);
   });
@@ -284,94 +311,10 @@ export function mountBatches(section, context) {
   return () => {
     ending.abort();
     clearInterval(timer);
+    clearTimeout(calmTimer);
+    clearTimeout(holdTimer);
     cancelAnimationFrame(frame);
     resizes.disconnect();
     sight.disconnect();
   };
-}
-
-const laneKey = (batch) => `${modelKey(batch)}\n${batch.lane}`;
-
-/** Return lanes by model in the server's order, each with its batches by time. */
-function groupsOf(batches, lanes, models) {
-  const groups = new Map();
-  const byLane = new Map();
-  for (const batch of batches) {
-    const key = laneKey(batch);
-    if (byLane.has(key)) byLane.get(key).push(batch);
-    else byLane.set(key, [batch]);
-  }
-  for (const lane of lanes) {
-    const key = modelKey(lane);
-    const own = byLane.get(laneKey(lane)) ?? [];
-    const place = models.findIndex((model) => modelKey(model) === key);
-    const known = models[place]?.buckets?.map((bucket) => bucket.rows) ?? [];
-    const group = groups.get(key) ?? { model: lane.model, version: lane.version, place: place < 0 ? models.length : place, largest: Math.max(1, ...known), lanes: [] };
-    group.largest = own.reduce((largest, batch) => Math.max(largest, batch.bucket, batch.rows), group.largest);
-    group.lanes.push({ lane: lane.lane, batches: own });
-    groups.set(key, group);
-  }
-  for (const group of groups.values()) group.lanes.sort((one, other) => one.lane - other.lane);
-  return [...groups.values()].sort((one, other) => one.place - other.place || one.model.localeCompare(other.model) || one.version - other.version);
-}
-
-function nearest(batches, time) {
-  return batches.reduce((best, batch) => (Math.abs(batch.started - time) < Math.abs(best.started - time) ? batch : best));
-}
-
-function elementsOf() {
-  const canvas = h("canvas", {
-    tabindex: "0",
-    role: "application",
-    "aria-roledescription": "strip of batches",
-    "aria-label": "Batches by time, one lane below the other. Left and right walk along time, up and down between lanes, Home and End to the ends, space pauses.",
-    "aria-describedby": "batches-summary",
-  });
-  const rest = h("div");
-  const body = h("tbody");
-  return {
-    canvas,
-    rest,
-    body,
-    intro: h("p", { class: "muted" }, "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it had many rows. Newest at the right."),
-    pause: h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol(), h("span", { text: "Pause" })),
-    activity: h("span", { class: "activity" }),
-    sampling: h("span", { class: "sampling", hidden: true }),
-    empty: h("div", { class: "empty" }, h("p", {}, "No batch so far. Each batch that the server computes stands here as a bar, as soon as it is done."), h("p", { class: "muted" }, "Drop a picture above to see the one that it rides in, or press Load below to see many form.")),
-    scroller: h("div", { class: "scroller", hidden: true }, canvas, rest),
-    frame: h("div", { class: "strip" }),
-    readout: h("div", { class: "readout" }),
-    spoken: h("p", { class: "visually-hidden", "aria-live": "polite" }),
-    summary: h("p", { class: "visually-hidden", id: "batches-summary" }),
-    legend: legendElement(),
-    details: h(
-      "details",
-      {},
-      h("summary", { text: `The latest ${count(TABLE_ROWS)} batches as a table` }),
-      h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "The latest batches" }, h("table", {}, tableHead(), body)),
-    ),
-  };
-}
-
-function replaceAfterHeading(section, parts) {
-  const heading = section.querySelector("h2");
-  const bar = h("div", { class: "row bar" }, parts.pause, parts.activity, parts.sampling);
-  parts.frame.append(parts.empty, parts.scroller);
-  replace(section, heading, parts.intro, bar, parts.frame, parts.summary, parts.spoken, parts.readout, parts.legend, parts.details);
-}
-
-function pauseSymbol() {
-  return svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" }));
-}
-
-function legendElement() {
-  const item = (swatch, name, meaning) => h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
-  return h(
-    "ul",
-    { class: "legend", "aria-label": "Legend" },
-    REASONS.map((reason) => item(h("span", { class: `swatch on-${reason.name}` }, symbolElement(reason)), reason.name, reason.meaning)),
-    item(h("span", { class: "swatch padding" }), "padding", "rows without a picture, up to the size that is computed"),
-    item(h("span", { class: "swatch own" }), "yours", "it has a picture of this page, ▼ above it"),
-    item(h("span", { class: "swatch failed" }), "failed", "its computation raised an error"),
-  );
 }

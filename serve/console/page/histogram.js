@@ -2,7 +2,8 @@
  * The histogram of answer times as SVG: seconds by logarithm, a line for the time that should be kept.
  */
 
-import { count, milliseconds, svg } from "./dom.js";
+import { count, svg } from "./dom.js";
+import { plainly } from "./readout.js";
 
 const HEIGHT = 210;
 const MARGIN = { left: 46, right: 14, top: 36, bottom: 34 };
@@ -32,27 +33,32 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
       const x = xOf(seconds);
       if (x < MARGIN.left - 1 || x > right + 1) continue;
       times.push(svg("line", { class: "tick", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
-      times.push(label(milliseconds(1000 * seconds).replace(/\.?0+ /, " "), x, bottom + 16, "middle"));
+      times.push(label(plainly(seconds), x, bottom + 16, "middle"));
     }
   }
   const bars = bins.map(({ from, to, number }) => {
     const x = xOf(from);
     const height = number > 0 ? Math.max(1.5, bottom - yOf(number)) : 0;
     const late = limit !== null && from >= limit * 0.999;
-    return svg("rect", { class: late ? "late" : "bar", x: x + 0.5, y: bottom - height, width: Math.max(1, xOf(to) - x - 1), height });
+    const barWidth = Math.max(1, xOf(to) - x - 1);
+    return svg("rect", { class: late ? "late" : "in-time", x: x + 0.5, y: bottom - height, width: barWidth, height });
   });
-  const mark = (name, seconds, anchor) => {
-    if (seconds === null) return null;
+  const sideOf = (x, margin, side) => (x < MARGIN.left + margin ? "start" : x > right - margin ? "end" : side);
+  const mark = (name, seconds, side) => {
     const x = xOf(seconds);
-    const side = x < MARGIN.left + 36 ? "start" : x > right - 36 ? "end" : anchor;
-    return [svg("line", { class: "quantile", x1: x, x2: x, y1: MARGIN.top - 12, y2: bottom }), label(name, x + (side === "end" ? -4 : 4), MARGIN.top - 4, side, "strong")];
+    const anchor = sideOf(x, 36, side);
+    const upright = svg("line", { class: "quantile", x1: x, x2: x, y1: MARGIN.top - 12, y2: bottom });
+    return [upright, label(name, x + (anchor === "end" ? -4 : 4), MARGIN.top - 4, anchor, "strong")];
   };
-  const line = limit === null ? null : limitLine(xOf(limit), `${limitName} ${milliseconds(1000 * limit)}`);
-  function limitLine(x, words) {
-    return [svg("line", { class: "limit", x1: x, x2: x, y1: 16, y2: bottom }), label(words, x, 11, x > right - 50 ? "end" : x < MARGIN.left + 50 ? "start" : "middle", "limit-name")];
-  }
+  const limitMark = () => {
+    const x = xOf(limit);
+    const words = `${limitName} ${plainly(limit)}`;
+    const upright = svg("line", { class: "limit", x1: x, x2: x, y1: 16, y2: bottom });
+    return [upright, label(words, x, 11, sideOf(x, 50, "middle"), "limit-name")];
+  };
   const titles = [label("requests", 0, 11, "start"), label("time to the answer", right, HEIGHT - 3, "end")];
-  figure.replaceChildren(...[ticks, bars, times, titles, mark("p50", p50, "end"), mark("p99", p99, "start"), line].flat(3).filter(Boolean));
+  const marks = [mark("p50", p50, "end"), mark("p99", p99, "start"), limit === null ? [] : limitMark()];
+  figure.replaceChildren(...[ticks, bars, times, titles, marks].flat(3));
 }
 
 /** Logarithms of the first and last time that are drawn, to thirds of a power of ten so that they seldom change. */

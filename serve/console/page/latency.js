@@ -93,17 +93,23 @@ function showFacts(element, { all, number, p50, p99, goodput, limit, limitName }
     ["Goodput", `${rate(goodput)}/s`, `${kept}, last ${RATE_SECONDS} s`],
     ["Answered OK", percent(all > 0 ? number / all : null), `of ${count(Math.round(all))} requests in the last minute`],
   ];
-  replace(element, facts.map(([name, value, note]) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }), h("dd", { class: "muted note", text: note }))));
+  const texts = ([name, value, note]) => [h("dt", { text: name }), h("dd", { text: value }), h("dd", { class: "note", text: note })];
+  replace(element, facts.map((fact) => h("div", {}, texts(fact))));
 }
 
 function describe({ number, p50, p99, limit, limitName }) {
   const line = limit === null ? "" : `, ${limitName} ${milliseconds(1000 * limit)}`;
-  return `Histogram of the time to ${count(Math.round(number))} answers of the last minute: p50 ${milliseconds(1000 * p50)}, p99 ${milliseconds(1000 * p99)}${line}. Its numbers are in the table below.`;
+  const [half, most] = [p50, p99].map((seconds) => milliseconds(1000 * seconds));
+  return `Times to ${count(Math.round(number))} answers of the last minute: p50 ${half}, p99 ${most}${line}. A table follows.`;
 }
 
 function showBins(body, bins) {
   const time = (value) => milliseconds(1000 * value);
-  replace(body, bins.map(({ from, to, number }) => h("tr", {}, h("th", { scope: "row", text: `${time(from)} to ${time(to)}` }), h("td", { class: "number", text: count(Math.round(number)) }))));
+  const cells = ({ from, to, number }) => [
+    h("th", { scope: "row", text: `${time(from)} to ${time(to)}` }),
+    h("td", { class: "number", text: count(Math.round(number)) }),
+  ];
+  replace(body, bins.map((bin) => h("tr", {}, cells(bin))));
 }
 
 function showRates(body, rates) {
@@ -114,7 +120,11 @@ function showRates(body, rates) {
     body,
     rows.length === 0 && h("tr", {}, h("td", { colspan: 3, class: "muted", text: `No request in the last ${RATE_SECONDS} s.` })),
     rows.map(([method, code, number]) =>
-      h("tr", {}, h("th", { scope: "row", text: method }), h("td", { class: code === "OK" ? "good" : "bad", text: code }), h("td", { class: "number", text: `${rate(number)}/s` })),
+      h("tr", {}, [
+        h("th", { scope: "row", text: method }),
+        h("td", { class: code === "OK" ? "good" : "bad", text: code }),
+        h("td", { class: "number", text: `${rate(number)}/s` }),
+      ]),
     ),
   );
 }
@@ -124,7 +134,12 @@ function showRefusals(body, refusals) {
     body,
     refusals.length === 0 && h("tr", {}, h("td", { colspan: 4, class: "muted", text: "None in the last minute." })),
     refusals.slice(0, MOST_ROWS).map(({ count: number, code, error, method, message }) =>
-      h("tr", {}, h("td", { class: "number", text: count(number) }), h("th", { scope: "row" }, h("span", { class: "bad", text: code }), h("br"), h("span", { class: "muted", text: error })), h("td", { text: method }), h("td", { class: "message", text: message })),
+      h("tr", {}, [
+        h("td", { class: "number", text: count(number) }),
+        h("th", { scope: "row" }, h("span", { class: "bad", text: code }), h("div", { class: "muted", text: error })),
+        h("td", { text: method }),
+        h("td", { class: "message", text: message }),
+      ]),
     ),
   );
 }
@@ -134,14 +149,16 @@ function rate(value) {
 }
 
 function elementsOf() {
-  const head = (...names) => h("thead", {}, h("tr", {}, names.map(([name, numeric]) => h("th", { scope: "col", class: numeric && "number", text: name }))));
+  const cell = ([name, numeric]) => h("th", { scope: "col", class: numeric && "number", text: name });
+  const head = (...names) => h("thead", {}, h("tr", {}, names.map(cell)));
   const [bins, rates, refusals] = [h("tbody"), h("tbody"), h("tbody")];
   const table = (title, header, body) =>
-    h("div", { class: "wide", role: "region", tabindex: "0", "aria-label": title }, h("table", {}, h("caption", { text: title }), header, body));
-  const facts = h("dl", { class: "facts" });
+    h("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": title }, h("table", {}, h("caption", { text: title }), header, body));
+  const facts = h("dl", { class: "figures" });
   const figure = svg("svg", { role: "img", class: "histogram" });
   const chart = h("div", { class: "chart" }, figure);
-  const details = h("details", {}, h("summary", { text: "The histogram as a table" }), h("table", {}, head(["Time to the answer"], ["Requests", true]), bins));
+  const binTable = h("table", {}, head(["Time to the answer"], ["Requests", true]), bins);
+  const details = h("details", {}, h("summary", { text: "The histogram as a table" }), binTable);
   return {
     bins,
     rates,
@@ -150,7 +167,7 @@ function elementsOf() {
     figure,
     chart,
     details,
-    empty: h("p", { class: "empty", text: "No requests in the last minute." }),
+    empty: h("p", { class: "no-request", text: "No requests in the last minute." }),
     shown: h("div", { hidden: true }, facts, chart, details),
     tables: h(
       "div",

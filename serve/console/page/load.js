@@ -16,14 +16,14 @@ const STEPS = [1, 2, 3, 5, 7];
 export function loadControl(context, signal) {
   let rates = [FIRST_RATE];
   let running = null;
-  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1, list: null });
+  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1 });
   const shown = h("output", { for: "load-rate" });
   const button = h("button", { type: "button", class: "primary" });
   const progress = h("progress", { "aria-label": "Progress of the load", hidden: true });
-  const answer = h("p", { role: "status", class: "answer" });
+  const answer = h("p", { role: "status", class: "load-answer" });
   const why = h("p", { class: "muted", id: "load-why" });
   const label = h("label", { for: "load-rate", text: "Rate" });
-  const control = h("div", { class: "load" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
+  const control = h("div", { class: "load-control" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
 
   const model = () => context.model ?? context.server?.models?.find((one) => one.is_default) ?? null;
   const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);
@@ -43,11 +43,14 @@ export function loadControl(context, signal) {
     slider.max = rates.length - 1;
     slider.value = Math.max(0, rates.findLastIndex((one) => one <= before));
     showRate();
-    const reason = !load ? "The server has not told yet what it allows." : !load.allowed ? `No load from here: ${load.why_not}.` : model() ? "" : "No load: no model is served.";
+    let reason = model() ? "" : "No load: no model is served.";
+    if (!load) reason = "The server has not told yet what it allows.";
+    else if (!load.allowed) reason = `No load from here: ${load.why_not}.`;
     button.disabled = reason !== "" && running === null;
     slider.disabled = button.disabled;
     button.textContent = running ? "Stop" : `Load for ${seconds()} s`;
-    why.textContent = reason || `The server sends itself reference images of ${model().name} ${model().version}, one in each request, and checks the answers.`;
+    const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request`;
+    why.textContent = reason || `${sends()}, and checks the answers.`;
   }
 
   async function run() {
@@ -62,8 +65,8 @@ export function loadControl(context, signal) {
     replace(answer, `${count(asked)} requests/s …`);
     show();
     try {
-      const body = JSON.stringify({ model: name, version: String(version), rate: asked, seconds: length });
-      const { json } = await context.api.post("/console/load", body, { headers: { "Content-Type": "application/json" }, signal: running.signal });
+      const body = { model: name, version: String(version), rate: asked, seconds: length };
+      const { json } = await context.api.post("/console/load", body, { signal: running.signal });
       replace(answer, wordsOf(json));
     } catch (error) {
       if (running.signal.aborted) replace(answer, `Stopped after ${((performance.now() - began) / 1000).toFixed(1)} s.`);

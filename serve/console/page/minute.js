@@ -13,7 +13,10 @@ const MOST_REFUSALS = 50;
 /** Bins of the histogram for each power of ten. */
 const BINS_PER_DECADE = 10;
 
-/** Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a model, or of all (null). */
+/**
+ * Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a model, or
+ * of all (null).
+ */
 export function emptyMinute() {
   let chunks = [];
   let processes = new Map();

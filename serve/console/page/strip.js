@@ -2,19 +2,21 @@
  * The drawing of the strip: lanes of batches on one line of time, the queue's depth above, the scale below.
  */
 
-import { colour, count, milliseconds } from "./dom.js";
-import { reasonColours, symbolPaths } from "./reasons.js";
+import { colour, count } from "./dom.js";
+import { laneName } from "./lanes.js";
+import { briefly, plainly } from "./readout.js";
+import { REASONS } from "./reasons.js";
 import { scaleBarSeconds } from "./timeline.js";
-import { briefly, laneName } from "./readout.js";
 
 const QUEUE_HEIGHT = 58;
 const AXIS_HEIGHT = 36;
 const HEADING_HEIGHT = 18;
 const MARKER_HEIGHT = 11;
 const SYMBOL_HEIGHT = 11;
-const MOST_LANES_HEIGHT = 330;
-const LANE_HEIGHTS = [140, 140, 106, 80, 62];
+const MOST_LANES_HEIGHT = 340;
+const LANE_HEIGHTS = [150, 150, 118, 96, 76];
 const LOW_LANE_HEIGHT = 46;
+const EDGE = 6;
 const RIGHT_MARGIN = 10;
 const FONT = "11px system-ui, sans-serif";
 const SMALL_FONT = "10px system-ui, sans-serif";
@@ -43,21 +45,22 @@ export function layoutOf(groups) {
 
 /** Return the part of a canvas of that width on which time runs. */
 export function plotOf(width) {
-  const left = width < 500 ? 58 : 74;
+  const left = width < 500 ? 64 : 80;
   return { left, right: width - RIGHT_MARGIN, width: Math.max(1, width - RIGHT_MARGIN - left) };
 }
 
 /** Return what draws on `canvas`. */
 export function stripOn(canvas) {
   const pen = canvas.getContext("2d");
-  const symbols = symbolPaths();
+  const symbols = new Map(REASONS.map(({ name, path }) => [name, new Path2D(path)]));
   let palette = null;
-  let drawn = null;
+  let bars = [];
 
   /** Read colours again, after the scheme changed. */
   function recolour() {
     const named = (name) => colour(`--${name}`);
-    palette = { reasons: reasonColours(), hatches: new Map() };
+    const reasons = new Map(REASONS.map(({ name }) => [name, named(`reason-${name}`)]));
+    palette = { reasons, hatches: new Map() };
     for (const name of ["ink", "muted", "line", "bg", "panel", "bad", "own", "accent"]) palette[name] = named(name);
   }
 
@@ -128,11 +131,10 @@ export function stripOn(canvas) {
     }
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    pen.textBaseline = "alphabetic";
     const plot = plotOf(width);
     const xOf = (time) => plot.right - view.right + view.timeline.xOf(time);
     const axisTop = height - AXIS_HEIGHT;
-    drawn = { bars: [] };
+    bars = [];
     within(plot.left, 0, plot.width + 2, height, () => drawBreaks(view, plot, axisTop));
     drawQueue(view, plot, xOf);
     within(0, QUEUE_HEIGHT, width, axisTop - QUEUE_HEIGHT, () => {
@@ -154,16 +156,17 @@ export function stripOn(canvas) {
       const middle = x + piece.width / 2;
       pen.fillStyle = palette.bg;
       pen.fillRect(x + 3, 0, piece.width - 6, axisTop);
-      for (const shift of [-2.5, 2.5]) line(middle + shift - 2, axisTop + 5, middle + shift + 2, axisTop - 5, palette.muted, 1.5);
-      text(piece.known ? briefly(piece.to - piece.from) : "…", middle, axisTop + 15, { align: "center", font: SMALL_FONT });
+      if (!piece.known) text("•••", middle, axisTop + 4, { align: "center" });
+      else for (const x of [middle - 4.5, middle + 0.5]) line(x, axisTop + 5, x + 4, axisTop - 5, palette.muted, 1.5);
+      text(briefly(piece.to - piece.from), middle, axisTop + 15, { align: "center", font: SMALL_FONT });
     }
   }
 
   function drawQueue(view, plot, xOf) {
     const bottom = QUEUE_HEIGHT - 14;
     const top = 18;
-    text("queue,", 0, bottom - 12);
-    text("rows", 0, bottom);
+    text("queue,", EDGE, bottom - 12);
+    text("rows", EDGE, bottom);
     text("0", plot.left - 6, bottom, { align: "right", font: SMALL_FONT });
     line(plot.left, bottom, plot.right, bottom, palette.line);
     const from = view.timeline.timeOf(view.right - plot.width);
@@ -203,10 +206,10 @@ export function stripOn(canvas) {
     const base = top + row.height - SYMBOL_HEIGHT;
     const full = row.height - SYMBOL_HEIGHT - MARKER_HEIGHT;
     if (row.heading !== null) {
-      text(`${group.model} ${group.version}`, 0, top - 4, { style: palette.ink, font: `600 ${FONT}` });
+      text(`${group.model} ${group.version}`, EDGE, top - 4, { style: palette.ink, font: `600 ${FONT}` });
       line(0, top - HEADING_HEIGHT + 0.5, plot.right, top - HEADING_HEIGHT + 0.5, palette.line);
     }
-    text(laneName(row.lane), 0, base - full / 2 + 4, { style: palette.ink });
+    text(laneName(row.lane), EDGE, base - full / 2 + 4, { style: palette.ink });
     text(count(group.largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
     pen.setLineDash([2, 4]);
     line(plot.left, Math.round(base - full) - 0.5, plot.right, Math.round(base - full) - 0.5, palette.line);
@@ -220,8 +223,9 @@ export function stripOn(canvas) {
         if (end < plot.left || x > plot.right) continue;
         const width = Math.max(1.5, end - x > 5 ? end - x - 1 : end - x);
         const rowsHeight = Math.max(3, (full * batch.rows) / group.largest);
-        const bar = { batch, row, x, width, base, top: base - Math.max(rowsHeight, (full * batch.bucket) / group.largest) };
-        drawn.bars.push(bar);
+        const height = Math.max(rowsHeight, (full * batch.bucket) / group.largest);
+        const bar = { batch, row, x, width, base, top: base - height };
+        bars.push(bar);
         drawBar(bar, rowsHeight, view.isLit(batch));
         const middle = x + width / 2;
         if (middle - free >= 8) {
@@ -292,16 +296,15 @@ export function stripOn(canvas) {
     const bottom = height - 5;
     const seconds = scaleBarSeconds(view.pixelsPerSecond);
     const length = seconds * view.pixelsPerSecond;
-    const words = milliseconds(1000 * seconds).replace(/\.0+ /, " ");
     line(plot.left, bottom - 4, plot.left + length, bottom - 4, palette.ink, 1.5);
     for (const x of [plot.left, plot.left + length]) line(x, bottom - 8, x, bottom, palette.ink, 1.5);
-    text(words, plot.left + length + 6, bottom, { style: palette.ink });
-    text(width < 500 ? "scale" : "time", 0, bottom);
-    if (view.timeline.pieces.length > 0) text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
+    text(plainly(seconds), plot.left + length + 6, bottom, { style: palette.ink });
+    text(width < 500 ? "scale" : "time", EDGE, bottom);
+    text(view.wallTime(view.timeline.timeOf(view.right)), plot.right, bottom, { align: "right" });
   }
 
   function drawSelected(view, plot, xOf, axisTop) {
-    const bar = drawn.bars.find(({ batch }) => batch === view.selected);
+    const bar = bars.find(({ batch }) => batch === view.selected);
     if (!bar) return;
     const middle = Math.round(bar.x + bar.width / 2) + 0.5;
     within(plot.left - 3, 0, plot.width + 6, axisTop, () => {
@@ -318,7 +321,8 @@ export function stripOn(canvas) {
   function batchAt(x, y) {
     let best = null;
     let least = 9;
-    for (const bar of drawn?.bars ?? []) {
+    if (y < QUEUE_HEIGHT) return null; // lanes may be scrolled below the queue
+    for (const bar of bars) {
       if (y < bar.base + SYMBOL_HEIGHT - bar.row.height || y >= bar.base + SYMBOL_HEIGHT) continue;
       const distance = x < bar.x ? bar.x - x : Math.max(0, x - bar.x - bar.width);
       if (distance < least) [best, least] = [bar.batch, distance];
@@ -326,7 +330,7 @@ export function stripOn(canvas) {
     return best;
   }
 
-  return { draw, recolour, batchAt, forget: () => (drawn = null) };
+  return { draw, recolour, batchAt };
 }
 
 /** Return the scroll position that shows a lane's row on a canvas of that height, the present one if it does. */

@@ -17,8 +17,8 @@ const WIDEST = 28;
  * Moments in which any interval runs are to scale, so overlapping intervals keep their relation in time. A gap in which
  * none runs is to scale up to LONGEST_GAP, a break of BREAK_WIDTH above.
  *
- * @param {Array<{started: number, finished: number, sampled?: boolean}>} intervals In any order, in s; `sampled`: others
- *   before it are left out, so that a gap before it may be none.
+ * @param {Array<{started: number, finished: number, follows?: boolean}>} intervals In any order, in s; `follows`: none is
+ *   left out just before it, so that a gap there is one.
  * @param {number} pixelsPerSecond
  * @returns {{pieces: Array<{from: number, to: number, x: number, width: number, kind: "busy"|"gap"|"break",
  *   known: boolean}>, width: number, xOf: function(number): number, timeOf: function(number): number}} `known`: whether
@@ -35,8 +35,8 @@ export function timelineOf(intervals, pixelsPerSecond) {
   for (const busy of unionOf(intervals)) {
     if (last !== null) {
       const width = (busy.from - last) * pixelsPerSecond;
-      if (width > LONGEST_GAP) append(last, busy.from, "break", BREAK_WIDTH, !busy.sampled);
-      else append(last, busy.from, "gap", width, !busy.sampled);
+      const isLong = width > LONGEST_GAP;
+      append(last, busy.from, isLong ? "break" : "gap", isLong ? BREAK_WIDTH : width, busy.follows);
     }
     append(busy.from, busy.to, "busy", (busy.to - busy.from) * pixelsPerSecond, true);
     last = busy.to;
@@ -81,10 +81,12 @@ function nearestStep(value) {
 function unionOf(intervals) {
   const sorted = [...intervals].sort((one, other) => one.started - other.started);
   const union = [];
-  for (const { started, finished, sampled = false } of sorted) {
+  for (const { started, finished, follows = true } of sorted) {
     const last = union.at(-1);
-    if (last && started <= last.to) last.to = Math.max(last.to, finished);
-    else union.push({ from: started, to: Math.max(started, finished), sampled });
+    if (last && started <= last.to) {
+      last.to = Math.max(last.to, finished);
+      last.follows &&= follows;
+    } else union.push({ from: started, to: Math.max(started, finished), follows });
   }
   return union;
 }

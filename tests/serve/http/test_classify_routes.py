@@ -92,6 +92,19 @@ async def test_files_of_a_form_are_answered_in_order_by_their_names(start_http: 
     assert answer.json["timing"]["batch_rows"] >= 1
 
 
+async def test_pixels_are_classified_as_they_enter_the_network(start_http: StartServer) -> None:
+    served = await start_http()
+    pixels = np.full((8, 8, 3), (0, 0, 255), np.uint8).tobytes()
+    (result,) = (await classify(served, pixels, "raw=1&top_k=1", headers=CURLS_TYPE)).json["results"]
+    assert result["predictions"][0]["label"] == "blue"
+    files = form(part(pixels, filename="a.rgb"), part(pixels, filename="b.rgb"), part(b"true", "raw"))
+    answer = await classify(served, files, headers=FORM_TYPE)
+    assert [result["filename"] for result in answer.json["results"]] == ["a.rgb", "b.rgb"]
+    picture = await classify(served, encoded(plain("blue"), "PNG"), "raw=true", headers=CURLS_TYPE)
+    assert picture.status == 400
+    assert "192" in picture.error, "the length that pixels have"
+
+
 async def test_fields_of_a_form_are_parameters_too(start_http: StartServer) -> None:
     served = await start_http()
     answer = await classify(served, form(part(b"2", "top_k"), file("red"), part(b"mine", "id")), headers=FORM_TYPE)
@@ -120,7 +133,7 @@ async def test_a_large_file_of_a_form_needs_no_file_system(
 async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> None:
     served = await start_http(max_images_per_request=4)
     image = encoded(plain("red"))
-    known = "known: model, version, top_k, timeout_ms, priority, return_logits, id"
+    known = "known: model, version, top_k, timeout_ms, priority, return_logits, raw, id"
     for body, query, headers, reason in (
         (b"", "", CURLS_TYPE, "body is empty.*--data-binary @cat.jpg"),
         (b"GIF89a", "", {}, "image"),
@@ -136,6 +149,8 @@ async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> 
         (image, "top_k=1&top_k=2", CURLS_TYPE, "'top_k' is given twice"),
         (image, "timeout_ms=1.5", CURLS_TYPE, "'timeout_ms' is '1.5'"),
         (image, "return_logits=yes", CURLS_TYPE, "expected true or false"),
+        (image, "raw=", CURLS_TYPE, "'raw' is ''; expected true or false"),
+        (bytes(191), "raw=true", CURLS_TYPE, "191 raw bytes"),
         (image, "model=%FF", CURLS_TYPE, "query can't be read"),
         (image, "&".join(f"a{number}=1" for number in range(100)), CURLS_TYPE, "query can't be read"),
         (form(part(b"1", "top_k")), "", FORM_TYPE, "form has no file"),
@@ -153,7 +168,9 @@ async def test_what_is_wrong_with_a_request_is_told(start_http: StartServer) -> 
         assert re.search(reason, answer.error), answer.error
         assert len(answer.error) < 1000
     named = await classify(served, image, "model=colours", path="/v1/models/colours/classify")
-    assert "'model' is not known here; known: version, top_k, timeout_ms, priority, return_logits, id" in named.error
+    assert (
+        "'model' is not known here; known: version, top_k, timeout_ms, priority, return_logits, raw, id" in named.error
+    )
     assert (await classify(served, image, path="/v1/models/cats/classify")).status == 404
     assert (await classify(served, image, "model=cats")).headers["fuseline-error"] == "UnknownModelError"
     assert served.backend.calls == []

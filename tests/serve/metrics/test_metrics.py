@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fuseline.serve.batching.batch_stats import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
-from fuseline.serve.metrics.exposition import content_type, metrics_text, prefers_open_metrics
+from fuseline.serve.http.accept import prefers
+from fuseline.serve.metrics.exposition import OPEN_METRICS, TEXT, content_type, metrics_text
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.workers.reports import Report, report_of, report_text, summed
@@ -39,7 +40,7 @@ PROMETHEUS = (
     ],
 )
 def test_openmetrics_is_for_who_prefers_it(accept: str, preferred: bool) -> None:
-    assert prefers_open_metrics(accept) is preferred
+    assert prefers(accept, OPEN_METRICS, TEXT) is preferred
 
 
 def exemplars_of(text: bytes) -> dict[str, dict[str, str]]:

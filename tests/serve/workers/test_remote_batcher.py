@@ -23,6 +23,7 @@ from fuseline.serve.errors import (
     RequestError,
     ShuttingDownError,
 )
+from fuseline.serve.feed.source import FeedSource
 from fuseline.serve.tracing.otel_tracer import OtelTracer
 from fuseline.serve.workers.arena import Arena, ArenaShape
 from fuseline.serve.workers.backend_link import BackendConnection
@@ -84,11 +85,12 @@ def connected(
     open_model: Callable[[int, int], tuple[Batcher, Arena] | None],
     deliver: Callable[[BackendConnection, bytes], None] = BackendConnection.data_received,
     tracer: OtelTracer | None = None,
+    feed: FeedSource | None = None,
 ) -> tuple[Ends, BackendConnection, RemoteRequests]:
     """Join a worker with batchers of these numbers, and the backend's end of it, which knows the models already."""
     ends = Ends(batchers)
     connection = BackendConnection(ends)  # type: ignore[arg-type]
-    requests = RemoteRequests(open_model, partial(deliver, connection), lambda: None, tracer)
+    requests = RemoteRequests(open_model, partial(deliver, connection), lambda: None, tracer, feed)
     connection.connection_made(Transport(requests.receive))  # type: ignore[arg-type]
     for number, batcher in batchers.items():
         requests.receive(memory_record(number, 0))
@@ -113,9 +115,11 @@ class JoinedWorkers:
         slots: int = 16,
         row_dtype: type[np.generic] = np.uint8,
         tracer: OtelTracer | None = None,
+        feed: FeedSource | None = None,
     ) -> None:
-        """`tracer` is the backend's."""
+        """`tracer` and `feed` are the backend's."""
         self.tracer = tracer
+        self.feed = feed
         self.clock = Clock()
         self.executor = ManualExecutor()
         self.infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = logits_of
@@ -144,7 +148,7 @@ class JoinedWorkers:
             memory.close()
             remote = RemoteBatcher(arena, admission_of(max_queue_rows), clock=self.clock)
             ends, connection, requests = connected(
-                {MODEL: remote}, lambda _number, _offset, other=other: other, self._deliver, tracer
+                {MODEL: remote}, lambda _number, _offset, other=other: other, self._deliver, tracer, feed
             )
             self.remotes.append(remote)
             self.requests.append(requests)
@@ -157,6 +161,8 @@ class JoinedWorkers:
     def _on_batch(self, stats: BatchStats) -> None:
         if self.tracer is not None:
             self.tracer.count_batch("m", stats)
+        if self.feed is not None:
+            self.feed.note_batch("m", "1", 1, stats)
         for requests in self.requests:
             requests.batch_finished(MODEL)
 
