@@ -8,7 +8,7 @@ import { activityOf, fillTable, sentenceOf, showNumbers } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
-import { elementsOf, TABLE_ROWS } from "./strip_elements.js";
+import { elementsOf, TABLE_ROWS } from "./surroundings.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
 
 const SUMMARY_MS = 5000;
