@@ -94,7 +94,12 @@ export function mountBatches(section, context) {
     const { batches, depths } = frozen ?? contentOf();
     scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map(({ compute }) => compute)));
     const kept = new Set(batches.map(batchKey));
-    const intervals = batches.map((batch) => ({ ...batch, follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })) }));
+    // What its bar shows: a batch may be told of long after its lane is free.
+    const intervals = batches.map((batch) => ({
+      started: batch.started,
+      finished: batch.started + batch.compute,
+      follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })),
+    }));
     const layout = layoutOf(groupsOf(batches, context));
     return { batches, layout, timeline: timelineOf(intervals, scale), depths, pixelsPerSecond: scale };
   }
