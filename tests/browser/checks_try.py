@@ -97,13 +97,13 @@ def test_a_request_has_all_parts_of_its_time_and_its_batch_is_lit_up(
     # Each part is rounded to 0.01 ms or coarser.
     assert sum(times) == pytest.approx(float(whole.split()[0]), abs=0.5)
     page.open_table()
-    expect(page.batch_table.get_by_role("row").filter(has_text="yours")).to_have_count(1)
+    expect(page.own_batches).to_have_count(1)
 
 
 def test_a_file_that_is_no_picture_is_refused_in_the_servers_words_and_the_page_goes_on(
     page: WatchedPage, resnet20: ServerProcess, cifar_pictures: list[Path], tmp_path: Path
 ) -> None:
-    page.expect_failed_load("400")
+    page.expect_failed_calls("400")
     page.drop(("cat.jpg", b"this is no picture"))
     expect(page.answer).to_contain_text("cat.jpg")
     no_picture = tmp_path / "cat.jpg"
