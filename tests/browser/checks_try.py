@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage, classified
 from tests.browser.watched_page import WatchedPage
+from tests.fakes.colours import encoded, plain
 from tests.serve.processes import ROOT, ServerProcess
 
 PARTS = ["read", "decode", "wait", "batch", "compute", "answer", "network"]
@@ -66,6 +67,28 @@ def test_a_folder_is_answered_and_what_is_no_picture_in_it_passed_over(
     expect(page.section("Try").get_by_text("10 of 10 pictures, 1 other file passed over")).to_be_visible()
     names = [name for name, _ in map(_name_and_label, page.answers.all())]
     assert sorted(names) == sorted(f"photos/{'more/' if n % 2 else ''}{n}.jpg" for n in range(10))
+
+
+_HOLD_FACTS = """
+window.heldFacts = new Promise((resolve) => (window.letFactsGo = resolve));
+const realFetch = window.fetch;
+window.fetch = async (resource, options) => {
+  if (String(resource).endsWith("/console/server")) await window.heldFacts;
+  return realFetch(resource, options);
+};
+"""
+
+
+def test_a_picture_that_comes_before_the_models_are_known_is_answered_once_they_are(
+    colours: ServerProcess, open_page: OpenPage
+) -> None:
+    page = open_page(colours, script=_HOLD_FACTS)
+    expect(page.connection).to_have_text("Connected")
+    page.drop(("red.png", encoded(plain("red"))))
+    expect(page.section("Try").get_by_text("Waiting for the server")).to_be_visible()
+    page.page.evaluate("window.letFactsGo()")
+    expect(page.answers).to_have_count(1)
+    assert page.top()["Class"] == "red"
 
 
 def test_a_reference_image_has_pytorchs_answer_beside_the_served_one(page: WatchedPage) -> None:
