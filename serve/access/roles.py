@@ -151,7 +151,7 @@ ROLE_OF_OPERATION: Mapping[str, Role | None] = {
 """Role that each operation over HTTP needs, by its method and its path as routes write it; HEAD needs that of GET."""
 
 _OPEN_PATHS = frozenset(operation.partition(" ")[2] for operation, role in ROLE_OF_OPERATION.items() if role is OPEN)
-_PAGE_FILE = re.compile(r"/console/[a-z]+\.(css|html|js)")
+_PAGE_FILE = re.compile(r"/console/[a-z_]+\.(css|html|js)")
 
 
 def is_open(path: str) -> bool:

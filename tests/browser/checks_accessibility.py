@@ -58,7 +58,7 @@ def test_axe_finds_nothing_serious_in_the_form_for_a_token(
 ) -> None:
     server = start_server(colours_package, "--token-hashes", written_token_file(tmp_path).path)
     page = open_page(server, **view)
-    page.expect_failed_load("401")
+    page.expect_failed_calls("401")
     form = page.page.get_by_label("Token of this server")
     expect(form).to_be_visible()
     assert faults_of(page) == []

@@ -27,7 +27,7 @@ def test_a_page_says_that_its_server_ended_and_was_started_anew(
     page.drop(RED)
     expect(page.answer).to_contain_text("red")
     # What is lost midway is told as another error than what finds nobody.
-    page.expect_failed_load("net::ERR_")
+    page.expect_failed_calls("net::ERR_")
     server.process.send_signal(number)
     server.end()
     expect(page.connection).to_contain_text("Trying again")
@@ -56,7 +56,7 @@ def test_a_server_with_tokens_is_shown_to_who_has_one(
     explicit = ("--model-repository", tmp_path / "models", "--model-control-mode", "explicit", "--load-model", "*")
     server = start_server(*explicit, "--token-hashes", tokens.path)
     page = open_page(server)
-    page.expect_failed_load("401")
+    page.expect_failed_calls("401")
     form = page.page.get_by_label("Token of this server")
     expect(form).to_be_visible()
     expect(form).to_be_focused()

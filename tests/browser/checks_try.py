@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage, classified
 from tests.browser.watched_page import WatchedPage
+from tests.fakes.colours import encoded, plain
 from tests.serve.processes import ROOT, ServerProcess
 
 PARTS = ["read", "decode", "wait", "batch", "compute", "answer", "network"]
@@ -68,6 +69,28 @@ def test_a_folder_is_answered_and_what_is_no_picture_in_it_passed_over(
     assert sorted(names) == sorted(f"photos/{'more/' if n % 2 else ''}{n}.jpg" for n in range(10))
 
 
+_HOLD_FACTS = """
+window.heldFacts = new Promise((resolve) => (window.letFactsGo = resolve));
+const realFetch = window.fetch;
+window.fetch = async (resource, options) => {
+  if (String(resource).endsWith("/console/server")) await window.heldFacts;
+  return realFetch(resource, options);
+};
+"""
+
+
+def test_a_picture_that_comes_before_the_models_are_known_is_answered_once_they_are(
+    colours: ServerProcess, open_page: OpenPage
+) -> None:
+    page = open_page(colours, script=_HOLD_FACTS)
+    expect(page.connection).to_have_text("Connected")
+    page.drop(("red.png", encoded(plain("red"))))
+    expect(page.section("Try").get_by_text("Waiting for the server")).to_be_visible()
+    page.page.evaluate("window.letFactsGo()")
+    expect(page.answers).to_have_count(1)
+    assert page.top()["Class"] == "red"
+
+
 def test_a_reference_image_has_pytorchs_answer_beside_the_served_one(page: WatchedPage) -> None:
     buttons = page.section("Try").get_by_role("button", name="Try reference image")
     page.section("Try").get_by_role("heading", name="Reference images").scroll_into_view_if_needed()
@@ -97,13 +120,13 @@ def test_a_request_has_all_parts_of_its_time_and_its_batch_is_lit_up(
     # Each part is rounded to 0.01 ms or coarser.
     assert sum(times) == pytest.approx(float(whole.split()[0]), abs=0.5)
     page.open_table()
-    expect(page.batch_table.get_by_role("row").filter(has_text="yours")).to_have_count(1)
+    expect(page.own_batches).to_have_count(1)
 
 
 def test_a_file_that_is_no_picture_is_refused_in_the_servers_words_and_the_page_goes_on(
     page: WatchedPage, resnet20: ServerProcess, cifar_pictures: list[Path], tmp_path: Path
 ) -> None:
-    page.expect_failed_load("400")
+    page.expect_failed_calls("400")
     page.drop(("cat.jpg", b"this is no picture"))
     expect(page.answer).to_contain_text("cat.jpg")
     no_picture = tmp_path / "cat.jpg"

@@ -2,8 +2,8 @@
 
     python -m tests.browser.picture PACKAGE PICTURE OUT.png
 
-PACKAGE is served, PICTURE dropped on the page, and a load put on the server by the page's own button. `make demo` leaves
-both: build/demo/digits and build/demo/held-out/3/003.png, for example.
+PACKAGE is served, PICTURE dropped on the page, and a load put on the server by the page's own button. `make demo`
+leaves both: build/demo/digits and build/demo/held-out/3/002.png, for example.
 """
 
 import argparse

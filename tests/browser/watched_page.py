@@ -23,6 +23,8 @@ document.addEventListener("securitypolicyviolation", event =>
   tellViolation(`${event.effectiveDirective} by ${event.blockedURI || event.sourceFile}: ${event.sample}`));
 """
 _FAILED_LOAD = "Failed to load resource: "
+_CALLS = r"v[12]/|console/(events|server|load|models/)"
+"""Paths of what the page asks for, unlike those of its files."""
 
 
 class WatchedPage:
@@ -39,9 +41,9 @@ class WatchedPage:
         page.expose_function("tellViolation", lambda told: self.faults.append(f"against the policy: {told}"))
         page.add_init_script(_TELL_VIOLATIONS)
 
-    def expect_failed_load(self, why: str) -> None:
-        """Let requests fail with `why`, such as "401" or "net::ERR_CONNECTION_REFUSED": the browser tells of each."""
-        self._expected.append(re.compile(re.escape(_FAILED_LOAD) + ".*" + re.escape(why)))
+    def expect_failed_calls(self, why: str) -> None:
+        """Let calls fail with `why`, such as "401" or "net::ERR_"; the browser tells of each. Files must not fail."""
+        self._expected.append(re.compile(rf"{_FAILED_LOAD}.*{re.escape(why)}.*/({_CALLS})"))
 
     def check(self) -> None:
         """Fail if anything has happened that must not."""
@@ -82,6 +84,11 @@ class WatchedPage:
     def batch_table(self) -> Locator:
         """The latest batches as a table, once `open_table` has opened it."""
         return self.section("Batches").get_by_role("table")
+
+    @property
+    def own_batches(self) -> Locator:
+        """Its rows of batches that have a picture of this page and are lit up."""
+        return self.batch_table.locator("tbody tr").filter(has=self.page.get_by_role("cell", name="yes", exact=True))
 
     @property
     def readout(self) -> Locator:

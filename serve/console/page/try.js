@@ -131,10 +131,23 @@ export function mountTry(section, context) {
   let queue = [];
   let run = null;
 
+  /** What was given before the server told what it serves. */
+  let early = [];
+
+  feed.addEventListener("model", () => {
+    const given = early;
+    early = [];
+    given.forEach(send);
+  });
+
   /** Send `files` in their order, or let them follow those that are being sent. */
   function send({ files, passedOver }) {
     const model = chosenModel();
     if (!files.length) return say(passedOver ? `No picture among ${plural(passedOver, "file")}` : "No file was given");
+    if (!context.server) {
+      early.push({ files, passedOver });
+      return say("Waiting for the server to tell what it serves");
+    }
     if (!model) return say("No model to classify with yet");
     queue = queue.concat(files.map((file) => ({ file, name: nameOf(file), model })));
     wasPicked = false;

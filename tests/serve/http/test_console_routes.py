@@ -306,7 +306,8 @@ async def test_the_page_is_open_and_what_it_shows_needs_a_token(start_http: Star
     served = await start_http(token_hashes=tokens.path)
     assert (await call(served, "GET", "/", headers=HTML)).status == 200
     assert "version" not in (await get(served, "/")).json, "nobody said who they are"
-    assert (await get(served, "/console/main.js")).status == 200
+    for name in page_files():
+        assert (await get(served, f"/console/{name}")).status == 200, name
     assert (await get(served, "/console/server")).status == 401
     for token, role, allowed in ((tokens.infer, "infer", False), (tokens.admin, "admin", True)):
         headers = {"Authorization": f"Bearer {token}"}
