@@ -1,7 +1,8 @@
 """What one process tells of its batches and requests while somebody watches.
 
-A busy server must lose nothing to it: while nobody watches each batch and each request costs one look at a flag; else
-at most `SAMPLED_PER_S` of each are told, a uniform sample of all, and the event loop sends them ten times a second.
+A busy server must lose nothing to it. While nobody watches, each batch and each request costs one look at a flag; else
+at most `SAMPLED_PER_S` of each are told, ten times a second. Requests are a uniform sample of all. Of batches the first
+of each tenth of a second are told, so that those that followed each other do so for who watches too.
 """
 
 import asyncio
@@ -115,9 +116,10 @@ class FeedSource:
 
     def note_batch(self, model: str, version: str, number: int, stats: BatchStats) -> None:
         """Tell of a batch that has just ended, the `number`th of its model. Only called while `is_watched`."""
-        place = self._batches.place()
+        self._batches_seen += 1
         keys = [key for request, _, _ in stats.shares if (key := self._keys.get(request))] if self._keys else []
-        if place is None and not keys:
+        # Whoever follows a request wants its batch, whatever the sample is.
+        if len(self._batches) >= self._size + (_MOST_FOLLOWED if keys else 0):
             return
         row: tuple[Any, ...] = (
             number,
@@ -133,13 +135,7 @@ class FeedSource:
             stats.reason,
             stats.failed,
         )
-        if keys:
-            # Whoever follows a request wants its batch, whatever the sample is.
-            self._followed_batches.append((*row, keys))
-            if place is None:
-                return
-        if place is not None:
-            self._batches.put(place, row)
+        self._batches.append((*row, keys) if keys else row)
 
     def note_request(
         self,
@@ -201,9 +197,10 @@ class FeedSource:
             self._refusals[key] = count + 1, message[:MOST_MESSAGE] if key[2] in _TOLD_MESSAGES else ""
 
     def _clear(self, size: int) -> None:
-        self._batches: Reservoir[tuple[Any, ...]] = Reservoir(size)
+        self._size = size
+        self._batches: list[tuple[Any, ...]] = []
+        self._batches_seen = 0
         self._requests: Reservoir[tuple[Any, ...]] = Reservoir(size)
-        self._followed_batches: list[tuple[Any, ...]] = []
         self._followed: list[dict[str, Any]] = []
         self._refusals: dict[tuple[str, str, str, str], tuple[int, str]] = {}
         self._keys: dict[asyncio.Future[BatchedRows], str] = {}
@@ -218,10 +215,9 @@ class FeedSource:
     def _chunk(self, *, with_totals: bool) -> dict[str, Any] | None:
         """Return what happened since the chunk before; None: nothing."""
         chunk: dict[str, Any] = {}
-        batches, seen = self._batches.take()
-        if batches or self._followed_batches:
-            chunk["batches"], chunk["batches_seen"] = _joined(batches, self._followed_batches), seen
-            self._followed_batches = []
+        if self._batches:
+            chunk["batches"], chunk["batches_seen"] = self._batches, self._batches_seen
+            self._batches, self._batches_seen = [], 0
         requests, seen = self._requests.take()
         if requests:
             chunk["requests"], chunk["requests_seen"] = requests, seen
@@ -238,11 +234,3 @@ class FeedSource:
             chunk["totals"] = list(self._totals())
             chunk["resident_bytes"] = resident_bytes()
         return {"process": self._process, "now": round(self._clock(), 6), **chunk} if chunk else None
-
-
-def _joined(sample: list[tuple[Any, ...]], followed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return the batches of both; one that is in both stands there once, with its keys."""
-    if not followed:
-        return sample
-    known = {row[:3] for row in followed}
-    return [*(row for row in sample if row[:3] not in known), *followed]

@@ -4,6 +4,9 @@
 
 import { modelKey } from "./record.js";
 
+/** Rows that the height of a lane has at least, so that a batch of one looks small. */
+const LEAST_ROWS = 4;
+
 /** Name of a lane: the one numbered -1 has all cores, while no other works. */
 export function laneName(lane) {
   return lane === -1 ? "all cores" : `lane ${lane}`;
@@ -17,9 +20,8 @@ export function groupsOf(batches, { server, model: chosen }) {
     const key = modelKey(batch);
     if (!groups.has(key)) {
       const place = models.findIndex((model) => modelKey(model) === key);
-      const { buckets = [], lanes } = models[place] ?? {};
-      const largest = Math.max(1, ...buckets.map(({ rows }) => rows));
-      const group = { model: batch.model, version: batch.version, place, largest, lanes: new Map() };
+      const { lanes } = models[place] ?? {};
+      const group = { model: batch.model, version: batch.version, place, largest: LEAST_ROWS, lanes: new Map() };
       // The lanes of the only model stand still, whether or not they work.
       if (chosen) for (let lane = 0; lane < (lanes?.lanes ?? 0); lane += 1) group.lanes.set(lane, []);
       groups.set(key, group);

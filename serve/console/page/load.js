@@ -6,6 +6,8 @@ import { count, h, milliseconds, replace } from "./dom.js";
 
 const SECONDS = 5;
 const FIRST_RATE = 200;
+/** Share of what a model can compute at which its first load comes: batches form, and hardly any request is refused. */
+const FIRST_SHARE = 0.7;
 const STEPS = [1, 2, 3, 5, 7];
 
 /**
@@ -16,6 +18,7 @@ const STEPS = [1, 2, 3, 5, 7];
 export function loadControl(context, signal) {
   let rates = [FIRST_RATE];
   let running = null;
+  let chosen = false; // by the visitor
   const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1 });
   const shown = h("output", { for: "load-rate" });
   const button = h("button", { type: "button", class: "primary" });
@@ -38,7 +41,7 @@ export function loadControl(context, signal) {
   /** Show what the server allows; it may have changed with a token, or with another server. */
   function show() {
     const load = context.server?.load;
-    const before = slider.max === "" ? FIRST_RATE : rate();
+    const before = chosen ? rate() : firstRateOf(model());
     rates = ratesUpTo(load?.max_rate ?? FIRST_RATE);
     slider.max = rates.length - 1;
     slider.value = Math.max(0, rates.findLastIndex((one) => one <= before));
@@ -49,7 +52,7 @@ export function loadControl(context, signal) {
     button.disabled = reason !== "" && running === null;
     slider.disabled = button.disabled;
     button.textContent = running ? "Stop" : `Load for ${seconds()} s`;
-    const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request`;
+    const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request, at random times`;
     why.textContent = reason || `${sends()}, and checks the answers.`;
   }
 
@@ -79,13 +82,23 @@ export function loadControl(context, signal) {
     }
   }
 
-  slider.addEventListener("input", showRate, { signal });
+  slider.addEventListener("input", () => {
+    chosen = true;
+    showRate();
+  }, { signal });
   button.addEventListener("click", () => (running ? running.abort() : run()), { signal });
   for (const type of ["server", "model"]) context.feed.addEventListener(type, show, { signal });
   signal.addEventListener("abort", () => running?.abort());
   button.setAttribute("aria-describedby", why.id);
   show();
   return control;
+}
+
+/** Rate at which the first load of a model comes. */
+function firstRateOf(model) {
+  const measured = [...Object.values(model?.lanes.images_per_s ?? {}), ...(model?.buckets ?? []).map(({ rows, ms }) => (1000 * rows) / ms)];
+  const most = Math.max(0, ...measured.filter(Number.isFinite));
+  return most > 0 ? FIRST_SHARE * most : FIRST_RATE;
 }
 
 /** Rates that are about as far from each other by logarithm, up to `most`. */
