@@ -1,8 +1,10 @@
 """`fuseline serve` in a process of its own, started and ended around a benchmark."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,6 +72,15 @@ def started_server(package_folder: Path | None, *flags: str, module: str = "fuse
         finally:
             watchdog.cancel()
             _end(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on now; found together, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _announced(process: subprocess.Popen[str]) -> tuple[str | None, str]:

@@ -8,7 +8,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import IO
 
 import grpc
 
+from fuseline.benchmarks.harness.server_process import free_ports
 from fuseline.benchmarks.load.calls import CHANNEL_OPTIONS
 from fuseline.benchmarks.peers.cases import OVERLOAD_DEADLINE_MS, PEER_SERVERS, PEERS
 from fuseline.protos.open_inference_pb2 import ModelReadyRequest
@@ -159,15 +159,6 @@ def busy_neighbour(most_seconds: float = 600.0) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on now; found together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from fuseline.benchmarks.engines.contenders import contender_of
 from fuseline.benchmarks.engines.process import EngineProcess
 from fuseline.benchmarks.harness.answers import check_logits
 from fuseline.benchmarks.harness.pictures import as_jpegs, generated_pictures
-from fuseline.benchmarks.harness.server_process import started_server
+from fuseline.benchmarks.harness.server_process import free_ports, started_server
 from fuseline.benchmarks.harness.subject import Subject, open_subject
 from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.benchmarks.peers.cases import (
@@ -26,7 +26,7 @@ from fuseline.benchmarks.peers.cases import (
 )
 from fuseline.benchmarks.peers.cpu_limit import measure_cpu_limit
 from fuseline.benchmarks.peers.model import OwnModel, PeerModel
-from fuseline.benchmarks.peers.processes import Server, free_ports, started_peer
+from fuseline.benchmarks.peers.processes import Server, started_peer
 from fuseline.serve.backends.onnx_artifact import onnx_artifact
 from fuseline.serve.errors import BackendUnavailableError
 from fuseline.serve.images import decode_for

@@ -364,11 +364,11 @@ def serve(
             )
             _log.warning("%s", warning)
             lines.append(f"WARNING: {warning}")
+        http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
+        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         if server.http_port and settings.has_console:
             scheme = "http" if settings.tls_cert is None else "https"
             lines.append(f"watch it: {scheme}://{join_address(host, server.http_port)}/")
-        http = f", HTTP on {join_address(host, server.http_port)}" if server.http_port else ""
-        lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         _say(lines)
 
     if engine_cache is not None:
