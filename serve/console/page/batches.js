@@ -2,13 +2,13 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { h, plural, replace } from "./dom.js";
+import { add, plural } from "./dom.js";
 import { groupsOf, nearest } from "./lanes.js";
 import { activityOf, fillTable, sentenceOf, showNumbers } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
-import { elementsOf, TABLE_ROWS } from "./strip_elements.js";
+import { elementsOf, TABLE_ROWS } from "./surroundings.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
 
 const SUMMARY_MS = 5000;
@@ -28,10 +28,7 @@ export function mountBatches(section, context) {
   const { signal } = ending;
   const record = emptyRecord();
   const parts = elementsOf();
-  parts.frame.append(parts.empty, parts.scroller);
-  const bar = h("div", { class: "row batches-bar" }, parts.pause, parts.activity, parts.sampling);
-  const { intro, frame: stripFrame, summary, spoken, readout, legend, details } = parts;
-  replace(section, section.querySelector("h2"), intro, bar, stripFrame, summary, spoken, readout, legend, details);
+  add(section, parts.all);
   const strip = stripOn(parts.canvas);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -97,7 +94,12 @@ export function mountBatches(section, context) {
     const { batches, depths } = frozen ?? contentOf();
     scale = steadyScale(scale, median(batches.slice(-TYPICAL_OF).map(({ compute }) => compute)));
     const kept = new Set(batches.map(batchKey));
-    const intervals = batches.map((batch) => ({ ...batch, follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })) }));
+    // What its bar shows: a batch may be told of long after its lane is free.
+    const intervals = batches.map((batch) => ({
+      started: batch.started,
+      finished: batch.started + batch.compute,
+      follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })),
+    }));
     const layout = layoutOf(groupsOf(batches, context));
     return { batches, layout, timeline: timelineOf(intervals, scale), depths, pixelsPerSecond: scale };
   }
@@ -122,8 +124,10 @@ export function mountBatches(section, context) {
     schedule();
   }
 
+  /** Let the view stand still until the visitor lets it go on, or go on. */
   function pause(paused) {
     clearTimeout(holdTimer);
+    holdTimer = 0;
     if (paused === Boolean(frozen)) return;
     frozen = paused ? contentOf() : null;
     walked = null;
@@ -136,7 +140,6 @@ export function mountBatches(section, context) {
 
   /** Select the batch beside the selected one in time, in the lane above or below, or at an end. */
   function walk(key) {
-    clearTimeout(holdTimer);
     pause(true);
     view ??= viewOf();
     const rows = view.layout.rows.filter((row) => row.batches.length > 0);
@@ -176,7 +179,9 @@ export function mountBatches(section, context) {
     if (!own || own === latestOwn) return;
     latestOwn = own;
     if (selected === null || selectedByPage) select(own, { byPage: true });
-    if (frozen || batches.filter(({ finished }) => finished > own.finished - 1).length < BUSY_BATCHES) return;
+    if (frozen && !holdTimer) return;
+    pause(false);
+    if (batches.filter(({ finished }) => finished > own.finished - 1).length < BUSY_BATCHES) return;
     pause(true);
     reveal(own);
     holdTimer = setTimeout(() => pause(false), HOLD_MS);
@@ -188,12 +193,12 @@ export function mountBatches(section, context) {
     const batches = record.batches(context.model);
     const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
     const newer = frozen ? batches.filter(({ started }) => started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
-    const newerText = `${newer >= KEPT_BATCHES ? "more than " : ""}${plural(newer, "newer batch", "newer batches")}`;
-    parts.activity.textContent = frozen ? `Paused, ${newerText}. Now: ${activity}` : activity;
+    const paused = `paused; ${newer}${newer < KEPT_BATCHES ? "" : " or more"} newer batches · now `;
+    parts.activity.textContent = (frozen ? paused : "") + activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
     parts.sampling.textContent = `1 in ${sampling.toFixed(sampling < 9.5 ? 1 : 0).replace(".0", "")} shown, ••• where others ran`;
-    if (parts.details.open && !frozen) showTable(batches);
+    if (parts.details.open) showTable();
     if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
     summarisedAt = performance.now();
     const numbers = REASONS.map(({ name }) => [batches.filter(({ reason }) => reason === name).length, name]);
@@ -201,12 +206,11 @@ export function mountBatches(section, context) {
     parts.summary.textContent = `The last ${plural(batches.length, "batch", "batches")}: ${reasons.join(", ")}. ${activity}.`;
   }
 
-  function showTable(batches) {
-    const latest = batches.slice(-TABLE_ROWS);
+  function showTable() {
+    const latest = (frozen ?? contentOf()).batches.slice(-TABLE_ROWS);
     const state = latest.map((batch) => `${batchKey(batch)} ${isLit(batch)}`).join();
-    if (state === tabled) return;
+    if (state !== tabled) fillTable(parts.body, latest, isLit, wallTime);
     tabled = state;
-    fillTable(parts.body, latest, isLit, wallTime);
   }
 
   const listen = (target, type, listener, options = {}) => target.addEventListener(type, listener, { signal, ...options });
@@ -224,9 +228,8 @@ export function mountBatches(section, context) {
   listen(context.feed, "batches", ({ detail }) => {
     record.add(detail);
     clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
-    if (frozen) return;
-    if (selected && !record.holds(selected)) select(null);
-    changed();
+    if (!frozen && selected && !record.holds(selected)) select(null);
+    if (!frozen) changed();
     showOwn();
   });
   // What waits shows beside the batches that come after it.
@@ -255,7 +258,7 @@ export function mountBatches(section, context) {
   listen(parts.canvas, "pointerdown", (event) => {
     select(strip.batchAt(...placeOf(event)) ?? selected);
     if (!frozen) return;
-    clearTimeout(holdTimer); // the visitor looks closer
+    pause(true); // also if it stood still for a while only
     drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
     parts.canvas.setPointerCapture(event.pointerId);
   });
@@ -269,14 +272,6 @@ export function mountBatches(section, context) {
     }
   });
   for (const type of ["pointerup", "pointercancel"]) listen(parts.canvas, type, () => (drag = null));
-  const wheel = (event) => {
-    const sideways = event.shiftKey ? event.deltaY : event.deltaX;
-    if (!frozen || !sideways) return;
-    event.preventDefault();
-    walked = rightEdge(parts.scroller.clientWidth) + sideways;
-    schedule();
-  };
-  listen(parts.canvas, "wheel", wheel, { passive: false });
   listen(parts.canvas, "focus", () => {
     if (parts.canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
   });
@@ -290,7 +285,7 @@ export function mountBatches(section, context) {
   });
   listen(parts.pause, "click", () => pause(!frozen));
   listen(parts.scroller, "scroll", schedule, { passive: true });
-  listen(parts.details, "toggle", () => showTable((frozen ?? contentOf()).batches));
+  listen(parts.details, "toggle", showTable);
   listen(document, "visibilitychange", schedule);
   listen(window.matchMedia("(prefers-color-scheme: dark)"), "change", () => {
     strip.recolour();

@@ -3,7 +3,7 @@
  */
 
 import { versionPath } from "/console/api.js";
-import { h, replace } from "/console/dom.js";
+import { button, h, replace } from "/console/dom.js";
 
 const TOP_K = 5;
 const COPIED_MS = 2_000;
@@ -18,20 +18,17 @@ export function mountCopy(context) {
   /** Return the element that offers the texts of `result`. */
   function elementFor(result) {
     const code = h("code");
-    const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0", "aria-label": "Text to copy" }, code);
+    const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0" }, code);
     const said = h("span", { role: "status", class: "muted" });
     const tabs = KINDS.map(([kind, title]) =>
-      h("button", {
-        type: "button",
+      button(title, () => show(kind), {
         role: "tab",
         id: `copy-${kind}`,
         "aria-controls": "copy-text",
-        text: title,
-        onclick: () => show(kind),
         onkeydown: move,
       }),
     );
-    const copyButton = h("button", { type: "button", class: "primary", text: "Copy", onclick: copied });
+    const copyButton = button("Copy", copied, { class: "primary" });
     let timer;
 
     function show(kind) {
@@ -53,15 +50,10 @@ export function mountCopy(context) {
       const asked = askedBy(result, context.server);
       if (kind === "triton") {
         const path = versionPath("/v2", result.model);
-        // A name that the server doesn't tell is asked for by the text itself.
-        if (!outputNames.has(path))
-          outputNames.set(
-            path,
-            await context.api.get(path).then(
-              ({ outputs }) => outputs[0].name,
-              () => null,
-            ),
-          );
+        if (!outputNames.has(path)) {
+          const metadata = await context.api.get(path).catch(() => null);
+          outputNames.set(path, metadata?.outputs[0].name);
+        }
         asked.outputName = outputNames.get(path);
         if (!asked.outputName) {
           outputNames.delete(path);

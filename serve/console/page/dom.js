@@ -49,6 +49,11 @@ export function replace(element, ...children) {
   return add(element, ...children);
 }
 
+/** Return a button that calls `onclick`; further attributes as those of `h`. */
+export function button(text, onclick, attributes) {
+  return h("button", { type: "button", text, onclick, ...attributes });
+}
+
 /**
  * Return a table.
  *

@@ -6,7 +6,7 @@ import { count, svg } from "./dom.js";
 import { plainly } from "./readout.js";
 
 const HEIGHT = 210;
-const MARGIN = { left: 46, right: 14, top: 36, bottom: 34 };
+const MARGIN = { left: 46, right: 26, top: 36, bottom: 34 };
 const LEAST_DECADES = 1.5;
 
 /** Draw into an SVG element that is `width` pixels wide. */

@@ -3,7 +3,7 @@
  */
 
 import { versionPath } from "/console/api.js";
-import { bytes, count, h, milliseconds, percent, plural, replace, table, track } from "/console/dom.js";
+import { button, bytes, count, h, milliseconds, percent, plural, replace, table, track } from "/console/dom.js";
 
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;
@@ -241,18 +241,13 @@ function report(model, { api }) {
   if (!model.has_report) return null;
   const place = h("div", { class: "report", hidden: true });
   const message = h("p", { class: "bad", role: "alert" });
-  const button = h("button", {
-    type: "button",
-    class: "main",
-    "aria-expanded": "false",
-    text: "Show the export's report",
-    onclick: toggle,
-  });
+  const toggler = button("", toggle, { class: "main" });
+  shown(false);
 
   async function toggle() {
     message.textContent = "";
     if (!place.hidden) return shown(false);
-    button.disabled = true;
+    toggler.disabled = true;
     try {
       const text = await api.getText(`${versionPath("/console", model)}/report`);
       const frame = h("iframe", {
@@ -265,18 +260,18 @@ function report(model, { api }) {
     } catch (error) {
       message.textContent = error.message;
     } finally {
-      button.disabled = false;
+      toggler.disabled = false;
     }
   }
 
   function shown(isShown) {
     if (!isShown) replace(place);
     place.hidden = !isShown;
-    button.setAttribute("aria-expanded", String(isShown));
-    button.textContent = isShown ? "Hide the report" : "Show the export's report";
+    toggler.setAttribute("aria-expanded", String(isShown));
+    toggler.textContent = isShown ? "Hide the report" : "Show the export's report";
   }
 
-  return h("div", {}, button, message, place);
+  return h("div", {}, toggler, message, place);
 }
 
 // --- The repository: load and unload ---
@@ -327,8 +322,8 @@ function mountRepository({ api, feed, readServer }) {
       const isServed = models.some((one) => one.name === name && one.state === "READY");
       const isBad = state === "UNAVAILABLE" && reason && reason !== "unloaded";
       const actions = [
-        button("load", name, isServed ? "Load again" : "Load"),
-        isServed && button("unload", name, "Unload"),
+        buttonOf("load", name, isServed ? "Load again" : "Load"),
+        isServed && buttonOf("unload", name, "Unload"),
       ];
       return [
         h("span", { class: "name", text: name }),
@@ -347,23 +342,23 @@ function mountRepository({ api, feed, readServer }) {
     (same("action") ?? same("model"))?.focus();
   }
 
-  function button(action, name, text) {
-    const one = h("button", {
-      type: "button",
+  function buttonOf(action, name, text) {
+    const pressed = () => {
+      if (!working) (action === "unload" ? ask : load)(name);
+    };
+    const one = button(text, pressed, {
       class: "main",
       // Not `disabled`, which would take the focus away.
       "aria-disabled": working ? "true" : null,
       "aria-label": `${text} ${name}`,
-      text,
-      onclick: () => {
-        if (working) return;
-        if (action === "unload") ask(name);
-        else act(action, name);
-      },
     });
     one.dataset.action = `${action} ${name}`;
     one.dataset.model = name;
     return one;
+  }
+
+  function load(name) {
+    act("load", name);
   }
 
   function ask(name) {
@@ -375,8 +370,8 @@ function mountRepository({ api, feed, readServer }) {
       h(
         "div",
         { class: "row" },
-        h("button", { type: "button", class: "main", text: "Keep it", onclick: () => dialog.close() }),
-        h("button", { type: "button", class: "main primary", text: "Unload", onclick: () => dialog.close("unload") }),
+        button("Keep it", () => dialog.close(), { class: "main" }),
+        button("Unload", () => dialog.close("unload"), { class: "main primary" }),
       ),
     );
     dialog.addEventListener("close", () => {

@@ -49,14 +49,15 @@ export function sentenceOf(batch, lit, wallTime) {
 
 /** The head of a table of batches. */
 export function tableHead() {
-  return h("thead", {}, h("tr", {}, [...COLUMNS, ["Left as"], ["Yours"]].map(([name]) => h("th", { scope: "col", text: name }))));
+  return h("thead", {}, h("tr", {}, [...COLUMNS, ["Left as"], ["Whose"]].map(([name]) => h("th", { scope: "col", text: name }))));
 }
 
 /** Show batches in the body of a table, the last one first. */
 export function fillTable(body, batches, isLit, wallTime) {
   const rows = [...batches].reverse().map((batch) => {
-    const values = COLUMNS.map(([, valueOf]) => valueOf(batch, wallTime));
-    return h("tr", {}, [...values, batch.reason, isLit(batch) ? "yes" : "–"].map((text) => h("td", { text })));
+    const [number, ...values] = COLUMNS.map(([, tell]) => tell(batch, wallTime));
+    const cells = [...values, batch.reason, isLit(batch) ? "yours" : "–"].map((text) => h("td", { text }));
+    return h("tr", {}, h("th", { scope: "row", text: number }), cells);
   });
   replace(body, rows);
 }

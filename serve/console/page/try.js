@@ -5,7 +5,7 @@
 
 import { versionPath } from "/console/api.js";
 import { mountCopy } from "/console/copy.js";
-import { count, h, percent, plural, replace } from "/console/dom.js";
+import { add, button, count, h, percent, plural, replace } from "/console/dom.js";
 import { filesBelow, isReadable, nameOf, picturesOf } from "/console/pictures.js";
 import { comparison, predictionsTable, SHOWN } from "/console/predictions.js";
 import { mountReference, picture } from "/console/reference.js";
@@ -37,26 +37,13 @@ export function mountTry(section, context) {
   const batchByKey = new Map();
   let selected = null;
   let wasPicked = false;
-  let lastId = 0;
 
   // --- What is in the section ---
 
-  const fileInput = h("input", {
-    type: "file",
-    accept: "image/*",
-    multiple: true,
-    hidden: true,
-    id: "try-files",
-    onchange: chosen,
-  });
-  const folderInput = h("input", {
-    type: "file",
-    webkitdirectory: true,
-    multiple: true,
-    hidden: true,
-    id: "try-folder",
-    onchange: chosen,
-  });
+  const input = (attributes) =>
+    h("input", { type: "file", multiple: true, hidden: true, onchange: chosen, ...attributes });
+  const fileInput = input({ id: "try-files", accept: "image/*" });
+  const folderInput = input({ id: "try-folder", webkitdirectory: true });
   const dropZone = h(
     "button",
     { type: "button", class: "drop main", id: "drop", onclick: () => fileInput.click() },
@@ -64,7 +51,7 @@ export function mountTry(section, context) {
     h("span", { class: "muted", text: "JPEG, PNG or WebP; several at once, or a folder" }),
   );
   const progress = h("span", { role: "status", id: "try-progress" });
-  const stopButton = h("button", { type: "button", class: "main", hidden: true, text: "Stop", onclick: stop });
+  const stopButton = button("Stop", stop, { class: "main", hidden: true });
   const announcement = h("p", { class: "visually-hidden", role: "status" });
   const reference = mountReference(context, tryReference);
   const list = h("ol", { class: "results", "aria-label": "Last answers, newest first" });
@@ -83,8 +70,8 @@ export function mountTry(section, context) {
         h(
           "div",
           { class: "row" },
-          h("button", { type: "button", class: "main", text: "Choose files", onclick: () => fileInput.click() }),
-          h("button", { type: "button", class: "main", text: "Choose a folder", onclick: () => folderInput.click() }),
+          button("Choose files", () => fileInput.click(), { class: "main" }),
+          button("Choose a folder", () => folderInput.click(), { class: "main" }),
           stopButton,
           progress,
         ),
@@ -180,8 +167,19 @@ export function mountTry(section, context) {
       why: "",
     };
     stopButton.hidden = false;
-    const mine = run;
-    Promise.all(Array.from({ length: AT_ONCE }, () => sendQueued(mine))).then(() => ended(mine));
+    carryOut(run);
+  }
+
+  async function carryOut(mine) {
+    // More may come while the last ones are on their way.
+    while (queue.length && !mine.why) await Promise.all(Array.from({ length: AT_ONCE }, () => sendQueued(mine)));
+    run = null;
+    const hadFocus = document.activeElement === stopButton;
+    stopButton.hidden = true;
+    if (hadFocus) dropZone.focus();
+    render();
+    say(mine.total === 1 ? mine.why : progressOf(mine, mine.why || "Done"));
+    if (mine.total === 1 && mine.last) announce(mine.last);
   }
 
   async function sendQueued(mine) {
@@ -192,8 +190,9 @@ export function mountTry(section, context) {
       mine.done += 1;
       mine.refused += result.error ? 1 : 0;
       mine.unanswered = result.error && result.status === 0 ? mine.unanswered + 1 : 0;
-      if (mine.total > 1 && (result.status === 401 || result.status === 403 || mine.unanswered >= UNANSWERED))
-        stop(`Stopped: ${result.error}`);
+      const isHopeless = result.status === 401 || result.status === 403 || mine.unanswered >= UNANSWERED;
+      if (isHopeless && mine.total > 1) stop(`Stopped: ${result.error}`);
+      mine.last = result;
       keep(result);
       renderSoon();
     }
@@ -206,21 +205,6 @@ export function mountTry(section, context) {
     run.abort.abort();
   }
 
-  function ended(mine) {
-    if (!mine.why && queue.length) {
-      // More came while the last ones were on their way.
-      Promise.all(Array.from({ length: AT_ONCE }, () => sendQueued(mine))).then(() => ended(mine));
-      return;
-    }
-    run = null;
-    const hadFocus = document.activeElement === stopButton;
-    stopButton.hidden = true;
-    if (hadFocus) dropZone.focus();
-    render();
-    say(mine.total === 1 ? mine.why : progressOf(mine, mine.why || "Done"));
-    if (mine.total === 1 && results.length && !mine.why) announce(results[0]);
-  }
-
   function progressOf(mine, prefix = "") {
     const seconds = (performance.now() - mine.began) / 1000;
     const parts = [`${prefix ? `${prefix}: ` : ""}${count(mine.done)} of ${plural(mine.total, "picture")}`];
@@ -230,14 +214,14 @@ export function mountTry(section, context) {
     return parts.join(", ");
   }
 
-  async function tryReference({ index, pixels, height, width, channels, predictions }) {
+  async function tryReference(of) {
     const model = chosenModel();
     if (!model) return;
     wasPicked = false;
     const result = await classified({
-      name: `reference image ${index}`,
-      reference: { index, pixels, height, width, channels, predictions },
-      body: pixels,
+      name: `reference image ${of.index}`,
+      reference: of,
+      body: of.pixels,
       model,
       topK: ASKED_OF_REFERENCE,
       raw: true,
@@ -250,7 +234,7 @@ export function mountTry(section, context) {
   /** Return the result of one request, an error's too; null where it was stopped. */
   async function classified({ name, file, reference: of, body, model, topK, raw, signal }) {
     const id = requestId();
-    const result = { id: (lastId += 1), requestId: id, name, file, reference: of, model, at: new Date() };
+    const result = { id, name, file, reference: of, model };
     byRequest.set(id, result);
     const path = `${versionPath("/v1", model)}/classify?top_k=${Math.min(topK, model.classes)}${raw ? "&raw=true" : ""}`;
     const began = performance.now();
@@ -280,8 +264,10 @@ export function mountTry(section, context) {
   }
 
   function keep(result) {
+    // An answer that someone is in stays, as one that was picked.
+    wasPicked ||= answer.contains(document.activeElement) && run?.total > 1;
     results.unshift(result);
-    for (const old of results.splice(KEPT_RESULTS)) byRequest.delete(old.requestId);
+    for (const old of results.splice(KEPT_RESULTS)) byRequest.delete(old.id);
     if (!wasPicked || !results.includes(selected)) selected = result;
   }
 
@@ -348,21 +334,18 @@ export function mountTry(section, context) {
   }
 
   function rowOf(result) {
+    const span = (name, text) => h("span", { class: name, text });
     const [best] = result.predictions ?? [];
-    const text = best
-      ? [
-          h("span", { class: "label", text: best.label }),
-          h("span", { class: "number", text: percent(best.probability) }),
-        ]
-      : h("span", { class: "bad whole", text: result.error });
+    const said = best
+      ? [span("label", best.label), span("number", percent(best.probability))]
+      : span("bad whole", result.error);
     return h(
       "li",
       {},
-      h(
-        "button",
-        { type: "button", onclick: () => pick(result) },
-        h("span", { class: "name", text: result.name }),
-        text,
+      add(
+        button("", () => pick(result)),
+        span("name", result.name),
+        said,
       ),
     );
   }
@@ -400,10 +383,7 @@ export function mountTry(section, context) {
           "div",
           {},
           h("h3", { class: "name", text: name }),
-          h("p", {
-            class: "muted",
-            text: `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`,
-          }),
+          h("p", { class: "muted" }, `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`),
           error ? h("p", { class: "bad whole", text: error }) : comparison(selected),
         ),
       ),

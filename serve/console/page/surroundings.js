@@ -1,0 +1,62 @@
+/**
+ * The elements around the strip, before anything is shown.
+ */
+
+import { h, svg } from "./dom.js";
+import { tableHead } from "./readout.js";
+import { REASONS, swatchOf } from "./reasons.js";
+
+export const TABLE_ROWS = 20;
+
+const INTRO =
+  "Each bar is one batch: pictures of several requests, computed together. Wide: it took long. High: it has many rows, " +
+  "a picture each. The newest is at the right.";
+
+/** Return those that change by name, and `all` that stand in the section. */
+export function elementsOf() {
+  const canvas = h("canvas", {
+    tabindex: "0",
+    role: "application",
+    "aria-roledescription": "strip of batches",
+    "aria-label": "Batches by time. Left and right walk along time, up and down between lanes, Home and End to the ends; Space pauses.",
+    "aria-describedby": "batches-summary",
+  });
+  const symbol = svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" });
+  const pauseSymbol = svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, symbol);
+  const pause = h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol, h("span", { text: "Pause" }));
+  const [rest, body, activity] = ["div", "tbody", "span"].map((tag) => h(tag));
+  const sampling = h("span", { class: "sampling", hidden: true });
+  const scroller = h("div", { class: "scroller", hidden: true }, canvas, rest);
+  const empty = h(
+    "div",
+    { class: "no-batch" },
+    h("p", { text: "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done." }),
+    h("p", { class: "muted", text: "Drop a picture above to see the batch that it rides in, or press Load below to see many form." }),
+  );
+  const frame = h("div", { class: "strip" }, empty, scroller);
+  const readout = h("div", { class: "readout" });
+  const spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
+  const summary = h("p", { class: "visually-hidden", id: "batches-summary" });
+  const scrolls = { class: "scrolls", tabindex: "0", role: "region", "aria-label": "The latest batches" };
+  const title = h("summary", { text: `The latest ${TABLE_ROWS} batches as a table` });
+  const details = h("details", {}, title, h("div", scrolls, h("table", {}, tableHead(), body)));
+  const bar = h("div", { class: "row batches-bar" }, pause, activity, sampling);
+  const all = [h("p", { class: "muted", text: INTRO }), bar, frame, summary, spoken, readout, legendElement(), details];
+  return { all, canvas, rest, body, pause, activity, sampling, scroller, empty, frame, readout, spoken, summary, details };
+}
+
+function legendElement() {
+  const item = (swatch, name, meaning) => {
+    swatch.classList.add("swatch");
+    return h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
+  };
+  const kind = (name, meaning) => item(h("span", {}, h("span", { class: `batch-${name}` })), name, meaning);
+  return h(
+    "ul",
+    { class: "legend", "aria-label": "Legend" },
+    REASONS.map((reason) => item(swatchOf(reason), reason.name, reason.meaning)),
+    kind("padding", "rows without a picture, up to a size that is computed"),
+    kind("yours", "it has a picture of this page, ▼ above it"),
+    kind("failed", "its computation raised an error"),
+  );
+}
