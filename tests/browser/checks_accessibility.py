@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage, StartServer
 from tests.browser.watched_page import WatchedPage
+from tests.fakes.colours import write_colours_package
 from tests.serve.access.token_files import written_token_file
 from tests.serve.processes import ServerProcess
 
@@ -32,6 +33,15 @@ def faults_of(page: WatchedPage) -> list[str]:
         for each in found
         if each["impact"] in {"serious", "critical"}
     ]
+
+
+def check_width(page: WatchedPage) -> None:
+    """Fail if the page scrolls sideways."""
+    page_width, screen_width = page.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert page_width <= screen_width, page.page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(each => each.getBoundingClientRect().right > innerWidth)"
+        ".map(each => each.tagName + '.' + each.className)"
+    )
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=named)
@@ -68,6 +78,15 @@ def test_axe_finds_nothing_serious_in_the_form_for_a_token(
     assert faults_of(page) == []
 
 
+def test_ten_models_have_room_on_a_small_screen(tmp_path: Path, start_server: StartServer, open_page: OpenPage) -> None:
+    packages = [write_colours_package(tmp_path / f"m{n}", name=f"a-model-of-many-words-{n}" * 3) for n in range(10)]
+    page = open_page(start_server(*packages), width=400, height=3500).ready()
+    expect(page.section("Models").get_by_role("heading", level=3)).to_have_count(10)
+    expect(page.page.get_by_role("combobox", name="Model").get_by_role("option")).to_have_count(10)
+    check_width(page)
+    assert faults_of(page) == []
+
+
 def test_nothing_scrolls_sideways_on_a_small_screen(
     resnet20: ServerProcess, cifar_pictures: list[Path], open_page: OpenPage
 ) -> None:
@@ -76,8 +95,4 @@ def test_nothing_scrolls_sideways_on_a_small_screen(
     expect(page.answers).to_have_count(2)
     page.open_table()
     page.load_briefly(rate=20)
-    widths = page.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert widths[0] <= widths[1], page.page.evaluate(
-        "[...document.querySelectorAll('body *')].filter(each => each.getBoundingClientRect().right > innerWidth)"
-        ".map(each => each.tagName + '.' + each.className)"
-    )
+    check_width(page)

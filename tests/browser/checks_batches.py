@@ -92,3 +92,5 @@ def test_with_workers_the_page_has_batches_and_requests_of_all(
     page.drop(*(RED for _ in range(20)))
     expect(page.answers).to_have_count(20)
     expect(page.own_batches).to_have_count(1)
+    # Connections of a browser are shared out among the workers, and all tell the page.
+    expect(page.section("Latency")).to_contain_text("of 20 requests in the last minute")

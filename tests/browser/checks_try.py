@@ -1,6 +1,5 @@
 """Pictures that are given to the page, and what it answers."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,38 +138,6 @@ def test_a_file_that_is_no_picture_is_refused_in_the_servers_words_and_the_page_
     page.drop(cifar_pictures[8])
     expect(page.answer.get_by_role("heading", name=cifar_pictures[8].name)).to_be_visible()
     assert [page.top()["Class"]] == classified(resnet20, cifar_pictures[8])
-
-
-@pytest.mark.parametrize("how", ["curl", "Python", "tritonclient"])
-def test_a_copied_command_gives_the_same_answer(
-    page: WatchedPage, cifar_pictures: list[Path], how: str, tmp_path: Path
-) -> None:
-    picture = tmp_path / cifar_pictures[6].name
-    picture.write_bytes(cifar_pictures[6].read_bytes())
-    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.drop(picture)
-    expect(page.answer.get_by_role("heading", name=picture.name)).to_be_visible()
-    label = page.top()["Class"]
-    page.answer.get_by_role("tab", name=how, exact=True).click()
-    expect(page.answer.get_by_role("tabpanel")).to_contain_text(how if how != "Python" else "from fuseline")
-    page.answer.get_by_role("button", name="Copy", exact=True).click()
-    expect(page.answer.get_by_role("status")).to_have_text("Copied")
-    text = page.page.evaluate("navigator.clipboard.readText()")
-    environment = ROOT / (".venv-tritonclient" if how == "tritonclient" else ".venv")
-    if not environment.is_dir():
-        pytest.skip(f"there is no {environment.name}; `make setup` makes it")
-    command = ["bash", "-c", text] if how == "curl" else [environment / "bin" / "python", "-c", text]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT) if how == "Python" else ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert label in done.stdout
 
 
 def _name_and_label(button) -> tuple[str, str]:

@@ -45,6 +45,10 @@ class WatchedPage:
         """Let calls fail with `why`, such as "401" or "net::ERR_"; the browser tells of each. Files must not fail."""
         self._expected.append(re.compile(rf"{_FAILED_LOAD}.*{re.escape(why)}.*/({_CALLS})"))
 
+    def expect(self, pattern: str) -> None:
+        """Let faults of that pattern happen."""
+        self._expected.append(re.compile(pattern))
+
     def check(self) -> None:
         """Fail if anything has happened that must not."""
         unexpected = [fault for fault in self.faults if not any(each.search(fault) for each in self._expected)]

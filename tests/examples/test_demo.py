@@ -33,10 +33,18 @@ def test_a_server_tells_both_addresses_and_drains_at_the_end(server_process, com
     with server_process.running_server([*command, str(port)], ROOT, tmp_path / "log") as server:
         assert server.http_address == f"127.0.0.1:{port}"
         assert server.address != server.http_address
+        assert server.page() == f"http://127.0.0.1:{port}/"
         # Ctrl-C goes to the group of whoever started it.
         assert os.getpgid(server.process.pid) == server.process.pid
     assert server.process.returncode == 0
     assert "drained" in (tmp_path / "log").read_text()
+
+
+def test_a_server_that_shows_no_page_has_none(server_process, command, tmp_path: Path) -> None:
+    arguments = [*command, str(server_process.free_port()), "--no-console"]
+    with server_process.running_server(arguments, ROOT, tmp_path / "log") as server:
+        assert server.http_address is not None
+        assert server.page() is None
 
 
 def test_a_server_without_http_has_no_page(server_process, command, tmp_path: Path) -> None:
