@@ -42,8 +42,8 @@ async function readServer() {
     const server = await api.get("/console/server");
     context.server = server;
     showServer(server);
-    feed.dispatch("server", server);
     chooseModel(server);
+    feed.dispatch("server", server);
   } catch (error) {
     // The feed's state says what is wrong: it asks the same server.
     if (!error.status && error.name !== "NoAnswer") console.error(error);

@@ -77,18 +77,19 @@ export function mountReference(context, onTry) {
       replace(images);
       message.textContent = error.message;
       message.hidden = false;
-      // Asked for again when the server is back, or another model is chosen.
-      wanted = shown = "";
+      shown = "";
+      // What passes is asked for again, with the server's next answer.
+      if (error.status < 400 || error.status === 401 || error.status >= 500) wanted = "";
     }
   }
 
-  feed.addEventListener("hello", load);
+  // Not before: a server that has just begun tells what it serves once it serves it.
+  feed.addEventListener("server", load);
   return {
     element,
-    /** Fetch the images again: another server may have others. */
+    /** Fetch the images anew once the server has told what it serves: another server may have others. */
     forget() {
       wanted = "";
-      load();
     },
   };
 }
