@@ -122,8 +122,3 @@ async function refusal(response) {
     response.headers,
   );
 }
-
-/** Return the path of a model's version below `prefix`, such as "/v1"; names may hold anything. */
-export function versionPath(prefix, { name, version }) {
-  return `${prefix}/models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}`;
-}

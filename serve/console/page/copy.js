@@ -2,8 +2,8 @@
  * "Copy as": the request whose answer is shown, as text that runs as it is in a terminal or a Python program.
  */
 
-import { versionPath } from "/console/api.js";
 import { button, h, replace } from "/console/dom.js";
+import { versionPath } from "/console/versions.js";
 
 const TOP_K = 5;
 const COPIED_MS = 2_000;

@@ -2,7 +2,7 @@
  * Which batches ran on which lane.
  */
 
-import { modelKey } from "./record.js";
+import { modelKey } from "./versions.js";
 
 /** Rows that the height of a lane has at least, so that a batch of one looks small. */
 const LEAST_ROWS = 4;

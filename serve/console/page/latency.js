@@ -6,7 +6,7 @@ import { count, h, milliseconds, percent, replace, svg } from "./dom.js";
 import { drawHistogram } from "./histogram.js";
 import { loadControl } from "./load.js";
 import { binsOf, emptyMinute, MINUTE_SECONDS, RATE_SECONDS, summaryOf } from "./minute.js";
-import { modelKey } from "./record.js";
+import { servedModel } from "./versions.js";
 
 const MOST_ROWS = 12;
 
@@ -36,7 +36,7 @@ export function mountLatency(section, context) {
     const now = seconds();
     const { model } = context;
     const requests = minute.requests(model, now);
-    const summary = summaryOf(requests, targetOf(context), Math.min(MINUTE_SECONDS, now - since));
+    const summary = summaryOf(requests, servedModel(context)?.latency_target_ms / 1000 || null, Math.min(MINUTE_SECONDS, now - since));
     const bins = binsOf(summary.answered);
     parts.empty.hidden = requests.length > 0;
     parts.shown.hidden = requests.length === 0;
@@ -76,13 +76,6 @@ export function mountLatency(section, context) {
     clearInterval(timer);
     sight.disconnect();
   };
-}
-
-/** The chosen model's latency target in s, or that of the only one; null: none. */
-function targetOf({ server, model }) {
-  const models = server?.models ?? [];
-  const chosen = model ? models.find((one) => modelKey(one) === modelKey(model)) : models.length === 1 ? models[0] : null;
-  return chosen?.latency_target_ms ? chosen.latency_target_ms / 1000 : null;
 }
 
 function showFacts(element, { all, number, p50, p99, goodput, limit, limitName }) {

@@ -3,6 +3,7 @@
  */
 
 import { count, h, milliseconds, replace } from "./dom.js";
+import { servedModel } from "./versions.js";
 
 const SECONDS = 5;
 const FIRST_RATE = 200;
@@ -11,7 +12,7 @@ const FIRST_SHARE = 0.7;
 const STEPS = [1, 2, 3, 5, 7];
 
 /**
- * Return the elements of the control. It loads the model that is chosen in the header, else the server's first.
+ * Return the elements of the control. It loads the model that is chosen in the header.
  *
  * @param {AbortSignal} signal Ends it.
  */
@@ -28,7 +29,7 @@ export function loadControl(context, signal) {
   const label = h("label", { for: "load-rate", text: "Rate" });
   const control = h("div", { class: "load-control" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
 
-  const model = () => context.model ?? context.server?.models?.find((one) => one.is_default) ?? null;
+  const model = () => servedModel(context);
   const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);
   const rate = () => rates[Number(slider.value)];
 

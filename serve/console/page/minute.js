@@ -2,7 +2,7 @@
  * What is known of the last minute's requests, by sample, count and refusal. Nothing here grows.
  */
 
-import { modelKey } from "./record.js";
+import { modelKey } from "./versions.js";
 
 export const MINUTE_SECONDS = 60;
 export const RATE_SECONDS = 10;

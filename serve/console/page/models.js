@@ -2,8 +2,8 @@
  * Section "Models": what is served, by what and why, what was proven of it, and what it costs; loads and unloads.
  */
 
-import { versionPath } from "/console/api.js";
 import { button, bytes, count, h, milliseconds, percent, plural, replace, table, track } from "/console/dom.js";
+import { versionPath } from "/console/versions.js";
 
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;

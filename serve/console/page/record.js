@@ -2,15 +2,12 @@
  * The batches and queue depths that the page keeps. Nothing here grows: what is kept is bounded by these constants.
  */
 
+import { modelKey } from "./versions.js";
+
 export const KEPT_BATCHES = 400;
 const KEPT_MODELS = 32;
 const KEPT_DEPTHS = 1200;
 const SAMPLING_SECONDS = 3;
-
-/** Key of a model's version, by what a batch or request says of it, or the server or the header. */
-export function modelKey({ model, name, version }) {
-  return `${model ?? name}\n${version}`;
-}
 
 /** Key of a batch among all of a server. `n` counts the batches of a version in a process. */
 export function batchKey({ process, model, version, n }) {

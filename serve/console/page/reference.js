@@ -2,8 +2,8 @@
  * The reference images of a model's package, with PyTorch's own answers to them.
  */
 
-import { versionPath } from "/console/api.js";
 import { h, percent, replace } from "/console/dom.js";
+import { versionPath } from "/console/versions.js";
 
 /** Return the part with the chosen model's reference images, which are fetched once it is in sight. */
 export function mountReference(context, onTry) {

@@ -3,12 +3,12 @@
  * with where its time went and, for reference images, beside PyTorch's.
  */
 
-import { versionPath } from "/console/api.js";
 import { mountCopy } from "/console/copy.js";
 import { add, button, count, h, percent, plural, replace } from "/console/dom.js";
 import { filesBelow, isReadable, nameOf, picturesOf } from "/console/pictures.js";
 import { comparison, predictionsTable, SHOWN } from "/console/predictions.js";
 import { mountReference, picture } from "/console/reference.js";
+import { servedModel, versionPath } from "/console/versions.js";
 import { accountOf, accountOfTiming, waterfallTable } from "/console/waterfall.js";
 
 const AT_ONCE = 8;
@@ -142,7 +142,7 @@ export function mountTry(section, context) {
 
   /** Send `files` in their order, or let them follow those that are being sent. */
   function send({ files, passedOver }) {
-    const model = chosenModel();
+    const model = servedModel(context);
     if (!files.length) return say(passedOver ? `No picture among ${plural(passedOver, "file")}` : "No file was given");
     if (!context.server) {
       early.push({ files, passedOver });
@@ -215,7 +215,7 @@ export function mountTry(section, context) {
   }
 
   async function tryReference(of) {
-    const model = chosenModel();
+    const model = servedModel(context);
     if (!model) return;
     wasPicked = false;
     const result = await classified({
@@ -256,11 +256,6 @@ export function mountTry(section, context) {
     }
     result.settled = performance.now();
     return result;
-  }
-
-  function chosenModel() {
-    const { model, server } = context;
-    return server?.models.find(({ name, version }) => name === model?.name && version === model?.version) ?? null;
   }
 
   function keep(result) {
