@@ -9,14 +9,10 @@ export class ApiError extends Error {
   /**
    * @param {number} status HTTP status
    * @param {string} message the server's own
-   * @param {string} [name] class of the error, as the header `fuseline-error` names it
-   * @param {Headers} [headers]
    */
-  constructor(status, message, name, headers) {
+  constructor(status, message) {
     super(message);
     this.status = status;
-    this.name = name || "ApiError";
-    this.headers = headers ?? new Headers();
   }
 }
 
@@ -51,74 +47,60 @@ export class Api {
       response = await fetch(path, { cache: "no-store", credentials: "same-origin", ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError(0, `no answer from the server at ${location.origin} (${error.message})`, "NoAnswer");
+      throw new ApiError(0, `no answer from the server at ${location.origin} (${error.message})`);
     }
     if (!response.ok) throw await refusal(response);
     return response;
   }
 
   /** Return the JSON at `path`. */
-  async get(path, options) {
-    return (await this.#read(path, options, "json")).body;
+  get(path) {
+    return this.#read(path, {}, "json");
   }
 
   /** Return the text at `path`. */
-  async getText(path, options) {
-    return (await this.#read(path, options, "text")).body;
+  getText(path) {
+    return this.#read(path, {}, "text");
   }
 
   /** Return the bytes at `path`. */
-  async getBytes(path, options) {
-    return new Uint8Array((await this.#read(path, options, "arrayBuffer")).body);
+  async getBytes(path) {
+    return new Uint8Array(await this.#read(path, {}, "arrayBuffer"));
   }
 
   /**
-   * Send `body` and return the answer; its `json` is null where it has no body.
+   * Send `body` and return the answer's JSON, null where it has none.
    *
    * @param {string} path
-   * @param {BodyInit|object|null} body an object that is no Blob, buffer or text is sent as JSON
-   * @param {{headers?: HeadersInit, signal?: AbortSignal}} [options]
-   * @returns {Promise<{status: number, json: any, headers: Headers}>}
+   * @param {Blob|Uint8Array|object} body an object that is neither file nor bytes is sent as JSON
+   * @param {{headers?: Object<string, string>, signal?: AbortSignal}} [options]
    */
   async post(path, body, { headers, signal } = {}) {
-    const sent = new Headers(headers);
-    const isJson =
-      body !== null &&
-      typeof body === "object" &&
-      !(body instanceof Blob || body instanceof ArrayBuffer || ArrayBuffer.isView(body));
-    if (isJson) sent.set("content-type", "application/json");
-    else if (!sent.has("content-type")) sent.set("content-type", "application/octet-stream");
-    const { response, body: text } = await this.#read(
-      path,
-      { method: "POST", body: isJson ? JSON.stringify(body) : body, headers: sent, signal },
-      "text",
-    );
-    return { status: response.status, json: text ? JSON.parse(text) : null, headers: response.headers };
+    const isBytes = body instanceof Blob || ArrayBuffer.isView(body);
+    const type = isBytes ? "application/octet-stream" : "application/json";
+    const options = { method: "POST", body: isBytes ? body : JSON.stringify(body), signal };
+    const text = await this.#read(path, { ...options, headers: { "content-type": type, ...headers } }, "text");
+    return text ? JSON.parse(text) : null;
   }
 
   async #read(path, options, how) {
     const response = await this.open(path, options);
     try {
-      return { response, body: await response[how]() };
+      return await response[how]();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError(0, `the server's answer to ${path} broke off (${error.message})`, "NoAnswer");
+      throw new ApiError(0, `the server's answer to ${path} broke off (${error.message})`);
     }
   }
 }
 
 async function refusal(response) {
   const text = await response.text().catch(() => "");
-  let message = "";
+  let message = text.trim().slice(0, 500);
   try {
     message = JSON.parse(text).error;
   } catch {
-    message = text.trim().slice(0, 500);
+    // Not this server's own words: something in between answered.
   }
-  return new ApiError(
-    response.status,
-    typeof message === "string" && message ? message : `HTTP ${response.status} ${response.statusText}`.trim(),
-    response.headers.get("fuseline-error"),
-    response.headers,
-  );
+  return new ApiError(response.status, message || `HTTP ${response.status} ${response.statusText}`.trim());
 }

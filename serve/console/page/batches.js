@@ -2,30 +2,26 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { add, plural } from "./dom.js";
-import { groupsOf, nearest } from "./lanes.js";
-import { activityOf, fillTable, sentenceOf, showNumbers } from "./readout.js";
+import { add, plural, replace } from "./dom.js";
+import { activityOf, batchTable, sentenceOf, showNumbers } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
 import { layoutOf, plotOf, scrollTo, stripOn } from "./strip.js";
 import { elementsOf, TABLE_ROWS } from "./surroundings.js";
 import { median, steadyScale, timelineOf } from "./timeline.js";
+import { servedModel } from "./versions.js";
 
 const SUMMARY_MS = 5000;
 const TYPICAL_OF = 60;
 const ACTIVITY_SECONDS = 2;
 const MOST_LIT = 64;
 const HOLD_MS = 4000;
+/** What has no batches: no model is served. */
+const NO_MODEL = {};
 const BUSY_BATCHES = 30; // in a second
 
-/**
- * Show the strip in `section`, and follow the feed of `context`.
- *
- * @returns {function(): void} Ends it: nothing listens or draws any more.
- */
+/** Show the strip in `section`, and follow the feed of `context`. */
 export function mountBatches(section, context) {
-  const ending = new AbortController();
-  const { signal } = ending;
   const record = emptyRecord();
   const parts = elementsOf();
   add(section, parts.all);
@@ -49,6 +45,7 @@ export function mountBatches(section, context) {
   let summarisedAt = -Infinity;
   let tabled = null;
 
+  const batchesNow = () => record.batches(context.model ?? NO_MODEL);
   const serverNow = () => clock.now + (performance.now() - clock.at) / 1000;
   const isLit = (batch) => batch.keys?.some((key) => lit.has(key)) ?? false;
   const wallTime = (time) => {
@@ -75,7 +72,6 @@ export function mountBatches(section, context) {
   }
 
   function draw() {
-    if (signal.aborted) return;
     drawnAt = performance.now();
     view ??= viewOf();
     const any = view.batches.length > 0;
@@ -100,12 +96,12 @@ export function mountBatches(section, context) {
       finished: batch.started + batch.compute,
       follows: kept.has(batchKey({ ...batch, n: batch.n - 1 })),
     }));
-    const layout = layoutOf(groupsOf(batches, context));
+    const layout = layoutOf(batches, servedModel(context));
     return { batches, layout, timeline: timelineOf(intervals, scale), depths, pixelsPerSecond: scale };
   }
 
   function contentOf() {
-    return { batches: record.batches(context.model), depths: record.depths(context.model) };
+    return { batches: batchesNow(), depths: record.depths(context.model ?? NO_MODEL) };
   }
 
   /** The right edge, at most the timeline's end, at least a strip's width. */
@@ -152,7 +148,8 @@ export function mountBatches(section, context) {
       if (key in moves) target = row.batches[Math.min(row.batches.length - 1, Math.max(0, moves[key]))];
       else {
         row = rows[Math.min(rows.length - 1, Math.max(0, rows.indexOf(row) + (key === "ArrowDown" ? 1 : -1)))];
-        target = nearest(row.batches, selected.started);
+        const distance = ({ started }) => Math.abs(started - selected.started);
+        target = row.batches.reduce((best, batch) => (distance(batch) < distance(best) ? batch : best));
       }
     }
     reveal(target);
@@ -174,7 +171,7 @@ export function mountBatches(section, context) {
 
   /** Show the visitor's latest batch, if it is new; on a busy server, where it would be gone at once, for HOLD_MS. */
   function showOwn() {
-    const batches = record.batches(context.model);
+    const batches = batchesNow();
     const own = batches.findLast(isLit);
     if (!own || own === latestOwn) return;
     latestOwn = own;
@@ -190,10 +187,10 @@ export function mountBatches(section, context) {
   /** What happens now, as text: once a second, and for who listens more rarely. */
   function tell() {
     if (!visible || document.hidden) return;
-    const batches = record.batches(context.model);
+    const batches = batchesNow();
     const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
     const newer = frozen ? batches.filter(({ started }) => started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
-    const paused = `paused; ${newer}${newer < KEPT_BATCHES ? "" : " or more"} newer batches · now `;
+    const paused = `Paused, ${newer < KEPT_BATCHES ? newer : `more than ${newer - 1}`} newer batches · now `;
     parts.activity.textContent = (frozen ? paused : "") + activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
@@ -209,13 +206,11 @@ export function mountBatches(section, context) {
   function showTable() {
     const latest = (frozen ?? contentOf()).batches.slice(-TABLE_ROWS);
     const state = latest.map((batch) => `${batchKey(batch)} ${isLit(batch)}`).join();
-    if (state !== tabled) fillTable(parts.body, latest, isLit, wallTime);
+    if (state !== tabled) replace(parts.latest, batchTable(latest, isLit, wallTime));
     tabled = state;
   }
 
-  const listen = (target, type, listener, options = {}) => target.addEventListener(type, listener, { signal, ...options });
-
-  listen(context.feed, "hello", ({ detail }) => {
+  context.feed.addEventListener("hello", ({ detail }) => {
     if (clock.boot !== null && clock.boot !== detail.boot) {
       record.clear();
       pause(false);
@@ -225,7 +220,7 @@ export function mountBatches(section, context) {
     }
     clock = { ...detail, at: performance.now() };
   });
-  listen(context.feed, "batches", ({ detail }) => {
+  context.feed.addEventListener("batches", ({ detail }) => {
     record.add(detail);
     clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
     if (!frozen && selected && !record.holds(selected)) select(null);
@@ -233,17 +228,18 @@ export function mountBatches(section, context) {
     showOwn();
   });
   // What waits shows beside the batches that come after it.
-  listen(context.feed, "queued", ({ detail }) => record.addDepths(detail));
-  listen(context.feed, "highlight", ({ detail }) => {
+  context.feed.addEventListener("queued", ({ detail }) => record.addDepths(detail));
+  context.feed.addEventListener("highlight", ({ detail }) => {
     lit = new Set(detail.keys.slice(-MOST_LIT));
     changed();
     showOwn();
   });
-  listen(context.feed, "server", changed);
-  listen(context.feed, "model", () => {
+  context.feed.addEventListener("server", changed);
+  context.feed.addEventListener("model", () => {
     if (frozen) frozen = contentOf();
     walked = null;
     scale = null;
+    tabled = null;
     summarisedAt = -Infinity;
     select(null);
     tell();
@@ -255,14 +251,14 @@ export function mountBatches(section, context) {
     return [event.clientX - box.left, event.clientY - box.top];
   };
   let drag = null;
-  listen(parts.canvas, "pointerdown", (event) => {
+  parts.canvas.addEventListener("pointerdown", (event) => {
     select(strip.batchAt(...placeOf(event)) ?? selected);
     if (!frozen) return;
     pause(true); // also if it stood still for a while only
     drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
     parts.canvas.setPointerCapture(event.pointerId);
   });
-  listen(parts.canvas, "pointermove", (event) => {
+  parts.canvas.addEventListener("pointermove", (event) => {
     if (drag) {
       walked = drag.right - (event.clientX - drag.x);
       schedule();
@@ -271,11 +267,11 @@ export function mountBatches(section, context) {
       if (batch) select(batch);
     }
   });
-  for (const type of ["pointerup", "pointercancel"]) listen(parts.canvas, type, () => (drag = null));
-  listen(parts.canvas, "focus", () => {
+  for (const type of ["pointerup", "pointercancel"]) parts.canvas.addEventListener(type, () => (drag = null));
+  parts.canvas.addEventListener("focus", () => {
     if (parts.canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
   });
-  listen(parts.canvas, "keydown", (event) => {
+  parts.canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) walk(event.key);
     else if (event.key === " " || event.key === "Enter") pause(!frozen);
@@ -283,33 +279,21 @@ export function mountBatches(section, context) {
     else return;
     event.preventDefault();
   });
-  listen(parts.pause, "click", () => pause(!frozen));
-  listen(parts.scroller, "scroll", schedule, { passive: true });
-  listen(parts.details, "toggle", showTable);
-  listen(document, "visibilitychange", schedule);
-  listen(window.matchMedia("(prefers-color-scheme: dark)"), "change", () => {
+  parts.pause.addEventListener("click", () => pause(!frozen));
+  parts.scroller.addEventListener("scroll", schedule, { passive: true });
+  parts.details.addEventListener("toggle", showTable);
+  document.addEventListener("visibilitychange", schedule);
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     strip.recolour();
     schedule();
   });
 
-  const resizes = new ResizeObserver(schedule);
-  resizes.observe(parts.frame);
-  const sight = new IntersectionObserver(([entry]) => {
+  new ResizeObserver(schedule).observe(parts.frame);
+  new IntersectionObserver(([entry]) => {
     visible = entry.isIntersecting;
     tell();
     schedule();
-  });
-  sight.observe(section);
-  const timer = setInterval(tell, 1000);
+  }).observe(section);
+  setInterval(tell, 1000);
   showNumbers(parts.readout, null, wallTime);
-
-  return () => {
-    ending.abort();
-    clearInterval(timer);
-    clearTimeout(calmTimer);
-    clearTimeout(holdTimer);
-    cancelAnimationFrame(frame);
-    resizes.disconnect();
-    sight.disconnect();
-  };
 }

@@ -2,8 +2,8 @@
  * "Copy as": the request whose answer is shown, as text that runs as it is in a terminal or a Python program.
  */
 
-import { button, h, replace } from "/console/dom.js";
-import { versionPath } from "/console/versions.js";
+import { button, h, replace } from "./dom.js";
+import { versionPath } from "./versions.js";
 
 const TOP_K = 5;
 const COPIED_MS = 2_000;
@@ -19,7 +19,7 @@ export function mountCopy(context) {
   function elementFor(result) {
     const code = h("code");
     const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0" }, code);
-    const said = h("span", { role: "status", class: "muted" });
+    const said = h("span.muted", { role: "status" });
     const tabs = KINDS.map(([kind, title]) =>
       button(title, () => show(kind), {
         role: "tab",
@@ -87,13 +87,11 @@ export function mountCopy(context) {
 
     show(chosenKind);
     return h(
-      "div",
-      { class: "copy" },
+      "div.copy",
       h(
-        "div",
-        { class: "row" },
-        h("h4", { text: "Copy as" }),
-        h("div", { class: "row", role: "tablist", "aria-label": "Copy as" }, tabs),
+        "div.row",
+        h("h4", "Copy as"),
+        h("div.row", { role: "tablist", "aria-label": "Copy as" }, tabs),
         copyButton,
         said,
       ),

@@ -5,33 +5,34 @@
 /**
  * Return a new element.
  *
- * @param {string} tag
- * @param {Object<string, any>} [attributes] `text` is the element's text; a function named `onclick` and the like
- *   listens; true sets an attribute without a value; false, null and undefined leave it out; others are set as they are.
+ * @param {string} name its tag, and classes: "p.muted"
+ * @param {Object<string, any>} [attributes] A function named `onclick` and the like listens; true sets an attribute
+ *   without a value; false, null and undefined leave it out; others are set as they are. They may be left out as a whole.
  * @param {...(Node|string|number|null|undefined|false|Array)} children Strings and numbers become text nodes; lists are
  *   flattened; null, undefined and false are left out.
  * @returns {HTMLElement}
  */
-export function h(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+export function h(name, ...parts) {
+  return element("http://www.w3.org/1999/xhtml", name, parts);
 }
 
 /** Return a new SVG element; arguments as those of `h`. */
-export function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+export function svg(name, ...parts) {
+  return element("http://www.w3.org/2000/svg", name, parts);
 }
 
-function filled(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes ?? {})) {
+function element(namespace, name, parts) {
+  const [tag, ...classes] = name.split(".");
+  const made = document.createElementNS(namespace, tag);
+  const [attributes, ...children] = parts[0]?.constructor === Object ? parts : [{}, ...parts];
+  made.classList.add(...classes);
+  for (const [key, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
-    if (typeof value === "function") element.addEventListener(name.replace(/^on/, ""), value);
-    else if (name === "text") element.textContent = String(value);
-    else if (name === "value") element.value = value;
-    else if (name === "style") throw new Error("the page's policy forbids style attributes; set element.style.x");
-    else element.setAttribute(name, value === true ? "" : String(value));
+    if (typeof value === "function") made.addEventListener(key.replace(/^on/, ""), value);
+    else if (key === "value") made.value = value;
+    else made.setAttribute(key, value === true ? "" : value);
   }
-  add(element, children);
-  return element;
+  return add(made, children);
 }
 
 /** Append children to `element`, which are as those of `h`. */
@@ -49,42 +50,47 @@ export function replace(element, ...children) {
   return add(element, ...children);
 }
 
+/** Show `text` in `element`; the same words again would be read aloud again. */
+export function tell(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** Return a button that calls `onclick`; further attributes as those of `h`. */
 export function button(text, onclick, attributes) {
-  return h("button", { type: "button", text, onclick, ...attributes });
+  return h("button", { type: "button", onclick, ...attributes }, text);
 }
 
 /**
  * Return a table.
  *
- * @param {string} caption
+ * @param {string|null} caption
  * @param {Array<string|null>} heads of the columns; "Time#" is one of numbers, null of no words
- * @param {Array<Array<Node|string|null>>} rows cells of each; the first is what the row is of
- * @param {{isQuiet?: boolean, isHeadless?: boolean, widths?: Array<string>}} [more] whether the caption is for screen
- *   readers alone; whether the heads are left out; classes that give the columns their widths, whatever is in them
+ * @param {Array<Array<Node|string|null>>} rows cells of each; the first that is no number says what the row is of
+ * @param {{isQuiet?: boolean, isHeadless?: boolean, widths?: Array<string>, none?: string}} [more] whether the caption is
+ *   for screen readers alone; whether the heads are left out; classes that give the columns their widths, whatever is in
+ *   them; what stands there for no rows
  */
-export function table(caption, heads, rows, { isQuiet = false, isHeadless = false, widths = [] } = {}) {
-  const number = (column) => (heads[column]?.endsWith("#") ? "number" : null);
+export function table(caption, heads, rows, { isQuiet = false, isHeadless = false, widths = [], none } = {}) {
+  const isNumber = heads.map((text) => text?.endsWith("#") ?? false);
+  const classes = isNumber.map((is) => (is ? "number" : null));
+  const named = heads.findIndex((text, column) => text && !isNumber[column]);
   const head = (text, column) =>
-    text === null ? h("td") : h("th", { scope: "col", class: number(column), text: text.replace(/#$/, "") });
+    text === null ? h("td") : h("th", { scope: "col", class: classes[column] }, text.replace(/#$/, ""));
   const cell = (content, column) =>
-    h(column ? "td" : "th", { scope: column ? null : "row", class: number(column) }, content);
+    h(column === named ? "th" : "td", { scope: column === named && "row", class: classes[column] }, content);
+  const body = rows.length || !none ? rows.map((cells) => h("tr", cells.map(cell))) : h("tr", h("td.muted", { colspan: heads.length }, none));
   return h(
-    "table",
-    { class: widths.length ? "fixed" : null },
-    h("caption", { class: isQuiet ? "visually-hidden" : null, text: caption }),
-    h(
-      "colgroup",
-      {},
-      widths.map((name) => h("col", { class: name })),
-    ),
-    !isHeadless && h("thead", {}, h("tr", {}, heads.map(head))),
-    h(
-      "tbody",
-      {},
-      rows.map((cells) => h("tr", {}, cells.map(cell))),
-    ),
+    widths.length ? "table.fixed" : "table",
+    caption && h(isQuiet ? "caption.visually-hidden" : "caption", caption),
+    h("colgroup", widths.map((name) => h(`col.${name}`))),
+    !isHeadless && h("thead", h("tr", heads.map(head))),
+    h("tbody", body),
   );
+}
+
+/** Return a box that scrolls by itself where a table in it is wider than the page. */
+export function scrolling(label, ...children) {
+  return h("div.scrolls", { role: "region", tabindex: "0", "aria-label": label }, children);
 }
 
 /** Return a track with a bar from one share of its length to another; its row says the same in words. */
@@ -92,12 +98,12 @@ export function track(from, to, kind = "") {
   const bar = h("span", { class: `bar ${kind}` });
   bar.style.left = `${from * 100}%`;
   bar.style.width = `${(to - from) * 100}%`;
-  return h("span", { class: "track", "aria-hidden": "true" }, bar);
+  return h("span.track", { "aria-hidden": "true" }, bar);
 }
 
 /** Text of a time: "0.42 ms", "12.3 ms", "1.20 s"; "–" for none. */
 export function milliseconds(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size >= 1000) return `${(value / 1000).toFixed(2)} s`;
   return `${value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2)} ms`;
@@ -105,7 +111,7 @@ export function milliseconds(value) {
 
 /** Text of a number of bytes: "812 B", "1.4 MB". */
 export function bytes(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (!Number.isFinite(value)) return "–";
   const units = ["B", "KB", "MB", "GB", "TB"];
   let unit = 0;
   while (value >= 1000 && unit < units.length - 1) {
@@ -117,14 +123,14 @@ export function bytes(value) {
 
 /** Text of a share of one: "99.5 %"; with as many digits as keep a share below one apart from 100 %. */
 export function percent(share, digits = 1) {
-  if (share === null || share === undefined || !Number.isFinite(share)) return "–";
+  if (!Number.isFinite(share)) return "–";
   const text = (share * 100).toFixed(digits);
   return `${share < 1 && Number(text) === 100 ? `> ${(100 - 10 ** -digits).toFixed(digits)}` : text} %`;
 }
 
 /** Text of a count, with thin groups of thousands. */
 export function count(value) {
-  if (value === null || value === undefined) return "–";
+  if (!Number.isFinite(value)) return "–";
   return value.toLocaleString("en").replaceAll(",", "\u202f");
 }
 

@@ -5,62 +5,41 @@
  * grow; one on which nothing comes for SILENCE_MS counts as lost, since the server sends something each second.
  */
 
-import { ApiError } from "/console/api.js";
+import { ApiError } from "./api.js";
 
 const SILENCE_MS = 10_000;
 const FIRST_PAUSE_MS = 500;
 const LAST_PAUSE_MS = 5_000;
 
-/** Splits text into server-sent events, wherever the text is cut. */
-export class EventParser {
+/** Splits text into server-sent events, wherever the text is cut. The server ends its lines with \n. */
+class EventParser {
   #rest = "";
-  #type = "";
-  #data = [];
 
   /**
    * Return the events that `text` completes.
    *
    * @param {string} text
-   * @returns {Array<{type: string, data: string}>}
+   * @returns {Array<{event: string, data: string}>}
    */
   push(text) {
-    const events = [];
-    const all = this.#rest + text;
-    let start = 0;
-    for (;;) {
-      let end = start;
-      while (end < all.length && all[end] !== "\n" && all[end] !== "\r") end += 1;
-      // A \r at the very end may be half of \r\n.
-      if (end >= all.length - (all[end] === "\r" ? 1 : 0)) break;
-      this.#line(all.slice(start, end), events);
-      start = end + (all[end] === "\r" && all[end + 1] === "\n" ? 2 : 1);
-    }
-    this.#rest = all.slice(start);
-    return events;
-  }
-
-  #line(line, events) {
-    if (line === "") {
-      if (this.#data.length) events.push({ type: this.#type || "message", data: this.#data.join("\n") });
-      this.#type = "";
-      this.#data = [];
-      return;
-    }
-    const colon = line.indexOf(":");
-    if (colon === 0) return;
-    const field = colon < 0 ? line : line.slice(0, colon);
-    const value = colon < 0 ? "" : line.slice(colon + (line[colon + 1] === " " ? 2 : 1));
-    if (field === "event") this.#type = value;
-    else if (field === "data") this.#data.push(value);
+    const whole = (this.#rest + text).split("\n\n");
+    this.#rest = whole.pop();
+    return whole.map((lines) => Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s))));
   }
 }
 
+/** What rows of a chunk hold; those of batches and requests are told by the server. */
+const FIELDS = {
+  refusals: ["method", "model", "code", "error", "count", "message"],
+  queued: ["model", "version", "rows"],
+  totals: ["method", "model", "version", "code", "count"],
+};
+
 export class Feed extends EventTarget {
   #api;
-  #wake = null;
+  #wake;
   #boot = null;
-  #fields = { batches: [], requests: [] };
-  #wasConnected = false;
+  #fields = FIELDS;
   #lastState = "";
 
   /** @param {import("/console/api.js").Api} api */
@@ -118,10 +97,12 @@ export class Feed extends EventTarget {
         const { done, value } = await reader.read();
         if (done) break;
         listen();
-        for (const event of parser.push(value)) {
+        for (const { event, data } of parser.push(value)) {
           heard = true;
-          if (event.type === "end") ended = JSON.parse(event.data).reason;
-          else this.#take(event);
+          const told = JSON.parse(data);
+          if (event === "end") ended = told.reason;
+          else if (event === "hello") this.#hello(told);
+          else if (event === "chunk") this.#chunk(told);
         }
       }
       return {
@@ -144,70 +125,36 @@ export class Feed extends EventTarget {
     }
   }
 
-  #take({ type, data }) {
-    if (type === "hello") this.#hello(JSON.parse(data));
-    else if (type === "chunk") this.#chunk(JSON.parse(data));
-  }
-
-  #hello({ boot, version, now, wall, fields }) {
-    const again = this.#wasConnected;
+  #hello({ boot, fields, ...clock }) {
+    const again = this.#boot !== null;
     const restarted = again && this.#boot !== boot;
     this.#boot = boot;
-    this.#fields = fields;
-    this.#wasConnected = true;
-    this.dispatch("hello", { boot, version, now, wall });
-    const message = !again
-      ? "Connected"
-      : restarted
-        ? "Connected again: the server was started anew"
-        : "Connected again";
-    this.#say("connected", message, { again, restarted });
+    this.#fields = { ...FIELDS, ...fields };
+    this.dispatch("hello", { boot, ...clock });
+    const message = `Connected${again ? " again" : ""}${restarted ? ": the server was started anew" : ""}`;
+    this.#say("connected", message, { restarted });
   }
 
-  #chunk(chunk) {
-    const { process, now } = chunk;
-    if (chunk.batches) {
-      const batches = chunk.batches.map((row) => ({ process, keys: [], ...named(this.#fields.batches, row) }));
-      this.dispatch("batches", { batches, seen: chunk.batches_seen ?? batches.length, now });
+  #chunk({ process, now, followed, resident_bytes = null, ...chunk }) {
+    for (const [type, fields] of Object.entries(this.#fields)) {
+      const named = (row) => Object.fromEntries(row.map((value, place) => [fields[place], value]));
+      const rows = chunk[type]?.map((row) => ({ process, ...named(row) }));
+      if (!rows) continue;
+      const seen = chunk[`${type}_seen`] ?? rows.length;
+      this.dispatch(type, { process, now, seen, [type]: rows, resident_bytes });
     }
-    if (chunk.requests) {
-      const requests = chunk.requests.map((row) => named(this.#fields.requests, row));
-      this.dispatch("requests", { requests, seen: chunk.requests_seen ?? requests.length, now });
-    }
-    if (chunk.refusals) {
-      this.dispatch("refusals", {
-        refusals: chunk.refusals.map((row) => named(["method", "model", "code", "error", "count", "message"], row)),
-      });
-    }
-    if (chunk.queued)
-      this.dispatch("queued", { now, queued: chunk.queued.map((row) => named(["model", "version", "rows"], row)) });
-    for (const followed of chunk.followed ?? []) this.dispatch("followed", followed);
-    if (chunk.totals) {
-      const totals = chunk.totals.map((row) => named(["method", "model", "version", "code", "count"], row));
-      this.dispatch("totals", { process, now, totals, resident_bytes: chunk.resident_bytes ?? null });
-    }
+    for (const one of followed ?? []) this.dispatch("followed", one);
   }
 
   #say(state, message, more) {
     this.#lastState = state;
-    this.dispatch("state", { state, message, again: false, restarted: false, ...more });
+    this.dispatch("state", { state, message, ...more });
   }
 
   #sleep(ms) {
     return new Promise((resolve) => {
-      const timer = Number.isFinite(ms) ? setTimeout(resolve, ms) : null;
-      this.#wake = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    }).finally(() => {
-      this.#wake = null;
+      this.#wake = resolve;
+      if (Number.isFinite(ms)) setTimeout(resolve, ms);
     });
   }
-}
-
-function named(names, row) {
-  const object = {};
-  for (let i = 0; i < row.length; i += 1) object[names[i]] = row[i];
-  return object;
 }

@@ -20,9 +20,9 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
   const xOf = (seconds) => MARGIN.left + ((right - MARGIN.left) * (Math.log10(seconds) - low)) / (high - low);
   const most = roundedUp(Math.max(...bins.map(({ number }) => number)));
   const yOf = (number) => bottom - ((bottom - MARGIN.top) * number) / most;
-  const label = (words, x, y, anchor, name = "") => svg("text", { x, y, "text-anchor": anchor, class: name, text: words });
+  const label = (words, x, y, anchor, name = "") => svg("text", { x, y, "text-anchor": anchor, class: name }, words);
   const ticks = [0, most / 2, most].map((number) => [
-    svg("line", { class: "grid", x1: MARGIN.left, x2: right, y1: yOf(number), y2: yOf(number) }),
+    svg("line.grid", { x1: MARGIN.left, x2: right, y1: yOf(number), y2: yOf(number) }),
     label(count(Number(number.toPrecision(3))), MARGIN.left - 6, yOf(number) + 4, "end"),
   ]);
   const steps = right - MARGIN.left > 150 * (high - low) ? [1, 2, 5] : [1];
@@ -32,7 +32,7 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
       const seconds = step * 10 ** power;
       const x = xOf(seconds);
       if (x < MARGIN.left - 1 || x > right + 1) continue;
-      times.push(svg("line", { class: "tick", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
+      times.push(svg("line.tick", { x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
       times.push(label(plainly(seconds), x, bottom + 16, "middle"));
     }
   }
@@ -47,13 +47,13 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
   const mark = (name, seconds, side) => {
     const x = xOf(seconds);
     const anchor = sideOf(x, 36, side);
-    const upright = svg("line", { class: "quantile", x1: x, x2: x, y1: MARGIN.top - 12, y2: bottom });
+    const upright = svg("line.quantile", { x1: x, x2: x, y1: MARGIN.top - 12, y2: bottom });
     return [upright, label(name, x + (anchor === "end" ? -4 : 4), MARGIN.top - 4, anchor, "strong")];
   };
   const limitMark = () => {
     const x = xOf(limit);
     const words = `${limitName} ${plainly(limit)}`;
-    const upright = svg("line", { class: "limit", x1: x, x2: x, y1: 16, y2: bottom });
+    const upright = svg("line.limit", { x1: x, x2: x, y1: 16, y2: bottom });
     return [upright, label(words, x, 11, sideOf(x, 50, "middle"), "limit-name")];
   };
   const titles = [label("requests", 0, 11, "start"), label("time to the answer", right, HEIGHT - 3, "end")];

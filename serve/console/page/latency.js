@@ -2,171 +2,124 @@
  * The last minute: how long answers took, how many kept their time, what was refused, and a load to see it change.
  */
 
-import { count, h, milliseconds, percent, replace, svg } from "./dom.js";
+import { add, count, h, milliseconds, percent, replace, scrolling, svg, table } from "./dom.js";
 import { drawHistogram } from "./histogram.js";
 import { loadControl } from "./load.js";
 import { binsOf, emptyMinute, MINUTE_SECONDS, RATE_SECONDS, summaryOf } from "./minute.js";
 import { servedModel } from "./versions.js";
 
 const MOST_ROWS = 12;
+/** What has no requests: no model is served. */
+const NO_MODEL = {};
 
-/**
- * Show the last minute in `section`, and follow the feed of `context`.
- *
- * @returns {function(): void} Ends it: nothing listens or draws any more.
- */
+/** Show the last minute in `section`, and follow the feed of `context`. */
 export function mountLatency(section, context) {
-  const ending = new AbortController();
-  const { signal } = ending;
   const minute = emptyMinute();
-  const parts = elementsOf();
-  const load = loadControl(context, signal);
-  replace(section, section.querySelector("h2"), load, parts.empty, parts.shown, parts.tables);
+  const empty = h("p.no-request", "No requests in the last minute.");
+  const facts = h("dl.figures");
+  const figure = svg("svg.histogram", { role: "img" });
+  const chart = h("div.chart", figure);
+  const bins = h("div");
+  const details = h("details", { ontoggle: draw }, h("summary", "The histogram as a table"), bins);
+  const shown = h("div", { hidden: true }, facts, chart, details);
+  const rates = scrolling(RATES);
+  const refusals = scrolling(REFUSALS);
+  add(section, loadControl(context), empty, shown, h("div.tables", rates, refusals));
 
+  const seconds = () => performance.now() / 1000;
   let boot = null;
   let since = seconds();
   let visible = false;
 
-  function seconds() {
-    return performance.now() / 1000;
-  }
-
   function draw() {
     if (!visible || document.hidden) return;
     const now = seconds();
-    const { model } = context;
+    const model = context.model ?? NO_MODEL;
+    const target = servedModel(context)?.latency_target_ms / 1000 || null;
     const requests = minute.requests(model, now);
-    const summary = summaryOf(requests, servedModel(context)?.latency_target_ms / 1000 || null, Math.min(MINUTE_SECONDS, now - since));
-    const bins = binsOf(summary.answered);
-    parts.empty.hidden = requests.length > 0;
-    parts.shown.hidden = requests.length === 0;
-    showFacts(parts.facts, summary);
-    parts.figure.classList.toggle("none", bins.length === 0);
-    if (bins.length > 0) {
-      drawHistogram(parts.figure, { bins, ...summary }, Math.max(240, parts.chart.clientWidth));
-      parts.figure.setAttribute("aria-label", describe(summary));
+    const summary = summaryOf(requests, target, Math.min(MINUTE_SECONDS, now - since));
+    const found = binsOf(summary.answered);
+    empty.hidden = requests.length > 0;
+    shown.hidden = requests.length === 0;
+    showFacts(facts, summary);
+    figure.classList.toggle("none", found.length === 0);
+    if (found.length > 0) {
+      drawHistogram(figure, { bins: found, ...summary }, Math.max(240, chart.clientWidth));
+      figure.setAttribute("aria-label", describe(summary));
     }
-    if (parts.details.open) showBins(parts.bins, bins);
-    showRates(parts.rates, minute.rates(model, now));
-    showRefusals(parts.refusals, minute.refusals(model, now));
+    if (details.open) replace(bins, binTable(found));
+    replace(rates, rateTable(minute.rates(model, now)));
+    replace(refusals, refusalTable(minute.refusals(model, now)));
   }
 
-  const listen = (target, type, listener) => target.addEventListener(type, listener, { signal });
-  listen(context.feed, "hello", ({ detail }) => {
+  context.feed.addEventListener("hello", ({ detail }) => {
     if (boot !== null && boot !== detail.boot) {
       minute.clear();
       since = seconds();
     }
     boot = detail.boot;
   });
-  listen(context.feed, "requests", ({ detail }) => minute.addRequests(detail, seconds()));
-  listen(context.feed, "totals", ({ detail }) => minute.addTotals(detail, seconds()));
-  listen(context.feed, "refusals", ({ detail }) => minute.addRefusals(detail, seconds()));
-  listen(context.feed, "model", draw);
-  listen(parts.details, "toggle", draw);
-  listen(document, "visibilitychange", draw);
-  const sight = new IntersectionObserver(([entry]) => {
+  context.feed.addEventListener("requests", ({ detail }) => minute.addRequests(detail, seconds()));
+  context.feed.addEventListener("totals", ({ detail }) => minute.addTotals(detail, seconds()));
+  context.feed.addEventListener("refusals", ({ detail }) => minute.addRefusals(detail, seconds()));
+  context.feed.addEventListener("model", draw);
+  document.addEventListener("visibilitychange", draw);
+  new IntersectionObserver(([entry]) => {
     visible = entry.isIntersecting;
     draw();
-  });
-  sight.observe(section);
-  const timer = setInterval(draw, 1000);
-  return () => {
-    ending.abort();
-    clearInterval(timer);
-    sight.disconnect();
-  };
+  }).observe(section);
+  setInterval(draw, 1000);
 }
 
 function showFacts(element, { all, number, p50, p99, goodput, limit, limitName }) {
   const kept = limit === null ? "OK answers/s" : `OK answers/s within the ${limitName}`;
   const facts = [
-    ["p50", p50 === null ? "–" : milliseconds(1000 * p50), "half of the answers came sooner"],
-    ["p99", p99 === null ? "–" : milliseconds(1000 * p99), "99 in 100 came sooner"],
-    ["Goodput", `${rate(goodput)}/s`, `${kept}, last ${RATE_SECONDS} s`],
+    ["p50", time(p50), "half of the answers came sooner"],
+    ["p99", time(p99), "99 in 100 came sooner"],
+    ["Goodput", rate(goodput), `${kept}, last ${RATE_SECONDS} s`],
     ["Answered OK", percent(all > 0 ? number / all : null), `of ${count(Math.round(all))} requests in the last minute`],
   ];
-  const texts = ([name, value, note]) => [h("dt", { text: name }), h("dd", { text: value }), h("dd", { class: "note", text: note })];
-  replace(element, facts.map((fact) => h("div", {}, texts(fact))));
+  replace(element, facts.map(([name, value, note]) => h("div", h("dt", name), h("dd", value), h("dd.note", note))));
 }
 
 function describe({ number, p50, p99, limit, limitName }) {
-  const line = limit === null ? "" : `, ${limitName} ${milliseconds(1000 * limit)}`;
-  const [half, most] = [p50, p99].map((seconds) => milliseconds(1000 * seconds));
-  return `Times to ${count(Math.round(number))} answers of the last minute: p50 ${half}, p99 ${most}${line}. A table follows.`;
+  const line = limit === null ? "" : `, ${limitName} ${time(limit)}`;
+  return `Times to ${count(Math.round(number))} answers of the last minute: p50 ${time(p50)}, p99 ${time(p99)}${line}. A table follows.`;
 }
 
-function showBins(body, bins) {
-  const time = (value) => milliseconds(1000 * value);
-  const cells = ({ from, to, number }) => [
-    h("th", { scope: "row", text: `${time(from)} to ${time(to)}` }),
-    h("td", { class: "number", text: count(Math.round(number)) }),
-  ];
-  replace(body, bins.map((bin) => h("tr", {}, cells(bin))));
+function binTable(bins) {
+  const row = ({ from, to, number }) => [`${time(from)} to ${time(to)}`, count(Math.round(number))];
+  return table(null, ["Time to the answer", "Requests#"], bins.map(row));
 }
 
-function showRates(body, rates) {
+const RATES = `Requests a second, last ${RATE_SECONDS} s`;
+
+function rateTable(rates) {
+  const row = (one) => [one.method, h("span", { class: one.code === "OK" ? "good" : "bad" }, one.code), rate(one.rate)];
+  const rows = rates.slice(0, MOST_ROWS).map(row);
   const rest = rates.slice(MOST_ROWS).reduce((sum, one) => sum + one.rate, 0);
-  const rows = rates.slice(0, MOST_ROWS).map((one) => [one.method, one.code, one.rate]);
-  if (rest > 0) rows.push(["others", "", rest]);
-  replace(
-    body,
-    rows.length === 0 && h("tr", {}, h("td", { colspan: 3, class: "muted", text: `No request in the last ${RATE_SECONDS} s.` })),
-    rows.map(([method, code, number]) =>
-      h("tr", {}, [
-        h("th", { scope: "row", text: method }),
-        h("td", { class: code === "OK" ? "good" : "bad", text: code }),
-        h("td", { class: "number", text: `${rate(number)}/s` }),
-      ]),
-    ),
-  );
+  if (rest > 0) rows.push(["others", "", rate(rest)]);
+  return table(RATES, ["Method", "Code", "Requests#"], rows, { none: `No request in the last ${RATE_SECONDS} s.` });
 }
 
-function showRefusals(body, refusals) {
-  replace(
-    body,
-    refusals.length === 0 && h("tr", {}, h("td", { colspan: 4, class: "muted", text: "None in the last minute." })),
-    refusals.slice(0, MOST_ROWS).map(({ count: number, code, error, method, message }) =>
-      h("tr", {}, [
-        h("td", { class: "number", text: count(number) }),
-        h("th", { scope: "row" }, h("span", { class: "bad", text: code }), h("div", { class: "muted", text: error })),
-        h("td", { text: method }),
-        h("td", { class: "message", text: message }),
-      ]),
-    ),
-  );
+const REFUSALS = "Refused in the last minute";
+
+function refusalTable(refusals) {
+  const rows = refusals.slice(0, MOST_ROWS).map((one) => [
+    count(one.count),
+    [h("span.bad", one.code), h("div.muted", one.error)],
+    one.method,
+    h("div.message", one.message),
+  ]);
+  const heads = ["Number#", "Code and error", "Method", "Latest message"];
+  return table(REFUSALS, heads, rows, { none: "None in the last minute." });
+}
+
+/** Text of a time in s, null for none. */
+function time(seconds) {
+  return milliseconds(seconds === null ? null : 1000 * seconds);
 }
 
 function rate(value) {
-  return value < 9.95 ? value.toFixed(1) : count(Math.round(value));
-}
-
-function elementsOf() {
-  const cell = ([name, numeric]) => h("th", { scope: "col", class: numeric && "number", text: name });
-  const head = (...names) => h("thead", {}, h("tr", {}, names.map(cell)));
-  const [bins, rates, refusals] = [h("tbody"), h("tbody"), h("tbody")];
-  const table = (title, header, body) =>
-    h("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": title }, h("table", {}, h("caption", { text: title }), header, body));
-  const facts = h("dl", { class: "figures" });
-  const figure = svg("svg", { role: "img", class: "histogram" });
-  const chart = h("div", { class: "chart" }, figure);
-  const binTable = h("table", {}, head(["Time to the answer"], ["Requests", true]), bins);
-  const details = h("details", {}, h("summary", { text: "The histogram as a table" }), binTable);
-  return {
-    bins,
-    rates,
-    refusals,
-    facts,
-    figure,
-    chart,
-    details,
-    empty: h("p", { class: "no-request", text: "No requests in the last minute." }),
-    shown: h("div", { hidden: true }, facts, chart, details),
-    tables: h(
-      "div",
-      { class: "tables" },
-      table(`Requests a second, last ${RATE_SECONDS} s`, head(["Method"], ["Code"], ["Requests", true]), rates),
-      table("Refused in the last minute", head(["Number", true], ["Code and error"], ["Method"], ["Latest message"]), refusals),
-    ),
-  };
+  return `${value < 9.95 ? value.toFixed(1) : count(Math.round(value))}/s`;
 }

@@ -2,7 +2,7 @@
  * A load that the server puts on itself for some seconds, so that one sees batches form.
  */
 
-import { count, h, milliseconds, replace } from "./dom.js";
+import { button, count, h, milliseconds, replace } from "./dom.js";
 import { servedModel } from "./versions.js";
 
 const SECONDS = 5;
@@ -11,26 +11,26 @@ const FIRST_RATE = 200;
 const FIRST_SHARE = 0.7;
 const STEPS = [1, 2, 3, 5, 7];
 
-/**
- * Return the elements of the control. It loads the model that is chosen in the header.
- *
- * @param {AbortSignal} signal Ends it.
- */
-export function loadControl(context, signal) {
+/** Return the elements of the control. It loads the model that is chosen in the header. */
+export function loadControl(context) {
   let rates = [FIRST_RATE];
   let running = null;
   let chosen = false; // by the visitor
-  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1 });
+  const oninput = () => {
+    chosen = true;
+    showRate();
+  };
+  const slider = h("input", { type: "range", id: "load-rate", min: 0, step: 1, oninput });
   const shown = h("output", { for: "load-rate" });
-  const button = h("button", { type: "button", class: "primary" });
+  const starter = button("", () => (running ? running.abort() : run()), { class: "primary", "aria-describedby": "load-why" });
   const progress = h("progress", { "aria-label": "Progress of the load", hidden: true });
-  const answer = h("p", { role: "status", class: "load-answer" });
-  const why = h("p", { class: "muted", id: "load-why" });
-  const label = h("label", { for: "load-rate", text: "Rate" });
-  const control = h("div", { class: "load-control" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
+  const answer = h("p.load-answer", { role: "status" });
+  const why = h("p.muted", { id: "load-why" });
+  const label = h("label", { for: "load-rate" }, "Rate");
+  const control = h("div.load-control", h("div.row", label, slider, shown, starter, progress), why, answer);
 
   const model = () => servedModel(context);
-  const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);
+  const seconds = () => Math.min(SECONDS, context.server?.load.max_seconds ?? SECONDS);
   const rate = () => rates[Number(slider.value)];
 
   function showRate() {
@@ -50,9 +50,9 @@ export function loadControl(context, signal) {
     let reason = model() ? "" : "No load: no model is served.";
     if (!load) reason = "The server has not told yet what it allows.";
     else if (!load.allowed) reason = `No load from here: ${load.why_not}.`;
-    button.disabled = reason !== "" && running === null;
-    slider.disabled = button.disabled;
-    button.textContent = running ? "Stop" : `Load for ${seconds()} s`;
+    starter.disabled = reason !== "" && running === null;
+    slider.disabled = starter.disabled;
+    starter.textContent = running ? "Stop" : `Load for ${seconds()} s`;
     const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request, at random times`;
     why.textContent = reason || `${sends()}, and checks the answers.`;
   }
@@ -70,11 +70,11 @@ export function loadControl(context, signal) {
     show();
     try {
       const body = { model: name, version: String(version), rate: asked, seconds: length };
-      const { json } = await context.api.post("/console/load", body, { signal: running.signal });
+      const json = await context.api.post("/console/load", body, { signal: running.signal });
       replace(answer, wordsOf(json));
     } catch (error) {
       if (running.signal.aborted) replace(answer, `Stopped after ${((performance.now() - began) / 1000).toFixed(1)} s.`);
-      else replace(answer, h("span", { class: "bad", text: `The load failed: ${error.message}` }));
+      else replace(answer, h("span.bad", `The load failed: ${error.message}`));
     } finally {
       clearInterval(timer);
       progress.hidden = true;
@@ -83,14 +83,7 @@ export function loadControl(context, signal) {
     }
   }
 
-  slider.addEventListener("input", () => {
-    chosen = true;
-    showRate();
-  }, { signal });
-  button.addEventListener("click", () => (running ? running.abort() : run()), { signal });
-  for (const type of ["server", "model"]) context.feed.addEventListener(type, show, { signal });
-  signal.addEventListener("abort", () => running?.abort());
-  button.setAttribute("aria-describedby", why.id);
+  for (const type of ["server", "model"]) context.feed.addEventListener(type, show);
   show();
   return control;
 }
@@ -115,7 +108,7 @@ function wordsOf({ sent, answered, by_code: byCode, wrong, p50_ms: p50, p99_ms: 
   return [
     `${count(sent)} sent, ${count(answered)} answered`,
     refusals && `refused: ${refusals}`,
-    wrong === 0 ? "none wrong" : h("strong", { class: "bad", text: `${count(wrong)} wrong` }),
+    wrong === 0 ? "none wrong" : h("strong.bad", `${count(wrong)} wrong`),
     `p50 ${milliseconds(p50)}`,
     `p99 ${milliseconds(p99)}`,
   ]

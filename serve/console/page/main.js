@@ -2,13 +2,14 @@
  * Entry of the page: connects, tells the header's part, and mounts the four sections.
  */
 
-import { Api } from "/console/api.js";
-import { mountBatches } from "/console/batches.js";
-import { h, replace } from "/console/dom.js";
-import { Feed } from "/console/feed.js";
-import { mountLatency } from "/console/latency.js";
-import { mountModels } from "/console/models.js";
-import { mountTry } from "/console/try.js";
+import { Api, ApiError } from "./api.js";
+import { mountBatches } from "./batches.js";
+import { h, replace, tell } from "./dom.js";
+import { Feed } from "./feed.js";
+import { mountLatency } from "./latency.js";
+import { mountModels } from "./models.js";
+import { mountTry } from "./try.js";
+import { modelKey } from "./versions.js";
 
 const SERVER_EVERY_MS = 5_000;
 const MODEL_KEY = "fuseline-model";
@@ -46,7 +47,7 @@ async function readServer() {
     feed.dispatch("server", server);
   } catch (error) {
     // The feed's state says what is wrong: it asks the same server.
-    if (!error.status && error.name !== "NoAnswer") console.error(error);
+    if (!(error instanceof ApiError)) console.error(error);
   } finally {
     reading = false;
     if (!document.hidden) serverTimer = setTimeout(readServer, SERVER_EVERY_MS);
@@ -75,34 +76,33 @@ function duration(seconds) {
 
 // --- The choice of a model ---
 
-const keyOf = ({ name, version }) => JSON.stringify([name, version]);
 const select = element("model");
 let offered = "";
 
 /** Offer the models of now, and keep the choice while its model is served. */
-function chooseModel(server) {
-  const { models } = server;
+function chooseModel({ models }) {
   const options = models.map((model) => [
-    keyOf(model),
+    modelKey(model),
     `${model.name}, version ${model.version}${model.is_default ? "" : " (not the default)"}`,
   ]);
   if (JSON.stringify(options) !== offered) {
     offered = JSON.stringify(options);
-    const chosen = select.value || sessionStorage.getItem(MODEL_KEY);
+    const wanted = select.value || sessionStorage.getItem(MODEL_KEY);
     replace(
       select,
-      options.map(([value, text]) => h("option", { value, text })),
+      options.map(([value, text]) => h("option", { value }, text)),
     );
-    const first = models.find((model) => model.is_default) ?? models[0];
-    select.value = options.some(([value]) => value === chosen) ? chosen : first ? keyOf(first) : "";
-    element("model-choice").hidden = models.length === 0;
+    const isWanted = (model) => modelKey(model) === wanted;
+    const chosen = models.find(isWanted) ?? models.find((model) => model.is_default) ?? models[0];
+    if (chosen) select.value = modelKey(chosen);
+    element("model-choice").hidden = !chosen;
   }
   takeModel();
 }
 
 function takeModel() {
-  const [name, version] = select.value ? JSON.parse(select.value) : [];
-  const model = select.value ? { name, version } : null;
+  const { name, version } = context.server.models.find((model) => modelKey(model) === select.value) ?? {};
+  const model = name === undefined ? null : { name, version };
   if (JSON.stringify(model) === JSON.stringify(context.model)) return;
   context.model = model;
   feed.dispatch("model", model);
@@ -122,8 +122,7 @@ const tokenError = element("token-error");
 feed.addEventListener("state", ({ detail }) => {
   const text = detail.state === "waiting" ? `${detail.message}. Trying again` : detail.message;
   connection.dataset.state = detail.state;
-  // The same words again would be read aloud again.
-  if (connection.textContent !== text) connection.textContent = text;
+  tell(connection, text);
   // Without a token 403 is of something else, such as the name that the page was opened by.
   if (detail.status === 401 || (detail.status === 403 && api.token)) askForToken(detail);
   else if (detail.state === "connected") tokenForm.hidden = true;
@@ -141,12 +140,13 @@ function askForToken({ message }) {
 tokenForm.addEventListener("submit", (event) => {
   event.preventDefault();
   const input = element("token");
+  const token = input.value.trim();
   // A header can't hold what no token has; the server would never see it.
-  if (!/^[\x21-\x7e]+$/.test(input.value.trim())) {
+  if (!/^[\x21-\x7e]+$/.test(token)) {
     tokenError.textContent = "A token has letters, digits and signs of ASCII, and no spaces";
     return;
   }
-  api.token = input.value.trim();
+  api.token = token;
   input.value = "";
   tokenError.textContent = "";
   feed.retry();

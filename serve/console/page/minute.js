@@ -14,8 +14,8 @@ const MOST_REFUSALS = 50;
 const BINS_PER_DECADE = 10;
 
 /**
- * Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a model, or
- * of all (null).
+ * Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a
+ * model.
  */
 export function emptyMinute() {
   let chunks = [];
@@ -32,10 +32,9 @@ export function emptyMinute() {
     /** Keep a process's counts. One that is smaller than before means that it began anew. */
     addTotals({ process, totals }, now) {
       const counts = new Map(totals.map((total) => [[total.method, modelKey(total), total.code].join("\n"), total]));
-      let told = processes.get(process) ?? [];
-      const before = told.at(-1)?.counts;
-      const fell = before && [...before].some(([key, { count }]) => (counts.get(key)?.count ?? 0) < count);
-      told = fell ? [] : told;
+      const before = processes.get(process) ?? [];
+      const fell = [...(before.at(-1)?.counts ?? [])].some(([key, { count }]) => (counts.get(key)?.count ?? 0) < count);
+      const told = fell ? [] : before;
       told.push({ at: now, counts });
       while (told.length > 2 && now - told[1].at >= RATE_SECONDS) told.shift();
       processes.delete(process);
@@ -65,10 +64,10 @@ export function emptyMinute() {
     /** The requests of the last minute, [{seconds, code, deadline, weight, age}]. */
     requests(model, now) {
       chunks = chunks.filter(({ at }) => now - at < MINUTE_SECONDS);
-      const key = model && modelKey(model);
+      const key = modelKey(model);
       return chunks.flatMap(({ at, weight, requests }) =>
         requests
-          .filter((request) => !key || modelKey(request) === key)
+          .filter((request) => modelKey(request) === key)
           .map(({ seconds, code, deadline }) => ({ seconds, code, deadline, weight, age: now - at })),
       );
     },
@@ -81,7 +80,7 @@ export function emptyMinute() {
         if (last.at <= first.at || now - last.at > RATE_SECONDS) continue;
         for (const [key, total] of last.counts) {
           const number = total.count - (first.counts.get(key)?.count ?? 0);
-          if (number === 0 || (model && modelKey(total) !== modelKey(model))) continue;
+          if (number === 0 || modelKey(total) !== modelKey(model)) continue;
           const name = `${total.method}\n${total.code}`;
           const entry = rates.get(name) ?? { method: total.method, code: total.code, rate: 0 };
           entry.rate += number / (last.at - first.at);
@@ -98,7 +97,7 @@ export function emptyMinute() {
         if (entry.seconds.length === 0) refused.delete(key);
       }
       return [...refused.values()]
-        .filter((entry) => !model || entry.model === model.name)
+        .filter((entry) => entry.model === model.name)
         .map((entry) => ({ ...entry, count: entry.seconds.reduce((sum, { count }) => sum + count, 0) }))
         .sort((one, other) => other.count - one.count);
     },

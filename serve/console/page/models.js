@@ -2,8 +2,8 @@
  * Section "Models": what is served, by what and why, what was proven of it, and what it costs; loads and unloads.
  */
 
-import { button, bytes, count, h, milliseconds, percent, plural, replace, table, track } from "/console/dom.js";
-import { versionPath } from "/console/versions.js";
+import { button, bytes, count, h, milliseconds, percent, plural, replace, scrolling, table, tell, track } from "./dom.js";
+import { versionPath } from "./versions.js";
 
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;
@@ -14,9 +14,9 @@ const OPEN_AT_MOST = 2;
  */
 export function mountModels(section, context) {
   const { feed } = context;
-  const memory = h("p", { class: "muted", text: "" });
-  const aliases = h("p", { class: "muted", hidden: true });
-  const cards = h("div", { class: "cards" });
+  const memory = h("p.muted");
+  const aliases = h("p.muted", { hidden: true });
+  const cards = h("div.cards");
   const repository = mountRepository(context);
   section.append(memory, aliases, cards, repository);
 
@@ -45,7 +45,7 @@ export function mountModels(section, context) {
       wanted.length !== cards.children.length ||
       wanted.some((card, i) => card !== cards.children[i])
     ) {
-      replace(cards, wanted.length ? wanted : h("p", { class: "muted", text: "No model is served." }));
+      replace(cards, wanted.length ? wanted : h("p.muted", "No model is served."));
     }
     known = next;
     aliases.hidden = !server.aliases?.length;
@@ -61,7 +61,7 @@ export function mountModels(section, context) {
     residents.set(process, resident);
     const sum = [...residents.values()].reduce((all, one) => all + one, 0);
     const text = `The server holds ${bytes(sum)} of memory${residents.size > 1 ? ` in ${residents.size} processes` : ""}.`;
-    if (memory.textContent !== text) memory.textContent = text;
+    tell(memory, text);
   });
 }
 
@@ -70,24 +70,20 @@ export function mountModels(section, context) {
 function cardOf(model, measured, context) {
   const passed = model.verification.filter((row) => row.passed).length;
   return h(
-    "details",
-    { class: "card" },
+    "details.card",
     h(
       "summary",
-      {},
-      h("h3", { class: "name", text: model.name }),
-      h("span", { text: `version ${model.version}` }),
-      model.is_default && h("span", { class: "badge", text: "default" }),
-      h("span", { class: "muted", text: `${model.architecture} · ${model.backend}, ${model.precision}` }),
+      h("h3.name", model.name),
+      h("span", `version ${model.version}`),
+      model.is_default && h("span.badge", "default"),
+      h("span.muted", `${model.architecture} · ${model.backend}, ${model.precision}`),
       model.verification.length > 0 &&
         h("span", {
           class: passed === model.verification.length ? "good" : "bad",
-          text: `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven`,
-        }),
+        }, `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven`),
     ),
     h(
-      "div",
-      { class: "card-body" },
+      "div.card-body",
       facts(model),
       measured,
       proof(model),
@@ -124,9 +120,8 @@ function facts(model) {
     ["Largest request", plural(model.max_images_per_request, "image")],
   ].filter((row) => row && row[1]);
   return h(
-    "dl",
-    { class: "facts" },
-    rows.map(([name, text]) => [h("dt", { text: name }), h("dd", { text })]),
+    "dl.facts",
+    rows.map(([name, text]) => [h("dt", name), h("dd", text)]),
   );
 }
 
@@ -154,12 +149,11 @@ function buckets({ buckets: all }) {
 }
 
 function proof({ verification }) {
-  if (!verification.length) return h("p", { class: "muted", text: "The package tells of no verification." });
+  if (!verification.length) return h("p.muted", "The package tells of no verification.");
   const row = (one) => [
     h(
       "span",
-      {},
-      h("span", { class: one.passed ? "good" : "bad", text: one.passed ? "✓ " : "✗ missed: " }),
+      h("span", { class: one.passed ? "good" : "bad" }, one.passed ? "✓ " : "✗ missed: "),
       `${one.artifact}, ${one.backend}${one.precision ? `, ${one.precision}` : ""}`,
     ),
     percent(one.agreement, 2),
@@ -169,7 +163,7 @@ function proof({ verification }) {
     one.accuracy === null ? "–" : `${percent(one.accuracy)} (${percent(one.eager_accuracy)})`,
   ];
   const on = [...new Set(verification.map((one) => one.agreement_on).filter(Boolean))];
-  return tableOf(
+  return scrollingTable(
     "What was proven at the export, against PyTorch in FP32",
     [
       "Artifact",
@@ -189,18 +183,14 @@ function folds({ folds: all }) {
   const halves = Object.entries(shares).filter(([, share]) => share.fp16_layers);
   return h(
     "div",
-    {},
-    h("h4", { text: "Folds" }),
+    h("h4", "Folds"),
     h(
       "p",
-      {},
       `${plural(folded, "BatchNorm")} folded into convolutions, ${kept} kept as scale and shift; `,
       `largest difference of a layer's output ${small(largest)}.`,
     ),
     halves.map(([path, { fp16_layers: half, layers, fp16_weights: weights, weights: allWeights }]) =>
-      h("p", {
-        text: `${path}: ${half} of ${plural(layers, "layer")} in FP16, ${percent(weights / allWeights)} of the weights.`,
-      }),
+      h("p", `${path}: ${half} of ${plural(layers, "layer")} in FP16, ${percent(weights / allWeights)} of the weights.`),
     ),
   );
 }
@@ -210,16 +200,17 @@ function assumptions({ assumptions: all }) {
   if (!open.length) return null;
   return h(
     "details",
-    {},
-    h("summary", {
-      text: `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled`,
-    }),
-    tableOf(
+    h("summary", `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled`),
+    scrollingTable(
       "Open assumptions",
       ["Assumed", "Meaning", "Settled by"],
-      open.map((one) => [`${one.key} = ${one.value}`, one.meaning, h("code", { text: one.flag })]),
+      open.map((one) => [`${one.key} = ${one.value}`, one.meaning, h("code", one.flag)]),
     ),
   );
+}
+
+function scrollingTable(caption, ...rest) {
+  return scrolling(caption, table(caption, ...rest));
 }
 
 /** Text of a number in two digits: "0.000012", "21". */
@@ -227,20 +218,11 @@ function small(value) {
   return String(Number(value.toPrecision(2)));
 }
 
-/** Return a table that scrolls by itself where it is wider than the page. */
-function tableOf(caption, heads, rows, more) {
-  return h(
-    "div",
-    { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption },
-    table(caption, heads, rows, more),
-  );
-}
-
 /** Return the button that shows a package's report in place; see report.js for why it is framed twice. */
 function report(model, { api }) {
   if (!model.has_report) return null;
-  const place = h("div", { class: "report", hidden: true });
-  const message = h("p", { class: "bad", role: "alert" });
+  const place = h("div.report", { hidden: true });
+  const message = h("p.bad", { role: "alert" });
   const toggler = button("", toggle, { class: "main" });
   shown(false);
 
@@ -271,19 +253,19 @@ function report(model, { api }) {
     toggler.textContent = isShown ? "Hide the report" : "Show the export's report";
   }
 
-  return h("div", {}, toggler, message, place);
+  return h("div", toggler, message, place);
 }
 
 // --- The repository: load and unload ---
 
 function mountRepository({ api, feed, readServer }) {
-  const message = h("p", { class: "whole", role: "status" });
-  const note = h("p", { class: "muted", hidden: true });
+  const message = h("p.whole", { role: "status" });
+  const note = h("p.muted", { hidden: true });
   const index = h("div");
   const element = h(
-    "div",
-    { class: "repository", hidden: true },
-    h("h3", { text: "Repository" }),
+    "div.repository",
+    { hidden: true },
+    h("h3", "Repository"),
     note,
     index,
     message,
@@ -303,7 +285,7 @@ function mountRepository({ api, feed, readServer }) {
 
   async function readIndex() {
     try {
-      show((await api.post("/v2/repository/index", {})).json ?? []);
+      show((await api.post("/v2/repository/index", {})) ?? []);
     } catch (error) {
       say(error.message, true);
     }
@@ -326,16 +308,16 @@ function mountRepository({ api, feed, readServer }) {
         isServed && buttonOf("unload", name, "Unload"),
       ];
       return [
-        h("span", { class: "name", text: name }),
+        h("span.name", name),
         version ?? "",
-        h("span", { class: state === "READY" ? "good" : isBad ? "bad" : null, text: state ?? "" }),
-        h("span", { class: "whole", text: reason ?? "" }),
-        mayControl && isFirst ? h("div", { class: "actions" }, actions) : null,
+        h("span", { class: state === "READY" ? "good" : isBad ? "bad" : null }, state ?? ""),
+        h("span.whole", reason ?? ""),
+        mayControl && isFirst ? h("div.actions", actions) : null,
       ];
     });
     replace(
       index,
-      tableOf("Models of the repository", ["Model", "Version", "State", "Reason", null], rows, { isQuiet: true }),
+      scrollingTable("Models of the repository", ["Model", "Version", "State", "Reason", null], rows, { isQuiet: true }),
     );
     const buttons = [...index.querySelectorAll("button")];
     const same = (name) => buttons.find((one) => one.dataset[name] && one.dataset[name] === focused?.[name]);
@@ -366,10 +348,9 @@ function mountRepository({ api, feed, readServer }) {
       "dialog",
       { "aria-labelledby": "unload-heading" },
       h("h3", { id: "unload-heading" }, `Unload ${name}?`),
-      h("p", { text: "What it has admitted is answered; requests after that are refused until it is loaded again." }),
+      h("p", "What it has admitted is answered; requests after that are refused until it is loaded again."),
       h(
-        "div",
-        { class: "row" },
+        "div.row",
         button("Keep it", () => dialog.close(), { class: "main" }),
         button("Unload", () => dialog.close("unload"), { class: "main primary" }),
       ),
@@ -398,7 +379,7 @@ function mountRepository({ api, feed, readServer }) {
   }
 
   function say(text, isBad = false) {
-    if (message.textContent !== text) message.textContent = text;
+    tell(message, text);
     message.classList.toggle("bad", isBad);
   }
 

@@ -2,7 +2,7 @@
  * Files that the visitor chose, dropped or pasted.
  */
 
-import { count } from "/console/dom.js";
+import { count } from "./dom.js";
 
 const PICTURE_NAME = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?)$/i;
 

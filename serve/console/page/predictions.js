@@ -2,7 +2,7 @@
  * What a picture is, as the server says, and PyTorch's answer beside it where one is known.
  */
 
-import { h, percent, table, track } from "/console/dom.js";
+import { h, percent, table, track } from "./dom.js";
 
 /** Most probable classes that are shown. */
 export const SHOWN = 5;
@@ -17,7 +17,7 @@ export function predictionsTable({ predictions, reference, model }) {
     // A line on the served one's bar.
     if (torch) bar.append(track(0, torch.probability).firstChild);
     bar.children[1]?.classList.add("mark");
-    const name = h("span", { class: "label clamped", title: `class ${index}: ${label}`, text: label });
+    const name = h("span.label.clamped", { title: `class ${index}: ${label}` }, label);
     return [name, bar, percent(probability, 2), ...(reference ? [torch ? percent(torch.probability, 2) : "–"] : [])];
   };
   const caption = isMultiLabel
@@ -45,8 +45,7 @@ export function comparison({ predictions, reference }) {
     { id: "comparison" },
     h("strong", {
       class: isSame ? "good" : "bad",
-      text: isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}`,
-    }),
+    }, isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}`),
     common.length ? `; largest difference of a probability ${points(largest)}` : "",
     missing
       ? `; ${missing} of PyTorch's first ${reference.predictions.length} are not among the first ${predictions.length} served`

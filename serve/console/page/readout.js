@@ -2,9 +2,13 @@
  * A batch in words and numbers: below the strip, in the table, and spoken.
  */
 
-import { count, h, milliseconds, percent, replace } from "./dom.js";
-import { laneName } from "./lanes.js";
+import { count, h, milliseconds, percent, replace, table } from "./dom.js";
 import { meaningOf } from "./reasons.js";
+
+/** Name of a lane: the one numbered -1 has all cores, while no other works. */
+export function laneName(lane) {
+  return lane === -1 ? "all cores" : `lane ${lane}`;
+}
 
 /** A time in s as a few characters: "80 ms", "3.2 s", "12 min". */
 export function briefly(seconds) {
@@ -36,9 +40,9 @@ const HINT = "Point at a bar, touch it, or focus the strip and press the arrow k
 
 /** Show a batch's numbers in `element`, or, for null, how to get them. */
 export function showNumbers(element, batch, wallTime) {
-  const valueOf = (tell) => h("dd", { text: batch ? tell(batch, wallTime) : "–" });
-  const why = batch ? ["Left as ", h("strong", { text: batch.reason }), `: ${meaningOf(batch.reason)}.`] : HINT;
-  replace(element, h("dl", {}, COLUMNS.map(([name, tell]) => h("div", {}, h("dt", { text: name }), valueOf(tell)))), h("p", {}, why));
+  const valueOf = (tell) => h("dd", batch ? tell(batch, wallTime) : "–");
+  const why = batch ? ["Left as ", h("strong", batch.reason), `: ${meaningOf(batch.reason)}.`] : HINT;
+  replace(element, h("dl", COLUMNS.map(([name, tell]) => h("div", h("dt", name), valueOf(tell)))), h("p", why));
 }
 
 /** The same as a sentence, for who listens. */
@@ -47,19 +51,10 @@ export function sentenceOf(batch, lit, wallTime) {
   return `${lit ? "Yours. " : ""}${numbers.join(", ")}. Left as ${batch.reason}: ${meaningOf(batch.reason)}.`;
 }
 
-/** The head of a table of batches. */
-export function tableHead() {
-  return h("thead", {}, h("tr", {}, [...COLUMNS, ["Left as"], ["Whose"]].map(([name]) => h("th", { scope: "col", text: name }))));
-}
-
-/** Show batches in the body of a table, the last one first. */
-export function fillTable(body, batches, isLit, wallTime) {
-  const rows = [...batches].reverse().map((batch) => {
-    const [number, ...values] = COLUMNS.map(([, tell]) => tell(batch, wallTime));
-    const cells = [...values, batch.reason, isLit(batch) ? "yours" : "–"].map((text) => h("td", { text }));
-    return h("tr", {}, h("th", { scope: "row", text: number }), cells);
-  });
-  replace(body, rows);
+/** Return a table of batches, the last one first. */
+export function batchTable(batches, isLit, wallTime) {
+  const row = (batch) => [...COLUMNS.map(([, tell]) => tell(batch, wallTime)), batch.reason, isLit(batch) ? "yes" : "–"];
+  return table(null, [...COLUMNS.map(([name]) => name), "Left as", "Yours"], batches.toReversed().map(row));
 }
 
 /** What happened in the `seconds` before `now` as text: batches a second, rows, padding; or for how long none came. */

@@ -9,18 +9,17 @@ const KEPT_MODELS = 32;
 const KEPT_DEPTHS = 1200;
 const SAMPLING_SECONDS = 3;
 
-/** Key of a batch among all of a server. `n` counts the batches of a version in a process. */
-export function batchKey({ process, model, version, n }) {
-  return `${process}\n${model}\n${version}\n${n}`;
+/** Key of a batch among those of its model. */
+export function batchKey({ process, n }) {
+  return `${process} ${n}`;
 }
 
-/** Return an empty record: `add` and `addDepths` take events of the feed, the others tell of a model, or of all (null). */
+/** Return an empty record: `add` and `addDepths` take events of the feed, the others tell of a model. */
 export function emptyRecord() {
-  let all = [];
   let byModel = new Map();
   let depths = [];
   let events = [];
-  const kept = (model) => (model ? (byModel.get(modelKey(model)) ?? []) : all);
+  const kept = (model) => byModel.get(modelKey(model)) ?? [];
 
   return {
     /** Keep the batches of an event, of which each stands for seen / number, but for those that are kept already. */
@@ -29,11 +28,10 @@ export function emptyRecord() {
       for (const batch of batches) {
         const key = modelKey(batch);
         const own = byModel.get(key) ?? [];
-        if (own.some(({ n, process }) => n === batch.n && process === batch.process)) continue;
+        if (own.some((one) => batchKey(one) === batchKey(batch))) continue;
         byModel.delete(key); // the model that was heard of last stands last, so that the first one can go
         byModel.set(key, own);
-        const whole = { ...batch, finished: Math.max(batch.finished, batch.started + batch.compute), weight };
-        for (const list of [own, all]) insert(list, whole);
+        insert(own, { ...batch, finished: Math.max(batch.finished, batch.started + batch.compute), weight });
       }
       if (byModel.size > KEPT_MODELS) byModel.delete(byModel.keys().next().value);
       events = events.filter((event) => now - event.now < SAMPLING_SECONDS).slice(-KEPT_BATCHES);
@@ -50,18 +48,18 @@ export function emptyRecord() {
 
     /** Forget all, as when a server answers whose clock and numbers are others. */
     clear() {
-      [all, byModel, depths, events] = [[], new Map(), [], []];
+      [byModel, depths, events] = [new Map(), [], []];
     },
 
     /** The batches kept by their start, as a copy. */
     batches: (model) => [...kept(model)],
 
-    holds: (batch) => all.includes(batch) || kept(batch).includes(batch),
+    holds: (batch) => kept(batch).includes(batch),
 
     /** The rows that waited, [{now, rows}] by time: each number holds until the next. */
     depths: (model) =>
       depths.map(({ now, queued }) => {
-        const own = queued.filter((one) => !model || modelKey(one) === modelKey(model));
+        const own = queued.filter((one) => modelKey(one) === modelKey(model));
         return { now, rows: own.reduce((sum, { rows }) => sum + rows, 0) };
       }),
 

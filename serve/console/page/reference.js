@@ -2,22 +2,19 @@
  * The reference images of a model's package, with PyTorch's own answers to them.
  */
 
-import { h, percent, replace } from "/console/dom.js";
-import { versionPath } from "/console/versions.js";
+import { h, percent, replace } from "./dom.js";
+import { versionPath } from "./versions.js";
 
 /** Return the part with the chosen model's reference images, which are fetched once it is in sight. */
 export function mountReference(context, onTry) {
   const { api, feed } = context;
-  const images = h("ul", { class: "reference" });
-  const message = h("p", { class: "muted", hidden: true });
+  const images = h("ul.reference");
+  const message = h("p.muted", { hidden: true });
   const element = h(
     "div",
     { id: "reference" },
-    h("h3", { text: "Reference images" }),
-    h("p", {
-      class: "muted",
-      text: "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves.",
-    }),
+    h("h3", "Reference images"),
+    h("p.muted", "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves."),
     images,
     message,
   );
@@ -55,13 +52,13 @@ export function mountReference(context, onTry) {
             "aria-label": `Try reference image ${index}. PyTorch says ${label}, ${chance}`,
           },
           h("canvas", { width, height }),
-          h("span", { class: "label", text: label }),
-          h("span", { class: "muted", text: chance }),
+          h("span.label", label),
+          h("span.muted", chance),
         );
       });
       replace(
         images,
-        boxes.map((box) => h("li", {}, box)),
+        boxes.map((box) => h("li", box)),
       );
       for (const [index, button] of boxes.entries()) {
         const pixels = await api.getBytes(`${path}/${index}`);

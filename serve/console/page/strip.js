@@ -3,44 +3,43 @@
  */
 
 import { colour, count } from "./dom.js";
-import { laneName } from "./lanes.js";
-import { briefly, plainly } from "./readout.js";
+import { briefly, laneName, plainly } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { scaleBarSeconds } from "./timeline.js";
 
 const QUEUE_HEIGHT = 58;
 const AXIS_HEIGHT = 36;
-const HEADING_HEIGHT = 18;
 const MARKER_HEIGHT = 11;
 const SYMBOL_HEIGHT = 11;
 const MOST_LANES_HEIGHT = 340;
 const LANE_HEIGHTS = [150, 150, 118, 96, 76];
 const LOW_LANE_HEIGHT = 46;
+/** Rows that the height of a lane has at least, so that a batch of one looks small. */
+const LEAST_ROWS = 4;
 const EDGE = 6;
 const RIGHT_MARGIN = 10;
 const FONT = "11px system-ui, sans-serif";
 const SMALL_FONT = "10px system-ui, sans-serif";
 
 /**
- * Return where the lanes of groups stand: rows from top to bottom, their height in all and that of the canvas.
+ * Return where a model's lanes stand, those at rest, too: rows from top to bottom, each with its batches by time, the rows
+ * of a full one, and the height of all and of the canvas.
  *
- * @param {Array<{model: string, version: number, largest: number, lanes: Array<{lane: number, batches: Array}>}>} groups
+ * @param {Array} batches
+ * @param {object|null} served what the server tells of the model
  */
-export function layoutOf(groups) {
-  const number = groups.reduce((sum, group) => sum + group.lanes.length, 0);
-  const laneHeight = LANE_HEIGHTS[number] ?? LOW_LANE_HEIGHT;
-  const rows = [];
-  let height = 0;
-  for (const group of groups) {
-    const heading = groups.length > 1 ? height : null;
-    if (heading !== null) height += HEADING_HEIGHT;
-    for (const [index, { lane, batches }] of group.lanes.entries()) {
-      rows.push({ group, lane, batches, top: height, height: laneHeight, heading: index === 0 ? heading : null });
-      height += laneHeight;
-    }
+export function layoutOf(batches, served) {
+  const lanes = new Map(Array.from({ length: served?.lanes.lanes ?? 0 }, (_, lane) => [lane, []]));
+  for (const batch of batches) {
+    if (!lanes.has(batch.lane)) lanes.set(batch.lane, []);
+    lanes.get(batch.lane).push(batch);
   }
-  const shown = Math.min(height, MOST_LANES_HEIGHT);
-  return { rows, contentHeight: QUEUE_HEIGHT + height + AXIS_HEIGHT, canvasHeight: QUEUE_HEIGHT + shown + AXIS_HEIGHT };
+  const height = LANE_HEIGHTS[lanes.size] ?? LOW_LANE_HEIGHT;
+  const sorted = [...lanes].sort(([one], [other]) => one - other);
+  const rows = sorted.map(([lane, own], place) => ({ lane, batches: own, top: place * height, height }));
+  const largest = Math.max(LEAST_ROWS, ...batches.flatMap(({ bucket, rows: filled }) => [bucket, filled]));
+  const contentHeight = QUEUE_HEIGHT + rows.length * height + AXIS_HEIGHT;
+  return { rows, largest, contentHeight, canvasHeight: Math.min(contentHeight, QUEUE_HEIGHT + MOST_LANES_HEIGHT + AXIS_HEIGHT) };
 }
 
 /** Return the part of a canvas of that width on which time runs. */
@@ -140,7 +139,7 @@ export function stripOn(canvas) {
     within(0, QUEUE_HEIGHT, width, axisTop - QUEUE_HEIGHT, () => {
       for (const row of view.layout.rows) {
         const top = QUEUE_HEIGHT + row.top - scrollTop;
-        if (top + row.height < QUEUE_HEIGHT - HEADING_HEIGHT || top > axisTop + HEADING_HEIGHT) continue;
+        if (top + row.height < QUEUE_HEIGHT || top > axisTop) continue;
         drawLane(row, top, plot, view, xOf);
       }
     });
@@ -202,15 +201,11 @@ export function stripOn(canvas) {
   }
 
   function drawLane(row, top, plot, view, xOf) {
-    const { group } = row;
+    const { largest } = view.layout;
     const base = top + row.height - SYMBOL_HEIGHT;
     const full = row.height - SYMBOL_HEIGHT - MARKER_HEIGHT;
-    if (row.heading !== null) {
-      text(`${group.model} ${group.version}`, EDGE, top - 4, { style: palette.ink, font: `600 ${FONT}` });
-      line(0, top - HEADING_HEIGHT + 0.5, plot.right, top - HEADING_HEIGHT + 0.5, palette.line);
-    }
     text(laneName(row.lane), EDGE, base - full / 2 + 4, { style: palette.ink });
-    text(count(group.largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
+    text(count(largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
     pen.setLineDash([2, 4]);
     line(plot.left, Math.round(base - full) - 0.5, plot.right, Math.round(base - full) - 0.5, palette.line);
     pen.setLineDash([]);
@@ -222,8 +217,8 @@ export function stripOn(canvas) {
         const end = xOf(batch.started + batch.compute);
         if (end < plot.left || x > plot.right) continue;
         const width = Math.max(1.5, end - x > 5 ? end - x - 1 : end - x);
-        const rowsHeight = Math.max(3, (full * batch.rows) / group.largest);
-        const height = Math.max(rowsHeight, (full * batch.bucket) / group.largest);
+        const rowsHeight = Math.max(3, (full * batch.rows) / largest);
+        const height = Math.max(rowsHeight, (full * batch.bucket) / largest);
         const bar = { batch, row, x, width, base, top: base - height };
         bars.push(bar);
         drawBar(bar, rowsHeight, view.isLit(batch));
@@ -336,7 +331,6 @@ export function stripOn(canvas) {
 /** Return the scroll position that shows a lane's row on a canvas of that height, the present one if it does. */
 export function scrollTo(row, scrollTop, layout) {
   const shown = layout.canvasHeight - QUEUE_HEIGHT - AXIS_HEIGHT;
-  const top = row.heading ?? row.top;
-  if (top < scrollTop) return top;
+  if (row.top < scrollTop) return row.top;
   return Math.max(scrollTop, row.top + row.height - shown);
 }

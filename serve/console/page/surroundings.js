@@ -2,8 +2,7 @@
  * The elements around the strip, before anything is shown.
  */
 
-import { h, svg } from "./dom.js";
-import { tableHead } from "./readout.js";
+import { h, scrolling, svg } from "./dom.js";
 import { REASONS, swatchOf } from "./reasons.js";
 
 export const TABLE_ROWS = 20;
@@ -23,37 +22,35 @@ export function elementsOf() {
   });
   const symbol = svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" });
   const pauseSymbol = svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, symbol);
-  const pause = h("button", { type: "button", "aria-pressed": "false", class: "pause" }, pauseSymbol, h("span", { text: "Pause" }));
-  const [rest, body, activity] = ["div", "tbody", "span"].map((tag) => h(tag));
-  const sampling = h("span", { class: "sampling", hidden: true });
-  const scroller = h("div", { class: "scroller", hidden: true }, canvas, rest);
+  const pause = h("button.pause", { type: "button", "aria-pressed": "false" }, pauseSymbol, h("span", "Pause"));
+  const [rest, activity] = [h("div"), h("span")];
+  const sampling = h("span.sampling", { hidden: true });
+  const scroller = h("div.scroller", { hidden: true }, canvas, rest);
   const empty = h(
-    "div",
-    { class: "no-batch" },
-    h("p", { text: "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done." }),
-    h("p", { class: "muted", text: "Drop a picture above to see the batch that it rides in, or press Load below to see many form." }),
+    "div.no-batch",
+    h("p", "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done."),
+    h("p.muted", "Drop a picture above to see the batch that it rides in, or press Load below to see many form."),
   );
-  const frame = h("div", { class: "strip" }, empty, scroller);
-  const readout = h("div", { class: "readout" });
-  const spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
-  const summary = h("p", { class: "visually-hidden", id: "batches-summary" });
-  const scrolls = { class: "scrolls", tabindex: "0", role: "region", "aria-label": "The latest batches" };
-  const title = h("summary", { text: `The latest ${TABLE_ROWS} batches as a table` });
-  const details = h("details", {}, title, h("div", scrolls, h("table", {}, tableHead(), body)));
-  const bar = h("div", { class: "row batches-bar" }, pause, activity, sampling);
-  const all = [h("p", { class: "muted", text: INTRO }), bar, frame, summary, spoken, readout, legendElement(), details];
-  return { all, canvas, rest, body, pause, activity, sampling, scroller, empty, frame, readout, spoken, summary, details };
+  const frame = h("div.strip", empty, scroller);
+  const readout = h("div.readout");
+  const spoken = h("p.visually-hidden", { "aria-live": "polite" });
+  const summary = h("p.visually-hidden", { id: "batches-summary" });
+  const latest = scrolling("The latest batches");
+  const details = h("details", h("summary", `The latest ${TABLE_ROWS} batches as a table`), latest);
+  const bar = h("div.row.batches-bar", pause, activity, sampling);
+  const all = [h("p.muted", INTRO), bar, frame, summary, spoken, readout, legendElement(), details];
+  return { all, canvas, rest, latest, pause, activity, sampling, scroller, empty, frame, readout, spoken, summary, details };
 }
 
 function legendElement() {
   const item = (swatch, name, meaning) => {
     swatch.classList.add("swatch");
-    return h("li", {}, swatch, h("span", {}, h("strong", { text: name }), ` ${meaning}`));
+    return h("li", swatch, h("span", h("strong", name), ` ${meaning}`));
   };
-  const kind = (name, meaning) => item(h("span", {}, h("span", { class: `batch-${name}` })), name, meaning);
+  const kind = (name, meaning) => item(h("span", h("span", { class: `batch-${name}` })), name, meaning);
   return h(
-    "ul",
-    { class: "legend", "aria-label": "Legend" },
+    "ul.legend",
+    { "aria-label": "Legend" },
     REASONS.map((reason) => item(swatchOf(reason), reason.name, reason.meaning)),
     kind("padding", "rows without a picture, up to a size that is computed"),
     kind("yours", "it has a picture of this page, ▼ above it"),

@@ -3,8 +3,10 @@
  */
 
 /** Widths in pixels: of the longest gap that is drawn to scale, of the mark that stands for longer ones. */
-export const LONGEST_GAP = 52;
-export const BREAK_WIDTH = 40;
+const LONGEST_GAP = 52;
+const BREAK_WIDTH = 40;
+/** About that of the scale bar. */
+const SCALE_BAR_WIDTH = 80;
 
 /** Width in pixels that a batch of the typical compute time has, and the range in which its scale is kept. */
 const TYPICAL_WIDTH = 14;
@@ -17,7 +19,7 @@ const WIDEST = 28;
  * Moments in which any interval runs are to scale, so overlapping intervals keep their relation in time. A gap in which
  * none runs is to scale up to LONGEST_GAP, a break of BREAK_WIDTH above.
  *
- * @param {Array<{started: number, finished: number, follows?: boolean}>} intervals In any order, in s; `follows`: none is
+ * @param {Array<{started: number, finished: number, follows: boolean}>} intervals In any order, in s; `follows`: none is
  *   left out just before it, so that a gap there is one.
  * @param {number} pixelsPerSecond
  * @returns {{pieces: Array<{from: number, to: number, x: number, width: number, kind: "busy"|"gap"|"break",
@@ -41,11 +43,13 @@ export function timelineOf(intervals, pixelsPerSecond) {
     append(busy.from, busy.to, "busy", (busy.to - busy.from) * pixelsPerSecond, true);
     last = busy.to;
   }
+  const ends = pieces.map((piece) => [piece.from, piece.to, piece.x, piece.x + piece.width]);
+  const turned = ends.map(([from, to, left, right]) => [left, right, from, to]);
   return {
     pieces,
     width: x,
-    xOf: (time) => placeAt(time, pieces),
-    timeOf: (place) => timeAt(place, pieces),
+    xOf: (time) => mapped(time, ends),
+    timeOf: (place) => mapped(place, turned),
   };
 }
 
@@ -59,9 +63,9 @@ export function steadyScale(current, typicalSeconds) {
   return 100 / nearestStep((100 * seconds) / TYPICAL_WIDTH);
 }
 
-/** Return the seconds of a scale bar of about `pixels`: 1, 2 or 5 times a power of ten. */
-export function scaleBarSeconds(pixelsPerSecond, pixels = 80) {
-  return nearestStep(pixels / pixelsPerSecond);
+/** Return the seconds of a scale bar: 1, 2 or 5 times a power of ten. */
+export function scaleBarSeconds(pixelsPerSecond) {
+  return nearestStep(SCALE_BAR_WIDTH / pixelsPerSecond);
 }
 
 /** Median of numbers, 0 for none. */
@@ -81,7 +85,7 @@ function nearestStep(value) {
 function unionOf(intervals) {
   const sorted = [...intervals].sort((one, other) => one.started - other.started);
   const union = [];
-  for (const { started, finished, follows = true } of sorted) {
+  for (const { started, finished, follows } of sorted) {
     const last = union.at(-1);
     if (last && started <= last.to) {
       last.to = Math.max(last.to, finished);
@@ -91,28 +95,16 @@ function unionOf(intervals) {
   return union;
 }
 
-/** Return the last piece that begins at or before `value`, the first one for values before all, undefined for none. */
-function pieceAt(value, pieces, start) {
+/** Return where `value` is in the piece [from, to] in which it falls, on the scale of that piece's [start, end]. */
+function mapped(value, pieces) {
   let low = 0;
   let high = pieces.length - 1;
   while (low < high) {
     const middle = (low + high + 1) >> 1;
-    if (pieces[middle][start] <= value) low = middle;
+    if (pieces[middle][0] <= value) low = middle;
     else high = middle - 1;
   }
-  return pieces[low];
-}
-
-function placeAt(time, pieces) {
-  const piece = pieceAt(time, pieces, "from");
-  if (!piece) return 0;
-  const share = piece.to > piece.from ? (time - piece.from) / (piece.to - piece.from) : 0;
-  return piece.x + piece.width * Math.min(1, Math.max(0, share));
-}
-
-function timeAt(x, pieces) {
-  const piece = pieceAt(x, pieces, "x");
-  if (!piece) return 0;
-  const share = piece.width > 0 ? (x - piece.x) / piece.width : 0;
-  return piece.from + (piece.to - piece.from) * Math.min(1, Math.max(0, share));
+  const [from, to, start, end] = pieces[low] ?? [0, 0, 0, 0];
+  const share = to > from ? (value - from) / (to - from) : 0;
+  return start + (end - start) * Math.min(1, Math.max(0, share));
 }

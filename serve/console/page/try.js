@@ -3,13 +3,13 @@
  * with where its time went and, for reference images, beside PyTorch's.
  */
 
-import { mountCopy } from "/console/copy.js";
-import { add, button, count, h, percent, plural, replace } from "/console/dom.js";
-import { filesBelow, isReadable, nameOf, picturesOf } from "/console/pictures.js";
-import { comparison, predictionsTable, SHOWN } from "/console/predictions.js";
-import { mountReference, picture } from "/console/reference.js";
-import { servedModel, versionPath } from "/console/versions.js";
-import { accountOf, accountOfTiming, waterfallTable } from "/console/waterfall.js";
+import { mountCopy } from "./copy.js";
+import { add, button, count, h, percent, plural, replace } from "./dom.js";
+import { filesBelow, isReadable, nameOf, picturesOf } from "./pictures.js";
+import { comparison, predictionsTable, SHOWN } from "./predictions.js";
+import { mountReference, picture } from "./reference.js";
+import { servedModel, versionPath } from "./versions.js";
+import { accountOf, accountOfTiming, waterfallTable } from "./waterfall.js";
 
 const AT_ONCE = 8;
 const KEPT_RESULTS = 50;
@@ -45,31 +45,28 @@ export function mountTry(section, context) {
   const fileInput = input({ id: "try-files", accept: "image/*" });
   const folderInput = input({ id: "try-folder", webkitdirectory: true });
   const dropZone = h(
-    "button",
-    { type: "button", class: "drop main", id: "drop", onclick: () => fileInput.click() },
-    h("strong", { text: "Drop, paste or choose pictures" }),
-    h("span", { class: "muted", text: "JPEG, PNG or WebP; several at once, or a folder" }),
+    "button.drop.main",
+    { type: "button", id: "drop", onclick: () => fileInput.click() },
+    h("strong", "Drop, paste or choose pictures"),
+    h("span.muted", "JPEG, PNG or WebP; several at once, or a folder"),
   );
   const progress = h("span", { role: "status", id: "try-progress" });
   const stopButton = button("Stop", stop, { class: "main", hidden: true });
-  const announcement = h("p", { class: "visually-hidden", role: "status" });
+  const announcement = h("p.visually-hidden", { role: "status" });
   const reference = mountReference(context, tryReference);
-  const list = h("ol", { class: "results", "aria-label": "Last answers, newest first" });
-  const listHeading = h("h3", { text: "Last answers", hidden: true });
-  const answer = h("div", { class: "answer", id: "answer", role: "region", "aria-label": "Answer" });
+  const list = h("ol.results", { "aria-label": "Last answers, newest first" });
+  const listHeading = h("h3", { hidden: true }, "Last answers");
+  const answer = h("div.answer", { id: "answer", role: "region", "aria-label": "Answer" });
   const copy = mountCopy(context);
 
   section.append(
     h(
-      "div",
-      { class: "try-grid" },
+      "div.try-grid",
       h(
-        "div",
-        { class: "try-input" },
+        "div.try-input",
         dropZone,
         h(
-          "div",
-          { class: "row" },
+          "div.row",
           button("Choose files", () => fileInput.click(), { class: "main" }),
           button("Choose a folder", () => folderInput.click(), { class: "main" }),
           stopButton,
@@ -81,7 +78,7 @@ export function mountTry(section, context) {
         reference.element,
       ),
       answer,
-      h("div", { class: "try-list" }, listHeading, list),
+      h("div.try-list", listHeading, list),
     ),
   );
 
@@ -239,7 +236,7 @@ export function mountTry(section, context) {
     const path = `${versionPath("/v1", model)}/classify?top_k=${Math.min(topK, model.classes)}${raw ? "&raw=true" : ""}`;
     const began = performance.now();
     try {
-      const { json } = await api.post(path, body, { signal, headers: { "x-request-id": `console-${id}` } });
+      const json = await api.post(path, body, { signal, headers: { "x-request-id": `console-${id}` } });
       result.took = performance.now() - began;
       result.predictions = json.results[0].predictions;
       result.timing = json.timing;
@@ -329,14 +326,13 @@ export function mountTry(section, context) {
   }
 
   function rowOf(result) {
-    const span = (name, text) => h("span", { class: name, text });
+    const span = (name, text) => h("span", { class: name }, text);
     const [best] = result.predictions ?? [];
     const said = best
       ? [span("label", best.label), span("number", percent(best.probability))]
       : span("bad whole", result.error);
     return h(
       "li",
-      {},
       add(
         button("", () => pick(result)),
         span("name", result.name),
@@ -353,7 +349,7 @@ export function mountTry(section, context) {
   }
 
   let previewUrl = null;
-  const waterfall = h("div", { class: "waterfall" });
+  const waterfall = h("div.waterfall");
 
   function showAnswer() {
     shown = selected;
@@ -363,7 +359,7 @@ export function mountTry(section, context) {
     if (!selected) {
       replace(
         answer,
-        h("p", { class: "empty muted", text: "The answer to a picture appears here, with where its time went." }),
+        h("p.empty.muted", "The answer to a picture appears here, with where its time went."),
       );
       return;
     }
@@ -371,15 +367,13 @@ export function mountTry(section, context) {
     replace(
       answer,
       h(
-        "div",
-        { class: "answer-head" },
+        "div.answer-head",
         preview(selected),
         h(
           "div",
-          {},
-          h("h3", { class: "name", text: name }),
-          h("p", { class: "muted" }, `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`),
-          error ? h("p", { class: "bad whole", text: error }) : comparison(selected),
+          h("h3.name", name),
+          h("p.muted", `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`),
+          error ? h("p.bad.whole", error) : comparison(selected),
         ),
       ),
       predictions && predictionsTable(selected),
@@ -390,12 +384,12 @@ export function mountTry(section, context) {
   }
 
   function preview({ name, file, reference: of }) {
-    if (of) return h("div", { class: "preview" }, picture(of, `Reference image ${of.index}`));
+    if (of) return h("div.preview", picture(of, `Reference image ${of.index}`));
     previewUrl = URL.createObjectURL(file);
     const image = h("img", { alt: `Preview of ${name}`, src: previewUrl });
-    const box = h("div", { class: "preview" }, image);
+    const box = h("div.preview", image);
     image.addEventListener("error", () =>
-      replace(box, h("span", { class: "muted", text: "This browser can't show it" })),
+      replace(box, h("span.muted", "This browser can't show it")),
     );
     return box;
   }
@@ -410,7 +404,7 @@ export function mountTry(section, context) {
     if (known) replace(waterfall, waterfallTable(known));
     else if (left > 0) {
       const waiting = selected;
-      replace(waterfall, h("p", { class: "muted", text: "The server's account of this request is on its way" }));
+      replace(waterfall, h("p.muted", "The server's account of this request is on its way"));
       setTimeout(() => waiting === selected && showWaterfall(), left + 1);
     } else replace(waterfall, waterfallTable(accountOfTiming(selected)));
   }

@@ -2,16 +2,9 @@
  * Where the time of one request went, from when the browser sent it to when it had the answer.
  */
 
-import { h, milliseconds, plural, table, track } from "/console/dom.js";
-
-const REASONS = {
-  full: "it had all the rows that a batch may have",
-  idle: "its lane had nothing to do",
-  next: "its lane had just computed another",
-  deadline: "of a request's deadline",
-  delay: "it had waited as long as the server allows",
-  drain: "the server was ending",
-};
+import { h, milliseconds, plural, table, track } from "./dom.js";
+import { laneName } from "./readout.js";
+import { meaningOf } from "./reasons.js";
 
 /** Return where a request's time went, in ms from when it was sent, by the server's own account of it. */
 export function accountOf({ took, followed }, batch) {
@@ -22,8 +15,6 @@ export function accountOf({ took, followed }, batch) {
   const finished = ms(batch.finished);
   const compute = Math.min(finished - started, batch.compute * 1000);
   const answered = ms(followed.answered);
-  const where = batch.lane < 0 ? "on all cores" : `lane ${batch.lane}`;
-  const why = REASONS[batch.reason] ?? batch.reason;
   return {
     total: took,
     server: answered,
@@ -36,7 +27,7 @@ export function accountOf({ took, followed }, batch) {
       ["answer", "written", finished, answered],
       ["network", "and browser, both ways", answered, Math.max(answered, took), "waiting"],
     ],
-    note: `${plural(batch.rows, "row")} in a batch for ${batch.bucket}, ${where}; it left because ${why}.`,
+    note: `${plural(batch.rows, "row")} in a batch for ${batch.bucket}, on ${laneName(batch.lane)}; it left as ${batch.reason}: ${meaningOf(batch.reason)}.`,
   };
 }
 
@@ -62,18 +53,18 @@ export function accountOfTiming({ took, timing }) {
 export function waterfallTable({ total, server, parts, note }) {
   const end = Math.max(total, ...parts.map(([, , , finish]) => finish));
   const row = ([name, what, from, to, kind]) => [
-    h("span", {}, name, h("span", { class: "muted what", text: ` ${what}` })),
+    h("span", name, h("span.muted.what", ` ${what}`)),
     track(Math.max(0, from) / end, Math.max(0, from, to) / end, kind),
     milliseconds(Math.max(0, to - from)),
   ];
   const inServer = server === null ? "" : `, ${milliseconds(server)} of it in the server`;
   return [
-    h("h4", { text: `${milliseconds(total)} from sending to answer${inServer}` }),
+    h("h4", `${milliseconds(total)} from sending to answer${inServer}`),
     table("Where the time of this request went", ["Part", null, "Time#"], parts.map(row), {
       isQuiet: true,
       isHeadless: true,
       widths: ["named", "bars", "figure"],
     }),
-    h("p", { class: "muted", text: note }),
+    h("p.muted", note),
   ];
 }
