@@ -16,8 +16,6 @@ const TYPICAL_OF = 60;
 const ACTIVITY_SECONDS = 2;
 const MOST_LIT = 64;
 const HOLD_MS = 4000;
-/** What has no batches: no model is served. */
-const NO_MODEL = {};
 const BUSY_BATCHES = 30; // in a second
 
 /** Show the strip in `section`, and follow the feed of `context`. */
@@ -45,7 +43,7 @@ export function mountBatches(section, context) {
   let summarisedAt = -Infinity;
   let tabled = null;
 
-  const batchesNow = () => record.batches(context.model ?? NO_MODEL);
+  const batchesNow = () => record.batches(context.model);
   const serverNow = () => clock.now + (performance.now() - clock.at) / 1000;
   const isLit = (batch) => batch.keys?.some((key) => lit.has(key)) ?? false;
   const wallTime = (time) => {
@@ -101,7 +99,7 @@ export function mountBatches(section, context) {
   }
 
   function contentOf() {
-    return { batches: batchesNow(), depths: record.depths(context.model ?? NO_MODEL) };
+    return { batches: batchesNow(), depths: record.depths(context.model) };
   }
 
   /** The right edge, at most the timeline's end, at least a strip's width. */

@@ -6,17 +6,16 @@ import { button, h, replace } from "./dom.js";
 import { versionPath } from "./versions.js";
 
 const TOP_K = 5;
-const COPIED_MS = 2_000;
+const COPIED_MS = 4_000;
 /** What a terminal would act on, or a reader not see: control characters, and those that turn the direction of text. */
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/u;
 
-/** @param {object} context see main.js */
+/** Return what makes the element that offers the texts of a result; it keeps the kind that was chosen. */
 export function mountCopy(context) {
   let chosenKind = "curl";
   const outputNames = new Map();
 
-  /** Return the element that offers the texts of `result`. */
-  function elementFor(result) {
+  return function copyOf(result) {
     const code = h("code");
     const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0" }, code);
     const said = h("span.muted", { role: "status" });
@@ -82,7 +81,7 @@ export function mountCopy(context) {
         getSelection().selectAllChildren(code);
         said.textContent = "Selected: press Ctrl+C, or ⌘C";
       }
-      timer = setTimeout(() => replace(said), COPIED_MS * 2);
+      timer = setTimeout(() => replace(said), COPIED_MS);
     }
 
     show(chosenKind);
@@ -97,9 +96,7 @@ export function mountCopy(context) {
       ),
       pre,
     );
-  }
-
-  return { elementFor };
+  };
 }
 
 const KINDS = [
@@ -110,20 +107,19 @@ const KINDS = [
 
 /** Return what the texts say of a request: the model, the picture, the addresses, and what is needed to call them. */
 function askedBy({ model, name, reference }, server) {
-  const grpc = grpcAddress(server);
-  const isLocal = isLoopback(location.hostname);
+  const topK = Math.min(TOP_K, model.classes);
   return {
     model,
-    topK: Math.min(TOP_K, model.classes),
+    topK,
     // A file named "-" would be standard input.
     file: name.startsWith("-") ? `./${name}` : name,
     reference: reference ? `${location.origin}${versionPath("/console", model)}/reference/${reference.index}` : null,
     shape: reference ? [reference.height, reference.width, reference.channels] : null,
-    classify: `${location.origin}${versionPath("/v1", model)}/classify?top_k=${Math.min(TOP_K, model.classes)}`,
-    grpc,
+    classify: `${location.origin}${versionPath("/v1", model)}/classify?top_k=${topK}`,
+    grpc: grpcAddress(server),
     tls: server?.tls ?? location.protocol === "https:",
     tokens: server?.tokens ?? false,
-    inClear: Boolean(server?.tokens) && !server?.tls && !isLocal,
+    inClear: Boolean(server?.tokens) && !server.tls && !isLoopback(location.hostname),
   };
 }
 
@@ -179,17 +175,8 @@ function tritonText(asked) {
   }
   const protocol = grpc ? "grpc" : "http";
   const input = reference
-    ? [
-        "pixels = pixels[None]",
-        `image = InferInput(${pythonQuoted(model.input_name)}, pixels.shape, "UINT8")`,
-        "image.set_data_from_numpy(pixels)",
-      ]
-    : [
-        `with open(${pythonQuoted(file)}, "rb") as file:`,
-        "    pictures = np.array([file.read()], dtype=np.object_)",
-        `image = InferInput(${pythonQuoted(model.input_name)}, pictures.shape, "BYTES")`,
-        "image.set_data_from_numpy(pictures)",
-      ];
+    ? "inputs = pixels[None]"
+    : [`with open(${pythonQuoted(file)}, "rb") as file:`, "    inputs = np.array([file.read()], dtype=np.object_)"];
   const ssl = !tls || grpc?.startsWith("unix:") ? "" : ", ssl=True";
   return lines(
     inClear && "# The token leaves this machine unencrypted: the server has no TLS.",
@@ -199,7 +186,9 @@ function tritonText(asked) {
     `from tritonclient.${protocol} import InferenceServerClient, InferInput, InferRequestedOutput`,
     "",
     reference && referencePixels(asked),
-    ...input,
+    input,
+    `image = InferInput(${pythonQuoted(model.input_name)}, inputs.shape, "${reference ? "UINT8" : "BYTES"}")`,
+    "image.set_data_from_numpy(inputs)",
     `best = InferRequestedOutput(${pythonQuoted(outputName)}, class_count=${topK})`,
     `with InferenceServerClient(${pythonQuoted(grpc ?? location.host)}${ssl}) as client:`,
     `    answer = client.infer(`,
@@ -236,7 +225,7 @@ function lines(...parts) {
 }
 
 /** Return `text` as one word of a shell (POSIX's; where it holds unseen characters, of bash and zsh). */
-export function shellQuoted(text) {
+function shellQuoted(text) {
   if (!UNSEEN.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
   const escaped = text.replace(/['\\]/g, "\\$&").replace(new RegExp(UNSEEN, "gu"), (sign) => {
     // By bytes, as what \u means depends on the locale.
@@ -246,7 +235,7 @@ export function shellQuoted(text) {
 }
 
 /** Return `text` as a literal of Python, whatever it holds; JSON's escapes are all Python's too. */
-export function pythonQuoted(text) {
+function pythonQuoted(text) {
   return JSON.stringify(text).replace(
     new RegExp(UNSEEN, "gu"),
     (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`,

@@ -9,8 +9,6 @@ import { binsOf, emptyMinute, MINUTE_SECONDS, RATE_SECONDS, summaryOf } from "./
 import { servedModel } from "./versions.js";
 
 const MOST_ROWS = 12;
-/** What has no requests: no model is served. */
-const NO_MODEL = {};
 
 /** Show the last minute in `section`, and follow the feed of `context`. */
 export function mountLatency(section, context) {
@@ -34,7 +32,7 @@ export function mountLatency(section, context) {
   function draw() {
     if (!visible || document.hidden) return;
     const now = seconds();
-    const model = context.model ?? NO_MODEL;
+    const { model } = context;
     const target = servedModel(context)?.latency_target_ms / 1000 || null;
     const requests = minute.requests(model, now);
     const summary = summaryOf(requests, target, Math.min(MINUTE_SECONDS, now - since));

@@ -97,7 +97,7 @@ export function emptyMinute() {
         if (entry.seconds.length === 0) refused.delete(key);
       }
       return [...refused.values()]
-        .filter((entry) => entry.model === model.name)
+        .filter((entry) => entry.model === model?.name)
         .map((entry) => ({ ...entry, count: entry.seconds.reduce((sum, { count }) => sum + count, 0) }))
         .sort((one, other) => other.count - one.count);
     },

@@ -3,7 +3,7 @@
  */
 
 import { button, bytes, count, h, milliseconds, percent, plural, replace, scrolling, table, tell, track } from "./dom.js";
-import { versionPath } from "./versions.js";
+import { modelKey, versionPath } from "./versions.js";
 
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;
@@ -17,6 +17,7 @@ export function mountModels(section, context) {
   const memory = h("p.muted");
   const aliases = h("p.muted", { hidden: true });
   const cards = h("div.cards");
+  const none = h("p.muted", "No model is served.");
   const repository = mountRepository(context);
   section.append(memory, aliases, cards, repository);
 
@@ -26,7 +27,7 @@ export function mountModels(section, context) {
   feed.addEventListener("server", ({ detail: server }) => {
     const next = new Map();
     for (const model of server.models) {
-      const key = JSON.stringify([model.name, model.version]);
+      const key = modelKey(model);
       // What a bucket takes is measured on and on; the rest of a card stays as it is, under the eyes of who reads it.
       const told = JSON.stringify({ ...model, buckets: null });
       let entry = known.get(key);
@@ -39,17 +40,12 @@ export function mountModels(section, context) {
       replace(entry.measured, buckets(model));
       next.set(key, entry);
     }
-    const wanted = [...next.values()].map(({ card }) => card);
-    if (
-      !wanted.length ||
-      wanted.length !== cards.children.length ||
-      wanted.some((card, i) => card !== cards.children[i])
-    ) {
-      replace(cards, wanted.length ? wanted : h("p.muted", "No model is served."));
-    }
+    const wanted = next.size ? [...next.values()].map(({ card }) => card) : [none];
+    const isShown = wanted.length === cards.children.length && wanted.every((card, i) => card === cards.children[i]);
+    if (!isShown) replace(cards, wanted);
     known = next;
-    aliases.hidden = !server.aliases?.length;
-    aliases.textContent = `Aliases: ${(server.aliases ?? []).join(", ")}`;
+    aliases.hidden = !server.aliases.length;
+    aliases.textContent = `Aliases: ${server.aliases.join(", ")}`;
   });
 
   // --- Memory of each process ---
@@ -60,15 +56,18 @@ export function mountModels(section, context) {
     if (resident === null) return;
     residents.set(process, resident);
     const sum = [...residents.values()].reduce((all, one) => all + one, 0);
-    const text = `The server holds ${bytes(sum)} of memory${residents.size > 1 ? ` in ${residents.size} processes` : ""}.`;
-    tell(memory, text);
+    const where = residents.size > 1 ? ` in ${residents.size} processes` : "";
+    tell(memory, `The server holds ${bytes(sum)} of memory${where}.`);
   });
 }
 
 // --- One model ---
 
 function cardOf(model, measured, context) {
-  const passed = model.verification.filter((row) => row.passed).length;
+  const { verification } = model;
+  const passed = verification.filter((row) => row.passed).length;
+  const isProven = passed === verification.length;
+  const proven = `${isProven ? "✓" : "✗"} ${passed} of ${verification.length} proven`;
   return h(
     "details.card",
     h(
@@ -77,61 +76,37 @@ function cardOf(model, measured, context) {
       h("span", `version ${model.version}`),
       model.is_default && h("span.badge", "default"),
       h("span.muted", `${model.architecture} · ${model.backend}, ${model.precision}`),
-      model.verification.length > 0 &&
-        h("span", {
-          class: passed === model.verification.length ? "good" : "bad",
-        }, `${passed === model.verification.length ? "✓" : "✗"} ${passed} of ${model.verification.length} proven`),
+      verification.length > 0 && h("span", { class: isProven ? "good" : "bad" }, proven),
     ),
-    h(
-      "div.card-body",
-      facts(model),
-      measured,
-      proof(model),
-      folds(model),
-      assumptions(model),
-      report(model, context),
-    ),
+    h("div.card-body", facts(model), measured, proof(model), folds(model), assumptions(model), report(model, context)),
   );
 }
 
 function facts(model) {
   const pixels = model.takes_pixels ? "pixels" : "normalised";
   const task = model.task === "multi-label" ? "any number at once (multi-label)" : "one of them (single-label)";
+  const { artifact, half_share: half } = model;
+  const share = half === null ? "" : `; ${percent(half)} of the arithmetic in half precision`;
   const rows = [
-    [
-      "Input",
-      `${model.height} × ${model.width} × ${model.channels}; tensor ${model.input_name}, ${model.datatype}, ${pixels}`,
-    ],
+    ["Input", `${model.height} × ${model.width} × ${model.channels}; tensor ${model.input_name}, ${model.datatype}, ${pixels}`],
     ["Classes", `${count(model.classes)}, ${task}`],
     ["Backend", `${model.backend} on ${model.device}`],
     ["Why", model.backend_reason],
-    [
-      "Precision",
-      model.half_share === null
-        ? model.precision
-        : `${model.precision}; ${percent(model.half_share)} of the arithmetic in half precision`,
-    ],
-    model.artifact && [
-      "Artifact",
-      `${model.artifact.path}, ${model.artifact.precision}, ${bytes(model.artifact.bytes)}`,
-    ],
+    ["Precision", `${model.precision}${share}`],
+    ["Artifact", artifact && `${artifact.path}, ${artifact.precision}, ${bytes(artifact.bytes)}`],
     ["Lanes", lanesText(model.lanes)],
-    model.latency_target_ms !== null && ["Latency target", milliseconds(model.latency_target_ms)],
+    ["Latency target", model.latency_target_ms !== null && milliseconds(model.latency_target_ms)],
     ["Largest request", plural(model.max_images_per_request, "image")],
-  ].filter((row) => row && row[1]);
-  return h(
-    "dl.facts",
-    rows.map(([name, text]) => [h("dt", name), h("dd", text)]),
-  );
+  ];
+  return h("dl.facts", rows.map(([name, text]) => text && [h("dt", name), h("dd", text)]));
 }
 
 function lanesText({ lanes, reason, images_per_s: rates }) {
   const measured = Object.entries(rates ?? {}).map(
     ([number, rate]) => `${plural(Number(number), "lane")}: ${count(Math.round(rate))} images/s`,
   );
-  return [`${lanes}${reason ? `: ${reason}` : ""}`, measured.length ? `Measured: ${measured.join("; ")}` : ""]
-    .filter(Boolean)
-    .join(". ");
+  const why = reason ? `: ${reason}` : "";
+  return `${lanes}${why}${measured.length ? `. Measured: ${measured.join("; ")}` : ""}`;
 }
 
 function buckets({ buckets: all }) {
@@ -151,11 +126,10 @@ function buckets({ buckets: all }) {
 function proof({ verification }) {
   if (!verification.length) return h("p.muted", "The package tells of no verification.");
   const row = (one) => [
-    h(
-      "span",
+    [
       h("span", { class: one.passed ? "good" : "bad" }, one.passed ? "✓ " : "✗ missed: "),
       `${one.artifact}, ${one.backend}${one.precision ? `, ${one.precision}` : ""}`,
-    ),
+    ],
     percent(one.agreement, 2),
     one.max_abs_difference === null ? "–" : `${small(one.max_abs_difference)} of ${small(one.logit_range)}`,
     one.bar,
@@ -326,7 +300,9 @@ function mountRepository({ api, feed, readServer }) {
 
   function buttonOf(action, name, text) {
     const pressed = () => {
-      if (!working) (action === "unload" ? ask : load)(name);
+      if (working) return;
+      if (action === "unload") ask(name);
+      else act(action, name);
     };
     const one = button(text, pressed, {
       class: "main",
@@ -337,10 +313,6 @@ function mountRepository({ api, feed, readServer }) {
     one.dataset.action = `${action} ${name}`;
     one.dataset.model = name;
     return one;
-  }
-
-  function load(name) {
-    act("load", name);
   }
 
   function ask(name) {

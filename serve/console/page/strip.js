@@ -94,6 +94,19 @@ export function stripOn(canvas) {
     pen.stroke();
   }
 
+  function box(x, y, width, height, style, lineWidth) {
+    pen.strokeStyle = style;
+    pen.lineWidth = lineWidth;
+    pen.strokeRect(x, y, width, height);
+  }
+
+  function fill(x, y, width, height, style, alpha = 1) {
+    pen.globalAlpha = alpha;
+    pen.fillStyle = style;
+    pen.fillRect(x, y, width, height);
+    pen.globalAlpha = 1;
+  }
+
   function text(words, x, y, { align = "left", style = palette.muted, font = FONT } = {}) {
     pen.font = font;
     pen.textAlign = align;
@@ -153,8 +166,7 @@ export function stripOn(canvas) {
       const x = plot.right - view.right + piece.x;
       if (x + piece.width < plot.left || x > plot.right) continue;
       const middle = x + piece.width / 2;
-      pen.fillStyle = palette.bg;
-      pen.fillRect(x + 3, 0, piece.width - 6, axisTop);
+      fill(x + 3, 0, piece.width - 6, axisTop, palette.bg);
       if (!piece.known) text("•••", middle, axisTop + 4, { align: "center" });
       else for (const x of [middle - 4.5, middle + 0.5]) line(x, axisTop + 5, x + 4, axisTop - 5, palette.muted, 1.5);
       text(briefly(piece.to - piece.from), middle, axisTop + 15, { align: "center", font: SMALL_FONT });
@@ -233,29 +245,16 @@ export function stripOn(canvas) {
 
   function drawBar({ batch, x, width, base, top }, rowsHeight, lit) {
     const own = palette.reasons.get(batch.reason) ?? palette.muted;
-    if (lit) {
-      pen.globalAlpha = 0.22;
-      pen.fillStyle = palette.own;
-      pen.fillRect(x - 3, 0, width + 6, base);
-      pen.globalAlpha = 1;
+    const alpha = batch.failed ? 0.3 : 1;
+    const padding = base - rowsHeight - top;
+    if (lit) fill(x - 3, 0, width + 6, base, palette.own, 0.22);
+    fill(x, base - rowsHeight, width, rowsHeight, own, alpha);
+    if (padding > 0.5) {
+      fill(x, top, width, padding, hatch(batch.reason), alpha);
+      if (width > 5) box(x + 0.5, top + 0.5, width - 1, padding, own, 1);
     }
-    pen.globalAlpha = batch.failed ? 0.3 : 1;
-    pen.fillStyle = own;
-    pen.fillRect(x, base - rowsHeight, width, rowsHeight);
-    if (base - rowsHeight - top > 0.5) {
-      pen.fillStyle = hatch(batch.reason);
-      pen.fillRect(x, top, width, base - rowsHeight - top);
-      if (width > 5) {
-        pen.strokeStyle = own;
-        pen.lineWidth = 1;
-        pen.strokeRect(x + 0.5, top + 0.5, width - 1, base - rowsHeight - top);
-      }
-    }
-    pen.globalAlpha = 1;
     if (batch.failed) {
-      pen.strokeStyle = palette.bad;
-      pen.lineWidth = 1.5;
-      pen.strokeRect(x + 0.75, top + 0.75, Math.max(1, width - 1.5), base - top - 1.5);
+      box(x + 0.75, top + 0.75, Math.max(1, width - 1.5), base - top - 1.5, palette.bad, 1.5);
       line(x, top, x + width, base, palette.bad, 1.5);
       line(x, base, x + width, top, palette.bad, 1.5);
     }
@@ -263,9 +262,7 @@ export function stripOn(canvas) {
       if (width >= 13) text(batch.rows, x + width / 2, top - 2, { align: "center", font: SMALL_FONT });
       return;
     }
-    pen.strokeStyle = palette.own;
-    pen.lineWidth = 2;
-    pen.strokeRect(x - 1, top - 1, width + 2, base - top + 1);
+    box(x - 1, top - 1, width + 2, base - top + 1, palette.own, 2);
     const middle = x + width / 2;
     pen.fillStyle = palette.own;
     pen.beginPath();
@@ -306,9 +303,7 @@ export function stripOn(canvas) {
       line(middle, 16, middle, QUEUE_HEIGHT - 14, palette.ink);
     });
     within(plot.left - 3, QUEUE_HEIGHT, plot.width + 6, axisTop - QUEUE_HEIGHT, () => {
-      pen.strokeStyle = palette.ink;
-      pen.lineWidth = 2;
-      pen.strokeRect(bar.x - 2, bar.top - 2, bar.width + 4, bar.base - bar.top + 3);
+      box(bar.x - 2, bar.top - 2, bar.width + 4, bar.base - bar.top + 3, palette.ink, 2);
     });
   }
 

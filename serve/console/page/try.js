@@ -4,7 +4,7 @@
  */
 
 import { mountCopy } from "./copy.js";
-import { add, button, count, h, percent, plural, replace } from "./dom.js";
+import { add, button, count, h, percent, plural, replace, tell } from "./dom.js";
 import { filesBelow, isReadable, nameOf, picturesOf } from "./pictures.js";
 import { comparison, predictionsTable, SHOWN } from "./predictions.js";
 import { mountReference, picture } from "./reference.js";
@@ -29,8 +29,8 @@ const UNANSWERED = 8;
 export function mountTry(section, context) {
   const { api, feed } = context;
 
-  /** Newest first. */
-  let results = [];
+  /** Newest first; each has its row of the list. */
+  const results = [];
   /** @type {Map<string, object>} results by the id of their request, for what the feed tells of it. */
   const byRequest = new Map();
   /** @type {Map<string, object>} the last batches that had requests of this page, by key. */
@@ -57,7 +57,7 @@ export function mountTry(section, context) {
   const list = h("ol.results", { "aria-label": "Last answers, newest first" });
   const listHeading = h("h3", { hidden: true }, "Last answers");
   const answer = h("div.answer", { id: "answer", role: "region", "aria-label": "Answer" });
-  const copy = mountCopy(context);
+  const copyOf = mountCopy(context);
 
   section.append(
     h(
@@ -86,9 +86,8 @@ export function mountTry(section, context) {
 
   function chosen({ target }) {
     const files = [...target.files];
-    const isFolder = target === folderInput;
     target.value = "";
-    send(isFolder ? picturesOf(files) : { files, passedOver: 0 });
+    send(target === folderInput ? picturesOf(files) : { files });
   }
 
   // Anywhere on the page: a picture dropped beside the zone would replace the page otherwise.
@@ -108,10 +107,7 @@ export function mountTry(section, context) {
     // The list of what was dropped is empty after this turn.
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
     const files = [...event.dataTransfer.files];
-    if (!entries.some((entry) => entry.isDirectory)) {
-      send({ files, passedOver: 0 });
-      return;
-    }
+    if (!entries.some((entry) => entry.isDirectory)) return send({ files });
     const found = [];
     for (const entry of entries) await filesBelow(entry, found, say);
     send(picturesOf(found));
@@ -120,7 +116,7 @@ export function mountTry(section, context) {
     const files = [...(event.clipboardData?.files ?? [])];
     if (!files.length) return;
     event.preventDefault();
-    send({ files, passedOver: 0 });
+    send({ files });
   });
 
   // --- Sending ---
@@ -138,7 +134,7 @@ export function mountTry(section, context) {
   });
 
   /** Send `files` in their order, or let them follow those that are being sent. */
-  function send({ files, passedOver }) {
+  function send({ files, passedOver = 0 }) {
     const model = servedModel(context);
     if (!files.length) return say(passedOver ? `No picture among ${plural(passedOver, "file")}` : "No file was given");
     if (!context.server) {
@@ -259,7 +255,13 @@ export function mountTry(section, context) {
     // An answer that someone is in stays, as one that was picked.
     wasPicked ||= answer.contains(document.activeElement) && run?.total > 1;
     results.unshift(result);
-    for (const old of results.splice(KEPT_RESULTS)) byRequest.delete(old.id);
+    result.row = rowOf(result);
+    list.prepend(result.row);
+    listHeading.hidden = false;
+    for (const old of results.splice(KEPT_RESULTS)) {
+      byRequest.delete(old.id);
+      old.row.remove();
+    }
     if (!wasPicked || !results.includes(selected)) selected = result;
   }
 
@@ -297,48 +299,23 @@ export function mountTry(section, context) {
     renderTimer ??= setTimeout(render, RENDER_MS);
   }
 
-  const rows = new Map();
   let shown = null;
 
   function render() {
     clearTimeout(renderTimer);
     renderTimer = null;
     if (run && run.total > 1) say(progressOf(run));
-    listHeading.hidden = !results.length;
-    const wanted = new Set(results);
-    for (const [result, row] of rows) {
-      if (!wanted.has(result)) {
-        row.remove();
-        rows.delete(result);
-      }
-    }
-    for (let i = results.length - 1; i >= 0; i -= 1) {
-      if (rows.has(results[i])) continue;
-      const row = rowOf(results[i]);
-      rows.set(results[i], row);
-      list.prepend(row);
-    }
-    for (const [result, row] of rows) {
-      if (result === selected) row.firstChild.setAttribute("aria-current", "true");
-      else row.firstChild.removeAttribute("aria-current");
-    }
+    list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+    selected?.row.firstChild.setAttribute("aria-current", "true");
     if (shown !== selected) showAnswer();
   }
 
   function rowOf(result) {
-    const span = (name, text) => h("span", { class: name }, text);
     const [best] = result.predictions ?? [];
     const said = best
-      ? [span("label", best.label), span("number", percent(best.probability))]
-      : span("bad whole", result.error);
-    return h(
-      "li",
-      add(
-        button("", () => pick(result)),
-        span("name", result.name),
-        said,
-      ),
-    );
+      ? [h("span.label", best.label), h("span.number", percent(best.probability))]
+      : h("span.bad.whole", result.error);
+    return h("li", add(button("", () => pick(result)), h("span.name", result.name), said));
   }
 
   function pick(result) {
@@ -378,7 +355,7 @@ export function mountTry(section, context) {
       ),
       predictions && predictionsTable(selected),
       predictions && waterfall,
-      copy.elementFor(selected),
+      copyOf(selected),
     );
     showWaterfall();
   }
@@ -410,7 +387,7 @@ export function mountTry(section, context) {
   }
 
   function say(text) {
-    if (progress.textContent !== text) progress.textContent = text;
+    tell(progress, text);
   }
 
   function announce({ name, predictions, error }) {
