@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _STARTED = time.monotonic()
 
+_EVERY_ADDRESS = ("0.0.0.0", "::")
+
 _LAST_S = 1.0
 """Longest time in seconds for which the end of the process waits for whoever reads stdout."""
 
@@ -368,7 +370,8 @@ def serve(
         lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         if server.http_port and settings.has_console:
             scheme = "http" if settings.tls_cert is None else "https"
-            lines.append(f"watch it: {scheme}://{join_address(host, server.http_port)}/")
+            shown = "localhost" if host in _EVERY_ADDRESS else host
+            lines.append(f"watch it: {scheme}://{join_address(shown, server.http_port)}/")
         _say(lines)
 
     if engine_cache is not None:
