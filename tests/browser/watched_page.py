@@ -92,7 +92,7 @@ class WatchedPage:
     @property
     def own_batches(self) -> Locator:
         """Its rows of batches that have a picture of this page and are lit up."""
-        return self.batch_table.locator("tbody tr").filter(has=self.page.get_by_role("cell", name="yes", exact=True))
+        return self.batch_table.locator("tbody tr").filter(has_text=re.compile(r"\b(yours|yes)\b"))
 
     @property
     def readout(self) -> Locator:

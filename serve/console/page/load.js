@@ -3,6 +3,7 @@
  */
 
 import { count, h, milliseconds, replace } from "./dom.js";
+import { modelKey } from "./record.js";
 
 const SECONDS = 5;
 const FIRST_RATE = 200;
@@ -28,7 +29,8 @@ export function loadControl(context, signal) {
   const label = h("label", { for: "load-rate", text: "Rate" });
   const control = h("div", { class: "load-control" }, h("div", { class: "row" }, label, slider, shown, button, progress), why, answer);
 
-  const model = () => context.model ?? context.server?.models?.find((one) => one.is_default) ?? null;
+  const isMeant = (one) => (context.model ? modelKey(one) === modelKey(context.model) : one.is_default);
+  const model = () => context.server?.models?.find(isMeant) ?? null;
   const seconds = () => Math.min(SECONDS, context.server?.load?.max_seconds ?? SECONDS);
   const rate = () => rates[Number(slider.value)];
 
@@ -96,7 +98,7 @@ export function loadControl(context, signal) {
 
 /** Rate at which the first load of a model comes. */
 function firstRateOf(model) {
-  const measured = [...Object.values(model?.lanes.images_per_s ?? {}), ...(model?.buckets ?? []).map(({ rows, ms }) => (1000 * rows) / ms)];
+  const measured = [...Object.values(model?.lanes?.images_per_s ?? {}), ...(model?.buckets ?? []).map(({ rows, ms }) => (1000 * rows) / ms)];
   const most = Math.max(0, ...measured.filter(Number.isFinite));
   return most > 0 ? FIRST_SHARE * most : FIRST_RATE;
 }
