@@ -186,7 +186,7 @@ def test_the_page_is_in_the_image_for_who_asks_for_it(
         with served(podman, serve_image, package, free_port(), *publish, *flags) as (container, _):
             page = urlopen(Request(f"http://127.0.0.1:{http}/", headers={"Accept": "text/html"}), timeout=10).read()
             assert (b"<!doctype html>" in page) is is_there
-            assert ("watch it: http://0.0.0.0:8002/" in container.log) is is_there
+            assert ("watch it: http://localhost:8002/" in container.log) is is_there
             if is_there:
                 facts = json.load(urlopen(f"http://127.0.0.1:{http}/console/server", timeout=10))
                 assert [model["name"] for model in facts["models"]] == ["resnet18"]
