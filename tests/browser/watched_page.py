@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import re
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,14 @@ class WatchedPage:
     def expect(self, pattern: str) -> None:
         """Let faults of that pattern happen."""
         self._expected.append(re.compile(pattern))
+
+    def until_fault(self, pattern: str, timeout_s: float = 10) -> None:
+        """Wait for a fault of that pattern."""
+        until = time.monotonic() + timeout_s
+        while not any(re.search(pattern, fault) for fault in self.faults):
+            assert time.monotonic() < until, f"{pattern!r} never came, but {self.faults}"
+            # Events of the browser are heard while it is waited for.
+            self.page.wait_for_timeout(20)
 
     def check(self) -> None:
         """Fail if anything has happened that must not."""
