@@ -195,8 +195,7 @@ async def hang(channel: grpc.aio.Channel, server: ServerProcess) -> grpc.aio.Una
     """Give the backend a picture on which it hangs; return, once it does, the call, which ends if it is dropped."""
     white = np.full((8, 8, 3), 255, np.uint8).tobytes()
     call = ClassifierStub(channel).Classify(ClassifyRequest(images=[Image(raw=white)]))
-    assert server.process.stdout is not None
-    assert await asyncio.to_thread(server.process.stdout.readline) == "hanging\n"
+    assert await asyncio.to_thread(server.next_line) == "hanging\n"
     return call
 
 
