@@ -24,7 +24,7 @@ from fuseline.serve.commands.client_flags import (
     connection_from_flags,
 )
 from fuseline.serve.errors import InputError
-from fuseline.serve.listening.addresses import join_address
+from fuseline.serve.listening.addresses import host_to_call, join_address
 from fuseline.serve.model_settings import check_model_settings
 from fuseline.serve.precision import CHOICES, listed
 from fuseline.serve.process.log_writer import write_whole, writer_of
@@ -368,7 +368,7 @@ def serve(
         lines.append(f"ready in {time.monotonic() - _STARTED:.2f} s: gRPC on {' and '.join(server.addresses)}{http}")
         if server.http_port and settings.has_console:
             scheme = "http" if settings.tls_cert is None else "https"
-            lines.append(f"watch it: {scheme}://{join_address(host, server.http_port)}/")
+            lines.append(f"watch it: {scheme}://{join_address(host_to_call(host), server.http_port)}/")
         _say(lines)
 
     if engine_cache is not None:

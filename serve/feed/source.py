@@ -24,6 +24,8 @@ SAMPLED_PER_S = 200.0
 """Most batches, and most requests, that a server tells of in a second."""
 MOST_MESSAGE = 300
 """Characters of a refusal's message that are told."""
+_LONGEST_S = 86_400.0
+"""Longest time that counts as a deadline. Clients say that they have none by one that is far away, or never comes."""
 _MOST_FOLLOWED = 256
 _MOST_REFUSALS = 50
 
@@ -172,7 +174,7 @@ class FeedSource:
                 round(queue, 6),
                 round(compute, 6),
                 rows,
-                None if timeout_s is None else round(timeout_s, 6),
+                None if timeout_s is None or timeout_s > _LONGEST_S else round(timeout_s, 6),
             ),
         )
 

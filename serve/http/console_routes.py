@@ -20,7 +20,7 @@ from fuseline.serve.console.console import Console
 from fuseline.serve.console.facts import report_of
 from fuseline.serve.console.load import LoadRequest, load_request_from_json
 from fuseline.serve.console.page_files import INDEX, page_files
-from fuseline.serve.errors import FuselineError, UnknownModelError
+from fuseline.serve.errors import FuselineError
 from fuseline.serve.feed.hub import Watcher
 from fuseline.serve.feed.source import BATCH_FIELDS, REQUEST_FIELDS
 from fuseline.serve.http.call_of_scope import IDENTITY_KEY
@@ -231,11 +231,7 @@ def _refuse_other_pages(request: Request) -> None:
 
 
 def _model(console: Console, request: Request) -> Model:
-    name = request.path_params["model"]
-    model = console.repository.find(name, request.path_params["version"])
-    if not name:
-        raise UnknownModelError("the path names no model")
-    return model
+    return console.repository.find(request.path_params["model"], request.path_params["version"])
 
 
 def _role(scope: Scope) -> Role:

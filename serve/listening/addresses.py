@@ -35,6 +35,14 @@ def is_local(address: str) -> bool:
     return (mapped or ip).is_loopback
 
 
+def host_to_call(host: str) -> str:
+    """Return the host by which this machine reaches a server that listens on `host`; localhost: on every one."""
+    try:
+        return "localhost" if ipaddress.ip_address(host).is_unspecified else host
+    except ValueError:
+        return host
+
+
 def join_address(host: str, port: int) -> str:
     """Return `host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

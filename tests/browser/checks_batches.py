@@ -25,12 +25,12 @@ def test_a_request_s_batch_is_lit_up_among_others(page: WatchedPage) -> None:
     page.load(rate=50)
     page.drop(RED)
     expect(page.own_batches).to_have_count(1)
-    number = page.own_batches.get_by_role("cell").first.inner_text()
+    number = page.own_batches.locator("th, td").first.inner_text()
     expect(page.readout).to_contain_text(number)
     # The next one of this page takes its place.
     page.drop(RED)
     expect(page.answers).to_have_count(2)
-    expect(page.own_batches.get_by_role("cell").first).not_to_have_text(number)
+    expect(page.own_batches.locator("th, td").first).not_to_have_text(number)
     expect(page.own_batches).to_have_count(1)
 
 
@@ -43,7 +43,7 @@ def test_the_strip_grows_under_load_and_pause_holds_it(page: WatchedPage) -> Non
     expect(page.activity).to_have_text(re.compile(r"^\d+ batches/s"))
     page.section("Batches").get_by_role("button", name="Pause").click()
     held = page.batch_table.inner_text()
-    expect(page.activity).to_have_text(re.compile(r"Paused, (more than )?[1-9]\d* newer"))
+    expect(page.activity).to_have_text(re.compile(r"paused\W+(?!0 newer).*newer", re.IGNORECASE))
     assert page.batch_table.inner_text() == held
     page.section("Batches").get_by_role("button", name="Resume").click()
     expect(page.batch_table).not_to_have_text(held)
@@ -80,7 +80,7 @@ def test_the_keyboard_alone_chooses_a_reference_image_walks_the_strip_and_pauses
     expect(page.section("Batches").get_by_role("button", name="Pause")).to_have_attribute("aria-pressed", "false")
     page.tab_to(page.section("Batches").get_by_role("button", name="Pause"), back=True)
     page.page.keyboard.press("Enter")
-    expect(page.activity).to_contain_text("Paused")
+    expect(page.activity).to_contain_text("paused", ignore_case=True)
 
 
 def test_with_workers_the_page_has_batches_and_requests_of_all(

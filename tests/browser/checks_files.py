@@ -38,6 +38,5 @@ def test_a_policy_comes_with_the_page_and_nothing_is_against_it(colours: ServerP
     assert "script-src 'self'" in policy
     assert "unsafe" not in policy
     page.page.evaluate("fetch('http://127.0.0.1:9/').catch(() => null)")
-    page.page.wait_for_function("true")
-    assert any("against the policy: connect-src" in fault for fault in page.faults), page.faults
+    page.until_fault("against the policy: connect-src")
     page.faults.clear()

@@ -143,7 +143,7 @@ def test_half_an_hour_of_a_feed_that_is_told_fast_doesnt_grow_the_page(
 ) -> None:
     hello, chunks = recorded(colours)
     page = open_page(colours, height=3000, script=_REPLAY)
-    page.page.wait_for_function("window.tellEvent !== undefined")
+    page.page.wait_for_function("() => window.tellEvent !== undefined")
     page.page.evaluate("hello => window.tellEvent('hello', hello)", hello)
     page.ready()
     page.open_table()

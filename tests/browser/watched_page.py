@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import re
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,14 @@ class WatchedPage:
         """Let faults of that pattern happen."""
         self._expected.append(re.compile(pattern))
 
+    def until_fault(self, pattern: str, timeout_s: float = 10) -> None:
+        """Wait for a fault of that pattern."""
+        until = time.monotonic() + timeout_s
+        while not any(re.search(pattern, fault) for fault in self.faults):
+            assert time.monotonic() < until, f"{pattern!r} never came, but {self.faults}"
+            # Events of the browser are heard while it is waited for.
+            self.page.wait_for_timeout(20)
+
     def check(self) -> None:
         """Fail if anything has happened that must not."""
         unexpected = [fault for fault in self.faults if not any(each.search(fault) for each in self._expected)]
@@ -92,7 +101,7 @@ class WatchedPage:
     @property
     def own_batches(self) -> Locator:
         """Its rows of batches that have a picture of this page and are lit up."""
-        return self.batch_table.locator("tbody tr").filter(has=self.page.get_by_role("cell", name="yes", exact=True))
+        return self.batch_table.locator("tbody tr").filter(has=self.page.get_by_role("cell", name="yours", exact=True))
 
     @property
     def readout(self) -> Locator:

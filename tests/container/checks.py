@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import grpc
 import pytest
@@ -174,6 +175,24 @@ def test_the_same_answers_on_both_runtimes_and_what_starting_takes(
             logits.append(answer.results[0].logits)
             facts[f"{backend}: resident after a request of 32 images, peak MB"] = resident_mb(container)
     assert abs(logits[0] - logits[1]).max() < 1e-3
+
+
+def test_the_page_is_in_the_image_for_who_asks_for_it(
+    podman: Podman, serve_image: str, package: Path, free_port: FreePort
+) -> None:
+    for flags, is_there in (((), False), (("--env", "FUSELINE_CONSOLE=true"), True)):
+        http = free_port()
+        publish = ("--publish", f"127.0.0.1:{http}:8002")
+        with served(podman, serve_image, package, free_port(), *publish, *flags) as (container, _):
+            page = urlopen(Request(f"http://127.0.0.1:{http}/", headers={"Accept": "text/html"}), timeout=10).read()
+            assert (b"<!doctype html>" in page) is is_there
+            assert ("watch it: http://localhost:8002/" in container.log) is is_there
+            if is_there:
+                facts = json.load(urlopen(f"http://127.0.0.1:{http}/console/server", timeout=10))
+                assert [model["name"] for model in facts["models"]] == ["resnet18"]
+                assert facts["load"]["allowed"] is False
+                for name in re.findall(rb'(?:src|href)="/console/([^"]+)"', page):
+                    assert urlopen(f"http://127.0.0.1:{http}/console/{name.decode()}", timeout=10).status == 200
 
 
 def test_it_runs_unprivileged_writes_nothing_and_its_health_check_is_grpcs(

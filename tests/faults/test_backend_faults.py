@@ -131,8 +131,7 @@ async def test_a_server_without_a_lane_left_says_so_everywhere_and_then_ends_wit
 async def test_a_call_that_hangs_on_the_event_loop_is_told_by_livez_and_then_the_process_ends(package: Path) -> None:
     with server_process(package, *FLAGS, "--on-loop", "--http-port", free_port(), command=FAULTY) as server:
         call = asyncio.create_task(status_of(server, picture(HANGS)))
-        assert server.process.stdout is not None
-        assert await asyncio.to_thread(server.process.stdout.readline) == "hanging\n"
+        assert await asyncio.to_thread(server.next_line) == "hanging\n"
         begun = time.monotonic()
         async with asyncio.timeout(TIMEOUT_S + 3 + SLACK_S):
             while await probe(server, "/livez") == 200:

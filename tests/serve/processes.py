@@ -37,6 +37,13 @@ class ServerProcess:
     address: str
     http_address: str | None
 
+    def next_line(self) -> str:
+        """The next line of stdout, behind where its page is."""
+        assert self.process.stdout is not None
+        while (line := self.process.stdout.readline()).startswith("watch it: "):
+            pass
+        return line
+
     def end(self, timeout_s: float = 20) -> tuple[int, str]:
         """Wait for the process; return its exit code and what it wrote to stderr, if it hangs where each thread is."""
         try:

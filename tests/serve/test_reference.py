@@ -13,7 +13,7 @@ from tests.fakes.colours import expected_logits, noise, write_colours_package
 
 def with_reference(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:
     """Give the package another, correctly listed, reference."""
-    write_reference(folder, pixels, logits.astype(np.float32))
+    np.savez_compressed(folder / REFERENCE_NAME, pixels=pixels, logits=logits.astype(np.float32))
     relist(folder)
 
 
@@ -97,3 +97,22 @@ def test_a_reference_is_never_unpickled(folder: Path) -> None:
     relist(folder)
     with pytest.raises(PackageError, match="no reference"):
         check(folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "kept"),
+    [
+        (1, [0]),
+        (3, [0, 1, 2]),
+        (8, list(range(8))),
+        (9, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (800, [0, 114, 228, 342, 457, 571, 685, 799]),
+    ],
+)
+def test_images_that_come_class_by_class_are_all_represented(tmp_path: Path, images: int, kept: list[int]) -> None:
+    pixels = np.zeros((images, 2, 2, 3), np.uint8)
+    logits = np.arange(images, dtype=np.float32)[:, np.newaxis]
+    write_reference(tmp_path, pixels, logits)
+    with np.load(tmp_path / REFERENCE_NAME) as arrays:
+        assert arrays["logits"][:, 0].tolist() == kept
+        assert len(arrays["pixels"]) == len(kept)

@@ -195,8 +195,7 @@ async def hang(channel: grpc.aio.Channel, server: ServerProcess) -> grpc.aio.Una
     """Give the backend a picture on which it hangs; return, once it does, the call, which ends if it is dropped."""
     white = np.full((8, 8, 3), 255, np.uint8).tobytes()
     call = ClassifierStub(channel).Classify(ClassifyRequest(images=[Image(raw=white)]))
-    assert server.process.stdout is not None
-    assert await asyncio.to_thread(server.process.stdout.readline) == "hanging\n"
+    assert await asyncio.to_thread(server.next_line) == "hanging\n"
     return call
 
 
@@ -219,6 +218,25 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
             assert f"fuseline_requests_total{{{labels}}} 1.0" in metrics
         assert 'fuseline_batch_rows_sum{model="colours",version="1"} 5.0' in metrics
         assert 'fuseline_padding_rows_total{model="colours",version="1"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ((), "127.0.0.1"),
+        (("--host", "0.0.0.0"), None),
+        (("--host", "0.0.0.0", "--console"), "localhost"),
+        (("--no-console",), None),
+    ],
+)
+def test_it_says_where_its_page_is(package: Path, flags: tuple[str, ...], shown: str | None) -> None:
+    port = free_port()
+    with server_process(package, *FAST, "--http-port", port, *flags) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.stdout is not None
+        out = server.process.stdout.read()
+        server.process.communicate(timeout=60)
+        assert out == ("" if shown is None else f"watch it: http://{shown}:{port}/\n")
 
 
 def test_two_models_are_found_by_name_and_a_nameless_request_is_refused(package: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ export function mountBatches(section, context) {
     const batches = batchesNow();
     const activity = activityOf(batches, serverNow(), ACTIVITY_SECONDS);
     const newer = frozen ? batches.filter(({ started }) => started > (frozen.batches.at(-1)?.started ?? 0)).length : 0;
-    const paused = `Paused, ${newer < KEPT_BATCHES ? newer : `more than ${newer - 1}`} newer batches · now `;
+    const paused = `paused; ${newer}${newer < KEPT_BATCHES ? "" : " or more"} newer batches · now `;
     parts.activity.textContent = (frozen ? paused : "") + activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;

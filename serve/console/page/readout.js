@@ -53,8 +53,8 @@ export function sentenceOf(batch, lit, wallTime) {
 
 /** Return a table of batches, the last one first. */
 export function batchTable(batches, isLit, wallTime) {
-  const row = (batch) => [...COLUMNS.map(([, tell]) => tell(batch, wallTime)), batch.reason, isLit(batch) ? "yes" : "–"];
-  return table(null, [...COLUMNS.map(([name]) => name), "Left as", "Yours"], batches.toReversed().map(row));
+  const row = (batch) => [...COLUMNS.map(([, tell]) => tell(batch, wallTime)), batch.reason, isLit(batch) ? "yours" : "–"];
+  return table(null, [...COLUMNS.map(([name]) => name), "Left as", "Whose"], batches.toReversed().map(row));
 }
 
 /** What happened in the `seconds` before `now` as text: batches a second, rows, padding; or for how long none came. */

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fuseline.serve.batching.batch_stats import BatchStats
 from fuseline.serve.batching.requests import BatchedRows
@@ -66,6 +67,18 @@ def test_batches_and_requests_are_told_with_all_their_members() -> None:
             "deadline": 0.5,
         }
         assert told.chunks[-1]["process"] == "p"
+
+    run_in_virtual_time(main)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1e9, float("inf")])
+def test_a_deadline_that_never_comes_is_none(timeout_s: float | None) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        told = Told(loop)
+        told.start()
+        told.request(timeout_s=timeout_s)
+        await asyncio.sleep(0.1)
+        assert told.of("requests")[0][-1] is None
 
     run_in_virtual_time(main)
 

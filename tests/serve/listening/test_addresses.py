@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuseline.serve.listening.addresses import is_local
+from fuseline.serve.listening.addresses import host_to_call, is_local
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_loopback_and_unix_addresses_are_local(address: str) -> None:
 )
 def test_addresses_that_others_can_reach_and_names_not_looked_up_are_not_local(address: str) -> None:
     assert not is_local(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "called"),
+    [
+        ("0.0.0.0", "localhost"),
+        ("::", "localhost"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("fuseline.example", "fuseline.example"),
+    ],
+)
+def test_a_server_on_every_address_is_called_by_localhost(host: str, called: str) -> None:
+    assert host_to_call(host) == called
