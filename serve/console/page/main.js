@@ -8,6 +8,7 @@ import { h, replace, tell } from "./dom.js";
 import { Feed } from "./feed.js";
 import { mountLatency } from "./latency.js";
 import { mountModels } from "./models.js";
+import { briefly } from "./readout.js";
 import { mountTry } from "./try.js";
 import { modelKey } from "./versions.js";
 
@@ -62,16 +63,9 @@ document.addEventListener("visibilitychange", () => {
 
 function showServer(server) {
   const processes = server.workers > 1 ? `, ${server.workers} workers` : "";
-  element("server-facts").textContent =
-    `${server.version} at ${location.host}, up ${duration(server.uptime_s)}${processes}`;
+  const up = briefly(Math.floor(server.uptime_s));
+  element("server-facts").textContent = `${server.version} at ${location.host}, up ${up}${processes}`;
   document.title = `Fuseline at ${location.host}`;
-}
-
-function duration(seconds) {
-  if (seconds < 90) return `${Math.floor(seconds)} s`;
-  if (seconds < 5400) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 172_800) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86_400)} days`;
 }
 
 // --- The choice of a model ---

@@ -8,11 +8,9 @@ const PICTURE_NAME = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?)$/i;
 
 /** Return which of a folder's files look like pictures, in the order of their names; hidden ones never do. */
 export function picturesOf(files) {
-  const pictures = files
-    .map((file) => ({ file, name: nameOf(file) }))
-    .filter(({ file, name }) => !/(^|\/)\./.test(name) && (file.type.startsWith("image/") || PICTURE_NAME.test(name)))
-    .sort((a, b) => (a.name < b.name ? -1 : 1))
-    .map(({ file }) => file);
+  const isPicture = (file) => file.type.startsWith("image/") || PICTURE_NAME.test(file.name);
+  const pictures = files.filter((file) => isPicture(file) && !/(^|\/)\./.test(nameOf(file)));
+  pictures.sort((one, other) => (nameOf(one) < nameOf(other) ? -1 : 1));
   return { files: pictures, passedOver: files.length - pictures.length };
 }
 
@@ -23,10 +21,9 @@ export function nameOf(file) {
 
 /** Add all files below a dropped entry to `found`; what can't be read is passed over. */
 export async function filesBelow(entry, found, say) {
-  const promised = (call) => new Promise((resolve, reject) => call(resolve, reject));
   try {
     if (entry.isFile) {
-      const file = await promised((resolve, reject) => entry.file(resolve, reject));
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
       file.pathInDrop = entry.fullPath.replace(/^\//, "");
       found.push(file);
       if (found.length % 100 === 0) say(`Reading the folder: ${count(found.length)} files`);
@@ -35,7 +32,7 @@ export async function filesBelow(entry, found, say) {
     const reader = entry.createReader();
     for (;;) {
       // A reader gives a part of a folder with each call, and an empty list in the end.
-      const part = await promised((resolve, reject) => reader.readEntries(resolve, reject));
+      const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
       if (!part.length) return;
       for (const below of part) await filesBelow(below, found, say);
     }
@@ -44,11 +41,7 @@ export async function filesBelow(entry, found, say) {
   }
 }
 
-export async function isReadable(file) {
-  try {
-    await file.slice(0, 1).arrayBuffer();
-    return true;
-  } catch {
-    return false;
-  }
+/** Whether a file is still as it was when it was chosen. */
+export function isReadable(file) {
+  return file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 }

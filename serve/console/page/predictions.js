@@ -11,24 +11,21 @@ export const SHOWN = 5;
 export function predictionsTable({ predictions, reference, model }) {
   const ofTorch = new Map(reference?.predictions.map((prediction) => [prediction.index, prediction]));
   const isMultiLabel = model.task === "multi-label";
+  const columns = reference ? 4 : 3;
   const row = ({ index, label, probability }) => {
     const torch = ofTorch.get(index);
     const bar = track(0, probability);
     // A line on the served one's bar.
-    if (torch) bar.append(track(0, torch.probability).firstChild);
-    bar.children[1]?.classList.add("mark");
+    if (torch) bar.append(track(0, torch.probability, "mark").firstChild);
     const name = h("span.label.clamped", { title: `class ${index}: ${label}` }, label);
-    return [name, bar, percent(probability, 2), ...(reference ? [torch ? percent(torch.probability, 2) : "–"] : [])];
+    return [name, bar, percent(probability, 2), percent(torch?.probability, 2)].slice(0, columns);
   };
   const caption = isMultiLabel
     ? "Each label's probability is its own, whatever the others': from 50 % on, it is customarily taken to hold."
     : "Most probable classes";
-  return table(
-    caption,
-    ["Class", null, "Served#", ...(reference ? ["PyTorch#"] : [])],
-    predictions.slice(0, SHOWN).map(row),
-    { isQuiet: !isMultiLabel, widths: ["named", "bars", "figure", ...(reference ? ["figure"] : [])] },
-  );
+  const heads = ["Class", null, "Served#", "PyTorch#"].slice(0, columns);
+  const widths = ["named", "bars", "figure", "figure"].slice(0, columns);
+  return table(caption, heads, predictions.slice(0, SHOWN).map(row), { isQuiet: !isMultiLabel, widths });
 }
 
 /** Return how far the served answer is from PyTorch's, over the classes that both have; null without a reference. */
@@ -39,17 +36,14 @@ export function comparison({ predictions, reference }) {
   const largest = Math.max(...common.map(({ index, probability }) => Math.abs(served.get(index) - probability)));
   const best = reference.predictions[0];
   const isSame = best.index === predictions[0].index;
-  const missing = reference.predictions.length - common.length;
+  const [all, missing] = [reference.predictions.length, reference.predictions.length - common.length];
+  const verdict = isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}`;
   return h(
     "p",
     { id: "comparison" },
-    h("strong", {
-      class: isSame ? "good" : "bad",
-    }, isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}`),
-    common.length ? `; largest difference of a probability ${points(largest)}` : "",
-    missing
-      ? `; ${missing} of PyTorch's first ${reference.predictions.length} are not among the first ${predictions.length} served`
-      : "",
+    h("strong", { class: isSame ? "good" : "bad" }, verdict),
+    common.length > 0 && `; largest difference of a probability ${points(largest)}`,
+    missing > 0 && `; ${missing} of PyTorch's first ${all} are not among the first ${predictions.length} served`,
   );
 }
 

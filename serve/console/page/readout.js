@@ -10,12 +10,13 @@ export function laneName(lane) {
   return lane === -1 ? "all cores" : `lane ${lane}`;
 }
 
-/** A time in s as a few characters: "80 ms", "3.2 s", "12 min". */
+/** A time in s as a few characters: "80 ms", "3.2 s", "12 min", "2 days". */
 export function briefly(seconds) {
   if (seconds < 0.9995) return `${Math.round(1000 * seconds)} ms`;
   if (seconds < 99.5) return `${seconds.toFixed(seconds < 9.95 ? 1 : 0)} s`;
   if (seconds < 5970) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 172_800) return `${(seconds / 3600).toFixed(1)} h`;
+  return `${Math.floor(seconds / 86_400)} days`;
 }
 
 /** A time in s without zeros at its end: "0.5 ms", "20 ms". */

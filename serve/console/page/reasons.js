@@ -2,7 +2,7 @@
  * Why batches leave: names, meanings, and symbols, as colour alone tells nothing to many.
  */
 
-import { svg } from "./dom.js";
+import { h, svg } from "./dom.js";
 
 /** Each reason with its meaning and the path of its symbol in a box of 8 x 8. */
 export const REASONS = [
@@ -19,12 +19,10 @@ export function meaningOf(name) {
   return REASONS.find((reason) => reason.name === name)?.meaning ?? "a reason that this page doesn't know";
 }
 
-/** A swatch for a legend: the colour and the symbol of a reason. */
-export function swatchOf({ name, path }) {
+/** What a legend shows of a reason: its colour and its symbol. */
+export function signsOf({ name, path }) {
   const symbol = svg("svg", { viewBox: "0 0 8 8", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: path }));
-  const bar = document.createElement("span");
-  const swatch = document.createElement("span");
+  const bar = h("span");
   bar.style.background = symbol.style.fill = `var(--reason-${name})`;
-  swatch.append(bar, symbol);
-  return swatch;
+  return [bar, symbol];
 }

@@ -3,7 +3,7 @@
  */
 
 import { h, scrolling, svg } from "./dom.js";
-import { REASONS, swatchOf } from "./reasons.js";
+import { REASONS, signsOf } from "./reasons.js";
 
 export const TABLE_ROWS = 20;
 
@@ -43,15 +43,12 @@ export function elementsOf() {
 }
 
 function legendElement() {
-  const item = (swatch, name, meaning) => {
-    swatch.classList.add("swatch");
-    return h("li", swatch, h("span", h("strong", name), ` ${meaning}`));
-  };
-  const kind = (name, meaning) => item(h("span", h("span", { class: `batch-${name}` })), name, meaning);
+  const item = (signs, name, meaning) => h("li", h("span.swatch", signs), h("span", h("strong", name), ` ${meaning}`));
+  const kind = (name, meaning) => item(h(`span.batch-${name}`), name, meaning);
   return h(
     "ul.legend",
     { "aria-label": "Legend" },
-    REASONS.map((reason) => item(swatchOf(reason), reason.name, reason.meaning)),
+    REASONS.map((reason) => item(signsOf(reason), reason.name, reason.meaning)),
     kind("padding", "rows without a picture, up to a size that is computed"),
     kind("yours", "it has a picture of this page, ▼ above it"),
     kind("failed", "its computation raised an error"),

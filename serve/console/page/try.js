@@ -59,28 +59,15 @@ export function mountTry(section, context) {
   const answer = h("div.answer", { id: "answer", role: "region", "aria-label": "Answer" });
   const copyOf = mountCopy(context);
 
-  section.append(
-    h(
-      "div.try-grid",
-      h(
-        "div.try-input",
-        dropZone,
-        h(
-          "div.row",
-          button("Choose files", () => fileInput.click(), { class: "main" }),
-          button("Choose a folder", () => folderInput.click(), { class: "main" }),
-          stopButton,
-          progress,
-        ),
-        fileInput,
-        folderInput,
-        announcement,
-        reference.element,
-      ),
-      answer,
-      h("div.try-list", listHeading, list),
-    ),
+  const choices = h(
+    "div.row",
+    button("Choose files", () => fileInput.click(), { class: "main" }),
+    button("Choose a folder", () => folderInput.click(), { class: "main" }),
+    stopButton,
+    progress,
   );
+  const given = h("div.try-input", dropZone, choices, fileInput, folderInput, announcement, reference.element);
+  section.append(h("div.try-grid", given, answer, h("div.try-list", listHeading, list)));
 
   // --- Pictures from the visitor ---
 
@@ -121,16 +108,14 @@ export function mountTry(section, context) {
 
   // --- Sending ---
 
-  let queue = [];
+  const queue = [];
   let run = null;
 
   /** What was given before the server told what it serves. */
-  let early = [];
+  const early = [];
 
   feed.addEventListener("model", () => {
-    const given = early;
-    early = [];
-    given.forEach(send);
+    early.splice(0).forEach(send);
   });
 
   /** Send `files` in their order, or let them follow those that are being sent. */
@@ -142,23 +127,15 @@ export function mountTry(section, context) {
       return say("Waiting for the server to tell what it serves");
     }
     if (!model) return say("No model to classify with yet");
-    queue = queue.concat(files.map((file) => ({ file, name: nameOf(file), model })));
+    for (const file of files) queue.push({ name: nameOf(file), file, body: file, model, topK: SHOWN });
     wasPicked = false;
     if (run) {
       run.total += files.length;
       run.passedOver += passedOver;
       return;
     }
-    run = {
-      total: files.length,
-      passedOver,
-      done: 0,
-      refused: 0,
-      unanswered: 0,
-      began: performance.now(),
-      abort: new AbortController(),
-      why: "",
-    };
+    const counts = { total: files.length, passedOver, done: 0, refused: 0, unanswered: 0 };
+    run = { ...counts, began: performance.now(), abort: new AbortController(), why: "" };
     stopButton.hidden = false;
     carryOut(run);
   }
@@ -177,8 +154,7 @@ export function mountTry(section, context) {
 
   async function sendQueued(mine) {
     while (queue.length && !mine.abort.signal.aborted) {
-      const { file, name, model } = queue.shift();
-      const result = await classified({ name, file, body: file, model, topK: SHOWN, signal: mine.abort.signal });
+      const result = await classified({ ...queue.shift(), signal: mine.abort.signal });
       if (!result) return;
       mine.done += 1;
       mine.refused += result.error ? 1 : 0;
@@ -194,7 +170,7 @@ export function mountTry(section, context) {
   function stop(why) {
     if (!run) return;
     run.why = typeof why === "string" ? why : "Stopped";
-    queue = [];
+    queue.length = 0;
     run.abort.abort();
   }
 
@@ -211,25 +187,19 @@ export function mountTry(section, context) {
     const model = servedModel(context);
     if (!model) return;
     wasPicked = false;
-    const result = await classified({
-      name: `reference image ${of.index}`,
-      reference: of,
-      body: of.pixels,
-      model,
-      topK: ASKED_OF_REFERENCE,
-      raw: true,
-    });
+    const name = `reference image ${of.index}`;
+    const result = await classified({ name, reference: of, body: of.pixels, model, topK: ASKED_OF_REFERENCE });
     keep(result);
     render();
     announce(result);
   }
 
   /** Return the result of one request, an error's too; null where it was stopped. */
-  async function classified({ name, file, reference: of, body, model, topK, raw, signal }) {
+  async function classified({ name, file, reference: of, body, model, topK, signal }) {
     const id = requestId();
     const result = { id, name, file, reference: of, model };
     byRequest.set(id, result);
-    const path = `${versionPath("/v1", model)}/classify?top_k=${Math.min(topK, model.classes)}${raw ? "&raw=true" : ""}`;
+    const path = `${versionPath("/v1", model)}/classify?top_k=${Math.min(topK, model.classes)}${of ? "&raw=true" : ""}`;
     const began = performance.now();
     try {
       const json = await api.post(path, body, { signal, headers: { "x-request-id": `console-${id}` } });
@@ -334,27 +304,19 @@ export function mountTry(section, context) {
     previewUrl = null;
     light();
     if (!selected) {
-      replace(
-        answer,
-        h("p.empty.muted", "The answer to a picture appears here, with where its time went."),
-      );
+      replace(answer, h("p.empty.muted", "The answer to a picture appears here, with where its time went."));
       return;
     }
     const { name, model, predictions, error } = selected;
+    const head = [
+      h("h3.name", name),
+      h("p.muted", `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`),
+      error ? h("p.bad.whole", error) : comparison(selected),
+    ];
     replace(
       answer,
-      h(
-        "div.answer-head",
-        preview(selected),
-        h(
-          "div",
-          h("h3.name", name),
-          h("p.muted", `${model.name}, version ${model.version}; ${model.backend}, ${model.precision}`),
-          error ? h("p.bad.whole", error) : comparison(selected),
-        ),
-      ),
-      predictions && predictionsTable(selected),
-      predictions && waterfall,
+      h("div.answer-head", preview(selected), h("div", head)),
+      predictions && [predictionsTable(selected), waterfall],
       copyOf(selected),
     );
     showWaterfall();
