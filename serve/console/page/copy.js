@@ -19,14 +19,10 @@ export function mountCopy(context) {
     const code = h("code");
     const pre = h("pre", { id: "copy-text", role: "tabpanel", tabindex: "0" }, code);
     const said = h("span.muted", { role: "status" });
-    const tabs = KINDS.map(([kind, title]) =>
-      button(title, () => show(kind), {
-        role: "tab",
-        id: `copy-${kind}`,
-        "aria-controls": "copy-text",
-        onkeydown: move,
-      }),
-    );
+    const tabs = KINDS.map(([kind, title]) => {
+      const attributes = { role: "tab", id: `copy-${kind}`, "aria-controls": "copy-text", onkeydown: move };
+      return button(title, () => show(kind), attributes);
+    });
     const copyButton = button("Copy", copied, { class: "primary" });
     let timer;
 
@@ -85,19 +81,13 @@ export function mountCopy(context) {
     }
 
     show(chosenKind);
-    return h(
-      "div.copy",
-      h(
-        "div.row",
-        h("h4", "Copy as"),
-        h("div.row", { role: "tablist", "aria-label": "Copy as" }, tabs),
-        copyButton,
-        said,
-      ),
-      pre,
-    );
+    const kinds = h("div.row", { role: "tablist", "aria-label": "Copy as" }, tabs);
+    return h("div.copy", h("div.row", h("h4", "Copy as"), kinds, copyButton, said), pre);
   };
 }
+
+const TRUST = "# Where this machine does not trust the server's certificate: ";
+const TOKEN = 'f"Bearer {os.environ[\'FUSELINE_TOKEN\']}"';
 
 const KINDS = [
   ["curl", "curl", curlText],
@@ -139,12 +129,12 @@ function isLoopback(host) {
 }
 
 function curlText({ classify, file, reference, tls, tokens }) {
-  const trust = tls ? "# Where this machine does not trust the server's certificate: --cacert ca.pem\n" : "";
+  const trust = tls ? `${TRUST}--cacert ca.pem\n` : "";
   const token = tokens ? ' -H "authorization: Bearer $FUSELINE_TOKEN"' : "";
-  const fails = "curl -sS --fail-with-body";
+  const curl = `curl -sS --fail-with-body${token}`;
   if (reference)
-    return `${trust}${fails}${token} ${shellQuoted(reference)} |\n  ${fails}${token} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
-  return `${trust}${fails}${token} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
+    return `${trust}${curl} ${shellQuoted(reference)} |\n  ${curl} --data-binary @- ${shellQuoted(`${classify}&raw=true`)}`;
+  return `${trust}${curl} --data-binary ${shellQuoted(`@${file}`)} \\\n  ${shellQuoted(classify)}`;
 }
 
 function pythonText(asked) {
@@ -154,7 +144,7 @@ function pythonText(asked) {
   return lines(
     tokens && "# The token is that of the environment variable FUSELINE_TOKEN.",
     inClear && "# It leaves this machine unencrypted: the server has no TLS.",
-    tls && '# Where this machine does not trust the server\'s certificate: Client(..., ca="ca.pem")',
+    tls && `${TRUST}Client(..., ca="ca.pem")`,
     reference && referenceImports(asked),
     "from fuseline import Client",
     "",
@@ -180,8 +170,7 @@ function tritonText(asked) {
   const ssl = !tls || grpc?.startsWith("unix:") ? "" : ", ssl=True";
   return lines(
     inClear && "# The token leaves this machine unencrypted: the server has no TLS.",
-    tls &&
-      `# Where this machine does not trust the server's certificate: ${grpc ? 'root_certificates="ca.pem"' : 'ssl_options={"ca_certs": "ca.pem"}'}`,
+    tls && `${TRUST}${grpc ? 'root_certificates="ca.pem"' : 'ssl_options={"ca_certs": "ca.pem"}'}`,
     reference ? referenceImports(asked) : [tokens && ["import os", ""], "import numpy as np"],
     `from tritonclient.${protocol} import InferenceServerClient, InferInput, InferRequestedOutput`,
     "",
@@ -193,7 +182,7 @@ function tritonText(asked) {
     `with InferenceServerClient(${pythonQuoted(grpc ?? location.host)}${ssl}) as client:`,
     `    answer = client.infer(`,
     `        ${pythonQuoted(model.name)}, [image], model_version=${pythonQuoted(model.version)}, outputs=[best]${tokens ? "," : ""}`,
-    tokens && '        headers={"authorization": f"Bearer {os.environ[\'FUSELINE_TOKEN\']}"},',
+    tokens && `        headers={"authorization": ${TOKEN}},`,
     "    )",
     `print(answer.as_numpy(${pythonQuoted(outputName)}))  # logit:index:label`,
   );
@@ -207,7 +196,7 @@ function referencePixels({ reference, shape, tokens }) {
   const request = tokens
     ? [
         `request = urllib.request.Request(${pythonQuoted(reference)})`,
-        'request.add_header("authorization", f"Bearer {os.environ[\'FUSELINE_TOKEN\']}")',
+        `request.add_header("authorization", ${TOKEN})`,
       ]
     : [`request = ${pythonQuoted(reference)}`];
   return [

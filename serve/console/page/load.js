@@ -53,8 +53,9 @@ export function loadControl(context) {
     starter.disabled = reason !== "" && running === null;
     slider.disabled = starter.disabled;
     starter.textContent = running ? "Stop" : `Load for ${seconds()} s`;
-    const sends = () => `The server sends itself reference images of ${model().name} ${model().version}, one in each request, at random times`;
-    why.textContent = reason || `${sends()}, and checks the answers.`;
+    const { name, version } = model() ?? {};
+    const sends = `The server sends itself reference images of ${name} ${version}`;
+    why.textContent = reason || `${sends}, one in each request, at random times, and checks the answers.`;
   }
 
   async function run() {
@@ -106,12 +107,9 @@ function wordsOf({ sent, answered, by_code: byCode, wrong, p50_ms: p50, p99_ms: 
   const refused = Object.entries(byCode).filter(([code]) => code !== "OK");
   const refusals = refused.map(([code, number]) => `${count(number)} ${code}`).join(", ");
   return [
-    `${count(sent)} sent, ${count(answered)} answered`,
-    refusals && `refused: ${refusals}`,
+    `${count(sent)} sent, ${count(answered)} answered, `,
+    refusals && `refused: ${refusals}, `,
     wrong === 0 ? "none wrong" : h("strong.bad", `${count(wrong)} wrong`),
-    `p50 ${milliseconds(p50)}`,
-    `p99 ${milliseconds(p99)}`,
-  ]
-    .filter(Boolean)
-    .flatMap((part, place) => (place > 0 ? [", ", part] : [part]));
+    `, p50 ${milliseconds(p50)}, p99 ${milliseconds(p99)}`,
+  ];
 }

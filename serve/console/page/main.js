@@ -63,7 +63,7 @@ document.addEventListener("visibilitychange", () => {
 
 function showServer(server) {
   const processes = server.workers > 1 ? `, ${server.workers} workers` : "";
-  const up = briefly(Math.floor(server.uptime_s));
+  const up = briefly(Math.ceil(server.uptime_s));
   element("server-facts").textContent = `${server.version} at ${location.host}, up ${up}${processes}`;
   document.title = `Fuseline at ${location.host}`;
 }

@@ -8,7 +8,7 @@ export const MINUTE_SECONDS = 60;
 export const RATE_SECONDS = 10;
 const MOST_CHUNKS = 1800;
 const MOST_PROCESSES = 64;
-const MOST_REFUSALS = 50;
+const MOST_REFUSALS = 2000;
 
 /** Bins of the histogram for each power of ten. */
 const BINS_PER_DECADE = 10;
@@ -20,7 +20,7 @@ const BINS_PER_DECADE = 10;
 export function emptyMinute() {
   let chunks = [];
   let processes = new Map();
-  let refused = new Map();
+  let refused = [];
 
   return {
     /** Keep requests that are a sample of `seen`: each stands for seen / number. */
@@ -42,23 +42,13 @@ export function emptyMinute() {
       if (processes.size > MOST_PROCESSES) processes.delete(processes.keys().next().value);
     },
 
-    /** Count refusals by what they are, with the latest message. */
+    /** Keep refusals, which are counts of like ones. */
     addRefusals({ refusals }, now) {
-      for (const refusal of refusals) {
-        const key = [refusal.method, refusal.model, refusal.code, refusal.error].join("\n");
-        const entry = refused.get(key) ?? { ...refusal, seconds: [] };
-        entry.message = refusal.message || entry.message;
-        const last = entry.seconds.at(-1);
-        if (last && now - last.at < 1) last.count += refusal.count;
-        else entry.seconds.push({ at: now, count: refusal.count });
-        refused.delete(key);
-        refused.set(key, entry);
-      }
-      while (refused.size > MOST_REFUSALS) refused.delete(refused.keys().next().value);
+      refused = [...refused, ...refusals.map((refusal) => ({ ...refusal, at: now }))].slice(-MOST_REFUSALS);
     },
 
     clear() {
-      [chunks, processes, refused] = [[], new Map(), new Map()];
+      [chunks, processes, refused] = [[], new Map(), []];
     },
 
     /** The requests of the last minute, [{seconds, code, deadline, weight, age}]. */
@@ -90,16 +80,16 @@ export function emptyMinute() {
       return [...rates.values()].sort((one, other) => other.rate - one.rate);
     },
 
-    /** Refusals of the last minute, [{code, error, method, model, message, count}], most first. */
+    /** Refusals of the last minute, [{code, error, method, message, count}] with the latest message, most first. */
     refusals(model, now) {
-      for (const [key, entry] of refused) {
-        entry.seconds = entry.seconds.filter(({ at }) => now - at < MINUTE_SECONDS);
-        if (entry.seconds.length === 0) refused.delete(key);
+      refused = refused.filter(({ at }) => now - at < MINUTE_SECONDS);
+      const alike = new Map();
+      for (const refusal of refused.filter((one) => one.model === model?.name)) {
+        const key = [refusal.method, refusal.code, refusal.error].join("\n");
+        const { count, message } = alike.get(key) ?? { count: 0 };
+        alike.set(key, { ...refusal, count: count + refusal.count, message: refusal.message || message });
       }
-      return [...refused.values()]
-        .filter((entry) => entry.model === model?.name)
-        .map((entry) => ({ ...entry, count: entry.seconds.reduce((sum, { count }) => sum + count, 0) }))
-        .sort((one, other) => other.count - one.count);
+      return [...alike.values()].sort((one, other) => other.count - one.count);
     },
   };
 }

@@ -8,10 +8,7 @@ import { modelKey, versionPath } from "./versions.js";
 /** With more models than this, each begins folded. */
 const OPEN_AT_MOST = 2;
 
-/**
- * @param {HTMLElement} section
- * @param {object} context see main.js
- */
+/** Fill `section`; `context` is that of main.js. */
 export function mountModels(section, context) {
   const { feed } = context;
   const memory = h("p.muted");
@@ -110,7 +107,7 @@ function lanesText({ lanes, reason, images_per_s: rates }) {
 }
 
 function buckets({ buckets: all }) {
-  if (!all?.length) return null;
+  if (!all.length) return null;
   const fastest = Math.max(...all.map(({ rows, ms }) => (ms ? rows / ms : 0)));
   const row = ({ rows, ms }) => [
     String(rows),
@@ -137,16 +134,11 @@ function proof({ verification }) {
     one.accuracy === null ? "–" : `${percent(one.accuracy)} (${percent(one.eager_accuracy)})`,
   ];
   const on = [...new Set(verification.map((one) => one.agreement_on).filter(Boolean))];
+  const agreement = `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`;
+  const difference = "Largest logit difference, of the range#";
   return scrollingTable(
     "What was proven at the export, against PyTorch in FP32",
-    [
-      "Artifact",
-      `Agreement${on.length === 1 ? `, ${on[0]}` : ""}#`,
-      "Largest logit difference, of the range#",
-      "Bar",
-      "Images",
-      "Accuracy (PyTorch's)#",
-    ],
+    ["Artifact", agreement, difference, "Bar", "Images", "Accuracy (PyTorch's)#"],
     verification.map(row),
   );
 }
@@ -154,15 +146,12 @@ function proof({ verification }) {
 function folds({ folds: all }) {
   if (!all) return null;
   const { folded, kept, largest_difference: largest, share: shares } = all;
+  const folding = `${plural(folded, "BatchNorm")} folded into convolutions, ${kept} kept as scale and shift`;
   const halves = Object.entries(shares).filter(([, share]) => share.fp16_layers);
   return h(
     "div",
     h("h4", "Folds"),
-    h(
-      "p",
-      `${plural(folded, "BatchNorm")} folded into convolutions, ${kept} kept as scale and shift; `,
-      `largest difference of a layer's output ${small(largest)}.`,
-    ),
+    h("p", `${folding}; largest difference of a layer's output ${small(largest)}.`),
     halves.map(([path, { fp16_layers: half, layers, fp16_weights: weights, weights: allWeights }]) =>
       h("p", `${path}: ${half} of ${plural(layers, "layer")} in FP16, ${percent(weights / allWeights)} of the weights.`),
     ),
@@ -170,16 +159,13 @@ function folds({ folds: all }) {
 }
 
 function assumptions({ assumptions: all }) {
-  const open = (all ?? []).filter((one) => one.is_open);
+  const open = all.filter((one) => one.is_open);
   if (!open.length) return null;
+  const rows = open.map((one) => [`${one.key} = ${one.value}`, one.meaning, h("code", one.flag)]);
   return h(
     "details",
     h("summary", `${plural(open.length, "open assumption")}: nothing in the checkpoint told, and no images settled`),
-    scrollingTable(
-      "Open assumptions",
-      ["Assumed", "Meaning", "Settled by"],
-      open.map((one) => [`${one.key} = ${one.value}`, one.meaning, h("code", one.flag)]),
-    ),
+    scrollingTable("Open assumptions", ["Assumed", "Meaning", "Settled by"], rows),
   );
 }
 
@@ -206,10 +192,8 @@ function report(model, { api }) {
     toggler.disabled = true;
     try {
       const text = await api.getText(`${versionPath("/console", model)}/report`);
-      const frame = h("iframe", {
-        src: "/console/report.html",
-        title: `Report of ${model.name}, version ${model.version}`,
-      });
+      const title = `Report of ${model.name}, version ${model.version}`;
+      const frame = h("iframe", { src: "/console/report.html", title });
       frame.addEventListener("load", () => frame.contentWindow.postMessage({ report: text }, location.origin));
       replace(place, frame);
       shown(true);
@@ -236,14 +220,7 @@ function mountRepository({ api, feed, readServer }) {
   const message = h("p.whole", { role: "status" });
   const note = h("p.muted", { hidden: true });
   const index = h("div");
-  const element = h(
-    "div.repository",
-    { hidden: true },
-    h("h3", "Repository"),
-    note,
-    index,
-    message,
-  );
+  const element = h("div.repository", { hidden: true }, h("h3", "Repository"), note, index, message);
   let mayControl = false;
   let working = "";
   let shown = "";
@@ -289,10 +266,8 @@ function mountRepository({ api, feed, readServer }) {
         mayControl && isFirst ? h("div.actions", actions) : null,
       ];
     });
-    replace(
-      index,
-      scrollingTable("Models of the repository", ["Model", "Version", "State", "Reason", null], rows, { isQuiet: true }),
-    );
+    const heads = ["Model", "Version", "State", "Reason", null];
+    replace(index, scrollingTable("Models of the repository", heads, rows, { isQuiet: true }));
     const buttons = [...index.querySelectorAll("button")];
     const same = (name) => buttons.find((one) => one.dataset[name] && one.dataset[name] === focused?.[name]);
     (same("action") ?? same("model"))?.focus();
@@ -316,16 +291,13 @@ function mountRepository({ api, feed, readServer }) {
   }
 
   function ask(name) {
+    const close = (text, answer, attributes) => button(text, () => dialog.close(answer), attributes);
     const dialog = h(
       "dialog",
       { "aria-labelledby": "unload-heading" },
       h("h3", { id: "unload-heading" }, `Unload ${name}?`),
       h("p", "What it has admitted is answered; requests after that are refused until it is loaded again."),
-      h(
-        "div.row",
-        button("Keep it", () => dialog.close(), { class: "main" }),
-        button("Unload", () => dialog.close("unload"), { class: "main primary" }),
-      ),
+      h("div.row", close("Keep it", "", { class: "main" }), close("Unload", "unload", { class: "main primary" })),
     );
     dialog.addEventListener("close", () => {
       dialog.remove();

@@ -10,14 +10,8 @@ export function mountReference(context, onTry) {
   const { api, feed } = context;
   const images = h("ul.reference");
   const message = h("p.muted", { hidden: true });
-  const element = h(
-    "div",
-    { id: "reference" },
-    h("h3", "Reference images"),
-    h("p.muted", "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves."),
-    images,
-    message,
-  );
+  const proof = "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves.";
+  const element = h("div", { id: "reference" }, h("h3", "Reference images"), h("p.muted", proof), images, message);
   let wanted = "";
   let shown = "";
   let isInSight = false;
@@ -56,10 +50,7 @@ export function mountReference(context, onTry) {
           h("span.muted", chance),
         );
       });
-      replace(
-        images,
-        boxes.map((box) => h("li", box)),
-      );
+      replace(images, boxes.map((box) => h("li", box)));
       for (const [index, button] of boxes.entries()) {
         const pixels = await api.getBytes(`${path}/${index}`);
         if (wanted !== key) return;

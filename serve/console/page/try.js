@@ -22,10 +22,7 @@ const RENDER_MS = 100;
 /** A run ends when this many pictures in a row find no server. */
 const UNANSWERED = 8;
 
-/**
- * @param {HTMLElement} section
- * @param {object} context see main.js
- */
+/** Fill `section`; `context` is that of main.js. */
 export function mountTry(section, context) {
   const { api, feed } = context;
 
