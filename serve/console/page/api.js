@@ -6,10 +6,6 @@ const TOKEN_KEY = "fuseline-token";
 
 /** What the server answered instead of what was asked for, in its own words; status 0: nothing answered. */
 export class ApiError extends Error {
-  /**
-   * @param {number} status HTTP status
-   * @param {string} message the server's own
-   */
   constructor(status, message) {
     super(message);
     this.status = status;

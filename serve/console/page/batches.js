@@ -54,16 +54,17 @@ export function mountBatches(section, context) {
   /** Draw what came; for who wants little motion, once a second at most. */
   function changed() {
     view = null;
-    if (!calm.matches || frozen) schedule();
-    else calmTimer ||= setTimeout(() => {
+    if (!calm.matches || frozen) return schedule();
+    const wait = 1000 - (performance.now() - drawnAt);
+    calmTimer ||= setTimeout(() => {
       calmTimer = 0;
       schedule();
-    }, Math.max(0, 1000 - (performance.now() - drawnAt)));
+    }, wait);
   }
 
   function schedule() {
-    if (frame || !visible || document.hidden) return;
-    frame = requestAnimationFrame(() => {
+    if (!visible || document.hidden) return;
+    frame ||= requestAnimationFrame(() => {
       frame = 0;
       draw();
     });
@@ -208,7 +209,7 @@ export function mountBatches(section, context) {
     tabled = state;
   }
 
-  context.feed.addEventListener("hello", ({ detail }) => {
+  context.feed.on("hello", (detail) => {
     if (clock.boot !== null && clock.boot !== detail.boot) {
       record.clear();
       pause(false);
@@ -218,7 +219,7 @@ export function mountBatches(section, context) {
     }
     clock = { ...detail, at: performance.now() };
   });
-  context.feed.addEventListener("batches", ({ detail }) => {
+  context.feed.on("batches", (detail) => {
     record.add(detail);
     clock = { ...clock, wall: clock.wall + detail.now - clock.now, now: detail.now, at: performance.now() };
     if (!frozen && selected && !record.holds(selected)) select(null);
@@ -226,14 +227,14 @@ export function mountBatches(section, context) {
     showOwn();
   });
   // What waits shows beside the batches that come after it.
-  context.feed.addEventListener("queued", ({ detail }) => record.addDepths(detail));
-  context.feed.addEventListener("highlight", ({ detail }) => {
+  context.feed.on("queued", (detail) => record.addDepths(detail));
+  context.feed.on("highlight", (detail) => {
     lit = new Set(detail.keys.slice(-MOST_LIT));
     changed();
     showOwn();
   });
-  context.feed.addEventListener("server", changed);
-  context.feed.addEventListener("model", () => {
+  context.feed.on("server", changed);
+  context.feed.on("model", () => {
     if (frozen) frozen = contentOf();
     walked = null;
     scale = null;

@@ -8,7 +8,7 @@ import { versionPath } from "./versions.js";
 const TOP_K = 5;
 const COPIED_MS = 4_000;
 /** What a terminal would act on, or a reader not see: control characters, and those that turn the direction of text. */
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/u;
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;
 
 /** Return what makes the element that offers the texts of a result; it keeps the kind that was chosen. */
 export function mountCopy(context) {
@@ -215,8 +215,8 @@ function lines(...parts) {
 
 /** Return `text` as one word of a shell (POSIX's; where it holds unseen characters, of bash and zsh). */
 function shellQuoted(text) {
-  if (!UNSEEN.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
-  const escaped = text.replace(/['\\]/g, "\\$&").replace(new RegExp(UNSEEN, "gu"), (sign) => {
+  if (text.search(UNSEEN) < 0) return `'${text.replaceAll("'", "'\\''")}'`;
+  const escaped = text.replace(/['\\]/g, "\\$&").replace(UNSEEN, (sign) => {
     // By bytes, as what \u means depends on the locale.
     return Array.from(new TextEncoder().encode(sign), (byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
   });
@@ -225,8 +225,5 @@ function shellQuoted(text) {
 
 /** Return `text` as a literal of Python, whatever it holds; JSON's escapes are all Python's too. */
 function pythonQuoted(text) {
-  return JSON.stringify(text).replace(
-    new RegExp(UNSEEN, "gu"),
-    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  return JSON.stringify(text).replace(UNSEEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

@@ -11,23 +11,6 @@ const SILENCE_MS = 10_000;
 const FIRST_PAUSE_MS = 500;
 const LAST_PAUSE_MS = 5_000;
 
-/** Splits text into server-sent events, wherever the text is cut. The server ends its lines with \n. */
-class EventParser {
-  #rest = "";
-
-  /**
-   * Return the events that `text` completes.
-   *
-   * @param {string} text
-   * @returns {Array<{event: string, data: string}>}
-   */
-  push(text) {
-    const whole = (this.#rest + text).split("\n\n");
-    this.#rest = whole.pop();
-    return whole.map((lines) => Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s))));
-  }
-}
-
 /** What rows of a chunk hold; those of batches and requests are told by the server. */
 const FIELDS = {
   refusals: ["method", "model", "code", "error", "count", "message"],
@@ -71,6 +54,11 @@ export class Feed extends EventTarget {
     this.#wake?.();
   }
 
+  /** Call `listener` with the detail of each event of that type. */
+  on(type, listener) {
+    this.addEventListener(type, ({ detail }) => listener(detail));
+  }
+
   dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
@@ -87,28 +75,27 @@ export class Feed extends EventTarget {
     };
     try {
       listen();
-      const response = await this.#api.open("/console/events", {
-        signal: abort.signal,
-        headers: { accept: "text/event-stream" },
-      });
+      const response = await this.#api.open("/console/events", { signal: abort.signal });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-      const parser = new EventParser();
+      let rest = "";
       for (;;) {
         const { done, value } = await reader.read();
         if (done) break;
         listen();
-        for (const { event, data } of parser.push(value)) {
+        // However the text is cut: a line of the event's type and one of its data, then an empty one.
+        const events = (rest + value).split("\n\n");
+        rest = events.pop();
+        for (const lines of events) {
           heard = true;
+          const { event, data } = Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s)));
           const told = JSON.parse(data);
           if (event === "end") ended = told.reason;
           else if (event === "hello") this.#hello(told);
           else if (event === "chunk") this.#chunk(told);
         }
       }
-      return {
-        heard,
-        message: ended ? `The server ended the connection: ${ended}` : "The connection to the server was lost",
-      };
+      const message = ended ? `The server ended the connection: ${ended}` : "The connection to the server was lost";
+      return { heard, message };
     } catch (error) {
       if (error.name === "AbortError") return { heard, message: `The server was silent for ${SILENCE_MS / 1000} s` };
       if (error instanceof ApiError && error.status !== 0) {

@@ -50,17 +50,17 @@ export function mountLatency(section, context) {
     replace(refusals, refusalTable(minute.refusals(model, now)));
   }
 
-  context.feed.addEventListener("hello", ({ detail }) => {
+  context.feed.on("hello", (detail) => {
     if (boot !== null && boot !== detail.boot) {
       minute.clear();
       since = seconds();
     }
     boot = detail.boot;
   });
-  context.feed.addEventListener("requests", ({ detail }) => minute.addRequests(detail, seconds()));
-  context.feed.addEventListener("totals", ({ detail }) => minute.addTotals(detail, seconds()));
-  context.feed.addEventListener("refusals", ({ detail }) => minute.addRefusals(detail, seconds()));
-  context.feed.addEventListener("model", draw);
+  context.feed.on("requests", (detail) => minute.addRequests(detail, seconds()));
+  context.feed.on("totals", (detail) => minute.addTotals(detail, seconds()));
+  context.feed.on("refusals", (detail) => minute.addRefusals(detail, seconds()));
+  context.feed.on("model", draw);
   document.addEventListener("visibilitychange", draw);
   new IntersectionObserver(([entry]) => {
     visible = entry.isIntersecting;

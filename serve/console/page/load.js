@@ -84,7 +84,7 @@ export function loadControl(context) {
     }
   }
 
-  for (const type of ["server", "model"]) context.feed.addEventListener(type, show);
+  for (const type of ["server", "model"]) context.feed.on(type, show);
   show();
   return control;
 }

@@ -55,7 +55,7 @@ async function readServer() {
   }
 }
 
-feed.addEventListener("hello", readServer);
+feed.on("hello", readServer);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) clearTimeout(serverTimer);
   else if (context.server) readServer();
@@ -95,11 +95,10 @@ function chooseModel({ models }) {
 }
 
 function takeModel() {
-  const { name, version } = context.server.models.find((model) => modelKey(model) === select.value) ?? {};
-  const model = name === undefined ? null : { name, version };
-  if (JSON.stringify(model) === JSON.stringify(context.model)) return;
-  context.model = model;
-  feed.dispatch("model", model);
+  const model = context.server.models.find((one) => modelKey(one) === select.value) ?? null;
+  if (modelKey(model) === modelKey(context.model)) return;
+  context.model = model && { name: model.name, version: model.version };
+  feed.dispatch("model", context.model);
 }
 
 select.addEventListener("change", () => {
@@ -113,7 +112,7 @@ const connection = element("connection");
 const tokenForm = element("token-form");
 const tokenError = element("token-error");
 
-feed.addEventListener("state", ({ detail }) => {
+feed.on("state", (detail) => {
   const text = detail.state === "waiting" ? `${detail.message}. Trying again` : detail.message;
   connection.dataset.state = detail.state;
   tell(connection, text);

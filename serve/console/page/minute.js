@@ -58,7 +58,7 @@ export function emptyMinute() {
       return chunks.flatMap(({ at, weight, requests }) =>
         requests
           .filter((request) => modelKey(request) === key)
-          .map(({ seconds, code, deadline }) => ({ seconds, code, deadline, weight, age: now - at })),
+          .map((request) => ({ ...request, weight, age: now - at })),
       );
     },
 

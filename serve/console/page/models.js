@@ -21,7 +21,7 @@ export function mountModels(section, context) {
   /** @type {Map<string, {card: HTMLDetailsElement, told: string, measured: HTMLElement}>} by model and version. */
   let known = new Map();
 
-  feed.addEventListener("server", ({ detail: server }) => {
+  feed.on("server", (server) => {
     const next = new Map();
     for (const model of server.models) {
       const key = modelKey(model);
@@ -48,8 +48,8 @@ export function mountModels(section, context) {
   // --- Memory of each process ---
 
   const residents = new Map();
-  feed.addEventListener("hello", () => residents.clear());
-  feed.addEventListener("totals", ({ detail: { process, resident_bytes: resident } }) => {
+  feed.on("hello", () => residents.clear());
+  feed.on("totals", ({ process, resident_bytes: resident }) => {
     if (resident === null) return;
     residents.set(process, resident);
     const sum = [...residents.values()].reduce((all, one) => all + one, 0);
@@ -225,7 +225,7 @@ function mountRepository({ api, feed, readServer }) {
   let working = "";
   let shown = "";
 
-  feed.addEventListener("server", ({ detail: server }) => {
+  feed.on("server", (server) => {
     element.hidden = server.model_control !== "explicit";
     if (element.hidden) return;
     mayControl = server.role === "admin";

@@ -19,7 +19,7 @@ export function mountReference(context, onTry) {
     isInSight = entry.isIntersecting;
     load();
   }).observe(element);
-  feed.addEventListener("model", load);
+  feed.on("model", load);
 
   async function load() {
     const { model } = context;
@@ -72,7 +72,7 @@ export function mountReference(context, onTry) {
   }
 
   // Not before: a server that has just begun tells what it serves once it serves it.
-  feed.addEventListener("server", load);
+  feed.on("server", load);
   return {
     element,
     /** Fetch the images anew once the server has told what it serves: another server may have others. */

@@ -60,7 +60,7 @@ export function stripOn(canvas) {
     const named = (name) => colour(`--${name}`);
     const reasons = new Map(REASONS.map(({ name }) => [name, named(`reason-${name}`)]));
     palette = { reasons, hatches: new Map() };
-    for (const name of ["ink", "muted", "line", "bg", "panel", "bad", "own", "accent"]) palette[name] = named(name);
+    for (const name of ["ink", "muted", "line", "bg", "bad", "own", "accent"]) palette[name] = named(name);
   }
 
   function hatch(reason) {
@@ -80,7 +80,6 @@ export function stripOn(canvas) {
     ink.stroke();
     const pattern = pen.createPattern(tile, "repeat");
     pattern.setTransform(new DOMMatrix().scale(1 / ratio));
-    if (palette.hatches.size > 32) palette.hatches.clear();
     palette.hatches.set(key, pattern);
     return pattern;
   }

@@ -20,11 +20,7 @@ const WIDEST = 28;
  * none runs is to scale up to LONGEST_GAP, a break of BREAK_WIDTH above.
  *
  * @param {Array<{started: number, finished: number, follows: boolean}>} intervals In any order, in s; `follows`: none is
- *   left out just before it, so that a gap there is one.
- * @param {number} pixelsPerSecond
- * @returns {{pieces: Array<{from: number, to: number, x: number, width: number, kind: "busy"|"gap"|"break",
- *   known: boolean}>, width: number, xOf: function(number): number, timeOf: function(number): number}} `known`: whether
- *   it is certain that no batch ran in a gap.
+ *   left out just before it, so that a gap there is one, and its piece `known`.
  */
 export function timelineOf(intervals, pixelsPerSecond) {
   const pieces = [];

@@ -111,7 +111,7 @@ export function mountTry(section, context) {
   /** What was given before the server told what it serves. */
   const early = [];
 
-  feed.addEventListener("model", () => {
+  feed.on("model", () => {
     early.splice(0).forEach(send);
   });
 
@@ -234,7 +234,7 @@ export function mountTry(section, context) {
 
   // --- What the feed tells of them ---
 
-  feed.addEventListener("followed", ({ detail }) => {
+  feed.on("followed", (detail) => {
     const result = byRequest.get(detail.id.replace(/^console-/, ""));
     if (!result) return;
     result.followed = detail;
@@ -244,7 +244,7 @@ export function mountTry(section, context) {
     }
   });
 
-  feed.addEventListener("batches", ({ detail }) => {
+  feed.on("batches", (detail) => {
     for (const batch of detail.batches) {
       for (const key of batch.keys ?? []) {
         batchByKey.set(key, batch);
@@ -292,13 +292,10 @@ export function mountTry(section, context) {
     if (answer.getBoundingClientRect().bottom < 100) answer.scrollIntoView();
   }
 
-  let previewUrl = null;
   const waterfall = h("div.waterfall");
 
   function showAnswer() {
     shown = selected;
-    if (previewUrl) URL.revokeObjectURL(previewUrl);
-    previewUrl = null;
     light();
     if (!selected) {
       replace(answer, h("p.empty.muted", "The answer to a picture appears here, with where its time went."));
@@ -321,12 +318,13 @@ export function mountTry(section, context) {
 
   function preview({ name, file, reference: of }) {
     if (of) return h("div.preview", picture(of, `Reference image ${of.index}`));
-    previewUrl = URL.createObjectURL(file);
-    const image = h("img", { alt: `Preview of ${name}`, src: previewUrl });
-    const box = h("div.preview", image);
-    image.addEventListener("error", () =>
-      replace(box, h("span.muted", "This browser can't show it")),
-    );
+    const src = URL.createObjectURL(file);
+    const onload = () => URL.revokeObjectURL(src);
+    const onerror = () => {
+      onload();
+      replace(box, h("span.muted", "This browser can't show it"));
+    };
+    const box = h("div.preview", h("img", { alt: `Preview of ${name}`, src, onload, onerror }));
     return box;
   }
 
@@ -357,7 +355,7 @@ export function mountTry(section, context) {
       : `${name}: ${predictions[0].label}, ${percent(predictions[0].probability)}`;
   }
 
-  feed.addEventListener("state", ({ detail }) => {
+  feed.on("state", (detail) => {
     if (detail.restarted) reference.forget();
   });
 
