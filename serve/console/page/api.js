@@ -31,7 +31,6 @@ export class Api {
    *
    * @param {string} path
    * @param {RequestInit} [options]
-   * @returns {Promise<Response>}
    * @throws {ApiError} the server refused, or doesn't answer
    * @throws {DOMException} AbortError: `options.signal` ended the call
    */
@@ -64,13 +63,7 @@ export class Api {
     return new Uint8Array(await this.#read(path, {}, "arrayBuffer"));
   }
 
-  /**
-   * Send `body` and return the answer's JSON, null where it has none.
-   *
-   * @param {string} path
-   * @param {Blob|Uint8Array|object} body an object that is neither file nor bytes is sent as JSON
-   * @param {{headers?: Object<string, string>, signal?: AbortSignal}} [options]
-   */
+  /** Send `body`, as JSON if it is neither file nor bytes, and return the answer's JSON, null where it has none. */
   async post(path, body, { headers, signal } = {}) {
     const isBytes = body instanceof Blob || ArrayBuffer.isView(body);
     const type = isBytes ? "application/octet-stream" : "application/json";

@@ -2,7 +2,7 @@
  * The live strip: one bar for each of the last batches, and what tells of them.
  */
 
-import { add, plural, replace } from "./dom.js";
+import { add, plural, replace, roughly } from "./dom.js";
 import { activityOf, batchTable, sentenceOf, showNumbers } from "./readout.js";
 import { REASONS } from "./reasons.js";
 import { batchKey, emptyRecord, KEPT_BATCHES } from "./record.js";
@@ -193,7 +193,7 @@ export function mountBatches(section, context) {
     parts.activity.textContent = (frozen ? paused : "") + activity;
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
-    parts.sampling.textContent = `1 in ${sampling.toFixed(sampling < 9.5 ? 1 : 0).replace(".0", "")} shown, ••• where others ran`;
+    parts.sampling.textContent = `1 in ${roughly(sampling)} shown, ••• where others ran`;
     if (parts.details.open) showTable();
     if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
     summarisedAt = performance.now();
@@ -245,13 +245,9 @@ export function mountBatches(section, context) {
     changed();
   });
 
-  const placeOf = (event) => {
-    const box = parts.canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  };
   let drag = null;
   parts.canvas.addEventListener("pointerdown", (event) => {
-    select(strip.batchAt(...placeOf(event)) ?? selected);
+    select(strip.batchAt(event.offsetX, event.offsetY) ?? selected);
     if (!frozen) return;
     pause(true); // also if it stood still for a while only
     drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
@@ -262,7 +258,7 @@ export function mountBatches(section, context) {
       walked = drag.right - (event.clientX - drag.x);
       schedule();
     } else if (event.pointerType === "mouse") {
-      const batch = strip.batchAt(...placeOf(event));
+      const batch = strip.batchAt(event.offsetX, event.offsetY);
       if (batch) select(batch);
     }
   });

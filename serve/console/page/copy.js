@@ -104,7 +104,7 @@ function askedBy({ model, name, reference }, server) {
     // A file named "-" would be standard input.
     file: name.startsWith("-") ? `./${name}` : name,
     reference: reference ? `${location.origin}${versionPath("/console", model)}/reference/${reference.index}` : null,
-    shape: reference ? [reference.height, reference.width, reference.channels] : null,
+    shape: reference && `${reference.height}, ${reference.width}, ${reference.channels}`,
     classify: `${location.origin}${versionPath("/v1", model)}/classify?top_k=${topK}`,
     grpc: grpcAddress(server),
     tls: server?.tls ?? location.protocol === "https:",
@@ -202,7 +202,7 @@ function referencePixels({ reference, shape, tokens }) {
   return [
     ...request,
     "with urllib.request.urlopen(request) as response:",
-    `    pixels = np.frombuffer(response.read(), np.uint8).reshape(${shape.join(", ")})`,
+    `    pixels = np.frombuffer(response.read(), np.uint8).reshape(${shape})`,
   ];
 }
 

@@ -6,10 +6,9 @@
  * Return a new element.
  *
  * @param {string} name its tag, and classes: "p.muted"
- * @param {Object<string, any>} [attributes] A function named `onclick` and the like listens; true sets an attribute
- *   without a value; false, null and undefined leave it out; others are set as they are. They may be left out as a whole.
- * @param {...(Node|string|number|null|undefined|false|Array)} children Strings and numbers become text nodes; lists are
- *   flattened; null, undefined and false are left out.
+ * @param {Object<string, any>} [attributes] functions such as `onclick` listen; true sets one without a value; false, null
+ *   and undefined leave it out
+ * @param {...(Node|string|number|null|undefined|false|Array)} children lists are flattened; null, undefined and false left out
  * @returns {HTMLElement}
  */
 export function h(name, ...parts) {
@@ -66,9 +65,8 @@ export function button(text, onclick, attributes) {
  * @param {string|null} caption
  * @param {Array<string|null>} heads of the columns; "Time#" is one of numbers, null of no words
  * @param {Array<Array<Node|string|null>>} rows cells of each; the first that is no number says what the row is of
- * @param {{isQuiet?: boolean, isHeadless?: boolean, widths?: Array<string>, none?: string}} [more] whether the caption is
- *   for screen readers alone; whether the heads are left out; classes that give the columns their widths, whatever is in
- *   them; what stands there for no rows
+ * @param {{isQuiet?: boolean, isHeadless?: boolean, widths?: Array<string>, none?: string}} [more] isQuiet: the caption is
+ *   for screen readers alone; widths: classes of the columns, whatever is in them; none: stands there for no rows
  */
 export function table(caption, heads, rows, { isQuiet = false, isHeadless = false, widths = [], none } = {}) {
   const isNumber = heads.map((text) => text?.endsWith("#") ?? false);
@@ -78,19 +76,25 @@ export function table(caption, heads, rows, { isQuiet = false, isHeadless = fals
     text === null ? h("td") : h("th", { scope: "col", class: classes[column] }, text.replace(/#$/, ""));
   const cell = (content, column) =>
     h(column === named ? "th" : "td", { scope: column === named && "row", class: classes[column] }, content);
-  const body = rows.length || !none ? rows.map((cells) => h("tr", cells.map(cell))) : h("tr", h("td.muted", { colspan: heads.length }, none));
+  const empty = none && h("tr", h("td.muted", { colspan: heads.length }, none));
   return h(
     widths.length ? "table.fixed" : "table",
     caption && h(isQuiet ? "caption.visually-hidden" : "caption", caption),
     h("colgroup", widths.map((name) => h(`col.${name}`))),
     !isHeadless && h("thead", h("tr", heads.map(head))),
-    h("tbody", body),
+    h("tbody", rows.length ? rows.map((cells) => h("tr", cells.map(cell))) : empty),
   );
 }
 
 /** Return a box that scrolls by itself where a table in it is wider than the page. */
 export function scrolling(label, ...children) {
   return h("div.scrolls", { role: "region", tabindex: "0", "aria-label": label }, children);
+}
+
+/** Return a small symbol of one path in a square of that size. */
+export function symbol(size, d) {
+  const box = { viewBox: `0 0 ${size} ${size}`, width: 10, height: 10, "aria-hidden": "true" };
+  return svg("svg", box, svg("path", { d }));
 }
 
 /** Return a track with a bar from one share of its length to another; its row says the same in words. */
@@ -132,6 +136,11 @@ export function percent(share, digits = 1) {
 export function count(value) {
   if (!Number.isFinite(value)) return "–";
   return value.toLocaleString("en").replaceAll(",", "\u202f");
+}
+
+/** Text of a number in as many digits as are of interest: "0.4", "3", "27". */
+export function roughly(value) {
+  return count(Number(value.toFixed(value < 9.95 ? 1 : 0)));
 }
 
 /** Text of "1 batch", "2 batches". */

@@ -43,21 +43,18 @@ export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, widt
     const barWidth = Math.max(1, xOf(to) - x - 1);
     return svg("rect", { class: late ? "late" : "in-time", x: x + 0.5, y: bottom - height, width: barWidth, height });
   });
-  const sideOf = (x, margin, side) => (x < MARGIN.left + margin ? "start" : x > right - margin ? "end" : side);
-  const mark = (name, seconds, side) => {
+  /** An upright line from `top` on, with words beside or above it, that stay within the figure. */
+  const mark = (words, seconds, { line, name, top, y, side, margin }) => {
     const x = xOf(seconds);
-    const anchor = sideOf(x, 36, side);
-    const upright = svg("line.quantile", { x1: x, x2: x, y1: MARGIN.top - 12, y2: bottom });
-    return [upright, label(name, x + (anchor === "end" ? -4 : 4), MARGIN.top - 4, anchor, "strong")];
+    const anchor = x < MARGIN.left + margin ? "start" : x > right - margin ? "end" : side;
+    const shift = side === "middle" ? 0 : anchor === "end" ? -4 : 4;
+    return [svg(`line.${line}`, { x1: x, x2: x, y1: top, y2: bottom }), label(words, x + shift, y, anchor, name)];
   };
-  const limitMark = () => {
-    const x = xOf(limit);
-    const words = `${limitName} ${plainly(limit)}`;
-    const upright = svg("line.limit", { x1: x, x2: x, y1: 16, y2: bottom });
-    return [upright, label(words, x, 11, sideOf(x, 50, "middle"), "limit-name")];
-  };
+  const quantile = { line: "quantile", name: "strong", top: MARGIN.top - 12, y: MARGIN.top - 4, margin: 36 };
+  const kept = { line: "limit", name: "limit-name", top: 16, y: 11, side: "middle", margin: 50 };
   const titles = [label("requests", 0, 11, "start"), label("time to the answer", right, HEIGHT - 3, "end")];
-  const marks = [mark("p50", p50, "end"), mark("p99", p99, "start"), limit === null ? [] : limitMark()];
+  const marks = [mark("p50", p50, { ...quantile, side: "end" }), mark("p99", p99, { ...quantile, side: "start" })];
+  if (limit !== null) marks.push(mark(`${limitName} ${plainly(limit)}`, limit, kept));
   figure.replaceChildren(...[ticks, bars, times, titles, marks].flat(3));
 }
 

@@ -61,10 +61,10 @@ document.addEventListener("visibilitychange", () => {
   else if (context.server) readServer();
 });
 
-function showServer(server) {
-  const processes = server.workers > 1 ? `, ${server.workers} workers` : "";
-  const up = briefly(Math.ceil(server.uptime_s));
-  element("server-facts").textContent = `${server.version} at ${location.host}, up ${up}${processes}`;
+function showServer({ workers, uptime_s: uptime, version }) {
+  const processes = workers > 1 ? `, ${workers} workers` : "";
+  const up = briefly(Math.ceil(uptime));
+  element("server-facts").textContent = `${version} at ${location.host}, up ${up}${processes}`;
   document.title = `Fuseline at ${location.host}`;
 }
 

@@ -95,12 +95,9 @@ export function emptyMinute() {
 }
 
 /**
- * Return what the requests come to: p50 and p99 of the OK ones in s (null: none), goodput in requests/s, and the time by
- * which they should be answered.
- *
- * @param {Array} requests
- * @param {number|null} target s that answers should take at most, null: each request's own deadline counts.
- * @param {number} span s for which requests were watched.
+ * Return what the requests of `span` s come to: p50 and p99 of the OK ones in s (null: none), goodput in requests/s, and
+ * the time by which they should be answered: `target` in s, or, for null, the commonest deadline. Goodput is of those that
+ * keep the target, or, for null, each its own deadline.
  */
 export function summaryOf(requests, target, span) {
   const answered = requests.filter(({ code }) => code === "OK").sort((one, other) => one.seconds - other.seconds);

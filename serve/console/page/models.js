@@ -12,7 +12,7 @@ const OPEN_AT_MOST = 2;
 export function mountModels(section, context) {
   const { feed } = context;
   const memory = h("p.muted");
-  const aliases = h("p.muted", { hidden: true });
+  const aliases = h("p.muted");
   const cards = h("div.cards");
   const none = h("p.muted", "No model is served.");
   const repository = mountRepository(context);
@@ -41,8 +41,7 @@ export function mountModels(section, context) {
     const isShown = wanted.length === cards.children.length && wanted.every((card, i) => card === cards.children[i]);
     if (!isShown) replace(cards, wanted);
     known = next;
-    aliases.hidden = !server.aliases.length;
-    aliases.textContent = `Aliases: ${server.aliases.join(", ")}`;
+    aliases.textContent = server.aliases.length ? `Aliases: ${server.aliases.join(", ")}` : "";
   });
 
   // --- Memory of each process ---
@@ -218,7 +217,7 @@ function report(model, { api }) {
 
 function mountRepository({ api, feed, readServer }) {
   const message = h("p.whole", { role: "status" });
-  const note = h("p.muted", { hidden: true });
+  const note = h("p.muted");
   const index = h("div");
   const element = h("div.repository", { hidden: true }, h("h3", "Repository"), note, index, message);
   let mayControl = false;
@@ -229,8 +228,8 @@ function mountRepository({ api, feed, readServer }) {
     element.hidden = server.model_control !== "explicit";
     if (element.hidden) return;
     mayControl = server.role === "admin";
-    note.hidden = mayControl;
-    note.textContent = `Loading and unloading need a token of the role admin; this one has ${server.role}.`;
+    const why = `Loading and unloading need a token of the role admin; this one has ${server.role}.`;
+    note.textContent = mayControl ? "" : why;
     readIndex();
   });
 

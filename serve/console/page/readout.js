@@ -2,7 +2,7 @@
  * A batch in words and numbers: below the strip, in the table, and spoken.
  */
 
-import { count, h, milliseconds, percent, replace, table } from "./dom.js";
+import { count, h, milliseconds, percent, replace, roughly, table } from "./dom.js";
 import { meaningOf } from "./reasons.js";
 
 /** Name of a lane: the one numbered -1 has all cores, while no other works. */
@@ -68,6 +68,5 @@ export function activityOf(batches, now, seconds) {
   const [number, rows, buckets] = [sum(() => 1), sum((batch) => batch.rows), sum((batch) => batch.bucket)];
   // A busy server's batches are kept for less than those seconds.
   const rate = number / (late.length === batches.length ? Math.max(0.1, now - late[0].started) : seconds);
-  const rateText = count(Number(rate.toFixed(rate < 10 ? 1 : 0)));
-  return `${rateText} batches/s, ${(rows / number).toFixed(1)} rows each, ${percent(1 - rows / buckets, 0)} padding`;
+  return `${roughly(rate)} batches/s, ${(rows / number).toFixed(1)} rows each, ${percent(1 - rows / buckets, 0)} padding`;
 }

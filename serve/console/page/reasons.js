@@ -2,7 +2,7 @@
  * Why batches leave: names, meanings, and symbols, as colour alone tells nothing to many.
  */
 
-import { h, svg } from "./dom.js";
+import { h, symbol } from "./dom.js";
 
 /** Each reason with its meaning and the path of its symbol in a box of 8 x 8. */
 export const REASONS = [
@@ -21,8 +21,8 @@ export function meaningOf(name) {
 
 /** What a legend shows of a reason: its colour and its symbol. */
 export function signsOf({ name, path }) {
-  const symbol = svg("svg", { viewBox: "0 0 8 8", width: 10, height: 10, "aria-hidden": "true" }, svg("path", { d: path }));
+  const sign = symbol(8, path);
   const bar = h("span");
-  bar.style.background = symbol.style.fill = `var(--reason-${name})`;
-  return [bar, symbol];
+  bar.style.background = sign.style.fill = `var(--reason-${name})`;
+  return [bar, sign];
 }

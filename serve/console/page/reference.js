@@ -3,13 +3,13 @@
  */
 
 import { h, percent, replace } from "./dom.js";
-import { versionPath } from "./versions.js";
+import { modelKey, versionPath } from "./versions.js";
 
 /** Return the part with the chosen model's reference images, which are fetched once it is in sight. */
 export function mountReference(context, onTry) {
   const { api, feed } = context;
   const images = h("ul.reference");
-  const message = h("p.muted", { hidden: true });
+  const message = h("p.muted");
   const proof = "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves.";
   const element = h("div", { id: "reference" }, h("h3", "Reference images"), h("p.muted", proof), images, message);
   let wanted = "";
@@ -23,32 +23,24 @@ export function mountReference(context, onTry) {
 
   async function load() {
     const { model } = context;
-    const key = JSON.stringify(model);
+    const key = modelKey(model);
     if (!isInSight || !model || key === wanted) return;
     wanted = key;
     const path = `${versionPath("/console", model)}/reference`;
-    message.hidden = true;
+    message.textContent = "";
     try {
       const found = await api.get(path);
       // The same answers are of the same images: who is about to press one still finds it.
-      const told = JSON.stringify([model, found]);
+      const told = JSON.stringify([key, found]);
       if (wanted !== key || told === shown) return;
       shown = "";
       const { height, width, channels, images: answers } = found;
       const boxes = answers.map(([{ label, probability }], index) => {
         const chance = percent(probability);
-        return h(
-          "button",
-          {
-            type: "button",
-            disabled: true,
-            title: `PyTorch: ${label}, ${chance}`,
-            "aria-label": `Try reference image ${index}. PyTorch says ${label}, ${chance}`,
-          },
-          h("canvas", { width, height }),
-          h("span.label", label),
-          h("span.muted", chance),
-        );
+        const title = `PyTorch: ${label}, ${chance}`;
+        const name = `Try reference image ${index}. PyTorch says ${label}, ${chance}`;
+        const parts = [h("canvas", { width, height }), h("span.label", label), h("span.muted", chance)];
+        return h("button", { type: "button", disabled: true, title, "aria-label": name }, parts);
       });
       replace(images, boxes.map((box) => h("li", box)));
       for (const [index, button] of boxes.entries()) {
@@ -64,7 +56,6 @@ export function mountReference(context, onTry) {
       if (wanted !== key) return;
       replace(images);
       message.textContent = error.message;
-      message.hidden = false;
       shown = "";
       // What passes is asked for again, with the server's next answer.
       if (error.status < 400 || error.status === 401 || error.status >= 500) wanted = "";

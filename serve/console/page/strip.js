@@ -93,6 +93,11 @@ export function stripOn(canvas) {
     pen.stroke();
   }
 
+  /** Draw a line from one side of the plot to the other. */
+  function across(plot, y, style) {
+    line(plot.left, y, plot.right, y, style);
+  }
+
   function box(x, y, width, height, style, lineWidth) {
     pen.strokeStyle = style;
     pen.lineWidth = lineWidth;
@@ -123,13 +128,7 @@ export function stripOn(canvas) {
     pen.restore();
   }
 
-  /**
-   * Draw a view of that width and scroll position in pixels.
-   *
-   * @param {{layout: object, timeline: object, right: number, pixelsPerSecond: number, depths: Array, selected: object|null,
-   *   isLit: function(object): boolean, wallTime: function(number): string}} view `right`: the x on the timeline that
-   *   stands at the right edge.
-   */
+  /** Draw a view of that width and scroll position in pixels, with its `right` of the timeline at the right edge. */
   function draw(view, width, scrollTop) {
     if (palette === null) recolour();
     const height = view.layout.canvasHeight;
@@ -178,7 +177,7 @@ export function stripOn(canvas) {
     text("queue,", EDGE, bottom - 12);
     text("rows", EDGE, bottom);
     text("0", plot.left - 6, bottom, { align: "right", font: SMALL_FONT });
-    line(plot.left, bottom, plot.right, bottom, palette.line);
+    across(plot, bottom, palette.line);
     const from = view.timeline.timeOf(view.right - plot.width);
     const until = view.timeline.timeOf(view.right);
     const first = Math.max(0, view.depths.findLastIndex((depth) => depth.now <= from));
@@ -218,9 +217,9 @@ export function stripOn(canvas) {
     text(laneName(row.lane), EDGE, base - full / 2 + 4, { style: palette.ink });
     text(count(largest), plot.left - 6, base - full + 4, { align: "right", font: SMALL_FONT });
     pen.setLineDash([2, 4]);
-    line(plot.left, Math.round(base - full) - 0.5, plot.right, Math.round(base - full) - 0.5, palette.line);
+    across(plot, Math.round(base - full) - 0.5, palette.line);
     pen.setLineDash([]);
-    line(plot.left, Math.round(base) + 0.5, plot.right, Math.round(base) + 0.5, palette.muted);
+    across(plot, Math.round(base) + 0.5, palette.muted);
     within(plot.left, top, plot.width + 2, row.height, () => {
       let free = -Infinity;
       for (const batch of row.batches) {
@@ -283,7 +282,7 @@ export function stripOn(canvas) {
   }
 
   function drawAxis(view, plot, axisTop, height, width) {
-    line(plot.left, axisTop + 0.5, plot.right, axisTop + 0.5, palette.line);
+    across(plot, axisTop + 0.5, palette.line);
     const bottom = height - 5;
     const seconds = scaleBarSeconds(view.pixelsPerSecond);
     const length = seconds * view.pixelsPerSecond;

@@ -2,9 +2,10 @@
  * The elements around the strip, before anything is shown.
  */
 
-import { h, scrolling, svg } from "./dom.js";
+import { h, scrolling, symbol } from "./dom.js";
 import { REASONS, signsOf } from "./reasons.js";
 
+const PAUSE = "M1 0H4V10H1ZM6 0H9V10H6Z";
 export const TABLE_ROWS = 20;
 
 const INTRO =
@@ -20,9 +21,7 @@ export function elementsOf() {
     "aria-label": "Batches by time. Left and right walk along time, up and down between lanes, Home and End to the ends; Space pauses.",
     "aria-describedby": "batches-summary",
   });
-  const symbol = svg("path", { d: "M1 0H4V10H1ZM6 0H9V10H6Z" });
-  const pauseSymbol = svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, symbol);
-  const pause = h("button.pause", { type: "button", "aria-pressed": "false" }, pauseSymbol, h("span", "Pause"));
+  const pause = h("button.pause", { type: "button", "aria-pressed": "false" }, symbol(10, PAUSE), h("span", "Pause"));
   const [rest, activity] = [h("div"), h("span")];
   const sampling = h("span.sampling", { hidden: true });
   const scroller = h("div.scroller", { hidden: true }, canvas, rest);

@@ -4,7 +4,7 @@
  */
 
 import { mountCopy } from "./copy.js";
-import { add, button, count, h, percent, plural, replace, tell } from "./dom.js";
+import { add, button, count, h, percent, plural, replace, roughly, tell } from "./dom.js";
 import { filesBelow, isReadable, nameOf, picturesOf } from "./pictures.js";
 import { comparison, predictionsTable, SHOWN } from "./predictions.js";
 import { mountReference, picture } from "./reference.js";
@@ -176,7 +176,7 @@ export function mountTry(section, context) {
     const parts = [`${prefix ? `${prefix}: ` : ""}${count(mine.done)} of ${plural(mine.total, "picture")}`];
     if (mine.refused) parts.push(`${count(mine.refused)} refused`);
     if (mine.passedOver) parts.push(`${plural(mine.passedOver, "other file")} passed over`);
-    if (seconds > 1) parts.push(`${(mine.done / seconds).toFixed(mine.done / seconds < 10 ? 1 : 0)}/s`);
+    if (seconds > 1) parts.push(`${roughly(mine.done / seconds)}/s`);
     return parts.join(", ");
   }
 
