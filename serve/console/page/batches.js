@@ -262,7 +262,7 @@ export function mountBatches(section, context) {
       if (batch) select(batch);
     }
   });
-  for (const type of ["pointerup", "pointercancel"]) parts.canvas.addEventListener(type, () => (drag = null));
+  parts.canvas.addEventListener("lostpointercapture", () => (drag = null));
   parts.canvas.addEventListener("focus", () => {
     if (parts.canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
   });

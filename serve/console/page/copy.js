@@ -117,11 +117,11 @@ function askedBy({ model, name, reference }, server) {
 function grpcAddress(server) {
   const addresses = server?.grpc ?? [];
   const address = addresses.find((one) => !one.startsWith("unix:")) ?? addresses[0];
-  if (!address || address.startsWith("unix:")) return address && isLoopback(location.hostname) ? address : null;
-  const [, host, port] = address.match(/^(.*):(\d+)$/) ?? [];
-  if (!port) return address;
+  const [, host, port] = address?.match(/^(.*):(\d+)$/) ?? [];
+  const isHere = isLoopback(location.hostname);
+  if (!port) return (isHere && address) || null;
   if (/^(0\.0\.0\.0|\[::\]|::|\*|)$/.test(host)) return `${location.hostname}:${port}`;
-  return isLoopback(host) && !isLoopback(location.hostname) ? null : address;
+  return isLoopback(host) && !isHere ? null : address;
 }
 
 function isLoopback(host) {

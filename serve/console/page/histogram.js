@@ -11,7 +11,6 @@ const LEAST_DECADES = 1.5;
 
 /** Draw into an SVG element that is `width` pixels wide. */
 export function drawHistogram(figure, { bins, p50, p99, limit, limitName }, width) {
-  figure.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   figure.setAttribute("width", width);
   figure.setAttribute("height", HEIGHT);
   const bottom = HEIGHT - MARGIN.bottom;

@@ -44,8 +44,6 @@ export function mountModels(section, context) {
     aliases.textContent = server.aliases.length ? `Aliases: ${server.aliases.join(", ")}` : "";
   });
 
-  // --- Memory of each process ---
-
   const residents = new Map();
   feed.on("hello", () => residents.clear());
   feed.on("totals", ({ process, resident_bytes: resident }) => {
@@ -56,8 +54,6 @@ export function mountModels(section, context) {
     tell(memory, `The server holds ${bytes(sum)} of memory${where}.`);
   });
 }
-
-// --- One model ---
 
 function cardOf(model, measured, context) {
   const { verification } = model;

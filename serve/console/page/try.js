@@ -28,9 +28,9 @@ export function mountTry(section, context) {
 
   /** Newest first; each has its row of the list. */
   const results = [];
-  /** @type {Map<string, object>} results by the id of their request, for what the feed tells of it. */
+  /** Results by the id of their request, for what the feed tells of it. */
   const byRequest = new Map();
-  /** @type {Map<string, object>} the last batches that had requests of this page, by key. */
+  /** The last batches that had requests of this page, by key. */
   const batchByKey = new Map();
   let selected = null;
   let wasPicked = false;
@@ -332,10 +332,9 @@ export function mountTry(section, context) {
     if (!selected?.predictions) return;
     const { followed, settled } = selected;
     const batch = followed && batchByKey.get(followed.key);
-    const known = selected.account ?? (batch && followed.submitted !== null ? accountOf(selected, batch) : null);
-    selected.account = known;
+    if (batch && followed.submitted !== null) selected.account ??= accountOf(selected, batch);
     const left = settled + ACCOUNT_MS - performance.now();
-    if (known) replace(waterfall, waterfallTable(known));
+    if (selected.account) replace(waterfall, waterfallTable(selected.account));
     else if (left > 0) {
       const waiting = selected;
       replace(waterfall, h("p.muted", "The server's account of this request is on its way"));
