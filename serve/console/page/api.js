@@ -26,20 +26,13 @@ export class Api {
     else sessionStorage.removeItem(TOKEN_KEY);
   }
 
-  /**
-   * Return the response of a call that succeeded, its body unread.
-   *
-   * @param {string} path
-   * @param {RequestInit} [options]
-   * @throws {ApiError} the server refused, or doesn't answer
-   * @throws {DOMException} AbortError: `options.signal` ended the call
-   */
+  /** Return the response of a call that succeeded, its body unread; throws AbortError where `options.signal` ended it. */
   async open(path, options = {}) {
     const headers = new Headers(options.headers);
     if (this.#token) headers.set("authorization", `Bearer ${this.#token}`);
     let response;
     try {
-      response = await fetch(path, { cache: "no-store", credentials: "same-origin", ...options, headers });
+      response = await fetch(path, { cache: "no-store", ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, `no answer from the server at ${location.origin} (${error.message})`);

@@ -22,8 +22,9 @@ const BUSY_BATCHES = 30; // in a second
 export function mountBatches(section, context) {
   const record = emptyRecord();
   const parts = elementsOf();
+  const { canvas, scroller, pauseButton, readout, details } = parts;
   add(section, parts.all);
-  const strip = stripOn(parts.canvas);
+  const strip = stripOn(canvas);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   let clock = { now: 0, wall: 0, at: 0, boot: null };
@@ -75,14 +76,14 @@ export function mountBatches(section, context) {
     view ??= viewOf();
     const any = view.batches.length > 0;
     parts.empty.hidden = any;
-    parts.scroller.hidden = !any;
+    scroller.hidden = !any;
     if (!any) return;
     const { layout } = view;
-    parts.scroller.style.height = `${layout.canvasHeight}px`;
+    scroller.style.height = `${layout.canvasHeight}px`;
     parts.rest.style.height = `${Math.max(0, layout.contentHeight - layout.canvasHeight)}px`;
-    const width = parts.scroller.clientWidth;
+    const width = scroller.clientWidth;
     view.right = rightEdge(width);
-    strip.draw({ ...view, selected, isLit, wallTime }, width, parts.scroller.scrollTop);
+    strip.draw({ ...view, selected, isLit, wallTime }, width, scroller.scrollTop);
   }
 
   function viewOf() {
@@ -114,7 +115,7 @@ export function mountBatches(section, context) {
     if (batch === selected && !speak) return;
     selected = batch;
     selectedByPage = byPage;
-    showNumbers(parts.readout, batch, wallTime);
+    showNumbers(readout, batch, wallTime);
     if (speak) parts.spoken.textContent = batch ? sentenceOf(batch, isLit(batch), wallTime) : "Nothing is chosen.";
     schedule();
   }
@@ -126,9 +127,9 @@ export function mountBatches(section, context) {
     if (paused === Boolean(frozen)) return;
     frozen = paused ? contentOf() : null;
     walked = null;
-    parts.pause.setAttribute("aria-pressed", String(paused));
-    parts.pause.lastChild.textContent = paused ? "Resume" : "Pause";
-    parts.scroller.classList.toggle("paused", paused);
+    pauseButton.setAttribute("aria-pressed", String(paused));
+    pauseButton.lastChild.textContent = paused ? "Resume" : "Pause";
+    scroller.classList.toggle("paused", paused);
     tell();
     changed();
   }
@@ -160,10 +161,10 @@ export function mountBatches(section, context) {
     view ??= viewOf();
     const row = view.layout.rows.find(({ batches }) => batches.includes(batch));
     if (!row) return;
-    parts.scroller.scrollTop = scrollTo(row, parts.scroller.scrollTop, view.layout);
-    const { width } = plotOf(parts.scroller.clientWidth);
+    scroller.scrollTop = scrollTo(row, scroller.scrollTop, view.layout);
+    const { width } = plotOf(scroller.clientWidth);
     const [from, to] = [batch.started, batch.started + batch.compute].map(view.timeline.xOf);
-    const right = rightEdge(parts.scroller.clientWidth);
+    const right = rightEdge(scroller.clientWidth);
     if (to > right - 30) walked = to + 60;
     if (from < right - width + 30) walked = from - 60 + width;
   }
@@ -194,7 +195,7 @@ export function mountBatches(section, context) {
     const sampling = record.sampling();
     parts.sampling.hidden = sampling < 1.05;
     parts.sampling.textContent = `1 in ${roughly(sampling)} shown, ••• where others ran`;
-    if (parts.details.open) showTable();
+    if (details.open) showTable();
     if (performance.now() - summarisedAt < SUMMARY_MS || batches.length === 0) return;
     summarisedAt = performance.now();
     const numbers = REASONS.map(({ name }) => [batches.filter(({ reason }) => reason === name).length, name]);
@@ -246,14 +247,14 @@ export function mountBatches(section, context) {
   });
 
   let drag = null;
-  parts.canvas.addEventListener("pointerdown", (event) => {
+  canvas.addEventListener("pointerdown", (event) => {
     select(strip.batchAt(event.offsetX, event.offsetY) ?? selected);
     if (!frozen) return;
     pause(true); // also if it stood still for a while only
-    drag = { x: event.clientX, right: rightEdge(parts.scroller.clientWidth) };
-    parts.canvas.setPointerCapture(event.pointerId);
+    drag = { x: event.clientX, right: rightEdge(scroller.clientWidth) };
+    canvas.setPointerCapture(event.pointerId);
   });
-  parts.canvas.addEventListener("pointermove", (event) => {
+  canvas.addEventListener("pointermove", (event) => {
     if (drag) {
       walked = drag.right - (event.clientX - drag.x);
       schedule();
@@ -262,11 +263,11 @@ export function mountBatches(section, context) {
       if (batch) select(batch);
     }
   });
-  parts.canvas.addEventListener("lostpointercapture", () => (drag = null));
-  parts.canvas.addEventListener("focus", () => {
-    if (parts.canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
+  canvas.addEventListener("lostpointercapture", () => (drag = null));
+  canvas.addEventListener("focus", () => {
+    if (canvas.matches(":focus-visible") && selected === null && view) select(view.batches.at(-1) ?? null);
   });
-  parts.canvas.addEventListener("keydown", (event) => {
+  canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) walk(event.key);
     else if (event.key === " " || event.key === "Enter") pause(!frozen);
@@ -274,21 +275,21 @@ export function mountBatches(section, context) {
     else return;
     event.preventDefault();
   });
-  parts.pause.addEventListener("click", () => pause(!frozen));
-  parts.scroller.addEventListener("scroll", schedule, { passive: true });
-  parts.details.addEventListener("toggle", showTable);
+  pauseButton.addEventListener("click", () => pause(!frozen));
+  scroller.addEventListener("scroll", schedule, { passive: true });
+  details.addEventListener("toggle", showTable);
   document.addEventListener("visibilitychange", schedule);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     strip.recolour();
     schedule();
   });
 
-  new ResizeObserver(schedule).observe(parts.frame);
+  new ResizeObserver(schedule).observe(parts.stripBox);
   new IntersectionObserver(([entry]) => {
     visible = entry.isIntersecting;
     tell();
     schedule();
   }).observe(section);
   setInterval(tell, 1000);
-  showNumbers(parts.readout, null, wallTime);
+  showNumbers(readout, null, wallTime);
 }

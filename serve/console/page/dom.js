@@ -9,7 +9,6 @@
  * @param {Object<string, any>} [attributes] functions such as `onclick` listen; true sets one without a value; false, null
  *   and undefined leave it out
  * @param {...(Node|string|number|null|undefined|false|Array)} children lists are flattened; null, undefined and false left out
- * @returns {HTMLElement}
  */
 export function h(name, ...parts) {
   return element("http://www.w3.org/1999/xhtml", name, parts);

@@ -25,7 +25,6 @@ export class Feed extends EventTarget {
   #fields = FIELDS;
   #lastState = "";
 
-  /** @param {import("/console/api.js").Api} api */
   constructor(api) {
     super();
     this.#api = api;
@@ -44,7 +43,10 @@ export class Feed extends EventTarget {
       if (outcome.heard) pause = FIRST_PAUSE_MS;
       this.#say(outcome.refused ? "refused" : "waiting", outcome.message, { status: outcome.status });
       const isFinal = outcome.status === 401 || outcome.status === 403;
-      await this.#sleep(isFinal ? Infinity : pause * (0.8 + 0.4 * Math.random()));
+      await new Promise((resolve) => {
+        this.#wake = resolve;
+        if (!isFinal) setTimeout(resolve, pause * (0.8 + 0.4 * Math.random()));
+      });
       pause = Math.min(LAST_PAUSE_MS, pause * 2);
     }
   }
@@ -136,12 +138,5 @@ export class Feed extends EventTarget {
   #say(state, message, more) {
     this.#lastState = state;
     this.dispatch("state", { state, message, ...more });
-  }
-
-  #sleep(ms) {
-    return new Promise((resolve) => {
-      this.#wake = resolve;
-      if (Number.isFinite(ms)) setTimeout(resolve, ms);
-    });
   }
 }

@@ -31,8 +31,6 @@ mountBatches(element("batches"), context);
 mountLatency(element("latency"), context);
 mountModels(element("models"), context);
 
-// --- The server, read again and again while someone looks ---
-
 let reading = false;
 let serverTimer;
 
@@ -63,12 +61,10 @@ document.addEventListener("visibilitychange", () => {
 
 function showServer({ workers, uptime_s: uptime, version }) {
   const processes = workers > 1 ? `, ${workers} workers` : "";
-  const up = briefly(Math.ceil(uptime));
+  const up = briefly(Math.ceil(uptime)).replace(".0", "");
   element("server-facts").textContent = `${version} at ${location.host}, up ${up}${processes}`;
   document.title = `Fuseline at ${location.host}`;
 }
-
-// --- The choice of a model ---
 
 const select = element("model");
 let offered = "";
@@ -105,8 +101,6 @@ select.addEventListener("change", () => {
   sessionStorage.setItem(MODEL_KEY, select.value);
   takeModel();
 });
-
-// --- The connection and the token ---
 
 const connection = element("connection");
 const tokenForm = element("token-form");

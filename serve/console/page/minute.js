@@ -13,10 +13,7 @@ const MOST_REFUSALS = 2000;
 /** Bins of the histogram for each power of ten. */
 const BINS_PER_DECADE = 10;
 
-/**
- * Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a
- * model.
- */
+/** Return an empty minute: `add…` take events of the feed and the seconds now, on any clock; the others tell of a model. */
 export function emptyMinute() {
   let chunks = [];
   let processes = new Map();

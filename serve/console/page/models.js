@@ -209,8 +209,6 @@ function report(model, { api }) {
   return h("div", toggler, message, place);
 }
 
-// --- The repository: load and unload ---
-
 function mountRepository({ api, feed, readServer }) {
   const message = h("p.whole", { role: "status" });
   const note = h("p.muted");

@@ -40,7 +40,6 @@ export function comparison({ predictions, reference }) {
   const verdict = isSame ? "✓ PyTorch's answer" : `✗ PyTorch says ${best.label}`;
   return h(
     "p",
-    { id: "comparison" },
     h("strong", { class: isSame ? "good" : "bad" }, verdict),
     common.length > 0 && `; largest difference of a probability ${points(largest)}`,
     missing > 0 && `; ${missing} of PyTorch's first ${all} are not among the first ${predictions.length} served`,

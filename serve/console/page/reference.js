@@ -11,7 +11,7 @@ export function mountReference(context, onTry) {
   const images = h("ul.reference");
   const message = h("p.muted");
   const proof = "In the package, with PyTorch's own answers to them. Each server proves itself by them before it serves.";
-  const element = h("div", { id: "reference" }, h("h3", "Reference images"), h("p.muted", proof), images, message);
+  const element = h("div", h("h3", "Reference images"), h("p.muted", proof), images, message);
   let wanted = "";
   let shown = "";
   let isInSight = false;

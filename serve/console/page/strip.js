@@ -21,13 +21,7 @@ const RIGHT_MARGIN = 10;
 const FONT = "11px system-ui, sans-serif";
 const SMALL_FONT = "10px system-ui, sans-serif";
 
-/**
- * Return where a model's lanes stand, those at rest, too: rows from top to bottom, each with its batches by time, the rows
- * of a full one, and the height of all and of the canvas.
- *
- * @param {Array} batches
- * @param {object|null} served what the server tells of the model
- */
+/** Return where the lanes of batches stand, those of the `served` model that are at rest, too, and how high all is. */
 export function layoutOf(batches, served) {
   const lanes = new Map(Array.from({ length: served?.lanes.lanes ?? 0 }, (_, lane) => [lane, []]));
   for (const batch of batches) {

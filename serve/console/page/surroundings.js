@@ -21,7 +21,7 @@ export function elementsOf() {
     "aria-label": "Batches by time. Left and right walk along time, up and down between lanes, Home and End to the ends; Space pauses.",
     "aria-describedby": "batches-summary",
   });
-  const pause = h("button.pause", { type: "button", "aria-pressed": "false" }, symbol(10, PAUSE), h("span", "Pause"));
+  const pauseButton = h("button.pause", { type: "button", "aria-pressed": "false" }, symbol(10, PAUSE), h("span", "Pause"));
   const [rest, activity] = [h("div"), h("span")];
   const sampling = h("span.sampling", { hidden: true });
   const scroller = h("div.scroller", { hidden: true }, canvas, rest);
@@ -30,15 +30,15 @@ export function elementsOf() {
     h("p", "No batch yet. Each one that the server computes stands here as a bar, as soon as it is done."),
     h("p.muted", "Drop a picture above to see the batch that it rides in, or press Load below to see many form."),
   );
-  const frame = h("div.strip", empty, scroller);
+  const stripBox = h("div.strip", empty, scroller);
   const readout = h("div.readout");
   const spoken = h("p.visually-hidden", { "aria-live": "polite" });
   const summary = h("p.visually-hidden", { id: "batches-summary" });
   const latest = scrolling("The latest batches");
   const details = h("details", h("summary", `The latest ${TABLE_ROWS} batches as a table`), latest);
-  const bar = h("div.row.batches-bar", pause, activity, sampling);
-  const all = [h("p.muted", INTRO), bar, frame, summary, spoken, readout, legendElement(), details];
-  return { all, canvas, rest, latest, pause, activity, sampling, scroller, empty, frame, readout, spoken, summary, details };
+  const bar = h("div.row.batches-bar", pauseButton, activity, sampling);
+  const all = [h("p.muted", INTRO), bar, stripBox, summary, spoken, readout, legendElement(), details];
+  return { all, canvas, rest, latest, pauseButton, activity, sampling, scroller, empty, stripBox, readout, spoken, summary, details };
 }
 
 function legendElement() {

@@ -49,10 +49,7 @@ export function timelineOf(intervals, pixelsPerSecond) {
   };
 }
 
-/**
- * Return the pixels per second for batches of that typical compute time: `current` as long as it suits them, so that the
- * strip keeps its scale; else one at which 100 pixels are 1, 2 or 5 times a power of ten.
- */
+/** Return the pixels per second for batches of that typical compute time: `current` as long as it suits them, else anew. */
 export function steadyScale(current, typicalSeconds) {
   const seconds = Math.max(typicalSeconds, 1e-6);
   if (current !== null && current * seconds >= NARROWEST && current * seconds <= WIDEST) return current;

@@ -35,25 +35,23 @@ export function mountTry(section, context) {
   let selected = null;
   let wasPicked = false;
 
-  // --- What is in the section ---
-
   const input = (attributes) =>
     h("input", { type: "file", multiple: true, hidden: true, onchange: chosen, ...attributes });
-  const fileInput = input({ id: "try-files", accept: "image/*" });
-  const folderInput = input({ id: "try-folder", webkitdirectory: true });
+  const fileInput = input({ accept: "image/*" });
+  const folderInput = input({ webkitdirectory: true });
   const dropZone = h(
     "button.drop.main",
-    { type: "button", id: "drop", onclick: () => fileInput.click() },
+    { type: "button", onclick: () => fileInput.click() },
     h("strong", "Drop, paste or choose pictures"),
     h("span.muted", "JPEG, PNG or WebP; several at once, or a folder"),
   );
-  const progress = h("span", { role: "status", id: "try-progress" });
+  const progress = h("span", { role: "status" });
   const stopButton = button("Stop", stop, { class: "main", hidden: true });
   const announcement = h("p.visually-hidden", { role: "status" });
   const reference = mountReference(context, tryReference);
   const list = h("ol.results", { "aria-label": "Last answers, newest first" });
   const listHeading = h("h3", { hidden: true }, "Last answers");
-  const answer = h("div.answer", { id: "answer", role: "region", "aria-label": "Answer" });
+  const answer = h("div.answer", { role: "region", "aria-label": "Answer" });
   const copyOf = mountCopy(context);
 
   const choices = h(
@@ -65,8 +63,6 @@ export function mountTry(section, context) {
   );
   const given = h("div.try-input", dropZone, choices, fileInput, folderInput, announcement, reference.element);
   section.append(h("div.try-grid", given, answer, h("div.try-list", listHeading, list)));
-
-  // --- Pictures from the visitor ---
 
   function chosen({ target }) {
     const files = [...target.files];
@@ -102,8 +98,6 @@ export function mountTry(section, context) {
     event.preventDefault();
     send({ files });
   });
-
-  // --- Sending ---
 
   const queue = [];
   let run = null;
@@ -232,8 +226,6 @@ export function mountTry(section, context) {
     if (!wasPicked || !results.includes(selected)) selected = result;
   }
 
-  // --- What the feed tells of them ---
-
   feed.on("followed", (detail) => {
     const result = byRequest.get(detail.id.replace(/^console-/, ""));
     if (!result) return;
@@ -258,8 +250,6 @@ export function mountTry(section, context) {
     const key = selected?.followed?.key;
     feed.dispatch("highlight", { keys: key ? [key] : [] });
   }
-
-  // --- Showing ---
 
   let renderTimer = null;
   function renderSoon() {
