@@ -39,8 +39,8 @@ WAYS = {
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=2, max=100, help="Rounds, in each of which each way is measured.")] = 12,
-    seconds: Annotated[float, typer.Option(min=0.5, max=60, help="Length of each measurement.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=2, max=1000, help="Rounds, in each of which each way is measured.")] = 40,
+    seconds: Annotated[float, typer.Option(min=0.5, max=60, help="Length of each measurement.")] = 1.5,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests under way.")] = 16,
     flags: Annotated[str, typer.Option(help="Further flags of the servers, such as '--workers 2'.")] = "",
 ) -> None:
@@ -66,8 +66,9 @@ def main(
                     with watching(server, is_watched=is_watched):
                         found[name].append(cpu_us(server, request, seconds, concurrency))
     for name, values in found.items():
-        ratios = spread_of(pair_ratios(values, found["no page"]))
-        print(f"{name}: {spread_of(values):.1f} us of CPU a request, {ratios:.3f} of a server without a page")
+        print(f"{name}: {spread_of(values):.1f} us of CPU a request")
+    for name, base in (("a page, not open", "no page"), ("a page that is open", "a page, not open")):
+        print(f"{name}, by {base}: {spread_of(pair_ratios(found[name], found[base])):.3f}")
 
 
 def cpu_us(server: ServerProcess, request: bytes, seconds: float, concurrency: int) -> float:
