@@ -146,14 +146,16 @@ def tell_page(server: RunningServer) -> None:
 
 def keep_serving(server: RunningServer) -> None:
     """Return at Ctrl-C or SIGTERM, or when the server has ended by itself."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell has what it starts in the background ignore SIGINT.
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         with suppress(KeyboardInterrupt):
             print(f"serving on {server.address} until Ctrl-C", flush=True)
             tell_page(server)
             server.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def train() -> None:

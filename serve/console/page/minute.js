@@ -51,10 +51,9 @@ export function emptyMinute() {
     /** The requests of the last minute, [{seconds, code, deadline, weight, age}]. */
     requests(model, now) {
       chunks = chunks.filter(({ at }) => now - at < MINUTE_SECONDS);
-      const key = modelKey(model);
       return chunks.flatMap(({ at, weight, requests }) =>
         requests
-          .filter((request) => modelKey(request) === key)
+          .filter((request) => isFor(request, model))
           .map((request) => ({ ...request, weight, age: now - at })),
       );
     },
@@ -67,7 +66,7 @@ export function emptyMinute() {
         if (last.at <= first.at || now - last.at > RATE_SECONDS) continue;
         for (const [key, total] of last.counts) {
           const number = total.count - (first.counts.get(key)?.count ?? 0);
-          if (number === 0 || modelKey(total) !== modelKey(model)) continue;
+          if (number === 0 || !isFor(total, model)) continue;
           const name = `${total.method}\n${total.code}`;
           const entry = rates.get(name) ?? { method: total.method, code: total.code, rate: 0 };
           entry.rate += number / (last.at - first.at);
@@ -81,7 +80,7 @@ export function emptyMinute() {
     refusals(model, now) {
       refused = refused.filter(({ at }) => now - at < MINUTE_SECONDS);
       const alike = new Map();
-      for (const refusal of refused.filter((one) => one.model === model?.name)) {
+      for (const refusal of refused.filter((one) => !one.model || one.model === model?.name)) {
         const key = [refusal.method, refusal.code, refusal.error].join("\n");
         const { count, message } = alike.get(key) ?? { count: 0 };
         alike.set(key, { ...refusal, count: count + refusal.count, message: refusal.message || message });
@@ -89,6 +88,11 @@ export function emptyMinute() {
       return [...alike.values()].sort((one, other) => other.count - one.count);
     },
   };
+}
+
+/** Whether a request or a count is of that model, or of one that isn't served: such a request is nowhere else. */
+function isFor(one, model) {
+  return !one.model || modelKey(one) === modelKey(model);
 }
 
 /**
