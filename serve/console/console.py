@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fuseline.serve.access.roles import Role
-from fuseline.serve.console.facts import model_facts, uptime_s
+from fuseline.serve.console.facts import folds_of, model_facts, uptime_s
 from fuseline.serve.console.load import MAX_RATE, MAX_SECONDS, LoadGenerator
 from fuseline.serve.console.reference_images import ReferenceShelf
 from fuseline.serve.feed.hub import FeedHub
 from fuseline.serve.feed.source import FeedSource
+from fuseline.serve.model import Model
 from fuseline.serve.repository import Repository
 from fuseline.serve.settings import Settings
 
@@ -32,6 +34,8 @@ class Console:
     reference: ReferenceShelf = field(default_factory=ReferenceShelf)
     load: LoadGenerator = field(default_factory=LoadGenerator)
     started: float = field(default_factory=time.monotonic)
+    folds: WeakKeyDictionary[Model, dict[str, Any] | None] = field(default_factory=WeakKeyDictionary)
+    """What the report of each model's package says of folds, read once: a page asks every few seconds."""
 
     @staticmethod
     def times() -> tuple[float, float]:
@@ -58,7 +62,10 @@ class Console:
             told = []
             # The versions of a name come together, the highest first.
             for model, seconds in models:
-                told.append(model_facts(model, seconds, settings, is_default=model.name not in highest))
+                if model not in self.folds:
+                    self.folds[model] = folds_of(model.package)
+                is_default = model.name not in highest
+                told.append(model_facts(model, seconds, self.folds[model], settings, is_default=is_default))
                 highest.add(model.name)
             return told
 

@@ -21,12 +21,17 @@ MAX_REPORT_BYTES = 16 * 2**20
 
 
 def model_facts(
-    model: Model, bucket_seconds: Mapping[int, float], settings: Settings, *, is_default: bool
+    model: Model,
+    bucket_seconds: Mapping[int, float],
+    folds: Mapping[str, Any] | None,
+    settings: Settings,
+    *,
+    is_default: bool,
 ) -> dict[str, Any]:
-    """Return what is known of a served model. It reads a file of its package, so call it in a thread.
+    """Return what is known of a served model. It asks the file system, so call it in a thread.
 
-    `bucket_seconds` are its batcher's, `settings` the server's; `is_default` says whether requests without a version
-    get this one.
+    `bucket_seconds` are its batcher's, `folds` what `folds_of` said, `settings` the server's; `is_default` says whether
+    requests without a version get this one.
     """
     manifest, backend = model.manifest, model.backend
     own = settings_of_model(settings, manifest)
@@ -57,7 +62,7 @@ def model_facts(
         "latency_target_ms": own.latency_target,
         "artifact": None if graph is None else {"path": graph.path, "bytes": graph.bytes, "precision": graph.precision},
         "verification": [_verification(result) for result in manifest.verification],
-        "folds": None if (report := _read(model.package.folder / _REPORT_JSON)) is None else folds_in(report),
+        "folds": folds,
         "assumptions": [
             assumption.model_dump(mode="json") | {"is_open": assumption.is_open} for assumption in manifest.assumptions
         ],
@@ -115,6 +120,12 @@ def _verification(result: Verification) -> dict[str, Any]:
             "eager_accuracy",
         },
     ) | {"agreement": result.agreement, "agreement_on": result.agreement_on}
+
+
+def folds_of(package: ModelPackage) -> dict[str, Any] | None:
+    """Return what `folds_in` does of the report of a package; None also where it has none that can be read."""
+    report = _read(package.folder / _REPORT_JSON)
+    return None if report is None else folds_in(report)
 
 
 def folds_in(report: bytes) -> dict[str, Any] | None:
