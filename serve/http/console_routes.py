@@ -191,16 +191,18 @@ def _console_for(services: HttpServices, request: Request) -> Console:
     """Return what answers a request of the page.
 
     Where nobody is asked for a token, another site could have its own name lead to this address in its visitors'
-    browsers, and read what they can (DNS rebinding). So the request must be for an address or localhost. Raises
-    `HTTPException` for another name, `BackendLostError` where this process can't answer.
+    browsers, and read what they can (DNS rebinding), unless TLS tells them that it is another's. So the request must be
+    for an address or localhost then. Raises `HTTPException` for another name, `BackendLostError` where this process
+    can't answer.
     """
     # What is no browser may leave the field out.
     host = request.headers.get("host")
-    if services.gate is None and host is not None and not _is_address(host):
+    is_known = services.gate is not None or services.settings.tls_cert is not None
+    if not is_known and host is not None and not _is_address(host):
         raise HTTPException(
             403,
             f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, "
-            "or start it with --token-hashes FILE",
+            "or start it with --token-hashes FILE or TLS",
         )
     return console_of(services)
 

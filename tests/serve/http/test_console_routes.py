@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from fuseline.serve.console.page_files import page_files
 from fuseline.serve.feed.hub import MOST_WATCHERS
 from tests.fakes.colours import LABELS, encoded, plain
 from tests.serve.access.token_files import TokenFile, withdraw
+from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer
 from tests.serve.http.calls import Answer, call, get
 
@@ -377,3 +380,18 @@ async def test_beyond_this_machine_the_page_is_asked_for_and_puts_no_load_on_it(
     assert facts["load"]["allowed"] is False
     answer = await post(asked, LOAD)
     assert (answer.status, answer.error) == (403, facts["load"]["why_not"])
+
+
+async def test_over_tls_the_page_may_have_a_name(start_http: StartServer, tmp_path: Path) -> None:
+    """Another site's name leads to no server whose certificate is for it."""
+    authority = Authority(tmp_path / "tls")
+    served = await start_http(**authority.issue().settings)
+    context = ssl.create_default_context(cafile=authority.ca)
+    head = b"GET /console/server HTTP/1.1\r\nHost: fuseline.example\r\nConnection: close\r\n\r\n"
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("localhost", served.server.http_port, ssl=context)
+        writer.write(head)
+        answer = await reader.read()
+        writer.transport.abort()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["tls"] is True
