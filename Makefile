@@ -91,7 +91,7 @@ test-all: setup ## Run the tests and the slow ones, and rehearse the run on a GP
 
 browser-test: setup ## Drive the server's page in Chromium (about 3 minutes; as root on Debian it installs Chromium); screenshots in build/browser
 	$(BIN)/python -m tests.browser.chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/checks_*.py --timeout 90 --session-timeout $(if $(FUSELINE_PAGE_MINUTES),7200,300)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/checks_*.py --timeout 90 --session-timeout $(if $(FUSELINE_PAGE_MINUTES),7200,900)
 
 container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build both images, run them and hold them to docs/container.md; run perf_analyzer (about 7 minutes; as root on Debian it installs podman)
 	$(BIN)/python -m pytest tests/container/checks.py tests/container/perf_analyzer_checks.py --timeout 1800 -s
