@@ -222,12 +222,7 @@ def test_http_tells_metrics_and_health(package: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "shown"),
-    [
-        ((), "127.0.0.1"),
-        (("--host", "0.0.0.0"), None),
-        (("--host", "0.0.0.0", "--console"), "localhost"),
-        (("--no-console",), None),
-    ],
+    [((), "127.0.0.1"), (("--host", "0.0.0.0"), None), (("--host", "0.0.0.0", "--console"), "localhost")],
 )
 def test_it_says_where_its_page_is(package: Path, flags: tuple[str, ...], shown: str | None) -> None:
     port = free_port()

@@ -126,3 +126,20 @@ def test_a_wrong_address_to_listen_on_is_one_complaint() -> None:
 def test_settings_reach_another_process_as_they_are() -> None:
     for settings in (Settings(), Settings(latency_target=50, workers=2), settings_from_flags(latency_target="50ms")):
         assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_console"),
+    [
+        ({}, True),
+        ({"host": "::1"}, True),
+        ({"host": "localhost"}, True),
+        ({"console": False}, False),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "fuseline.example"}, False),
+        ({"host": "0.0.0.0", "console": True}, True),
+        ({"http_port": 0, "console": True}, False),
+    ],
+)
+def test_the_page_is_on_where_only_this_machine_can_reach_it(flags: dict[str, typing.Any], has_console: bool) -> None:
+    assert Settings(**flags).has_console is has_console
