@@ -9,8 +9,9 @@ import { meaningOf } from "./reasons.js";
 /** Return where a request's time went, in ms from when it was sent, by the server's own account of it. */
 export function accountOf({ took, followed }, batch) {
   const ms = (time) => (time - followed.arrived) * 1000;
-  const decoded = followed.decoded === null ? 0 : ms(followed.decoded);
-  const decode = followed.decoded === null ? 0 : Math.min(decoded, followed.decode * 1000);
+  // Pixels need no decoding: they wait from when they were admitted.
+  const decoded = ms(followed.decoded ?? followed.submitted);
+  const decode = Math.min(decoded, 1000 * (followed.decode ?? 0));
   const started = ms(batch.started);
   const finished = ms(batch.finished);
   const compute = Math.min(finished - started, batch.compute * 1000);
