@@ -5,7 +5,6 @@ addresses of their own, 127.0.0.2 and on, over HTTP, where a client can choose t
 """
 
 import http.client
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 import typer
 
 from fuseline.benchmarks.harness.machine import describe, machine_facts
-from fuseline.benchmarks.harness.server_process import started_server
+from fuseline.benchmarks.harness.server_process import free_ports, started_server
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.command_line import run_command_line
@@ -52,9 +51,7 @@ def main(
                 f"{small} with one image at a time: p50 {1000 * p50:.1f} ms, p99 {1000 * p99:.1f} ms, "
                 f"{len(latencies) / seconds:.1f} images/s; {bulk_callers} with {rows}: {rows_per_s:.1f} images/s"
             )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     flags = ("--http-port", str(port), "--max-queue-rows", str(queue_rows), "--max-images-per-request", "1")
     with started_server(package, *flags):
         answered = _ten_clients(port, pixels, seconds)

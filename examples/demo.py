@@ -31,12 +31,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from server_process import RunningServer, free_port, running_server
+from server_process import RunningServer, running_server
 from timing import Contender, busy_cores, time_in_turns
 from train import Recipe
 
 from fuseline import Client
 from fuseline.benchmarks.harness.machine import describe, machine_facts
+from fuseline.benchmarks.harness.server_process import free_ports
 from fuseline.benchmarks.harness.stats import spread_of
 from fuseline.serve.errors import FuselineError
 
@@ -93,7 +94,8 @@ def show(console: Console, serving: ExitStack, keep: bool) -> tuple[int, Running
     run(script("export"), "--fp16", CHECKPOINT, "--images", HELD_OUT, "--force", "--out", PACKAGE)
     console.rule("4. Serve", align="left")
     # In FP32 whatever the CPU has: every answer is to be eager PyTorch's.
-    ports = ("--port", 0, "--http-port", free_port())
+    # An HTTP port of 0 would mean no HTTP at all.
+    ports = ("--port", 0, "--http-port", *free_ports(1))
     command = announced(script("fuseline"), "serve", PACKAGE, "--precision", "fp32", *ports)
     server = serving.enter_context(running_server(command, ROOT, FOLDER / "server.log"))
     with Client(server.address) as client:

@@ -2,7 +2,6 @@
 
 import http.client
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,13 +43,6 @@ class RunningServer:
         # A signal that comes just before a wait without end would be heeded only after it.
         while self.process.poll() is None:
             time.sleep(_LOOK_S)
-
-
-def free_port() -> int:
-    """A port of loopback on which nothing listens: `fuseline serve --http-port 0` would mean no HTTP at all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.colours import write_colours_package
-from tests.serve.processes import ROOT
+from tests.serve.processes import ROOT, free_port
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_server_tells_both_addresses_and_drains_at_the_end(server_process, command, tmp_path: Path) -> None:
-    port = server_process.free_port()
+    port = free_port()
     with server_process.running_server([*command, str(port)], ROOT, tmp_path / "log") as server:
         assert server.http_address == f"127.0.0.1:{port}"
         assert server.address != server.http_address
@@ -41,7 +41,7 @@ def test_a_server_tells_both_addresses_and_drains_at_the_end(server_process, com
 
 
 def test_a_server_that_shows_no_page_has_none(server_process, command, tmp_path: Path) -> None:
-    arguments = [*command, str(server_process.free_port()), "--no-console"]
+    arguments = [*command, str(free_port()), "--no-console"]
     with server_process.running_server(arguments, ROOT, tmp_path / "log") as server:
         assert server.http_address is not None
         assert server.page() is None
