@@ -21,6 +21,7 @@ from fuseline.serve.process.stop_signals import stop_signals
 from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.settings import Settings
 from fuseline.serve.tls.certificates import Certificates, copied_in_memory
+from fuseline.serve.tracing.tracing import BACKEND
 from fuseline.serve.workers.backend_door import backend_door
 from fuseline.serve.workers.catalogue import ServedModel
 from fuseline.serve.workers.child_process import ProcessConfig
@@ -35,7 +36,6 @@ from fuseline.serve.workers.totals import Totals
 if TYPE_CHECKING:
     from fuseline.serve.workers.http_front import HttpFront
 
-_BACKEND = "backend"
 _EXIT_TIMEOUT_S = 6.0
 """Seconds beyond the drain's own, for the delivery of the last answers and the interpreter's end."""
 _KILL_AGAIN_S = 0.1
@@ -77,7 +77,7 @@ class Supervisor:
         self._regions = RegionAuthority(settings.why_no_shared_memory)
         self._watch = ProcessWatch(
             lambda: tuple(self._processes.values()),
-            lambda: self._processes.get(_BACKEND),
+            lambda: self._processes.get(BACKEND),
             settings.backend_timeout_s,
             self._tell_of_backend,
         )
@@ -141,7 +141,7 @@ class Supervisor:
             )
             self.http_port = self._http.port
             await self._http.start()
-        titles = [_BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
+        titles = [BACKEND, *(f"worker {number}" for number in range(1, settings.workers + 1))]
         for title in titles:
             self._keeping[title] = keeping = asyncio.create_task(self._keep_running(title))
             keeping.add_done_callback(self._note_defect)
@@ -152,7 +152,7 @@ class Supervisor:
         if self._failed.done():
             self._failed.result()
         await self._shared.start()
-        backend = self._processes[_BACKEND].ready
+        backend = self._processes[BACKEND].ready
         assert backend is not None
         self.repository = tuple(map(ServedModel.model_validate, backend["models"]))
 
@@ -165,7 +165,7 @@ class Supervisor:
         self._stop_watching()
         self._adapt_http()
         titles = list(self._keeping)
-        for group in ([title for title in titles if title != _BACKEND], [_BACKEND]):
+        for group in ([title for title in titles if title != BACKEND], [BACKEND]):
             running = [self._processes[title] for title in group if title in self._processes]
             for process in running:
                 # Once answers were given up, nobody waits for what is left to compute.
@@ -213,12 +213,12 @@ class Supervisor:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _ready_backend(self) -> SupervisedProcess | None:
-        backend = self._processes.get(_BACKEND)
+        backend = self._processes.get(BACKEND)
         return None if backend is None or backend.ready is None else backend
 
     def _ready_workers(self) -> list[str]:
         """Return the titles of the workers that answer, those that drain included."""
-        return [title for title, its in self._processes.items() if title != _BACKEND and its.ready is not None]
+        return [title for title, its in self._processes.items() if title != BACKEND and its.ready is not None]
 
     async def _keep_running(self, title: str) -> None:
         """Run the process called `title`, and again whenever it has ended, until the drain."""
@@ -239,7 +239,7 @@ class Supervisor:
                 if (log := server_log()) is not None:
                     process.send_log_settings(log.settings)
                 self._feed.begin(process)
-                if title != _BACKEND:
+                if title != BACKEND:
                     process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
                 await process.run(
                     self._note_ready,
@@ -254,7 +254,7 @@ class Supervisor:
             finally:
                 self._regions.leave(process)
                 self._feed.leave(process)
-                if title == _BACKEND:
+                if title == BACKEND:
                     self._control.lose()
                 self.totals.add_ended(process)
                 del self._processes[title]
@@ -289,7 +289,7 @@ class Supervisor:
 
     async def _start(self, title: str, *, again: bool) -> SupervisedProcess:
         settings = self._settings
-        is_backend = title == _BACKEND
+        is_backend = title == BACKEND
         if not is_backend:
             threads = -(-settings.decode_threads // settings.workers)
             listen = self._shared.of_worker(title)
@@ -355,7 +355,7 @@ class Supervisor:
     def _tell_of_backend(self) -> None:
         """Let the workers know whether the backend gives signs of life."""
         for title, process in self._processes.items():
-            if title != _BACKEND:
+            if title != BACKEND:
                 process.send_backend(answers=self._watch.answers, live=self._watch.is_live)
 
     def _stop_watching(self) -> None:
