@@ -24,13 +24,12 @@ from fuseline.serve.errors import FuselineError
 from fuseline.serve.feed.hub import Watcher
 from fuseline.serve.feed.source import BATCH_FIELDS, REQUEST_FIELDS
 from fuseline.serve.http.call_of_scope import IDENTITY_KEY
-from fuseline.serve.http.http_answers import compact_json, error_answer, json_answer
-from fuseline.serve.http.http_services import HttpServices, classify_of, console_of, status_now
+from fuseline.serve.http.http_answers import compact_json, json_answer
+from fuseline.serve.http.http_services import HttpServices, classify_of, console_of
 from fuseline.serve.http.json_text import shortened
 from fuseline.serve.http.operations import Operation, answered_by
 from fuseline.serve.http.schemas import binary_content, json_content, object_schema
 from fuseline.serve.model import Model
-from fuseline.serve.services.statuses import status_from_error
 
 EVENTS = "/console/events"
 
@@ -109,62 +108,70 @@ async def _load(services: HttpServices, request: Request) -> Response:
 def _events(services: HttpServices) -> ASGIApp:
     passes = None if services.gate is None else Passes(services.gate)
 
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+    async def begin(services: HttpServices, request: Request) -> Response:
+        console = _console_for(services, request)
+        if request.scope["http_version"] == "1.0":
+            raise HTTPException(505, "the feed goes on without an end, which takes HTTP/1.1")
+        watcher = None if request.method == "HEAD" else console.hub.join()
+        return _Feed(watcher, console, services, passes, request)
+
+    return answered_by(begin)(services)
+
+
+class _Feed(Response):
+    """The answer that goes on until the server ends, or the token that let the watcher in no longer suffices."""
+
+    def __init__(
+        self,
+        watcher: Watcher | None,
+        console: Console,
+        services: HttpServices,
+        passes: Passes | None,
+        request: Request,
+    ) -> None:
+        """`watcher` is left at the end; None: only the head is sent."""
+        self._watcher = watcher
+        self._console = console
+        self._services = services
+        self._passes = passes
+        self._request = request
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         try:
-            console = _console_for(services, request)
-            if scope["http_version"] == "1.0":
-                raise HTTPException(505, "the feed goes on without an end, which takes HTTP/1.1")
-            watcher = None if scope["method"] == "HEAD" else console.hub.join()
-        except HTTPException as error:
-            await json_answer({"error": error.detail}, error.status_code)(scope, receive, send)
-            return
-        except FuselineError as error:
-            await error_answer(status_now(services, status_from_error(error)))(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-        if watcher is not None:
-            try:
-                await _watch(watcher, console, services, passes, request, send)
-            finally:
-                console.hub.leave(watcher)
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            if self._watcher is not None:
+                await self._watch(self._watcher, send)
+        finally:
+            if self._watcher is not None:
+                self._console.hub.leave(self._watcher)
         await send({"type": "http.response.body", "body": b""})
 
-    return application
+    async def _watch(self, watcher: Watcher, send: Send) -> None:
+        async def tell(kind: str, text: str) -> None:
+            part = f"event: {kind}\ndata: {text}\n\n".encode()
+            await send({"type": "http.response.body", "body": part, "more_body": True})
 
+        def end(error: FuselineError) -> None:
+            watcher.end(str(error))
 
-async def _watch(
-    watcher: Watcher, console: Console, services: HttpServices, passes: Passes | None, request: Request, send: Send
-) -> None:
-    """Send what happens until the server ends, or the token that let the watcher in no longer suffices."""
-    loop = asyncio.get_running_loop()
-
-    async def tell(kind: str, text: str) -> None:
-        await send(
-            {"type": "http.response.body", "body": f"event: {kind}\ndata: {text}\n\n".encode(), "more_body": True}
-        )
-
-    def end(error: FuselineError) -> None:
-        watcher.end(str(error))
-
-    held = None
-    age_s = services.settings.max_connection_age_s
-    timer = loop.call_later(age_s, watcher.end, "the connection is as old as connections get") if age_s else None
-    if passes is not None and services.gate is not None:
-        role = ROLE_OF_OPERATION[f"GET {EVENTS}"]
-        assert role is not None
-        held = services.gate.pass_of(request.headers.getlist("authorization"), role, f"GET {EVENTS}")
-        passes.add(held, end)
-    try:
-        await tell("hello", compact_json(_hello(console)))
-        async for chunk in watcher:
-            await tell("chunk", chunk)
-        await tell("end", compact_json({"reason": watcher.reason}))
-    finally:
-        if timer is not None:
-            timer.cancel()
-        if passes is not None and held is not None:
-            passes.remove(held, end)
+        held, gate, age_s = None, self._services.gate, self._services.settings.max_connection_age_s
+        old = "the connection is as old as connections get"
+        timer = asyncio.get_running_loop().call_later(age_s, watcher.end, old) if age_s else None
+        if self._passes is not None and gate is not None:
+            role = ROLE_OF_OPERATION[f"GET {EVENTS}"]
+            assert role is not None
+            held = gate.pass_of(self._request.headers.getlist("authorization"), role, f"GET {EVENTS}")
+            self._passes.add(held, end)
+        try:
+            await tell("hello", compact_json(_hello(self._console)))
+            async for chunk in watcher:
+                await tell("chunk", chunk)
+            await tell("end", compact_json({"reason": watcher.reason}))
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._passes is not None and held is not None:
+                self._passes.remove(held, end)
 
 
 def _hello(console: Console) -> dict[str, Any]:
