@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from fuseline.serve.access.roles import Role
-from fuseline.serve.console.facts import folds_of, model_facts, uptime_s
+from fuseline.serve.console.facts import folds_of, model_facts
 from fuseline.serve.console.load import MAX_RATE, MAX_SECONDS, LoadGenerator
 from fuseline.serve.console.reference_images import ReferenceShelf
 from fuseline.serve.feed.hub import FeedHub
@@ -72,7 +72,7 @@ class Console:
         return {
             "version": version,
             "boot": self.boot,
-            "uptime_s": uptime_s(self.started),
+            "uptime_s": round(time.monotonic() - self.started, 1),
             "workers": settings.workers,
             "grpc": list(self.addresses()),
             "tokens": settings.token_hashes is not None,

@@ -1,6 +1,5 @@
 """What the page shows of the server and its models beside what happens."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,11 +95,6 @@ class _Report(BaseModel):
     folds: list[_Fold]
     kept: list[Any]
     precision: dict[str, _Share]
-
-
-def uptime_s(started: float) -> float:
-    """Return the seconds since `started`, on the monotonic clock."""
-    return round(time.monotonic() - started, 1)
 
 
 def _verification(result: Verification) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class RemoteBatcher:
         """Seconds of a lane's batch in each bucket, by the backend's latest snapshot; 0 is left out."""
         if self._send is None:
             return {}
+        # It takes over what the snapshot says.
         self._load()
         return {bucket: seconds for bucket, seconds in self._admission.bucket_seconds.items() if seconds}
 
