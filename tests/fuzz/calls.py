@@ -17,6 +17,7 @@ from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request
 
 _CODES = {code.value[0] for code in CLIENTS_ERRORS}
+_BINARY = "-bin"
 _METHODS = (
     ("/fuseline.v1.Classifier/ClassifyStream", ClassifyRequest, ClassifyResponse),
     ("/inference.GRPCInferenceService/ModelStreamInfer", ModelInferRequest, ModelStreamInferResponse),
@@ -107,10 +108,14 @@ def _metadata(data: bytes) -> Iterator[tuple[str, str | bytes]]:
     for line in data.split(b"\n"):
         key, _, value = line.partition(b":")
         name = re.sub(rb"[^a-z0-9_.-]", b"", key.lower()).decode()
-        if name.endswith("-bin"):
+        text = re.sub(rb"[^ -~]", b"?", value).strip()
+        if name == _BINARY:
+            # It takes bytes for this name in Python, and refuses them further down unless they are text.
+            yield name, text
+        elif name.endswith(_BINARY):
             yield name, value
         elif name:
-            yield name, re.sub(rb"[^ -~]", b"?", value).strip().decode()
+            yield name, text.decode()
 
 
 def _metadata_seeds() -> list[bytes]:
