@@ -1,9 +1,7 @@
 """The page that shows the server at work: its files, what it shows, and the feed that it watches."""
 
 import asyncio
-import ipaddress
 import json
-import re
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +26,7 @@ from fuseline.serve.http.http_answers import compact_json, json_answer
 from fuseline.serve.http.http_services import HttpServices, classify_of, console_of
 from fuseline.serve.http.json_text import shortened
 from fuseline.serve.http.operations import Operation, answered_by
+from fuseline.serve.http.other_sites import refuse_foreign_name
 from fuseline.serve.http.schemas import binary_content, json_content, object_schema
 from fuseline.serve.model import Model
 
@@ -35,8 +34,6 @@ EVENTS = "/console/events"
 
 _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 """What a report may do that is opened by itself: be read. Whoever made the package wrote it."""
-
-_PORT = re.compile(r":\d*\Z")
 
 _STREAM_HEADERS = (
     (b"content-type", b"text/event-stream"),
@@ -97,7 +94,8 @@ async def _load(services: HttpServices, request: Request) -> Response:
     console = _console_for(services, request)
     if console.why_no_load:
         raise HTTPException(403, console.why_no_load)
-    _refuse_other_pages(request)
+    if forwarded := next((name for name in ("forwarded", "x-forwarded-for") if name in request.headers), None):
+        raise HTTPException(403, f"a load is for this machine alone, and the request was forwarded ({forwarded})")
     asked = load_request_from_json(await request.body())
     model = console.repository.find(asked.model, asked.version)
     images = await asyncio.to_thread(console.reference.of, model)
@@ -197,46 +195,11 @@ def _file(name: str, request: Request) -> Response:
 def _console_for(services: HttpServices, request: Request) -> Console:
     """Return what answers a request of the page.
 
-    Where nobody is asked for a token, another site could have its own name lead to this address in its visitors'
-    browsers, and read what they can (DNS rebinding), unless TLS tells them that it is another's. So the request must be
-    for an address or localhost then. Raises `HTTPException` for another name, `BackendLostError` where this process
-    can't answer.
+    Raises `HTTPException` for a name that another site may have led here, `BackendLostError` where this process can't
+    answer.
     """
-    # What is no browser may leave the field out.
-    host = request.headers.get("host")
-    is_known = services.gate is not None or services.settings.tls_cert is not None
-    if not is_known and host is not None and not _is_address(host):
-        raise HTTPException(
-            403,
-            f"the host {shortened(host)} is neither an address nor localhost: open the page by the server's address, "
-            "or start it with --token-hashes FILE or TLS",
-        )
+    refuse_foreign_name(request, services)
     return console_of(services)
-
-
-def _is_address(host: str) -> bool:
-    """Return whether a field Host, which may have a port, names no other host than by its address, or as localhost."""
-    name = _PORT.sub("", host.lower())
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
-    except ValueError:
-        return False
-    return True
-
-
-def _refuse_other_pages(request: Request) -> None:
-    """Raise `HTTPException` for a request that another site's page may have had a browser make.
-
-    A browser lets a page of another site send JSON only after the server has allowed it, which this one never does.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "a load is asked for by JSON: send it with content-type: application/json")
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        raise HTTPException(403, "a load is for the server's own page, not for another site's")
-    if forwarded := next((name for name in ("forwarded", "x-forwarded-for") if name in request.headers), None):
-        raise HTTPException(403, f"a load is for this machine alone, and the request was forwarded ({forwarded})")
 
 
 def _model(console: Console, request: Request) -> Model:

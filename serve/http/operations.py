@@ -17,6 +17,7 @@ from fuseline.serve.http.followed_requests import followed
 from fuseline.serve.http.http_answers import error_answer, refusal
 from fuseline.serve.http.http_gate import guarded
 from fuseline.serve.http.http_services import HttpServices, status_now
+from fuseline.serve.http.other_sites import changes_the_server, kept_from_other_sites
 from fuseline.serve.http.traced import traced
 from fuseline.serve.services.statuses import status_from_error
 
@@ -72,6 +73,8 @@ def routes_of(operations: Iterable[Operation], services: HttpServices) -> list[R
                 app = traced(app, services.tracer, path)
             if services.gate is not None:
                 app = guarded(app, f"{operation.method} {path}", services.gate)
+            elif changes_the_server(operation.method, path):
+                app = kept_from_other_sites(app, services)
             by_path.setdefault(path, {})[operation.method] = app
     return [Route(path, _PathApplication(methods)) for path, methods in by_path.items()]
 
