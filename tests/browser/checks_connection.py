@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import OpenPage, StartServer, run
 from tests.fakes.colours import encoded, plain, write_colours_package
 from tests.serve.access.token_files import TokenFile, withdraw
+from tests.serve.certificates import Authority
 
 RED = ("red.png", encoded(plain("red")))
 GREEN = ("green.png", encoded(plain("green")))
@@ -99,3 +100,17 @@ def test_a_server_with_tokens_is_shown_to_who_has_one(
     expect(models.get_by_role("button", name="Unload")).to_be_visible()
     page.drop(GREEN)
     expect(page.answer).to_contain_text("green")
+
+
+def test_over_tls_the_page_does_all_that_it_does_without(
+    colours_package: Path, tmp_path: Path, start_server: StartServer, open_page: OpenPage
+) -> None:
+    authority = Authority(tmp_path / "tls")
+    server = start_server(colours_package, *authority.issue().flags, "--workers", 2)
+    # Chromium trusts the machine's own authorities, to which a test adds none.
+    page = open_page(server, scheme="https", ignore_https_errors=True).ready()
+    page.drop(RED)
+    expect(page.answer).to_contain_text("red")
+    page.open_table()
+    expect(page.own_batches).to_have_count(1)
+    page.load_briefly(100)

@@ -37,18 +37,24 @@ def chromium() -> Iterator[Browser]:
 def open_page(chromium: Browser) -> Iterator[OpenPage]:
     """Open the page of a server: `page = open_page(server, width=400, color_scheme="dark")`; watched to the end.
 
-    `script` runs before those of the page.
+    `script` runs before those of the page; `scheme` is what the server speaks.
     """
     with ExitStack() as stack:
         pages = []
 
         def open(
-            server: ServerProcess, *, width: int = 1200, height: int = 900, script: str = "", **context: Any
+            server: ServerProcess,
+            *,
+            width: int = 1200,
+            height: int = 900,
+            script: str = "",
+            scheme: str = "http",
+            **context: Any,
         ) -> WatchedPage:
             its = chromium.new_context(viewport={"width": width, "height": height}, **context)
             stack.callback(its.close)
             its.add_init_script(script)
-            pages.append(WatchedPage(its.new_page(), f"http://{server.http_address}"))
+            pages.append(WatchedPage(its.new_page(), f"{scheme}://{server.http_address}"))
             return pages[-1].open()
 
         yield open
