@@ -92,6 +92,7 @@ def test_an_input_by_which_the_process_dies_is_kept(tmp_path: Path, by: str) -> 
 
 
 @needs_atheris
+@pytest.mark.slow  # make fuzz leads every target so
 @pytest.mark.parametrize("name", ["safetensors", "control over HTTP"])
 def test_a_target_that_is_led_by_coverage_starts_soon_and_ends_well(tmp_path: Path, name: str) -> None:
     code, said = _fuzz(tmp_path, "--by", "coverage", "--seconds", "1", name)

@@ -94,7 +94,7 @@ def test_lanes_cost_a_request_on_an_idle_server_nothing():
 
 
 @pytest.mark.parametrize("patience", DEADLINES)
-@pytest.mark.parametrize("load", [1, 2, 5])
+@pytest.mark.parametrize("load", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_on_a_gpu_overload_costs_no_goodput(load, patience):
     patience_s = [seconds / GPU_SCALE for seconds in DEADLINES[patience]]
     outcome = open_loop(ON_GPU, load * capacity(on_gpu=True), patience_s, seconds=0.4 if load < 5 else 0.2)
