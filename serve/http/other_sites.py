@@ -1,4 +1,4 @@
-"""What pages of other sites are kept from, which a browser may be made to ask of a server that asks for no token."""
+"""Keeps pages of other sites from changing a server that asks for no token, by the browsers of who can reach it."""
 
 import ipaddress
 import re
