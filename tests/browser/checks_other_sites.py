@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import StartServer
 from tests.fakes.colours import write_colours_package
@@ -64,7 +64,8 @@ def server(tmp_path: Path, start_server: StartServer) -> ServerProcess:
     return start_server(*explicit)
 
 
-def status_of_unload(page: Page, script: str, url: str) -> int:
+def unload(page: Page, script: str, url: str) -> int:
+    """The status of the answer to an unload that the page asks for by fetch."""
     with page.expect_response(lambda response: response.url == url) as answer:
         page.evaluate(script, url)
     return answer.value.status
@@ -83,7 +84,13 @@ def test_another_site_unloads_no_model(
     with closing(chromium.new_context()) as context:
         page = context.new_page()
         page.goto(f"http://{host}:{elsewhere}/")
-        assert status_of_unload(page, script, f"http://{server.http_address}{UNLOAD}") == 403
+        url = f"http://{server.http_address}{UNLOAD}"
+        if script == FETCH:
+            assert unload(page, script, url) == 403
+        else:
+            page.evaluate(script, url)
+            shown = page if script == FORM else page.frame_locator("iframe")
+            expect(shown.get_by_text("not for another site's page")).to_be_visible()
     assert is_served(server)
 
 
@@ -96,8 +103,8 @@ def test_a_name_that_was_led_here_unloads_no_model_and_the_servers_own_page_does
         page = context.new_page()
         led = f"http://evil.example:{port}"
         page.goto(f"{led}/openapi.json")
-        assert status_of_unload(page, FETCH, f"{led}{UNLOAD}") == 403
+        assert unload(page, FETCH, f"{led}{UNLOAD}") == 403
         assert is_served(server)
         page.goto(f"http://{own}/")
-        assert status_of_unload(page, FETCH, f"http://{own}{UNLOAD}") == 200
+        assert unload(page, FETCH, f"http://{own}{UNLOAD}") == 200
         assert not is_served(server)
