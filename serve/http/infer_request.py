@@ -113,7 +113,7 @@ def _head(text: bytes, model: str, version: str) -> _Head:
     members = object_from_json(text, MAX_JSON_BYTES)
     parameters = dict(_member(members, "parameters", dict, {}))
     request = ModelInferRequest(model_name=model, model_version=version)
-    _set_text(request, "id", _member(members, "id", str, ""))
+    request.id = _member(members, "id", str, "")
     outputs = BinaryOutputs(_popped(parameters, "binary_data_output", bool, False))
     _set_parameters(request.parameters, parameters)
     binary_inputs: list[tuple[int, str, int]] = []
@@ -138,8 +138,8 @@ def _add_input(request: ModelInferRequest, tensor: Json) -> int | None:
     parameters = dict(_member(tensor, "parameters", dict, {}))
     binary_size: int | None = _popped(parameters, "binary_data_size", int, None)
     added = request.inputs.add(shape=shape)
-    _set_text(added, "name", name)
-    _set_text(added, "datatype", datatype)
+    added.name = name
+    added.datatype = datatype
     _set_parameters(added.parameters, parameters)
     kinds = [
         kind
@@ -171,7 +171,7 @@ def _add_output(request: ModelInferRequest, output: Json, outputs: BinaryOutputs
         # As if it were absent, in Triton over HTTP alone.
         del parameters["classification"]
     added = request.outputs.add()
-    _set_text(added, "name", name)
+    added.name = name
     _set_parameters(added.parameters, parameters)
 
 
@@ -232,17 +232,10 @@ def _parameter(name: str, value: object) -> InferParameter:
         case float() if math.isfinite(value):
             parameter.double_param = value
         case str():
-            _set_text(parameter, "string_param", value)
+            parameter.string_param = value
         case _:
             raise RequestError(
                 f"the parameter {shortened(name)} is {shortened(value)}, {json_type(value)}; expected a boolean, a "
                 "string, or a number within 64 bits"
             )
     return parameter
-
-
-def _set_text(message: Message, field_name: str, text: str) -> None:
-    try:
-        setattr(message, field_name, text)
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{field_name!r} is {shortened(text)}, which UTF-8 can't hold") from error

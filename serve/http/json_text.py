@@ -1,6 +1,7 @@
 """Reads the JSON of requests strictly: what two parsers could take for different things is refused."""
 
 import json
+import re
 import reprlib
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -16,7 +17,8 @@ def object_from_json(text: bytes, max_bytes: int) -> dict[str, Any]:
     Raises:
         HTTPException: the text has more than `max_bytes`; it is not parsed.
         RequestError: text that is not UTF-8 or not JSON (RFC 8259), NaN and Infinity among it, another value than an
-            object, a name given twice in one object, or nesting that is too deep to read.
+            object, a name given twice in one object, half a character (RFC 7493, 2.1), or nesting that is too deep to
+            read.
     """
     if len(text) > max_bytes:
         raise HTTPException(
@@ -26,8 +28,15 @@ def object_from_json(text: bytes, max_bytes: int) -> dict[str, Any]:
         )
     try:
         value = _DECODER.decode(text.decode())
+        if _ESCAPED_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise RequestError(f"the JSON is not UTF-8: {error.reason} at byte {error.start}") from error
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the JSON has half a character, \\u{ord(error.object[error.start]):04x}; a character beyond \\uffff is "
+            "written as two halves, \\ud800 to \\udbff and then \\udc00 to \\udfff"
+        ) from error
     except RecursionError as error:
         raise RequestError(
             "the JSON is nested too deep to be read; a tensor's data has one level a dimension"
@@ -72,5 +81,8 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON; send tensors with such elements as binary data")
 
+
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What the halves of a character are written as; two that belong together are read as one."""
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

@@ -1,7 +1,6 @@
 """The Open Inference Protocol over HTTP (KServe's v2 REST), with Triton's extensions."""
 
 import base64
-import binascii
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -117,7 +116,7 @@ async def _cuda_register(services: HttpServices, request: Request) -> Response:
         raise RequestError("'raw_handle' is missing or no object; expected {\"b64\": the handle in base64}")
     try:
         raw_handle = base64.b64decode(_text(handle, "b64"), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of characters beyond ASCII, too, which is no binascii.Error
         raise RequestError(f"'raw_handle' is no base64: {error}") from error
     sizes = _size(members, "device_id", None), _size(members, "byte_size", None)
     await open_inference_of(services).cuda_shared_memory_register(_region(request), raw_handle, *sizes)

@@ -131,10 +131,4 @@ def _beyond(name: str, datatype: str, numpy_type: np.dtype[Any], elements: list[
 
 def _bytes_elements(name: str, elements: list[Any]) -> bytes:
     _check_types(name, elements, frozenset({str}), "strings, as it is BYTES")
-    try:
-        encoded = [element.encode() for element in elements]
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"the data of the input {shortened(name)} has a string that UTF-8 can't hold; send bytes as binary data"
-        ) from error
-    return raw_from_elements(encoded)
+    return raw_from_elements([element.encode() for element in elements])

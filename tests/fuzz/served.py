@@ -3,12 +3,14 @@
 import http.client
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 
 from fuseline.protos import open_inference_pb2 as protocol
 from fuseline.serve.services.statuses import HTTP_STATUS_OF_CODE
 from tests.fakes.colours import encoded, noise
+from tests.fuzz.odd_values import with_odd_values
 from tests.fuzz.target import Target
 from tests.serve.services.classify_requests import raw_request
 from tests.serve.services.open_inference_requests import infer_request
@@ -70,10 +72,11 @@ def _form(*parts: bytes) -> bytes:
     return b"".join(begin + part + b"\r\n" for part in parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
-def _json() -> bytes:
+def _infer_request() -> dict[str, Any]:
     pixels = noise(1)
-    tensor = {"name": "image", "datatype": "UINT8", "shape": pixels.shape, "data": pixels.tolist()}
-    return json.dumps({"inputs": [tensor], "parameters": {"priority": 1, "timeout": 10_000}}).encode()
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    outputs = [{"name": "logits", "parameters": {"binary_data": False}}]
+    return {"id": "a", "inputs": [tensor], "outputs": outputs, "parameters": {"priority": 1, "timeout": 10_000}}
 
 
 def _binary() -> bytes:
@@ -148,7 +151,12 @@ def control_messages(channel: grpc.Channel) -> Target:
 def control_bodies(http_address: str) -> Target:
     return Target(
         _first_line_chooses({path.encode(): _post_of(http_address, path, _HEADERS["JSON"]) for path in _BODIES}),
-        lambda: [f"{path}\n{json.dumps(body)}".encode() for path, its_bodies in _BODIES.items() for body in its_bodies],
+        lambda: [
+            f"{path}\n{json.dumps(body)}".encode()
+            for path, sound in _BODIES.items()
+            for its in sound
+            for body in (its, *with_odd_values(its))
+        ],
     )
 
 
@@ -182,7 +190,10 @@ def forms(http_address: str) -> Target:
 
 
 def json_bodies(http_address: str) -> Target:
-    return Target(_post_of(http_address, _INFER, _HEADERS["JSON"]), lambda: [_json()])
+    return Target(
+        _post_of(http_address, _INFER, _HEADERS["JSON"]),
+        lambda: [json.dumps(its).encode() for its in (_infer_request(), *with_odd_values(_infer_request()))],
+    )
 
 
 def binary_bodies(http_address: str) -> Target:

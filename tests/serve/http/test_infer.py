@@ -55,10 +55,16 @@ async def test_an_output_in_json_has_the_digits_of_fp32_and_no_more(start_http: 
 async def test_the_id_comes_back_and_the_outputs_own_wish_overrides_the_requests(start_http: StartServer) -> None:
     served = await start_http()
     wish = [{"name": "logits", "parameters": {"binary_data": False}}]
+    # JSON writes this character as its two halves.
     answer = await infer_binary(
-        served, noise(1), id="mine", outputs=wish, parameters={"binary_data_output": True, "priority": 1, "mine": 0.5}
+        served,
+        noise(1),
+        id="\U0001f5bc",
+        outputs=wish,
+        parameters={"binary_data_output": True, "priority": 1, "mine": 0.5},
     )
-    assert (answer.json["id"], answer.json["model_name"], answer.json["model_version"]) == ("mine", "colours", "1")
+    its = answer.json
+    assert (its["id"], its["model_name"], its["model_version"]) == ("\U0001f5bc", "colours", "1")
     np.testing.assert_allclose(logits_of(answer), expected_logits(noise(1)), atol=1e-5)
     answer = await infer_binary(served, noise(1), outputs=[{"name": "logits", "parameters": {"binary_data": True}}])
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -125,7 +131,8 @@ INVALID: dict[str, tuple[bytes | tuple[bytes, str], str]] = {
     "a name twice": (b'{"inputs":[],"inputs":[]}', "'inputs' is given twice"),
     "a name twice, deep": (b'{"inputs":[{"parameters":{"a":1,"a":2}}]}', "'a' is given twice"),
     "no UTF-8": (b'{"id":"\xff"}', "not UTF-8"),
-    "half a surrogate": (b'{"id":"\\ud800","inputs":[]}', "'id' is .*UTF-8 can't hold"),
+    "half a character": (b'{"id":"a\\ud800","inputs":[]}', r"half a character, \\ud800"),
+    "the other half": (b'{"\\uDC00":1,"inputs":[]}', r"half a character, \\udc00"),
     "a control character": (b'{"id":"\x01"}', "control character"),
     "a number of 5,000 digits": (first_element("1" * 5000), "JSON can't be read.*digits"),
     "an id that is no string": (text(id=1), "'id' is an integer.*expected a string"),

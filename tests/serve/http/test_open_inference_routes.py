@@ -170,6 +170,7 @@ async def test_regions_are_registered_told_of_and_unregistered(
         (f"{system}/region/bad/unregister", {}, "no"),
         (f"{cuda}/region/c/register", handle | {"raw_handle": "AAEC"}, "'raw_handle' is missing or no object"),
         (f"{cuda}/region/c/register", handle | {"raw_handle": {"b64": "A"}}, "no base64"),
+        (f"{cuda}/region/c/register", handle | {"raw_handle": {"b64": "\u00e9AAA"}}, "no base64"),
         (f"{cuda}/region/c/register", handle | {"raw_handle": {}}, "'b64' is missing"),
     ):
         answer = await post_json(served, path, body)
