@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from google.protobuf.message import Message
-
 from fuseline.protos.open_inference_pb2 import InferParameter, ModelInferRequest, ModelMetadataResponse
 from fuseline.serve.errors import RequestError
 from fuseline.serve.http.json_text import json_type, object_from_json, shortened
