@@ -24,7 +24,8 @@ _NEW_NAME = "\u00e9"
 
 
 def with_odd_values(value: dict[str, Any]) -> Iterator[Any]:
-    """`value` with each of its values in turn replaced by each of `ODD`, and each object with one more member."""
+    """`value`; then with each of its values in turn replaced by each of `ODD`, and each object with one more member."""
+    yield value
     for place in _places(value):
         for odd in ODD:
             yield _replaced(value, place, odd)

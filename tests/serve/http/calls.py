@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,16 @@ def _call(port: int, method: str, path: str, body: bytes, headers: dict[str, str
         return Answer(response.status, response.headers, response.read())
     finally:
         connection.close()
+
+
+async def call_over_tls(served: Served, context: ssl.SSLContext, head: str) -> bytes:
+    """All that is answered to a request of that head on a connection of its own, which the answer closes."""
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("localhost", served.server.http_port, ssl=context)
+        writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.transport.abort()
+    return answer
 
 
 async def get(served: Served, path: str) -> Answer:

@@ -17,7 +17,7 @@ from tests.fakes.colours import LABELS, encoded, plain
 from tests.serve.access.token_files import TokenFile, withdraw
 from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer
-from tests.serve.http.calls import Answer, call, get
+from tests.serve.http.calls import Answer, call, call_over_tls, get
 
 KEY = "0123456789abcdef" * 2
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -386,11 +386,6 @@ async def test_over_tls_the_page_may_have_a_name(start_http: StartServer, tmp_pa
     authority = Authority(tmp_path / "tls")
     served = await start_http(**authority.issue().settings)
     context = ssl.create_default_context(cafile=authority.ca)
-    head = b"GET /console/server HTTP/1.1\r\nHost: fuseline.example\r\nConnection: close\r\n\r\n"
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection("localhost", served.server.http_port, ssl=context)
-        writer.write(head)
-        answer = await reader.read()
-        writer.transport.abort()
+    answer = await call_over_tls(served, context, "GET /console/server HTTP/1.1\r\nHost: fuseline.example")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["tls"] is True

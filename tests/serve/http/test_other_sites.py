@@ -1,6 +1,5 @@
 """What a page of another site may have a browser ask of a server that asks for no token."""
 
-import asyncio
 import re
 import ssl
 from pathlib import Path
@@ -11,7 +10,7 @@ from fuseline.serve.access.roles import ROLE_OF_OPERATION, Role
 from tests.serve.access.token_files import TokenFile
 from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer
-from tests.serve.http.calls import Answer, call
+from tests.serve.http.calls import Answer, call, call_over_tls
 
 CHANGES = [its for its, role in ROLE_OF_OPERATION.items() if role is Role.ADMIN and not its.startswith("GET ")]
 LOADED = "POST /v2/repository/models/colours/load"
@@ -81,10 +80,6 @@ async def test_a_clients_certificate_is_no_reason_to_trust_a_site(start_http: St
     context = ssl.create_default_context(cafile=authority.ca)
     context.load_cert_chain(client.cert, client.key)
     for origin, refused in (("https://evil.example", True), ("https://models.example", False)):
-        head = f"{LOADED} HTTP/1.1\r\nHost: models.example\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
-        async with asyncio.timeout(30):
-            reader, writer = await asyncio.open_connection("localhost", served.server.http_port, ssl=context)
-            writer.write(head.encode())
-            answer = await reader.read()
-            writer.transport.abort()
+        head = f"{LOADED} HTTP/1.1\r\nHost: models.example\r\nOrigin: {origin}"
+        answer = await call_over_tls(served, context, head)
         assert answer.startswith(b"HTTP/1.1 403 ") is refused, answer
