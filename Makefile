@@ -156,7 +156,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 SAME_VERSIONS := same=$$(grep -oE '^(onnxruntime|pillow)==[^ ]*' requirements.lock) &&
 
 lock: setup ## Renew the lock files: everything, what the images need, what checks them, others' clients, and the peers
-	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra otel --extra dev -o requirements.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra rtx --extra export --extra bench --extra otel --extra ray --extra deploy --extra dev -o requirements.lock
 	$(COMPILE) pyproject.toml --extra cpu --constraint requirements.lock -o requirements-serve-cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -o requirements-serve-gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock

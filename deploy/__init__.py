@@ -1,0 +1,1 @@
+"""Fuseline on more than one machine, and what builds, bundles and watches it."""
