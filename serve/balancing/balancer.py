@@ -62,10 +62,10 @@ class Balancer(Generic[KeyT]):
 
     def end(
         self, member: Member[KeyT], outcome: Outcome, began: float, now: float, retry_after_s: float | None = None
-    ) -> None:
+    ) -> bool:
         """Take in the end of a request that `begin` gave to `member` at `began`; see `Ejection.note`."""
         member.under_way -= 1
-        member.ejection.note(outcome, began, now, retry_after_s)
+        return member.ejection.note(outcome, began, now, retry_after_s)
 
     def is_any_free(self, now: float, without: Collection[KeyT] = ()) -> bool:
         """Return whether a server that is none of `without` takes requests at `now`."""

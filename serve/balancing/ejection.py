@@ -59,14 +59,14 @@ class Ejection:
         """Return whether the time is over at which an overloaded server said that there would be room again."""
         return now >= self._no_room_until
 
-    def note(self, outcome: Outcome, began: float, now: float, retry_after_s: float | None = None) -> None:
-        """Take in what became of a request that was sent at `began` and ended at `now`.
+    def note(self, outcome: Outcome, began: float, now: float, retry_after_s: float | None = None) -> bool:
+        """Take in what became of a request that was sent at `began` and ended at `now`; return whether that is news.
 
         Requests that were sent before the last ejection say nothing new: a connection that breaks fails all requests on
         it, which is one failure. `retry_after_s` are the seconds after which an overloaded server expects to have room.
         """
         if outcome is Outcome.UNTOLD or began <= self._out_from:
-            return
+            return False
         if outcome is Outcome.DRAINING:
             # It isn't sick, so that the next ejection is no longer than this one.
             self.is_draining = True
@@ -83,6 +83,7 @@ class Ejection:
             self._failures = 0
             if self._out_until is not None:
                 self._out_until, self._in_since, self.is_draining = None, now, False
+        return True
 
     def note_check(self, outcome: Outcome, now: float) -> None:
         """Take in what became of asking a server that was due; unless it answered, it is out again."""

@@ -1,12 +1,13 @@
 """Where the attempts at one call go, and when, if there are several servers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from fuseline.serve.balancing.outcomes import Outcome
-from fuseline.serve.client.calls import is_unreached
+from fuseline.serve.client.calls import error_from_rpc, is_unreached
 from fuseline.serve.client.failures import outcome_of
 from fuseline.serve.client.retries import RetryPolicy
 from fuseline.serve.client.servers import Lease, Link, Servers
@@ -37,6 +38,8 @@ class CallPlan:
         self._tried: set[str] = set()
         self._attempt = 0
         self._shortest_retry_after_s: float | None = None
+        self._unreached: set[str] = set()
+        self._is_news = True
         self.last: Link | None = None
         """Server of the attempt that failed last."""
 
@@ -59,6 +62,29 @@ class CallPlan:
         without = {*self._tried, lease.link.address}
         return self._servers.begin(without) if self._servers.is_any_free(without) else None
 
+    @contextmanager
+    def ending(self, lease: Lease, given_s: float | None) -> Iterator[None]:
+        """End the attempt, which has `given_s` seconds, with the block: by an answer, or an error of the tree."""
+        with self.failing(lease, given_s):
+            yield
+        self.answered(lease)
+
+    @contextmanager
+    def failing(self, lease: Lease, given_s: float | None) -> Iterator[None]:
+        """End the attempt, which has `given_s` seconds, if the block fails, by an error of the tree."""
+        try:
+            yield
+        except FuselineError as error:
+            self.failed(lease, error, given_s)
+            raise
+        except grpc.RpcError as error:
+            failure = error_from_rpc(error, lease.link.address, self.timeout_s, None)
+            self.failed(lease, failure, given_s)
+            raise failure from error
+        except BaseException:
+            self.dropped(lease)
+            raise
+
     def answered(self, lease: Lease) -> None:
         """Take in that the attempt was answered."""
         self._servers.end(lease, Outcome.ANSWERED)
@@ -73,8 +99,10 @@ class CallPlan:
         outcome = outcome_of(error)
         if outcome is Outcome.FAILED and not self._was_patient(given_s):
             outcome = Outcome.UNTOLD
-        self._servers.end(lease, outcome, error.retry_after_s)
+        self._is_news = self._servers.end(lease, outcome, error.retry_after_s)
         self._tried.add(lease.link.address)
+        if outcome is Outcome.UNREACHABLE:
+            self._unreached.add(lease.link.address)
         self.last = lease.link
         if error.retry_after_s is not None:
             known = self._shortest_retry_after_s
@@ -88,7 +116,9 @@ class CallPlan:
         if error.is_untaken and self._servers.has_other(self._tried):
             return 0.0
         if self._servers.is_any_free(self._tried):
-            wait_s = 0.0 if self._policy.takes_another(self._attempt, error) else None
+            # A connection that breaks fails all calls on it. That is one failure, and no reason to give them up.
+            takes_another = self._policy.takes_another(self._attempt, error, is_counted=self._is_news)
+            wait_s = 0.0 if takes_another else None
         else:
             # All were tried: whoever has room first may be asked again.
             error.retry_after_s = self._shortest_retry_after_s
@@ -105,7 +135,7 @@ class CallPlan:
 
     def last_error(self, error: FuselineError) -> FuselineError:
         """Return the error that the call raises if its last attempt failed by `error`."""
-        if type(error) is not InputError or not error.may_pass or self._servers.count < 2:
+        if type(error) is not InputError or not error.may_pass or not 1 < self._servers.count <= len(self._unreached):
             return error
         none = InputError(f"none of {self._servers.count} servers can be reached; of the last one: {error}")
         none.may_pass, none.is_untaken = True, error.is_untaken

@@ -33,7 +33,7 @@ class Connection:
         return is_http(self.targets[0].address)
 
     def tls_of(self, target: Target) -> ClientTls | None:
-        """Return the TLS of a connection to one of the addresses of `target`, whose certificate has the target's name."""
+        """Return the TLS of a connection to an address of `target`, whose certificate has the target's name."""
         if self.tls is None or target.name is None or self.tls.server_name is not None:
             return self.tls
         return replace(self.tls, server_name=target.name[0])

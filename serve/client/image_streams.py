@@ -7,7 +7,7 @@ one, and those that a server leaves unanswered go to another one.
 import asyncio
 import queue
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fuseline.serve.client.answers import Answer, StreamAnswer
@@ -66,7 +66,7 @@ async def async_stream_over_servers(
     classify: Callable[[ImageLike, float | None], Awaitable[Answer]],
     images: AsyncIterator[ImageLike],
     timeout_s: float | None,
-) -> AsyncIterator[StreamAnswer]:
+) -> AsyncGenerator[StreamAnswer]:
     """Do the same on the event loop."""
     loop = asyncio.get_running_loop()
     deadline = None if timeout_s is None else loop.time() + timeout_s

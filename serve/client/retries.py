@@ -50,11 +50,12 @@ class RetryPolicy:
         wait_s = (error.retry_after_s or 0.0) + self._rand() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
         return None if left_s is not None and wait_s >= left_s else wait_s
 
-    def takes_another(self, attempt: int, error: FuselineError) -> bool:
-        """Count a call's failure, and return whether there is another attempt after that of number `attempt`."""
+    def takes_another(self, attempt: int, error: FuselineError, *, is_counted: bool = True) -> bool:
+        """Return whether there is another attempt after number `attempt`, whose failure counts if `is_counted`."""
         if not error.may_pass:
             return False
-        self._budget = max(0.0, self._budget - 1)
+        if is_counted:
+            self._budget = max(0.0, self._budget - 1)
         return attempt < self._retries and self._budget > _RETRY_ABOVE
 
 

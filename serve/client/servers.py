@@ -125,13 +125,13 @@ class Servers(ABC):
             member = self._balancer.begin(now, without)
             return None if member is None else Lease(self._links[member.key], member, now)
 
-    def end(self, lease: Lease, outcome: Outcome, retry_after_s: float | None = None) -> None:
-        """End a call."""
+    def end(self, lease: Lease, outcome: Outcome, retry_after_s: float | None = None) -> bool:
+        """End a call; return whether its end says something new about the server."""
         member, unused = lease.member, None
         with self._lock:
             now = self._clock()
             was_in = member.ejection.standing(now) is Standing.IN
-            self._balancer.end(member, outcome, lease.began, now, retry_after_s)
+            is_news = self._balancer.end(member, outcome, lease.began, now, retry_after_s)
             if outcome in {Outcome.UNREACHABLE, Outcome.DRAINING}:
                 self._has_trouble = True
             is_out = was_in and member.ejection.standing(now) is not Standing.IN
@@ -141,6 +141,7 @@ class Servers(ABC):
             _log.info("%s gets no requests for now: %s", member.key, outcome.name.lower())
         if unused is not None:
             self._close(unused)
+        return is_news
 
     def is_any_free(self, without: Collection[str]) -> bool:
         """Return whether a server that is none of `without` takes requests now."""

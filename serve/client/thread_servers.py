@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -14,7 +14,7 @@ from fuseline.serve.balancing.balancer import Member
 from fuseline.serve.balancing.hedging import HedgeBudget
 from fuseline.serve.balancing.outcomes import Outcome
 from fuseline.serve.client.call_plan import CallPlan
-from fuseline.serve.client.calls import error_from_rpc, no_connection
+from fuseline.serve.client.calls import no_connection
 from fuseline.serve.client.failures import outcome_of
 from fuseline.serve.client.health_check import HEALTH_CHECK, outcome_of_health, outcome_of_health_error
 from fuseline.serve.client.http_stub import HttpStub
@@ -56,7 +56,7 @@ class ThreadServers(Servers):
         """Return the description of a model that one of the servers gives."""
 
         def attempt(plan: CallPlan, lease: Lease, left_s: float | None) -> ModelDescription:
-            with _ending(plan, lease, left_s):
+            with plan.ending(lease, left_s):
                 return self._described(lease.link, name, version, left_s)
 
         return self._called(attempt, timeout_s)
@@ -93,19 +93,19 @@ class ThreadServers(Servers):
     def _classified(self, draft: DraftRequest, plan: CallPlan, lease: Lease, left_s: float | None) -> Any:
         self._hedges.note_request()
         if self._hedge_after_s is None or (left_s is not None and left_s <= self._hedge_after_s):
-            with _ending(plan, lease, left_s):
+            with plan.ending(lease, left_s):
                 request = self._checked(lease.link, draft, left_s)
                 return lease.link.stub.Classify(request, timeout=left_s, **self._extra)
         return self._hedged(draft, plan, lease, self._hedge_after_s)
 
     def _hedged(self, draft: DraftRequest, plan: CallPlan, lease: Lease, after_s: float) -> Any:
-        """Return the response of whichever of two servers answers first; the second is asked after `after_s` seconds."""
+        """Return the response of whichever of two servers is first; the second is asked after `after_s` seconds."""
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         under_way: dict[Any, tuple[Lease, float | None]] = {}
 
         def begin(its: Lease) -> None:
             left_s = plan.left_s
-            with _failing(plan, its, left_s):
+            with plan.failing(its, left_s):
                 request = self._checked(its.link, draft, left_s)
                 call = its.link.stub.Classify.future(request, timeout=left_s, **self._extra)
             under_way[call] = (its, left_s)
@@ -124,7 +124,7 @@ class ThreadServers(Servers):
             while True:
                 its, left_s = under_way.pop(call)
                 try:
-                    with _ending(plan, its, left_s):
+                    with plan.ending(its, left_s):
                         return call.result()
                 except FuselineError:
                     if not under_way:
@@ -181,28 +181,3 @@ def _health(link: Link) -> Outcome:
         return outcome_of_health(link.channel.unary_unary(HEALTH_CHECK)(b"", timeout=CHECK_TIMEOUT_S))
     except grpc.RpcError as error:
         return outcome_of_health_error(error)
-
-
-@contextmanager
-def _ending(plan: CallPlan, lease: Lease, left_s: float | None) -> Iterator[None]:
-    """End the attempt with the block, by an answer or an error of the tree."""
-    with _failing(plan, lease, left_s):
-        yield
-    plan.answered(lease)
-
-
-@contextmanager
-def _failing(plan: CallPlan, lease: Lease, left_s: float | None) -> Iterator[None]:
-    """End the attempt if the block fails, by an error of the tree."""
-    try:
-        yield
-    except FuselineError as error:
-        plan.failed(lease, error, left_s)
-        raise
-    except grpc.RpcError as error:
-        failure = error_from_rpc(error, lease.link.address, plan.timeout_s, None)
-        plan.failed(lease, failure, left_s)
-        raise failure from error
-    except BaseException:
-        plan.dropped(lease)
-        raise
