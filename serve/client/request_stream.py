@@ -35,7 +35,7 @@ _MOST_MS = 2**32 - 1
 _TOLD_TO_EACH = {grpc.StatusCode.UNAVAILABLE.value[0], grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
 """Status codes that say nothing about one of several requests; sent alone, each would most likely get the same."""
 _BROKEN_WRITE = "Internal error from Core"
-"""What grpc.aio says, under the status INTERNAL, of a write to a connection that has just broken."""
+"""What grpc.aio says, under the status INTERNAL, of a write to a stream that has just ended."""
 
 
 class RequestStream:
@@ -56,21 +56,20 @@ class RequestStream:
         Raises:
             FuselineError: what the server answered, or what the stream broke by; `is_untaken` where it wasn't sent.
         """
-        if timeout_s is not None and timeout_s <= 0:
-            raise self._too_late(timeout_s)
-        stream = self._current
-        if stream is None or not stream.is_open:
-            self._current = stream = _OpenStream(self._open(metadata=self._metadata))
-            self._streams.add(stream)
-            stream.reader.add_done_callback(partial(self._forget, stream))
-        answer = await stream.answer(request, timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        answer = await self._open_stream().answer(request, deadline)
+        if isinstance(answer, _End) and answer.is_vague:
+            # Whether the server drains, is gone or well, a second stream finds out.
+            answer = await self._open_stream().answer(request, deadline)
         if isinstance(answer, ClassifyResponse):
             if answer.HasField("error"):
                 raise error_from_response(answer)
             return answer
         if answer is None:
-            assert timeout_s is not None
-            raise self._too_late(timeout_s)
+            error = DeadlineError(f"no answer from {self._address} within {timeout_s:g} s; allow more time")
+            error.is_unanswered = True
+            raise error
         raise self._broken(answer)
 
     async def close(self) -> None:
@@ -80,13 +79,15 @@ class RequestStream:
             stream.cancel()
         await asyncio.gather(*(stream.reader for stream in streams), return_exceptions=True)
 
+    def _open_stream(self) -> "_OpenStream":
+        if self._current is None or not self._current.is_open:
+            self._current = stream = _OpenStream(self._open(metadata=self._metadata))
+            self._streams.add(stream)
+            stream.reader.add_done_callback(partial(self._forget, stream))
+        return self._current
+
     def _forget(self, stream: "_OpenStream", _: object) -> None:
         self._streams.discard(stream)
-
-    def _too_late(self, timeout_s: float) -> DeadlineError:
-        error = DeadlineError(f"no answer from {self._address} within {timeout_s:g} s; allow more time")
-        error.is_unanswered = True
-        return error
 
     def _broken(self, end: "_End") -> FuselineError:
         """Return the error of a request whose stream ended before its answer came."""
@@ -95,7 +96,7 @@ class RequestStream:
             error = ShuttingDownError(f"{self._address} ended the stream before it took the request")
             error.is_untaken = error.may_pass = True
             return error
-        if end.error.code() is grpc.StatusCode.INTERNAL and end.error.details() == _BROKEN_WRITE:
+        if end.is_vague:
             error = InputError(f"no server answers at {self._address}: the connection broke; does it run still?")
             error.may_pass = True
         else:
@@ -113,6 +114,18 @@ class _End:
     """grpc.aio's; None: the server ended the stream as if all were answered."""
     was_sent: bool
 
+    @property
+    def is_vague(self) -> bool:
+        """Whether grpc.aio doesn't tell why: of a write that fails it makes a status of its own, and drops what came.
+
+        The server's own status, as that it drains, and its last answers are lost by that.
+        """
+        return (
+            self.error is not None
+            and self.error.code() is grpc.StatusCode.INTERNAL
+            and self.error.details() == _BROKEN_WRITE
+        )
+
 
 @dataclass(eq=False, slots=True)
 class _Request:
@@ -129,10 +142,9 @@ class _Request:
     is_sent: bool = False
 
     @classmethod
-    def of(cls, request: ClassifyRequest, timeout_s: float | None, loop: asyncio.AbstractEventLoop) -> "_Request":
+    def of(cls, request: ClassifyRequest, deadline: float | None, loop: asyncio.AbstractEventLoop) -> "_Request":
         top_k = request.top_k if request.HasField("top_k") else None
         kind = (request.model, request.model_version, top_k, request.return_logits, request.priority)
-        deadline = None if timeout_s is None else loop.time() + timeout_s
         images = len(request.images)
         # One without images would not be missed among others; alone it gets its error.
         return cls(request.SerializeToString(), images, kind, deadline, loop.create_future(), is_alone=not images)
@@ -163,12 +175,12 @@ class _OpenStream:
         self.reader = asyncio.create_task(self._read())
         self._renewal = self._loop.call_later(RENEW_EVERY_S, self._end)
 
-    async def answer(self, request: ClassifyRequest, timeout_s: float | None) -> ClassifyResponse | _End | None:
-        """Return the response to a request, what ended the stream before, or None once the time is over."""
-        its = _Request.of(request, timeout_s, self._loop)
+    async def answer(self, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse | _End | None:
+        """Return the response to a request, what ended the stream before, or None at the deadline."""
+        its = _Request.of(request, deadline, self._loop)
         self._unsent.append(its)
         self._wake()
-        timer = None if timeout_s is None else self._loop.call_later(timeout_s, _set, its.answer, None)
+        timer = None if deadline is None else self._loop.call_at(deadline, _set, its.answer, None)
         try:
             return await its.answer
         finally:

@@ -167,6 +167,8 @@ class Servers(ABC):
         """Take in what `_begin_check` has found out."""
         with self._lock:
             self._balancer.checked(member, outcome, self._clock())
+            # It may have moved.
+            self._has_trouble = self._has_trouble or outcome is not Outcome.ANSWERED
 
     @abstractmethod
     def _open(self, address: str, target: Target) -> Link:
