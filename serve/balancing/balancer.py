@@ -10,6 +10,9 @@ from fuseline.serve.balancing.outcomes import Outcome
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
+_MORE_THAN_BEGUN = 2**20
+"""What one request under way weighs against requests begun."""
+
 
 @dataclass(eq=False, slots=True)
 class Member(Generic[KeyT]):
@@ -17,6 +20,8 @@ class Member(Generic[KeyT]):
 
     key: KeyT
     ejection: Ejection
+    begun: int
+    """Number of requests that it was given, from where the others were as it came or came back."""
     under_way: int = 0
     """Number of requests that it has."""
     is_checked: bool = False
@@ -26,7 +31,8 @@ class Member(Generic[KeyT]):
 class Balancer(Generic[KeyT]):
     """The servers, the requests under way at each, and which of them are out.
 
-    Of those that are in and have room two are drawn, and the less loaded one gets the request. All may be out: then one
+    Of those that are in and have room two are drawn, and the less loaded one gets the request; if both have as many
+    under way, as mostly where there is little to do, the one that was given fewer so far. All may be out: then one
     of them gets it nonetheless, since to fail the request unsent would be no better. It has no lock: one thread at a
     time may call it.
     """
@@ -58,6 +64,7 @@ class Balancer(Generic[KeyT]):
         chosen = self._chosen(others, now)
         if chosen is not None:
             chosen.under_way += 1
+            chosen.begun += 1
         return chosen
 
     def end(
@@ -88,7 +95,10 @@ class Balancer(Generic[KeyT]):
         member.ejection.note_check(outcome, now)
 
     def _new(self, key: KeyT) -> Member[KeyT]:
-        return Member(key, Ejection(has_check=self._has_check))
+        return Member(key, Ejection(has_check=self._has_check), self._most_begun())
+
+    def _most_begun(self) -> int:
+        return max((member.begun for member in self._members.values()), default=0)
 
     def _chosen(self, members: list[Member[KeyT]], now: float) -> Member[KeyT] | None:
         if not members:
@@ -96,13 +106,17 @@ class Balancer(Generic[KeyT]):
         # Whoever is on trial comes first: else it would take long until a server of many is found to be well again.
         on_trial = [each for each in members if each.ejection.standing(now) is Standing.ON_TRIAL and not each.under_way]
         if on_trial and (first := on_trial[0]).ejection.has_room(now):
+            # What the others got meanwhile is not made up for.
+            first.begun = self._most_begun()
             return first
         free = [each for each in members if _takes(each, now)]
         # Else rather one that is well and has no room than one that may be sick, and that rather than one that says
         # itself that it ends.
         free = free or [each for each in members if each.ejection.standing(now) is Standing.IN]
         free = free or [each for each in members if not each.ejection.is_draining] or members
-        return free[less_loaded_of_two([each.under_way for each in free], self._rand)]
+        least = min(each.begun for each in free)
+        loads = [each.under_way * _MORE_THAN_BEGUN + min(each.begun - least, _MORE_THAN_BEGUN - 1) for each in free]
+        return free[less_loaded_of_two(loads, self._rand)]
 
 
 def _takes(member: Member[KeyT], now: float) -> bool:

@@ -18,7 +18,7 @@ import grpc
 from fuseline.protos.classify_pb2 import ClassifyRequest, ClassifyResponse
 from fuseline.serve.client.answers import error_from_response
 from fuseline.serve.client.calls import error_from_rpc
-from fuseline.serve.errors import DeadlineError, FuselineError, InputError, ShuttingDownError
+from fuseline.serve.errors import DeadlineError, FuselineError, ShuttingDownError
 
 LARGEST_BYTES = 256 * 1024
 """Largest request that goes by a stream, where it holds up those behind it; a larger one is a call of its own."""
@@ -31,6 +31,7 @@ RENEW_EVERY_S = 30.0
 connections (`--max-connection-age-s`) would have to cut it, and one that is added behind a proxy would get nothing."""
 
 _METHOD = "/fuseline.v1.Classifier/ClassifyStream"
+_UNARY_METHOD = "/fuseline.v1.Classifier/Classify"
 _MOST_MS = 2**32 - 1
 _TOLD_TO_EACH = {grpc.StatusCode.UNAVAILABLE.value[0], grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
 """Status codes that say nothing about one of several requests; sent alone, each would most likely get the same."""
@@ -44,6 +45,9 @@ class RequestStream:
     def __init__(self, address: str, channel: grpc.aio.Channel, metadata: Any) -> None:
         self._address = address
         self._open: Any = channel.stream_stream(_METHOD, response_deserializer=ClassifyResponse.FromString)
+        self._call: Any = channel.unary_unary(
+            _UNARY_METHOD, ClassifyRequest.SerializeToString, ClassifyResponse.FromString
+        )
         self._metadata = metadata
         self._current: _OpenStream | None = None
         self._streams: set[_OpenStream] = set()
@@ -55,13 +59,16 @@ class RequestStream:
 
         Raises:
             FuselineError: what the server answered, or what the stream broke by; `is_untaken` where it wasn't sent.
+            grpc.RpcError: the same of a call, by which a request is sent whose stream broke for a reason not known.
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
         answer = await self._open_stream().answer(request, deadline)
         if isinstance(answer, _End) and answer.is_vague:
-            # Whether the server drains, is gone or well, a second stream finds out.
-            answer = await self._open_stream().answer(request, deadline)
+            # Whether the server drains, is gone or well, a call finds out; another stream might end as vaguely.
+            left_s = None if deadline is None else deadline - loop.time()
+            response: ClassifyResponse = await self._call(request, timeout=left_s, metadata=self._metadata)
+            return response
         if isinstance(answer, ClassifyResponse):
             if answer.HasField("error"):
                 raise error_from_response(answer)
@@ -96,11 +103,7 @@ class RequestStream:
             error = ShuttingDownError(f"{self._address} ended the stream before it took the request")
             error.is_untaken = error.may_pass = True
             return error
-        if end.is_vague:
-            error = InputError(f"no server answers at {self._address}: the connection broke; does it run still?")
-            error.may_pass = True
-        else:
-            error = error_from_rpc(end.error, self._address, None, None)
+        error = error_from_rpc(end.error, self._address, None, None)
         error.__cause__ = end.error
         error.is_untaken = error.is_untaken or not end.was_sent
         return error

@@ -57,6 +57,10 @@ def fleet_of(folder: Path, count: int, known: int | None = None) -> Iterator[Fle
             for server in servers:
                 if server.process.poll() is None:
                     server.process.send_signal(signal.SIGCONT)
+                    server.process.kill()
+                assert server.process.stdout is not None
+                if not server.process.stdout.closed:
+                    server.process.communicate()
 
 
 @dataclass
