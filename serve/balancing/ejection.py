@@ -16,6 +16,8 @@ FAILURES = 3
 FIRST_OUT_S = 1.0
 """Seconds of the first ejection; each further one is twice as long."""
 LONGEST_OUT_S = 30.0
+FULL_S = 0.1
+"""Seconds for which an overloaded server gets nothing that it could as well be spared, if it names no time itself."""
 FORGIVEN_AFTER_S = 30.0
 """Seconds that a server must be in for its next ejection to be half as long; twice as many for a quarter, and so on."""
 
@@ -79,7 +81,7 @@ class Ejection:
                 self._eject(now)
         else:
             if outcome is Outcome.OVERLOADED:
-                self._no_room_until = max(self._no_room_until, now + (retry_after_s or 0.0))
+                self._no_room_until = max(self._no_room_until, now + (retry_after_s or FULL_S))
             self._failures = 0
             if self._out_until is not None:
                 self._out_until, self._in_since, self.is_draining = None, now, False

@@ -11,15 +11,17 @@ from fuseline.serve.client.calls import error_from_rpc, is_unreached
 from fuseline.serve.client.failures import outcome_of
 from fuseline.serve.client.retries import RetryPolicy
 from fuseline.serve.client.servers import Lease, Link, Servers
-from fuseline.serve.errors import FuselineError, InputError
+from fuseline.serve.errors import FuselineError, InputError, OverloadedError
 
 
 class CallPlan:
     """The attempts at one call.
 
     An attempt that no server has begun is made again at once with each other server, whatever the retries: nothing is
-    repeated by that. One that a server may have begun, or that an overloaded one refused, is made again as often as the
-    policy allows: at once where another server takes requests, else after the time that `RetryPolicy` tells.
+    repeated by that. So is one that an overloaded server refused, with each other one that takes requests, which are
+    not multiplied: the one that refused gets none until the time that it named. One that a server may have begun is
+    made again as often as the policy allows: at once where another server takes requests, else after the time that
+    `RetryPolicy` tells.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class CallPlan:
         if error.is_untaken and self._servers.has_other(self._tried):
             return 0.0
         if self._servers.is_any_free(self._tried):
+            if isinstance(error, OverloadedError):
+                return 0.0
             # A connection that breaks fails all calls on it. That is one failure, and no reason to give them up.
             takes_another = self._policy.takes_another(self._attempt, error, is_counted=self._is_news)
             wait_s = 0.0 if takes_another else None

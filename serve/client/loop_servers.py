@@ -108,7 +108,7 @@ class LoopServers(Servers):
         with plan.ending(lease, left_s):
             request = await self._checked(link, draft, left_s)
             if link.requests is not None and request.ByteSize() <= LARGEST_BYTES:
-                streamed: ClassifyResponse = await link.requests.classify(request, left_s)
+                streamed: ClassifyResponse = await link.requests.classify(request, left_s, plan.timeout_s)
                 return streamed
             response: ClassifyResponse = await link.stub.Classify(request, timeout=left_s, metadata=self._metadata)
             return response

@@ -52,8 +52,10 @@ class RequestStream:
         self._current: _OpenStream | None = None
         self._streams: set[_OpenStream] = set()
 
-    async def classify(self, request: ClassifyRequest, timeout_s: float | None) -> ClassifyResponse:
-        """Return the response to one request, whose `id` and `timeout_ms` are set here.
+    async def classify(
+        self, request: ClassifyRequest, left_s: float | None, timeout_s: float | None
+    ) -> ClassifyResponse:
+        """Return the response to one request within `left_s` of its `timeout_s` seconds; `id` and `timeout_ms` are set.
 
         A request that is cancelled before it was sent is not sent; the answer to a later one is dropped.
 
@@ -62,7 +64,7 @@ class RequestStream:
             grpc.RpcError: the same of a call, by which a request is sent whose stream broke for a reason not known.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if timeout_s is None else loop.time() + timeout_s
+        deadline = None if left_s is None else loop.time() + left_s
         answer = await self._open_stream().answer(request, deadline)
         if isinstance(answer, _End) and answer.is_vague:
             # Whether the server drains, is gone or well, a call finds out; another stream might end as vaguely.

@@ -48,6 +48,12 @@ def targets_of(addresses: Addresses) -> tuple[Target, ...]:
     return targets
 
 
+def check_one(address: str, purpose: str) -> None:
+    """Raise `InputError` if `address` is several where one server is to be called, for `purpose`."""
+    if len(listed := _listed(address)) > 1:
+        raise InputError(f"{address} are {len(listed)} addresses; {purpose}, so give one at a time")
+
+
 def _listed(addresses: Addresses) -> list[str]:
     if not isinstance(addresses, str):
         listed = list(addresses)
