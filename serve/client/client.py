@@ -38,7 +38,7 @@ class Client:
     An address is that of a gRPC port, `HOST:PORT`, or of an HTTP port, `http://HOST:PORT` or `https://HOST:PORT`, where
     gRPC can't pass. Several are a sequence, or one string with commas; `dns:///NAME:PORT` is every address of a name,
     which is looked up again now and then. Each call goes to the less loaded of two random servers among those that are
-    well, see docs/clients.md.
+    well, see "Several servers" in docs/python.md.
     Methods raise the error of `fuseline.serve.errors` that the server raised, and `InputError` where no server answers.
     """
 
