@@ -18,7 +18,9 @@ from fuseline.serve.client.failures import outcome_of
 from fuseline.serve.client.retries import RetryPolicy
 from fuseline.serve.server import Server
 from fuseline.serve.services.statuses import STATUS_CODE_OF_ERROR, error_from_status
+from tests.commands import Run, only_error
 from tests.fakes.colours import encoded, plain, write_colours_package
+from tests.serve.certificates import Authority
 from tests.serve.conftest import Served, StartServer, settings
 from tests.serve.processes import free_port
 
@@ -317,3 +319,38 @@ def test_every_error_of_a_server_says_something_about_it() -> None:
         errors.BackendError: Outcome.FAILED,
     }
     assert outcome_of(error_from_status(grpc.StatusCode.INTERNAL, "no")) is Outcome.FAILED
+
+
+async def test_the_certificate_of_a_name_s_address_has_the_name_and_a_server_without_it_is_passed_over(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "tls")
+    named = await start_server(**authority.issue("named", names=("pods.example",)).settings)
+    other = await start_server(**authority.issue("other", names=("other.example",)).settings)
+
+    def resolver(host: str, port: int) -> list[str]:
+        return [address_of(named), address_of(other)]
+
+    connection = {"resolver": resolver, "ca": authority.ca}
+    async with AsyncClient("dns:///pods.example:8001", retries=0, **connection) as client:
+        for _ in range(10):
+            await client.classify(encoded(plain("red")))
+    assert (computed(named), computed(other)) == (10, 0)
+    async with AsyncClient("dns:///fleet.example:8001", retries=0, **connection) as client:
+        with pytest.raises(errors.InputError, match="certificate is for another name"):
+            await client.classify(encoded(plain("red")))
+
+
+@pytest.mark.parametrize("command", [("health",), ("models", "list"), ("models", "load", "colours")])
+def test_commands_that_mean_one_server_refuse_several(run_fuseline: Run, command: tuple[str, ...]) -> None:
+    said = only_error(run_fuseline(*command, "--address", "127.0.0.1:1,127.0.0.1:2"))
+    assert "are 2 addresses" in said
+
+
+def test_fuseline_classify_takes_several_addresses(pair: str, run_fuseline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "green.png"
+    path.write_bytes(encoded(plain("green", 20, 30)))
+    done = run_fuseline("classify", path, path, "--address", pair, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count('"label": "green"') == 2
+    assert "is given twice" in only_error(run_fuseline("classify", path, "--address", "a:1,a:1"))
