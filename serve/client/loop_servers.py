@@ -75,7 +75,7 @@ class LoopServers(Servers):
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        for link in self.links():
+        for link in self.end_all():
             await _closed(link)
 
     async def _called(

@@ -79,6 +79,7 @@ class Servers(ABC):
         self._looked_up_at: float | None = None
         self._is_looking_up = False
         self._has_trouble = False
+        self._is_ended = False
         if all(target.name is None for target in targets):
             self._take_members()
 
@@ -109,6 +110,8 @@ class Servers(ABC):
             InputError: no server is known.
         """
         with self._lock:
+            if self._is_ended:
+                return
             self._found.update({name: addresses for name, addresses in found.items() if addresses})
             self._looked_up_at, self._is_looking_up, self._has_trouble = self._clock(), False, False
             self._take_members()
@@ -158,9 +161,10 @@ class Servers(ABC):
         """Number of servers known now."""
         return len(self._balancer.members)
 
-    def links(self) -> list[Link]:
-        """Return every connection."""
+    def end_all(self) -> list[Link]:
+        """Take no further servers, and return every connection, to be closed."""
         with self._lock:
+            self._is_ended = True
             return [*self._links.values(), *self._leaving.values()]
 
     def checked(self, member: Member[str], outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -63,11 +63,12 @@ class ThreadServers(Servers):
 
     def classify(self, draft: DraftRequest, timeout_s: float | None) -> Any:
         """Return the response to a request, held against its server's description where it must be."""
+        self._hedges.note_request()
         return self._called(lambda *its: self._classified(draft, *its), timeout_s)
 
     def close(self) -> None:
         """Close every connection."""
-        for link in self.links():
+        for link in self.end_all():
             self._close(link)
 
     def _called(self, attempt: "_Attempt[_Answer]", timeout_s: float | None) -> _Answer:
@@ -91,7 +92,6 @@ class ThreadServers(Servers):
                 time.sleep(wait_s)
 
     def _classified(self, draft: DraftRequest, plan: CallPlan, lease: Lease, left_s: float | None) -> Any:
-        self._hedges.note_request()
         if self._hedge_after_s is None or (left_s is not None and left_s <= self._hedge_after_s):
             with plan.ending(lease, left_s):
                 request = self._checked(lease.link, draft, left_s)
@@ -173,10 +173,12 @@ class ThreadServers(Servers):
 
 def _health(link: Link) -> Outcome:
     if isinstance(link.stub, HttpStub):
-        try:
-            return Outcome.ANSWERED if link.stub.is_ready(CHECK_TIMEOUT_S) else Outcome.DRAINING
-        except FuselineError as error:
-            return outcome_of(error)
+        # Each thread has a connection of its own, and this one ends.
+        with closing(HttpStub(link.address, link.tls)) as stub:
+            try:
+                return Outcome.ANSWERED if stub.is_ready(CHECK_TIMEOUT_S) else Outcome.DRAINING
+            except FuselineError as error:
+                return outcome_of(error)
     try:
         return outcome_of_health(link.channel.unary_unary(HEALTH_CHECK)(b"", timeout=CHECK_TIMEOUT_S))
     except grpc.RpcError as error:

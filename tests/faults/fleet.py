@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +47,13 @@ def fleet_of(folder: Path, count: int, known: int | None = None) -> Iterator[Fle
     The one at position N serves version N + 1, which tells whose an answer is.
     """
     with ExitStack() as stack:
-        servers = []
+        started = []
         for position in range(count):
             root = folder / f"server-{position}"
             put(root, "colours", position + 1)
-            servers.append(stack.enter_context(server_process("--model-repository", root, *FAST)))
+            started.append(server_process("--model-repository", root, *FAST))
+        with ThreadPoolExecutor(count) as pool:
+            servers = list(pool.map(stack.enter_context, started))
         try:
             yield Fleet(servers, [server.address for server in servers[:known]])
         finally:

@@ -12,9 +12,15 @@ from tests.fakes.colours import LABELS, plain
 from tests.faults.fleet import NAME, balanced_load, fleet_of, unevenness
 
 BY_STREAM = pytest.mark.parametrize("by_stream", [False, True], ids=["calls", "streams"])
+ALSO_BY_STREAM = pytest.mark.parametrize(
+    "by_stream", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["calls", "streams"]
+)
+ALSO_BY_CALL = pytest.mark.parametrize(
+    "by_stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["calls", "streams"]
+)
 
 
-@BY_STREAM
+@ALSO_BY_STREAM
 async def test_healthy_servers_get_even_loads_and_one_that_is_killed_or_drains_costs_no_request(
     tmp_path: Path, by_stream: bool
 ) -> None:
@@ -43,7 +49,7 @@ async def test_healthy_servers_get_even_loads_and_one_that_is_killed_or_drains_c
         print(f"{load.sent} requests, longest {load.longest_s:.2f} s")
 
 
-@BY_STREAM
+@ALSO_BY_CALL
 async def test_a_drain_loses_no_request_even_of_a_client_that_never_tries_again(
     tmp_path: Path, by_stream: bool
 ) -> None:

@@ -167,7 +167,7 @@ async def test_a_stream_is_renewed_and_the_old_one_answers_what_it_has(
     async with streaming(served) as client:
         first = asyncio.create_task(client.classify(plain("red")))
         await served.until_busy()
-        (link,) = client._servers.links()
+        (link,) = client._servers._links.values()
         old = link.requests._current
         await served.until(lambda: not old.is_open)
         second = asyncio.create_task(client.classify(plain("blue")))

@@ -119,7 +119,7 @@ async def test_pixels_are_held_against_the_description_of_the_server_that_gets_t
     try:
         async with AsyncClient([f"127.0.0.1:{server.port}", unused_address()]) as client:
             await client.classify(plain("red"))
-            (link,) = (link for link in client._servers.links() if link.known_models)
+            (link,) = (link for link in client._servers._links.values() if link.known_models)
             stale = link.known_models["", ""]
             # What an older version took; the one that is served now takes 8 x 8.
             link.known_models["", ""] = type(stale)(**{n: getattr(stale, n) for n in stale.__slots__} | {"height": 9})
@@ -154,7 +154,7 @@ async def test_names_are_looked_up_again_when_a_server_is_gone_and_what_left_the
         for _ in range(20):
             await client.classify(plain("red"))
         assert computed(first) == before
-        assert [link.address for link in client._servers.links()] == known
+        assert [link.address for link in client._servers._links.values()] == known
     assert set(asked) == {("pods.example", 8001)}
 
 
