@@ -40,6 +40,10 @@ class FuselineError(Exception):
     """Id under which `log_once` has logged the error; None: it is not logged."""
     may_pass: bool = False
     """Whether a client met it as UNAVAILABLE or RESOURCE_EXHAUSTED, so that the same call may succeed later."""
+    is_untaken: bool = False
+    """Whether a client knows that no server has begun the call, so that to make it again repeats nothing."""
+    is_unanswered: bool = False
+    """Whether a client has waited in vain, so that the error is its own and not the server's."""
     retry_after_s: float | None = None
     """Seconds after which the same call is likely to succeed; None: not known."""
 

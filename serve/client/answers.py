@@ -99,12 +99,16 @@ def stream_answer_from_response(response: ClassifyResponse, version: str = "") -
     The request asked for `version`; that another one answered is its error.
     """
     position = int(response.id)
-    if not response.HasField("error"):
-        try:
-            return StreamAnswer(position, answer_from_response(response, version), None)
-        except UnknownModelError as error:
-            return StreamAnswer(position, None, error)
-    code = next(code for code in grpc.StatusCode if code.value[0] == response.error.code)
+    if response.HasField("error"):
+        return StreamAnswer(position, None, error_from_response(response))
+    try:
+        return StreamAnswer(position, answer_from_response(response, version), None)
+    except UnknownModelError as error:
+        return StreamAnswer(position, None, error)
+
+
+def error_from_response(response: ClassifyResponse) -> FuselineError:
+    """Return the error by which the server answered one request of a stream."""
     told = response.error
-    retry_after_s = told.retry_after_ms / 1000 or None
-    return StreamAnswer(position, None, error_from_status(code, told.message, told.error_name, retry_after_s))
+    code = next(code for code in grpc.StatusCode if code.value[0] == told.code)
+    return error_from_status(code, told.message, told.error_name, told.retry_after_ms / 1000 or None)

@@ -7,6 +7,7 @@ async with AsyncClient("127.0.0.1:8001") as client:
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,24 +19,31 @@ from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client.answers import Answer, StreamAnswer, answer_from_response, stream_answer_from_response
 from fuseline.serve.client.calls import async_channel_to, async_errors_of_the_tree
 from fuseline.serve.client.client import DEFAULT_ADDRESS, DEFAULT_RETRIES
-from fuseline.serve.client.client_tls import FilePath, client_tls
-from fuseline.serve.client.client_token import metadata_with, token_for
-from fuseline.serve.client.http_stub import is_http
+from fuseline.serve.client.client_tls import FilePath
+from fuseline.serve.client.client_token import metadata_with
+from fuseline.serve.client.connection import check_hedge, connection_to
+from fuseline.serve.client.image_streams import async_stream_over_servers
+from fuseline.serve.client.loop_servers import LoopServers
+from fuseline.serve.client.name_lookup import Resolver, resolved
+from fuseline.serve.client.request_stream import RequestStream
 from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
 from fuseline.serve.client.retries import RetryPolicy, await_with_retries
+from fuseline.serve.client.server_addresses import Addresses, Target
+from fuseline.serve.client.servers import Link
 from fuseline.serve.errors import FuselineError, InputError
 from fuseline.serve.model_description import ModelDescription, description_from_response
 
 
 class AsyncClient:
-    """A connection to a Fuseline server, for the tasks of one event loop: any number of calls may be under way.
+    """A connection to a Fuseline server, or to several that serve the same models, for the tasks of one event loop: any
+    number of calls may be under way.
 
     Methods take what those of `Client` take and raise what they raise. Image files are read in a thread.
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: Addresses = DEFAULT_ADDRESS,
         *,
         token: str | None = None,
         token_in_clear: bool = False,
@@ -45,19 +53,41 @@ class AsyncClient:
         cert: FilePath | None = None,
         key: FilePath | None = None,
         server_name: str | None = None,
+        hedge_after_s: float | None = None,
+        by_stream: bool = False,
+        resolver: Resolver = resolved,
     ) -> None:
         """Connects with the first call, and belongs to the event loop of that call.
 
-        Arguments are those of `Client`. Raises `InputError` for an address of HTTP, and as `Client`.
+        Arguments are those of `Client`. With `by_stream` requests of up to 256 KiB travel as messages of one long-lived
+        stream to each server instead of as calls, which costs both sides less; answers, errors, deadlines and retries
+        are the same.
+
+        Raises `InputError` for an address of HTTP, and as `Client`.
         """
-        if is_http(address):
-            raise InputError(f"{address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC")
-        self.address = address
-        self._retries = RetryPolicy(retries)
-        self._tls = client_tls(address, tls=tls, ca=ca, cert=cert, key=key, server_name=server_name)
-        self._metadata = metadata_with(
-            token_for(address, token, is_encrypted=self._tls is not None, in_clear=token_in_clear)
+        self._connection = connection = connection_to(
+            address,
+            token=token,
+            token_in_clear=token_in_clear,
+            tls=tls,
+            ca=ca,
+            cert=cert,
+            key=key,
+            server_name=server_name,
         )
+        self.address = connection.address
+        if connection.is_http:
+            raise InputError(
+                f"{self.address} is of HTTP, which Client speaks; AsyncClient takes HOST:PORT, that of gRPC"
+            )
+        check_hedge(hedge_after_s, connection)
+        self._retries = RetryPolicy(retries)
+        self._tls = connection.tls
+        self._metadata = metadata_with(connection.token)
+        self._hedge_after_s = hedge_after_s
+        self._by_stream = by_stream
+        self._resolver = resolver
+        self._has_servers = by_stream or not connection.is_of_one
         self._known_models: dict[tuple[str, str], ModelDescription] = {}
 
     async def __aenter__(self) -> Self:
@@ -68,12 +98,17 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way raise `asyncio.CancelledError`."""
-        await self._channel.close()
+        if self._has_servers:
+            await self._servers.close()
+        else:
+            await self._channel.close()
 
     async def model(self, name: str = "", version: str = "", *, timeout_s: float | None = 10.0) -> ModelDescription:
         """Describe the model called `name`; see `Client.model`."""
         async with async_errors_of_the_tree(self.address, timeout_s, self._tls):
             request = GetModelRequest(model=name, version=version)
+        if self._has_servers:
+            return await self._servers.model(name, version, timeout_s)
         described = await self._called(self._stub.GetModel, request, timeout_s)
         description = description_from_response(described)
         self._known_models[name, version] = description
@@ -100,8 +135,12 @@ class AsyncClient:
                 return_logits=return_logits,
                 priority=priority,
             )
-            request = await self._checked(draft)
-        response = await self._called(self._stub.Classify, request, timeout_s)
+            if not self._has_servers:
+                request = await self._checked(draft)
+        if self._has_servers:
+            response = await self._servers.classify(draft, timeout_s)
+        else:
+            response = await self._called(self._stub.Classify, request, timeout_s)
         return answer_from_response(response, version)
 
     async def classify_stream(
@@ -118,6 +157,18 @@ class AsyncClient:
 
         Images are taken from `images` in this event loop, only as fast as the server takes them.
         """
+        if self._has_servers:
+
+            async def classify(image: ImageLike, left_s: float | None) -> Answer:
+                return await self.classify(
+                    image, top_k=top_k, model=model, version=version, timeout_s=left_s, priority=priority
+                )
+
+            answers = async_stream_over_servers(classify, _asynchronous(images), timeout_s)
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
+            return
         refused: deque[StreamAnswer] = deque()
         broken: list[Exception] = []
 
@@ -152,6 +203,20 @@ class AsyncClient:
             yield answer
         if broken:
             raise broken[0]
+
+    @cached_property
+    def _servers(self) -> LoopServers:
+        connection = self._connection
+
+        def open_link(address: str, target: Target) -> Link:
+            tls = connection.tls_of(target)
+            channel = async_channel_to(address, tls, one_of_several=not connection.is_of_one)
+            requests = RequestStream(address, channel, self._metadata) if self._by_stream else None
+            return Link(address, ClassifierStub(channel), channel, tls, requests)  # type: ignore[no-untyped-call]
+
+        return LoopServers(
+            connection.targets, self._resolver, open_link, self._retries, self._metadata, self._hedge_after_s
+        )
 
     @cached_property
     def _channel(self) -> grpc.aio.Channel:

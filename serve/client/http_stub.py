@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from http import HTTPStatus
@@ -127,7 +128,9 @@ class HttpStub:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if (failure := tls_failure(error, self._tls)) is not None:
-                raise InputError(f"no connection to {self.address}: {failure}") from error
+                distrusted = InputError(f"no connection to {self.address}: {failure}")
+                distrusted.is_untaken = True
+                raise distrusted from error
             # Another server's words may be many, and no text.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             missing = InputError(
@@ -135,6 +138,7 @@ class HttpStub:
                 "running there, and is this its --http-port?"
             )
             missing.may_pass = True
+            missing.is_untaken = isinstance(error, ConnectionRefusedError | socket.gaierror)
             raise missing from error
 
     def _sent(
@@ -170,7 +174,9 @@ class HttpStub:
         return connection
 
     def _too_late(self, timeout_s: float | None) -> DeadlineError:
-        return DeadlineError(f"no answer from {self.address} within {timeout_s:g} s; allow more time")
+        late = DeadlineError(f"no answer from {self.address} within {timeout_s:g} s; allow more time")
+        late.is_unanswered = True
+        return late
 
     def _error(self, status: int, fields: http.client.HTTPMessage, answer: bytes) -> FuselineError:
         message = _message_of(answer)

@@ -15,6 +15,7 @@ from fuseline.serve.client.client_tls import ClientTls
 from fuseline.serve.client.client_token import metadata_with, token_for
 from fuseline.serve.client.http_control_stub import HttpControlStub
 from fuseline.serve.client.http_stub import is_http
+from fuseline.serve.client.server_addresses import check_one
 
 
 class ListedVersion(NamedTuple):
@@ -68,6 +69,7 @@ def model_control(
 
     `token` and `token_in_clear` are as for `Client`. Raises `InputError` for a token that must not be sent there.
     """
+    check_one(address, "models are loaded and listed server by server")
     token = token_for(address, token, is_encrypted=tls is not None, in_clear=token_in_clear)
     if is_http(address):
         stub = HttpControlStub(address, tls, token)

@@ -45,13 +45,18 @@ class RetryPolicy:
         `attempt` is the number of the one that failed, from 0, and `left_s` are the seconds until the deadline. Where
         the server has said when there is likely to be room, the wait is not shorter.
         """
-        if not error.may_pass:
-            return None
-        self._budget = max(0.0, self._budget - 1)
-        if attempt >= self._retries or self._budget <= _RETRY_ABOVE:
+        if not self.takes_another(attempt, error):
             return None
         wait_s = (error.retry_after_s or 0.0) + self._rand() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
         return None if left_s is not None and wait_s >= left_s else wait_s
+
+    def takes_another(self, attempt: int, error: FuselineError, *, is_counted: bool = True) -> bool:
+        """Return whether there is another attempt after number `attempt`, whose failure counts if `is_counted`."""
+        if not error.may_pass:
+            return False
+        if is_counted:
+            self._budget = max(0.0, self._budget - 1)
+        return attempt < self._retries and self._budget > _RETRY_ABOVE
 
 
 def call_with_retries(

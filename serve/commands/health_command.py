@@ -38,9 +38,11 @@ def health(
     from fuseline.serve.client.client_tls import client_tls
     from fuseline.serve.client.http_stub import is_http
     from fuseline.serve.client.own_server import own_server_tls
+    from fuseline.serve.client.server_addresses import check_one
 
     own_certificate = None if address else os.environ.get("FUSELINE_TLS_CERT")
     address = address or _servers_own_address()
+    check_one(address, "health is that of one server")
     if own_certificate and tls_ca is None and not is_unix(address):
         its = own_server_tls(address, Path(own_certificate), cert=tls_cert, key=tls_key, timeout_s=timeout_s)
     else:

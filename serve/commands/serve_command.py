@@ -423,7 +423,13 @@ def classify(
             help="How many classes to show for each image; default: 5, or all if fewer, and every label that holds."
         ),
     ] = None,
-    address: Annotated[str, typer.Option(envvar="FUSELINE_ADDRESS", help="Where the server is.")] = "127.0.0.1:8001",
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="FUSELINE_ADDRESS",
+            help="Where the server is, or several with commas in between; dns:///NAME:PORT is every address of NAME.",
+        ),
+    ] = "127.0.0.1:8001",
     model: Annotated[
         str,
         typer.Option(

@@ -135,6 +135,7 @@ def error_from_status(
     error = _error_of(code, message, error_name)
     error.retry_after_s = retry_after_s
     error.may_pass = code in {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED}
+    error.is_untaken = isinstance(error, errors.ShuttingDownError)
     return error
 
 
