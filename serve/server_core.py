@@ -108,6 +108,11 @@ class ServerCore:
         return self.ready and self._open_inference.has_backend and self.liveness.is_live
 
     @property
+    def gate(self) -> Gate | None:
+        """What knows the tokens; None: none is asked for."""
+        return self._gate
+
+    @property
     def is_loading(self) -> bool:
         """Whether a thread loads a model, which nothing can interrupt."""
         return self._source.is_loading
