@@ -94,28 +94,22 @@ class RpcDoor:
 
         `request` is a message, or, of a call that streams both ways, an iterator over them.
         """
+        # A service may hold a lock while it writes, so it waits for the client only behind one message.
         messages: asyncio.Queue[Any] = asyncio.Queue(1)
-        taken = asyncio.Event()
-
-        async def write(message: Any) -> None:
-            taken.clear()
-            messages.put_nowait(message)
-            await taken.wait()
-
-        running = asyncio.create_task(self._run(name, request, RpcContext(proxied, write)))
+        running = asyncio.create_task(self._run(name, request, RpcContext(proxied, messages.put)))
+        coming = asyncio.create_task(messages.get())
         try:
             while True:
-                coming = asyncio.create_task(messages.get())
                 await asyncio.wait((running, coming), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
+                if not coming.done() and messages.empty():
                     break
-                yield coming.result()
-                taken.set()
+                yield await coming
+                coming = asyncio.create_task(messages.get())
             await running
         finally:
             running.cancel()
-            await asyncio.wait((running,))
+            coming.cancel()
+            await asyncio.wait((running, coming))
 
     async def _run(self, name: str, request: Any, context: Any) -> None:
         handler = self._handler(name, context)
