@@ -5,6 +5,7 @@ the application is done here: a body is whole and within its limit, or refused; 
 are looked at by the head alone; ids of requests are kept.
 """
 
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +41,7 @@ class HttpDoor:
         if scope["type"] != "http":
             await send({"type": f"{scope['type']}.close"})  # nothing here speaks over WebSockets
             return
+        _strip_prefix(scope)
         begun = False
         if (id_sent := _field(scope["headers"], _ID)) is not None:
             scope[REQUEST_ID] = kept_or_made(id_sent)
@@ -93,6 +95,14 @@ class HttpDoor:
 
 def _field(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
     return next((value for name, value in headers if name == wanted), None)
+
+
+def _strip_prefix(scope: Scope) -> None:
+    """Take the application's route prefix from the path, at whose begin the application's own routes are."""
+    prefix = scope.get("root_path", "")
+    if prefix and scope["path"].startswith(prefix):
+        scope["path"] = scope["path"][len(prefix) :] or "/"
+        scope["raw_path"] = urllib.parse.quote(scope["path"]).encode("ascii")
 
 
 def _receive_once(body: bytes | bytearray, receive: Receive) -> Receive:

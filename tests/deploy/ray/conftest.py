@@ -1,12 +1,14 @@
 """What a replica answers by, without a cluster."""
 
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from fuseline.benchmarks.harness.tiny_package import write_tiny_package
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import PackageModels
 from fuseline.serve.server_core import ServerCore
@@ -47,3 +49,21 @@ async def start_core(package: Path) -> AsyncIterator[StartCore]:
             return core
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A `RayCluster` of a head and two nodes, for the checks; each leaves it without an application."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tests.deploy.ray.cluster import ray_cluster
+
+        with ray_cluster(2) as its:
+            its.start_serve()
+            yield its
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package whose model costs next to nothing."""
+    return write_tiny_package(tmp_path_factory.mktemp("packages") / "tiny", side=32, classes=10)

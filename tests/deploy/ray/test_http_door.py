@@ -47,6 +47,7 @@ async def ask(
     method: str = "POST",
     headers: Sequence[tuple[bytes, bytes]] = (),
     whole: bool = True,
+    prefix: str = "",
 ) -> Answer:
     """Send a request whose body comes in `parts`, as Ray's proxy hands it on."""
     messages: list[Any] = [
@@ -67,7 +68,7 @@ async def ask(
         "method": method,
         "path": path,
         "raw_path": path.encode(),
-        "root_path": "",
+        "root_path": prefix,
         "query_string": b"",
         "headers": list(headers),
         "client": ("10.0.0.7", 50000),
@@ -90,6 +91,14 @@ async def test_a_request_is_answered_however_its_body_comes(start_core: StartCor
     assert (whole.status, in_parts.status) == (200, 200)
     assert whole.json["outputs"] == in_parts.json["outputs"]
     assert int(np.argmax(whole.json["outputs"][0]["data"])) == 0
+
+
+async def test_an_application_below_a_prefix_answers_there(start_core: StartCore) -> None:
+    door = door_of(await start_core())
+    assert (await ask(door, "/shop" + INFER, [red_json()], prefix="/shop")).status == 200
+    index = await ask(door, "/shop", method="GET", prefix="/shop")
+    assert "http://10.0.0.1:8002/shop/v1/classify" in index.json["classify"]
+    assert (await ask(door, INFER, [red_json()])).status == 200
 
 
 async def test_a_compressed_body_is_read(start_core: StartCore) -> None:
