@@ -45,12 +45,12 @@ class RayCluster:
         self.grpc_port, self.http_port, self.dashboard_port = free_ports(3)
         dashboard_options = {"dashboard_host": "127.0.0.1", "dashboard_port": self.dashboard_port} if dashboard else {}
         self._ray = ray
+        self.nodes: list[Any] = []
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                # Its CPUs are for the proxy and for building applications, which need none.
-                "num_cpus": 1,
-                "resources": {"head": 1},
+                # Of the proxy and of Ray's own, which ask for no CPU.
+                "num_cpus": 0,
                 "include_dashboard": dashboard,
                 "object_store_memory": _STORE_BYTES,
                 "temp_dir": str(self._folder),
@@ -59,7 +59,8 @@ class RayCluster:
             },
         )
         try:
-            self.nodes = [self.add_node() for _ in range(nodes)]
+            for _ in range(nodes):
+                self.add_node()
             ray.init(address=self._cluster.address, namespace="tests", log_to_driver=False, configure_logging=False)
         except BaseException:
             self.close()
@@ -80,9 +81,9 @@ class RayCluster:
         """Address of the HTTP proxy."""
         return f"http://127.0.0.1:{self.http_port}"
 
-    def add_node(self) -> Any:
+    def add_node(self) -> None:
         """Start one more node that runs replicas."""
-        return self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=_STORE_BYTES)
+        self.nodes.append(self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=_STORE_BYTES))
 
     def kill_node(self, node: Any) -> None:
         """Kill a node's processes, as a power cut does."""
@@ -131,7 +132,7 @@ class RayCluster:
         """Return how many replicas there are in each of Ray's states."""
         its = self.status(app).deployments
         states = its["fuseline"].replica_states if its else {}
-        return {state.name: count for state, count in states.items() if count}
+        return {str(state): count for state, count in states.items() if count}
 
     def replica_pids(self, *nodes: Any) -> list[int]:
         """Return the processes of the replicas on `nodes`, or on all."""
