@@ -115,7 +115,8 @@ def test_errors_are_those_of_fuseline_alone(served: Any, channel: grpc.Channel, 
             client.classify(expected.pixels[0][:3])
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{served.http_address}/model/v2/models/nope", timeout=30)
-    assert (refused.value.code, refused.value.headers["fuseline-error"]) == (404, "UnknownModelError")
+    with refused.value as answer:
+        assert (answer.code, answer.headers["fuseline-error"]) == (404, "UnknownModelError")
 
 
 def test_bytes_that_are_no_message_are_the_clients_error(channel: grpc.Channel) -> None:

@@ -27,8 +27,6 @@ RECORD = ROOT / "build/ray/recovery.json"
 
 CLIENTS = 6
 
-_STOPPED_S = 1.0
-
 
 @pytest.fixture(scope="module")
 def taken() -> Conditions:
@@ -142,14 +140,12 @@ def test_replicas_follow_the_load_up_and_down(application: Any, tiny: Path, expe
 def test_a_replica_that_is_killed_fails_only_what_it_had(
     application: Any, tiny: Path, expected: Expected, record: Record
 ) -> None:
-    application.run(tiny, min_replicas=3)
+    # Each request waits a while for others, so that every replica has some when it dies.
+    application.run(tiny, min_replicas=3, max_delay_ms=300)
     with load_on(application.grpc_address, [expected], clients=CLIENTS) as load:
         assert wait_until(lambda: True if load.answered > 50 else None, 60)
         victim, *others = application.replica_pids()
         assert len(others) == 2
-        # It stops first, so that it has requests when it dies.
-        os.kill(victim, signal.SIGSTOP)
-        time.sleep(_STOPPED_S)
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         whole_s = until_running(application, 3, 90, without=[victim])
@@ -157,7 +153,7 @@ def test_a_replica_that_is_killed_fails_only_what_it_had(
         assert wait_until(lambda: True if load.answered > answered + 50 else None, 60)
     record.note("a replica killed", load, failures_end_s=load.failures_after(killed), whole_again_s=whole_s)
     assert load.wrong == 0
-    assert len(load.failed) <= CLIENTS, load.failed
+    assert 1 <= len(load.failed) <= CLIENTS, load.failed
     assert set(load.codes) <= {"INTERNAL", "UNAVAILABLE"}, load.failed
     assert load.failures_after(killed) < 10
 
