@@ -30,7 +30,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal browser-test container-test lint format protos lock bench bench-compare bench-gpu peers clean
+.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal browser-test container-test ray-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -85,8 +85,9 @@ demo: setup ## Train on real digits, export, serve, classify, and print one tabl
 test: setup ## Run the tests (under 10 minutes on 2 cores)
 	$(PYTEST)
 
-test-all: setup ## Run the tests and the slow ones, and rehearse the run on a GPU
+test-all: setup ## Run the tests and the slow ones, those on a Ray cluster, and rehearse the run on a GPU
 	$(PYTEST) -m "not gpu"
+	$(MAKE) ray-test SLOW=1
 	$(MAKE) gpu-rehearsal
 
 browser-test: setup ## Drive the server's page in Chromium (about 3 minutes; as root on Debian it installs Chromium); screenshots in build/browser
@@ -95,6 +96,9 @@ browser-test: setup ## Drive the server's page in Chromium (about 3 minutes; as 
 
 container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build both images, run them and hold them to docs/container.md; run perf_analyzer (about 7 minutes; as root on Debian it installs podman)
 	$(BIN)/python -m pytest tests/container/checks.py tests/container/perf_analyzer_checks.py --timeout 1800 -s
+
+ray-test: setup ## Run replicas on a Ray cluster of several nodes, and kill some (about 3 minutes; SLOW=1: the command line too)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deploy/ray/checks_*.py -m "$(if $(SLOW),not gpu,not slow and not gpu)" --timeout 180 --session-timeout 900
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu
