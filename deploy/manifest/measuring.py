@@ -42,6 +42,9 @@ _LARGE_ROWS = 64
 """Images of the one large request that is under way: batches are full, and more waits."""
 _PHOTO_SIDE = 1024
 _LOOK_S = 0.02
+_HOME = str(Path(__file__).parents[3])
+_MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from fuseline.command import main; main()"
+"""Runs the Fuseline that this is, wherever another one is installed."""
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Calls this machine itself, whatever proxy the environment names."""
 _TRIES = 3
@@ -145,7 +148,7 @@ def _serving(package: Path, cpus: int, folder: Path) -> Iterator[_Server]:
         probe.bind(("127.0.0.1", 0))
         http_port: int = probe.getsockname()[1]
     command = [
-        *(sys.executable, "-P", "-m", "fuseline", "serve", str(package.resolve()), "--host", "127.0.0.1"),
+        *(sys.executable, "-P", "-c", _MAIN, _HOME, "serve", str(package.resolve()), "--host", "127.0.0.1"),
         *("--port", "0", "--http-port", str(http_port), "--no-console"),
         # As the manifests say it.
         *("--threads", str(cpus), "--decode-threads", str(cpus)),

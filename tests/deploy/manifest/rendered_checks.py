@@ -1,8 +1,11 @@
-"""What is committed and what `fuseline manifest` writes, by kubectl, Helm and published schemas: `make manifest-test`."""
+"""What is committed, and what `fuseline manifest` writes, by kubectl, Helm and published schemas.
+
+`make manifest-test` runs this.
+"""
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from tests.deploy.manifest.tool_runs import (
     ROOT,
     Document,
     charted,
+    close_validators,
     kserve_problems,
     kustomized,
     schema_problems,
@@ -34,6 +38,15 @@ VARIANTS: dict[str, Deployed] = {
     "mig": dataclasses.replace(GPU, gpu="nvidia.com/mig-1g.10gb", replicas=SCALED),
     "one replica": dataclasses.replace(CPU, replicas=Replicas(1, 1), monitor=True),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def validators() -> Iterator[None]:
+    """Those that the tests start end with them."""
+    yield
+    close_validators()
+
+
 COMPONENTS = [path.parent for path in sorted(FOLDER.glob("components/*/kustomization.yaml"))]
 
 

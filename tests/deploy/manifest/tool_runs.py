@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,46 @@ KUBERNETES = tuple(f"1.{minor}" for minor in range(30, 38))
 """Versions whose schemas everything is held against; docs/kubernetes.md names them."""
 
 Document = dict[str, Any]
+
+
+class Validator:
+    """A script that says what is wrong with documents; it runs on, as its schemas take seconds to read."""
+
+    def __init__(self, *command: object) -> None:
+        self._process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, documents: Sequence[Document]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(documents) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the validator ended"
+        told: dict[str, Any] = json.loads(answer)
+        return told
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@cache
+def _schemas() -> Validator:
+    return Validator(TOOLS / "python", _SCRIPTS / "strict_schemas.py", *KUBERNETES)
+
+
+@cache
+def _kserve_schemas() -> Validator:
+    return Validator(KSERVE, _SCRIPTS / "kserve_schemas.py")
+
+
+def close_validators() -> None:
+    """End those that run."""
+    for validator in (_schemas, _kserve_schemas):
+        if validator.cache_info().currsize:
+            validator().close()
+        validator.cache_clear()
 
 
 def kustomized(folder: Path) -> list[Document]:
@@ -37,8 +78,7 @@ def charted(chart: Path, releases: Sequence[Document]) -> tuple[list[Any], Any]:
 
 def schema_problems(documents: Sequence[Document]) -> tuple[list[str], dict[str, str]]:
     """What the schemas of Kubernetes, KEDA and the Prometheus operator refuse of `documents`; their versions."""
-    command = [TOOLS / "python", _SCRIPTS / "strict_schemas.py", *KUBERNETES]
-    told = json.loads(_output(command, json.dumps(documents)))
+    told = _schemas()(documents)
     return told["problems"], told["versions"]
 
 
@@ -46,7 +86,7 @@ def kserve_problems(documents: Sequence[Document]) -> tuple[list[str], str]:
     """What KServe's types refuse of `documents`; KServe's version."""
     if sys.version_info >= (3, 14):
         pytest.skip("KServe's package is for Python up to 3.13")
-    told = json.loads(_output([KSERVE, _SCRIPTS / "kserve_schemas.py"], json.dumps(documents)))
+    told = _kserve_schemas()(documents)
     return told["problems"], told["version"]
 
 

@@ -2,7 +2,8 @@
 
     helm_charts.py CHART < [{"name": ..., "values": ...}, ...]
 
-For each it prints, in one JSON list, the text of the chart's templates by file, or `error`; last what Helm's linter says.
+For each it prints, in one JSON list, the text of the chart's templates by file, or `error`; last what Helm's linter
+says.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Holds documents against KServe's own types, strictly: run with .venv-kserve's Python.
 
-    kserve_schemas.py < [document, ...]
-
-It prints, in JSON, what is wrong and KServe's version. The types are made of KServe's published OpenAPI document.
+For each line of stdin, a JSON list of documents, it prints a line of JSON: what is wrong, and KServe's version.
+The types are made of KServe's published OpenAPI document.
 """
 
 import json
@@ -48,8 +47,9 @@ def lost(ours, kind, path):
     return found
 
 
-problems = []
-for document in json.load(sys.stdin):
-    kind = f"{document['apiVersion']}/{document['kind']}"
-    problems += lost(document, TYPES[kind], document["kind"]) if kind in TYPES else [f"{kind} is not known"]
-print(json.dumps({"problems": problems, "version": version("kserve")}))
+for line in sys.stdin:
+    problems = []
+    for document in json.loads(line):
+        kind = f"{document['apiVersion']}/{document['kind']}"
+        problems += lost(document, TYPES[kind], document["kind"]) if kind in TYPES else [f"{kind} is not known"]
+    print(json.dumps({"problems": problems, "version": version("kserve")}), flush=True)

@@ -1,8 +1,9 @@
 """Holds documents against published schemas, strictly: run with build/manifest-tools' Python.
 
-    strict_schemas.py KUBERNETES_VERSION... < [document, ...]
+    strict_schemas.py KUBERNETES_VERSION...
 
-It prints, in JSON, what is wrong, and the versions of the schemas. What a schema doesn't know is wrong.
+For each line of stdin, a JSON list of documents, it prints a line of JSON: what is wrong, and the versions of the
+schemas. What a schema doesn't know is wrong.
 """
 
 import json
@@ -33,6 +34,8 @@ def problems_of(document, versions):
     return found
 
 
-problems = [problem for document in json.load(sys.stdin) for problem in problems_of(document, sys.argv[1:])]
 packages = ("cloudcoil-models-keda", "cloudcoil-models-prometheus-operator", "kubernetes-validate")
-print(json.dumps({"problems": problems, "versions": {name: version(name) for name in packages}}))
+versions = {name: version(name) for name in packages}
+for line in sys.stdin:
+    problems = [problem for document in json.loads(line) for problem in problems_of(document, sys.argv[1:])]
+    print(json.dumps({"problems": problems, "versions": versions}), flush=True)
