@@ -42,10 +42,11 @@ class Measurement(BaseModel):
     ready_bytes: Bytes
     """Largest resident memory until then."""
     peak_bytes: Bytes
-    """Largest resident memory until the load's end."""
-    row_bytes: Bytes
-    """Bytes of one image as it waits in the queue."""
-    max_queue_rows: Annotated[int, Field(ge=1, le=2**31)]
+    """Largest resident memory under the load, and the burst of pictures after it."""
+    burst_images: Annotated[int, Field(ge=1)]
+    """Encoded pictures that came at once after the load."""
+    picture_bytes: Bytes
+    """Bytes of each."""
     load_s: Positive
     """Seconds of load."""
     images: Annotated[int, Field(ge=1)]
@@ -78,7 +79,8 @@ class Measurement(BaseModel):
             f"{when:%Y-%m-%d %H:%M %Z}, {self.cpus} CPUs of {self.cpu}, {self.precision} by {self.backend} on "
             f"{self.device}:",
             f"ready after {self.start_s:.1f} s; {self.ready_bytes / mib:.0f} MiB resident then, "
-            f"{self.peak_bytes / mib:.0f} MiB under load;",
+            f"{self.peak_bytes / mib:.0f} MiB under load and",
+            f"a burst of {self.burst_images} pictures of {self.picture_bytes / 1000:.0f} KB;",
             f"{self.images_per_s:.0f} images/s in {self.load_s:.0f} s, batches of {self.batch_rows:.1f} in "
             f"{self.batch_ms:.1f} ms, beside the load's own client.",
             "Another CPU or GPU than this one takes other times: measure on a node of the cluster, and use that by",

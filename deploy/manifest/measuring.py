@@ -26,10 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fuseline.deploy.manifest.measurement import Measurement
 from fuseline.serve.client.async_client import AsyncClient
-from fuseline.serve.errors import BackendUnavailableError, FuselineError, InputError, OverloadedError
+from fuseline.serve.errors import BackendUnavailableError, DeadlineError, FuselineError, InputError, OverloadedError
 from fuseline.serve.model_package import MANIFEST_NAME, ModelPackage
 from fuseline.serve.process.cpu import this_cpu, usable_cpus
-from fuseline.serve.settings import Settings
 
 MOST_SECONDS = 60.0
 _START_TIMEOUT_S = 600.0
@@ -37,14 +36,16 @@ _END_TIMEOUT_S = 60.0
 _CALLERS = 16
 """Tasks that each have one image under way, of its raw pixels."""
 _DECODING_CALLERS = 4
-"""Tasks that each have one encoded photograph under way, larger than the network's input."""
+"""Tasks that each have one encoded photograph under way."""
 _LARGE_ROWS = 64
 """Images of the one large request that is under way: batches are full, and more waits."""
-_PHOTO_SIDE = 1024
+_BURST = 16
+"""Requests of `_LARGE_ROWS` photographs that come at once in the end, as many images as a queue has room for."""
+_BURST_TIMEOUT_S = 3.0
+"""Time in which they are to be answered; many are refused, once the server has them in memory."""
+_PHOTO = 300, 400, 3
+"""Height, width and channels of a photograph; of noise, it has some 90 KB as JPEG."""
 _LOOK_S = 0.02
-_HOME = str(Path(__file__).parents[3])
-_MAIN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from fuseline.command import main; main()"
-"""Runs the Fuseline that this is, wherever another one is installed."""
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Calls this machine itself, whatever proxy the environment names."""
 _TRIES = 3
@@ -104,16 +105,17 @@ def _measured(server: _Server, package: ModelPackage, manifest: bytes, cpus: int
     ready_bytes = peak_bytes(server.pid)
     before = _metrics(server.http_port)
     began = time.monotonic()
-    load = asyncio.run(_load(server.address, package, seconds))
+    photo = _photo()
+    load = asyncio.run(_load(server.address, package, photo, seconds))
     load_s = time.monotonic() - began
     if load.failures:
         raise load.failures[0]
     if not load.images:
         raise InputError(f"no image was answered in {seconds:g} s; measure for longer (--seconds)")
     after = _metrics(server.http_port)
+    asyncio.run(_burst(server.address, photo))
     batches = _grown(before, after, "fuseline_compute_seconds_count")
     told = next(iter(_labels(after, "fuseline_model_info")))
-    spec = package.manifest.input
     return Measurement(
         package=package.manifest.name,
         version=package.manifest.version,
@@ -128,8 +130,8 @@ def _measured(server: _Server, package: ModelPackage, manifest: bytes, cpus: int
         start_s=round(server.start_s, 3),
         ready_bytes=ready_bytes,
         peak_bytes=peak_bytes(server.pid),
-        row_bytes=int(np.prod(spec.row_shape)) * spec.row_dtype.itemsize,
-        max_queue_rows=Settings.model_fields["max_queue_rows"].default,
+        burst_images=_BURST * _LARGE_ROWS,
+        picture_bytes=len(photo),
         load_s=round(load_s, 3),
         images=load.images,
         refused=load.refused,
@@ -148,13 +150,15 @@ def _serving(package: Path, cpus: int, folder: Path) -> Iterator[_Server]:
         probe.bind(("127.0.0.1", 0))
         http_port: int = probe.getsockname()[1]
     command = [
-        *(sys.executable, "-P", "-c", _MAIN, _HOME, "serve", str(package.resolve()), "--host", "127.0.0.1"),
+        *(sys.executable, "-P", "-m", "fuseline", "serve", str(package.resolve()), "--host", "127.0.0.1"),
         *("--port", "0", "--http-port", str(http_port), "--no-console"),
         # As the manifests say it.
         *("--threads", str(cpus), "--decode-threads", str(cpus)),
     ]
     # Settings of this shell are not the pod's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
+    # The Fuseline that this is, wherever another one is installed.
+    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     with (folder / "stdout").open("w+") as stdout, (folder / "stderr").open("w+") as stderr:
         began = time.monotonic()
         process = _started(command, cpus, environment, stdout, stderr)
@@ -220,12 +224,26 @@ def _last_line(stderr: IO[str]) -> str:
     return lines[-1].removeprefix("error: ")
 
 
-async def _load(address: str, package: ModelPackage, seconds: float) -> _Load:
-    """Keep single images, photographs and a large request under way for `seconds`."""
-    noise = np.random.default_rng(0)
-    pixels = noise.integers(0, 256, package.manifest.input.pixel_shape, np.uint8)
+def _photo() -> bytes:
     photo = io.BytesIO()
-    Image.fromarray(noise.integers(0, 256, (_PHOTO_SIDE, _PHOTO_SIDE, 3), np.uint8)).save(photo, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, _PHOTO, np.uint8)).save(photo, "JPEG")
+    return photo.getvalue()
+
+
+async def _burst(address: str, photo: bytes) -> None:
+    """Send `_BURST` large requests at once. That they are refused is no failure; that the server ends is."""
+
+    async def call(client: AsyncClient) -> None:
+        with contextlib.suppress(OverloadedError, DeadlineError):
+            await client.classify([photo] * _LARGE_ROWS, timeout_s=_BURST_TIMEOUT_S)
+
+    async with AsyncClient(address, retries=0) as client:
+        await asyncio.gather(*(call(client) for _ in range(_BURST)))
+
+
+async def _load(address: str, package: ModelPackage, photo: bytes, seconds: float) -> _Load:
+    """Keep single images, photographs and a large request under way for `seconds`."""
+    pixels = np.random.default_rng(0).integers(0, 256, package.manifest.input.pixel_shape, np.uint8)
     load = _Load()
     deadline = time.monotonic() + seconds
 
@@ -243,7 +261,7 @@ async def _load(address: str, package: ModelPackage, seconds: float) -> _Load:
     async with AsyncClient(address, retries=0) as client:
         await asyncio.gather(
             *(call(client, [pixels]) for _ in range(_CALLERS)),
-            *(call(client, [photo.getvalue()]) for _ in range(_DECODING_CALLERS)),
+            *(call(client, [photo]) for _ in range(_DECODING_CALLERS)),
             call(client, [pixels] * _LARGE_ROWS),
         )
     return load

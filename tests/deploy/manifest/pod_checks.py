@@ -149,7 +149,7 @@ def kills_for_memory(pod: Pod) -> int:
     return int(told["oom_kill"])
 
 
-async def test_the_pod_starts_bears_a_full_queue_and_ends_in_time(
+async def test_the_pod_starts_bears_overload_and_ends_in_time(
     podman: Podman, pod_spec: Document, package: Path, facts: Facts, tmp_path: Path
 ) -> None:
     """One pod from its start to its end, with kubelet's part done as the manifest says it."""
@@ -166,9 +166,9 @@ async def test_the_pod_starts_bears_a_full_queue_and_ends_in_time(
 
         limit = bytes_of(pod.fields["resources"]["limits"]["memory"])
         assert pod.inspected["HostConfig"]["Memory"] == limit
-        refused = await fill_the_queue(pod, package)
+        refused = await overload(pod, package)
         peak = most_memory(pod)
-        facts["pod: memory limit, and peak with a full queue, MiB"] = f"{limit >> 20}, {peak >> 20} ({refused} refused)"
+        facts["pod: memory limit, and peak under overload, MiB"] = f"{limit >> 20}, {peak >> 20} ({refused} refused)"
         assert kills_for_memory(pod) == 0
         assert peak < limit
 
@@ -195,8 +195,8 @@ def check_confined(pod: Pod) -> None:
     assert pod.execute("ls", "/var/run/secrets").returncode != 0
 
 
-async def fill_the_queue(pod: Pod, package: Path) -> int:
-    """Have as many rows wait as may; return how many requests were refused for that."""
+async def overload(pod: Pod, package: Path) -> int:
+    """Send more pictures at once than may wait; return how many requests were refused for that."""
     refused = 0
 
     async def call(stub: ClassifierStub) -> None:

@@ -28,7 +28,7 @@ for folder in sys.argv[2:]:
         print(path.relative_to(root), hashlib.sha256(path.read_bytes()).hexdigest())
 """
 _IN_IMAGE = "import fuseline; print(list(fuseline.__path__)[0])"
-_ROOMS = ("serve", "protos", "deploy/manifest")
+_ROOMS = ("serve", "protos")
 
 
 class Pod(Container):
