@@ -43,6 +43,9 @@ class Measurement(BaseModel):
     """Largest resident memory until then."""
     peak_bytes: Bytes
     """Largest resident memory under the load, and the burst of pictures after it."""
+    row_bytes: Bytes
+    """Bytes of one image as it waits in the queue."""
+    max_queue_rows: Annotated[int, Field(ge=1, le=2**31)]
     burst_images: Annotated[int, Field(ge=1)]
     """Encoded pictures that came at once after the load."""
     picture_bytes: Bytes

@@ -29,6 +29,7 @@ from fuseline.serve.client.async_client import AsyncClient
 from fuseline.serve.errors import BackendUnavailableError, DeadlineError, FuselineError, InputError, OverloadedError
 from fuseline.serve.model_package import MANIFEST_NAME, ModelPackage
 from fuseline.serve.process.cpu import this_cpu, usable_cpus
+from fuseline.serve.settings import Settings
 
 MOST_SECONDS = 60.0
 _START_TIMEOUT_S = 600.0
@@ -42,7 +43,8 @@ _LARGE_ROWS = 64
 _BURST = 16
 """Requests of `_LARGE_ROWS` photographs that come at once in the end, as many images as a queue has room for."""
 _BURST_TIMEOUT_S = 3.0
-"""Time in which they are to be answered; many are refused, once the server has them in memory."""
+"""Time in which they are to be answered. Many are refused, once the server has them in memory; rows that would wait for
+longer are not measured, as their size is known."""
 _PHOTO = 300, 400, 3
 """Height, width and channels of a photograph; of noise, it has some 90 KB as JPEG."""
 _LOOK_S = 0.02
@@ -116,6 +118,7 @@ def _measured(server: _Server, package: ModelPackage, manifest: bytes, cpus: int
     asyncio.run(_burst(server.address, photo))
     batches = _grown(before, after, "fuseline_compute_seconds_count")
     told = next(iter(_labels(after, "fuseline_model_info")))
+    spec = package.manifest.input
     return Measurement(
         package=package.manifest.name,
         version=package.manifest.version,
@@ -130,6 +133,8 @@ def _measured(server: _Server, package: ModelPackage, manifest: bytes, cpus: int
         start_s=round(server.start_s, 3),
         ready_bytes=ready_bytes,
         peak_bytes=peak_bytes(server.pid),
+        row_bytes=int(np.prod(spec.row_shape)) * spec.row_dtype.itemsize,
+        max_queue_rows=Settings.model_fields["max_queue_rows"].default,
         burst_images=_BURST * _LARGE_ROWS,
         picture_bytes=len(photo),
         load_s=round(load_s, 3),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fuseline.deploy.manifest.measurement import Measurement
 from fuseline.deploy.manifest.quantities import memory_quantity
 
-TAKEN_SHARE = 0.8
-"""Share of its limit that a server has filled when it was measured. The rest is for what comes beyond that burst."""
+TAKEN_SHARE = 0.9
+"""Share of its limit that a server fills in the worst case that was foreseen. Beyond that it gives up while it starts
+(`serve.process.memory_guard`), and the rest is for what was not."""
 
 TARGET_WAIT_S = 0.1
 """Time for which rows that wait when an autoscaler should add a replica have yet to wait."""
@@ -32,10 +33,15 @@ class Sizes:
 
 
 def sizes_from(measured: Measurement) -> Sizes:
-    """Return the figures of a replica on a machine like the one that was measured."""
+    """Return the figures of a replica on a machine like the one that was measured.
+
+    Memory is the peak under a load and a burst, and a full queue on top of it, which only callers that wait for long
+    fill.
+    """
+    needed_bytes = measured.peak_bytes + measured.max_queue_rows * measured.row_bytes
     return Sizes(
         cpus=measured.cpus,
-        memory=memory_quantity(measured.peak_bytes / TAKEN_SHARE),
+        memory=memory_quantity(needed_bytes / TAKEN_SHARE),
         startup_failures=math.ceil(START_FACTOR * measured.start_s / PROBE_PERIOD_S),
         queued_rows=max(1, round(measured.images_per_s * TARGET_WAIT_S)),
     )

@@ -21,6 +21,8 @@ FACTS: dict[str, Any] = {
     "start_s": 3.5,
     "ready_bytes": 400 * 2**20,
     "peak_bytes": 480 * 2**20,
+    "row_bytes": 224 * 224 * 3,
+    "max_queue_rows": 1024,
     "burst_images": 1024,
     "picture_bytes": 90_000,
     "load_s": 5.0,
