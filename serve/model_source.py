@@ -51,12 +51,16 @@ class ModelSource(Protocol):
 class PackageModels:
     """The models of packages, which are computed and counted in this process."""
 
-    def __init__(self, folders: Sequence[Path], settings: Settings, metrics: Metrics) -> None:
-        """Begin with nothing loaded: `folders` are packages, and the settings say which repositories there are."""
+    def __init__(self, folders: Sequence[Path], settings: Settings, metrics: Metrics, *, name: str = "") -> None:
+        """Begin with nothing loaded: `folders` are packages, and the settings say which repositories there are.
+
+        `name` is that of the model of a package among `folders`; empty: the one in its manifest.
+        """
         self._metrics = metrics
+        packages_name = name
 
         def load(folder: Path, name: str, version: str, beside: LaneChoice | None) -> Model:
-            return load_model(folder, settings, metrics, name=name, version=version, beside=beside)
+            return load_model(folder, settings, metrics, name=name or packages_name, version=version, beside=beside)
 
         self.control = LocalModelControl(folders, settings, metrics, load)
         """Loads and unloads the models."""

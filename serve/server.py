@@ -9,42 +9,28 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
-from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from fuseline.serve.access.gate import Gate
 from fuseline.serve.feed.hub import FeedHub
 from fuseline.serve.grpc_server import GrpcServer
 from fuseline.serve.listening.addresses import first_port, listening_for_http
-from fuseline.serve.liveness import Liveness
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.metrics.tls_metrics import show_certificates
-from fuseline.serve.metrics.triton_metrics import TritonMetrics
 from fuseline.serve.model_control.control import ModelControl
-from fuseline.serve.model_control.fixed_models import FixedModels
 from fuseline.serve.model_source import ModelSource, PackageModels
-from fuseline.serve.process.memory import keep_freed_memory
 from fuseline.serve.process.server_log import end_process
 from fuseline.serve.process.stop_signals import run_until_signal
-from fuseline.serve.repository import Repository
-from fuseline.serve.routing.from_settings import routes_of, shadows_of
-from fuseline.serve.services.call_limits import CallLimits
-from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
-from fuseline.serve.services.health import HealthService
-from fuseline.serve.services.image_rows import ImageRows
+from fuseline.serve.server_core import ServerCore
+from fuseline.serve.services.classify import SERVICE_NAME
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
-from fuseline.serve.services.open_inference import OpenInferenceService
 from fuseline.serve.services.request_ids import made_id
 from fuseline.serve.settings import Settings
-from fuseline.serve.shared_memory.regions import SharedMemoryRegions
-from fuseline.serve.shared_memory.registrar import LocalRegistrar, Registrar
+from fuseline.serve.shared_memory.registrar import Registrar
 from fuseline.serve.tls.certificates import Certificates
 from fuseline.serve.tracing.tracing import open_tracer
 
@@ -56,10 +42,6 @@ _FLUSH_S = 2.0
 """Longest time in seconds for the delivery of the last answers; a call that never ends, as a health watcher's, takes
 all of it."""
 
-_QUIET_S = 0.1
-"""Seconds without a call after which none is taken to be on its way to a server that drains."""
-_MOST_QUIETS = 20
-
 _LOST_GRACE_S = 10.0
 """Seconds for which a server whose backend is lost tells so before it ends by itself: whoever runs it may act first,
 and a call that hangs may yet return."""
@@ -67,7 +49,7 @@ and a call that hangs may yet return."""
 _log = logging.getLogger(__name__)
 
 
-class Server:
+class Server(ServerCore):
     """Serves the models of a source. Call `start`, then `drain`, each once, on one event loop."""
 
     def __init__(
@@ -95,63 +77,21 @@ class Server:
         more, and has chunks published in `hub` in between; None: they are this process's own.
         `boot` names this run of the server, in all its processes; empty: this process makes a name.
         """
-        self.repository = Repository()
+        super().__init__(settings, source, metrics, registrar=registrar, control=control)
         self.addresses: tuple[str, ...] = ()
         """Addresses that gRPC listens on, known once `start` has returned."""
         self.http_port: int | None = None
-        self.ready = False
         self.hub = FeedHub(self._watch_own if watch is None else watch)
         """Those who watch this process's feed."""
         self._boot = boot or made_id()
-        self._settings = settings
-        self._source = source
-        self._metrics = metrics
         self._shares_port = shares_port
         self._http_listener = http_listener
         self._http: HttpServer | None = None
         self._stand_in: StandIn | None = None
-        self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
-        self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
-        self._health = HealthService(lambda: self.liveness.is_live)
-        image_rows = ImageRows(self._decode_pool, settings)
-        limits = CallLimits(settings)
-        self._routes = routes_of(settings, self.repository, metrics.registry)
-        self._shadows = shadows_of(settings, self.repository, metrics.registry)
-        self._service = ClassifyService(
-            self.repository,
-            image_rows,
-            metrics,
-            settings,
-            limits=limits,
-            routes=self._routes,
-            shadows=self._shadows,
-        )
-        if registrar is None:
-            registrar = LocalRegistrar(SharedMemoryRegions(settings.why_no_shared_memory))
-        self._open_inference = OpenInferenceService(
-            self.repository,
-            image_rows,
-            metrics,
-            settings,
-            registrar,
-            statistics=source.statistics,
-            control=control or FixedModels(self.repository),
-            limits=limits,
-            routes=self._routes,
-            shadows=self._shadows,
-        )
-        if settings.triton_metrics:
-            metrics.registry.register(TritonMetrics(metrics))
-        self.liveness = Liveness(
-            lambda: (model.batcher for model in self.repository), settings.backend_timeout_s, self._note_stall
-        )
-        """Tells whether the event loop turns and the backend computes."""
-        self._open_inference.is_live = lambda: self.liveness.is_live
-        self._living: asyncio.Task[None] | None = None
         self._certificates = certificates
         self._watching: asyncio.Task[None] | None = None
         self._grpc = GrpcServer(
-            settings, self._add_services, gate=self._gate, shares_port=shares_port, certificates=certificates
+            settings, self.add_services, gate=self._gate, shares_port=shares_port, certificates=certificates
         )
 
     @property
@@ -183,37 +123,21 @@ class Server:
         """
         settings = self._settings
         self.addresses = self._grpc.bind(settings.grpc_addresses)
-        self._living = asyncio.create_task(self.liveness.run())
+        self.watch_liveness()
         try:
             if settings.http_port and not self._shares_port:
                 await self._start_http(listening_for_http(settings.host, settings.http_port))
-            await self._source.load(self.repository)
-            models_come = settings.model_control_mode != "none"
-            self._routes.check(models_come=models_come)
-            if self._shadows is not None:
-                self._shadows.check(self._routes, models_come=models_come)
+            await self.load()
         except BaseException:
-            self._living.cancel()
+            self.stop_watching()
             self.abandon()
             raise
-        keep_freed_memory()
-        await self.set_health(serving=True)
         await self._grpc.start()
         self.ready = True
         if self._certificates is not None:
             self._watching = asyncio.create_task(self._certificates.watch())
         if self._http_listener is not None:
             await self._start_http(self._http_listener)
-
-    @property
-    def serves(self) -> bool:
-        """Whether requests are computed now: the server is ready, and has a backend that makes progress."""
-        return self.ready and self._open_inference.has_backend and self.liveness.is_live
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread loads a model, which nothing can interrupt."""
-        return self._source.is_loading
 
     def abandon(self) -> None:
         """Leave no file behind, called by any thread, where the process ends before `drain` has come to its end."""
@@ -226,62 +150,28 @@ class Server:
         Raises `TimeoutError` when answers are still owed after `drain_timeout_s`; they are given up. Connections then
         get up to `_FLUSH_S` more to take their last answers.
         """
-        self.ready, counted = False, self._metrics.requests_by_code()
+        self.ready = False
         self.hub.close("the server is shutting down")
         if self._http is not None:
             self._http.begin_drain()
-        await self._health.enter_graceful_shutdown()
         try:
-            async with asyncio.timeout(self._settings.drain_timeout_s):
-                self._service.refuse()
-                self._open_inference.refuse()
-                if self._shadows is not None:
-                    await self._shadows.stop()
-                await asyncio.gather(self._source.close(), self.repository.close())
-                await self._service.idle()
-                await self._open_inference.idle()
-            if self._metrics.requests_by_code() != counted:
-                await self._refuse_stragglers()
+            await self.finish()
             await asyncio.gather(self._grpc.stop(_FLUSH_S), self._flush_http())
         finally:
-            if self._living is not None:
-                self._living.cancel()
+            self.stop_watching()
             await self._grpc.close()
             if self._watching is not None:
                 self._watching.cancel()
-            self._decode_pool.shutdown(wait=False, cancel_futures=True)
             if self._stand_in is not None:
                 await self._stand_in.close()
             if self._http is not None:
                 await self._http.close()
-            if self._metrics.tracer is not None:
-                await asyncio.to_thread(self._metrics.tracer.close)
-
-    async def _refuse_stragglers(self) -> None:
-        """Refuse what clients have sent before they heard of the drain, until nothing has come for a moment.
-
-        A call that no handler has seen once gRPC stops gets CANCELLED, which tells no client to send it elsewhere.
-        """
-        for _ in range(_MOST_QUIETS):
-            refused = self._metrics.requests_by_code().get("UNAVAILABLE", 0)
-            await asyncio.sleep(_QUIET_S)
-            if self._metrics.requests_by_code().get("UNAVAILABLE", 0) == refused:
-                return
+            await self.close()
 
     def answers(self) -> str:
         """Return how many requests were answered since the start, by gRPC status, for people."""
         by_code = self._metrics.requests_by_code()
         return ", ".join(f"{count} {code}" for code, count in sorted(by_code.items())) or "none"
-
-    async def set_health(self, *, serving: bool) -> None:
-        """Let health checks and readiness report whether the models can be computed now."""
-        self._open_inference.has_backend = serving
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME):
-            await self._health.set(service, status)
-
-    async def _note_stall(self, serving: bool) -> None:
-        await self.set_health(serving=serving and self.ready)
 
     def _watch_own(self, is_watched: bool) -> None:
         if is_watched:
@@ -295,7 +185,6 @@ class Server:
         from fuseline.serve.http.app import http_app
         from fuseline.serve.http.http_limits import http_limits
         from fuseline.serve.http.http_server import HttpServer
-        from fuseline.serve.http.http_services import HttpServices
         from fuseline.serve.http.stand_in import StandIn
 
         settings, limits = self._settings, http_limits(self._settings)
@@ -311,25 +200,9 @@ class Server:
                 self.hub,
                 self._boot,
             )
-        its, stand_ins = (
-            http_app(
-                HttpServices(
-                    classify,
-                    open_inference,
-                    self._source.metrics,
-                    lambda: self.serves,
-                    settings,
-                    self._gate,
-                    is_live=lambda: self.liveness.is_live,
-                    tracer=self._metrics.tracer,
-                    console=shown,
-                )
-            )
-            for classify, open_inference, shown in (
-                (self._service, self._open_inference, console),
-                (None, None, None),
-            )
-        )
+        services = self.http_services(console)
+        stand_in_services = replace(services, classify=None, open_inference=None, console=None)
+        its, stand_ins = http_app(services), http_app(stand_in_services)
         certificates = self._certificates
         tls = None if certificates is None else lambda: certificates.current.context
         self._http = HttpServer(its, listener, limits, gate=self._gate, shares=self._shares_port, tls=tls)
@@ -342,10 +215,9 @@ class Server:
         if self._http is not None:
             await self._http.drain(_FLUSH_S)
 
-    def _add_services(self, server: Any) -> None:
-        add_ClassifierServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
-        add_GRPCInferenceServiceServicer_to_server(self._open_inference, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+    def add_services(self, server: Any) -> None:
+        """See `ServerCore.add_services`; reflection is added besides."""
+        super().add_services(server)
         # Not by `enable_server_reflection`: it takes what guards a server for one with threads, and each stream would
         # hold one of the event loop's few for as long as it is open.
         names = (SERVICE_NAME, OPEN_INFERENCE_SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)

@@ -210,6 +210,12 @@ class Batcher:
         """Reason why callers that can wait should hold back; see `Admission.backpressure`."""
         return self._admission.backpressure(self.load(self._clock()))
 
+    @property
+    def predicted_wait_s(self) -> float:
+        """Seconds that a row which came now would wait for its batch to begin, as `Admission.predict` has them."""
+        load = self.load(self._clock())
+        return self._admission.predict(load.waiting_rows, 1, load.lane_seconds).starts
+
     def reserve(
         self,
         row_count: int,

@@ -40,7 +40,8 @@ async def _index(services: HttpServices, request: Request) -> Response:
     if services.settings.has_console and prefers(request.headers.get("accept", ""), "text/html", JSON_TYPE):
         return console_routes.page(request)
     host, port = request.scope["server"]
-    address = f"{request.scope['scheme']}://{join_address(host, port)}"
+    prefix = request.scope.get("root_path", "")
+    address = f"{request.scope['scheme']}://{join_address(host, port)}{prefix}"
     # Who has shown no token, which this path asks of nobody, need not know the version.
     told = {} if services.gate is not None else {"version": version("fuseline")}
     return json_answer(

@@ -1,0 +1,1 @@
+"""Fuseline on a Ray cluster."""
