@@ -47,7 +47,7 @@ _COMMANDS = {
     "manifest": (
         "fuseline.deploy.manifest.manifest_command",
         "manifest",
-        "Write what Kubernetes, KServe or Helm needs to run a model package.",
+        "Write what Kubernetes, KServe, Ray or Helm needs to run a package.",
     ),
     "bench": ("fuseline.benchmarks.cli", "app", "Measure engines and servers."),
 }

@@ -1,4 +1,4 @@
-"""`fuseline manifest kubernetes|kserve|helm PACKAGE`."""
+"""`fuseline manifest kubernetes|kserve|ray|helm PACKAGE`."""
 
 import hashlib
 import reprlib
@@ -20,13 +20,14 @@ from fuseline.deploy.manifest.names import (
     replicas_from_text,
 )
 from fuseline.deploy.manifest.output import MARK, check_output, write_chart, write_text
+from fuseline.deploy.manifest.ray import ray_config
 from fuseline.deploy.manifest.sizing import sizes_from
 from fuseline.deploy.manifest.yaml_text import yaml_text
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import MANIFEST_NAME, ModelPackage, is_there, load_package
 from fuseline.serve.precision import listed
 
-TARGETS = ("kubernetes", "kserve", "helm")
+TARGETS = ("kubernetes", "kserve", "ray", "helm")
 
 
 def manifest(
@@ -64,6 +65,9 @@ def manifest(
             help="A ServiceMonitor for the Prometheus operator; default: if --replicas is MIN:MAX.",
         ),
     ] = None,
+    package_path: Annotated[
+        str | None, typer.Option(help="ray: where the package is on every node; default: /models/PACKAGE.")
+    ] = None,
     storage_uri: Annotated[
         str | None, typer.Option(help="kserve: where the package is; default: pvc://fuseline-models/PACKAGE.")
     ] = None,
@@ -75,7 +79,7 @@ def manifest(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if this command wrote it.")] = False,
 ) -> None:
-    """Write what Kubernetes, KServe or Helm needs to run a package, sized by its measured memory and times.
+    """Write what Kubernetes, KServe, Ray or Helm needs to run a package, sized by its measured memory and times.
 
     A real server of the package is started on loopback and loaded for some seconds; nothing is sent elsewhere.
     """
@@ -85,7 +89,11 @@ def manifest(
     if chosen is None:
         raise InputError(f"--autoscaler was given {reprlib.repr(autoscaler)}; expected {listed(AUTOSCALERS)}")
     if storage_uri is not None and target != "kserve":
-        raise InputError(f"--storage-uri is for kserve; {target} takes the package from the image")
+        raise InputError(f"--storage-uri is for kserve, and {target} was asked for; leave it out")
+    if package_path is not None and target != "ray":
+        raise InputError(f"--package-path is for ray, and {target} was asked for; leave it out")
+    if package_path is not None and not (package_path.startswith("/") and package_path.isprintable()):
+        raise InputError(f"--package-path was given {reprlib.repr(package_path)}; expected an absolute path")
     count = replicas_from_text(replicas)
     package = load_package(folder)
     instance = instance_name(package.manifest.name, name)
@@ -116,6 +124,9 @@ def manifest(
         write_text(yaml_text(kubernetes_documents(deployed), head), out, force=force)
     elif target == "kserve":
         write_text(yaml_text(kserve_documents(deployed, uri), head), out, force=force)
+    elif target == "ray":
+        config = ray_config(deployed, package_path or f"/models/{package.manifest.name}", package.manifest.name)
+        write_text(yaml_text([config], head), out, force=force)
     else:
         values = yaml_text([helm_values(deployed)], head)
         if out is None:

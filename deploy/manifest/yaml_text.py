@@ -9,10 +9,11 @@ import yaml
 def yaml_text(documents: Iterable[Any], comment: Sequence[str] = ()) -> str:
     """Return `documents` as YAML, fields in their order, below `comment`, of which each line is a comment.
 
-    What `yaml.safe_load_all` reads of it equals `documents`, whatever their strings hold.
+    What `yaml.safe_load_all` reads of it equals `documents`, whatever their strings hold. So it is ASCII: PyYAML would
+    write some line separators as they are, and read them as spaces.
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment)
-    parts = [yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True) for document in documents]
+    parts = [yaml.dump(document, Dumper=_Dumper, sort_keys=False) for document in documents]
     return head + "---\n".join(parts)
 
 
