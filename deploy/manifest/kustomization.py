@@ -114,14 +114,15 @@ def merged(document: Any, patch: Any) -> Any:
 
 
 def _merged_list(elements: list[Document], patches: list[Document], key: str) -> list[Document]:
-    result = list(elements)
+    result, new = list(elements), []
     for patch in patches:
         at = next((n for n, element in enumerate(result) if element[key] == patch[key]), None)
         if at is None:
-            result.append(copy.deepcopy(patch))
+            new.append(copy.deepcopy(patch))
         else:
             result[at] = merged(result[at], patch)
-    return result
+    # As kubectl has it.
+    return new + result
 
 
 def _set_images(document: Document, images: Iterable[Document]) -> None:

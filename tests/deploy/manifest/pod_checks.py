@@ -21,18 +21,22 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import trustme
 import yaml
 from PIL import Image as Picture
 
 from fuseline.deploy.manifest.grace import END_S, PRE_STOP_S
 from fuseline.deploy.manifest.kserve import FOLDER as KSERVE
 from fuseline.deploy.manifest.kubernetes import DRAIN_TIMEOUT_S
-from fuseline.deploy.manifest.kustomization import Document
+from fuseline.deploy.manifest.kustomization import Document, merged
 from fuseline.deploy.manifest.quantities import bytes_of
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import ModelReadyRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.access.token_file import new_token, token_line
+from fuseline.serve.client.async_client import AsyncClient
+from fuseline.serve.errors import UnauthenticatedError
 from tests.container.podman import ROOT, Podman, install_tools, provide_base_image
 from tests.deploy.manifest.pods import Pod, is_of_this_checkout, played, with_package
 from tests.measured import Facts, kept_facts
@@ -308,6 +312,43 @@ async def test_packages_may_come_from_a_claim(
                 assert (await stub.Classify(request_of(package), timeout=60)).model == "resnet18"
     finally:
         podman("volume", "rm", "--force", volume)
+
+
+async def test_with_tls_and_tokens_probes_are_https_and_calls_need_both(
+    podman: Podman, pod_spec: Document, package: Path, tmp_path: Path
+) -> None:
+    """By the components tls and tokens; podman 4.3 has no volumes of secrets, so folders stand for them."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    secrets = {name: tmp_path / name for name in ("tls", "tokens")}
+    for folder in (tmp_path, *secrets.values()):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    certificate.cert_chain_pems[0].write_to_path(secrets["tls"] / "tls.crt")
+    certificate.private_key_pem.write_to_path(secrets["tls"] / "tls.key")
+    token = new_token()
+    (secrets["tokens"] / "hashes").write_text(f"{token_line(token, name='check', role='infer')}\n")
+    spec = pod_spec
+    for name, folder in secrets.items():
+        patch = yaml.safe_load((ROOT / f"deploy/kubernetes/components/{name}/{name}.yaml").read_text())
+        its = patch["spec"]["template"]["spec"]
+        its["volumes"] = [{"name": name, "hostPath": {"path": str(folder), "type": "Directory"}}]
+        its["containers"][0]["name"] = "fuseline"
+        for file in folder.iterdir():
+            file.chmod(0o644)
+        spec = merged(spec, its)
+    with played(podman, f"fuseline-{uuid.uuid4().hex[:8]}", spec, free_ports("grpc", "http"), tmp_path) as pod:
+        await asyncio.to_thread(pod.until_started)
+        assert pod.probe("readinessProbe")
+        assert pod.probe("livenessProbe")
+        ca = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(ca)
+        address = f"localhost:{pod.ports['grpc']}"
+        async with AsyncClient(address, ca=ca, token=token) as client:
+            assert (await client.classify(package.parent / "picture.jpg")).model == "resnet18"
+        async with AsyncClient(address, ca=ca) as client:
+            with pytest.raises(UnauthenticatedError):
+                await client.classify(package.parent / "picture.jpg")
 
 
 def test_manifest_in_the_serving_image_says_what_it_lacks(podman: Podman) -> None:

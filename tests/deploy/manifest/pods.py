@@ -6,7 +6,9 @@ loopback. It knows no gRPC probe, no preStop of the kind `sleep`, no termination
 """
 
 import hashlib
+import ssl
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ for folder in sys.argv[2:]:
     for path in sorted((root / folder).rglob('*.py')):
         print(path.relative_to(root), hashlib.sha256(path.read_bytes()).hexdigest())
 """
+_UNCHECKED = ssl._create_unverified_context()
+"""Kubelet doesn't check certificates."""
 _IN_IMAGE = "import fuseline; print(list(fuseline.__path__)[0])"
 _ROOMS = ("serve", "protos")
 
@@ -55,8 +59,16 @@ class Pod(Container):
         return int(self.inspected["State"]["ExitCode"]), time.monotonic() - began
 
     def probe(self, kind: str) -> bool:
-        """Do one probe of the manifest, by gRPC, as kubelet does."""
+        """Do one probe of the manifest, by gRPC or HTTPS, as kubelet does."""
         asked = self.fields[kind]
+        if "httpGet" in asked:
+            its = asked["httpGet"]
+            url = f"{its['scheme'].lower()}://127.0.0.1:{self.ports[its['port']]}{its['path']}"
+            try:
+                with urllib.request.urlopen(url, timeout=asked["timeoutSeconds"], context=_UNCHECKED) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
         (name,) = [its["name"] for its in self.fields["ports"] if its["containerPort"] == asked["grpc"]["port"]]
         request = HealthCheckRequest(service=asked["grpc"].get("service", ""))
         options = (("grpc.enable_http_proxy", 0),)

@@ -123,6 +123,8 @@ def test_the_chart_s_files_are_the_kustomization_s() -> None:
         "horizontal-pod-autoscaler.yaml",
         "scaled-object.yaml",
         "service-monitor.yaml",
+        "tls.yaml",
+        "tokens.yaml",
     }
 
 
@@ -135,8 +137,6 @@ def test_a_field_of_a_kustomization_that_is_not_understood_is_not_passed_over(tm
 def test_a_strategic_merge_finds_containers_by_name_and_removes_what_is_null() -> None:
     document = {"containers": [{"name": "a", "args": ["x"], "tty": True}, {"name": "b"}], "replicas": 2, "kept": 1}
     patch = {"containers": [{"name": "a", "args": ["y"], "tty": None}, {"name": "c"}], "replicas": None}
-    assert merged(document, patch) == {
-        "containers": [{"name": "a", "args": ["y"]}, {"name": "b"}, {"name": "c"}],
-        "kept": 1,
-    }
+    containers = [{"name": "c"}, {"name": "a", "args": ["y"]}, {"name": "b"}]
+    assert merged(document, patch) == {"containers": containers, "kept": 1}
     assert document["replicas"] == 2

@@ -68,6 +68,26 @@
 {{- $mounts = append $mounts (dict "name" "models" "mountPath" "/models" "readOnly" true) -}}
 {{- $volumes = append $volumes (merge (dict "name" "models") .) -}}
 {{- end -}}
+{{- /* The components' patches; lists are added to, and a probe that is HTTPS' is none of gRPC. */}}
+{{- range $name := list "tokens" "tls" -}}
+{{- $secret := (index $values $name).secret -}}
+{{- if $secret -}}
+{{- $patch := ($.root.Files.Get (printf "base/%s.yaml" $name) | fromYaml).spec.template.spec -}}
+{{- $its := first $patch.containers -}}
+{{- $_ := set $container "env" (concat $container.env $its.env) -}}
+{{- $mounts = concat $mounts $its.volumeMounts -}}
+{{- range $patch.volumes -}}
+{{- $_ := set .secret "secretName" $secret -}}
+{{- $volumes = append $volumes . -}}
+{{- end -}}
+{{- range $probe := list "startupProbe" "readinessProbe" "livenessProbe" -}}
+{{- with index $its $probe -}}
+{{- $_ := unset (index $container $probe) "grpc" -}}
+{{- $_ := set (index $container $probe) "httpGet" .httpGet -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $requests := dict "cpu" (toString $values.cpus) "memory" $values.memory -}}
 {{- $_ := set $container "resources" (dict "requests" $requests "limits" $limits) -}}
 {{- with $mounts }}{{ $_ := set $container "volumeMounts" . }}{{ end -}}
