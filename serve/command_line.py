@@ -43,6 +43,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(
         ("hdrh", "matplotlib", "mlperf_loadgen", "pytest", "pytest_benchmark", "scipy", "sklearn"), "bench"
     ),
+    "yaml": "deploy",
 }
 
 

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 
 from fuseline.protos.classify_pb2_grpc import add_ClassifierServicer_to_server
 from fuseline.protos.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -21,6 +20,7 @@ from fuseline.serve.repository import Repository
 from fuseline.serve.routing.from_settings import routes_of, shadows_of
 from fuseline.serve.services.call_limits import CallLimits
 from fuseline.serve.services.classify import SERVICE_NAME, ClassifyService
+from fuseline.serve.services.health import HealthService
 from fuseline.serve.services.image_rows import ImageRows
 from fuseline.serve.services.open_inference import SERVICE_NAME as OPEN_INFERENCE_SERVICE_NAME
 from fuseline.serve.services.open_inference import OpenInferenceService
@@ -65,7 +65,7 @@ class ServerCore:
         self._metrics = metrics
         self._decode_pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="fuseline-decode")
         self._gate = None if settings.token_hashes is None else Gate(settings.token_hashes, metrics.count_access)
-        self._health = health_aio.HealthServicer()
+        self._health = HealthService(lambda: self.liveness.is_live)
         image_rows = ImageRows(self._decode_pool, settings)
         limits = CallLimits(settings)
         self._routes = routes_of(settings, self.repository, metrics.registry)

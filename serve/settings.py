@@ -13,7 +13,7 @@ from fuseline.serve.batching.policy import MOST_LANES
 from fuseline.serve.errors import InputError
 from fuseline.serve.latency_target import latency_ms
 from fuseline.serve.listening.addresses import checked_address, is_local, join_address
-from fuseline.serve.model_package import MAX_PIXELS
+from fuseline.serve.model_package import MAX_PIXELS, NAME_PATTERN
 from fuseline.serve.precision import PrecisionChoice
 from fuseline.serve.process.cpu import usable_cpus
 from fuseline.serve.process.server_log import LogFormat
@@ -168,6 +168,8 @@ class Settings(BaseModel):
     engine_cache: Path | None = None
     """Folder for the TensorRT engines that are built here because none in a package fits; None: one in the user's cache
     folder."""
+    name: Annotated[str | None, Field(pattern=NAME_PATTERN)] = None
+    """Name of the one package that is served, in place of its own; None: each package has its own."""
     model_repository: tuple[Path, ...] = ()
     """Folders of models, each a package or a folder of versions: see `fuseline.serve.model_control.model_folders`."""
     model_control_mode: Literal["none", "poll", "explicit"] = "none"

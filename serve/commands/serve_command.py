@@ -236,6 +236,9 @@ def serve(
         Path | None,
         _option("engine_cache", "Folder for TensorRT engines built here; default: ~/.cache/fuseline/engines."),
     ] = None,
+    name: Annotated[
+        str | None, _option("name", "Name of the one PACKAGE that is served; default: the package's own.")
+    ] = None,
     model_repository: Annotated[
         list[Path] | None,
         _option(
@@ -321,6 +324,7 @@ def serve(
         log_format=log_format,
         triton_metrics=triton_metrics,
         engine_cache=engine_cache,
+        name=name,
         model_repository=model_repository or None,
         model_control_mode=model_control_mode,
         repository_poll_secs=repository_poll_secs,
@@ -376,6 +380,11 @@ def serve(
 
         check_engine_cache(engine_cache)
     folders = package_folders(packages or [])
+    if name is not None and len(folders) != 1:
+        raise InputError(
+            f"--name {name} is for one PACKAGE, and {len(folders)} were given; serve that one alone, or name models by "
+            "--alias"
+        )
     if settings.workers > 1:
         from fuseline.serve.workers.supervisor import run_supervisor
 

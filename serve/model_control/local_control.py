@@ -210,7 +210,7 @@ class LocalModelControl:
 
     async def _serve_package(self, folder: Path) -> None:
         """Serve a package that the command line names. Raises what `start` does."""
-        model = await self._loader.loaded(folder)
+        model = await self._loader.loaded(folder, self._settings.name or "")
         try:
             self._check_is_new(model)
         except InputError:
@@ -226,7 +226,7 @@ class LocalModelControl:
             await self._serve_package(folder)
         except FuselineError as error:
             seconds = time.monotonic() - began
-            self._metrics.count_load(_name_of(folder), "refused", type(error).__name__, seconds)
+            self._metrics.count_load(self._settings.name or _name_of(folder), "refused", type(error).__name__, seconds)
             raise
 
     async def _serve_name(self, name: str) -> None:

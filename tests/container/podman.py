@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "container"
@@ -152,10 +153,23 @@ class Podman:
             self("rmi", old, check=False)
         return time.monotonic() - started
 
+    def build_folder(self, folder: Path, name: str) -> None:
+        """Build the Dockerfile of `folder`, which starts from an image that is here, as `name`."""
+        buildah = ["buildah", "bud", "--isolation", "chroot", "--pull-never", "--format", "docker", "--tag", name]
+        done = subprocess.run(
+            [*buildah, str(folder)],
+            capture_output=True,
+            env=self.environment,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
-def install_tools() -> None:
-    """Install what of `TOOLS` is missing; end with what to install where that can't be done."""
-    missing = [package for command, package in TOOLS.items() if shutil.which(command) is None]
+
+def install_tools(more: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Install what of `TOOLS` and `more` is missing; end with what to install where that can't be done."""
+    missing = [package for command, package in {**TOOLS, **more}.items() if shutil.which(command) is None]
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

@@ -15,6 +15,7 @@ from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.protos.open_inference_pb2 import ServerLiveRequest
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from fuseline.serve.services.health import LIVENESS
 from tests.faults.faulty_server import HANGS, NOT_A_NUMBER, RAISES, TOO_FEW
 from tests.faults.load import REQUESTS, load_on
 from tests.serve.processes import FAST, ServerProcess, free_port, get, own_channel, server_process
@@ -119,6 +120,8 @@ async def test_a_server_without_a_lane_left_says_so_everywhere_and_then_ends_wit
             assert not (await GRPCInferenceServiceStub(channel).ServerLive(ServerLiveRequest())).live
             code, message = await status_of(server, REQUESTS[0])
             assert (code, "the backend hangs" in message) == ("UNAVAILABLE", True)
+            live = await HealthStub(channel).Check(HealthCheckRequest(service=LIVENESS))
+            assert live.status == HealthCheckResponse.NOT_SERVING
             watch.cancel()
         if not ends:
             return

@@ -22,7 +22,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from fuseline.protos.classify_pb2 import ClassifyRequest, Image
 from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.client import Client
-from fuseline.serve.errors import InputError
+from fuseline.serve.errors import InputError, UnknownModelError
 from fuseline.serve.server import Server
 from tests.fakes.colours import encoded, noise, plain, write_colours_package
 from tests.serve.conftest import StartServer, settings
@@ -241,6 +241,26 @@ def test_two_models_are_found_by_name_and_a_nameless_request_is_refused(package:
         assert client.classify(plain("red"), model="second").results[0].predictions[0].label == "a"
         with pytest.raises(InputError, match="colours, second"):
             client.classify(plain("red"))
+
+
+@pytest.mark.parametrize(
+    "flags", [(), pytest.param(("--workers", 2), marks=pytest.mark.slow)], ids=["one process", "workers"]
+)
+def test_a_package_is_served_by_the_name_that_it_is_given(package: Path, flags: tuple[object, ...]) -> None:
+    with server_process(package, *FAST, *flags, "--name", "my-service") as server, Client(server.address) as client:
+        assert client.classify(plain("red")).model == "my-service"
+        assert client.model("my-service").name == "my-service"
+        with pytest.raises(UnknownModelError):
+            client.classify(plain("red"), model="colours")
+
+
+def test_a_name_for_several_packages_or_one_that_no_model_may_have_is_one_line_and_2(package: Path) -> None:
+    code, _, stderr = finished(package, package, *FAST, "--name", "one")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith("error: --name one is for one PACKAGE, and 2 were given; ")
+    code, _, stderr = finished(package, *FAST, "--name", "my service")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith("error: --name was given 'my service': ")
 
 
 async def test_a_taken_port_is_refused_although_a_server_of_ours_has_it(
