@@ -6,7 +6,7 @@ simulated is how long a batch takes, what a request costs the event loop, and wh
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,8 @@ class _Run:
         clients: int,
         seed: int,
     ) -> None:
-        self._profile, self._policy = profile, policy_of(profile, options)
+        self._profile, self._options = profile, options
+        self._lane_count = policy_of(profile, options).lanes
         self._world = World()
         self._random = np.random.default_rng(seed)
         self._at: list[float] = arrivals.seconds.tolist()
@@ -153,7 +154,7 @@ class _Run:
         for index in range(len(self._servers)):
             self._close_books(index)
         batches, rows, busy = (np.array(column) for column in zip(*self._ended, strict=True))
-        lane_seconds = self._policy.lanes * max(self._last, 1e-12)
+        lane_seconds = self._lane_count * max(self._last, 1e-12)
         return Outcome(
             latency_s=np.array(self._latency),
             refused=np.frombuffer(self._refused, np.bool_),
@@ -174,7 +175,7 @@ class _Run:
                 self._latency[number] = at - self._at[number] + self._transport
                 self._last = max(self._last, at)
 
-        server = VirtualServer(self._world, self._profile, self._policy, self._random.spawn(1)[0], answer)
+        server = VirtualServer(self._world, self._profile, self._options, self._random.spawn(1)[0], answer)
         return server
 
     def _arrive(self, number: int) -> None:

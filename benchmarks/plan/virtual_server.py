@@ -27,6 +27,8 @@ class ServingOptions:
     max_queue_rows: int = 1024
     max_queue_ms: float = 2000.0
     latency_target_ms: float | None = None
+    clients_beside: bool = False
+    """Whether clients share the cores with the servers, as they did when the profile was measured."""
 
 
 def policy_of(profile: Profile, options: ServingOptions) -> BatchPolicy:
@@ -76,7 +78,7 @@ class VirtualServer:
         self,
         world: World,
         profile: Profile,
-        policy: BatchPolicy,
+        options: ServingOptions,
         random: np.random.Generator,
         on_answer: Callable[[int, float], None],
     ) -> None:
@@ -84,10 +86,13 @@ class VirtualServer:
 
         The time lies ahead by what handing out the answers before it takes.
         """
+        policy = policy_of(profile, options)
         self.loop = VirtualLoop(world)
         self._on_answer = on_answer
         self._half = profile.front_end.loop_seconds / 2
         self._half_per_row = profile.front_end.loop_seconds_per_mb * profile.front_end.request_mb / 2
+        cpu_seconds, cpu_seconds_per_row = _taken_off_lanes(profile, options)
+        self._cpu_half, self._cpu_half_per_row = cpu_seconds / 2, cpu_seconds_per_row / 2
         self._numbers: dict[Any, int] = {}
         self._requests: dict[int, Any] = {}
         self.batches = 0
@@ -116,6 +121,8 @@ class VirtualServer:
 
         `on_refusal` is called where it isn't admitted, with whether that is for its deadline.
         """
+        if self._cpu_half:
+            self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
         self.loop.occupy(self._half + rows * self._half_per_row, self._submit, number, rows, deadline, on_refusal)
 
     def cancel(self, number: int) -> None:
@@ -147,10 +154,21 @@ class VirtualServer:
         self.batch_rows += stats.rows
         loop, numbers = self.loop, self._numbers
         now = loop.time()
-        at = loop.busy_until if loop.busy_until > now else now
+        at = max(now, loop.busy_until)
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)
+                if self._cpu_half:
+                    self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
                 at += self._half + rows * self._half_per_row
                 self._on_answer(number, at)
         loop.busy_until = at
+
+
+def _taken_off_lanes(profile: Profile, options: ServingOptions) -> tuple[float, float]:
+    """Return the CPU seconds that a request takes off the lanes' cores, and those for each row."""
+    front_end = profile.front_end
+    if profile.device != "CPU":
+        return 0.0, 0.0
+    clients = front_end.client_cpu_seconds if options.clients_beside else 0.0
+    return front_end.cpu_seconds + clients, front_end.cpu_seconds_per_mb * front_end.request_mb
