@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ class Stretch:
     """CPU seconds of the load generator in the window."""
     errors: int
     """Number of requests that were refused or got lost."""
+    others_cores: float = 0.0
+    """Number of cores that other programs were given, or the machine's host took, on average over the window."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ class MeasuredServers:
         load = ClosedLoad(
             address=self._addresses,
             requests=self._requests,
-            burn_in_requests=self._requests,
+            burn_in_requests=self.target.requests(1, with_logits=True),
             concurrency=concurrency,
             seconds=seconds,
             burn_in_s=BURN_IN_S,
@@ -93,7 +95,7 @@ class MeasuredServers:
         load = OpenLoad(
             address=self._addresses,
             requests=self._requests,
-            burn_in_requests=self._requests,
+            burn_in_requests=self.target.requests(1, with_logits=True),
             rate_per_s=rate_per_s,
             seconds=seconds,
             seed=seed,
@@ -119,10 +121,13 @@ class MeasuredServers:
     def _stretch(
         self, concurrency: int | None, run: Callable[[Callable[[], None]], tuple[LoadResult, float]]
     ) -> Stretch:
-        edges: list[dict[int, float]] = []
+        edges: list[tuple[dict[int, float], float]] = []
         start = time.monotonic()
-        result, rate = run(lambda: edges.append(self._thread_seconds()))
-        before, after = edges
+        result, rate = run(lambda: edges.append((self._thread_seconds(), busy_seconds())))
+        for request, answer in result.answers:
+            expected = self.target.expected[self.target.pictures_of(request, 1)]
+            self.target.protocol.check("the server", self.target.precision, answer, expected)
+        (before, others_before), (after, others_after) = edges
         answered = result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s
         stretch = Stretch(
             start=start,
@@ -136,6 +141,8 @@ class MeasuredServers:
             client_cpu_s=result.generator_cpu_share * result.window_s,
             errors=result.errors.total(),
         )
+        own = sum(stretch.thread_seconds.values()) + stretch.client_cpu_s
+        stretch = replace(stretch, others_cores=max(0.0, others_after - others_before - own) / stretch.window_s)
         self.stretches.append(stretch)
         return stretch
 
@@ -151,6 +158,16 @@ class MeasuredServers:
             raise BackendError(
                 "the CPU time of the server's threads can't be read; profiles are measured on Linux"
             ) from error
+
+
+def busy_seconds() -> float:
+    """CPU seconds that this machine's cores were not idle so far, of all programs and of its host (man 5 proc_stat)."""
+    try:
+        fields = (_PROC / "stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, interrupts, soft_interrupts, stolen = (int(field) for field in fields[:8])
+    except (OSError, ValueError) as error:
+        raise BackendError("/proc/stat can't be read; profiles are measured on Linux") from error
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
