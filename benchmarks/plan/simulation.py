@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_server import ServingOptions, VirtualServer, policy_of
-from fuseline.benchmarks.plan.virtual_time import Event, World
+from fuseline.benchmarks.plan.virtual_time import Event, Stream, World
 from fuseline.serve.balancing.choice import less_loaded_of_two
 from fuseline.serve.errors import InputError
 
@@ -137,7 +137,7 @@ class _Run:
         # Which requests are at each replica; only needed where one may be lost.
         self._at_replica: list[set[int]] | None = [set() for _ in range(replicas)] if losses else None
         self._losses = losses
-        self._tracks = replicas > 1 or deadline_s is not None or bool(losses)
+        self._balances = replicas > 1 or bool(losses)
         self._ended = [(0, 0, 0.0)] * replicas
         self._last = 0.0
 
@@ -146,11 +146,12 @@ class _Run:
         world = self._world
         for loss in self._losses:
             world.at(loss.at_s, Event(None, self._lose, (loss,)))
-        if self._count:
-            world.at(self._at[0], Event(None, self._arrive, (0,)))
-            if self._deadline_s is not None:
-                world.at(self._deadline_of(0), Event(None, self._expire, (0,)))
-        world.run_until(math.inf)
+        streams = [Stream(self._at, self._send)]
+        if self._deadline_s is not None:
+            # When a client waits no longer, as its server sees it.
+            patience = max(0.0, self._deadline_s - self._transport / 2)
+            streams.append(Stream([at + patience for at in self._at], self._expire))
+        world.run(streams)
         for index in range(len(self._servers)):
             self._close_books(index)
         batches, rows, busy = (np.array(column) for column in zip(*self._ended, strict=True))
@@ -167,21 +168,22 @@ class _Run:
         )
 
     def _new_server(self, index: int) -> VirtualServer:
-        def answer(number: int, at: float) -> None:
-            if self._tracks:
-                # Until then it counts as under way, and its server may be lost.
-                self._world.at(at, Event(server.loop, self._answer, (number, index, at), ends_work=True))
-            else:
-                self._latency[number] = at - self._at[number] + self._transport
-                self._last = max(self._last, at)
+        def answer(answers: list[tuple[int, float]]) -> None:
+            for number, at in answers:
+                latency = at - self._at[number] + self._transport
+                # `_expire` tells of those that come too late.
+                if not self._done[number] and (self._deadline_s is None or latency <= self._deadline_s):
+                    self._latency[number] = latency
+                    self._done[number] = 1
+            last = answers[-1][1]
+            self._last = max(self._last, last)
+            if self._balances:
+                # Until then they count as under way, and the server may be lost.
+                numbers = [number for number, _ in answers]
+                self._world.at(last, Event(server.loop, self._leave, (numbers, index), ends_work=True))
 
         server = VirtualServer(self._world, self._profile, self._options, self._random.spawn(1)[0], answer)
         return server
-
-    def _arrive(self, number: int) -> None:
-        self._send(number)
-        if (after := number + 1) < self._count:
-            self._world.at(self._at[after], Event(None, self._arrive, (after,)))
 
     def _send(self, number: int) -> None:
         servers = self._servers
@@ -193,7 +195,7 @@ class _Run:
         else:
             index = self._chosen(number)
         self._replica[number] = index
-        if self._tracks:
+        if self._balances:
             self._under_way[0 if self._client is None else self._client[number]][index] += 1
             if self._at_replica is not None:
                 self._at_replica[index].add(number)
@@ -207,16 +209,6 @@ class _Run:
         living = [index for index in range(len(under_way)) if index not in self._lost]
         return living[less_loaded_of_two([under_way[index] for index in living], self._random.random)]
 
-    def _answer(self, number: int, index: int, at: float) -> None:
-        if self._done[number]:
-            return
-        latency = at - self._at[number] + self._transport
-        if self._deadline_s is not None and latency > self._deadline_s:
-            # `_expire` is about to say so.
-            return
-        self._latency[number] = latency
-        self._end(number)
-
     def _refuse(self, number: int, is_late: bool) -> None:
         if not self._done[number]:
             (self._late if is_late else self._refused)[number] = 1
@@ -227,27 +219,25 @@ class _Run:
         self._refused[number] = self._done[number] = 1
         self._last = max(self._last, self._world.now)
 
-    def _end(self, number: int) -> None:
-        self._done[number] = 1
-        self._last = max(self._last, self._world.now)
-        if self._tracks:
-            index = self._replica[number]
-            self._under_way[0 if self._client is None else self._client[number]][index] -= 1
-            if self._at_replica is not None:
-                self._at_replica[index].discard(number)
-
-    def _deadline_of(self, number: int) -> float:
-        """When a request's client waits no longer, as the server sees it."""
-        assert self._deadline_s is not None
-        return self._at[number] + max(0.0, self._deadline_s - self._transport / 2)
-
     def _expire(self, number: int) -> None:
         if not self._done[number]:
             self._late[number] = 1
             self._servers[self._replica[number]].cancel(number)
             self._end(number)
-        if (after := number + 1) < self._count:
-            self._world.at(self._deadline_of(after), Event(None, self._expire, (after,)))
+
+    def _end(self, number: int) -> None:
+        self._done[number] = 1
+        self._last = max(self._last, self._world.now)
+        if self._balances:
+            self._leave([number], self._replica[number])
+
+    def _leave(self, numbers: list[int], index: int) -> None:
+        """Count requests at a replica as under way no more."""
+        for number in numbers:
+            if self._at_replica is None or number in self._at_replica[index]:
+                self._under_way[0 if self._client is None else self._client[number]][index] -= 1
+            if self._at_replica is not None:
+                self._at_replica[index].discard(number)
 
     def _lose(self, loss: Loss) -> None:
         index = loss.replica
@@ -260,7 +250,11 @@ class _Run:
         under_way, self._at_replica[index] = sorted(self._at_replica[index]), set()
         for number in under_way:
             self._under_way[0 if self._client is None else self._client[number]][index] -= 1
-            self._send(number)
+            if self._at[number] + self._latency[number] - self._transport / 2 > self._world.now:
+                # Its answer was on its way out.
+                self._latency[number], self._done[number] = math.nan, 0
+            if not self._done[number]:
+                self._send(number)
         if loss.back_s is not None:
             self._world.at(self._world.now + loss.back_s, Event(None, self._return, (index,)))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_lanes import VirtualLanes
-from fuseline.benchmarks.plan.virtual_time import VirtualLoop, World
+from fuseline.benchmarks.plan.virtual_time import Event, VirtualLoop, World
 from fuseline.serve.batching.batch_stats import BatchStats
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.batching.policy import BatchPolicy
@@ -80,15 +80,16 @@ class VirtualServer:
         profile: Profile,
         options: ServingOptions,
         random: np.random.Generator,
-        on_answer: Callable[[int, float], None],
+        on_answers: Callable[[list[tuple[int, float]]], None],
     ) -> None:
-        """`on_answer` is called, with the request and the time of its answer, when the batch has ended.
+        """`on_answers` is called when a batch has ended, with each request that it answers and the time of the answer.
 
-        The time lies ahead by what handing out the answers before it takes.
+        Times lie ahead by what handing out the answers takes.
         """
         policy = policy_of(profile, options)
         self.loop = VirtualLoop(world)
-        self._on_answer = on_answer
+        self._on_answers = on_answers
+        self._world = world
         self._half = profile.front_end.loop_seconds / 2
         self._half_per_row = profile.front_end.loop_seconds_per_mb * profile.front_end.request_mb / 2
         cpu_seconds, cpu_seconds_per_row = _taken_off_lanes(profile, options)
@@ -123,7 +124,15 @@ class VirtualServer:
         """
         if self._cpu_half:
             self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
-        self.loop.occupy(self._half + rows * self._half_per_row, self._submit, number, rows, deadline, on_refusal)
+        loop = self.loop
+        begins = loop.occupy(self._half + rows * self._half_per_row)
+        # What taking a request up takes is added to its answer's time, so that an idle loop needs no event for it.
+        if begins > self._world.now:
+            event = Event(loop, self._submit, (number, rows, deadline, on_refusal), ends_work=True)
+            self._world.at(begins, event)
+        else:
+            loop.enter()
+            self._submit(number, rows, deadline, on_refusal)
 
     def cancel(self, number: int) -> None:
         """Drop a request, if it was admitted and has no answer yet."""
@@ -153,16 +162,21 @@ class VirtualServer:
         self.batches += 1
         self.batch_rows += stats.rows
         loop, numbers = self.loop, self._numbers
-        now = loop.time()
-        at = max(now, loop.busy_until)
+        half, half_per_row = self._half, self._half_per_row
+        # The batch began sooner than it could have by what taking up its last request took.
+        answers = []
+        at = max(loop.time(), loop.busy_until)
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)
                 if self._cpu_half:
                     self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
-                at += self._half + rows * self._half_per_row
-                self._on_answer(number, at)
+                work = half + rows * half_per_row
+                at += work
+                answers.append((number, at + work))
         loop.busy_until = at
+        if answers:
+            self._on_answers(answers)
 
 
 def _taken_off_lanes(profile: Profile, options: ServingOptions) -> tuple[float, float]:

@@ -6,9 +6,9 @@ side by side, each with an event loop of its own that does one thing at a time: 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Event:
@@ -33,6 +33,15 @@ class Event:
         self.call = None
 
 
+class Stream(NamedTuple):
+    """Calls that are known beforehand."""
+
+    times: Sequence[float]
+    """When each is made, ascending."""
+    call: Callable[[int], object]
+    """Is given the number of the call, from 0 on."""
+
+
 class World:
     """The time that all simulated servers share, and what is due when."""
 
@@ -41,6 +50,8 @@ class World:
         """Seconds since the start."""
         self.ready: deque[Event] = deque()
         """Calls that are due now."""
+        self.current: VirtualLoop | None = None
+        """The loop whose calls are being made."""
         self._due: list[tuple[float, int, Event]] = []
         # Events of the same time come in the order in which they were planned.
         self._planned = 0
@@ -51,39 +62,45 @@ class World:
         heappush(self._due, (when, self._planned, event))
         return event
 
-    def run_until(self, until: float) -> None:
-        """Make every call that is due before `until` or at it, in order; then it is `until`."""
+    def run(self, streams: Sequence[Stream] = ()) -> None:
+        """Make every call in the order of time, until nothing is due any more.
+
+        Calls of `streams` come before others of the same time.
+        """
         due, ready = self._due, self.ready
-        current = None
-        set_running_loop = asyncio._set_running_loop
-        try:
-            while True:
-                while ready:
-                    event = ready.popleft()
-                    if (call := event.call) is None:
+        heads = [[stream.times[0], 0, stream] for stream in streams if stream.times]
+        while True:
+            while ready:
+                event = ready.popleft()
+                if (call := event.call) is None:
+                    continue
+                if (loop := event.loop) is not None:
+                    if loop.is_lost:
                         continue
-                    if (loop := event.loop) is not None:
-                        if loop.is_lost:
-                            continue
-                        if loop.busy_until > self.now and not event.ends_work:
-                            self.at(loop.busy_until, event)
-                            continue
-                        if loop is not current:
-                            set_running_loop(loop)  # type: ignore[arg-type]
-                            current = loop
-                    call(*event.args)
-                if not due or due[0][0] > until:
-                    break
+                    if loop.busy_until > self.now and not event.ends_work:
+                        self.at(loop.busy_until, event)
+                        continue
+                    loop.enter()
+                call(*event.args)
+            head = min(heads, key=_time_of) if len(heads) > 1 else heads[0] if heads else None
+            if head is not None and (not due or head[0] <= due[0][0]):
+                self.now, number, stream = head
+                number += 1
+                if number < len(stream.times):
+                    head[0], head[1] = stream.times[number], number
+                else:
+                    heads.remove(head)
+                stream.call(number - 1)
+            elif due:
                 self.now, _, event = heappop(due)
                 ready.append(event)
-        finally:
-            set_running_loop(None)
-        self.now = until
+            else:
+                break
+        asyncio._set_running_loop(None)
 
-    @property
-    def next_due(self) -> float | None:
-        """When the next event is due; None: nothing is planned."""
-        return self._due[0][0] if self._due else None
+
+def _time_of(head: list[Any]) -> float:
+    return float(head[0])
 
 
 class VirtualLoop:
@@ -103,6 +120,12 @@ class VirtualLoop:
         """Takes the calls that the backend's threads want to have made, with their arguments."""
         self.is_lost = False
         """Whether the server is no more: none of its calls is made."""
+
+    def enter(self) -> None:
+        """Be what `asyncio.get_running_loop` returns from now on."""
+        if self._world.current is not self:
+            asyncio._set_running_loop(self)  # type: ignore[arg-type]
+            self._world.current = self
 
     def time(self) -> float:
         """Return the time in seconds."""
@@ -127,13 +150,11 @@ class VirtualLoop:
         """Make a call in `delay` seconds."""
         return self._world.at(self._world.now + delay, Event(self, call, args))
 
-    def occupy(self, seconds: float, call: Callable[..., object], *args: Any) -> float:
-        """Have the loop work for `seconds` once it is free, then make a call; return when that will be."""
-        now = self._world.now
-        until = (max(now, self.busy_until)) + seconds
-        self.busy_until = until
-        self._world.at(until, Event(self, call, args, ends_work=True))
-        return until
+    def occupy(self, seconds: float) -> float:
+        """Have the loop work for `seconds` once it is free; return when it begins."""
+        begins = max(self._world.now, self.busy_until)
+        self.busy_until = begins + seconds
+        return begins
 
     def get_debug(self) -> bool:
         """Return False: futures ask."""
