@@ -162,11 +162,16 @@ class VirtualLanes(Executor):
         if self._loop.is_lost:
             return
         if batch.ends > self._world.now:
-            self._plan(batch)
+            assert batch.end is not None
+            self._world.at(batch.ends, batch.end)
             return
         self._count()
         before = len(self._running)
         self._running.remove(batch)
         self._change_speed(before)
         assert batch.call is not None
-        self._loop.call_soon(batch.call, *batch.args)
+        if self._loop.busy_until > self._world.now:
+            self._loop.call_soon(batch.call, *batch.args)
+        else:
+            self._loop.enter()
+            batch.call(*batch.args)

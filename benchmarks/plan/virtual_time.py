@@ -5,6 +5,7 @@ side by side, each with an event loop of its own that does one thing at a time: 
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
@@ -68,39 +69,62 @@ class World:
         Calls of `streams` come before others of the same time.
         """
         due, ready = self._due, self.ready
-        heads = [[stream.times[0], 0, stream] for stream in streams if stream.times]
-        while True:
-            while ready:
-                event = ready.popleft()
-                if (call := event.call) is None:
-                    continue
-                if (loop := event.loop) is not None:
-                    if loop.is_lost:
+        later = [_Head(stream) for stream in streams if stream.times]
+        head = _first(later)
+        try:
+            while True:
+                while ready:
+                    event = ready.popleft()
+                    if (call := event.call) is None:
                         continue
-                    if loop.busy_until > self.now and not event.ends_work:
-                        self.at(loop.busy_until, event)
-                        continue
-                    loop.enter()
-                call(*event.args)
-            head = min(heads, key=_time_of) if len(heads) > 1 else heads[0] if heads else None
-            if head is not None and (not due or head[0] <= due[0][0]):
-                self.now, number, stream = head
-                number += 1
-                if number < len(stream.times):
-                    head[0], head[1] = stream.times[number], number
+                    if (loop := event.loop) is not None:
+                        if loop.is_lost:
+                            continue
+                        if loop.busy_until > self.now and not event.ends_work:
+                            self.at(loop.busy_until, event)
+                            continue
+                        if self.current is not loop:
+                            loop.enter()
+                    call(*event.args)
+                if due and due[0][0] < head.time:
+                    self.now, _, event = heappop(due)
+                    ready.append(event)
+                elif head.time < math.inf:
+                    self.now, number = head.time, head.number
+                    head.advance()
+                    head.call(number)
+                    if len(later) > 1:
+                        head = _first(later)
                 else:
-                    heads.remove(head)
-                stream.call(number - 1)
-            elif due:
-                self.now, _, event = heappop(due)
-                ready.append(event)
-            else:
-                break
-        asyncio._set_running_loop(None)
+                    return
+        finally:
+            self.current = None
+            asyncio._set_running_loop(None)
 
 
-def _time_of(head: list[Any]) -> float:
-    return float(head[0])
+class _Head:
+    """How far the calls of a stream have been made."""
+
+    __slots__ = ("_times", "call", "number", "time")
+
+    def __init__(self, stream: Stream) -> None:
+        self._times = stream.times
+        self.call = stream.call
+        self.number = 0
+        self.time = stream.times[0] if stream.times else math.inf
+
+    def advance(self) -> None:
+        """Go to the next call; after the last one its time is infinite."""
+        self.number += 1
+        self.time = self._times[self.number] if self.number < len(self._times) else math.inf
+
+
+def _first(heads: Sequence[_Head]) -> _Head:
+    return min(heads, key=lambda head: head.time) if heads else _Head(Stream((), _no_call))
+
+
+def _no_call(number: int) -> None:
+    raise AssertionError(f"call {number} of no stream")
 
 
 class VirtualLoop:
