@@ -140,13 +140,16 @@ class _Run:
         self._balances = replicas > 1 or bool(losses)
         self._ended = [(0, 0, 0.0)] * replicas
         self._last = 0.0
+        self._ahead = 0.0
 
     def outcome(self) -> Outcome:
         """Run, and return what became of all."""
         world = self._world
         for loss in self._losses:
             world.at(loss.at_s, Event(None, self._lose, (loss,)))
-        streams = [Stream(self._at, self._send)]
+        # A request is dealt with when an idle event loop has taken it up.
+        self._ahead = self._servers[0].usual_work
+        streams = [Stream([at + self._ahead for at in self._at], self._arrive)]
         if self._deadline_s is not None:
             # When a client waits no longer, as its server sees it.
             patience = max(0.0, self._deadline_s - self._transport / 2)
@@ -185,7 +188,10 @@ class _Run:
         server = VirtualServer(self._world, self._profile, self._options, self._random.spawn(1)[0], answer)
         return server
 
-    def _send(self, number: int) -> None:
+    def _arrive(self, number: int) -> None:
+        self._send(number, self._ahead)
+
+    def _send(self, number: int, came_before: float = 0.0) -> None:
         servers = self._servers
         if len(servers) == 1 and not self._lost:
             index = 0
@@ -200,7 +206,7 @@ class _Run:
             if self._at_replica is not None:
                 self._at_replica[index].add(number)
         deadline = None if self._deadline_s is None else self._at[number] + self._deadline_s
-        servers[index].send(number, self._rows[number], deadline, self._refuse)
+        servers[index].send(number, self._rows[number], deadline, self._refuse, came_before)
 
     def _chosen(self, number: int) -> int:
         under_way = self._under_way[0 if self._client is None else self._client[number]]
@@ -287,5 +293,6 @@ def _check(arrivals: Arrivals, replicas: int, deadline_s: float | None, losses: 
     if deadline_s is not None and not 0 < deadline_s < math.inf:
         raise InputError(f"a deadline of {deadline_s:g} s: expected above 0")
     for loss in losses:
-        if not 0 <= loss.replica < replicas or not loss.at_s >= 0 or (loss.back_s is not None and not loss.back_s >= 0):
+        times = (loss.at_s, 0.0 if loss.back_s is None else loss.back_s)
+        if not 0 <= loss.replica < replicas or not all(0 <= each < math.inf for each in times):
             raise InputError(f"{loss}: expected one of {replicas} replicas, counted from 0, and times from 0 on")

@@ -15,6 +15,7 @@ from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.errors import DeadlineError, InputError, OverloadedError
 
 _ROW = np.zeros(1, np.uint8)
+_RESOLUTION = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +118,32 @@ class VirtualServer:
             executor=self.lanes,
         )
 
-    def send(self, number: int, rows: int, deadline: float | None, on_refusal: Callable[[int, bool], None]) -> None:
-        """Take a request of so many rows; `deadline` is on the world's clock.
+    @property
+    def usual_work(self) -> float:
+        """Seconds of the event loop until a request of one row is submitted."""
+        return self._half + self._half_per_row
+
+    def send(
+        self,
+        number: int,
+        rows: int,
+        deadline: float | None,
+        on_refusal: Callable[[int, bool], None],
+        came_before: float = 0.0,
+    ) -> None:
+        """Take a request of so many rows that came so many seconds ago; `deadline` is on the world's clock.
 
         `on_refusal` is called where it isn't admitted, with whether that is for its deadline.
         """
         if self._cpu_half:
             self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
-        loop = self.loop
-        begins = loop.occupy(self._half + rows * self._half_per_row)
-        # What taking a request up takes is added to its answer's time, so that an idle loop needs no event for it.
-        if begins > self._world.now:
+        loop, now = self.loop, self._world.now
+        ends = max(now - came_before, loop.busy_until) + self._half + rows * self._half_per_row
+        loop.busy_until = ends
+        # An idle loop has just done its work by now, which needs no event.
+        if ends > now + _RESOLUTION:
             event = Event(loop, self._submit, (number, rows, deadline, on_refusal), ends_work=True)
-            self._world.at(begins, event)
+            self._world.at(ends, event)
         else:
             loop.enter()
             self._submit(number, rows, deadline, on_refusal)
@@ -163,7 +177,6 @@ class VirtualServer:
         self.batch_rows += stats.rows
         loop, numbers = self.loop, self._numbers
         half, half_per_row = self._half, self._half_per_row
-        # The batch began sooner than it could have by what taking up its last request took.
         answers = []
         at = max(loop.time(), loop.busy_until)
         for request, _, rows in stats.shares:
@@ -171,9 +184,8 @@ class VirtualServer:
                 self._requests.pop(number, None)
                 if self._cpu_half:
                     self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
-                work = half + rows * half_per_row
-                at += work
-                answers.append((number, at + work))
+                at += half + rows * half_per_row
+                answers.append((number, at))
         loop.busy_until = at
         if answers:
             self._on_answers(answers)

@@ -22,7 +22,7 @@ class Event:
     ) -> None:
         """`loop` is the one on which the call is made; None: it isn't a server's.
 
-        `ends_work` says that the loop has done what it took up for the call, which therefore waits for nothing else.
+        `ends_work` says that the call's turn has come by its time: it waits for nothing else that the loop takes up.
         """
         self.loop = loop
         self.ends_work = ends_work
@@ -71,35 +71,43 @@ class World:
         due, ready = self._due, self.ready
         later = [_Head(stream) for stream in streams if stream.times]
         head = _first(later)
+        before = asyncio._get_running_loop()
         try:
+            now = self.now
             while True:
-                while ready:
-                    event = ready.popleft()
-                    if (call := event.call) is None:
+                # All that come at one time come before anything else happens.
+                if head.time > now:
+                    while ready:
+                        event = ready.popleft()
+                        if (call := event.call) is None:
+                            continue
+                        if (loop := event.loop) is not None:
+                            if loop.is_lost:
+                                continue
+                            if loop.busy_until > now and not event.ends_work:
+                                # It comes after what the loop has taken up, and before what it takes up later.
+                                event.ends_work = True
+                                self.at(loop.busy_until, event)
+                                continue
+                            if self.current is not loop:
+                                loop.enter()
+                        call(*event.args)
+                    if due and due[0][0] < head.time:
+                        now, _, event = heappop(due)
+                        self.now = now
+                        ready.append(event)
                         continue
-                    if (loop := event.loop) is not None:
-                        if loop.is_lost:
-                            continue
-                        if loop.busy_until > self.now and not event.ends_work:
-                            self.at(loop.busy_until, event)
-                            continue
-                        if self.current is not loop:
-                            loop.enter()
-                    call(*event.args)
-                if due and due[0][0] < head.time:
-                    self.now, _, event = heappop(due)
-                    ready.append(event)
-                elif head.time < math.inf:
-                    self.now, number = head.time, head.number
-                    head.advance()
-                    head.call(number)
-                    if len(later) > 1:
-                        head = _first(later)
-                else:
+                if head.time == math.inf:
                     return
+                self.now = now = max(now, head.time)
+                number = head.number
+                head.advance()
+                head.call(number)
+                if len(later) > 1:
+                    head = _first(later)
         finally:
             self.current = None
-            asyncio._set_running_loop(None)
+            asyncio._set_running_loop(before)
 
 
 class _Head:
@@ -173,12 +181,6 @@ class VirtualLoop:
     def call_later(self, delay: float, call: Callable[..., object], *args: Any) -> Event:
         """Make a call in `delay` seconds."""
         return self._world.at(self._world.now + delay, Event(self, call, args))
-
-    def occupy(self, seconds: float) -> float:
-        """Have the loop work for `seconds` once it is free; return when it begins."""
-        begins = max(self._world.now, self.busy_until)
-        self.busy_until = begins + seconds
-        return begins
 
     def get_debug(self) -> bool:
         """Return False: futures ask."""
