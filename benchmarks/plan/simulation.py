@@ -146,7 +146,7 @@ class _Run:
         """Run, and return what became of all."""
         world = self._world
         for loss in self._losses:
-            world.at(loss.at_s, Event(None, self._lose, (loss,)))
+            world.at(loss.at_s, Event(None, self._lose, (loss,), False))
         # A request is dealt with when an idle event loop has taken it up.
         self._ahead = self._servers[0].usual_work
         streams = [Stream([at + self._ahead for at in self._at], self._arrive)]
@@ -183,7 +183,7 @@ class _Run:
             if self._balances:
                 # Until then they count as under way, and the server may be lost.
                 numbers = [number for number, _ in answers]
-                self._world.at(last, Event(server.loop, self._leave, (numbers, index), ends_work=True))
+                self._world.at(last, Event(server.loop, self._leave, (numbers, index), True))
 
         server = VirtualServer(self._world, self._profile, self._options, self._random.spawn(1)[0], answer)
         return server
@@ -262,7 +262,7 @@ class _Run:
             if not self._done[number]:
                 self._send(number)
         if loss.back_s is not None:
-            self._world.at(self._world.now + loss.back_s, Event(None, self._return, (index,)))
+            self._world.at(self._world.now + loss.back_s, Event(None, self._return, (index,), False))
 
     def _return(self, index: int) -> None:
         self._servers[index] = self._new_server(index)

@@ -119,11 +119,15 @@ class VirtualLanes(Executor):
         assert batch is not None
         batch.call, batch.args = call, args
         self._count()
-        before = len(self._running)
-        self._running.append(batch)
-        batch.ends = self._world.now + batch.seconds * self._slowness(batch, before + 1)
+        running = self._running
+        running.append(batch)
+        if self._independent:
+            batch.ends = self._world.now + batch.seconds
+            self._plan(batch)
+            return
+        batch.ends = self._world.now + batch.seconds * self._slowness(batch, len(running))
         self._plan(batch)
-        self._change_speed(before)
+        self._change_speed(len(running) - 1)
 
     def _count(self) -> None:
         """Count how long lanes have computed since their number last changed."""
@@ -136,8 +140,6 @@ class VirtualLanes(Executor):
     def _change_speed(self, before: int) -> None:
         """Let each batch end sooner or later, as another number of lanes is at work than `before`."""
         running, now = self._running, self._world.now
-        if self._independent or before == len(running):
-            return
         for batch in running:
             left = batch.ends - now
             if batch is running[-1] and before < len(running):
@@ -149,7 +151,7 @@ class VirtualLanes(Executor):
             self._plan(batch)
 
     def _plan(self, batch: _Running) -> None:
-        batch.end = self._world.at(batch.ends, Event(None, self._look, (batch,)))
+        batch.end = self._world.at(batch.ends, Event(None, self._look, (batch,), False))
 
     def _slowness(self, batch: _Running, working: int) -> float:
         """Return by how much longer a batch takes with so many lanes at work, than with all of them."""
@@ -166,9 +168,9 @@ class VirtualLanes(Executor):
             self._world.at(batch.ends, batch.end)
             return
         self._count()
-        before = len(self._running)
         self._running.remove(batch)
-        self._change_speed(before)
+        if not self._independent:
+            self._change_speed(len(self._running) + 1)
         assert batch.call is not None
         if self._loop.busy_until > self._world.now:
             self._loop.call_soon(batch.call, *batch.args)

@@ -142,7 +142,7 @@ class VirtualServer:
         loop.busy_until = ends
         # An idle loop has just done its work by now, which needs no event.
         if ends > now + _RESOLUTION:
-            event = Event(loop, self._submit, (number, rows, deadline, on_refusal), ends_work=True)
+            event = Event(loop, self._submit, (number, rows, deadline, on_refusal), True)
             self._world.at(ends, event)
         else:
             loop.enter()
