@@ -1,8 +1,8 @@
 """Holds what the simulation predicts against what real servers do, on the same arrivals.
 
 A round goes through the loads one by one. Before each load and after the last one the profile is measured anew, and a
-load is predicted from the two profiles beside it: what slows the machine for a while slows all of them. Ratios are taken
-load by load, and the median of the rounds counts.
+load is predicted from the two profiles beside it: what slows the machine for a while slows all of them. Ratios are
+taken load by load, and the median of the rounds counts.
 """
 
 import time
@@ -61,7 +61,7 @@ class Comparison:
     """Rows of a batch, on average."""
     predicted_batch_rows: float
     others_cores: float
-    """Number of cores that other programs had meanwhile, or while the profiles beside were measured, if that is more."""
+    """Number of cores that other programs had meanwhile, or if that is more, beside it for the profiles."""
     generator_cpu_share: float
     """CPU seconds of the load generator in a second."""
 

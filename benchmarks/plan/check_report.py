@@ -27,7 +27,7 @@ def as_table(run: PlanCheck) -> Table:
         table.add_row(f"{replicas}", f"{load:.0%}", "", "", "", "", "FAILED: other programs ran")
     disturbed = sum(map(len, run.rounds)) - sum(map(len, run.quiet))
     table.caption = (
-        f"Medians and quartiles of {len(run.rounds)} rounds; {disturbed} of {sum(map(len, run.rounds))} stretches don't "
+        f"Medians and quartiles of {len(run.rounds)} rounds; {disturbed} of {sum(map(len, run.rounds))} loads don't "
         f"count, as other programs had over {BUSY_CORES:.0%} of the cores meanwhile"
     )
     return table

@@ -171,7 +171,9 @@ def busy_seconds() -> float:
 
 
 @contextmanager
-def measured_servers(package: Path, *flags: str, count: int = 1) -> Iterator[MeasuredServers]:
+def measured_servers(
+    package: Path, *flags: str, count: int = 1, module: str = recorded_server.__name__
+) -> Iterator[MeasuredServers]:
     """Serve `package` with the flags of `fuseline serve`, `count` times, each on its part of the cores.
 
     Raises:
@@ -180,7 +182,6 @@ def measured_servers(package: Path, *flags: str, count: int = 1) -> Iterator[Mea
     """
     if count > usable_cores():
         raise InputError(f"{count} servers on {usable_cores()} cores: each needs one of its own")
-    module = recorded_server.__name__
     with tempfile.TemporaryDirectory(prefix="fuseline-plan-") as folder, ExitStack() as stack:
         records = [BatchRecord(Path(folder) / f"batches-{number}") for number in range(count)]
         parts = _parts_of_cores(count)
