@@ -354,3 +354,21 @@ def test_fuseline_classify_takes_several_addresses(pair: str, run_fuseline: Run,
     assert done.exit_code == 0, done.stderr
     assert done.stdout.count('"label": "green"') == 2
     assert "is given twice" in only_error(run_fuseline("classify", path, "--address", "a:1,a:1"))
+
+
+@BY_STREAM
+async def test_an_address_of_something_else_costs_no_request(start_server: StartServer, by_stream: bool) -> None:
+    served = await start_server()
+    other = grpc.aio.server()
+    address = f"127.0.0.1:{other.add_insecure_port('127.0.0.1:0')}"
+    await other.start()
+    try:
+        async with AsyncClient([address_of(served), address], retries=0, by_stream=by_stream) as client:
+            for _ in range(20):
+                await client.classify(encoded(plain("red")))
+            assert computed(served) == 20
+        async with AsyncClient([address, unused_address()], retries=0, by_stream=by_stream) as client:
+            with pytest.raises(errors.FuselineError, match="UNIMPLEMENTED|no server answers"):
+                await client.classify(encoded(plain("red")))
+    finally:
+        await other.stop(None)
