@@ -151,4 +151,7 @@ def error_from_rpc(
         dropped = ShuttingDownError(f"{address} dropped the call before taking it up, as a server that stops does")
         dropped.is_untaken = True
         return dropped
-    return error_from_status(code, details, name, retry_after_from_metadata(metadata))
+    told = error_from_status(code, details, name, retry_after_from_metadata(metadata))
+    if name is None and code is grpc.StatusCode.UNIMPLEMENTED:
+        told.is_untaken = True  # by a server of something else, or a proxy that finds none
+    return told

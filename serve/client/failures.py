@@ -21,7 +21,9 @@ def outcome_of(error: FuselineError) -> Outcome:
         return Outcome.DRAINING
     if isinstance(error, OverloadedError):
         return Outcome.OVERLOADED
-    if isinstance(error, BackendLostError) or (type(error) is InputError and (error.may_pass or error.is_untaken)):
+    # Of these two classes themselves are errors that no Fuseline server has told.
+    is_unreached = type(error) in {InputError, FuselineError} and (error.may_pass or error.is_untaken)
+    if is_unreached or isinstance(error, BackendLostError):
         return Outcome.UNREACHABLE
     if isinstance(error, BackendError) or (isinstance(error, DeadlineError) and error.is_unanswered):
         return Outcome.FAILED

@@ -3,7 +3,6 @@
 from typing import cast
 
 import grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from fuseline.serve.balancing.outcomes import Outcome
 
@@ -13,6 +12,9 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 def outcome_of_health(answer: bytes) -> Outcome:
     """Return what the answer to `HEALTH_CHECK` says about the server; one that doesn't serve says that it will not."""
+    # Few clients ever ask.
+    from grpc_health.v1.health_pb2 import HealthCheckResponse
+
     status = HealthCheckResponse.FromString(answer).status
     return Outcome.ANSWERED if status == HealthCheckResponse.SERVING else Outcome.DRAINING
 

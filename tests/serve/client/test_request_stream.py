@@ -8,7 +8,7 @@ import pytest
 
 from fuseline.protos.classify_pb2 import ClassifyRequest
 from fuseline.serve import errors
-from fuseline.serve.client import AsyncClient, request_stream
+from fuseline.serve.client import AsyncClient, open_stream, request_stream
 from tests.fakes.colours import LABELS, encoded, expected_logits, noise, plain
 from tests.serve.conftest import Served, StartServer
 
@@ -20,14 +20,14 @@ def streaming(served: Served, **options: object) -> AsyncClient:
 def messages_of(monkeypatch: pytest.MonkeyPatch) -> list[ClassifyRequest]:
     """The messages that are written to streams from now on."""
     written: list[ClassifyRequest] = []
-    tail = request_stream._OpenStream._tail
+    tail = open_stream.OpenStream._tail
 
-    def noted(stream: request_stream._OpenStream, id: str, requests: list[request_stream._Request]) -> bytes:
+    def noted(stream: open_stream.OpenStream, id: str, requests: list[open_stream.StreamedRequest]) -> bytes:
         end = tail(stream, id, requests)
         written.append(ClassifyRequest.FromString(b"".join([*(its.message for its in requests), end])))
         return end
 
-    monkeypatch.setattr(request_stream._OpenStream, "_tail", noted)
+    monkeypatch.setattr(open_stream.OpenStream, "_tail", noted)
     return written
 
 
@@ -43,7 +43,7 @@ async def test_requests_that_wait_together_share_a_message_and_each_gets_its_own
     np.testing.assert_allclose([answer.results[0].logits for answer in answers], expected_logits(pixels), atol=1e-5)
     assert all(len(answer.results) == 1 for answer in answers)
     assert len(written) < 10
-    assert max(len(message.images) for message in written) == request_stream.MOST_IMAGES
+    assert max(len(message.images) for message in written) == open_stream.MOST_IMAGES
     assert len({message.id for message in written}) == len(written)
 
 
@@ -161,7 +161,7 @@ async def test_a_cancelled_request_that_waits_to_be_sent_is_not_sent(
 async def test_a_stream_is_renewed_and_the_old_one_answers_what_it_has(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_stream, "RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr(open_stream, "RENEW_EVERY_S", 0.05)
     served = await start_server()
     served.backend.hold()
     async with streaming(served) as client:
@@ -199,3 +199,13 @@ async def test_a_stream_that_no_server_takes_is_the_error_of_a_call() -> None:
     async with AsyncClient("127.0.0.1:1", by_stream=True, retries=0) as client:
         with pytest.raises(errors.InputError, match=r"no server answers at 127\.0\.0\.1:1 .*Connection refused"):
             await client.classify(b"x")
+
+
+async def test_requests_that_have_room_only_alone_are_answered(start_server: StartServer) -> None:
+    served = await start_server(max_queue_rows=4, max_images_per_request=4)
+    async with streaming(served, retries=0) as client:
+        await client.model()
+        results = await asyncio.gather(*(client.classify(plain("red")) for _ in range(16)), return_exceptions=True)
+    answered = [each for each in results if not isinstance(each, BaseException)]
+    assert len(answered) >= 4
+    assert {type(each) for each in results} <= {type(answered[0]), errors.OverloadedError}

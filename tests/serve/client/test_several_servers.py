@@ -183,23 +183,26 @@ async def test_a_lookup_that_fails_later_keeps_the_servers(
 async def test_a_copy_goes_to_another_server_after_a_time_and_the_first_answer_counts(
     start_server: StartServer, by_stream: bool
 ) -> None:
-    servers = [await start_server() for _ in range(2)]
+    first, second = servers = [await start_server() for _ in range(2)]
+    for each in servers:
+        each.backend.hold()
     addresses = [address_of(each) for each in servers]
     async with AsyncClient(addresses, hedge_after_s=0.02, by_stream=by_stream) as client:
-        await client.classify([plain("red")])
-        held, other = servers if computed(servers[1]) else servers[::-1]
-        held.backend.hold()
-        # The one that was given fewer is next.
-        answer = await client.classify(plain("blue"), timeout_s=20)
-        assert answer.results[0].predictions[0].label == "blue"
-        assert computed(other) == 2
-        # There is no budget for a second copy so soon.
-        late = asyncio.create_task(client.classify(plain("red"), timeout_s=20))
-        third = asyncio.create_task(client.classify(plain("red"), timeout_s=20))
-        await asyncio.wait({late, third}, timeout=0.3)
-        held.backend.release()
-        await asyncio.gather(late, third)
+        call = asyncio.create_task(client.classify(plain("blue")))
+        await asyncio.gather(*(each.until_busy() for each in servers))
+        first.backend.release()
+        assert (await call).results[0].predictions[0].label == "blue"
         assert all(member.under_way == 0 for member in client._servers._balancer.members)
+        second.backend.release()
+        # There is no budget for another copy so soon.
+        for each in servers:
+            each.backend.hold()
+        call = asyncio.create_task(client.classify(plain("red")))
+        await asyncio.wait({call}, timeout=0.2)
+        for each in servers:
+            each.backend.release()
+        await call
+    assert sum(map(computed, servers)) == 3
 
 
 async def test_nothing_is_sent_twice_unless_asked(start_server: StartServer) -> None:
@@ -354,3 +357,21 @@ def test_fuseline_classify_takes_several_addresses(pair: str, run_fuseline: Run,
     assert done.exit_code == 0, done.stderr
     assert done.stdout.count('"label": "green"') == 2
     assert "is given twice" in only_error(run_fuseline("classify", path, "--address", "a:1,a:1"))
+
+
+@BY_STREAM
+async def test_an_address_of_something_else_costs_no_request(start_server: StartServer, by_stream: bool) -> None:
+    served = await start_server()
+    other = grpc.aio.server()
+    address = f"127.0.0.1:{other.add_insecure_port('127.0.0.1:0')}"
+    await other.start()
+    try:
+        async with AsyncClient([address_of(served), address], retries=0, by_stream=by_stream) as client:
+            for _ in range(20):
+                await client.classify(encoded(plain("red")))
+            assert computed(served) == 20
+        async with AsyncClient([address, unused_address()], retries=0, by_stream=by_stream) as client:
+            with pytest.raises(errors.FuselineError, match="UNIMPLEMENTED|no server answers"):
+                await client.classify(encoded(plain("red")))
+    finally:
+        await other.stop(None)
