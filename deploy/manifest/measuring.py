@@ -40,8 +40,9 @@ _DECODING_CALLERS = 4
 """Tasks that each have one encoded photograph under way."""
 _LARGE_ROWS = 64
 """Images of the one large request that is under way: batches are full, and more waits."""
-_BURST = 16
-"""Requests of `_LARGE_ROWS` photographs that come at once in the end, as many images as a queue has room for."""
+_BURST = 24
+"""Requests of `_LARGE_ROWS` photographs that come at once in the end: half as many images again as a queue has room
+for."""
 _BURST_TIMEOUT_S = 3.0
 """Time in which they are to be answered. Many are refused, once the server has them in memory; rows that would wait for
 longer are not measured, as their size is known."""
