@@ -8,7 +8,7 @@ from fuseline.deploy.manifest.quantities import memory_quantity
 
 TAKEN_SHARE = 0.8
 """Share of its limit that a server fills in the worst case that was foreseen. Two bursts don't take the same, as it
-depends on what is in memory at one moment: 541 and 610 MiB were measured of one package. And from nine tenths on a server
+depends on what is in memory at one moment: 541 and 610 MiB were measured of one package. From nine tenths on a server
 gives up while it starts (`serve.process.memory_guard`)."""
 
 TARGET_WAIT_S = 0.1
