@@ -105,8 +105,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pod_spec(podman: Podman, package: Path, facts: Facts) -> Document:
-    """What `fuseline manifest kubernetes` writes for the package, measured here, of which the pod is returned."""
+def pod_spec(podman: Podman, package: Path, facts: Facts) -> Iterator[Document]:
+    """What `fuseline manifest kubernetes` writes for the package, measured here: the pod; its image goes at the end."""
     out = package.parent / "resnet18.yaml"
     command = [sys.executable, "-m", "fuseline", "manifest", "kubernetes", str(package)]
     began = time.monotonic()
@@ -124,8 +124,8 @@ def pod_spec(podman: Podman, package: Path, facts: Facts) -> Document:
     facts["measured"] = " ".join(line[2:] for line in text.splitlines()[1:5])
     (deployment,) = [its for its in yaml.safe_load_all(text) if its["kind"] == "Deployment"]
     with_package(podman, BASE, package, IMAGE, package.parent)
-    spec: Document = deployment["spec"]["template"]["spec"]
-    return spec
+    yield deployment["spec"]["template"]["spec"]
+    podman("rmi", IMAGE)
 
 
 def request_of(package: Path, images: int = 1) -> ClassifyRequest:
