@@ -152,7 +152,7 @@ def _measured(package: ModelPackage, file: Path | None, *, seconds: float, cpus:
         if cpus not in (None, found.cpus):
             raise InputError(f"--cpus was given {cpus}, and {file} was measured with {found.cpus}; leave --cpus out")
         return found
-    check_output(file, folder=False, force=False)
+    check_output(file, folder=False, force=False, flag="--measured")
     from fuseline.deploy.manifest.measuring import measure
 
     typer.echo(f"measuring {package.manifest.name} on this machine, {seconds:g} s of load", err=True)

@@ -40,8 +40,9 @@ _DECODING_CALLERS = 4
 """Tasks that each have one encoded photograph under way."""
 _LARGE_ROWS = 64
 """Images of the one large request that is under way: batches are full, and more waits."""
-_BURST = 16
-"""Requests of `_LARGE_ROWS` photographs that come at once in the end, as many images as a queue has room for."""
+_BURST = 24
+"""Requests of `_LARGE_ROWS` photographs that come at once in the end: half as many images again as a queue has room
+for."""
 _BURST_TIMEOUT_S = 3.0
 """Time in which they are to be answered. Many are refused, once the server has them in memory; rows that would wait for
 longer are not measured, as their size is known."""
@@ -151,9 +152,7 @@ def _measured(server: _Server, package: ModelPackage, manifest: bytes, cpus: int
 @contextlib.contextmanager
 def _serving(package: Path, cpus: int, folder: Path) -> Iterator[_Server]:
     """Run `fuseline serve` on loopback until it is ready; end it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        http_port: int = probe.getsockname()[1]
+    http_port = _free_port()
     command = [
         *(sys.executable, "-P", "-m", "fuseline", "serve", str(package.resolve()), "--host", "127.0.0.1"),
         *("--port", "0", "--http-port", str(http_port), "--no-console"),
@@ -186,6 +185,14 @@ def _serving(package: Path, cpus: int, folder: Path) -> Iterator[_Server]:
                 process.wait()
 
 
+def _free_port() -> int:
+    """Return a port of loopback on which nothing listens at this time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def _started(
     command: Sequence[str], cpus: int, environment: dict[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
@@ -206,7 +213,7 @@ def _until_ready(process: "subprocess.Popen[bytes]", http_port: int, stderr: IO[
     while not _is_ready(http_port):
         if process.poll() is not None:
             reason = _last_line(stderr)
-            if "address already in use" in reason.lower() or "is taken" in reason:
+            if "Address already in use" in reason:
                 raise _PortTakenError(reason)
             kind = BackendUnavailableError if process.returncode == InputError.exit_code else FuselineError
             raise kind(f"the package can't be measured, as it can't be served here: {reason}")
@@ -276,7 +283,11 @@ def peak_bytes(pid: int) -> int:
     """Return the largest resident memory so far of a process and those below it, in bytes (proc(5), VmHWM)."""
     process = Path("/proc") / str(pid)
     found = re.search(r"^VmHWM:\s+(\d+) kB$", (process / "status").read_text(encoding="ascii"), flags=re.MULTILINE)
-    children = (process / "task" / str(pid) / "children").read_text(encoding="ascii").split()
+    try:
+        children = (process / "task" / str(pid) / "children").read_text(encoding="ascii").split()
+    except OSError:
+        # Some kernels list none.
+        children = []
     return (int(found[1]) * 1024 if found else 0) + sum(peak_bytes(int(child)) for child in children)
 
 

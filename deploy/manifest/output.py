@@ -17,13 +17,16 @@ MARK = "# Written by `fuseline manifest"
 _MOST_BYTES = 2**20
 
 
-def check_output(out: Path | None, *, folder: bool, force: bool) -> None:
-    """Raise `InputError` if `write_text` or `write_chart` would refuse `out`, so that it is known before long work."""
+def check_output(out: Path | None, *, folder: bool, force: bool, flag: str = "--out") -> None:
+    """Raise `InputError` if `write_text` or `write_chart` would refuse `out`, so that it is known before long work.
+
+    `flag` is what `out` was given by.
+    """
     if out is None:
         return
     try:
         if not out.parent.is_dir():
-            raise InputError(f"there is no folder {out.parent} to write {out.name} in; make it, or give another --out")
+            raise InputError(f"there is no folder {out.parent} to write {out.name} in; make it, or give another {flag}")
         if not is_there(out) and not out.is_symlink():
             return
         ours = not out.is_symlink() and (_is_our_chart(out) if folder else _is_our_file(out))

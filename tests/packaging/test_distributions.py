@@ -42,6 +42,15 @@ def test_the_wheel_installs_fuseline_alone_and_all_of_it(unpacked: Path) -> None
         assert {path for path in sources if not (packed / path).is_file()} == set()
 
 
+def test_the_wheel_has_every_file_that_manifests_are_made_of(unpacked: Path) -> None:
+    """Links among them are files of their own there."""
+    for folder in ("kubernetes", "kserve", "helm"):
+        ours = {path.relative_to(ROOT): path.read_bytes() for path in (ROOT / "deploy" / folder).rglob("*.*")}
+        assert ours
+        packed = {name: unpacked / "fuseline" / name for name in ours}
+        assert {name for name, path in packed.items() if path.is_symlink() or path.read_bytes() != ours[name]} == set()
+
+
 def test_a_wheel_made_from_the_sdist_is_that_of_the_checkout(distributions: Distributions, tmp_path: Path) -> None:
     uv("build", "--quiet", "--wheel", "--out-dir", tmp_path, distributions.sdist)
     (wheel,) = tmp_path.glob("*.whl")

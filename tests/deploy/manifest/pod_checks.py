@@ -105,8 +105,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pod_spec(podman: Podman, package: Path, facts: Facts) -> Document:
-    """What `fuseline manifest kubernetes` writes for the package, measured here, of which the pod is returned."""
+def pod_spec(podman: Podman, package: Path, facts: Facts) -> Iterator[Document]:
+    """What `fuseline manifest kubernetes` writes for the package, measured here: the pod; its image goes at the end."""
     out = package.parent / "resnet18.yaml"
     command = [sys.executable, "-m", "fuseline", "manifest", "kubernetes", str(package)]
     began = time.monotonic()
@@ -124,8 +124,8 @@ def pod_spec(podman: Podman, package: Path, facts: Facts) -> Document:
     facts["measured"] = " ".join(line[2:] for line in text.splitlines()[1:5])
     (deployment,) = [its for its in yaml.safe_load_all(text) if its["kind"] == "Deployment"]
     with_package(podman, BASE, package, IMAGE, package.parent)
-    spec: Document = deployment["spec"]["template"]["spec"]
-    return spec
+    yield deployment["spec"]["template"]["spec"]
+    podman("rmi", IMAGE)
 
 
 def request_of(package: Path, images: int = 1) -> ClassifyRequest:
@@ -170,7 +170,8 @@ async def test_the_pod_starts_bears_overload_and_ends_in_time(
 
         limit = bytes_of(pod.fields["resources"]["limits"]["memory"])
         assert pod.inspected["HostConfig"]["Memory"] == limit
-        refused = await overload(pod, package)
+        async with probing(pod, "readinessProbe"), probing(pod, "livenessProbe"):
+            refused = await overload(pod, package)
         peak = most_memory(pod)
         facts["pod: memory limit, and peak under overload, MiB"] = f"{limit >> 20}, {peak >> 20} ({refused} refused)"
         assert kills_for_memory(pod) == 0
@@ -197,6 +198,26 @@ def check_confined(pod: Pod) -> None:
     for path in ("/x", "/tmp/x", "/models/x", "/var/cache/fuseline/x"):
         assert pod.execute("touch", path).returncode != 0, path
     assert pod.execute("ls", "/var/run/secrets").returncode != 0
+
+
+@asynccontextmanager
+async def probing(pod: Pod, kind: str) -> AsyncIterator[None]:
+    """Probe all the while as kubelet does; it must not fail so often in a row that kubelet would act."""
+    asked, failed = pod.fields[kind], [0]
+
+    async def probe_on() -> None:
+        while True:
+            is_well = await asyncio.to_thread(pod.probe, kind)
+            failed.append(0 if is_well else failed[-1] + 1)
+            await asyncio.sleep(asked["periodSeconds"])
+
+    task = asyncio.create_task(probe_on())
+    try:
+        yield
+    finally:
+        task.cancel()
+    assert len(failed) > 1
+    assert max(failed) < asked["failureThreshold"], f"{kind} failed {failed}"
 
 
 async def overload(pod: Pod, package: Path) -> int:

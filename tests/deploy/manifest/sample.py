@@ -23,7 +23,7 @@ FACTS: dict[str, Any] = {
     "peak_bytes": 480 * 2**20,
     "row_bytes": 224 * 224 * 3,
     "max_queue_rows": 1024,
-    "burst_images": 1024,
+    "burst_images": 1536,
     "picture_bytes": 90_000,
     "load_s": 5.0,
     "images": 1000,

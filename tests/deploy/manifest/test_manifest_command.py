@@ -121,6 +121,11 @@ def test_another_package_s_measurement_is_refused(run_fuseline: Run, package: Pa
     assert "was measured with another package" in only_error(result)
 
 
+def test_a_measurement_that_could_not_be_kept_is_not_made(run_fuseline: Run, package: Path, tmp_path: Path) -> None:
+    result = run_fuseline("manifest", "kubernetes", package, "--measured", tmp_path / "none" / "m.json")
+    assert "give another --measured" in only_error(result)
+
+
 def test_more_cpus_than_there_are_are_refused_before_anything_is_measured(run_fuseline: Run, package: Path) -> None:
     assert "--cpus was given 4096" in only_error(run_fuseline("manifest", "kubernetes", package, "--cpus", 4096))
 

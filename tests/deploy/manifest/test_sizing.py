@@ -25,7 +25,7 @@ def test_memory_is_rounded_up_to_whole_steps(size: int) -> None:
 
 def test_memory_has_room_for_the_peak_and_a_full_queue() -> None:
     sizes = sizes_from(measured(peak_bytes=500 * MIB, max_queue_rows=1024, row_bytes=150_528))
-    assert sizes.memory == "768Mi"
+    assert sizes.memory == "832Mi"
     assert bytes_of(sizes.memory) * TAKEN_SHARE >= 500 * MIB + 1024 * 150_528
 
 
