@@ -1,6 +1,7 @@
 """A replica: one model with Fuseline's own batcher, behind Ray's two doors."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fuseline.deploy.ray.app_args import AppArgs
 from fuseline.deploy.ray.http_door import HttpDoor
 from fuseline.deploy.ray.load_report import LoadReport
+from fuseline.deploy.ray.message_limits import transport_warning
 from fuseline.deploy.ray.rpc_door import RpcDoor
 from fuseline.protos import classify_pb2, open_inference_pb2
 from fuseline.serve.batching.batcher import Batcher
@@ -59,9 +61,13 @@ class Replica:
         key = statistics_key(model.name, model.version)
         self._report = LoadReport(model.batcher, lambda: metrics.statistics[key])
         self._batcher = model.batcher
-        gate = core.gate
-        self._rpc_door = RpcDoor(core.add_services, gate, last_answers_s=settings.drain_timeout_s)
-        self._http_door = HttpDoor(http_app(core.http_services()), max_body_bytes=settings.max_message_bytes, gate=gate)
+        gate, most_bytes = core.gate, settings.max_message_bytes
+        self._rpc_door = RpcDoor(
+            core.add_services, gate, max_message_bytes=most_bytes, last_answers_s=settings.drain_timeout_s
+        )
+        self._http_door = HttpDoor(http_app(core.http_services()), max_body_bytes=most_bytes, gate=gate)
+        if (warning := transport_warning(os.environ, most_bytes)) is not None:
+            _log.warning("%s", warning)
         core.ready = True
         self._core = core
         _log.info("%s is ready on %s: %s", model.name, model.backend.name, model.lanes.line)
