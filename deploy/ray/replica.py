@@ -16,6 +16,7 @@ from fuseline.deploy.ray.http_door import HttpDoor
 from fuseline.deploy.ray.load_report import LoadReport
 from fuseline.deploy.ray.message_limits import transport_warning
 from fuseline.deploy.ray.rpc_door import RpcDoor
+from fuseline.deploy.ray.watchdog import Watchdog
 from fuseline.protos import classify_pb2, open_inference_pb2
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import BackendLostError, FuselineError
@@ -23,6 +24,7 @@ from fuseline.serve.http.app import http_app
 from fuseline.serve.metrics.inference_statistics import statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import PackageModels
+from fuseline.serve.process.server_log import end_process
 from fuseline.serve.server_core import ServerCore
 from fuseline.serve.tracing.tracing import open_tracer
 
@@ -70,6 +72,8 @@ class Replica:
             _log.warning("%s", warning)
         core.ready = True
         self._core = core
+        self._watchdog = Watchdog(lambda: core.liveness.is_live, _end_process)
+        self._watchdog.start()
         _log.info("%s is ready on %s: %s", model.name, model.backend.name, model.lanes.line)
 
     async def __call__(self, _request: Request) -> Response:
@@ -89,16 +93,23 @@ class Replica:
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Return the end of this replica, which Ray awaits once it sends nothing more; the first time only."""
         core, self._core = getattr(self, "_core", None), None
-        return None if core is None else _end(core)
+        return None if core is None else _end(core, self._watchdog)
 
 
-async def _end(core: ServerCore) -> None:
+async def _end(core: ServerCore, watchdog: Watchdog) -> None:
+    watchdog.stop()
     try:
         await core.finish()
     except TimeoutError:
         _log.error("answers were still owed when the time for the drain was over, and are given up")
     finally:
         await core.close()
+
+
+def _end_process() -> None:
+    """End this process at once: a backend that hangs may be called no more, not even to end."""
+    _log.error("a backend hangs, and no lane is left that computes: this replica ends, and Ray starts another")
+    end_process(1)
 
 
 class _Handed(Response):

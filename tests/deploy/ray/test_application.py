@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fuseline.deploy.ray.app_args import AppArgs
+from fuseline.deploy.ray.watchdog import Watchdog
 from fuseline.serve.errors import BackendLostError, InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,6 +129,7 @@ def replica(application: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(module, "_node", lambda: "10.0.0.1 (abc)")
     its = application.Replica.__new__(application.Replica)
     its._core, its._batcher = Core(), SimpleNamespace(is_stalled=False)
+    its._watchdog = Watchdog(lambda: True, lambda: None)
     yield its
     # Else the garbage collection would begin its end.
     its._core = None
