@@ -1,6 +1,7 @@
 """A replica: one model with Fuseline's own batcher, behind Ray's two doors."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -13,7 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fuseline.deploy.ray.app_args import AppArgs
 from fuseline.deploy.ray.http_door import HttpDoor
 from fuseline.deploy.ray.load_report import LoadReport
+from fuseline.deploy.ray.message_limits import transport_warning
 from fuseline.deploy.ray.rpc_door import RpcDoor
+from fuseline.deploy.ray.watchdog import Watchdog
 from fuseline.protos import classify_pb2, open_inference_pb2
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.errors import BackendLostError, FuselineError
@@ -21,6 +24,7 @@ from fuseline.serve.http.app import http_app
 from fuseline.serve.metrics.inference_statistics import statistics_key
 from fuseline.serve.metrics.metrics import Metrics
 from fuseline.serve.model_source import PackageModels
+from fuseline.serve.process.server_log import end_process
 from fuseline.serve.server_core import ServerCore
 from fuseline.serve.tracing.tracing import open_tracer
 
@@ -59,11 +63,17 @@ class Replica:
         key = statistics_key(model.name, model.version)
         self._report = LoadReport(model.batcher, lambda: metrics.statistics[key])
         self._batcher = model.batcher
-        gate = core.gate
-        self._rpc_door = RpcDoor(core.add_services, gate, last_answers_s=settings.drain_timeout_s)
-        self._http_door = HttpDoor(http_app(core.http_services()), max_body_bytes=settings.max_message_bytes, gate=gate)
+        gate, most_bytes = core.gate, settings.max_message_bytes
+        self._rpc_door = RpcDoor(
+            core.add_services, gate, max_message_bytes=most_bytes, last_answers_s=settings.drain_timeout_s
+        )
+        self._http_door = HttpDoor(http_app(core.http_services()), max_body_bytes=most_bytes, gate=gate)
+        if (warning := transport_warning(os.environ, most_bytes)) is not None:
+            _log.warning("%s", warning)
         core.ready = True
         self._core = core
+        self._watchdog = Watchdog(lambda: core.liveness.is_live, _end_process)
+        self._watchdog.start()
         _log.info("%s is ready on %s: %s", model.name, model.backend.name, model.lanes.line)
 
     async def __call__(self, _request: Request) -> Response:
@@ -83,16 +93,23 @@ class Replica:
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Return the end of this replica, which Ray awaits once it sends nothing more; the first time only."""
         core, self._core = getattr(self, "_core", None), None
-        return None if core is None else _end(core)
+        return None if core is None else _end(core, self._watchdog)
 
 
-async def _end(core: ServerCore) -> None:
+async def _end(core: ServerCore, watchdog: Watchdog) -> None:
+    watchdog.stop()
     try:
         await core.finish()
     except TimeoutError:
         _log.error("answers were still owed when the time for the drain was over, and are given up")
     finally:
         await core.close()
+
+
+def _end_process() -> None:
+    """End this process at once: a backend that hangs may be called no more, not even to end."""
+    _log.error("a backend hangs, and no lane is left that computes: this replica ends, and Ray starts another")
+    end_process(1)
 
 
 class _Handed(Response):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
+from fuseline.deploy.ray.message_limits import check_size
 from fuseline.deploy.ray.rpc_context import CallEnded, ProxyContext, RpcContext
 from fuseline.serve.access.gate import Gate
 from fuseline.serve.services.calls import abort_by
@@ -44,11 +45,20 @@ class _Details(NamedTuple):
 class RpcDoor:
     """Takes services as a gRPC server does, and answers calls by the name of their method, as Ray's proxy has it."""
 
-    def __init__(self, add_services: Callable[[Any], None], gate: Gate | None, *, last_answers_s: float) -> None:
+    def __init__(
+        self,
+        add_services: Callable[[Any], None],
+        gate: Gate | None,
+        *,
+        max_message_bytes: int,
+        last_answers_s: float,
+    ) -> None:
         """Answer by what `add_services` adds. `gate` lets calls in by their tokens; None: any call.
 
-        A stream whose token ends has `last_answers_s` to take the answers that it is owed.
+        Larger messages than `max_message_bytes` are refused. A stream whose token ends has `last_answers_s` to take the
+        answers that it is owed.
         """
+        self._max_message_bytes = max_message_bytes
         self._paths: dict[str, str] = {}
         self._handlers: dict[str, Handler] = {}
         self._guarded = None if gate is None else GuardedHandlers(gate, last_answers_s=last_answers_s)
@@ -81,7 +91,7 @@ class RpcDoor:
                     refused: Any = handler.stream_stream
                     return await refused(None, context)
                 answer: Any = handler.unary_unary
-                return await answer(_bytes_of(request), context)
+                return await answer(self._bytes_of(request), context)
             except Exception as error:
                 if isinstance(error, CallEnded):
                     raise
@@ -115,11 +125,11 @@ class RpcDoor:
         handler = self._handler(name, context)
         behaviour: Any = handler.stream_stream or handler.unary_stream
         parse = handler.request_deserializer
-        if handler.stream_stream is not None:
-            given: Any = None if request is None else _messages(request, parse)
-        else:
-            given = _bytes_of(request)
         try:
+            if handler.stream_stream is not None:
+                given: Any = None if request is None else self._messages(request, parse)
+            else:
+                given = self._bytes_of(request)
             answers = behaviour(given, context)
             if inspect.isasyncgen(answers):
                 async for message in answers:
@@ -139,12 +149,16 @@ class RpcDoor:
         assert handler is not None
         return handler
 
+    async def _messages(self, requests: AsyncIterator[Any], parse: Callable[[bytes], Any] | None) -> AsyncIterator[Any]:
+        async for request in requests:
+            if parse is None or not isinstance(request, bytes):
+                yield request
+            else:
+                check_size(len(request), self._max_message_bytes)
+                yield parse(request)
 
-async def _messages(requests: AsyncIterator[Any], parse: Callable[[bytes], Any] | None) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield parse(request) if parse is not None and isinstance(request, bytes) else request
-
-
-def _bytes_of(request: Any) -> bytes:
-    """Return a request's bytes: a proxy with generated servicer functions has read them already."""
-    return request.SerializeToString() if isinstance(request, Message) else bytes(request)
+    def _bytes_of(self, request: Any) -> bytes:
+        """Return a request's bytes: a proxy with generated servicer functions has read them already."""
+        data = request.SerializeToString() if isinstance(request, Message) else bytes(request)
+        check_size(len(data), self._max_message_bytes)
+        return data

@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fuseline.protos.open_inference_pb2 import ModelInferRequest, ModelReadyRequ
 from fuseline.protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from fuseline.serve.client.client import Client
 from fuseline.serve.errors import RequestError, UnknownModelError
-from fuseline.serve.services.statuses import ERROR_METADATA_KEY
+from fuseline.serve.services.statuses import ERROR_METADATA_KEY, retry_after_from_metadata
 from tests.deploy.ray.load import TOLERANCE, Expected
 from tests.serve.services.classify_requests import logits_of, raw_request
 
@@ -126,13 +127,6 @@ def test_bytes_that_are_no_message_are_the_clients_error(channel: grpc.Channel) 
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_overload_says_when_there_is_room(served: Any, channel: grpc.Channel, expected: Expected) -> None:
-    many = np.repeat(expected.pixels, 9, axis=0)
-    with pytest.raises(grpc.RpcError) as raised:
-        ClassifierStub(channel).Classify(raw_request(many), timeout=30)
-    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-
-
 def test_a_message_of_more_than_4_mib_is_answered(channel: grpc.Channel, expected: Expected) -> None:
     large = np.repeat(expected.pixels, 8, axis=0)
     request = raw_request(large)
@@ -170,3 +164,40 @@ def test_of_several_models_each_is_an_application_of_its_own(
             assert error.details().startswith(details)
     finally:
         served.delete("second")
+
+
+def test_what_is_too_much_is_refused_by_fuseline_and_by_ray(cluster: Any, tiny: Path, expected: Expected) -> None:
+    cluster.run(
+        tiny, app="strict", max_requests_per_client=1, max_delay_ms=500, max_ongoing_requests=4, max_queued_requests=1
+    )
+    try:
+        with grpc.insecure_channel(cluster.grpc_address) as channel:
+            call, request = ClassifierStub(channel).Classify, raw_request(expected.pixels[:1])
+            asked = [call.future(request, timeout=30, metadata=[("application", "strict")]) for _ in range(20)]
+            codes = [each.code() for each in asked]
+            refused = [each for each in asked if each.code() is not grpc.StatusCode.OK]
+        assert grpc.StatusCode.OK in codes
+        assert {each.code() for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        by_us = [each for each in refused if ERROR_METADATA_KEY in dict(each.trailing_metadata())]
+        assert by_us
+        assert all(retry_after_from_metadata(each.trailing_metadata()) == 0.1 for each in by_us)
+        assert len(by_us) < len(refused)  # the rest had no place in the proxy's queue
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(
+                pool.map(lambda _: ask_http(f"{cluster.http_address}/strict/v2/models/tiny32/infer"), range(20))
+            )
+        assert {status for status, _ in answers} <= {400, 429}  # an empty body is no request
+        told = {retry_after for status, retry_after in answers if status == 429}
+        assert told <= {"1"}
+    finally:
+        cluster.delete("strict")
+
+
+def ask_http(url: str) -> tuple[int, str | None]:
+    """Return the status of an answer, and its Retry-After."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=30) as answer:
+            return answer.status, None
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["retry-after"]

@@ -11,15 +11,18 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from fuseline.benchmarks.harness.results import Conditions, conditions, write_json
+from fuseline.protos.classify_pb2_grpc import ClassifierStub
 from fuseline.serve.model_package import load_package, save_manifest
 from tests.deploy.ray.cluster import ROOT, wait_until
 from tests.deploy.ray.load import Expected, Load, load_on
+from tests.serve.services.classify_requests import raw_request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -200,3 +203,26 @@ def test_a_node_that_is_killed_fails_only_what_it_had(
     )
     assert load.wrong == 0
     assert len(load.failed) <= CLIENTS, load.failed
+
+
+@pytest.mark.slow
+def test_a_replica_that_hangs_is_replaced(application: Any, tiny: Path, expected: Expected, record: Record) -> None:
+    from tests.deploy.ray.hanging_replica import WHITE, run_hanging
+
+    run_hanging(tiny, min_replicas=2)
+    before = application.replica_pids()
+    with load_on(application.grpc_address, [expected], clients=CLIENTS) as load:
+        assert wait_until(lambda: True if load.answered > 50 else None, 60)
+        began = time.monotonic()
+        with grpc.insecure_channel(application.grpc_address) as channel:
+            hanging = ClassifierStub(channel).Classify.future(raw_request(WHITE), timeout=60)
+            assert hanging.exception() is not None
+        assert wait_until(lambda: True if len(application.replica_pids()) == 2 else None, 60)
+        assert wait_until(lambda: True if application.replica_pids() != before else None, 60)
+        until_running(application, 2, 90)
+        whole_s = time.monotonic() - began
+        answered = load.answered
+        assert wait_until(lambda: True if load.answered > answered + 50 else None, 60)
+    record.note("a replica that hangs", load, failures_end_s=load.failures_after(began), whole_again_s=whole_s)
+    assert load.wrong == 0
+    assert len(load.failed) <= 2 * CLIENTS, load.failed

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,10 @@ def test_lanes_that_are_measured_at_the_start_count_as_the_most_there_may_be() -
 
 def test_ray_waits_for_longer_than_a_drain_may_take() -> None:
     assert args(drain_timeout_s=20).shutdown_timeout_s > 20
+
+
+def test_the_page_names_every_argument_and_no_other() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/ray.md").read_text()
+    section = page.partition("## Arguments")[2].partition("\n## ")[0]
+    first = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", "".join(first))) == sorted(AppArgs.model_fields)

@@ -4,13 +4,16 @@ import inspect
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fuseline.deploy.ray.app_args import AppArgs
-from fuseline.serve.errors import InputError
+from fuseline.deploy.ray.watchdog import Watchdog
+from fuseline.serve.errors import BackendLostError, InputError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -102,3 +105,66 @@ def test_a_replica_has_a_method_for_every_rpc_and_for_what_ray_asks(application:
         assert list(inspect.signature(getattr(replica, name)).parameters) == ["self", "request", "grpc_context"]
     assert inspect.iscoroutinefunction(replica.check_health)
     assert inspect.iscoroutinefunction(replica.record_autoscaling_stats)
+
+
+class Core:
+    """A `ServerCore` of which a test sets whether it lives, and counts its ends."""
+
+    def __init__(self) -> None:
+        self.liveness = SimpleNamespace(is_live=True)
+        self.calls: list[str] = []
+
+    async def finish(self) -> None:
+        self.calls.append("finish")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+@pytest.fixture
+def replica(application: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A replica without a model."""
+    from fuseline.deploy.ray import replica as module
+
+    monkeypatch.setattr(module, "_node", lambda: "10.0.0.1 (abc)")
+    its = application.Replica.__new__(application.Replica)
+    its._core, its._batcher = Core(), SimpleNamespace(is_stalled=False)
+    its._watchdog = Watchdog(lambda: True, lambda: None)
+    yield its
+    # Else the garbage collection would begin its end.
+    its._core = None
+
+
+async def test_a_replica_whose_lanes_hang_fails_its_health_check(replica: Any) -> None:
+    await replica.check_health()
+    replica._batcher.is_stalled = True
+    with pytest.raises(BackendLostError, match=r"^on node 10.0.0.1 \(abc\): calls of the backend hang"):
+        await replica.check_health()
+    replica._batcher.is_stalled = False
+    replica._core.liveness.is_live = False
+    with pytest.raises(BackendLostError):
+        await replica.check_health()
+
+
+async def test_a_replica_ends_once_however_often_it_is_told_to(replica: Any) -> None:
+    core = replica._core
+    await replica.__del__()
+    assert core.calls == ["finish", "close"]
+    assert replica.__del__() is None
+
+
+async def test_a_replica_whose_answers_take_too_long_ends_all_the_same(
+    replica: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = replica._core
+
+    async def late() -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(core, "finish", late)
+    await replica.__del__()
+    assert core.calls == ["close"]
+
+
+def test_a_replica_that_never_began_has_nothing_to_end(application: Any) -> None:
+    assert application.Replica.__new__(application.Replica).__del__() is None

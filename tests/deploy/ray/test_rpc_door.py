@@ -53,7 +53,7 @@ class Proxied:
 
 
 def door_of(core: ServerCore) -> RpcDoor:
-    return RpcDoor(core.add_services, core.gate, last_answers_s=5)
+    return RpcDoor(core.add_services, core.gate, max_message_bytes=2000, last_answers_s=5)
 
 
 def red(**fields: Any) -> ClassifyRequest:
@@ -112,6 +112,18 @@ async def test_bytes_that_are_no_message_are_the_clients_error(start_core: Start
         assert proxied.details.startswith("what came is no message of this method")
 
 
+async def test_a_message_above_the_limit_is_the_clients_error(start_core: StartCore) -> None:
+    door, large = door_of(await start_core()), red(id="x" * 2000).SerializeToString()
+    proxied = Proxied()
+    assert await door.answer("Classify", large, proxied) is NOTHING
+    assert proxied.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert proxied.details.startswith(f"the message has {len(large)} bytes, more than 2000, the most that is taken")
+    proxied = Proxied()
+    with pytest.raises(CallEnded):
+        await anext(door.answers("ClassifyStream", requests_of([large]), proxied))
+    assert proxied.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_overload_tells_when_there_is_room(start_core: StartCore) -> None:
     core = await start_core()
     (model,) = core.repository
@@ -138,7 +150,7 @@ async def test_a_fault_of_the_server_is_told_by_an_id_only(
         server.add_registered_method_handlers("some.Service", {"Fail": handler})
 
     proxied = Proxied()
-    assert await RpcDoor(add, None, last_answers_s=1).answer("Fail", b"", proxied) is NOTHING
+    assert await RpcDoor(add, None, max_message_bytes=10, last_answers_s=1).answer("Fail", b"", proxied) is NOTHING
     assert proxied.code is grpc.StatusCode.INTERNAL
     assert "secret" not in proxied.details
     assert "a secret of the server's" in caplog.text
