@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.plan.simulation import Arrivals
 from fuseline.benchmarks.plan.trace import Recorded
 
-_WARM_UP = 0.2
-"""Part of a stretch of steady arrivals whose latencies don't count: it begins with empty queues."""
 _PEAK = 50
 """Requests in a row by which a trace's peak is told."""
 _BURST = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*[x×]\s*/\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|)", re.ASCII)
@@ -24,9 +22,7 @@ class Stretch:
 
     arrivals: Arrivals
     counted: NDArray[np.bool_]
-    """(n,): whose latencies count."""
-    counted_s: float
-    """Seconds within which those came."""
+    """(n,): whose latencies count: not those that come while queues are still emptier than they usually are."""
 
 
 class Load(Protocol):
@@ -44,15 +40,25 @@ class Load(Protocol):
     def peak_pictures_per_s(self) -> float:
         """Pictures a second when most come."""
 
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+        """Return pictures a second below which a fleet can't answer that share of what counts within that time."""
+
     @property
     def rows(self) -> int:
         """Number of pictures of the largest request."""
 
-    def requests(self, share: float, factor: float, least: int) -> int:
-        """Return how many requests a stretch has of which at least `least` are to count, if there are so many."""
+    @property
+    def counted_per_s(self) -> float:
+        """Requests a second of those whose latencies count."""
 
-    def stretch(self, share: float, factor: float, least: int, seed: int) -> Stretch:
-        """Return arrivals at a `share` (0 to 1) of the fleet, `factor` times as dense as told; equal for equal seeds."""
+    def requests(self, share: float, lead: int, least: int) -> int:
+        """Return about how many requests a stretch has."""
+
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
+        """Return arrivals at a `share` (0 to 1) of the fleet, `factor` times as dense as told; equal for equal seeds.
+
+        `lead` come before those that count, which are `least` unless the load itself says how many.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +77,20 @@ class Poisson:
     def peak_pictures_per_s(self) -> float:
         return self.pictures_per_s
 
-    def requests(self, share: float, factor: float, least: int) -> int:
-        return round(least / (1 - _WARM_UP))
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+        return self.pictures_per_s
 
-    def stretch(self, share: float, factor: float, least: int, seed: int) -> Stretch:
-        number = self.requests(share, factor, least)
-        seconds = np.cumsum(np.random.default_rng(seed).standard_exponential(number)) / (
-            self.rate_per_s * share * factor
-        )
-        begun = seconds[-1] * _WARM_UP
-        return Stretch(_of_rows(seconds, self.rows), seconds >= begun, seconds[-1] - begun)
+    @property
+    def counted_per_s(self) -> float:
+        return self.rate_per_s
+
+    def requests(self, share: float, lead: int, least: int) -> int:
+        return lead + least
+
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
+        gaps = np.random.default_rng(seed).standard_exponential(lead + least)
+        seconds = np.cumsum(gaps) / (self.rate_per_s * share * factor)
+        return Stretch(_of_rows(seconds, self.rows), np.arange(len(seconds)) >= lead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +111,32 @@ class Burst:
     def peak_pictures_per_s(self) -> float:
         return self.times * self.pictures_per_s
 
-    def requests(self, share: float, factor: float, least: int) -> int:
-        lead, tail = self._around(share, factor, least)
-        return round(self.rate_per_s * share * factor * (lead + self.times * self.seconds + tail))
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+        # What has come until `share` of the burst is over has to be computed `limit_s` after that.
+        burst = self.peak_pictures_per_s * share * self.seconds / (share * self.seconds + limit_s)
+        return max(self.pictures_per_s, burst)
 
-    def stretch(self, share: float, factor: float, least: int, seed: int) -> Stretch:
-        random = np.random.default_rng(seed)
-        lead, tail = self._around(share, factor, least)
-        begin, end = lead, lead + self.seconds
+    @property
+    def counted_per_s(self) -> float:
+        return self.times * self.rate_per_s
+
+    def requests(self, share: float, lead: int, least: int) -> int:
+        return lead + round(self.rate_per_s * share * self.times * self.seconds)
+
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
+        random, rate = np.random.default_rng(seed), self.rate_per_s * share * factor
+        begin = lead / rate
+        # While the burst's last ones are answered others come; 2 s is what a queue holds at most unless told otherwise.
+        end, after = begin + self.seconds, min(2.0, self.seconds)
         parts = [
-            random.uniform(start, stop, random.poisson(self.rate_per_s * share * factor * times * (stop - start)))
-            for start, stop, times in ((0.0, begin, 1.0), (begin, end, self.times), (end, end + tail, 1.0))
+            random.uniform(start, stop, random.poisson(rate * times * (stop - start)))
+            for start, stop, times in ((0.0, begin, 1.0), (begin, end, self.times), (end, end + after, 1.0))
         ]
         seconds = np.sort(np.concatenate(parts))
-        return Stretch(_of_rows(seconds, self.rows), (seconds >= begin) & (seconds < end), self.seconds)
-
-    def _around(self, share: float, factor: float, least: int) -> tuple[float, float]:
-        """Seconds before the burst, in which queues become as long as they usually are, and after it."""
-        lead = _WARM_UP * least / (self.rate_per_s * share * factor)
-        return lead, lead / 4
+        counted = (seconds >= begin) & (seconds < end)
+        if not counted.any():
+            seconds, counted = np.array([begin]), np.ones(1, np.bool_)
+        return Stretch(_of_rows(seconds, self.rows), counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +163,26 @@ class Replay:
         lasted = seconds[window:] - seconds[:-window]
         return float(np.max((pictures[window:] - pictures[:-window]) / np.maximum(lasted, 1e-9)))
 
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+        return self.pictures_per_s
+
     @property
     def rows(self) -> int:
         return int(self.recorded.rows.max())
 
-    def requests(self, share: float, factor: float, least: int) -> int:
+    @property
+    def counted_per_s(self) -> float:
+        return float(len(self.recorded.seconds) / self.recorded.seconds[-1])
+
+    def requests(self, share: float, lead: int, least: int) -> int:
         return round(len(self.recorded.seconds) * share)
 
-    def stretch(self, share: float, factor: float, least: int, seed: int) -> Stretch:
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
         seconds = self.recorded.seconds / factor
         kept = np.random.default_rng(seed).random(len(seconds)) < share
         if not kept.any():
             kept[0] = True
-        return Stretch(
-            Arrivals(seconds[kept], self.recorded.rows[kept]), np.ones(int(kept.sum()), np.bool_), float(seconds[-1])
-        )
+        return Stretch(Arrivals(seconds[kept], self.recorded.rows[kept]), np.ones(int(kept.sum()), np.bool_))
 
 
 def replay_of(recorded: Recorded, most: int | None = None) -> Replay:

@@ -1,6 +1,8 @@
 """`fuseline plan`."""
 
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from fuseline.benchmarks.plan.profile import Profile
 
 MOST_RATE = 1e9
+_PIPE_WIDTH = 200
 
 
 def plan(
@@ -23,9 +26,7 @@ def plan(
         Path | None, typer.Argument(metavar="[PACKAGE]", help="A model package; not needed beside --profile.")
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second, which come as a Poisson process.")] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Pictures of each request; unless told 1.")
-    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures of each request; unless told 1.")] = None,
     burst: Annotated[
         str | None,
         typer.Option(metavar="TIMESx/SECONDS", help="Plan for a burst too, such as 3x/2s: 3 times the rate for 2 s."),
@@ -38,7 +39,9 @@ def plan(
             "with a header, or JSON lines.",
         ),
     ] = None,
-    p50: Annotated[str | None, typer.Option("--p50", metavar="LATENCY", help="Half of the requests within so long.")] = None,
+    p50: Annotated[
+        str | None, typer.Option("--p50", metavar="LATENCY", help="Half of the requests within so long.")
+    ] = None,
     p95: Annotated[str | None, typer.Option("--p95", metavar="LATENCY", help="95 % within so long.")] = None,
     p99: Annotated[
         str | None, typer.Option("--p99", metavar="LATENCY", help="99 % of the requests within so long, as 20ms.")
@@ -50,7 +53,9 @@ def plan(
     headroom: Annotated[
         float, typer.Option(min=0, max=10, help="Part of the load by which it may grow and still be answered in time.")
     ] = 0.1,
-    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Replicas that may be used at most.")] = 100_000,
+    max_replicas: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Replicas that may be used at most.")
+    ] = 100_000,
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A measured profile; unless given, one is measured here.")
     ] = None,
@@ -87,7 +92,11 @@ def plan(
     for flag, value in (("--headroom", headroom), ("--measure-seconds", measure_seconds), ("--price", price)):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{flag} {value}: a number was expected")
-    for flag, path, suffix in (("--html", html, ".html"), ("--json", json, None), ("--save-profile", save_profile, None)):
+    for flag, path, suffix in (
+        ("--html", html, ".html"),
+        ("--json", json, None),
+        ("--save-profile", save_profile, None),
+    ):
         if path is not None:
             check_output_file(flag, path, suffix)
     in_burst = None if burst is None else _burst(burst, trace)
@@ -98,7 +107,7 @@ def plan(
         def tell(text: str) -> None:
             status.update(text)
 
-        measured = _profile(package, profile, measure_seconds, save_profile, progress)
+        measured = _profile(package, profile, measure_seconds, save_profile, progress, tell)
         load, arrivals = _load(rate, rows or 1, in_burst, trace, measured)
         if load.rows > measured.max_batch and load.rows > 128:
             # As `max_images_per_request` has it, where nothing else is set.
@@ -123,18 +132,21 @@ def plan(
 
             text = dumps(made.as_json(), indent=2, allow_nan=False) + "\n"
             write_output_file("--json", json, text.encode())
-    out = Console(highlight=False, soft_wrap=True)
+    # A table squeezed into a pipe's 80 columns would lose its figures.
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for part in as_text(made):
-        out.print(part, markup=False)
+        out.print(part, markup=False, soft_wrap=isinstance(part, str))
     for written in (html, json):
         if written is not None:
-            out.print(f"written: {written}", markup=False)
+            out.print(f"written: {written}", markup=False, soft_wrap=True)
 
 
 def _limits(**given: str | None) -> dict[str, float]:
     limits = {name: _latency(f"--{name}", text) for name, text in given.items() if text is not None}
     if not limits:
-        raise InputError("in what time should requests be answered? Give --p99 20ms, or --p50, --p95, --p999, or several")
+        raise InputError(
+            "in what time should requests be answered? Give --p99 20ms, or --p50, --p95, --p999, or several"
+        )
     return limits
 
 
@@ -172,7 +184,12 @@ def _check_arrivals(rate: float | None, rows: int | None, trace: Path | None) ->
 
 
 def _profile(
-    package: Path | None, path: Path | None, seconds: float, save: Path | None, progress: "Console"
+    package: Path | None,
+    path: Path | None,
+    seconds: float,
+    save: Path | None,
+    progress: "Console",
+    tell: Callable[[str], None],
 ) -> "Profile":
     from fuseline.benchmarks.plan.profile import load_profile, save_profile
     from fuseline.serve.model_package import load_package
@@ -193,8 +210,10 @@ def _profile(
     from fuseline.benchmarks.plan.measure import measure_profile
 
     assert package is not None
-    progress.print(f"measuring {name} on this machine for about {seconds:g} s; --profile FILE takes one measured before")
-    measured = measure_profile(package, seconds=seconds)
+    progress.print(
+        f"measuring {name} on this machine for about {seconds:g} s; --profile FILE takes one measured before"
+    )
+    measured = measure_profile(package, seconds=seconds, say=tell)
     if save is not None:
         save_profile(save, measured)
         progress.print(f"written: {save}", markup=False)

@@ -13,8 +13,8 @@ from fuseline.benchmarks.plan.scenarios import (
     InBurst,
     Lost,
     at_loads,
+    fitting_queues,
     in_burst,
-    with_fitting_queue,
     without_one,
 )
 from fuseline.benchmarks.plan.search import Search, flags_of
@@ -112,9 +112,8 @@ def plan_for(
     found = search.fewest()
     replicas = found.replicas
     tell("overload")
-    options = with_fitting_queue(fleet, replicas, found.options)
-    if options != found.options and not search.meets(replicas, options):
-        options = found.options
+    queues = fitting_queues(fleet, replicas, found.options)
+    options = next((each for each in queues if search.meets(replicas, each)), found.options)
     tell("the load that was asked for")
     figures = fleet.figures(replicas, options, seeds=_SEEDS)
     tell("other loads")
@@ -137,7 +136,7 @@ def plan_for(
         replicas=replicas,
         step=found.step,
         options=options,
-        replica_pictures_per_s=fleet.replica_pictures_per_s,
+        replica_pictures_per_s=fleet.capacity(options),
         figures=figures,
         by_load=by_load,
         burst=in_a_burst,

@@ -8,6 +8,7 @@ from itertools import count
 
 from fuseline.benchmarks.plan.fleet import Fleet
 from fuseline.benchmarks.plan.simulation import ServingOptions
+from fuseline.benchmarks.plan.targets import PERCENTILES
 from fuseline.serve.errors import PlanError
 
 _SEEDS = 5
@@ -15,12 +16,19 @@ _SEEDS = 5
 _FEWEST_SEEDS = 3
 _CLEAR = 2.0
 """Ratio to the late requests that there may be beyond which, or below whose inverse, one simulation is enough."""
+_HOPELESS = 10.0
+"""The same ratio of a short simulation beyond which no longer one is made."""
 _STUDENT = {3: 2.92, 4: 2.35, 5: 2.13}
 """One-sided 95 % quantile of Student's t by number of simulations."""
 _BETTER = 0.95
 """Part of the latency to which another setting must bring it to be taken instead of the server's default."""
+_MUCH_WORSE = 1.3
+"""Multiple of the latency to which a setting brings it that isn't tried again."""
 _STEP = 0.005
 """Part of a large fleet within which its number of replicas is told."""
+_MOST_USAGE = 0.97
+"""Part of capacity up to which a load, headroom included, can be told to be borne: nearer to it queues grow and shrink
+over longer times than are simulated."""
 _IDLE = 0.01
 """Load, as a part of capacity, below which more replicas help no more."""
 
@@ -49,6 +57,8 @@ class Search:
     most_replicas: int = 100_000
     tell: Callable[[str], None] = lambda _: None
     _met: dict[tuple[int, ServingOptions], bool] = field(default_factory=dict)
+    _worse: set[ServingOptions] = field(default_factory=set)
+    """Settings that need not be tried again."""
     _scores: dict[tuple[int, ServingOptions], float] = field(default_factory=dict)
 
     def fewest(self) -> Found:
@@ -61,7 +71,7 @@ class Search:
         if least > self.most_replicas:
             raise PlanError(
                 f"{self.most_replicas:,} replicas can't take {self._pictures():,.0f} pictures/s: each computes at most "
-                f"{self.fleet.replica_pictures_per_s:,.0f}, so at least {least:,} are needed; raise --max-replicas"
+                f"{self.fleet.most_pictures_per_s:,.0f}, so at least {least:,} are needed; raise --max-replicas"
             )
         high, options = self._first_that_meets(least)
         low = least - 1
@@ -75,8 +85,12 @@ class Search:
         return Found(high, self._best_options(high, options), step)
 
     def fewest_by_capacity(self) -> int:
-        """Return a number of replicas below which they compute less than comes."""
-        return max(1, math.ceil(self._pictures() / self.fleet.replica_pictures_per_s))
+        """Return a number of replicas below which they compute hardly more than comes, or less."""
+        asked = max(
+            self.fleet.load.least_pictures_per_s(PERCENTILES[name] / 100, limit / 1000)
+            for name, limit in self.fleet.targets.limits_ms.items()
+        )
+        return max(1, math.ceil((1 + self.headroom) * asked / (_MOST_USAGE * self.fleet.most_pictures_per_s)))
 
     def meets(self, replicas: int, options: ServingOptions) -> bool:
         """Return whether they meet the targets with the headroom."""
@@ -87,10 +101,15 @@ class Search:
         return self._met[key]
 
     def _decided(self, replicas: int, options: ServingOptions) -> bool:
+        targets, factor = self.fleet.targets, 1 + self.headroom
+        if self._pictures() > _MOST_USAGE * replicas * self.fleet.capacity(options):
+            return False
+        first = self.fleet.latencies(replicas, options, factor=factor, least=targets.least_requests)
+        if targets.late_ratio(first) > _HOPELESS:
+            return False
         ratios: list[float] = []
         for seed in range(_SEEDS):
-            latencies = self.fleet.latencies(replicas, options, factor=1 + self.headroom, seed=seed)
-            ratios.append(self.fleet.targets.late_ratio(latencies))
+            ratios.append(targets.late_ratio(self.fleet.latencies(replicas, options, factor=factor, seed=seed)))
             if len(ratios) == 1 and not 1 / _CLEAR <= ratios[0] <= _CLEAR:
                 return ratios[0] < 1
             if len(ratios) >= _FEWEST_SEEDS:
@@ -105,18 +124,22 @@ class Search:
     def _first_that_meets(self, least: int) -> tuple[int, ServingOptions]:
         """Some number of replicas that meets the targets, from `least` on, by ever larger steps."""
         options = ServingOptions()
+        # Where even almost idle replicas are too slow, one look is enough.
         peak = (1 + self.headroom) * self.fleet.load.peak_pictures_per_s
-        enough = int(min(self.most_replicas, max(1.0, peak / self.fleet.replica_pictures_per_s) / _IDLE))
+        enough = int(min(self.most_replicas, max(1.0, peak / self.fleet.most_pictures_per_s) / _IDLE))
+        enough = max(enough, least)
+        if enough < self.most_replicas and not self._meets_with_best(enough, options):
+            raise PlanError(self._best_possible(enough, self._best_options(enough, options)))
         for exponent in count():
             replicas = min(enough, least + (2**exponent - 1) * max(1, least // 50))
-            if self.meets(replicas, options):
-                return replicas, options
-            options = self._best_options(replicas, options)
-            if self.meets(replicas, options):
-                return replicas, options
+            if self._meets_with_best(replicas, options):
+                return replicas, self._best_options(replicas, options) if not self.meets(replicas, options) else options
             if replicas == enough:
-                raise PlanError(self._best_possible(replicas, options))
+                raise PlanError(self._best_possible(replicas, self._best_options(replicas, options)))
         raise AssertionError
+
+    def _meets_with_best(self, replicas: int, options: ServingOptions) -> bool:
+        return self.meets(replicas, options) or self.meets(replicas, self._best_options(replicas, options))
 
     def _best_possible(self, replicas: int, options: ServingOptions) -> str:
         figures = self.fleet.figures(replicas, options, factor=1 + self.headroom)
@@ -136,17 +159,23 @@ class Search:
         best = options
         for choices in (self._max_batches, self._delays, self._latency_targets):
             for tried in choices(best):
-                if self._score(replicas, tried) < _BETTER * self._score(replicas, best):
+                if tried in self._worse:
+                    continue
+                score, best_score = self._score(replicas, tried), self._score(replicas, best)
+                if score > _MUCH_WORSE * best_score:
+                    self._worse.add(tried)
+                elif score < _BETTER * best_score:
                     best = tried
         return best
 
     def _score(self, replicas: int, options: ServingOptions) -> float:
         key = replicas, options
         if key not in self._scores:
-            latencies = self.fleet.latencies(replicas, options, factor=1 + self.headroom)
-            tightness = self.fleet.targets.tightness(latencies)
+            targets = self.fleet.targets
+            latencies = self.fleet.latencies(replicas, options, factor=1 + self.headroom, least=targets.least_requests)
+            tightness = targets.tightness(latencies)
             # Where requests are never answered, fewer of them are better.
-            self._scores[key] = tightness if math.isfinite(tightness) else 1e6 * self.fleet.targets.late_ratio(latencies)
+            self._scores[key] = tightness if math.isfinite(tightness) else 1e6 * targets.late_ratio(latencies)
         return self._scores[key]
 
     def _max_batches(self, options: ServingOptions) -> Iterator[ServingOptions]:

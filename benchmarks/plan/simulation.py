@@ -6,7 +6,7 @@ simulated is how long a batch takes, what a request costs the event loop, and wh
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -38,7 +38,7 @@ def answer(plan: Plan) -> str:
         plan.flags or "the default settings",
         f"p50 {milliseconds(figures.latency_ms['p50'])}, p99 {milliseconds(figures.latency_ms['p99'])}",
         f"goodput {figures.goodput_per_s:,.0f}/s",
-        f"{figures.busy_share:.0%} busy",
+        f"{plan.pictures_per_s / plan.capacity_pictures_per_s:.0%} of capacity",
         *([price_of(plan.cost)] if plan.cost else []),
     ]
     return "; ".join(parts)

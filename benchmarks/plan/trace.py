@@ -78,7 +78,9 @@ def _read(path: Path, file: BinaryIO, rows: int) -> Recorded:
         except ValueError as error:
             _refuse(path, number, str(error))
         if seconds and second < seconds[-1]:
-            _refuse(path, number, f"{second:.15g} s comes after {seconds[-1]:.15g} s; expected times in ascending order")
+            _refuse(
+                path, number, f"{second:.15g} s comes after {seconds[-1]:.15g} s; expected times in ascending order"
+            )
         seconds.append(second)
         counts.append(rows if count is None else count)
     if len(seconds) < 2 or seconds[-1] == seconds[0]:
@@ -194,7 +196,9 @@ def _time(text: str, unit: float) -> float:
         return moment
     seconds = float(text) * unit
     if seconds < 0 or not math.isfinite(seconds):
-        raise ValueError(f"{reprlib.repr(text)} is {'negative' if seconds < 0 else 'too large'}; expected seconds from 0 on")
+        raise ValueError(
+            f"{reprlib.repr(text)} is {'negative' if seconds < 0 else 'too large'}; expected seconds from 0 on"
+        )
     return seconds
 
 
@@ -210,7 +214,9 @@ def _iso(text: str) -> float | None:
 
 def _count(text: str) -> int:
     if _WHOLE.fullmatch(text) is None or not 1 <= int(text) <= MOST_ROWS:
-        raise ValueError(f"{reprlib.repr(text)} is no number of pictures; expected a whole number from 1 to {MOST_ROWS}")
+        raise ValueError(
+            f"{reprlib.repr(text)} is no number of pictures; expected a whole number from 1 to {MOST_ROWS}"
+        )
     return int(text)
 
 

@@ -147,7 +147,7 @@ class VirtualServer:
         self.batch_rows += stats.rows
         loop, numbers = self.loop, self._numbers
         now = loop.time()
-        at = loop.busy_until if loop.busy_until > now else now
+        at = max(now, loop.busy_until)
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)

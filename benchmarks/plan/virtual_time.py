@@ -111,7 +111,7 @@ class VirtualLoop:
     def clock(self) -> float:
         """Return the time in seconds as the batcher's code sees it: within a call of the backend ahead of others."""
         now = self._world.now
-        return self.ahead if self.ahead > now else now
+        return max(now, self.ahead)
 
     def call_soon(self, call: Callable[..., object], *args: Any, context: object = None) -> Event:  # noqa: ARG002
         """Make a call once the loop has nothing else to do that was there before."""
@@ -130,7 +130,7 @@ class VirtualLoop:
     def occupy(self, seconds: float, call: Callable[..., object], *args: Any) -> float:
         """Have the loop work for `seconds` once it is free, then make a call; return when that will be."""
         now = self._world.now
-        until = (self.busy_until if self.busy_until > now else now) + seconds
+        until = (max(now, self.busy_until)) + seconds
         self.busy_until = until
         self._world.at(until, Event(self, call, args, ends_work=True))
         return until
