@@ -77,14 +77,14 @@ class Poisson:
     def peak_pictures_per_s(self) -> float:
         return self.pictures_per_s
 
-    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:  # noqa: ARG002
         return self.pictures_per_s
 
     @property
     def counted_per_s(self) -> float:
         return self.rate_per_s
 
-    def requests(self, share: float, lead: int, least: int) -> int:
+    def requests(self, share: float, lead: int, least: int) -> int:  # noqa: ARG002
         return lead + least
 
     def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
@@ -120,10 +120,10 @@ class Burst:
     def counted_per_s(self) -> float:
         return self.times * self.rate_per_s
 
-    def requests(self, share: float, lead: int, least: int) -> int:
+    def requests(self, share: float, lead: int, least: int) -> int:  # noqa: ARG002
         return lead + round(self.rate_per_s * share * self.times * self.seconds)
 
-    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:  # noqa: ARG002
         random, rate = np.random.default_rng(seed), self.rate_per_s * share * factor
         begin = lead / rate
         # While the burst's last ones are answered others come; 2 s is what a queue holds at most unless told otherwise.
@@ -163,7 +163,7 @@ class Replay:
         lasted = seconds[window:] - seconds[:-window]
         return float(np.max((pictures[window:] - pictures[:-window]) / np.maximum(lasted, 1e-9)))
 
-    def least_pictures_per_s(self, share: float, limit_s: float) -> float:
+    def least_pictures_per_s(self, share: float, limit_s: float) -> float:  # noqa: ARG002
         return self.pictures_per_s
 
     @property
@@ -174,10 +174,10 @@ class Replay:
     def counted_per_s(self) -> float:
         return float(len(self.recorded.seconds) / self.recorded.seconds[-1])
 
-    def requests(self, share: float, lead: int, least: int) -> int:
+    def requests(self, share: float, lead: int, least: int) -> int:  # noqa: ARG002
         return round(len(self.recorded.seconds) * share)
 
-    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:
+    def stretch(self, share: float, factor: float, lead: int, least: int, seed: int) -> Stretch:  # noqa: ARG002
         seconds = self.recorded.seconds / factor
         kept = np.random.default_rng(seed).random(len(seconds)) < share
         if not kept.any():

@@ -100,7 +100,7 @@ def plan(
         if path is not None:
             check_output_file(flag, path, suffix)
     in_burst = None if burst is None else _burst(burst, trace)
-    _check_arrivals(rate, rows, trace)
+    _check_arrivals(rate, trace)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress.status("") as status:
 
@@ -172,7 +172,7 @@ def _burst(text: str, trace: Path | None) -> tuple[float, float]:
         raise InputError(f"--burst: {error}") from error
 
 
-def _check_arrivals(rate: float | None, rows: int | None, trace: Path | None) -> None:
+def _check_arrivals(rate: float | None, trace: Path | None) -> None:
     if (rate is None) == (trace is None):
         raise InputError(
             "how many requests come? Give --rate REQUESTS_A_SECOND or --trace FILE"

@@ -22,11 +22,11 @@ LARGEST_GROUP = 8
 """Replicas that are simulated together at most: at 0.9 of capacity their p99 lies within 2 % of that of 64 replicas, at
 0.97 it is 12 % above, for the same batches."""
 _SMALLEST_GROUP = 4
-_MOST_REQUESTS = 150_000
+_MOST_REQUESTS = 80_000
 """Requests of one simulation above which the group becomes smaller, as far as it may."""
 _TO_TELL_CAPACITY = 10_000
 """Requests by which capacity is told."""
-_BATCHES = 300
+_BATCHES = 150
 """Time of a steady stretch in largest batches, in which queues come and go."""
 
 Simulate = Callable[..., Outcome]

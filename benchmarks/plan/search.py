@@ -77,12 +77,12 @@ class Search:
         low = least - 1
         while high - low > (step := max(1, int(high * _STEP))):
             middle = (low + high) // 2
-            tried = self._best_options(middle, options)
-            if self.meets(middle, tried):
-                high, options = middle, tried
+            if self._meets_with_best(middle, options):
+                high, options = middle, self._that_meets(middle, options)
             else:
                 low = middle
-        return Found(high, self._best_options(high, options), step)
+        best = self._best_options(high, options)
+        return Found(high, best if self.meets(high, best) else options, step)
 
     def fewest_by_capacity(self) -> int:
         """Return a number of replicas below which they compute hardly more than comes, or less."""
@@ -131,15 +131,18 @@ class Search:
         if enough < self.most_replicas and not self._meets_with_best(enough, options):
             raise PlanError(self._best_possible(enough, self._best_options(enough, options)))
         for exponent in count():
-            replicas = min(enough, least + (2**exponent - 1) * max(1, least // 50))
+            replicas = min(enough, least + (2**exponent - 1) * max(1, least // 20))
             if self._meets_with_best(replicas, options):
-                return replicas, self._best_options(replicas, options) if not self.meets(replicas, options) else options
+                return replicas, self._that_meets(replicas, options)
             if replicas == enough:
                 raise PlanError(self._best_possible(replicas, self._best_options(replicas, options)))
         raise AssertionError
 
     def _meets_with_best(self, replicas: int, options: ServingOptions) -> bool:
         return self.meets(replicas, options) or self.meets(replicas, self._best_options(replicas, options))
+
+    def _that_meets(self, replicas: int, options: ServingOptions) -> ServingOptions:
+        return options if self.meets(replicas, options) else self._best_options(replicas, options)
 
     def _best_possible(self, replicas: int, options: ServingOptions) -> str:
         figures = self.fleet.figures(replicas, options, factor=1 + self.headroom)

@@ -24,7 +24,7 @@ class Targets:
     def least_requests(self) -> int:
         """Number of requests by which the highest percentile can be told: some dozens may be late."""
         late = 1 - PERCENTILES[max(self.limits_ms, key=PERCENTILES.__getitem__)] / 100
-        return int(np.clip(200 / late, 10_000, 60_000))
+        return int(np.clip(200 / late, 10_000, 40_000))
 
     def late_ratio(self, latency_s: NDArray[np.float64]) -> float:
         """Return how many requests of (n,) are late, as a multiple of how many may be: the largest of the targets'.
