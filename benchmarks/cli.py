@@ -7,6 +7,7 @@ from fuseline.benchmarks.engines.command import engines
 from fuseline.benchmarks.gpu.command import gpu
 from fuseline.benchmarks.headline.command import headline
 from fuseline.benchmarks.peers.command import peers
+from fuseline.benchmarks.plan.check_command import plan
 from fuseline.benchmarks.report.command import report
 from fuseline.benchmarks.revisions.command import compare
 from fuseline.benchmarks.serving.command import loadgen, serve
@@ -19,7 +20,7 @@ def bench() -> None:
     """Measure engines and servers. Answers are checked before they are timed."""
 
 
-for command in (engines, serve, loadgen, report, peers, compare, headline, read, gpu):
+for command in (engines, serve, loadgen, report, peers, compare, headline, read, gpu, plan):
     app.command()(command)
 # The headline's former name, which scripts may have.
 app.command("spine", hidden=True)(headline)

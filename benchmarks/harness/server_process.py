@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,15 @@ class ServerProcess:
 
 
 @contextmanager
-def started_server(package_folder: Path | None, *flags: str, module: str = "fuseline.serve") -> Iterator[ServerProcess]:
+def started_server(
+    package_folder: Path | None,
+    *flags: str,
+    module: str = "fuseline.serve",
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
     """Serve `package_folder`, or what `flags` name, on a free loopback port; yield when ready, end it with SIGTERM.
 
-    `module` is what `python -m` runs; it takes the flags of `fuseline serve`.
+    `module` is what `python -m` runs; it takes the flags of `fuseline serve`. `variables` come to the environment.
 
     Raises:
         BackendError: it ended, or wasn't ready in time; the message has what it said.
@@ -53,6 +58,7 @@ def started_server(package_folder: Path | None, *flags: str, module: str = "fuse
     packages = () if package_folder is None else (str(package_folder),)
     command = [sys.executable, "-m", module, *packages, "--host", "127.0.0.1", "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
+    environment |= variables or {}
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603

@@ -39,7 +39,8 @@ class BucketSeconds(_Part):
     rows: Annotated[int, Field(ge=1, le=4096)]
     """Number of rows of the batch, after padding."""
     seconds: _Samples
-    """Seconds of batches while the other lanes work too, in the order of measuring."""
+    """Seconds of batches while the other lanes work too, in the order of measuring, without what requests took of the
+    cores meanwhile."""
     idle_ratio: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1.0
     """Multiple of that which a batch takes while no other lane works: 1 for lanes that don't slow each other, near
     1 / lanes for those of one device."""
@@ -58,11 +59,14 @@ class FrontEnd(_Part):
     loop_seconds_per_mb: Seconds = 0.0
     """The same for each MB (10^6 bytes) of a request."""
     cpu_seconds: Seconds
-    """CPU seconds of all of the server's threads but the lanes' for a request, `loop_seconds` included."""
+    """CPU seconds of all of the server's threads but the lanes' for a request, `loop_seconds` included. Where lanes
+    compute on the CPU and keep all cores busy, it is them who wait for so long."""
     cpu_seconds_per_mb: Seconds = 0.0
     """The same for each MB of a request."""
     request_mb: Annotated[float, Field(ge=0, le=2047, allow_inf_nan=False)]
     """MB of a row's request, as it was measured."""
+    client_cpu_seconds: Seconds = 0.0
+    """CPU seconds of the client for a request, where it shared the cores with the server; 0: it had its own."""
     transport_seconds: Seconds
     """Seconds that no queue explains, between the client and the event loop and back."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_server import ServingOptions, VirtualServer, policy_of
-from fuseline.benchmarks.plan.virtual_time import Event, World
+from fuseline.benchmarks.plan.virtual_time import Event, Stream, World
 from fuseline.serve.balancing.choice import less_loaded_of_two
 from fuseline.serve.errors import InputError
 
@@ -116,7 +116,8 @@ class _Run:
         clients: int,
         seed: int,
     ) -> None:
-        self._profile, self._policy = profile, policy_of(profile, options)
+        self._profile, self._options = profile, options
+        self._lane_count = policy_of(profile, options).lanes
         self._world = World()
         self._random = np.random.default_rng(seed)
         self._at: list[float] = arrivals.seconds.tolist()
@@ -136,24 +137,28 @@ class _Run:
         # Which requests are at each replica; only needed where one may be lost.
         self._at_replica: list[set[int]] | None = [set() for _ in range(replicas)] if losses else None
         self._losses = losses
-        self._tracks = replicas > 1 or deadline_s is not None or bool(losses)
+        self._balances = replicas > 1 or bool(losses)
         self._ended = [(0, 0, 0.0)] * replicas
         self._last = 0.0
+        self._ahead = 0.0
 
     def outcome(self) -> Outcome:
         """Run, and return what became of all."""
         world = self._world
         for loss in self._losses:
-            world.at(loss.at_s, Event(None, self._lose, (loss,)))
-        if self._count:
-            world.at(self._at[0], Event(None, self._arrive, (0,)))
-            if self._deadline_s is not None:
-                world.at(self._deadline_of(0), Event(None, self._expire, (0,)))
-        world.run_until(math.inf)
+            world.at(loss.at_s, Event(None, self._lose, (loss,), False))
+        # A request is dealt with when an idle event loop has taken it up.
+        self._ahead = self._servers[0].usual_work
+        streams = [Stream([at + self._ahead for at in self._at], self._arrive)]
+        if self._deadline_s is not None:
+            # When a client waits no longer, as its server sees it.
+            patience = max(0.0, self._deadline_s - self._transport / 2)
+            streams.append(Stream([at + patience for at in self._at], self._expire))
+        world.run(streams)
         for index in range(len(self._servers)):
             self._close_books(index)
         batches, rows, busy = (np.array(column) for column in zip(*self._ended, strict=True))
-        lane_seconds = self._policy.lanes * max(self._last, 1e-12)
+        lane_seconds = self._lane_count * max(self._last, 1e-12)
         return Outcome(
             latency_s=np.array(self._latency),
             refused=np.frombuffer(self._refused, np.bool_),
@@ -166,23 +171,27 @@ class _Run:
         )
 
     def _new_server(self, index: int) -> VirtualServer:
-        def answer(number: int, at: float) -> None:
-            if self._tracks:
-                # Until then it counts as under way, and its server may be lost.
-                self._world.at(at, Event(server.loop, self._answer, (number, index, at), ends_work=True))
-            else:
-                self._latency[number] = at - self._at[number] + self._transport
-                self._last = max(self._last, at)
+        def answer(answers: list[tuple[int, float]]) -> None:
+            for number, at in answers:
+                latency = at - self._at[number] + self._transport
+                # `_expire` tells of those that come too late.
+                if not self._done[number] and (self._deadline_s is None or latency <= self._deadline_s):
+                    self._latency[number] = latency
+                    self._done[number] = 1
+            last = answers[-1][1]
+            self._last = max(self._last, last)
+            if self._balances:
+                # Until then they count as under way, and the server may be lost.
+                numbers = [number for number, _ in answers]
+                self._world.at(last, Event(server.loop, self._leave, (numbers, index), True))
 
-        server = VirtualServer(self._world, self._profile, self._policy, self._random.spawn(1)[0], answer)
+        server = VirtualServer(self._world, self._profile, self._options, self._random.spawn(1)[0], answer)
         return server
 
     def _arrive(self, number: int) -> None:
-        self._send(number)
-        if (after := number + 1) < self._count:
-            self._world.at(self._at[after], Event(None, self._arrive, (after,)))
+        self._send(number, self._ahead)
 
-    def _send(self, number: int) -> None:
+    def _send(self, number: int, came_before: float = 0.0) -> None:
         servers = self._servers
         if len(servers) == 1 and not self._lost:
             index = 0
@@ -192,12 +201,12 @@ class _Run:
         else:
             index = self._chosen(number)
         self._replica[number] = index
-        if self._tracks:
+        if self._balances:
             self._under_way[0 if self._client is None else self._client[number]][index] += 1
             if self._at_replica is not None:
                 self._at_replica[index].add(number)
         deadline = None if self._deadline_s is None else self._at[number] + self._deadline_s
-        servers[index].send(number, self._rows[number], deadline, self._refuse)
+        servers[index].send(number, self._rows[number], deadline, self._refuse, came_before)
 
     def _chosen(self, number: int) -> int:
         under_way = self._under_way[0 if self._client is None else self._client[number]]
@@ -205,16 +214,6 @@ class _Run:
             return less_loaded_of_two(under_way, self._random.random)
         living = [index for index in range(len(under_way)) if index not in self._lost]
         return living[less_loaded_of_two([under_way[index] for index in living], self._random.random)]
-
-    def _answer(self, number: int, index: int, at: float) -> None:
-        if self._done[number]:
-            return
-        latency = at - self._at[number] + self._transport
-        if self._deadline_s is not None and latency > self._deadline_s:
-            # `_expire` is about to say so.
-            return
-        self._latency[number] = latency
-        self._end(number)
 
     def _refuse(self, number: int, is_late: bool) -> None:
         if not self._done[number]:
@@ -226,27 +225,25 @@ class _Run:
         self._refused[number] = self._done[number] = 1
         self._last = max(self._last, self._world.now)
 
-    def _end(self, number: int) -> None:
-        self._done[number] = 1
-        self._last = max(self._last, self._world.now)
-        if self._tracks:
-            index = self._replica[number]
-            self._under_way[0 if self._client is None else self._client[number]][index] -= 1
-            if self._at_replica is not None:
-                self._at_replica[index].discard(number)
-
-    def _deadline_of(self, number: int) -> float:
-        """When a request's client waits no longer, as the server sees it."""
-        assert self._deadline_s is not None
-        return self._at[number] + max(0.0, self._deadline_s - self._transport / 2)
-
     def _expire(self, number: int) -> None:
         if not self._done[number]:
             self._late[number] = 1
             self._servers[self._replica[number]].cancel(number)
             self._end(number)
-        if (after := number + 1) < self._count:
-            self._world.at(self._deadline_of(after), Event(None, self._expire, (after,)))
+
+    def _end(self, number: int) -> None:
+        self._done[number] = 1
+        self._last = max(self._last, self._world.now)
+        if self._balances:
+            self._leave([number], self._replica[number])
+
+    def _leave(self, numbers: list[int], index: int) -> None:
+        """Count requests at a replica as under way no more."""
+        for number in numbers:
+            if self._at_replica is None or number in self._at_replica[index]:
+                self._under_way[0 if self._client is None else self._client[number]][index] -= 1
+            if self._at_replica is not None:
+                self._at_replica[index].discard(number)
 
     def _lose(self, loss: Loss) -> None:
         index = loss.replica
@@ -259,9 +256,13 @@ class _Run:
         under_way, self._at_replica[index] = sorted(self._at_replica[index]), set()
         for number in under_way:
             self._under_way[0 if self._client is None else self._client[number]][index] -= 1
-            self._send(number)
+            if self._at[number] + self._latency[number] - self._transport / 2 > self._world.now:
+                # Its answer was on its way out.
+                self._latency[number], self._done[number] = math.nan, 0
+            if not self._done[number]:
+                self._send(number)
         if loss.back_s is not None:
-            self._world.at(self._world.now + loss.back_s, Event(None, self._return, (index,)))
+            self._world.at(self._world.now + loss.back_s, Event(None, self._return, (index,), False))
 
     def _return(self, index: int) -> None:
         self._servers[index] = self._new_server(index)
@@ -292,5 +293,6 @@ def _check(arrivals: Arrivals, replicas: int, deadline_s: float | None, losses: 
     if deadline_s is not None and not 0 < deadline_s < math.inf:
         raise InputError(f"a deadline of {deadline_s:g} s: expected above 0")
     for loss in losses:
-        if not 0 <= loss.replica < replicas or not loss.at_s >= 0 or (loss.back_s is not None and not loss.back_s >= 0):
+        times = (loss.at_s, 0.0 if loss.back_s is None else loss.back_s)
+        if not 0 <= loss.replica < replicas or not all(0 <= each < math.inf for each in times):
             raise InputError(f"{loss}: expected one of {replicas} replicas, counted from 0, and times from 0 on")

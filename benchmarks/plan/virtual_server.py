@@ -8,13 +8,14 @@ import numpy as np
 
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_lanes import VirtualLanes
-from fuseline.benchmarks.plan.virtual_time import VirtualLoop, World
+from fuseline.benchmarks.plan.virtual_time import Event, VirtualLoop, World
 from fuseline.serve.batching.batch_stats import BatchStats
 from fuseline.serve.batching.batcher import Batcher
 from fuseline.serve.batching.policy import BatchPolicy
 from fuseline.serve.errors import DeadlineError, InputError, OverloadedError
 
 _ROW = np.zeros(1, np.uint8)
+_RESOLUTION = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class ServingOptions:
     max_queue_rows: int = 1024
     max_queue_ms: float = 2000.0
     latency_target_ms: float | None = None
+    clients_beside: bool = False
+    """Whether clients share the cores with the servers, as they did when the profile was measured."""
 
 
 def policy_of(profile: Profile, options: ServingOptions) -> BatchPolicy:
@@ -76,18 +79,22 @@ class VirtualServer:
         self,
         world: World,
         profile: Profile,
-        policy: BatchPolicy,
+        options: ServingOptions,
         random: np.random.Generator,
-        on_answer: Callable[[int, float], None],
+        on_answers: Callable[[list[tuple[int, float]]], None],
     ) -> None:
-        """`on_answer` is called, with the request and the time of its answer, when the batch has ended.
+        """`on_answers` is called when a batch has ended, with each request that it answers and the time of the answer.
 
-        The time lies ahead by what handing out the answers before it takes.
+        Times lie ahead by what handing out the answers takes.
         """
+        policy = policy_of(profile, options)
         self.loop = VirtualLoop(world)
-        self._on_answer = on_answer
+        self._on_answers = on_answers
+        self._world = world
         self._half = profile.front_end.loop_seconds / 2
         self._half_per_row = profile.front_end.loop_seconds_per_mb * profile.front_end.request_mb / 2
+        cpu_seconds, cpu_seconds_per_row = _taken_off_lanes(profile, options)
+        self._cpu_half, self._cpu_half_per_row = cpu_seconds / 2, cpu_seconds_per_row / 2
         self._numbers: dict[Any, int] = {}
         self._requests: dict[int, Any] = {}
         self.batches = 0
@@ -111,12 +118,35 @@ class VirtualServer:
             executor=self.lanes,
         )
 
-    def send(self, number: int, rows: int, deadline: float | None, on_refusal: Callable[[int, bool], None]) -> None:
-        """Take a request of so many rows; `deadline` is on the world's clock.
+    @property
+    def usual_work(self) -> float:
+        """Seconds of the event loop until a request of one row is submitted."""
+        return self._half + self._half_per_row
+
+    def send(
+        self,
+        number: int,
+        rows: int,
+        deadline: float | None,
+        on_refusal: Callable[[int, bool], None],
+        came_before: float = 0.0,
+    ) -> None:
+        """Take a request of so many rows that came so many seconds ago; `deadline` is on the world's clock.
 
         `on_refusal` is called where it isn't admitted, with whether that is for its deadline.
         """
-        self.loop.occupy(self._half + rows * self._half_per_row, self._submit, number, rows, deadline, on_refusal)
+        if self._cpu_half:
+            self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
+        loop, now = self.loop, self._world.now
+        ends = max(now - came_before, loop.busy_until) + self._half + rows * self._half_per_row
+        loop.busy_until = ends
+        # An idle loop has just done its work by now, which needs no event.
+        if ends > now + _RESOLUTION:
+            event = Event(loop, self._submit, (number, rows, deadline, on_refusal), True)
+            self._world.at(ends, event)
+        else:
+            loop.enter()
+            self._submit(number, rows, deadline, on_refusal)
 
     def cancel(self, number: int) -> None:
         """Drop a request, if it was admitted and has no answer yet."""
@@ -146,11 +176,25 @@ class VirtualServer:
         self.batches += 1
         self.batch_rows += stats.rows
         loop, numbers = self.loop, self._numbers
-        now = loop.time()
-        at = max(now, loop.busy_until)
+        half, half_per_row = self._half, self._half_per_row
+        answers = []
+        at = max(loop.time(), loop.busy_until)
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)
-                at += self._half + rows * self._half_per_row
-                self._on_answer(number, at)
+                if self._cpu_half:
+                    self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
+                at += half + rows * half_per_row
+                answers.append((number, at))
         loop.busy_until = at
+        if answers:
+            self._on_answers(answers)
+
+
+def _taken_off_lanes(profile: Profile, options: ServingOptions) -> tuple[float, float]:
+    """Return the CPU seconds that a request takes off the lanes' cores, and those for each row."""
+    front_end = profile.front_end
+    if profile.device != "CPU":
+        return 0.0, 0.0
+    clients = front_end.client_cpu_seconds if options.clients_beside else 0.0
+    return front_end.cpu_seconds + clients, front_end.cpu_seconds_per_mb * front_end.request_mb

@@ -5,10 +5,13 @@ side by side, each with an event loop of its own that does one thing at a time: 
 """
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
+
+from fuseline.serve.process.event_loop import call_after_turns
 
 
 class Event:
@@ -17,11 +20,11 @@ class Event:
     __slots__ = ("args", "call", "ends_work", "loop")
 
     def __init__(
-        self, loop: "VirtualLoop | None", call: Callable[..., object], args: tuple[Any, ...], ends_work: bool = False
+        self, loop: "VirtualLoop | None", call: Callable[..., object], args: tuple[Any, ...], ends_work: bool
     ) -> None:
         """`loop` is the one on which the call is made; None: it isn't a server's.
 
-        `ends_work` says that the loop has done what it took up for the call, which therefore waits for nothing else.
+        `ends_work` says that the call's turn has come by its time: it waits for nothing else that the loop takes up.
         """
         self.loop = loop
         self.ends_work = ends_work
@@ -33,6 +36,15 @@ class Event:
         self.call = None
 
 
+class Stream(NamedTuple):
+    """Calls that are known beforehand."""
+
+    times: Sequence[float]
+    """When each is made, ascending."""
+    call: Callable[[int], object]
+    """Is given the number of the call, from 0 on."""
+
+
 class World:
     """The time that all simulated servers share, and what is due when."""
 
@@ -41,6 +53,8 @@ class World:
         """Seconds since the start."""
         self.ready: deque[Event] = deque()
         """Calls that are due now."""
+        self.current: VirtualLoop | None = None
+        """The loop whose calls are being made."""
         self._due: list[tuple[float, int, Event]] = []
         # Events of the same time come in the order in which they were planned.
         self._planned = 0
@@ -51,39 +65,76 @@ class World:
         heappush(self._due, (when, self._planned, event))
         return event
 
-    def run_until(self, until: float) -> None:
-        """Make every call that is due before `until` or at it, in order; then it is `until`."""
-        due, ready = self._due, self.ready
-        current = None
-        set_running_loop = asyncio._set_running_loop
-        try:
-            while True:
-                while ready:
-                    event = ready.popleft()
-                    if (call := event.call) is None:
-                        continue
-                    if (loop := event.loop) is not None:
-                        if loop.is_lost:
-                            continue
-                        if loop.busy_until > self.now and not event.ends_work:
-                            self.at(loop.busy_until, event)
-                            continue
-                        if loop is not current:
-                            set_running_loop(loop)  # type: ignore[arg-type]
-                            current = loop
-                    call(*event.args)
-                if not due or due[0][0] > until:
-                    break
-                self.now, _, event = heappop(due)
-                ready.append(event)
-        finally:
-            set_running_loop(None)
-        self.now = until
+    def run(self, streams: Sequence[Stream] = ()) -> None:
+        """Make every call in the order of time, until nothing is due any more.
 
-    @property
-    def next_due(self) -> float | None:
-        """When the next event is due; None: nothing is planned."""
-        return self._due[0][0] if self._due else None
+        Calls of `streams` come before others of the same time.
+        """
+        due, ready = self._due, self.ready
+        later = [_Head(stream) for stream in streams if stream.times]
+        head = _first(later)
+        before = asyncio._get_running_loop()
+        try:
+            now = self.now
+            while True:
+                # All that come at one time come before anything else happens.
+                if head.time > now:
+                    while ready:
+                        event = ready.popleft()
+                        if (call := event.call) is None:
+                            continue
+                        if (loop := event.loop) is not None:
+                            if loop.is_lost:
+                                continue
+                            if loop.busy_until > now and not event.ends_work:
+                                # It comes after what the loop has taken up, and before what it takes up later.
+                                event.ends_work = True
+                                self.at(loop.busy_until, event)
+                                continue
+                            if self.current is not loop:
+                                loop.enter()
+                        call(*event.args)
+                    if due and due[0][0] < head.time:
+                        now, _, event = heappop(due)
+                        self.now = now
+                        ready.append(event)
+                        continue
+                if head.time == math.inf:
+                    return
+                self.now = now = max(now, head.time)
+                number = head.number
+                head.advance()
+                head.call(number)
+                if len(later) > 1:
+                    head = _first(later)
+        finally:
+            self.current = None
+            asyncio._set_running_loop(before)
+
+
+class _Head:
+    """How far the calls of a stream have been made."""
+
+    __slots__ = ("_times", "call", "number", "time")
+
+    def __init__(self, stream: Stream) -> None:
+        self._times = stream.times
+        self.call = stream.call
+        self.number = 0
+        self.time = stream.times[0] if stream.times else math.inf
+
+    def advance(self) -> None:
+        """Go to the next call; after the last one its time is infinite."""
+        self.number += 1
+        self.time = self._times[self.number] if self.number < len(self._times) else math.inf
+
+
+def _first(heads: Sequence[_Head]) -> _Head:
+    return min(heads, key=lambda head: head.time) if heads else _Head(Stream((), _no_call))
+
+
+def _no_call(number: int) -> None:
+    raise AssertionError(f"call {number} of no stream")
 
 
 class VirtualLoop:
@@ -104,6 +155,12 @@ class VirtualLoop:
         self.is_lost = False
         """Whether the server is no more: none of its calls is made."""
 
+    def enter(self) -> None:
+        """Be what `asyncio.get_running_loop` returns from now on."""
+        if self._world.current is not self:
+            asyncio._set_running_loop(self)  # type: ignore[arg-type]
+            self._world.current = self
+
     def time(self) -> float:
         """Return the time in seconds."""
         return self._world.now
@@ -111,11 +168,15 @@ class VirtualLoop:
     def clock(self) -> float:
         """Return the time in seconds as the batcher's code sees it: within a call of the backend ahead of others."""
         now = self._world.now
-        return max(now, self.ahead)
+        # A call of max takes twice as long, and this is called for each request and each batch.
+        return self.ahead if self.ahead > now else now  # noqa: FURB136
 
     def call_soon(self, call: Callable[..., object], *args: Any, context: object = None) -> Event:  # noqa: ARG002
         """Make a call once the loop has nothing else to do that was there before."""
-        event = Event(self, call, args)
+        if call is call_after_turns:
+            # Turns take no time here, so the last of them is as good as the first.
+            call, args = args[1], ()
+        event = Event(self, call, args, False)
         self._world.ready.append(event)
         return event
 
@@ -125,15 +186,7 @@ class VirtualLoop:
 
     def call_later(self, delay: float, call: Callable[..., object], *args: Any) -> Event:
         """Make a call in `delay` seconds."""
-        return self._world.at(self._world.now + delay, Event(self, call, args))
-
-    def occupy(self, seconds: float, call: Callable[..., object], *args: Any) -> float:
-        """Have the loop work for `seconds` once it is free, then make a call; return when that will be."""
-        now = self._world.now
-        until = (max(now, self.busy_until)) + seconds
-        self.busy_until = until
-        self._world.at(until, Event(self, call, args, ends_work=True))
-        return until
+        return self._world.at(self._world.now + delay, Event(self, call, args, False))
 
     def get_debug(self) -> bool:
         """Return False: futures ask."""

@@ -1,0 +1,193 @@
+"""Measures a profile: the package is served by a real server, under a real load, and its batches are written down."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
+from fuseline.benchmarks.harness.machine import machine_facts
+from fuseline.benchmarks.plan.batch_record import BatchingFacts, BatchRecord, CallSeconds
+from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers
+from fuseline.benchmarks.plan.profile import MOST_SAMPLES, BucketSeconds, FrontEnd, Profile
+from fuseline.benchmarks.plan.virtual_lanes import ALONE_WAITS
+from fuseline.serve.errors import BackendError
+
+FULL_CALLERS = 32
+"""Callers that keep all lanes busy."""
+
+MODERATE_LOAD = 0.6
+"""Share of the capacity at which batches of all sizes come."""
+
+_LEAST_SAMPLES = 30
+"""Number of batches under load from which on a bucket's bare calls don't count."""
+_ABOUT_ONE = 0.03
+_COMPUTING_CORES = 0.1
+_HANDED_OUT_S = 0.002
+
+
+def measure_profile(
+    package: Path, *, seconds: float, flags: Sequence[str] = (), say: Callable[[str], None] = lambda _: None
+) -> Profile:
+    """Serve `package` with `flags`, of `fuseline serve`, load it for `seconds` in all, and return its profile.
+
+    Raises:
+        PackageError: `package` is none.
+        BackendError: the server doesn't start, or answers nothing.
+    """
+    say("starting the server")
+    with measured_servers(package, *flags) as servers:
+        measure_stretches(servers, seconds, say)
+        return profile_of(servers, servers.stretches)
+
+
+def measure_stretches(servers: MeasuredServers, seconds: float, say: Callable[[str], None] = lambda _: None) -> float:
+    """Load `servers` in the ways that a profile needs for `seconds` in all; return the requests/s of all lanes."""
+    say("one caller")
+    servers.closed(1, 0.2 * seconds)
+    say(f"{FULL_CALLERS} callers")
+    full = servers.closed(FULL_CALLERS, 0.35 * seconds)
+    say(f"{MODERATE_LOAD:.0%} of what those got")
+    servers.open(MODERATE_LOAD * full.requests_per_s, 0.45 * seconds, seed=len(servers.stretches))
+    return full.requests_per_s
+
+
+def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profile:
+    """Return the profile of one of `servers` that `stretches` of load on them come to.
+
+    Raises:
+        BackendError: too little was answered, or the servers aren't alike.
+    """
+    facts = [record.facts() for record in servers.records]
+    if len({each.lanes for each in facts}) > 1:
+        lanes = ", ".join(f"{each.lanes}" for each in facts)
+        raise BackendError(f"the servers chose {lanes} lanes, so they are not alike; name a number with --lanes")
+    model, machine = servers.target.model, machine_facts()
+    front_end = _front_end(servers, stretches)
+    on_cpu = not facts[0].lanes_share_device
+    # What each request took of the cores while batches were computed on them.
+    taken = front_end.cpu_seconds + front_end.client_cpu_seconds if on_cpu else 0.0
+    samples = [_undisturbed(record, stretch, facts[0], taken) for stretch in stretches for record in servers.records]
+    peaks_mb = [peak_memory_mb(process.pid) or 0.0 for process in servers.processes]
+    ready_s = [process.ready_s - each.measuring_seconds for process, each in zip(servers.processes, facts, strict=True)]
+    return Profile(
+        model=model.name,
+        machine=f"{machine['gpu'] or machine['cpu']}, {servers.cores} cores",
+        backend=model.backend,
+        precision=model.precision,
+        device="CPU" if on_cpu else "GPU",
+        measured=datetime.now(UTC).date(),
+        lanes=facts[0].lanes,
+        cores=servers.cores,
+        buckets=tuple(
+            _bucket([each.buckets[place] for each in facts], samples, is_alone=False)
+            for place in range(len(facts[0].buckets))
+        ),
+        alone=tuple(
+            _bucket([each.alone[place] for each in facts], samples, is_alone=True)
+            for place in range(min(len(each.alone) for each in facts))
+        ),
+        unsaturated_rows=facts[0].unsaturated_rows,
+        inline_below_ms=facts[0].inline_below_ms,
+        front_end=front_end,
+        memory_bytes=round(max(peaks_mb) * 1e6),
+        start_seconds=round(max(ready_s), 3),
+    )
+
+
+def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontEnd:
+    loops = {record.loop_thread for record in servers.records}
+    computing = {
+        thread
+        for stretch in stretches
+        for thread, seconds in stretch.thread_seconds.items()
+        if seconds > _COMPUTING_CORES * stretch.window_s and thread not in loops
+    }
+    moderate = [stretch for stretch in stretches if stretch.concurrency is None and stretch.requests]
+    single = [stretch for stretch in stretches if stretch.concurrency == 1 and len(stretch.latency_s)]
+    if not moderate or not single:
+        raise BackendError("too little was answered to measure a profile; measure longer")
+
+    def median_of(cost: Callable[[Stretch], float]) -> float:
+        return statistics.median(cost(stretch) / stretch.requests for stretch in moderate)
+
+    loop_seconds = median_of(lambda stretch: sum(stretch.thread_seconds.get(thread, 0.0) for thread in loops))
+    cpu_seconds = median_of(
+        lambda stretch: sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
+    )
+    return FrontEnd(
+        loop_seconds=round(loop_seconds, 7),
+        cpu_seconds=round(max(cpu_seconds, loop_seconds), 7),
+        client_cpu_seconds=round(median_of(lambda stretch: stretch.client_cpu_s), 7),
+        request_mb=servers.request_bytes / 1e6,
+        transport_seconds=round(
+            statistics.median(_transport_seconds(servers, stretch, loop_seconds) for stretch in single), 7
+        ),
+    )
+
+
+def _transport_seconds(servers: MeasuredServers, stretch: Stretch, loop_seconds: float) -> float:
+    batches = np.concatenate([record.batches(stretch.start, stretch.end) for record in servers.records])
+    computing = float(np.median(batches["ended"] - batches["started"]))
+    return max(0.0, float(np.median(stretch.latency_s)) - computing - loop_seconds)
+
+
+def _undisturbed(
+    record: BatchRecord, stretch: Stretch, facts: BatchingFacts, taken: float
+) -> dict[tuple[bool, int], NDArray[np.float64]]:
+    """Return the seconds of a server's batches in a stretch, by whether it had all cores and its bucket.
+
+    What the requests took of the cores that came or were answered meanwhile, `taken` seconds each, is taken off.
+    """
+    batches = np.sort(record.batches(stretch.start, stretch.end), order="started")
+    came_at = np.sort(record.requests(stretch.start, stretch.end)["started"])
+    came = np.searchsorted(came_at, batches["ended"]) - np.searchsorted(came_at, batches["started"])
+    by_end = np.sort(batches, order="ended")
+    answered = np.concatenate([[0], np.cumsum(by_end["rows"])])
+    done = answered[np.searchsorted(by_end["ended"], batches["ended"])]
+    # Answers to the batch before are handed out while the next one is computed already.
+    done -= answered[np.searchsorted(by_end["ended"], batches["started"] - _HANDED_OUT_S)]
+    seconds = batches["ended"] - batches["started"]
+    alone = batches["lane"] < 0
+    share = np.where(alone, ALONE_WAITS, overlaps(batches, facts.lanes) / facts.lanes)
+    undisturbed = np.maximum(seconds / 4, seconds - share * (came + done) / 2 * taken)
+    keys = [(True, calls.rows) for calls in facts.alone] + [(False, calls.rows) for calls in facts.buckets]
+    return {(is_alone, rows): undisturbed[(alone == is_alone) & (batches["bucket"] == rows)] for is_alone, rows in keys}
+
+
+def overlaps(batches: NDArray[Any], lanes: int) -> NDArray[np.float64]:
+    """Return for each of `batches`, by ascending start, for which share of its time all `lanes` were at work.
+
+    Shape (batches,). With more than two lanes it is how many of the others were, on average.
+    """
+    if lanes == 1:
+        return np.ones(len(batches))
+    starts, ends = batches["started"], batches["ended"]
+    found = np.zeros(len(batches))
+    reach = 3 * lanes
+    for offset in range(1, reach + 1):
+        common = np.minimum(ends[offset:], ends[:-offset]) - np.maximum(starts[offset:], starts[:-offset])
+        common = np.maximum(0.0, common)
+        found[offset:] += common
+        found[:-offset] += common
+    return np.minimum(1.0, found / np.maximum(ends - starts, 1e-9) / (lanes - 1))
+
+
+def _bucket(
+    calls: Sequence[CallSeconds], samples: Sequence[dict[tuple[bool, int], NDArray[np.float64]]], *, is_alone: bool
+) -> BucketSeconds:
+    """Return the times of one bucket, of which each server made `calls`."""
+    rows = calls[0].rows
+    together = np.concatenate([each.together for each in calls])
+    seconds = np.concatenate([by_bucket[is_alone, rows] for by_bucket in samples])
+    if len(seconds) < _LEAST_SAMPLES:
+        seconds = np.concatenate([seconds, together])
+    ratio = 1.0
+    if single := [seconds for each in calls for seconds in each.single]:
+        found = float(np.median(single) / np.median(together))
+        ratio = round(min(2.0, found), 4) if abs(1 - found) > _ABOUT_ONE else 1.0
+    return BucketSeconds(rows=rows, seconds=tuple(np.round(seconds[-MOST_SAMPLES:], 7).tolist()), idle_ratio=ratio)
