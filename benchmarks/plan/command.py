@@ -203,8 +203,8 @@ def _profile(
         read = load_profile(path)
         if name not in {None, read.model}:
             raise InputError(
-                f"--profile {path} was measured of {read.model}, and {package} is {name}; leave --profile out to measure "
-                "it here"
+                f"--profile {path} was measured of {read.model}, and {package} is {name}; leave --profile out to "
+                "measure it here"
             )
         return read
     from fuseline.benchmarks.plan.measure import measure_profile

@@ -155,7 +155,7 @@ class Search:
                 f"{replicas:,} replicas don't keep {self.fleet.targets}; the best of them is {told}; raise "
                 "--max-replicas, or allow more time"
             )
-        return f"no number of replicas keeps {self.fleet.targets}; the best, of almost idle ones, is {told}: allow more time"
+        return f"no number of replicas keeps {self.fleet.targets}; almost idle ones have {told}: allow more time"
 
     def _best_options(self, replicas: int, options: ServingOptions) -> ServingOptions:
         """Settings by which latencies of that many replicas are shortest: one setting after the other is tried."""

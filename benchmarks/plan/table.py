@@ -60,7 +60,8 @@ def notes(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"beside the engines, all replicas together: {plan.front_end_cores:,.1f} cores for requests and pictures, "
-        f"{plan.network_gbit_per_s:,.2f} Gbit/s of requests, {plan.replicas * profile.memory_bytes / 1e9:,.1f} GB of memory"
+        f"{plan.network_gbit_per_s:,.2f} Gbit/s of requests, "
+        f"{plan.replicas * profile.memory_bytes / 1e9:,.1f} GB of memory"
     )
     if plan.step > 1:
         yield f"the fewest replicas lie within {plan.step} of that"
