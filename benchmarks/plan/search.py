@@ -23,7 +23,7 @@ _STUDENT = {3: 2.92, 4: 2.35, 5: 2.13}
 _BETTER = 0.95
 """Part of the latency to which another setting must bring it to be taken instead of the server's default."""
 _MUCH_WORSE = 1.3
-"""Multiple of the latency to which a setting brings it that isn't tried again."""
+"""Multiple of the latency to which smaller batches bring it that aren't tried again."""
 _STEP = 0.005
 """Part of a large fleet within which its number of replicas is told."""
 _MOST_USAGE = 0.97
@@ -57,8 +57,10 @@ class Search:
     most_replicas: int = 100_000
     tell: Callable[[str], None] = lambda _: None
     _met: dict[tuple[int, ServingOptions], bool] = field(default_factory=dict)
-    _worse: set[ServingOptions] = field(default_factory=set)
-    """Settings that need not be tried again."""
+    _worse: dict[ServingOptions, int] = field(default_factory=dict)
+    """Settings with smaller batches that need not be tried for so many replicas, nor for fewer: more of the load would
+    come to each.
+    """
     _scores: dict[tuple[int, ServingOptions], float] = field(default_factory=dict)
 
     def fewest(self) -> Found:
@@ -162,11 +164,11 @@ class Search:
         best = options
         for choices in (self._max_batches, self._delays, self._latency_targets):
             for tried in choices(best):
-                if tried in self._worse:
+                if replicas <= self._worse.get(tried, 0):
                     continue
                 score, best_score = self._score(replicas, tried), self._score(replicas, best)
-                if score > _MUCH_WORSE * best_score:
-                    self._worse.add(tried)
+                if score > _MUCH_WORSE * best_score and choices == self._max_batches:
+                    self._worse[tried] = replicas
                 elif score < _BETTER * best_score:
                     best = tried
         return best

@@ -78,9 +78,7 @@ def _read(path: Path, file: BinaryIO, rows: int) -> Recorded:
         except ValueError as error:
             _refuse(path, number, str(error))
         if seconds and second < seconds[-1]:
-            _refuse(
-                path, number, f"{second:.15g} s comes after {seconds[-1]:.15g} s; expected times in ascending order"
-            )
+            _refuse(path, number, f"{second:.15g} s comes after {seconds[-1]:.15g} s; expected ascending times")
         seconds.append(second)
         counts.append(rows if count is None else count)
     if len(seconds) < 2 or seconds[-1] == seconds[0]:
@@ -214,9 +212,7 @@ def _iso(text: str) -> float | None:
 
 def _count(text: str) -> int:
     if _WHOLE.fullmatch(text) is None or not 1 <= int(text) <= MOST_ROWS:
-        raise ValueError(
-            f"{reprlib.repr(text)} is no number of pictures; expected a whole number from 1 to {MOST_ROWS}"
-        )
+        raise ValueError(f"{reprlib.repr(text)} is no number of pictures; expected a whole one from 1 to {MOST_ROWS}")
     return int(text)
 
 

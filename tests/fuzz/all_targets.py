@@ -35,6 +35,7 @@ READERS: Mapping[str, str] = {
     "serving blocks": "configuration",
     "token files": "configuration",
     "certificates": "configuration",
+    "traces": "configuration",
     "reports": "console",
     "loads": "console",
 }
