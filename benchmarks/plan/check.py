@@ -35,7 +35,9 @@ PERCENTILES = (50, 99)
 BUSY_CORES = 0.05
 """Share of the cores that other programs may have while a load is measured; with more, it doesn't count."""
 
-PROFILE_S = 6.0
+PROFILE_S = 8.0
+"""Seconds of load for one profile."""
+
 LEAST_REQUESTS = 1000
 """Number of requests of a load, from which a 99th percentile can be read."""
 
