@@ -6,8 +6,8 @@ from fuseline.benchmarks.plan.profile import BucketSeconds
 
 BLOCK = 16
 """Number of neighbours among the samples that are drawn together: a machine that is slow for a while is slow for some
-batches in a row, which makes queues longer than as many slow batches apart from each other (H. R. Künsch, "The jackknife
-and the bootstrap for general stationary observations", Annals of Statistics 17(3), 1989)."""
+batches in a row, which makes queues longer than as many slow batches apart from each other (H. R. Künsch, "The
+jackknife and the bootstrap for general stationary observations", Annals of Statistics 17(3), 1989)."""
 
 _AT_A_TIME = 64
 

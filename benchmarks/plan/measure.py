@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
 from fuseline.benchmarks.harness.machine import machine_facts
 from fuseline.benchmarks.plan.batch_record import BatchingFacts, BatchRecord, CallSeconds
+from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
 from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers
 from fuseline.benchmarks.plan.profile import MOST_SAMPLES, BucketSeconds, FrontEnd, Profile
 from fuseline.benchmarks.plan.virtual_lanes import ALONE_WAITS
+from fuseline.benchmarks.plan.virtual_server import ServingOptions
 from fuseline.serve.errors import BackendError
 
 FULL_CALLERS = 32
@@ -28,6 +30,8 @@ _LEAST_SAMPLES = 30
 _ABOUT_ONE = 0.03
 _COMPUTING_CORES = 0.1
 _HANDED_OUT_S = 0.002
+_CALIBRATIONS = 2
+_LARGEST_FACTOR = 1.5
 
 
 def measure_profile(
@@ -56,6 +60,24 @@ def measure_stretches(servers: MeasuredServers, seconds: float, say: Callable[[s
     return full.requests_per_s
 
 
+def calibrated(profile: Profile, requests_per_s: float, replicas: int = 1) -> Profile:
+    """Return `profile` with the lanes' seconds such that `replicas` answer `FULL_CALLERS` as many as were measured.
+
+    What requests take of the cores is known only roughly, and near capacity a few percent of the time that a batch
+    takes are a multiple of the time that requests wait.
+    """
+    options = ServingOptions(clients_beside=True)
+    for _ in range(_CALIBRATIONS):
+        factor = closed_loop_rate(profile, FULL_CALLERS, replicas=replicas, options=options) / requests_per_s
+        factor = min(_LARGEST_FACTOR, max(1 / _LARGEST_FACTOR, factor))
+        buckets = tuple(
+            bucket.model_copy(update={"seconds": tuple(round(factor * seconds, 7) for seconds in bucket.seconds)})
+            for bucket in profile.buckets
+        )
+        profile = profile.model_copy(update={"buckets": buckets})
+    return profile
+
+
 def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profile:
     """Return the profile of one of `servers` that `stretches` of load on them come to.
 
@@ -74,7 +96,7 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
     samples = [_undisturbed(record, stretch, facts[0], taken) for stretch in stretches for record in servers.records]
     peaks_mb = [peak_memory_mb(process.pid) or 0.0 for process in servers.processes]
     ready_s = [process.ready_s - each.measuring_seconds for process, each in zip(servers.processes, facts, strict=True)]
-    return Profile(
+    profile = Profile(
         model=model.name,
         machine=f"{machine['gpu'] or machine['cpu']}, {servers.cores} cores",
         backend=model.backend,
@@ -97,6 +119,8 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
         memory_bytes=round(max(peaks_mb) * 1e6),
         start_seconds=round(max(ready_s), 3),
     )
+    full = [stretch.requests_per_s for stretch in stretches if stretch.concurrency == FULL_CALLERS]
+    return calibrated(profile, statistics.median(full), len(servers.processes)) if full else profile
 
 
 def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontEnd:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,19 @@ class Stretch:
     """CPU seconds of the load generator in the window."""
     errors: int
     """Number of requests that were refused or got lost."""
-    others_cores: float = 0.0
+    others_cores: float
     """Number of cores that other programs were given, or the machine's host took, on average over the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """One end of a window."""
+
+    at: float
+    threads: dict[int, float]
+    """CPU seconds of each thread of the servers so far."""
+    busy: float
+    """Those of the whole machine."""
 
 
 @dataclass
@@ -121,28 +132,30 @@ class MeasuredServers:
     def _stretch(
         self, concurrency: int | None, run: Callable[[Callable[[], None]], tuple[LoadResult, float]]
     ) -> Stretch:
-        edges: list[tuple[dict[int, float], float]] = []
+        edges: list[_Edge] = []
         start = time.monotonic()
-        result, rate = run(lambda: edges.append((self._thread_seconds(), busy_seconds())))
+        result, rate = run(lambda: edges.append(_Edge(time.monotonic(), self._thread_seconds(), busy_seconds())))
         for request, answer in result.answers:
             expected = self.target.expected[self.target.pictures_of(request, 1)]
             self.target.protocol.check("the server", self.target.precision, answer, expected)
-        (before, others_before), (after, others_after) = edges
-        answered = result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s
+        before, after = edges
+        seconds = after.at - before.at
+        threads = {thread: total - before.threads.get(thread, 0.0) for thread, total in after.threads.items()}
+        client_cpu_s = result.generator_cpu_share * seconds
+        others_s = after.busy - before.busy - sum(threads.values()) - client_cpu_s
         stretch = Stretch(
             start=start,
             end=time.monotonic(),
             concurrency=concurrency,
-            requests=round(rate * result.window_s),
+            requests=round(rate * seconds),
             requests_per_s=rate,
-            latency_s=answered,
-            thread_seconds={thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()},
-            window_s=result.window_s,
-            client_cpu_s=result.generator_cpu_share * result.window_s,
+            latency_s=result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s,
+            thread_seconds=threads,
+            window_s=seconds,
+            client_cpu_s=client_cpu_s,
             errors=result.errors.total(),
+            others_cores=max(0.0, others_s) / seconds,
         )
-        own = sum(stretch.thread_seconds.values()) + stretch.client_cpu_s
-        stretch = replace(stretch, others_cores=max(0.0, others_after - others_before - own) / stretch.window_s)
         self.stretches.append(stretch)
         return stretch
 
@@ -171,7 +184,9 @@ def busy_seconds() -> float:
 
 
 @contextmanager
-def measured_servers(package: Path, *flags: str, count: int = 1) -> Iterator[MeasuredServers]:
+def measured_servers(
+    package: Path, *flags: str, count: int = 1, module: str = recorded_server.__name__
+) -> Iterator[MeasuredServers]:
     """Serve `package` with the flags of `fuseline serve`, `count` times, each on its part of the cores.
 
     Raises:
@@ -180,7 +195,6 @@ def measured_servers(package: Path, *flags: str, count: int = 1) -> Iterator[Mea
     """
     if count > usable_cores():
         raise InputError(f"{count} servers on {usable_cores()} cores: each needs one of its own")
-    module = recorded_server.__name__
     with tempfile.TemporaryDirectory(prefix="fuseline-plan-") as folder, ExitStack() as stack:
         records = [BatchRecord(Path(folder) / f"batches-{number}") for number in range(count)]
         parts = _parts_of_cores(count)

@@ -53,6 +53,9 @@ BAD_INPUT = [
     (["peers", "--case", "overload", "--chart", "/dev/null/x.svg"], "--chart /dev/null/x.svg can't be written"),
     (["compare"], "BASE"),
     (["compare", "main", "--case", "server,kitchen"], "kitchen is none of batcher, decode, server"),
+    (["plan", "no-such-thing"], "neither a model package nor a checkpoint"),
+    (["plan", "--minutes", "0"], "minutes"),
+    (["plan", "--backend", "abacus"], "abacus is none of auto, "),
     (["nonsense"], "nonsense"),
 ]
 
