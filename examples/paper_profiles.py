@@ -1,12 +1,14 @@
 """Write the profiles of docs/planning.md's "on paper" from figures that were measured on an H100, and on two cores.
 
     python examples/paper_profiles.py
+    python examples/paper_profiles.py --front-ends    # what front ends take for a million pictures a second
 
 Nothing here was measured as `fuseline plan` measures; docs/planning.md says what each figure stands for.
 """
 
 import json
 import statistics
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,40 @@ def _figures(result: dict[str, Any], step: str, what: str) -> dict[str, Any]:
     )
 
 
+def front_ends() -> list[tuple[str, float, float]]:
+    """Return each way in, its CPU in ms a picture on two cores of an AMD EPYC, and its MB a picture on the network."""
+    cases = {case["name"]: case for name in ("peers", "peers-memory-rest") for case in _read(name)["cases"]}
+
+    def cpu_ms(case: str, contender: str, images: int = 1) -> float:
+        stretches = cases[case]["stretches"][contender]
+        return statistics.median(stretch["server_cpu_ms_per_request"] for stretch in stretches) / images
+
+    decode = statistics.median(s["decode_cpu_ms"] for s in cases["jpeg"]["stretches"]["fuseline-cpu-limit"])
+    small_mb = 32 * 32 * 3 / 1e6
+    return [
+        ("gRPC, a picture of 3 KB a request", cpu_ms("unary", "fuseline"), small_mb),
+        ("gRPC, 3 KB on a stream", cpu_ms("stream", "fuseline"), small_mb),
+        ("gRPC, 16 pictures of 3 KB a request", cpu_ms("images", "fuseline", 16), small_mb),
+        ("REST with binary tensors, 3 KB", cpu_ms("rest", "fuseline-rest"), small_mb),
+        ("gRPC, a picture of 150 KB a request", cpu_ms("unary-224", "fuseline"), RAW_MB),
+        ("shared memory, 150 KB", cpu_ms("shared-memory", "fuseline-shared-memory"), 0.0),
+        ("shared memory, 16 of 150 KB a request", cpu_ms("images-shared-memory", "fuseline-shared-memory", 16), 0.0),
+        ("gRPC, a JPEG of 96 KB, its decoding alone", decode, JPEG_MB),
+    ]
+
+
+def print_front_ends() -> None:
+    """Print them as a table for Markdown."""
+    print("| way in | CPU ms a picture | cores for 1,000,000/s | Gbit/s |")
+    print("|---|---|---|---|")
+    for way, milliseconds, megabytes in front_ends():
+        print(f"| {way} | {milliseconds:.3f} | {1000 * milliseconds:,.0f} | {8000 * megabytes:,.0f} |")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--front-ends"]:
+        print_front_ends()
+        sys.exit()
     PROFILES.mkdir(exist_ok=True)
     for name, made in paper_profiles().items():
         save_profile(PROFILES / f"{name}.json", made)

@@ -75,18 +75,25 @@ class Fleet:
             stretch, outcome = steady._run(1, patient, factor, 0, least=_TO_TELL_CAPACITY)
             at = stretch.arrivals.seconds[stretch.counted]
             answered = np.count_nonzero(outcome.answered[stretch.counted])
-            self._capacities[options, rows] = float(answered * rows / (at[-1] - at[0]))
+            self._capacities[options, rows] = min(self.most_pictures_per_s, float(answered * rows / (at[-1] - at[0])))
         return self._capacities[options, rows]
 
     @property
     def most_pictures_per_s(self) -> float:
-        """More pictures a second than one replica answers: those of its lanes without anything else, or of its event
-        loop.
+        """More pictures a second than one replica answers: those of its lanes without anything else, of its event loop,
+        or of cores that only requests and pictures keep busy, which is told of those beside a GPU.
         """
         rows, front_end = self.load.rows, self.profile.front_end
-        loop = front_end.loop_seconds + front_end.loop_seconds_per_mb * front_end.request_mb * rows
-        lanes = self.profile.rows_per_s
-        return min(lanes, rows / loop) if loop else lanes
+        megabytes = front_end.request_mb * rows
+        loop = front_end.loop_seconds + front_end.loop_seconds_per_mb * megabytes
+        # On a CPU the lanes compute on the same cores, which the simulation reckons with.
+        cores = 0.0 if self.profile.device == "CPU" else self.cpu_seconds(rows) / self.profile.cores
+        return min([self.profile.rows_per_s, *(rows / seconds for seconds in (loop, cores) if seconds)])
+
+    def cpu_seconds(self, rows: float) -> float:
+        """Return the CPU seconds of all but the lanes for a request of so many pictures."""
+        front_end = self.profile.front_end
+        return front_end.cpu_seconds + front_end.cpu_seconds_per_mb * front_end.request_mb * rows
 
     def latencies(
         self, replicas: int, options: ServingOptions, *, factor: float = 1.0, seed: int = 0, least: int | None = None

@@ -122,8 +122,8 @@ def plan_for(
     in_a_burst = in_burst(fleet, replicas, options, *burst)
     tell("a lost replica")
     lost, lost_of_one_more = (without_one(fleet, number, options) for number in (replicas, replicas + 1))
-    load, front_end = fleet.load, fleet.profile.front_end
-    megabytes = load.pictures_per_s * front_end.request_mb
+    load = fleet.load
+    megabytes = load.pictures_per_s * fleet.profile.front_end.request_mb
     costs = [
         None if asked.price is None else cost_of(number, asked.price, load.pictures_per_s)
         for number in (replicas, replicas + 1)
@@ -144,6 +144,6 @@ def plan_for(
         lost_of_one_more=lost_of_one_more,
         cost=costs[0],
         cost_of_one_more=costs[1],
-        front_end_cores=load.rate_per_s * front_end.cpu_seconds + megabytes * front_end.cpu_seconds_per_mb,
+        front_end_cores=load.rate_per_s * fleet.cpu_seconds(load.pictures_per_s / load.rate_per_s),
         network_gbit_per_s=megabytes * 8 / 1000,
     )

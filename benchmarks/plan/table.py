@@ -59,7 +59,8 @@ def notes(plan: Plan) -> Iterator[str]:
         f"{plan.capacity_pictures_per_s:,.0f} together, of which {plan.pictures_per_s:,.0f} come"
     )
     yield (
-        f"beside the engines, all replicas together: {plan.front_end_cores:,.1f} cores for requests and pictures, "
+        f"beside the engines, all replicas together: {plan.front_end_cores:,.1f} of "
+        f"{plan.replicas * profile.cores:,} cores for requests and pictures, "
         f"{plan.network_gbit_per_s:,.2f} Gbit/s of requests, "
         f"{plan.replicas * profile.memory_bytes / 1e9:,.1f} GB of memory"
     )

@@ -10,7 +10,7 @@ from fuseline.benchmarks.plan.arrivals import Burst, Poisson
 from fuseline.benchmarks.plan.cost import cost_of
 from fuseline.benchmarks.plan.fleet import Fleet
 from fuseline.benchmarks.plan.planning import Asked, plan_for
-from fuseline.benchmarks.plan.profile import Profile
+from fuseline.benchmarks.plan.profile import FrontEnd, Profile
 from fuseline.benchmarks.plan.scenarios import without_one
 from fuseline.benchmarks.plan.search import Search, flags_of
 from fuseline.benchmarks.plan.simulation import ServingOptions
@@ -73,6 +73,17 @@ def test_a_setting_is_taken_where_it_serves_better() -> None:
     assert found.options.max_batch in {8, 16}
     assert f"--max-batch {found.options.max_batch}" in flags_of(found.options)
     assert flags_of(ServingOptions()) == ""
+
+
+def test_cores_that_requests_keep_busy_beside_a_gpu_bound_a_replica() -> None:
+    busy = FrontEnd(loop_seconds=0, cpu_seconds=0.004, cpu_seconds_per_mb=0.02, request_mb=0.2, transport_seconds=0)
+    profile = profile_of({1: 0.001, 64: 0.002}, device="GPU", cores=4, front_end=busy)
+    fleet = fleet_of(2000, profile, p99=50.0)
+    assert fleet.most_pictures_per_s == pytest.approx(4 / 0.008)
+    assert fleet.capacity(ServingOptions()) == pytest.approx(4 / 0.008)
+    assert Search(fleet).fewest().replicas >= 2000 * 1.1 / 500
+    of_loop = FrontEnd(loop_seconds=0.005, cpu_seconds=0.005, request_mb=0.2, transport_seconds=0)
+    assert fleet_of(2000, profile_of({64: 0.002}, front_end=of_loop), p99=50.0).most_pictures_per_s == 200
 
 
 def test_a_burst_needs_more_than_its_rate_in_the_long_run() -> None:
