@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
 from fuseline.benchmarks.plan.cost import Cost
 from fuseline.benchmarks.plan.fleet import Figures
 from fuseline.benchmarks.plan.planning import Plan
+from fuseline.benchmarks.plan.profile import Profile
 
+_FAR_APART = 5.0
 COLUMNS = ("requests/s", "p50", "p99", "goodput/s", "good", "refused", "late", "busy", "pictures a batch")
 """What is told of every case."""
 
@@ -64,6 +67,12 @@ def notes(plan: Plan) -> Iterator[str]:
         f"{plan.network_gbit_per_s:,.2f} Gbit/s of requests, "
         f"{plan.replicas * profile.memory_bytes / 1e9:,.1f} GB of memory"
     )
+    if (scatter := _scatter(profile)) is not None:
+        slow, usual = scatter
+        yield (
+            f"one in 100 batches took more than {milliseconds(1000 * slow)}, half of them at most "
+            f"{milliseconds(1000 * usual)}: was the machine busy with other work when it was measured?"
+        )
     if plan.step > 1:
         yield f"the fewest replicas lie within {plan.step} of that"
     if plan.lost is None:
@@ -72,6 +81,15 @@ def notes(plan: Plan) -> Iterator[str]:
         yield f"to keep the targets without one replica, run {plan.replicas + 1:,}" + (
             f": {price_of(plan.cost_of_one_more)}" if plan.cost_of_one_more else ""
         )
+
+
+def _scatter(profile: Profile) -> tuple[float, float] | None:
+    """Seconds of slow batches and of usual ones, where they lie far apart: 99th percentile and median of the size with
+    the most samples.
+    """
+    seconds = max((bucket.seconds for bucket in profile.buckets), key=len)
+    slow, usual = np.quantile(seconds, 0.99), np.median(seconds)
+    return (float(slow), float(usual)) if len(seconds) >= 100 and slow > _FAR_APART * usual else None
 
 
 def limits_of(plan: Plan) -> str:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fuseline.benchmarks.plan import fleet, measure
-from fuseline.benchmarks.plan.profile import Profile, load_profile, save_profile
+from fuseline.benchmarks.plan.profile import BucketSeconds, Profile, load_profile, save_profile
 from tests.benchmarks.plan.formula import simulate
 from tests.benchmarks.plan.profiles import profile_of
 from tests.commands import Run, only_error
@@ -127,6 +127,17 @@ def test_the_same_command_writes_the_same_page(run_fuseline: Run, profile: Path,
     for page in pages:
         assert run_fuseline("plan", "--profile", profile, *SOUND, "--html", page).exit_code == 0
     assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+@pytest.mark.parametrize(("slow", "is_told"), [(0.02, True), (0.0025, False)])
+def test_a_profile_that_was_measured_beside_other_work_is_told(
+    run_fuseline: Run, tmp_path: Path, slow: float, is_told: bool
+) -> None:
+    scattered = BucketSeconds(rows=1, seconds=(*[0.002] * 195, *[slow] * 5))
+    save_profile(tmp_path / "profile.json", profile_of(buckets=(scattered,)))
+    result = run_fuseline("plan", "--profile", tmp_path / "profile.json", "--rate", "100", "--p99", "80ms")
+    assert result.exit_code == 0, result.stderr
+    assert ("more than 20 ms, half of them at most 2 ms: was the machine busy" in result.stdout) == is_told
 
 
 def test_a_trace_is_planned_for(run_fuseline: Run, profile: Path, tmp_path: Path) -> None:
