@@ -99,6 +99,9 @@ def plan(
     ):
         if path is not None:
             check_output_file(flag, path, suffix)
+    if html is not None:
+        # What it needs may be missing; better to hear that now.
+        from fuseline.benchmarks.plan.page import page_of
     in_burst = None if burst is None else _burst(burst, trace)
     _check_arrivals(rate, trace)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -123,8 +126,6 @@ def plan(
         )
         made = plan_for(fleet, asked, burst=in_burst or WHAT_IF_BURST, most_replicas=max_replicas, tell=tell)
         if html is not None:
-            from fuseline.benchmarks.plan.page import page_of
-
             tell("the page")
             write_output_file("--html", html, page_of(made).encode())
         if json is not None:
