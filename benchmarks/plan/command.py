@@ -235,16 +235,20 @@ def _load(
         number, lasted = len(busiest.recorded.seconds), busiest.recorded.seconds[-1]
         told = (
             f"{trace}: {len(recorded.seconds):,} requests in {recorded.seconds[-1]:,.6g} s, "
-            f"{whole.rate_per_s:,.4g} a second, {whole.pictures_per_s:,.4g} pictures/s"
+            f"{_figure(whole.rate_per_s)} a second, {_figure(whole.pictures_per_s)} pictures/s"
         )
         if number < len(recorded.seconds):
-            told += f"; planned by the busiest {number:,} in a row, {number / lasted:,.4g} a second"
+            told += f"; planned by the busiest {number:,} in a row, {_figure(number / lasted)} a second"
         return busiest, told
     assert rate is not None
     told = f"{rate:,.10g} requests/s of {rows} {'picture' if rows == 1 else 'pictures'}"
     if burst is None:
         return Poisson(rate, rows), told
     return Burst(rate, rows, *burst), f"{told}, in a burst {burst[0]:g} times as many for {burst[1]:g} s"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _trace_requests(replicas: float) -> int:
