@@ -25,6 +25,10 @@ FULL_CALLERS = 32
 MODERATE_LOAD = 0.6
 """Share of the capacity at which batches of all sizes come."""
 
+LARGE_IMAGES = 4
+"""Pictures of a request by which what its size costs is told from what each request costs."""
+
+_LARGE_SHARE = 0.2
 _LEAST_SAMPLES = 30
 """Number of batches under load from which on a bucket's bare calls don't count."""
 _ABOUT_ONE = 0.03
@@ -45,7 +49,9 @@ def measure_profile(
     """
     say("starting the server")
     with measured_servers(package, *flags) as servers:
-        measure_stretches(servers, seconds, say)
+        measure_stretches(servers, (1 - _LARGE_SHARE) * seconds, say)
+        say(f"{LARGE_IMAGES} pictures a request")
+        servers.closed(FULL_CALLERS // LARGE_IMAGES, _LARGE_SHARE * seconds, LARGE_IMAGES)
         return profile_of(servers, servers.stretches)
 
 
@@ -92,7 +98,9 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
     front_end = _front_end(servers, stretches)
     on_cpu = not facts[0].lanes_share_device
     # What each request took of the cores while batches were computed on them.
-    taken = front_end.cpu_seconds + front_end.client_cpu_seconds if on_cpu else 0.0
+    of_size = front_end.cpu_seconds_per_mb * front_end.request_mb
+    taken = front_end.cpu_seconds + of_size + front_end.client_cpu_seconds if on_cpu else 0.0
+    ordinary = [stretch for stretch in stretches if stretch.images == 1]
     samples = [_undisturbed(record, stretch, facts[0], taken) for stretch in stretches for record in servers.records]
     peaks_mb = [peak_memory_mb(process.pid) or 0.0 for process in servers.processes]
     ready_s = [process.ready_s - each.measuring_seconds for process, each in zip(servers.processes, facts, strict=True)]
@@ -119,7 +127,7 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
         memory_bytes=round(max(peaks_mb) * 1e6),
         start_seconds=round(max(ready_s), 3),
     )
-    full = [stretch.requests_per_s for stretch in stretches if stretch.concurrency == FULL_CALLERS]
+    full = [stretch.requests_per_s for stretch in ordinary if stretch.concurrency == FULL_CALLERS]
     return calibrated(profile, statistics.median(full), len(servers.processes)) if full else profile
 
 
@@ -136,22 +144,40 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
     if not moderate or not single:
         raise BackendError("too little was answered to measure a profile; measure longer")
 
-    def median_of(cost: Callable[[Stretch], float]) -> float:
+    def loop_seconds(stretch: Stretch) -> float:
+        return sum(stretch.thread_seconds.get(thread, 0.0) for thread in loops)
+
+    def cpu_seconds(stretch: Stretch) -> float:
+        return sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
+
+    def per_request(cost: Callable[[Stretch], float]) -> float:
         return statistics.median(cost(stretch) / stretch.requests for stretch in moderate)
 
-    loop_seconds = median_of(lambda stretch: sum(stretch.thread_seconds.get(thread, 0.0) for thread in loops))
-    cpu_seconds = median_of(
-        lambda stretch: sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
-    )
+    request_mb = servers.request_bytes / 1e6
+    whole_loop, whole_cpu = per_request(loop_seconds), per_request(cpu_seconds)
+    loop_per_mb = _per_mb(loop_seconds, stretches, request_mb, whole_loop)
+    cpu_per_mb = max(loop_per_mb, _per_mb(cpu_seconds, stretches, request_mb, whole_cpu))
+    transport = statistics.median(_transport_seconds(servers, stretch, whole_loop) for stretch in single)
     return FrontEnd(
-        loop_seconds=round(loop_seconds, 7),
-        cpu_seconds=round(max(cpu_seconds, loop_seconds), 7),
-        client_cpu_seconds=round(median_of(lambda stretch: stretch.client_cpu_s), 7),
-        request_mb=servers.request_bytes / 1e6,
-        transport_seconds=round(
-            statistics.median(_transport_seconds(servers, stretch, loop_seconds) for stretch in single), 7
-        ),
+        loop_seconds=round(whole_loop - loop_per_mb * request_mb, 7),
+        loop_seconds_per_mb=round(loop_per_mb, 7),
+        cpu_seconds=round(max(0.0, whole_cpu - cpu_per_mb * request_mb), 7),
+        cpu_seconds_per_mb=round(cpu_per_mb, 7),
+        client_cpu_seconds=round(per_request(lambda stretch: stretch.client_cpu_s), 7),
+        request_mb=request_mb,
+        transport_seconds=round(transport, 7),
     )
+
+
+def _per_mb(cost: Callable[[Stretch], float], stretches: Sequence[Stretch], request_mb: float, most_s: float) -> float:
+    """Return what a MB of a request costs, by large ones beside small ones at full load; at most all of `most_s`."""
+    full = [s for s in stretches if s.concurrency not in {None, 1} and s.requests]
+    small = [cost(s) / s.requests for s in full if s.images == 1]
+    large = [(cost(s) / s.requests, s.images) for s in full if s.images > 1]
+    if not small or not large:
+        return 0.0
+    slopes = [(seconds - statistics.median(small)) / (images - 1) for seconds, images in large]
+    return min(max(0.0, statistics.median(slopes)), most_s) / request_mb
 
 
 def _transport_seconds(servers: MeasuredServers, stretch: Stretch, loop_seconds: float) -> float:

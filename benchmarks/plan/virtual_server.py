@@ -95,6 +95,7 @@ class VirtualServer:
         self._half_per_row = profile.front_end.loop_seconds_per_mb * profile.front_end.request_mb / 2
         cpu_seconds, cpu_seconds_per_row = _taken_off_lanes(profile, options)
         self._cpu_half, self._cpu_half_per_row = cpu_seconds / 2, cpu_seconds_per_row / 2
+        self._takes_cores = cpu_seconds + cpu_seconds_per_row > 0
         self._numbers: dict[Any, int] = {}
         self._requests: dict[int, Any] = {}
         self.batches = 0
@@ -135,7 +136,7 @@ class VirtualServer:
 
         `on_refusal` is called where it isn't admitted, with whether that is for its deadline.
         """
-        if self._cpu_half:
+        if self._takes_cores:
             self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
         loop, now = self.loop, self._world.now
         ends = max(now - came_before, loop.busy_until) + self._half + rows * self._half_per_row
@@ -182,7 +183,7 @@ class VirtualServer:
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)
-                if self._cpu_half:
+                if self._takes_cores:
                     self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
                 at += half + rows * half_per_row
                 answers.append((number, at))
