@@ -158,6 +158,8 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
     loop_per_mb = _per_mb(loop_seconds, stretches, request_mb, whole_loop)
     cpu_per_mb = max(loop_per_mb, _per_mb(cpu_seconds, stretches, request_mb, whole_cpu))
     transport = statistics.median(_transport_seconds(servers, stretch, whole_loop) for stretch in single)
+    full = [s for s in stretches if s.concurrency == FULL_CALLERS and s.images == 1 and len(s.latency_s)]
+    ways = [_way_seconds(servers, stretch) - whole_loop - transport for stretch in full]
     return FrontEnd(
         loop_seconds=round(whole_loop - loop_per_mb * request_mb, 7),
         loop_seconds_per_mb=round(loop_per_mb, 7),
@@ -166,6 +168,7 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
         client_cpu_seconds=round(per_request(lambda stretch: stretch.client_cpu_s), 7),
         request_mb=request_mb,
         transport_seconds=round(transport, 7),
+        busy_transport_seconds=round(max(0.0, statistics.median(ways)), 7) if ways else 0.0,
     )
 
 
@@ -184,6 +187,16 @@ def _transport_seconds(servers: MeasuredServers, stretch: Stretch, loop_seconds:
     batches = np.concatenate([record.batches(stretch.start, stretch.end) for record in servers.records])
     computing = float(np.median(batches["ended"] - batches["started"]))
     return max(0.0, float(np.median(stretch.latency_s)) - computing - loop_seconds)
+
+
+def _way_seconds(servers: MeasuredServers, stretch: Stretch) -> float:
+    """Return the mean seconds from sending a request to its submission, and from its batch's end to its answer."""
+    inside = []
+    for record in servers.records:
+        batches, requests = (of(stretch.start, stretch.end) for of in (record.batches, record.requests))
+        if (rows := batches["rows"].sum()) == requests["rows"].sum() > 0:
+            inside.append(((batches["ended"] * batches["rows"]).sum() - requests["started"].sum()) / rows)
+    return float(np.mean(stretch.latency_s) - np.mean(inside)) if inside else 0.0
 
 
 def _undisturbed(

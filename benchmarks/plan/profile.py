@@ -69,6 +69,8 @@ class FrontEnd(_Part):
     """CPU seconds of the client for a request, where it shared the cores with the server; 0: it had its own."""
     transport_seconds: Seconds
     """Seconds that no queue explains, between the client and the event loop and back."""
+    busy_transport_seconds: Seconds = 0.0
+    """Seconds by which that takes longer while lanes compute on all cores: each thread on the way waits for one."""
 
 
 class Profile(_Part):
