@@ -13,7 +13,7 @@ from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
 from fuseline.benchmarks.harness.machine import machine_facts
 from fuseline.benchmarks.plan.batch_record import BatchingFacts, BatchRecord, CallSeconds
 from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
-from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers
+from fuseline.benchmarks.plan.measured_servers import BURN_IN_S, MeasuredServers, Stretch, measured_servers
 from fuseline.benchmarks.plan.profile import MOST_SAMPLES, BucketSeconds, FrontEnd, Profile
 from fuseline.benchmarks.plan.virtual_lanes import ALONE_WAITS
 from fuseline.benchmarks.plan.virtual_server import ServingOptions
@@ -33,6 +33,7 @@ _LEAST_SAMPLES = 30
 """Number of batches under load from which on a bucket's bare calls don't count."""
 _ABOUT_ONE = 0.03
 _COMPUTING_CORES = 0.1
+_LEAST_BUSY = 0.3
 _HANDED_OUT_S = 0.002
 _CALIBRATIONS = 2
 _LARGEST_FACTOR = 1.5
@@ -158,8 +159,11 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
     loop_per_mb = _per_mb(loop_seconds, stretches, request_mb, whole_loop)
     cpu_per_mb = max(loop_per_mb, _per_mb(cpu_seconds, stretches, request_mb, whole_cpu))
     transport = statistics.median(_transport_seconds(servers, stretch, whole_loop) for stretch in single)
-    full = [s for s in stretches if s.concurrency == FULL_CALLERS and s.images == 1 and len(s.latency_s)]
-    ways = [_way_seconds(servers, stretch) - whole_loop - transport for stretch in full]
+    # Not of a closed loop: there bursts of answers make bursts of requests, which wait for the load generator.
+    ways = [
+        (_way_seconds(servers, stretch) - whole_loop - transport) / max(_LEAST_BUSY, _busy_share(servers, stretch))
+        for stretch in moderate
+    ]
     return FrontEnd(
         loop_seconds=round(whole_loop - loop_per_mb * request_mb, 7),
         loop_seconds_per_mb=round(loop_per_mb, 7),
@@ -168,7 +172,7 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
         client_cpu_seconds=round(per_request(lambda stretch: stretch.client_cpu_s), 7),
         request_mb=request_mb,
         transport_seconds=round(transport, 7),
-        busy_transport_seconds=round(max(0.0, statistics.median(ways)), 7) if ways else 0.0,
+        busy_transport_seconds=round(max(0.0, statistics.median(ways)), 7),
     )
 
 
@@ -197,6 +201,18 @@ def _way_seconds(servers: MeasuredServers, stretch: Stretch) -> float:
         if (rows := batches["rows"].sum()) == requests["rows"].sum() > 0:
             inside.append(((batches["ended"] * batches["rows"]).sum() - requests["started"].sum()) / rows)
     return float(np.mean(stretch.latency_s) - np.mean(inside)) if inside else 0.0
+
+
+def _busy_share(servers: MeasuredServers, stretch: Stretch) -> float:
+    """Return the share of a stretch's time for which all cores of a server computed, on average over the servers."""
+    busy_s = 0.0
+    for record in servers.records:
+        lanes = record.facts().lanes
+        batches = np.sort(record.batches(stretch.start, stretch.end), order="started")
+        seconds = batches["ended"] - batches["started"]
+        busy_s += float((seconds * np.where(batches["lane"] < 0, 1.0, overlaps(batches, lanes) / lanes)).sum())
+    lasted = stretch.window_s + BURN_IN_S
+    return busy_s / lasted / len(servers.records)
 
 
 def _undisturbed(
