@@ -37,6 +37,8 @@ class Stretch:
     end: float
     concurrency: int | None
     """Number of callers of a closed loop; None: requests came when they were due."""
+    images: int
+    """Number of pictures of each request."""
     requests: int
     """Number of requests in the window."""
     requests_per_s: float
@@ -83,12 +85,12 @@ class MeasuredServers:
         """Size of a request of one picture."""
         return len(self._requests[0])
 
-    def closed(self, concurrency: int, seconds: float) -> Stretch:
-        """Load them by `concurrency` callers; each asks again when it has its answer."""
+    def closed(self, concurrency: int, seconds: float, images: int = 1) -> Stretch:
+        """Load them by `concurrency` callers; each asks for so many `images`, and again when it has its answer."""
         load = ClosedLoad(
             address=self._addresses,
-            requests=self._requests,
-            burn_in_requests=self.target.requests(1, with_logits=True),
+            requests=self.target.requests(images, with_logits=False),
+            burn_in_requests=self.target.requests(images, with_logits=True),
             concurrency=concurrency,
             seconds=seconds,
             burn_in_s=BURN_IN_S,
@@ -99,7 +101,7 @@ class MeasuredServers:
             result = run_closed_loop(load, edge)
             return result, result.requests_per_s
 
-        return self._stretch(concurrency, run)
+        return self._stretch(concurrency, run, images)
 
     def open(self, rate_per_s: float, seconds: float, seed: int) -> Stretch:
         """Load them with Poisson arrivals, those of `open_arrivals`."""
@@ -130,13 +132,16 @@ class MeasuredServers:
         return self.target.requests(1, with_logits=False)
 
     def _stretch(
-        self, concurrency: int | None, run: Callable[[Callable[[], None]], tuple[LoadResult, float]]
+        self,
+        concurrency: int | None,
+        run: Callable[[Callable[[], None]], tuple[LoadResult, float]],
+        images: int = 1,
     ) -> Stretch:
         edges: list[_Edge] = []
         start = time.monotonic()
         result, rate = run(lambda: edges.append(_Edge(time.monotonic(), self._thread_seconds(), busy_seconds())))
         for request, answer in result.answers:
-            expected = self.target.expected[self.target.pictures_of(request, 1)]
+            expected = self.target.expected[self.target.pictures_of(request, images)]
             self.target.protocol.check("the server", self.target.precision, answer, expected)
         before, after = edges
         seconds = after.at - before.at
@@ -147,6 +152,7 @@ class MeasuredServers:
             start=start,
             end=time.monotonic(),
             concurrency=concurrency,
+            images=images,
             requests=round(rate * seconds),
             requests_per_s=rate,
             latency_s=result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s,
