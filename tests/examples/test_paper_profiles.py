@@ -47,10 +47,10 @@ def test_the_pages_table_of_a_million_pictures_is_what_the_plans_say(
     done = run_fuseline("plan", "--profile", file, *arrivals, "--p99", "50ms", "--price", "2.1", "--json", path)
     assert done.exit_code == 0, done.stderr
     plan = json.loads(path.read_text())
-    latency, cores = plan["figures"]["latency_ms"], plan["replicas"] * plan["profile"]["cores"]
+    latency, cost, cores = plan["figures"]["latency_ms"], plan["cost"], plan["replicas"] * plan["profile"]["cores"]
     row = (
         f"| {title} | {plan['replicas']} | {latency['p50']:.1f}, {latency['p99']:.1f} ms | "
-        f"{plan['cost']['hour']:,.0f} | {plan['cost']['million_pictures']:.3f} | {plan['front_end_cores']:,.0f} of {cores:,} | "
+        f"{cost['hour']:,.0f} | {cost['million_pictures']:.3f} | {plan['front_end_cores']:,.0f} of {cores:,} | "
         f"{plan['network_gbit_per_s']:,.0f} Gbit/s |"
     )
     assert row in PAGE
