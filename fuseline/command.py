@@ -44,6 +44,7 @@ _COMMANDS = {
         "doctor",
         "Show what this machine can serve with, and what would serve better.",
     ),
+    "plan": ("fuseline.benchmarks.plan.command", "plan", "Tell how many replicas a load needs, and what they cost."),
     "manifest": (
         "fuseline.deploy.manifest.manifest_command",
         "manifest",

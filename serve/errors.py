@@ -16,6 +16,7 @@
     ├── SharedMemoryUnavailableError   the server shares no memory, or none of that kind      (exit code 2)
     ├── ModelControlError          a model that can't be loaded or unloaded while the server runs
     ├── VerificationError          an artifact that differs from PyTorch beyond its bar    (exit code 1)
+    ├── PlanError                  a load that no number of servers takes as it is asked   (exit code 1)
     ├── BackendError               the runtime failed on a valid batch
     ├── OverloadedError            the queue is too long, by rows or by time
     ├── DeadlineError              the deadline has passed, or can't be met
@@ -118,6 +119,10 @@ class ModelControlError(FuselineError):
 
 class VerificationError(FuselineError):
     """An artifact differs from eager PyTorch beyond its bar."""
+
+
+class PlanError(FuselineError):
+    """No number of servers answers a load within the latencies that are asked for."""
 
 
 class BackendError(FuselineError):

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from fuseline.benchmarks.harness.stats import Spread, spread_of
-from fuseline.benchmarks.plan.measure import measure_stretches, profile_of
+from fuseline.benchmarks.load.open_loop import poisson_arrivals
+from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
+from fuseline.benchmarks.plan.measure import FULL_CALLERS, measure_stretches, profile_of
 from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers, open_arrivals
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.simulation import Arrivals, ServingOptions, simulate
@@ -33,12 +35,19 @@ PERCENTILES = (50, 99)
 BUSY_CORES = 0.05
 """Share of the cores that other programs may have while a load is measured; with more, it doesn't count."""
 
-PROFILE_S = 6.0
+PROFILE_S = 8.0
+"""Seconds of load for one profile."""
+
 LEAST_REQUESTS = 1000
 """Number of requests of a load, from which a 99th percentile can be read."""
 
+MOST_SECONDS = 20.0
+"""Longest time of simulating `MANY_REQUESTS`, on one core."""
+
+MANY_REQUESTS = 1_000_000
+
 _SIMULATIONS = 8
-_LEAST_ROUNDS = 2
+_TIMED_LOAD = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,8 @@ class PlanCheck:
     rounds: list[list[Comparison]]
     profiles: dict[int, Profile]
     """The last profile for each number of replicas."""
+    simulating_s: float = 0.0
+    """Seconds of simulating `MANY_REQUESTS` to one server at 0.8 of capacity, on one core."""
 
     @property
     def quiet(self) -> list[list[Comparison]]:
@@ -125,8 +136,9 @@ class PlanCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether all were judged, and are within the bar."""
-        return not self.unjudged and all(verdict.passed for verdict in self.verdicts)
+        """Whether all were judged, and are within the bar, and simulating took no longer than it may."""
+        within = all(verdict.passed for verdict in self.verdicts)
+        return not self.unjudged and within and self.simulating_s <= MOST_SECONDS
 
 
 def run_check(
@@ -164,7 +176,19 @@ def run_check(
                 found += _round(run, settings[count], number, say)
             run.rounds.append(found)
             longest = max(longest, time.monotonic() - began)
-        return run
+    say(f"simulating {MANY_REQUESTS:,} requests")
+    run.simulating_s = simulating_seconds(run.profiles[replicas[0]], MANY_REQUESTS)
+    return run
+
+
+def simulating_seconds(profile: Profile, requests: int) -> float:
+    """Return the seconds that simulating takes so many requests of one row to one server, at 0.8 of its capacity."""
+    rate = _TIMED_LOAD * closed_loop_rate(profile, FULL_CALLERS, options=ServingOptions(clients_beside=True))
+    times = poisson_arrivals(rate, requests / rate, seed=0)
+    arrivals = Arrivals(times, np.ones(len(times), np.int32))
+    began = time.perf_counter()
+    simulate(profile, arrivals, options=ServingOptions(clients_beside=True))
+    return time.perf_counter() - began
 
 
 def _round(run: PlanCheck, servers: MeasuredServers, number: int, say: Callable[[str], None]) -> list[Comparison]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fuseline.benchmarks.plan.check import BAR, BUSY_CORES, PlanCheck
+from fuseline.benchmarks.plan.check import BAR, BUSY_CORES, MANY_REQUESTS, MOST_SECONDS, PlanCheck
 
 
 def as_table(run: PlanCheck) -> Table:
@@ -28,7 +28,9 @@ def as_table(run: PlanCheck) -> Table:
     disturbed = sum(map(len, run.rounds)) - sum(map(len, run.quiet))
     table.caption = (
         f"Medians and quartiles of {len(run.rounds)} rounds; {disturbed} of {sum(map(len, run.rounds))} loads don't "
-        f"count, as other programs had over {BUSY_CORES:.0%} of the cores meanwhile"
+        f"count, as other programs had over {BUSY_CORES:.0%} of the cores meanwhile. {MANY_REQUESTS:,} requests were "
+        f"simulated in {run.simulating_s:.1f} s ({'FAILED: ' if run.simulating_s > MOST_SECONDS else ''}at most "
+        f"{MOST_SECONDS:g})"
     )
     return table
 
@@ -40,6 +42,9 @@ def as_json(run: PlanCheck) -> dict[str, Any]:
         "bar": BAR,
         "busy_share": BUSY_CORES,
         "passed": run.passed,
+        "simulated_requests": MANY_REQUESTS,
+        "simulating_s": run.simulating_s,
+        "most_simulating_s": MOST_SECONDS,
         "verdicts": [asdict(verdict) | {"passed": verdict.passed} for verdict in run.verdicts],
         "unjudged": [{"replicas": replicas, "load": load} for replicas, load in run.unjudged],
         "rounds": [[asdict(each) | {"ratios": each.ratios} for each in found] for found in run.rounds],

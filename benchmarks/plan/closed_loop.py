@@ -66,7 +66,9 @@ class _ClosedLoop:
     def _answer(self, answers: list[tuple[int, float]]) -> None:
         for number, at in answers:
             self._ends.append(at)
-            self._world.at(at + self._transport, Event(None, self._again, (number,), False))
+            # Callers that all took equally long would go in step for ever.
+            way = self._transport * 2 * self._random.random()
+            self._world.at(at + way, Event(None, self._again, (number,), False))
 
     def _again(self, number: int) -> None:
         self._under_way[self._index.pop(number)] -= 1

@@ -9,7 +9,7 @@ BLOCK = 16
 batches in a row, which makes queues longer than as many slow batches apart from each other (H. R. Künsch, "The
 jackknife and the bootstrap for general stationary observations", Annals of Statistics 17(3), 1989)."""
 
-_AT_A_TIME = 64
+_AT_A_TIME = 8
 
 
 class Draws:
@@ -25,6 +25,8 @@ class Draws:
     def next(self) -> float:
         """Return the seconds of one more batch."""
         if not self._drawn:
+            if len(self._samples) == 1:
+                return float(self._samples[0])
             count = len(self._samples)
             starts = self._random.integers(0, count, (_AT_A_TIME, 1))
             # What is drawn last is handed out first.

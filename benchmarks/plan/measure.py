@@ -13,7 +13,7 @@ from fuseline.benchmarks.harness.cpu_time import peak_memory_mb
 from fuseline.benchmarks.harness.machine import machine_facts
 from fuseline.benchmarks.plan.batch_record import BatchingFacts, BatchRecord, CallSeconds
 from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
-from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers
+from fuseline.benchmarks.plan.measured_servers import BURN_IN_S, MeasuredServers, Stretch, measured_servers
 from fuseline.benchmarks.plan.profile import MOST_SAMPLES, BucketSeconds, FrontEnd, Profile
 from fuseline.benchmarks.plan.virtual_lanes import ALONE_WAITS
 from fuseline.benchmarks.plan.virtual_server import ServingOptions
@@ -25,10 +25,15 @@ FULL_CALLERS = 32
 MODERATE_LOAD = 0.6
 """Share of the capacity at which batches of all sizes come."""
 
+LARGE_IMAGES = 4
+"""Pictures of a request by which what its size costs is told from what each request costs."""
+
+_LARGE_SHARE = 0.2
 _LEAST_SAMPLES = 30
 """Number of batches under load from which on a bucket's bare calls don't count."""
 _ABOUT_ONE = 0.03
 _COMPUTING_CORES = 0.1
+_LEAST_BUSY = 0.3
 _HANDED_OUT_S = 0.002
 _CALIBRATIONS = 2
 _LARGEST_FACTOR = 1.5
@@ -45,7 +50,9 @@ def measure_profile(
     """
     say("starting the server")
     with measured_servers(package, *flags) as servers:
-        measure_stretches(servers, seconds, say)
+        measure_stretches(servers, (1 - _LARGE_SHARE) * seconds, say)
+        say(f"{LARGE_IMAGES} pictures a request")
+        servers.closed(FULL_CALLERS // LARGE_IMAGES, _LARGE_SHARE * seconds, LARGE_IMAGES)
         return profile_of(servers, servers.stretches)
 
 
@@ -92,7 +99,9 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
     front_end = _front_end(servers, stretches)
     on_cpu = not facts[0].lanes_share_device
     # What each request took of the cores while batches were computed on them.
-    taken = front_end.cpu_seconds + front_end.client_cpu_seconds if on_cpu else 0.0
+    of_size = front_end.cpu_seconds_per_mb * front_end.request_mb
+    taken = front_end.cpu_seconds + of_size + front_end.client_cpu_seconds if on_cpu else 0.0
+    ordinary = [stretch for stretch in stretches if stretch.images == 1]
     samples = [_undisturbed(record, stretch, facts[0], taken) for stretch in stretches for record in servers.records]
     peaks_mb = [peak_memory_mb(process.pid) or 0.0 for process in servers.processes]
     ready_s = [process.ready_s - each.measuring_seconds for process, each in zip(servers.processes, facts, strict=True)]
@@ -119,7 +128,7 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
         memory_bytes=round(max(peaks_mb) * 1e6),
         start_seconds=round(max(ready_s), 3),
     )
-    full = [stretch.requests_per_s for stretch in stretches if stretch.concurrency == FULL_CALLERS]
+    full = [stretch.requests_per_s for stretch in ordinary if stretch.concurrency == FULL_CALLERS]
     return calibrated(profile, statistics.median(full), len(servers.processes)) if full else profile
 
 
@@ -136,28 +145,74 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
     if not moderate or not single:
         raise BackendError("too little was answered to measure a profile; measure longer")
 
-    def median_of(cost: Callable[[Stretch], float]) -> float:
+    def loop_seconds(stretch: Stretch) -> float:
+        return sum(stretch.thread_seconds.get(thread, 0.0) for thread in loops)
+
+    def cpu_seconds(stretch: Stretch) -> float:
+        return sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
+
+    def per_request(cost: Callable[[Stretch], float]) -> float:
         return statistics.median(cost(stretch) / stretch.requests for stretch in moderate)
 
-    loop_seconds = median_of(lambda stretch: sum(stretch.thread_seconds.get(thread, 0.0) for thread in loops))
-    cpu_seconds = median_of(
-        lambda stretch: sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
-    )
+    request_mb = servers.request_bytes / 1e6
+    whole_loop, whole_cpu = per_request(loop_seconds), per_request(cpu_seconds)
+    loop_per_mb = _per_mb(loop_seconds, stretches, request_mb, whole_loop)
+    cpu_per_mb = max(loop_per_mb, _per_mb(cpu_seconds, stretches, request_mb, whole_cpu))
+    transport = statistics.median(_transport_seconds(servers, stretch, whole_loop) for stretch in single)
+    # Not of a closed loop: there bursts of answers make bursts of requests, which wait for the load generator.
+    ways = [
+        (_way_seconds(servers, stretch) - whole_loop - transport) / max(_LEAST_BUSY, _busy_share(servers, stretch))
+        for stretch in moderate
+    ]
     return FrontEnd(
-        loop_seconds=round(loop_seconds, 7),
-        cpu_seconds=round(max(cpu_seconds, loop_seconds), 7),
-        client_cpu_seconds=round(median_of(lambda stretch: stretch.client_cpu_s), 7),
-        request_mb=servers.request_bytes / 1e6,
-        transport_seconds=round(
-            statistics.median(_transport_seconds(servers, stretch, loop_seconds) for stretch in single), 7
-        ),
+        loop_seconds=round(whole_loop - loop_per_mb * request_mb, 7),
+        loop_seconds_per_mb=round(loop_per_mb, 7),
+        cpu_seconds=round(max(0.0, whole_cpu - cpu_per_mb * request_mb), 7),
+        cpu_seconds_per_mb=round(cpu_per_mb, 7),
+        client_cpu_seconds=round(per_request(lambda stretch: stretch.client_cpu_s), 7),
+        request_mb=request_mb,
+        transport_seconds=round(transport, 7),
+        busy_transport_seconds=round(max(0.0, statistics.median(ways)), 7),
     )
+
+
+def _per_mb(cost: Callable[[Stretch], float], stretches: Sequence[Stretch], request_mb: float, most_s: float) -> float:
+    """Return what a MB of a request costs, by large ones beside small ones at full load; at most all of `most_s`."""
+    full = [s for s in stretches if s.concurrency not in {None, 1} and s.requests]
+    small = [cost(s) / s.requests for s in full if s.images == 1]
+    large = [(cost(s) / s.requests, s.images) for s in full if s.images > 1]
+    if not small or not large:
+        return 0.0
+    slopes = [(seconds - statistics.median(small)) / (images - 1) for seconds, images in large]
+    return min(max(0.0, statistics.median(slopes)), most_s) / request_mb
 
 
 def _transport_seconds(servers: MeasuredServers, stretch: Stretch, loop_seconds: float) -> float:
     batches = np.concatenate([record.batches(stretch.start, stretch.end) for record in servers.records])
     computing = float(np.median(batches["ended"] - batches["started"]))
     return max(0.0, float(np.median(stretch.latency_s)) - computing - loop_seconds)
+
+
+def _way_seconds(servers: MeasuredServers, stretch: Stretch) -> float:
+    """Return the mean seconds from sending a request to its submission, and from its batch's end to its answer."""
+    inside = []
+    for record in servers.records:
+        batches, requests = (of(stretch.start, stretch.end) for of in (record.batches, record.requests))
+        if (rows := batches["rows"].sum()) == requests["rows"].sum() > 0:
+            inside.append(((batches["ended"] * batches["rows"]).sum() - requests["started"].sum()) / rows)
+    return float(np.mean(stretch.latency_s) - np.mean(inside)) if inside else 0.0
+
+
+def _busy_share(servers: MeasuredServers, stretch: Stretch) -> float:
+    """Return the share of a stretch's time for which all cores of a server computed, on average over the servers."""
+    busy_s = 0.0
+    for record in servers.records:
+        lanes = record.facts().lanes
+        batches = np.sort(record.batches(stretch.start, stretch.end), order="started")
+        seconds = batches["ended"] - batches["started"]
+        busy_s += float((seconds * np.where(batches["lane"] < 0, 1.0, overlaps(batches, lanes) / lanes)).sum())
+    lasted = stretch.window_s + BURN_IN_S
+    return busy_s / lasted / len(servers.records)
 
 
 def _undisturbed(

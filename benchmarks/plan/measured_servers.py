@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ class Stretch:
     end: float
     concurrency: int | None
     """Number of callers of a closed loop; None: requests came when they were due."""
+    images: int
+    """Number of pictures of each request."""
     requests: int
     """Number of requests in the window."""
     requests_per_s: float
@@ -50,8 +52,19 @@ class Stretch:
     """CPU seconds of the load generator in the window."""
     errors: int
     """Number of requests that were refused or got lost."""
-    others_cores: float = 0.0
+    others_cores: float
     """Number of cores that other programs were given, or the machine's host took, on average over the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """One end of a window."""
+
+    at: float
+    threads: dict[int, float]
+    """CPU seconds of each thread of the servers so far."""
+    busy: float
+    """Those of the whole machine."""
 
 
 @dataclass
@@ -72,12 +85,12 @@ class MeasuredServers:
         """Size of a request of one picture."""
         return len(self._requests[0])
 
-    def closed(self, concurrency: int, seconds: float) -> Stretch:
-        """Load them by `concurrency` callers; each asks again when it has its answer."""
+    def closed(self, concurrency: int, seconds: float, images: int = 1) -> Stretch:
+        """Load them by `concurrency` callers; each asks for so many `images`, and again when it has its answer."""
         load = ClosedLoad(
             address=self._addresses,
-            requests=self._requests,
-            burn_in_requests=self.target.requests(1, with_logits=True),
+            requests=self.target.requests(images, with_logits=False),
+            burn_in_requests=self.target.requests(images, with_logits=True),
             concurrency=concurrency,
             seconds=seconds,
             burn_in_s=BURN_IN_S,
@@ -88,7 +101,7 @@ class MeasuredServers:
             result = run_closed_loop(load, edge)
             return result, result.requests_per_s
 
-        return self._stretch(concurrency, run)
+        return self._stretch(concurrency, run, images)
 
     def open(self, rate_per_s: float, seconds: float, seed: int) -> Stretch:
         """Load them with Poisson arrivals, those of `open_arrivals`."""
@@ -119,30 +132,36 @@ class MeasuredServers:
         return self.target.requests(1, with_logits=False)
 
     def _stretch(
-        self, concurrency: int | None, run: Callable[[Callable[[], None]], tuple[LoadResult, float]]
+        self,
+        concurrency: int | None,
+        run: Callable[[Callable[[], None]], tuple[LoadResult, float]],
+        images: int = 1,
     ) -> Stretch:
-        edges: list[tuple[dict[int, float], float]] = []
+        edges: list[_Edge] = []
         start = time.monotonic()
-        result, rate = run(lambda: edges.append((self._thread_seconds(), busy_seconds())))
+        result, rate = run(lambda: edges.append(_Edge(time.monotonic(), self._thread_seconds(), busy_seconds())))
         for request, answer in result.answers:
-            expected = self.target.expected[self.target.pictures_of(request, 1)]
+            expected = self.target.expected[self.target.pictures_of(request, images)]
             self.target.protocol.check("the server", self.target.precision, answer, expected)
-        (before, others_before), (after, others_after) = edges
-        answered = result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s
+        before, after = edges
+        seconds = after.at - before.at
+        threads = {thread: total - before.threads.get(thread, 0.0) for thread, total in after.threads.items()}
+        client_cpu_s = result.generator_cpu_share * seconds
+        others_s = after.busy - before.busy - sum(threads.values()) - client_cpu_s
         stretch = Stretch(
             start=start,
             end=time.monotonic(),
             concurrency=concurrency,
-            requests=round(rate * result.window_s),
+            images=images,
+            requests=round(rate * seconds),
             requests_per_s=rate,
-            latency_s=answered,
-            thread_seconds={thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()},
-            window_s=result.window_s,
-            client_cpu_s=result.generator_cpu_share * result.window_s,
+            latency_s=result.answered_latency_s if isinstance(result, OpenResult) else result.latency_s,
+            thread_seconds=threads,
+            window_s=seconds,
+            client_cpu_s=client_cpu_s,
             errors=result.errors.total(),
+            others_cores=max(0.0, others_s) / seconds,
         )
-        own = sum(stretch.thread_seconds.values()) + stretch.client_cpu_s
-        stretch = replace(stretch, others_cores=max(0.0, others_after - others_before - own) / stretch.window_s)
         self.stretches.append(stretch)
         return stretch
 

@@ -64,11 +64,13 @@ class FrontEnd(_Part):
     cpu_seconds_per_mb: Seconds = 0.0
     """The same for each MB of a request."""
     request_mb: Annotated[float, Field(ge=0, le=2047, allow_inf_nan=False)]
-    """MB of a row's request, as it was measured."""
+    """MB of a request of one row, as it was measured; one of more rows has so many times as much."""
     client_cpu_seconds: Seconds = 0.0
     """CPU seconds of the client for a request, where it shared the cores with the server; 0: it had its own."""
     transport_seconds: Seconds
     """Seconds that no queue explains, between the client and the event loop and back."""
+    busy_transport_seconds: Seconds = 0.0
+    """Seconds by which that takes longer while lanes compute on all cores: each thread on the way waits for one."""
 
 
 class Profile(_Part):

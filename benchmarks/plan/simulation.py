@@ -178,7 +178,7 @@ class _Run:
                 if not self._done[number] and (self._deadline_s is None or latency <= self._deadline_s):
                     self._latency[number] = latency
                     self._done[number] = 1
-            last = answers[-1][1]
+            last = max(at for _, at in answers)
             self._last = max(self._last, last)
             if self._balances:
                 # Until then they count as under way, and the server may be lost.

@@ -87,6 +87,12 @@ class VirtualLanes(Executor):
             self._is_submitting = False
             self._loop.ahead = 0.0
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether all lanes compute, or a batch that has all cores."""
+        running = self._running
+        return bool(running) and (len(running) == self._lanes or running[0].is_alone)
+
     def delay(self, cpu_seconds: float) -> None:
         """Take so many seconds of CPU time, as a request does, off the cores that the lanes work on.
 

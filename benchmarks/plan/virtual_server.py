@@ -85,7 +85,8 @@ class VirtualServer:
     ) -> None:
         """`on_answers` is called when a batch has ended, with each request that it answers and the time of the answer.
 
-        Times lie ahead by what handing out the answers takes.
+        Times lie ahead by what handing out the answers takes, and the ways from and to the client while all lanes are
+        busy.
         """
         policy = policy_of(profile, options)
         self.loop = VirtualLoop(world)
@@ -95,6 +96,10 @@ class VirtualServer:
         self._half_per_row = profile.front_end.loop_seconds_per_mb * profile.front_end.request_mb / 2
         cpu_seconds, cpu_seconds_per_row = _taken_off_lanes(profile, options)
         self._cpu_half, self._cpu_half_per_row = cpu_seconds / 2, cpu_seconds_per_row / 2
+        self._busy_way = profile.front_end.busy_transport_seconds / 2
+        # Requests that came while all lanes were busy.
+        self._waited: set[int] = set()
+        self._takes_cores = cpu_seconds + cpu_seconds_per_row > 0
         self._numbers: dict[Any, int] = {}
         self._requests: dict[int, Any] = {}
         self.batches = 0
@@ -135,8 +140,10 @@ class VirtualServer:
 
         `on_refusal` is called where it isn't admitted, with whether that is for its deadline.
         """
-        if self._cpu_half:
+        if self._takes_cores:
             self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
+        if self._busy_way and self.lanes.are_busy:
+            self._waited.add(number)
         loop, now = self.loop, self._world.now
         ends = max(now - came_before, loop.busy_until) + self._half + rows * self._half_per_row
         loop.busy_until = ends
@@ -150,6 +157,7 @@ class VirtualServer:
 
     def cancel(self, number: int) -> None:
         """Drop a request, if it was admitted and has no answer yet."""
+        self._waited.discard(number)
         if (request := self._requests.pop(number, None)) is not None:
             self._numbers.pop(request, None)
             if not request.cancel():
@@ -179,16 +187,24 @@ class VirtualServer:
         half, half_per_row = self._half, self._half_per_row
         answers = []
         at = max(loop.time(), loop.busy_until)
+        way = self._busy_way if self._busy_way and self.lanes.are_busy else 0.0
         for request, _, rows in stats.shares:
             if request.done() and (number := numbers.pop(request, None)) is not None:
                 self._requests.pop(number, None)
-                if self._cpu_half:
+                if self._takes_cores:
                     self.lanes.delay(self._cpu_half + rows * self._cpu_half_per_row)
                 at += half + rows * half_per_row
-                answers.append((number, at))
+                answers.append((number, at + way + self._way_of(number)))
         loop.busy_until = at
         if answers:
             self._on_answers(answers)
+
+    def _way_of(self, number: int) -> float:
+        """Return by how much longer a request was on its way here, as all lanes were busy."""
+        if number in self._waited:
+            self._waited.remove(number)
+            return self._busy_way
+        return 0.0
 
 
 def _taken_off_lanes(profile: Profile, options: ServingOptions) -> tuple[float, float]:

@@ -51,7 +51,7 @@ _NINES = (0, 50, 90, 99, 99.9, 99.99)
 
 def latency_chart(path: Path, results: Sequence[ServeResult], labels: Sequence[str]) -> None:
     """p50 and p99 against the offered load, of open loops. Hollow: the generator itself was late or busy."""
-    with _chart(path) as axes:
+    with chart(path) as axes:
         for colour, result in zip(_colours(len(results)), results, strict=True):
             points = sorted(result.open_loop, key=lambda point: point.rate_per_s)
             rates = [point.rate_per_s for point in points]
@@ -62,7 +62,7 @@ def latency_chart(path: Path, results: Sequence[ServeResult], labels: Sequence[s
                     axes.plot(rate, value, "o", color=colour, markerfacecolor="white" if _doubtful(point) else colour)
             if result.deadline_ms is not None:
                 axes.axhline(result.deadline_ms, color="#8a8f98", linewidth=1, linestyle=":")
-        _millisecond_axis(axes)
+        millisecond_axis(axes)
         axes.set_xlim(left=0)
         axes.set_xlabel("offered load, requests/s (Poisson arrivals)")
         axes.set_ylabel("latency from when a request was due, ms")
@@ -73,12 +73,12 @@ def latency_chart(path: Path, results: Sequence[ServeResult], labels: Sequence[s
             handles += [Line2D([], [], color="#8a8f98", linewidth=1, linestyle=":", label="deadline")]
         if any(_doubtful(point) for result in results for point in result.open_loop):
             handles += [_hollow("generator late or busy")]
-        _legend(axes, handles)
+        legend(axes, handles)
 
 
 def percentile_chart(path: Path, result: ServeResult) -> None:
     """Latency by percentile of each rate, on an axis of nines."""
-    with _chart(path) as axes:
+    with chart(path) as axes:
         points = sorted(result.open_loop, key=lambda point: point.rate_per_s)
         shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.85, len(points)))
         for colour, point in zip(shades, points, strict=True):
@@ -94,7 +94,7 @@ def percentile_chart(path: Path, result: ServeResult) -> None:
         axes.set_xticks([100 / (100 - p) for p in ticks], [f"{p:g} %" for p in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
-        _millisecond_axis(axes)
+        millisecond_axis(axes)
         axes.set_xlabel("share of requests that were at least as fast")
         axes.set_ylabel("latency from when a request was due, ms")
         axes.legend(title="offered load", alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -102,7 +102,7 @@ def percentile_chart(path: Path, result: ServeResult) -> None:
 
 def throughput_chart(path: Path, results: Sequence[ServeResult], labels: Sequence[str]) -> None:
     """Images a second against concurrency, of closed loops."""
-    with _chart(path) as axes:
+    with chart(path) as axes:
         for colour, label, result in zip(_colours(len(results)), labels, results, strict=True):
             points = sorted(result.closed_loop, key=lambda point: point.concurrency)
             concurrencies = [point.concurrency for point in points]
@@ -121,7 +121,7 @@ def throughput_chart(path: Path, results: Sequence[ServeResult], labels: Sequenc
         handles = axes.get_legend_handles_labels()[0]
         if any(_doubtful(point) for result in results for point in result.closed_loop):
             handles = [*handles, _hollow("generator busy")]
-        _legend(axes, handles)
+        legend(axes, handles)
 
 
 def batches_chart(path: Path, result: ServeResult) -> None:
@@ -131,7 +131,7 @@ def batches_chart(path: Path, result: ServeResult) -> None:
     ]
     spans = sorted({(fewest, most) for point in points if point.batches for fewest, most, _ in point.batches.by_rows})
     shades = dict(zip(spans, mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(spans))), strict=True))
-    with _chart(path, height=0.9 + 0.36 * len(points)) as axes:
+    with chart(path, height=0.9 + 0.36 * len(points)) as axes:
         for position, point in enumerate(points):
             assert point.batches is not None
             left = 0.0
@@ -160,7 +160,7 @@ def overload_chart(path: Path, curves: Mapping[str, Mapping[float, Spread]], dea
 
     `curves`: title to load to goodput; medians are joined, quartiles are whiskers.
     """
-    with _chart(path) as axes:
+    with chart(path) as axes:
         loads = sorted({load for curve in curves.values() for load in curve})
         ideal = [(load, min(load, 1.0)) for load in sorted({*loads, 1.0})]
         axes.plot(
@@ -192,7 +192,7 @@ def overload_chart(path: Path, curves: Mapping[str, Mapping[float, Spread]], dea
         axes.set_ylim(bottom=0)
         axes.set_xlabel("offered load, multiples of the contender's own capacity (Poisson arrivals)")
         axes.set_ylabel(f"goodput within {deadline_ms:g} ms / own capacity")
-        _legend(axes, axes.get_legend_handles_labels()[0])
+        legend(axes, axes.get_legend_handles_labels()[0])
 
 
 def engines_chart(path: Path, result: EnginesResult) -> None:
@@ -230,7 +230,8 @@ def engines_chart(path: Path, result: EnginesResult) -> None:
 
 
 @contextmanager
-def _chart(path: Path, height: float = 3.7) -> Iterator[Axes]:
+def chart(path: Path, height: float = 3.7) -> Iterator[Axes]:
+    """Yield axes in the report's style; what was drawn is then written to `path`."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots()
@@ -246,14 +247,16 @@ def _doubtful(point: Point) -> bool:
     return point.generator_was_busy or (isinstance(point, OpenPoint) and point.was_sent_late)
 
 
-def _millisecond_axis(axes: Axes) -> None:
+def millisecond_axis(axes: Axes) -> None:
+    """Make the vertical axis one of milliseconds, logarithmic."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes, handles: Sequence[Artist]) -> None:
+def legend(axes: Axes, handles: Sequence[Artist]) -> None:
+    """Put a legend beside the axes."""
     axes.legend(handles=list(handles), loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

@@ -36,6 +36,7 @@ READERS: Mapping[str, str] = {
     "token files": "configuration",
     "certificates": "configuration",
     "measurements": "deployment",
+    "traces": "configuration",
     "profiles": "profiles",
     "reports": "console",
     "loads": "console",

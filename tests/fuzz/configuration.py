@@ -1,4 +1,4 @@
-"""What whoever runs a server writes: flags, a manifest's settings, hashes of tokens, certificates.
+"""What whoever runs a server writes: flags, a manifest's settings, hashes of tokens, certificates, traces to plan by.
 
 They are read at the start, where an error is one line, and some of them again while the server runs, where a file that
 is broken must not end it.
@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from fuseline.benchmarks.plan.trace import read_trace
 from fuseline.serve.access.token_file import add_line, read_token_file, token_line, token_lines
 from fuseline.serve.errors import InputError, PackageError
 from fuseline.serve.model_package import load_package
@@ -154,6 +157,31 @@ def _certificates() -> list[bytes]:
     return [*files, encrypted, in_hungarian, b"-----BEGIN CERTIFICATE-----" * 30_000 + b"-----BEGIN PRIVATE KEY-----"]
 
 
+def _trace(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace"
+        path.write_bytes(data)
+        try:
+            recorded = read_trace(path)
+        except InputError as error:
+            _check_line(error)
+        else:
+            assert len(recorded.seconds) == len(recorded.rows) > 1
+            assert recorded.seconds[0] == 0 < recorded.seconds[-1] < np.inf
+            assert (np.diff(recorded.seconds) >= 0).all()
+            assert recorded.rows.min() >= 1
+
+
+def _traces() -> list[bytes]:
+    return [
+        b"# seconds\n0.5\n0.513 4\n0.521\n",
+        b'\xef\xbb\xbftime_ms,"rows"\r\n500,1\r\n513,"4"\r\n',
+        b'{"timestamp": "2026-11-27T22:11:04.125Z", "n": 2}\n{"timestamp": 1795817465.5}\n',
+        b"2026-11-27 22:11:04\n2026-11-27 22:11:05.5+01:00 4\n",
+        b'{"t":' * 10_000,
+    ]
+
+
 def _check_line(error: InputError) -> None:
     """Fail unless the message is one line: a start that fails says one."""
     check_message(error)
@@ -165,5 +193,6 @@ TARGETS: dict[str, Target] = {
     "serving blocks": Target(_serving, _serving_blocks),
     "token files": Target(_token_file, _token_files),
     "certificates": Target(_certificate, _certificates),
+    "traces": Target(_trace, _traces),
 }
 """Readers of these."""

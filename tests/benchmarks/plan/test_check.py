@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fuseline.benchmarks.plan.check import LOADS, Comparison, PlanCheck
+from fuseline.benchmarks.plan.check import LOADS, Comparison, PlanCheck, simulating_seconds
 from fuseline.benchmarks.plan.check_report import as_json, as_table
 from tests.benchmarks.plan.profiles import LANES
 
@@ -29,6 +29,16 @@ def test_the_median_of_the_rounds_counts() -> None:
 @pytest.mark.parametrize(("fields", "passed"), [({"p50": 1.19}, True), ({"p50": 1.21}, False), ({"p99": 0.79}, False)])
 def test_a_percentile_that_misses_by_more_than_a_fifth_fails(fields: dict[str, float], passed: bool) -> None:
     assert check(all_loads(**fields)).passed is passed
+
+
+def test_simulating_too_slowly_fails() -> None:
+    slow = check(all_loads())
+    slow.simulating_s = 20.1
+    assert not slow.passed
+
+
+def test_what_simulating_takes_is_measured() -> None:
+    assert 0 < simulating_seconds(LANES, 500) < 5
 
 
 def test_what_other_programs_disturbed_does_not_count() -> None:

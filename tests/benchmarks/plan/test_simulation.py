@@ -85,6 +85,30 @@ def test_a_request_under_way_takes_of_the_cores_that_lanes_work_on() -> None:
     assert on_gpu.latency_s[0] == pytest.approx(0.1)
 
 
+def test_a_large_request_costs_the_event_loop_and_the_cores_by_its_size() -> None:
+    front_end = FrontEnd(
+        loop_seconds=0,
+        loop_seconds_per_mb=0.01,
+        cpu_seconds=0,
+        cpu_seconds_per_mb=0.02,
+        request_mb=0.5,
+        transport_seconds=0,
+    )
+    one = profile_of({1: 0.1, 4: 0.4}, front_end=front_end)
+    assert simulate(one, at(0.0, rows=4)).latency_s == pytest.approx([0.4 + 4 * 0.5 * 0.01])
+    # Half of what the second takes of the cores, in the first one's batch.
+    assert simulate(one, at(0.0, 0.2, rows=4)).latency_s[0] == pytest.approx(0.42 + 4 * 0.5 * 0.02 / 2)
+
+
+def test_a_request_is_longer_on_its_way_while_all_lanes_are_busy() -> None:
+    front_end = FrontEnd(
+        loop_seconds=0, cpu_seconds=0, request_mb=0.1, transport_seconds=0.001, busy_transport_seconds=0.008
+    )
+    outcome = simulate(profile_of({1: 0.1}, front_end=front_end), at(0.0, 0.05, 0.15))
+    # The first goes while the second is computed, the second comes and goes meanwhile, the third only comes.
+    assert outcome.latency_s == pytest.approx([0.105, 0.159, 0.155])
+
+
 def test_a_lane_is_quicker_while_the_others_are_idle() -> None:
     buckets = (BucketSeconds(rows=1, seconds=(0.2,), idle_ratio=0.5),)
     two = profile_of(lanes=2).model_copy(update={"buckets": buckets})

@@ -21,6 +21,7 @@ COMMANDS = [
     "inspect",
     "engine",
     "doctor",
+    "plan",
     "manifest",
     "bench",
 ]
