@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fuseline.benchmarks.load.calls import Call, open_calls
-from fuseline.serve.balancing.choice import less_loaded_of_two
+from fuseline.serve.balancing.choice import MORE_THAN_BEGUN, less_loaded_of_two
 
 
 @asynccontextmanager
@@ -21,15 +21,15 @@ async def open_balanced_calls(
             await stack.enter_async_context(open_calls(address, method, streams=streams, timeout_s=timeout_s))
             for address in addresses.split(",")
         ]
-        under_way = [0] * len(calls)
+        loads = [0] * len(calls)
         rand = random.Random(0).random  # noqa: S311 nobody gains by guessing
 
         async def call(request: bytes) -> bytes:
-            index = less_loaded_of_two(under_way, rand)
-            under_way[index] += 1
+            index = less_loaded_of_two(loads, rand)
+            loads[index] += MORE_THAN_BEGUN + 1
             try:
                 return await calls[index](request)
             finally:
-                under_way[index] -= 1
+                loads[index] -= MORE_THAN_BEGUN
 
         yield call

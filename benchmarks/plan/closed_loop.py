@@ -5,7 +5,7 @@ import numpy as np
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_server import ServingOptions, VirtualServer
 from fuseline.benchmarks.plan.virtual_time import Event, World
-from fuseline.serve.balancing.choice import less_loaded_of_two
+from fuseline.serve.balancing.choice import MORE_THAN_BEGUN, less_loaded_of_two
 
 _BURN_IN_SHARE = 0.2
 
@@ -35,7 +35,7 @@ class _ClosedLoop:
         self._callers = callers
         self._requests = requests
         self._transport = profile.front_end.transport_seconds
-        self._under_way = [0] * replicas
+        self._loads = [0] * replicas
         self._index: dict[int, int] = {}
         self._sent = 0
         self._ends: list[float] = []
@@ -59,8 +59,8 @@ class _ClosedLoop:
             return
         number = self._sent
         self._sent += 1
-        index = self._index[number] = less_loaded_of_two(self._under_way, self._random.random)
-        self._under_way[index] += 1
+        index = self._index[number] = less_loaded_of_two(self._loads, self._random.random)
+        self._loads[index] += MORE_THAN_BEGUN + 1
         self._servers[index].send(number, 1, None, self._refuse)
 
     def _answer(self, answers: list[tuple[int, float]]) -> None:
@@ -71,7 +71,7 @@ class _ClosedLoop:
             self._world.at(at + way, Event(None, self._again, (number,), False))
 
     def _again(self, number: int) -> None:
-        self._under_way[self._index.pop(number)] -= 1
+        self._loads[self._index.pop(number)] -= MORE_THAN_BEGUN
         self._send()
 
     def _refuse(self, number: int, is_late: bool) -> None:  # noqa: ARG002 there are no deadlines here

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.virtual_server import ServingOptions, VirtualServer, policy_of
 from fuseline.benchmarks.plan.virtual_time import Event, Stream, World
-from fuseline.serve.balancing.choice import less_loaded_of_two
+from fuseline.serve.balancing.choice import MORE_THAN_BEGUN, less_loaded_of_two
 from fuseline.serve.errors import InputError
 
 __all__ = ["Arrivals", "Loss", "Outcome", "ServingOptions", "simulate"]
@@ -131,7 +131,8 @@ class _Run:
         # Those that are done with, whatever became of them.
         self._done = bytearray(count)
         self._client = self._random.integers(0, clients, count).tolist() if clients > 1 else None
-        self._under_way = [[0] * replicas for _ in range(clients)]
+        # Of each replica as each client sees it; see `less_loaded_of_two`.
+        self._loads = [[0] * replicas for _ in range(clients)]
         self._servers = [self._new_server(index) for index in range(replicas)]
         self._lost: set[int] = set()
         # Which requests are at each replica; only needed where one may be lost.
@@ -202,18 +203,18 @@ class _Run:
             index = self._chosen(number)
         self._replica[number] = index
         if self._balances:
-            self._under_way[0 if self._client is None else self._client[number]][index] += 1
+            self._loads[0 if self._client is None else self._client[number]][index] += MORE_THAN_BEGUN + 1
             if self._at_replica is not None:
                 self._at_replica[index].add(number)
         deadline = None if self._deadline_s is None else self._at[number] + self._deadline_s
         servers[index].send(number, self._rows[number], deadline, self._refuse, came_before)
 
     def _chosen(self, number: int) -> int:
-        under_way = self._under_way[0 if self._client is None else self._client[number]]
+        loads = self._loads[0 if self._client is None else self._client[number]]
         if not self._lost:
-            return less_loaded_of_two(under_way, self._random.random)
-        living = [index for index in range(len(under_way)) if index not in self._lost]
-        return living[less_loaded_of_two([under_way[index] for index in living], self._random.random)]
+            return less_loaded_of_two(loads, self._random.random)
+        living = [index for index in range(len(loads)) if index not in self._lost]
+        return living[less_loaded_of_two([loads[index] for index in living], self._random.random)]
 
     def _refuse(self, number: int, is_late: bool) -> None:
         if not self._done[number]:
@@ -241,7 +242,7 @@ class _Run:
         """Count requests at a replica as under way no more."""
         for number in numbers:
             if self._at_replica is None or number in self._at_replica[index]:
-                self._under_way[0 if self._client is None else self._client[number]][index] -= 1
+                self._loads[0 if self._client is None else self._client[number]][index] -= MORE_THAN_BEGUN
             if self._at_replica is not None:
                 self._at_replica[index].discard(number)
 
@@ -255,7 +256,7 @@ class _Run:
         assert self._at_replica is not None
         under_way, self._at_replica[index] = sorted(self._at_replica[index]), set()
         for number in under_way:
-            self._under_way[0 if self._client is None else self._client[number]][index] -= 1
+            self._loads[0 if self._client is None else self._client[number]][index] -= MORE_THAN_BEGUN
             if self._at[number] + self._latency[number] - self._transport / 2 > self._world.now:
                 # Its answer was on its way out.
                 self._latency[number], self._done[number] = math.nan, 0
@@ -266,6 +267,15 @@ class _Run:
 
     def _return(self, index: int) -> None:
         self._servers[index] = self._new_server(index)
+        assert self._at_replica is not None
+        for client, loads in enumerate(self._loads):
+            begun = [
+                load
+                - MORE_THAN_BEGUN * sum(self._client is None or self._client[number] == client for number in numbers)
+                for load, numbers in zip(loads, self._at_replica, strict=True)
+            ]
+            # What the others got meanwhile is not made up for.
+            loads[index] = max(begun)
         self._lost.discard(index)
 
     def _close_books(self, index: int) -> None:

@@ -4,14 +4,11 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fuseline.serve.balancing.choice import less_loaded_of_two
+from fuseline.serve.balancing.choice import MORE_THAN_BEGUN, less_loaded_of_two
 from fuseline.serve.balancing.ejection import Ejection, Standing
 from fuseline.serve.balancing.outcomes import Outcome
 
 KeyT = TypeVar("KeyT", bound=Hashable)
-
-_MORE_THAN_BEGUN = 2**20
-"""What one request under way weighs against requests begun."""
 
 
 @dataclass(eq=False, slots=True)
@@ -115,7 +112,7 @@ class Balancer(Generic[KeyT]):
         free = free or [each for each in members if each.ejection.standing(now) is Standing.IN]
         free = free or [each for each in members if not each.ejection.is_draining] or members
         least = min(each.begun for each in free)
-        loads = [each.under_way * _MORE_THAN_BEGUN + min(each.begun - least, _MORE_THAN_BEGUN - 1) for each in free]
+        loads = [each.under_way * MORE_THAN_BEGUN + min(each.begun - least, MORE_THAN_BEGUN - 1) for each in free]
         return free[less_loaded_of_two(loads, self._rand)]
 
 
