@@ -103,6 +103,7 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
     taken = front_end.cpu_seconds + of_size + front_end.client_cpu_seconds if on_cpu else 0.0
     ordinary = [stretch for stretch in stretches if stretch.images == 1]
     samples = [_undisturbed(record, stretch, facts[0], taken) for stretch in stretches for record in servers.records]
+    scatter = _scatter(samples)
     peaks_mb = [peak_memory_mb(process.pid) or 0.0 for process in servers.processes]
     ready_s = [process.ready_s - each.measuring_seconds for process, each in zip(servers.processes, facts, strict=True)]
     profile = Profile(
@@ -114,14 +115,8 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
         measured=datetime.now(UTC).date(),
         lanes=facts[0].lanes,
         cores=servers.cores,
-        buckets=tuple(
-            _bucket([each.buckets[place] for each in facts], samples, is_alone=False)
-            for place in range(len(facts[0].buckets))
-        ),
-        alone=tuple(
-            _bucket([each.alone[place] for each in facts], samples, is_alone=True)
-            for place in range(min(len(each.alone) for each in facts))
-        ),
+        buckets=_buckets([each.buckets for each in facts], samples, scatter, is_alone=False),
+        alone=_buckets([each.alone for each in facts], samples, scatter, is_alone=True),
         unsaturated_rows=facts[0].unsaturated_rows,
         inline_below_ms=facts[0].inline_below_ms,
         front_end=front_end,
@@ -256,17 +251,55 @@ def overlaps(batches: NDArray[Any], lanes: int) -> NDArray[np.float64]:
     return np.minimum(1.0, found / np.maximum(ends - starts, 1e-9) / (lanes - 1))
 
 
+def _buckets(
+    facts: Sequence[Sequence[CallSeconds]],
+    samples: Sequence[dict[tuple[bool, int], NDArray[np.float64]]],
+    scatter: NDArray[np.float64],
+    *,
+    is_alone: bool,
+) -> tuple[BucketSeconds, ...]:
+    """Return the times of all buckets; `facts` are each server's bare calls of them, `scatter` that of `_scatter`."""
+    return tuple(
+        _bucket(calls, samples, scatter, _idle_ratio(facts), is_alone=is_alone) for calls in zip(*facts, strict=False)
+    )
+
+
 def _bucket(
-    calls: Sequence[CallSeconds], samples: Sequence[dict[tuple[bool, int], NDArray[np.float64]]], *, is_alone: bool
+    calls: Sequence[CallSeconds],
+    samples: Sequence[dict[tuple[bool, int], NDArray[np.float64]]],
+    scatter: NDArray[np.float64],
+    idle_ratio: float,
+    *,
+    is_alone: bool,
 ) -> BucketSeconds:
     """Return the times of one bucket, of which each server made `calls`."""
     rows = calls[0].rows
-    together = np.concatenate([each.together for each in calls])
     seconds = np.concatenate([by_bucket[is_alone, rows] for by_bucket in samples])
     if len(seconds) < _LEAST_SAMPLES:
-        seconds = np.concatenate([seconds, together])
-    ratio = 1.0
-    if single := [seconds for each in calls for seconds in each.single]:
-        found = float(np.median(single) / np.median(together))
-        ratio = round(min(2.0, found), 4) if abs(1 - found) > _ABOUT_ONE else 1.0
-    return BucketSeconds(rows=rows, seconds=tuple(np.round(seconds[-MOST_SAMPLES:], 7).tolist()), idle_ratio=ratio)
+        # A few calls tell how long such a batch takes, not how much longer now and then: one slow call among five would
+        # be every fifth batch.
+        usual = float(np.median(np.concatenate([seconds, *(each.together for each in calls)])))
+        seconds = usual * scatter
+    return BucketSeconds(rows=rows, seconds=tuple(np.round(seconds[-MOST_SAMPLES:], 7).tolist()), idle_ratio=idle_ratio)
+
+
+def _scatter(samples: Sequence[dict[tuple[bool, int], NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """Return the ratios of batches' seconds to their buckets' medians, of buckets with enough of them; else 1."""
+    ratios = [np.ones(1)]
+    for key in samples[0]:
+        seconds = np.concatenate([by_bucket[key] for by_bucket in samples])
+        if len(seconds) >= _LEAST_SAMPLES:
+            ratios.append(seconds / np.median(seconds))
+    return np.concatenate(ratios)[-MOST_SAMPLES:]
+
+
+def _idle_ratio(facts: Sequence[Sequence[CallSeconds]]) -> float:
+    """Return the multiple of a batch's time that it takes while no other lane works: the median of all buckets."""
+    ratios = [
+        float(np.median([seconds for each in calls for seconds in each.single]))
+        / float(np.median([seconds for each in calls for seconds in each.together]))
+        for calls in zip(*facts, strict=False)
+        if any(each.single for each in calls)
+    ]
+    found = statistics.median(ratios) if ratios else 1.0
+    return round(min(2.0, found), 4) if abs(1 - found) > _ABOUT_ONE else 1.0
