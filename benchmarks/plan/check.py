@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
 from fuseline.benchmarks.plan.measure import FULL_CALLERS, measure_stretches, profile_of
 from fuseline.benchmarks.plan.measured_servers import MeasuredServers, Stretch, measured_servers, open_arrivals
 from fuseline.benchmarks.plan.profile import Profile
+from fuseline.benchmarks.plan.side_by_side import side_by_side
 from fuseline.benchmarks.plan.simulation import Arrivals, ServingOptions, simulate
 from fuseline.serve.errors import BackendError
+from fuseline.serve.process.cpu import usable_cpus
 
 LOADS = (0.5, 0.8, 0.95)
 """Shares of the capacity that are offered."""
@@ -42,7 +45,7 @@ LEAST_REQUESTS = 1000
 """Number of requests of a load, from which a 99th percentile can be read."""
 
 MOST_SECONDS = 20.0
-"""Longest time of simulating `MANY_REQUESTS`, on one core."""
+"""Longest time of simulating `MANY_REQUESTS`, on all cores."""
 
 MANY_REQUESTS = 1_000_000
 
@@ -107,7 +110,7 @@ class PlanCheck:
     profiles: dict[int, Profile]
     """The last profile for each number of replicas."""
     simulating_s: float = 0.0
-    """Seconds of simulating `MANY_REQUESTS` to one server at 0.8 of capacity, on one core."""
+    """Seconds of simulating `MANY_REQUESTS` to one server at 0.8 of capacity, on all cores."""
 
     @property
     def quiet(self) -> list[list[Comparison]]:
@@ -182,12 +185,20 @@ def run_check(
 
 
 def simulating_seconds(profile: Profile, requests: int) -> float:
-    """Return the seconds that simulating takes so many requests of one row to one server, at 0.8 of its capacity."""
-    rate = _TIMED_LOAD * closed_loop_rate(profile, FULL_CALLERS, options=ServingOptions(clients_beside=True))
-    times = poisson_arrivals(rate, requests / rate, seed=0)
-    arrivals = Arrivals(times, np.ones(len(times), np.int32))
+    """Return the seconds that simulating takes so many requests of one row to one server, at 0.8 of its capacity.
+
+    They are as many stretches as there are cores, one on each, as `fuseline plan` simulates what it shows.
+    """
+    options = ServingOptions(clients_beside=True)
+    rate = _TIMED_LOAD * closed_loop_rate(profile, FULL_CALLERS, options=options)
+    stretches = usable_cpus()
+    calls = []
+    for seed in range(stretches):
+        times = poisson_arrivals(rate, requests / stretches / rate, seed=seed)
+        arrivals = Arrivals(times, np.ones(len(times), np.int32))
+        calls.append(partial(simulate, profile, arrivals, options=options, seed=seed))
     began = time.perf_counter()
-    simulate(profile, arrivals, options=ServingOptions(clients_beside=True))
+    side_by_side(calls)
     return time.perf_counter() - began
 
 

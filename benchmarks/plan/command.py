@@ -83,6 +83,7 @@ def plan(
     from fuseline.benchmarks.plan.fleet import Fleet
     from fuseline.benchmarks.plan.planning import Asked, plan_for
     from fuseline.benchmarks.plan.scenarios import WHAT_IF_BURST
+    from fuseline.benchmarks.plan.side_by_side import side_by_side
     from fuseline.benchmarks.plan.table import as_text
     from fuseline.benchmarks.plan.targets import Targets
     from fuseline.export.commands.output_file import check_output_file, write_output_file
@@ -124,7 +125,8 @@ def plan(
             headroom=headroom,
             price=price,
         )
-        made = plan_for(fleet, asked, burst=in_burst or WHAT_IF_BURST, most_replicas=max_replicas, tell=tell)
+        shown = in_burst or WHAT_IF_BURST
+        made = plan_for(fleet, asked, burst=shown, most_replicas=max_replicas, tell=tell, run=side_by_side)
         if html is not None:
             tell("the page")
             write_output_file("--html", html, page_of(made).encode())

@@ -2,22 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from fuseline.benchmarks.plan.cost import Cost, cost_of
 from fuseline.benchmarks.plan.fleet import Figures, Fleet
 from fuseline.benchmarks.plan.profile import Profile
 from fuseline.benchmarks.plan.scenarios import (
+    PARTS_OF_CAPACITY,
     WHAT_IF_BURST,
     AtLoad,
     InBurst,
     Lost,
-    at_loads,
+    at_load,
     fitting_queues,
     in_burst,
     without_one,
 )
 from fuseline.benchmarks.plan.search import Search, flags_of
+from fuseline.benchmarks.plan.side_by_side import Run, one_after_another
 from fuseline.benchmarks.plan.simulation import ServingOptions
 
 _SEEDS = (0, 1, 2)
@@ -102,8 +105,9 @@ def plan_for(
     burst: tuple[float, float] = WHAT_IF_BURST,
     most_replicas: int = 100_000,
     tell: Callable[[str], None] = lambda _: None,
+    run: Run[Any] = one_after_another,
 ) -> Plan:
-    """Return the plan for `fleet`; `burst` is the one that is shown.
+    """Return the plan for `fleet`; `burst` is the one that is shown, and `run` makes simulations of what is shown.
 
     Raises:
         PlanError: no number of replicas meets the targets.
@@ -114,14 +118,18 @@ def plan_for(
     tell("overload")
     queues = fitting_queues(fleet, replicas, found.options)
     options = next((each for each in queues if search.meets(replicas, each)), found.options)
-    tell("the load that was asked for")
-    figures = fleet.figures(replicas, options, seeds=_SEEDS)
-    tell("other loads")
-    by_load = at_loads(fleet, replicas, options)
-    tell("a burst")
-    in_a_burst = in_burst(fleet, replicas, options, *burst)
-    tell("a lost replica")
-    lost, lost_of_one_more = (without_one(fleet, number, options) for number in (replicas, replicas + 1))
+    tell("the loads that are shown")
+    # Told once here, so that it isn't simulated in each process.
+    capacity = fleet.capacity(options)
+    figures, in_a_burst, lost, lost_of_one_more, *by_load = run(
+        [
+            partial(fleet.figures, replicas, options, seeds=_SEEDS),
+            partial(in_burst, fleet, replicas, options, *burst),
+            partial(without_one, fleet, replicas, options),
+            partial(without_one, fleet, replicas + 1, options),
+            *(partial(at_load, fleet, replicas, options, part) for part in PARTS_OF_CAPACITY),
+        ]
+    )
     load = fleet.load
     megabytes = load.pictures_per_s * fleet.profile.front_end.request_mb
     costs = [
@@ -136,9 +144,9 @@ def plan_for(
         replicas=replicas,
         step=found.step,
         options=options,
-        replica_pictures_per_s=fleet.capacity(options),
+        replica_pictures_per_s=capacity,
         figures=figures,
-        by_load=by_load,
+        by_load=tuple(by_load),
         burst=in_a_burst,
         lost=lost,
         lost_of_one_more=lost_of_one_more,

@@ -40,11 +40,11 @@ class Lost:
     """Whether the targets are met, as far as one simulation tells."""
 
 
-def at_loads(fleet: Fleet, replicas: int, options: ServingOptions) -> tuple[AtLoad, ...]:
-    """Simulate Poisson arrivals at parts of what the replicas can compute."""
+def at_load(fleet: Fleet, replicas: int, options: ServingOptions, part: float) -> AtLoad:
+    """Simulate Poisson arrivals of such a `part` of what the replicas can compute."""
     steady = replace(fleet, load=_steady(fleet.load))
     usual = steady.load.pictures_per_s / (replicas * fleet.capacity(options))
-    return tuple(AtLoad(part, steady.figures(replicas, options, factor=part / usual)) for part in PARTS_OF_CAPACITY)
+    return AtLoad(part, steady.figures(replicas, options, factor=part / usual))
 
 
 def in_burst(fleet: Fleet, replicas: int, options: ServingOptions, times: float, seconds: float) -> InBurst:
