@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fuseline.benchmarks.plan import fleet, measure
+from fuseline.benchmarks.plan import fleet, measure, side_by_side
 from fuseline.benchmarks.plan.profile import BucketSeconds, Profile, load_profile, save_profile
 from tests.benchmarks.plan.formula import simulate
 from tests.benchmarks.plan.profiles import profile_of
@@ -22,6 +22,8 @@ SOUND = ("--rate", "1500", "--p99", "80ms")
 @pytest.fixture(autouse=True)
 def _servers_are_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "Fleet", partial(fleet.Fleet, simulate=simulate))
+    # Other processes would have the real one.
+    monkeypatch.setattr(side_by_side, "side_by_side", side_by_side.one_after_another)
 
 
 @pytest.fixture
