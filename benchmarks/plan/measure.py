@@ -67,15 +67,16 @@ def measure_stretches(servers: MeasuredServers, seconds: float, say: Callable[[s
     return full.requests_per_s
 
 
-def calibrated(profile: Profile, requests_per_s: float, replicas: int = 1) -> Profile:
+def calibrated(profile: Profile, requests_per_s: float, full: FrontEnd, replicas: int = 1) -> Profile:
     """Return `profile` with the lanes' seconds such that `replicas` answer `FULL_CALLERS` as many as were measured.
 
     What requests take of the cores is known only roughly, and near capacity a few percent of the time that a batch
-    takes are a multiple of the time that requests wait.
+    takes are a multiple of the time that requests wait. `full` is what they cost such callers.
     """
     options = ServingOptions(clients_beside=True)
     for _ in range(_CALIBRATIONS):
-        factor = closed_loop_rate(profile, FULL_CALLERS, replicas=replicas, options=options) / requests_per_s
+        closed = profile.model_copy(update={"front_end": full})
+        factor = closed_loop_rate(closed, FULL_CALLERS, replicas=replicas, options=options) / requests_per_s
         factor = min(_LARGEST_FACTOR, max(1 / _LARGEST_FACTOR, factor))
         buckets = tuple(
             bucket.model_copy(update={"seconds": tuple(round(factor * seconds, 7) for seconds in bucket.seconds)})
@@ -123,11 +124,21 @@ def profile_of(servers: MeasuredServers, stretches: Sequence[Stretch]) -> Profil
         memory_bytes=round(max(peaks_mb) * 1e6),
         start_seconds=round(max(ready_s), 3),
     )
-    full = [stretch.requests_per_s for stretch in ordinary if stretch.concurrency == FULL_CALLERS]
-    return calibrated(profile, statistics.median(full), len(servers.processes)) if full else profile
+    full = [stretch for stretch in ordinary if stretch.concurrency == FULL_CALLERS]
+    if not full:
+        return profile
+    rate = statistics.median(stretch.requests_per_s for stretch in full)
+    return calibrated(profile, rate, _front_end(servers, stretches, full), len(servers.processes))
 
 
-def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontEnd:
+def _front_end(
+    servers: MeasuredServers, stretches: Sequence[Stretch], costing: Sequence[Stretch] | None = None
+) -> FrontEnd:
+    """Return what a request costs in the stretches `costing`; None: halfway between a moderate load and a full one.
+
+    At full load requests and answers are handled several at a time, which costs each of them less. Arrivals that don't
+    wait for answers, at loads near capacity, are between the two.
+    """
     loops = {record.loop_thread for record in servers.records}
     computing = {
         thread
@@ -146,8 +157,11 @@ def _front_end(servers: MeasuredServers, stretches: Sequence[Stretch]) -> FrontE
     def cpu_seconds(stretch: Stretch) -> float:
         return sum(seconds for thread, seconds in stretch.thread_seconds.items() if thread not in computing)
 
+    full = [s for s in stretches if s.concurrency == FULL_CALLERS and s.images == 1 and s.requests]
+    kinds = [kind for kind in (moderate, full) if kind] if costing is None else [costing]
+
     def per_request(cost: Callable[[Stretch], float]) -> float:
-        return statistics.median(cost(stretch) / stretch.requests for stretch in moderate)
+        return statistics.fmean(statistics.median(cost(each) / each.requests for each in kind) for kind in kinds)
 
     request_mb = servers.request_bytes / 1e6
     whole_loop, whole_cpu = per_request(loop_seconds), per_request(cpu_seconds)

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fuseline.benchmarks.plan.batch_record import BATCH, BatchRecord
+from fuseline.benchmarks.plan.batch_record import BATCH, BatchRecord, CallSeconds
 from fuseline.benchmarks.plan.closed_loop import closed_loop_rate
-from fuseline.benchmarks.plan.measure import FULL_CALLERS, calibrated, measure_profile, overlaps
+from fuseline.benchmarks.plan.measure import FULL_CALLERS, _bucket, _scatter, calibrated, measure_profile, overlaps
 from fuseline.benchmarks.plan.measured_servers import busy_seconds, measured_servers, open_arrivals
 from fuseline.benchmarks.plan.profile import load_profile, save_profile
 from fuseline.benchmarks.plan.simulation import Arrivals, ServingOptions, simulate
@@ -55,9 +55,9 @@ def test_more_servers_than_cores_are_refused(colours: Path) -> None:
 def test_a_calibrated_profile_answers_as_many_as_were_measured() -> None:
     options = ServingOptions(clients_beside=True)
     measured = 0.9 * closed_loop_rate(LANES, FULL_CALLERS, options=options)
-    assert closed_loop_rate(calibrated(LANES, measured), FULL_CALLERS, options=options) == pytest.approx(
-        measured, rel=0.02
-    )
+    assert closed_loop_rate(
+        calibrated(LANES, measured, LANES.front_end), FULL_CALLERS, options=options
+    ) == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize("callers", [1, 8])
@@ -107,3 +107,16 @@ def test_a_real_server_takes_as_long_as_a_simulated_one(colours: Path, count: in
     assert predicted == pytest.approx(np.median(measured.latency_s), rel=0.3)
     # Not for nothing: a batch of one row takes 15 ms.
     assert predicted > 0.015
+
+
+def test_one_slow_call_of_a_rare_batch_is_not_every_fifth_of_them() -> None:
+    usual = {(False, 1): np.full(100, 0.01), (False, 2): np.array([])}
+    calls = CallSeconds(rows=2, together=[0.02, 0.02, 0.02, 0.02, 0.5])
+    rare = _bucket([calls], [usual], _scatter([usual]), 1.0, is_alone=False)
+    assert set(rare.seconds) == {0.02}
+
+
+def test_a_rare_batch_scatters_as_the_others_do() -> None:
+    scattered = {(False, 1): np.tile([0.01, 0.01, 0.03], 20), (False, 2): np.array([])}
+    rare = _bucket([CallSeconds(rows=2, together=[0.02])], [scattered], _scatter([scattered]), 1.0, is_alone=False)
+    assert np.unique(rare.seconds).tolist() == [0.02, 0.06]
