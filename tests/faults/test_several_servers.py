@@ -11,16 +11,12 @@ from fuseline.serve.client import AsyncClient, Client
 from tests.fakes.colours import LABELS, plain
 from tests.faults.fleet import NAME, balanced_load, fleet_of, unevenness
 
+pytestmark = pytest.mark.slow
+
 BY_STREAM = pytest.mark.parametrize("by_stream", [False, True], ids=["calls", "streams"])
-ALSO_BY_STREAM = pytest.mark.parametrize(
-    "by_stream", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["calls", "streams"]
-)
-ALSO_BY_CALL = pytest.mark.parametrize(
-    "by_stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["calls", "streams"]
-)
 
 
-@ALSO_BY_STREAM
+@BY_STREAM
 async def test_healthy_servers_get_even_loads_and_one_that_is_killed_or_drains_costs_no_request(
     tmp_path: Path, by_stream: bool
 ) -> None:
@@ -49,7 +45,7 @@ async def test_healthy_servers_get_even_loads_and_one_that_is_killed_or_drains_c
         print(f"{load.sent} requests, longest {load.longest_s:.2f} s")
 
 
-@ALSO_BY_CALL
+@BY_STREAM
 async def test_a_drain_loses_no_request_even_of_a_client_that_never_tries_again(
     tmp_path: Path, by_stream: bool
 ) -> None:
@@ -64,7 +60,6 @@ async def test_a_drain_loses_no_request_even_of_a_client_that_never_tries_again(
         assert not load.errors
 
 
-@pytest.mark.slow
 @BY_STREAM
 async def test_requests_of_a_server_that_is_stopped_are_answered_by_others_and_it_comes_back(
     tmp_path: Path, by_stream: bool
