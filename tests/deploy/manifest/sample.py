@@ -33,7 +33,7 @@ FACTS: dict[str, Any] = {
     "batch_rows": 3.3,
 }
 
-CPU = Deployed("resnet18", Image("fuseline-resnet18", "1", ""), Replicas(2, 2), Sizes(2, "768Mi", 18, 20))
+CPU = Deployed("resnet18", Image("fuseline-resnet18", "1", ""), Replicas(2, 2), Sizes(2, "1152Mi", 18, 20))
 """What `deploy/kubernetes/overlays/cpu` has."""
 GPU = Deployed(
     "resnet18",

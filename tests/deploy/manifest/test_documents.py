@@ -46,7 +46,7 @@ def test_a_replica_s_figures_and_names_are_the_package_s() -> None:
     deployment = find(documents, "Deployment", "my-model-fuseline")
     assert deployment["spec"]["replicas"] == 4
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert container["resources"] == {"requests": {"cpu": "2", "memory": "768Mi"}, "limits": {"memory": "768Mi"}}
+    assert container["resources"] == {"requests": {"cpu": "2", "memory": "1152Mi"}, "limits": {"memory": "1152Mi"}}
     assert container["env"] == [
         {"name": "FUSELINE_THREADS", "value": "2"},
         {"name": "FUSELINE_DECODE_THREADS", "value": "2"},
@@ -108,7 +108,7 @@ def test_ray_gets_the_measured_figures() -> None:
         "applications"
     ]
     args = application["args"]
-    assert (args["num_cpus"], args["memory"]) == (2.0, 768 * 2**20)
+    assert (args["num_cpus"], args["memory"]) == (2.0, 1152 * 2**20)
     assert (args["min_replicas"], args["max_replicas"]) == (3, 7)
 
 
