@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fuseline.serve.client.answers import Answer, StreamAnswer
-from fuseline.serve.client.requests import ImageLike
+from fuseline.serve.client.requests import ImageLike, numbered_until_broken
 from fuseline.serve.errors import FuselineError, InputError
 
 _REQUESTS_UNDER_WAY = 8
@@ -34,18 +34,10 @@ def stream_over_http(
             return StreamAnswer(position, None, error)
 
     pending: deque[Future[StreamAnswer]] = deque()
-    broken: Exception | None = None
-    numbered = enumerate(images)
+    broken: list[Exception] = []
     pool = ThreadPoolExecutor(_REQUESTS_UNDER_WAY, thread_name_prefix="fuseline-client")
     try:
-        while True:
-            try:
-                position, image = next(numbered)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 it is raised once the answers are out
-                broken = error
-                break
+        for position, image in numbered_until_broken(images, broken):
             pending.append(pool.submit(answer, position, image))
             if len(pending) == _REQUESTS_UNDER_WAY:
                 yield pending.popleft().result()
@@ -53,5 +45,5 @@ def stream_over_http(
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fuseline.serve.client.answers import Answer, StreamAnswer
-from fuseline.serve.client.requests import ImageLike
+from fuseline.serve.client.requests import ImageLike, numbered_until_broken
 from fuseline.serve.errors import ForbiddenError, FuselineError, InputError, UnauthenticatedError
 
 _THREADS = 32
@@ -37,18 +37,10 @@ def stream_over_servers(
             return _refused(position, error)
 
     under_way = 0
-    broken: Exception | None = None
-    numbered = enumerate(images)
+    broken: list[Exception] = []
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fuseline-client")
     try:
-        while True:
-            try:
-                position, image = next(numbered)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 it is raised once the answers are out
-                broken = error
-                break
+        for position, image in numbered_until_broken(images, broken):
             pool.submit(answer, position, image).add_done_callback(ended.put)
             under_way += 1
             while under_way == _THREADS or (under_way and not ended.empty()):
@@ -58,8 +50,8 @@ def stream_over_servers(
             yield ended.get().result()
     finally:
         pool.shutdown(cancel_futures=True)
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]
 
 
 async def async_stream_over_servers(

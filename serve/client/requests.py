@@ -1,6 +1,6 @@
 """Images become requests, the same for both clients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,14 @@ class DraftRequest:
 def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """Return one image or several as a list."""
     return [images] if isinstance(images, str | Path | bytes | np.ndarray) else list(images)
+
+
+def numbered_until_broken(images: Iterable[ImageLike], broken: list[Exception]) -> Iterator[tuple[int, ImageLike]]:
+    """Yield position and image of each of `images`; what `images` itself raises ends it and is put into `broken`."""
+    try:
+        yield from enumerate(images)
+    except Exception as error:  # noqa: BLE001 it is raised once the answers are out
+        broken.append(error)
 
 
 def draft_request(
