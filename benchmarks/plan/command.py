@@ -87,6 +87,7 @@ def plan(
     from fuseline.benchmarks.plan.table import as_text
     from fuseline.benchmarks.plan.targets import Targets
     from fuseline.export.commands.output_file import check_output_file, write_output_file
+    from fuseline.serve.settings import Settings
 
     limits = _limits(p50=p50, p95=p95, p99=p99, p999=p999)
     deadline_ms = None if deadline is None else _latency("--deadline", deadline)
@@ -113,9 +114,11 @@ def plan(
 
         measured = _profile(package, profile, measure_seconds, save_profile, progress, tell)
         load, arrivals = _load(rate, rows or 1, in_burst, trace, measured)
-        if load.rows > measured.max_batch and load.rows > 128:
-            # As `max_images_per_request` has it, where nothing else is set.
-            raise InputError(f"a request of {load.rows} pictures: servers take at most 128 unless told otherwise")
+        most_images = Settings.model_fields["max_images_per_request"].default
+        if load.rows > measured.max_batch and load.rows > most_images:
+            raise InputError(
+                f"a request of {load.rows} pictures: servers take at most {most_images} unless told otherwise"
+            )
         fleet = Fleet(measured, load, Targets(limits), None if deadline_ms is None else deadline_ms / 1000)
         asked = Asked(
             package=str(package) if package is not None else measured.model,
