@@ -18,8 +18,8 @@ def plan(
         ),
     ] = "resnet18",
     minutes: Annotated[
-        float, typer.Option(min=1, max=600, help="How long is measured; a round takes about 2 minutes on 2 cores.")
-    ] = 12.0,
+        float, typer.Option(min=1, max=600, help="How long is measured; a round takes about 4 minutes on 2 cores.")
+    ] = 40.0,
     backend: Annotated[str, typer.Option(metavar="NAME", help="As of `fuseline serve`.")] = "auto",
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Default: benchmarks/results/plan-check.json.")

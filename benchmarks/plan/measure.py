@@ -28,6 +28,7 @@ MODERATE_LOAD = 0.6
 LARGE_IMAGES = 4
 """Pictures of a request by which what its size costs is told from what each request costs."""
 
+_SINGLE_SHARE, _FULL_SHARE, _MODERATE_SHARE = 0.15, 0.45, 0.4
 _LARGE_SHARE = 0.2
 _LEAST_SAMPLES = 30
 """Number of batches under load from which on a bucket's bare calls don't count."""
@@ -59,11 +60,11 @@ def measure_profile(
 def measure_stretches(servers: MeasuredServers, seconds: float, say: Callable[[str], None] = lambda _: None) -> float:
     """Load `servers` in the ways that a profile needs for `seconds` in all; return the requests/s of all lanes."""
     say("one caller")
-    servers.closed(1, 0.2 * seconds)
+    servers.closed(1, _SINGLE_SHARE * seconds)
     say(f"{FULL_CALLERS} callers")
-    full = servers.closed(FULL_CALLERS, 0.35 * seconds)
+    full = servers.closed(FULL_CALLERS, _FULL_SHARE * seconds)
     say(f"{MODERATE_LOAD:.0%} of what those got")
-    servers.open(MODERATE_LOAD * full.requests_per_s, 0.45 * seconds, seed=len(servers.stretches))
+    servers.open(MODERATE_LOAD * full.requests_per_s, _MODERATE_SHARE * seconds, seed=len(servers.stretches))
     return full.requests_per_s
 
 
