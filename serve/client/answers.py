@@ -93,12 +93,17 @@ def answer_from_response(response: ClassifyResponse, version: str = "") -> Answe
     )
 
 
-def stream_answer_from_response(response: ClassifyResponse, version: str = "") -> StreamAnswer:
+def stream_answer_from_response(
+    response: ClassifyResponse, version: str, refused: dict[int, FuselineError]
+) -> StreamAnswer:
     """Return what the server answered to the request of a stream whose `id` is the image's position.
 
-    The request asked for `version`; that another one answered is its error.
+    The request asked for `version`; that another one answered is its error. `refused` has the errors of images that
+    were refused before they were sent, by position; the one that is told is taken out.
     """
     position = int(response.id)
+    if (error := refused.pop(position, None)) is not None:
+        return StreamAnswer(position, None, error)
     if response.HasField("error"):
         return StreamAnswer(position, None, error_from_response(response))
     try:

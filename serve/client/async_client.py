@@ -5,7 +5,6 @@ async with AsyncClient("127.0.0.1:8001") as client:
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from functools import cached_property
@@ -22,11 +21,11 @@ from fuseline.serve.client.client import DEFAULT_ADDRESS, DEFAULT_RETRIES
 from fuseline.serve.client.client_tls import FilePath
 from fuseline.serve.client.client_token import metadata_with
 from fuseline.serve.client.connection import check_hedge, connection_to
-from fuseline.serve.client.image_streams import async_stream_over_servers
+from fuseline.serve.client.image_streams import async_stream_of_calls
 from fuseline.serve.client.loop_servers import LoopServers
 from fuseline.serve.client.name_lookup import Resolver, resolved
 from fuseline.serve.client.request_stream import RequestStream
-from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed, no_image
 from fuseline.serve.client.retries import RetryPolicy, await_with_retries
 from fuseline.serve.client.server_addresses import Addresses, Target
 from fuseline.serve.client.servers import Link
@@ -164,12 +163,12 @@ class AsyncClient:
                     image, top_k=top_k, model=model, version=version, timeout_s=left_s, priority=priority
                 )
 
-            answers = async_stream_over_servers(classify, _asynchronous(images), timeout_s)
+            answers = async_stream_of_calls(classify, _asynchronous(images), timeout_s)
             async with aclosing(answers):
                 async for answer in answers:
                     yield answer
             return
-        refused: deque[StreamAnswer] = deque()
+        refused: dict[int, FuselineError] = {}
         broken: list[Exception] = []
 
         async def requests() -> AsyncIterator[ClassifyRequest]:
@@ -183,9 +182,9 @@ class AsyncClient:
                             )
                             request = await self._checked(draft)
                     except FuselineError as error:
-                        refused.append(StreamAnswer(position, None, error))
-                    else:
-                        yield request
+                        refused[position] = error
+                        request = no_image(position)
+                    yield request
                     position += 1
             except Exception as error:  # noqa: BLE001 gRPC would only log it, in its own task
                 broken.append(error)
@@ -194,13 +193,9 @@ class AsyncClient:
             call = self._stub.ClassifyStream(requests(), timeout=timeout_s, metadata=self._metadata)
             try:
                 async for response in call:
-                    while refused:
-                        yield refused.popleft()
-                    yield stream_answer_from_response(response, version)
+                    yield stream_answer_from_response(response, version, refused)
             finally:
                 call.cancel()
-        for answer in refused:
-            yield answer
         if broken:
             raise broken[0]
 

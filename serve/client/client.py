@@ -5,7 +5,6 @@ with Client("127.0.0.1:8001") as client:
     print(answer.results[0].predictions[0].label)
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -16,11 +15,10 @@ from fuseline.serve.client.calls import channel_to, errors_of_the_tree
 from fuseline.serve.client.client_tls import FilePath
 from fuseline.serve.client.client_token import metadata_with
 from fuseline.serve.client.connection import check_hedge, connection_to
-from fuseline.serve.client.http_stream import stream_over_http
 from fuseline.serve.client.http_stub import HttpStub
-from fuseline.serve.client.image_streams import stream_over_servers
+from fuseline.serve.client.image_streams import HTTP_THREADS, THREADS, stream_of_calls
 from fuseline.serve.client.name_lookup import Resolver, resolved
-from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed
+from fuseline.serve.client.requests import DraftRequest, ImageLike, draft_request, listed, no_image
 from fuseline.serve.client.retries import RetryPolicy, call_with_retries
 from fuseline.serve.client.server_addresses import Addresses, Target
 from fuseline.serve.client.servers import Link
@@ -202,7 +200,8 @@ class Client:
 
         Images are taken from `images`, in another thread, only as fast as the server takes them. One that is refused
         gives a `StreamAnswer` with its error, and the stream goes on; `timeout_s` bounds the stream as a whole. With
-        several servers each image is a call as of `classify`: those of a server that dies are sent to another one.
+        several servers, and over HTTP, each image is a call as of `classify`: those of a server that dies are sent to
+        another one.
 
         Raises:
             FuselineError: the stream as a whole failed. What `images` itself raises comes through too, after the
@@ -215,12 +214,10 @@ class Client:
                     image, top_k=top_k, model=model, version=version, timeout_s=left_s, priority=priority
                 )
 
-            if self._servers is None:
-                yield from stream_over_http(classify, images, timeout_s)
-            else:
-                yield from stream_over_servers(classify, images, timeout_s)
+            threads = HTTP_THREADS if self._servers is None else THREADS
+            yield from stream_of_calls(classify, images, timeout_s, threads)
             return
-        refused: deque[StreamAnswer] = deque()
+        refused: dict[int, FuselineError] = {}
         broken: list[BaseException] = []
 
         def requests() -> Iterator[ClassifyRequest]:
@@ -239,9 +236,9 @@ class Client:
                                 )
                             )
                     except FuselineError as error:
-                        refused.append(StreamAnswer(position, None, error))
-                    else:
-                        yield request
+                        refused[position] = error
+                        request = no_image(position)
+                    yield request
             except BaseException as error:  # noqa: BLE001 gRPC would only log it, in its own thread
                 broken.append(error)
 
@@ -249,12 +246,9 @@ class Client:
             call = self._stub.ClassifyStream(requests(), timeout=timeout_s, **self._extra)
             try:
                 for response in call:
-                    while refused:
-                        yield refused.popleft()
-                    yield stream_answer_from_response(response, version)
+                    yield stream_answer_from_response(response, version, refused)
             finally:
                 call.cancel()
-        yield from refused
         if broken:
             raise broken[0]
 

@@ -1,33 +1,45 @@
-"""A stream of images over several servers: each image is a call of its own, several at a time, answers as they come.
+"""A stream of images whose requests are calls of their own, several at a time; answers are yielded as they come.
 
-A stream of gRPC is one call, which one server has; when that is gone so are all its images. Calls are balanced one by
-one, and those that a server leaves unanswered go to another one.
+A stream of gRPC is one call, which one server has; when that is gone so are all its images. Over several servers calls
+are balanced one by one, and those that a server leaves unanswered go to another one. HTTP has no streams at all.
 """
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fuseline.serve.client.answers import Answer, StreamAnswer
-from fuseline.serve.client.requests import ImageLike, numbered_until_broken
+from fuseline.serve.client.requests import ImageLike
 from fuseline.serve.errors import ForbiddenError, FuselineError, InputError, UnauthenticatedError
 
-_THREADS = 32
+THREADS = 32
+"""Images under way of `stream_of_calls` over several servers."""
+HTTP_THREADS = 8
+"""The same over HTTP to one server."""
 _UNDER_WAY = 64
 
 
-def stream_over_servers(
-    classify: Callable[[ImageLike, float | None], Answer], images: Iterable[ImageLike], timeout_s: float | None
+def stream_of_calls(
+    classify: Callable[[ImageLike, float | None], Answer],
+    images: Iterable[ImageLike],
+    timeout_s: float | None,
+    threads: int = THREADS,
 ) -> Iterator[StreamAnswer]:
-    """Yield the answer to each of `images` as it comes, by `classify(image, seconds left)`, called in threads.
+    """Yield the answer to each of `images` as it comes, by `classify(image, seconds left)`, called in so many threads.
 
+    Images are taken in a thread too, so that an iterable may wait for the answer to one before it gives the next.
     `timeout_s` bounds the stream as a whole. Raises what would fail every image: that no server answers, or takes the
     token; and what `images` itself raises, after the answers to what it gave before.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    ended: queue.SimpleQueue[Future[StreamAnswer]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[StreamAnswer] | None] = queue.SimpleQueue()
+    free = threading.Semaphore(threads)
+    is_left = threading.Event()
+    broken: list[BaseException] = []
+    given = 0
 
     def answer(position: int, image: ImageLike) -> StreamAnswer:
         try:
@@ -36,33 +48,51 @@ def stream_over_servers(
         except FuselineError as error:
             return _refused(position, error)
 
-    under_way = 0
-    broken: list[Exception] = []
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fuseline-client")
+    def give() -> None:
+        nonlocal given
+        try:
+            for position, image in enumerate(images):
+                free.acquire()
+                if is_left.is_set():
+                    return
+                pool.submit(answer, position, image).add_done_callback(ended.put)
+                given += 1
+        except BaseException as error:  # noqa: BLE001 it is raised where the answers are read, once they are out
+            broken.append(error)
+        ended.put(None)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fuseline-client")
+    # Nothing can end a thread that waits in somebody's iterable.
+    threading.Thread(target=give, name="fuseline-images", daemon=True).start()
+    answered, are_all_given = 0, False
     try:
-        for position, image in numbered_until_broken(images, broken):
-            pool.submit(answer, position, image).add_done_callback(ended.put)
-            under_way += 1
-            while under_way == _THREADS or (under_way and not ended.empty()):
-                yield ended.get().result()
-                under_way -= 1
-        for _ in range(under_way):
-            yield ended.get().result()
+        while not are_all_given or answered < given:
+            if (future := ended.get()) is None:
+                are_all_given = True
+                continue
+            answered += 1
+            free.release()
+            yield future.result()
     finally:
+        is_left.set()
+        free.release()
         pool.shutdown(cancel_futures=True)
     if broken:
         raise broken[0]
 
 
-async def async_stream_over_servers(
+async def async_stream_of_calls(
     classify: Callable[[ImageLike, float | None], Awaitable[Answer]],
     images: AsyncIterator[ImageLike],
     timeout_s: float | None,
 ) -> AsyncGenerator[StreamAnswer]:
-    """Do the same on the event loop."""
+    """Do the same by tasks of the event loop, one of which takes the images."""
     loop = asyncio.get_running_loop()
     deadline = None if timeout_s is None else loop.time() + timeout_s
-    ended: asyncio.Queue[asyncio.Task[StreamAnswer]] = asyncio.Queue()
+    ended: asyncio.Queue[asyncio.Task[StreamAnswer] | None] = asyncio.Queue()
+    free = asyncio.Semaphore(_UNDER_WAY)
+    under_way: set[asyncio.Task[StreamAnswer]] = set()
+    broken: list[Exception] = []
 
     async def answer(position: int, image: ImageLike) -> StreamAnswer:
         try:
@@ -71,34 +101,36 @@ async def async_stream_over_servers(
         except FuselineError as error:
             return _refused(position, error)
 
-    under_way: set[asyncio.Task[StreamAnswer]] = set()
-    broken: Exception | None = None
-    position = 0
+    async def give() -> None:
+        position = 0
+        try:
+            async for image in images:
+                await free.acquire()
+                task = asyncio.create_task(answer(position, image))
+                under_way.add(task)
+                task.add_done_callback(ended.put_nowait)
+                position += 1
+        except Exception as error:  # noqa: BLE001 it is raised once the answers are out
+            broken.append(error)
+        ended.put_nowait(None)
+
+    giving = asyncio.create_task(give())
+    are_all_given = False
     try:
-        while True:
-            try:
-                image = await anext(images)
-            except StopAsyncIteration:
-                break
-            except Exception as error:  # noqa: BLE001 it is raised once the answers are out
-                broken = error
-                break
-            task = asyncio.create_task(answer(position, image))
-            under_way.add(task)
-            task.add_done_callback(ended.put_nowait)
-            position += 1
-            while len(under_way) == _UNDER_WAY or not ended.empty():
-                under_way.discard(task := await ended.get())
-                yield task.result()
-        while under_way:
-            under_way.discard(task := await ended.get())
+        while not are_all_given or under_way:
+            if (task := await ended.get()) is None:
+                are_all_given = True
+                continue
+            under_way.discard(task)
+            free.release()
             yield task.result()
     finally:
+        giving.cancel()
         for task in under_way:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-    if broken is not None:
-        raise broken
+        await asyncio.gather(giving, *under_way, return_exceptions=True)
+    if broken:
+        raise broken[0]
 
 
 def _refused(position: int, error: FuselineError) -> StreamAnswer:

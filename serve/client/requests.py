@@ -1,6 +1,6 @@
 """Images become requests, the same for both clients."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +62,12 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return [images] if isinstance(images, str | Path | bytes | np.ndarray) else list(images)
 
 
-def numbered_until_broken(images: Iterable[ImageLike], broken: list[Exception]) -> Iterator[tuple[int, ImageLike]]:
-    """Yield position and image of each of `images`; what `images` itself raises ends it and is put into `broken`."""
-    try:
-        yield from enumerate(images)
-    except Exception as error:  # noqa: BLE001 it is raised once the answers are out
-        broken.append(error)
+def no_image(position: int) -> ClassifyRequest:
+    """Return what a stream sends in place of an image that is refused before it is sent.
+
+    The server's answer, an error, wakes whoever waits for answers, also where no other image comes before this one's.
+    """
+    return ClassifyRequest(id=str(position))
 
 
 def draft_request(

@@ -1,6 +1,7 @@
 """Both clients, against a real server."""
 
 import asyncio
+import queue
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,6 +221,33 @@ def test_a_stream_may_be_left_early(client: AnyClient) -> None:
     next(stream)
     stream.close()
     assert client.classify(plain("blue")).results
+
+
+@pytest.mark.parametrize("way", ["gRPC", "HTTP", "several servers"])
+def test_an_iterable_may_wait_for_an_answer_before_it_gives_the_next_image(
+    live_server: Server, tmp_path: Path, way: str
+) -> None:
+    host = f"127.0.0.1:{live_server.port}"
+    addresses = {
+        "gRPC": host,
+        "HTTP": f"http://127.0.0.1:{live_server.http_port}",
+        "several servers": f"{host},localhost:{live_server.port}",
+    }
+    read: queue.SimpleQueue[StreamAnswer] = queue.SimpleQueue()
+    items = []
+
+    def images() -> Iterator[Any]:
+        for image in (plain("red"), tmp_path / "nowhere.png", plain("red", 8, 9), b"GIF89a", plain("green")):
+            yield image
+            read.get(timeout=20)
+
+    with Client(addresses[way]) as client:
+        for item in client.classify_stream(images()):
+            items.append(item)
+            read.put(item)
+    assert [item.position for item in items] == [0, 1, 2, 3, 4]
+    refused = [None, errors.ImageError, errors.RequestError, errors.ImageError, None]
+    assert [item.error and type(item.error) for item in items] == refused
 
 
 def test_the_model_describes_itself(client: AnyClient) -> None:

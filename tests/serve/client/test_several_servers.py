@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from fuseline.serve import errors
 from fuseline.serve.balancing.outcomes import Outcome
-from fuseline.serve.client import AsyncClient, Client
+from fuseline.serve.client import AsyncClient, Client, StreamAnswer
 from fuseline.serve.client import servers as servers_module
 from fuseline.serve.client.failures import outcome_of
 from fuseline.serve.client.retries import RetryPolicy
@@ -263,6 +264,46 @@ async def test_a_stream_yields_answers_as_they_come_and_raises_what_its_iterable
     assert min(map(computed, servers)) > 50
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_an_iterable_may_wait_for_an_answer_before_it_gives_the_next_image(
+    start_server: StartServer, tmp_path: Path, count: int
+) -> None:
+    servers = [await start_server() for _ in range(count)]
+    read: asyncio.Queue[StreamAnswer] = asyncio.Queue()
+    items = []
+
+    async def images() -> AsyncIterator[Any]:
+        for image in (plain("red"), tmp_path / "nowhere.png", plain("red", 8, 9), b"GIF89a", plain("green")):
+            yield image
+            await asyncio.wait_for(read.get(), 20)
+
+    async with AsyncClient([address_of(each) for each in servers]) as client:
+        async for item in client.classify_stream(images()):
+            items.append(item)
+            read.put_nowait(item)
+    assert [item.position for item in items] == [0, 1, 2, 3, 4]
+    refused = [None, errors.ImageError, errors.RequestError, errors.ImageError, None]
+    assert [item.error and type(item.error) for item in items] == refused
+
+
+async def test_a_stream_that_is_left_early_has_taken_few_images(start_server: StartServer) -> None:
+    servers = [await start_server() for _ in range(2)]
+    taken = 0
+
+    def images() -> Iterator[Any]:
+        nonlocal taken
+        for taken in range(1, 10_000):  # noqa: B007 the caller looks at it
+            yield plain("red")
+
+    async with AsyncClient([address_of(each) for each in servers]) as client:
+        stream = client.classify_stream(images())
+        await anext(stream)
+        await stream.aclose()
+        assert 0 < taken < 100
+        assert [member.under_way for member in client._servers._balancer.members] == [0, 0]
+        assert (await client.classify(plain("blue"))).results
+
+
 @pytest.fixture
 def pair(live_server: Server) -> str:
     """The addresses of a server that runs in another thread, and of none."""
@@ -283,6 +324,22 @@ def test_threads_call_what_is_there_in_calls_and_streams(pair: str) -> None:
             client.classify(np.zeros((9, 9, 3), np.uint8))
         with pytest.raises(errors.DeadlineError):
             client.classify(plain("red"), timeout_s=-1.0)
+        assert all(member.under_way == 0 for member in client._servers._balancer.members)
+
+
+def test_a_stream_of_threads_that_is_left_early_has_taken_few_images(pair: str) -> None:
+    taken = 0
+
+    def images() -> Iterator[Any]:
+        nonlocal taken
+        for taken in range(1, 10_000):  # noqa: B007 the caller looks at it
+            yield plain("red")
+
+    with Client(pair) as client:
+        stream = client.classify_stream(images())
+        next(stream)
+        stream.close()
+        assert 0 < taken < 100
         assert all(member.under_way == 0 for member in client._servers._balancer.members)
 
 
