@@ -9,7 +9,6 @@ Times are seconds, of any beginning, or ISO 8601; a column or key that ends in `
 
 import csv
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator
@@ -26,6 +25,9 @@ from fuseline.serve.errors import InputError
 MOST_ROWS = 4096
 """Largest number of pictures of one request, as of a batch."""
 MOST_LINES = 20_000_000
+_YEAR_S = 31_557_600
+_MOST_SECONDS = 1e11
+"""The clocks of computers count from 1970, in milliseconds some of them: taken for seconds, that is far beyond this."""
 _MOST_BYTES = 65_536
 """Bytes of the longest line: what tools write beside a time is far shorter."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -35,7 +37,7 @@ _SEPARATORS = (",", ";", "\t")
 _UNIT = re.compile(r"_(s|ms|us|ns)\Z")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _TIMES = ("seconds", "time", "timestamp", "arrival", "arrival_time", "arrived", "start", "start_time", "ts", "t")
-_ROWS = ("pictures", "images", "rows", "batch", "batch_size", "n")
+_ROWS = ("pictures", "images", "rows", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,12 @@ def _time(text: str, unit: float) -> float:
             raise ValueError(f"{reprlib.repr(text)} is no time; expected a number of seconds or ISO 8601")
         return moment
     seconds = float(text) * unit
-    if seconds < 0 or not math.isfinite(seconds):
+    if not seconds >= 0:
+        raise ValueError(f"{reprlib.repr(text)} is negative; expected seconds from 0 on")
+    if seconds > _MOST_SECONDS:
         raise ValueError(
-            f"{reprlib.repr(text)} is {'negative' if seconds < 0 else 'too large'}; expected seconds from 0 on"
+            f"{reprlib.repr(text)} would be {seconds:.4g} s, over {_MOST_SECONDS / _YEAR_S:,.0f} years; for another "
+            "unit name the column or key such as time_ms"
         )
     return seconds
 
