@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fuseline.serve.broken_rules import broken_rules
 from fuseline.serve.errors import PackageError
 from fuseline.serve.input_format import INPUT_FORMATS, InputDtype, InputFormat, InputLayout, input_format_of
 from fuseline.serve.precision import GraphPrecision, PrecisionName
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
 OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
-_MOST_RULES, _MOST_RULE_TEXT = 30, 300
+_MOST_RULES = 30
 """Bounds of a message about a manifest: broken rules that are told, and characters of each."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -356,16 +357,9 @@ def load_package(folder: Path) -> ModelPackage:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        rules = _rules_broken(error)
+        rules = broken_rules(error, whole="manifest", most=_MOST_RULES)
         raise PackageError(f"{path} is not a valid manifest of format 1: {rules}") from error
     return ModelPackage(folder=folder, manifest=manifest)
-
-
-def _rules_broken(error: ValidationError) -> str:
-    """Return, for people, which rules a manifest breaks and where; of many or long ones a part."""
-    rules = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors(include_input=False)]
-    told = [rule if len(rule) <= _MOST_RULE_TEXT else f"{rule[:_MOST_RULE_TEXT]}…" for rule in rules[:_MOST_RULES]]
-    return "; ".join([*told, *([f"and {len(rules) - len(told)} more"] if len(told) < len(rules) else [])])
 
 
 def is_there(path: Path) -> bool:

@@ -15,13 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fuseline.benchmarks.harness.results import write_json
 from fuseline.serve.batching.policy import MOST_LANES
+from fuseline.serve.broken_rules import broken_rules
 from fuseline.serve.errors import InputError
 
 FORMAT = 1
 MAX_PROFILE_BYTES = 32 * 2**20
 MOST_SAMPLES = 20_000
-_MOST_RULES = 3
-_MOST_RULE_TEXT = 200
 
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 _Duration = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -150,7 +149,7 @@ def profile_from_json(data: bytes, name: str) -> Profile:
     try:
         return Profile.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(f"{name} is no profile of format {FORMAT}: {_rules_broken(error)}") from error
+        raise InputError(f"{name} is no profile of format {FORMAT}: {broken_rules(error)}") from error
 
 
 def save_profile(path: Path, profile: Profile) -> None:
@@ -163,16 +162,3 @@ def save_profile(path: Path, profile: Profile) -> None:
         write_json(path, json.loads(profile.model_dump_json()))
     except OSError as error:
         raise InputError(f"the profile {path} can't be written: {error.strerror}") from error
-
-
-def _rules_broken(error: ValidationError) -> str:
-    rules = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors(include_input=False)]
-    told = [_one_line(rule) for rule in dict.fromkeys(rules)]
-    return "; ".join(
-        [*told[:_MOST_RULES], *([f"and {len(told) - _MOST_RULES} more"] if len(told) > _MOST_RULES else [])]
-    )
-
-
-def _one_line(rule: str) -> str:
-    line = rule.encode("unicode_escape", "backslashreplace").decode()
-    return line if len(line) <= _MOST_RULE_TEXT else f"{line[:_MOST_RULE_TEXT]}…"

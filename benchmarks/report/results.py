@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from fuseline.benchmarks.engines.contenders import TELL_PRECISION, TITLES
 from fuseline.benchmarks.harness.stats import Spread, spread_of
+from fuseline.serve.broken_rules import broken_rules
 from fuseline.serve.errors import InputError
 
 
@@ -243,10 +244,8 @@ def _read(path: Path) -> Result:
     try:
         return _ADAPTER.validate_python(record | {"file": path.stem} if isinstance(record, dict) else record)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{path} is no result that a report is made of: {where}: {first['msg']}; expected what "
+            f"{path} is no result that a report is made of: {broken_rules(error, most=1)}; expected what "
             "`fuseline bench serve|engines|loadgen|peers --json FILE` wrote"
         ) from error
 

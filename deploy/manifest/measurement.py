@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from fuseline.serve.broken_rules import broken_rules
 from fuseline.serve.errors import InputError
 from fuseline.serve.model_package import Name
 
@@ -98,11 +99,8 @@ def measurement_from_bytes(data: bytes, where: str) -> Measurement:
     try:
         return Measurement.model_validate_json(data)
     except ValidationError as error:
-        broken = error.errors(include_input=False, include_url=False)[:3]
-        rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in broken)
-        rules = " ".join(rules.split())[:500]
         raise InputError(
-            f"{where} is no measurement of `fuseline manifest`: {rules}; measure anew without it"
+            f"{where} is no measurement of `fuseline manifest`: {broken_rules(error)}; measure anew without it"
         ) from error
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fuseline.benchmarks.harness.results import without_folders, write_json
+from fuseline.serve.broken_rules import broken_rules
 from fuseline.serve.errors import FuselineError, InputError, VerificationError
 
 RowStatus = Literal["measured", "passed", "not here", "skipped", "dropped", "out of memory", "failed", "wrong answer"]
@@ -112,6 +113,4 @@ def read_record(path: Path) -> RunRecord:
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputError(f"{path} is no result of a GPU run: {where}: {fault['msg']}") from error
+        raise InputError(f"{path} is no result of a GPU run: {broken_rules(error, most=1)}") from error
