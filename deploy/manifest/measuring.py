@@ -51,6 +51,7 @@ _PHOTO = 300, 400, 3
 _LOOK_S = 0.02
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Calls this machine itself, whatever proxy the environment names."""
+_ADDRESS = re.compile(r"gRPC on (\S+?)(?: and |, |\n)")
 _TRIES = 3
 """Starts, where the port that was free has been taken by then."""
 
@@ -163,17 +164,12 @@ def _serving(package: Path, cpus: int, folder: Path) -> Iterator[_Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSELINE_")}
     # The Fuseline that this is, wherever another one is installed.
     environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    with (folder / "stdout").open("w+") as stdout, (folder / "stderr").open("w+") as stderr:
+    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w+") as stderr:
         began = time.monotonic()
         process = _started(command, cpus, environment, stdout, stderr)
         try:
-            _until_ready(process, http_port, stderr)
-            start_s = time.monotonic() - began
-            stdout.seek(0)
-            address = re.search(r"gRPC on (\S+?)(?: and |, |$)", stdout.read(), flags=re.MULTILINE)
-            if address is None:
-                raise FuselineError("the server that was measured didn't say where it listens")
-            yield _Server(process.pid, address[1], http_port, start_s)
+            address = _address_when_ready(process, http_port, folder / "stdout", stderr)
+            yield _Server(process.pid, address, http_port, time.monotonic() - began)
             if process.poll() is not None:
                 raise FuselineError(f"the server that was measured ended by itself: {_last_line(stderr)}")
         finally:
@@ -208,9 +204,12 @@ def _started(
         os.sched_setaffinity(0, own)
 
 
-def _until_ready(process: "subprocess.Popen[bytes]", http_port: int, stderr: IO[str]) -> None:
+def _address_when_ready(process: "subprocess.Popen[bytes]", http_port: int, stdout: Path, stderr: IO[str]) -> str:
+    """Return where a server listens for gRPC, once it is ready and has said that, which it does a moment later."""
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _is_ready(http_port):
+    while True:
+        if _is_ready(http_port) and (said := _ADDRESS.search(stdout.read_text(encoding="utf-8"))) is not None:
+            return said[1]
         if process.poll() is not None:
             reason = _last_line(stderr)
             if "Address already in use" in reason:

@@ -1,9 +1,12 @@
 """What is measured is a real server, whatever this shell has set and however the ports lie."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,31 @@ def test_the_memory_of_processes_below_counts_too() -> None:
         assert process.stdout.readline() == "held\n"
         assert 60 * 2**20 < peak_bytes(process.pid) < 200 * 2**20
         process.communicate("\n")
+
+
+def test_a_server_that_is_ready_before_it_says_where_it_listens_is_waited_for(tmp_path: Path) -> None:
+    stdout, answers = tmp_path / "stdout", []
+    stdout.touch()
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers.append(self.path)
+            if len(answers) > 1:
+                stdout.write_text("ready in 0.1 s: gRPC on 127.0.0.1:80" + "01\n" * (len(answers) > 2))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Ready) as server, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            found = measuring._address_when_ready(process, server.server_port, stdout, io.StringIO())
+        finally:
+            server.shutdown()
+            serving.join()
+            process.kill()
+    assert found == "127.0.0.1:8001"
+    assert answers == ["/readyz"] * 3
