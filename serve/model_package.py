@@ -31,7 +31,7 @@ MANIFEST_NAME = "manifest.json"
 INPUT_NAME = INPUT_FORMATS["uint8-nhwc"].input_name
 OUTPUT_NAME = INPUT_FORMATS["uint8-nhwc"].output_name
 _MOST_RULES = 30
-"""Bounds of a message about a manifest: broken rules that are told, and characters of each."""
+"""Broken rules of a manifest that are told."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INPUT_SIDE = 4096

@@ -195,7 +195,7 @@ def _time(text: str, unit: float) -> float:
             raise ValueError(f"{reprlib.repr(text)} is no time; expected a number of seconds or ISO 8601")
         return moment
     seconds = float(text) * unit
-    if not seconds >= 0:
+    if seconds < 0:
         raise ValueError(f"{reprlib.repr(text)} is negative; expected seconds from 0 on")
     if seconds > _MOST_SECONDS:
         raise ValueError(
